@@ -1,0 +1,36 @@
+# How many experts does a token need, and does Benjamini-Hochberg routing beat a fixed top-8?
+#
+#   snakemake --cores all                                             the default study
+#   snakemake --cores all --configfile config/olmoe-1b-7b.yaml        the study of OLMoE-1B-7B
+#   snakemake pretrain --cores all --configfile config/pretrain.yaml  train the embedded model
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# A config file given on the command line replaces the default one; it does not extend it.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+if "sources" in config:
+
+    include: "workflow/rules/pretrain.smk"
+
+else:
+
+    include: "workflow/rules/common.smk"
+    include: "workflow/rules/fetch.smk"
+    include: "workflow/rules/data.smk"
+    include: "workflow/rules/calibrate.smk"
+    include: "workflow/rules/evaluate.smk"
+    include: "workflow/rules/compare.smk"
+
+    rule all:
+        default_target: True
+        input:
+            f"{RESULTS}/comparison/full_routing_results.csv",
+            f"{RESULTS}/comparison/ROUTING_COMPARISON_REPORT.md",
+        message:
+            "The study is complete: {input}"

@@ -1,0 +1,25 @@
+"""Collect every cell into comparison/full_routing_results.csv and all_metrics.csv.
+
+By hand: python scripts/collect.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, collect, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    from moe_routing.config import load_config
+    from moe_routing.evaluation.collect import write_tables
+
+    write_tables(load_config(results / "config.yaml"), results)
+
+
+if __name__ == "__main__":
+    run(main)

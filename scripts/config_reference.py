@@ -1,0 +1,27 @@
+"""Write config/README.md and workflow/schemas/ from the config models, their only source.
+
+By hand: python scripts/config_reference.py
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments and write the reference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path(), help="repository (default: here)")
+    root = parser.parse_args().root
+
+    from moe_routing.files import atomic_path
+    from moe_routing.reference import reference_files
+
+    for name, text in reference_files().items():
+        with atomic_path(root / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

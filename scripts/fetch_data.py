@@ -1,0 +1,44 @@
+"""Fetch one data file of a study: the only step of the data stage that uses a network.
+
+By hand:
+
+    python scripts/fetch_data.py --config config/config.yaml --dataset hellaswag \
+        --out results/default/data/raw/hellaswag.arrow
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+from moe_routing.config import load_config
+from moe_routing.data.prepare import source_of
+from moe_routing.data.sources import fetch, raw_path
+from moe_routing.errors import InputError
+
+
+def main() -> None:
+    """Read the arguments and fetch."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="study config (YAML)")
+    parser.add_argument("--dataset", required=True, help="evaluation set, or 'calibration'")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("results/.wheels"),
+        help="folder that keeps wheels between calls (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    source = source_of(load_config(arguments.config), arguments.dataset)
+    expected = raw_path(arguments.out.parent, arguments.dataset, source).name
+    if arguments.out.name != expected:
+        raise InputError(f"--out is {arguments.out.name}; this source makes {expected}")
+    fetch(source, arguments.out, arguments.cache)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,34 @@
+"""Fit one null on sampled router logits.
+
+By hand: python scripts/fit_null.py --sample results/default/calibration/router_logits.safetensors \
+    --null within_token --out within_token.safetensors --diagnostics within_token.csv
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, fit, write the null and its diagnostics."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=Path, required=True, help="sampled router logits")
+    parser.add_argument("--null", required=True, help="null id, such as within_token")
+    parser.add_argument("--out", type=Path, required=True, help="fitted null (.safetensors)")
+    parser.add_argument("--diagnostics", type=Path, required=True, help="table by layer (.csv)")
+    arguments = parser.parse_args()
+
+    from moe_routing.files import atomic_path
+    from moe_routing.routing.nulls import diagnose, fit_null, save_null
+    from moe_routing.routing.sample import CalibrationSample
+
+    sample = CalibrationSample.load(arguments.sample)
+    null = fit_null(arguments.null, sample)
+    with atomic_path(arguments.diagnostics) as temporary:
+        diagnose(null, sample).to_csv(temporary, index=False)
+    save_null(null, sample, arguments.out)
+
+
+if __name__ == "__main__":
+    run(main)

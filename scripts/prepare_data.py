@@ -1,0 +1,51 @@
+"""Make the items of an evaluation set, or calibration text disjoint from all sets.
+
+By hand, after fetch_data.py, the sets first:
+
+    python scripts/prepare_data.py --config config/config.yaml --dataset hellaswag \
+        --raw results/default/data/raw --out results/default/data/hellaswag.parquet
+    python scripts/prepare_data.py --config config/config.yaml --dataset calibration \
+        --raw results/default/data/raw --out results/default/data/calibration.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+from moe_routing.config import load_config
+from moe_routing.data.prepare import (
+    CALIBRATION,
+    prepare_calibration,
+    prepare_dataset,
+    source_of,
+)
+
+
+def main() -> None:
+    """Read the arguments and prepare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="study config (YAML)")
+    parser.add_argument("--dataset", required=True, help="evaluation set, or 'calibration'")
+    parser.add_argument("--raw", type=Path, required=True, help="folder of fetched files")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="Parquet file to write; calibration reads the prepared sets beside it and writes a "
+        ".json manifest too",
+    )
+    arguments = parser.parse_args()
+    config = load_config(arguments.config)
+    source_of(config, arguments.dataset)
+    if arguments.dataset == CALIBRATION:
+        prepare_calibration(config, arguments.raw, arguments.out.parent, arguments.out)
+    else:
+        prepare_dataset(config, arguments.dataset, arguments.raw, arguments.out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,40 @@
+"""Sample the router logits of the stock model on calibration text.
+
+By hand: python scripts/sample_logits.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, sample, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    import numpy as np
+    import pandas as pd
+
+    from moe_routing.config import load_config
+    from moe_routing.evaluation.calibrate import calibration_window, sample_router_logits
+    from moe_routing.models.loading import load_model
+    from moe_routing.routing.calibration import SAMPLE_FILE
+
+    config = load_config(results / "config.yaml")
+    loaded = load_model(config.model, config.resources.threads)
+    sample = sample_router_logits(
+        loaded.model,
+        loaded.tokenizer,
+        pd.read_parquet(results / "data" / "calibration.parquet")["text"],
+        tokens=config.calibration.tokens,
+        window=calibration_window(loaded.model, config.evaluation.window),
+        rng=np.random.default_rng(config.seed),
+    )
+    sample.save(results / "calibration" / SAMPLE_FILE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,27 @@
+"""Route a mixture-of-experts model by another rule than its fixed top-k, and measure it.
+
+    from moe_routing import calibrate, routed
+
+    with routed(model, "bh_k16_a005", calibration=calibrate(model, tokenizer, texts)):
+        model.generate(**inputs)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+_HOMES = {
+    "Recorder": "moe_routing.models.recorder",
+    "calibrate": "moe_routing.evaluation.calibrate",
+    "parse_strategy": "moe_routing.routing.strategies",
+    "routed": "moe_routing.models.patch",
+}
+__all__ = ["Recorder", "calibrate", "parse_strategy", "routed"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: torch and transformers take seconds that most jobs need not spend."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moe_routing' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

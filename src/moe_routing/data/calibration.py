@@ -1,0 +1,103 @@
+"""Calibration text: documents that no evaluation set shares a 13-gram with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moe_routing.data.items import Item
+from moe_routing.data.overlap import overlapping
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+
+POOL_FACTOR = 4
+"""The overlap check looks at this many times the text asked for: what it may drop, at the most."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A calibration text; the id is its place in the source, counted from 0."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """What is left of a pool of documents.
+
+    Attributes:
+        documents: kept ones, in random order.
+        n_pool: documents that were checked.
+        n_dropped: those of them that overlap an evaluation item.
+    """
+
+    documents: tuple[Document, ...]
+    n_pool: int
+    n_dropped: int
+
+    @property
+    def n_words(self) -> int:
+        """Words between white space; a tokenizer makes at least one token of each."""
+        return sum(_count_words(document.text) for document in self.documents)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of ids and texts in order."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(f"{document.id}\0{document.text}\0".encode())
+        return digest.hexdigest()
+
+
+def select_text(
+    texts: Sequence[str], items: Iterable[Item], tokens: int, rng: np.random.Generator
+) -> CalibrationText:
+    """Draw documents in random order, then drop those that overlap an item.
+
+    The draw ends at ``POOL_FACTOR * tokens`` words. Whether a document stays depends on the seed
+    and the texts alone, not on a tokenizer.
+
+    Raises:
+        InputError: fewer than ``tokens`` words are left.
+    """
+    pool: list[Document] = []
+    n_words = 0
+    for place in rng.permutation(len(texts)).tolist():
+        if n_words >= POOL_FACTOR * tokens:
+            break
+        pool.append(Document(f"calibration-{place:05d}", texts[place]))
+        n_words += _count_words(texts[place])
+    dropped = overlapping([document.text for document in pool], items)
+    kept = tuple(document for place, document in enumerate(pool) if place not in dropped)
+    result = CalibrationText(kept, len(pool), len(dropped))
+    if result.n_words < tokens:
+        raise InputError(
+            f"{result.n_words} words are left in {len(kept)} documents ({len(dropped)} of "
+            f"{len(pool)} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
+            "as many words are needed"
+        )
+    return result
+
+
+def write_documents(documents: Sequence[Document], path: Path | str) -> None:
+    """Write documents as Parquet with columns ``id`` and ``text``.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"id": [d.id for d in documents], "text": [d.text for d in documents]}
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary)
+
+
+def _count_words(text: str) -> int:
+    return len(text.split())

@@ -1,0 +1,37 @@
+"""Plain documents from any source: for the ``wikipedia`` set and for calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from moe_routing.data.rows import Row
+from moe_routing.data.wikitext import detokenize, has_headings, wikitext_pages
+
+
+def read_documents(rows: Sequence[Row]) -> list[str]:
+    """Return the distinct documents of a data file, in order of first appearance.
+
+    Layouts: ``passage`` (BoolQ, whose questions share passages) or ``text``, a document a row;
+    ``line``, a text file with an empty line between documents; WikiText in each of its layouts,
+    detokenized.
+
+    Raises:
+        InputError: none of these columns, or an empty document.
+    """
+    if "passage" in rows[0]:
+        documents = (row.text("passage") for row in rows)
+    elif "page" in rows[0] or has_headings(rows):
+        documents = (detokenize(page) for page in wikitext_pages(rows))
+    elif "line" in rows[0]:
+        documents = _blocks(rows)
+    else:
+        documents = (row.text("text") for row in rows)
+    return list(dict.fromkeys(documents))
+
+
+def _blocks(rows: Sequence[Row]) -> Iterator[str]:
+    lines = (row.text("line", allow_empty=True) for row in rows)
+    for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
+        if has_text:
+            yield "\n".join(block)

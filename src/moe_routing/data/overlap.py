@@ -1,0 +1,49 @@
+"""Text that calibration and evaluation share, by word 13-grams (Brown et al. 2020, appendix C)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from moe_routing.data.items import Item
+
+NGRAM = 13
+"""Words in a row that make two texts overlap."""
+
+
+def words(text: str) -> list[str]:
+    """Return lower-case words without punctuation, tokenized and running text alike."""
+    return re.findall(r"\w+", text.lower())
+
+
+def ngrams(tokens: Sequence[str], n: int = NGRAM) -> Iterator[str]:
+    """Yield each run of ``n`` words; a shorter text is one run, an empty one none."""
+    if not tokens:
+        return
+    for start in range(max(1, len(tokens) - n + 1)):
+        yield " ".join(tokens[start : start + n])
+
+
+def item_ngrams(item: Item, n: int = NGRAM) -> Iterator[str]:
+    """Yield the n-grams of the context with each continuation after it."""
+    context = words(item.context)
+    yield from ngrams(context, n)
+    for continuation in item.continuations:
+        # What lies wholly within the context was yielded above.
+        yield from ngrams([*context[-(n - 1) :], *words(continuation)], n)
+
+
+def overlapping(documents: Sequence[str], items: Iterable[Item], n: int = NGRAM) -> set[int]:
+    """Return the places of the documents that share an n-gram with any item.
+
+    A document shorter than ``n`` words overlaps only an item text of exactly its words.
+    """
+    places: dict[str, list[int]] = {}
+    for place, document in enumerate(documents):
+        for ngram in ngrams(words(document), n):
+            places.setdefault(ngram, []).append(place)
+    found: set[int] = set()
+    for item in items:
+        for ngram in item_ngrams(item, n):
+            found.update(places.get(ngram, ()))
+    return found

@@ -1,0 +1,134 @@
+"""From raw data files to what a study evaluates and calibrates on; no network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_routing.data.calibration import select_text, write_documents
+from moe_routing.data.documents import read_documents
+from moe_routing.data.items import Item, fingerprint, read_items, write_items
+from moe_routing.data.overlap import NGRAM
+from moe_routing.data.rows import read_rows
+from moe_routing.data.sources import describe, raw_path
+from moe_routing.data.subset import data_rng, seeded_subset
+from moe_routing.data.tasks import load_items
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+
+if TYPE_CHECKING:
+    from moe_routing.config import Source, StudyConfig
+
+CALIBRATION = "calibration"
+"""Name of the calibration text where an evaluation set's name could stand."""
+
+
+def source_of(config: StudyConfig, name: str) -> Source:
+    """Return the source of an evaluation set, or of the calibration text.
+
+    Raises:
+        InputError: the config has no such set.
+    """
+    if name == CALIBRATION:
+        return config.calibration.source
+    if name not in config.datasets:
+        allowed = ", ".join([*config.datasets, CALIBRATION])
+        raise InputError(f"data set '{name}' is not in the config; allowed: {allowed}")
+    return config.datasets[name].source
+
+
+def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> None:
+    """Write the seeded subset of an evaluation set as items.
+
+    Args:
+        config: the study.
+        name: evaluation set.
+        raw: folder of fetched files.
+        out: Parquet file; see :mod:`moe_routing.data.items`.
+
+    Raises:
+        InputError: a broken file, a missing column, an empty item, or too few items.
+    """
+    items = _all_items(config, name, raw)
+    try:
+        chosen = seeded_subset(items, config.datasets[name].items, data_rng(config.seed, name))
+    except InputError as error:
+        raise InputError(f"datasets.{name}.{error}") from error
+    write_items(chosen, out)
+
+
+def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Path) -> None:
+    """Write calibration text that is disjoint from every evaluation set, and a manifest.
+
+    Text is checked against every item of every set, evaluated or not; of a set that calibration
+    text is drawn from too, against the items of the subset.
+
+    Args:
+        config: the study.
+        raw: folder of fetched files, of all sets and of the calibration text.
+        prepared: folder of the prepared sets.
+        out: Parquet file with columns ``id`` and ``text``; the manifest is ``.json`` beside it.
+
+    Raises:
+        InputError: a broken file, or too little text is left.
+    """
+    source = config.calibration.source
+    origin = describe(source)
+    texts = read_documents(read_rows(raw_path(raw, CALIBRATION, source), origin))
+    sets = [_evaluation_set(config, name, raw, prepared) for name in config.datasets]
+    items = chain.from_iterable(one.checked for one in sets)
+    rng = data_rng(config.seed, CALIBRATION)
+    try:
+        result = select_text(texts, items, config.calibration.tokens, rng)
+    except InputError as error:
+        raise InputError(f"calibration.source: {origin}: {error}") from error
+    write_documents(result.documents, out)
+    manifest = {
+        "source": source.model_dump(),
+        "documents": len(result.documents),
+        "words": result.n_words,
+        "sha256": result.fingerprint,
+        "overlap": {
+            "words_in_a_row": NGRAM,
+            "documents_in_source": len(texts),
+            "documents_checked": result.n_pool,
+            "documents_dropped": result.n_dropped,
+        },
+        "evaluation": {one.name: one.record() for one in sets},
+    }
+    with atomic_path(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _EvaluationSet:
+    """An evaluation set as calibration sees it: text that it must not overlap."""
+
+    name: str
+    source: Source
+    evaluated: list[Item]
+    checked: list[Item]
+
+    def record(self) -> dict[str, object]:
+        return {
+            "source": self.source.model_dump(),
+            "items_evaluated": len(self.evaluated),
+            "items_checked_for_overlap": len(self.checked),
+            "sha256": fingerprint(self.evaluated),
+        }
+
+
+def _evaluation_set(config: StudyConfig, name: str, raw: Path, prepared: Path) -> _EvaluationSet:
+    source = config.datasets[name].source
+    evaluated = read_items(prepared / f"{name}.parquet")
+    is_shared = source == config.calibration.source
+    checked = evaluated if is_shared else _all_items(config, name, raw)
+    return _EvaluationSet(name, source, evaluated, checked)
+
+
+def _all_items(config: StudyConfig, name: str, raw: Path) -> list[Item]:
+    source = config.datasets[name].source
+    return load_items(name, raw_path(raw, name, source), describe(source))

@@ -1,0 +1,144 @@
+"""Sample router logits on calibration text.
+
+Shape letters: L layers, T tokens, E experts, B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.errors import InputError
+from moe_routing.models.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.nulls import fit_null
+from moe_routing.routing.sample import CalibrationSample
+
+
+def sample_router_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    tokens: int,
+    window: int,
+    rng: np.random.Generator,
+    batch_size: int = 16,
+) -> CalibrationSample:
+    """Run the stock model over ``texts`` and keep the router logits of the first ``tokens`` tokens.
+
+    Texts are joined by the end-of-text token and cut into windows. The same windows with their
+    tokens shuffled (``rng``) give each token in a mismatched context.
+
+    Raises:
+        InputError: the texts hold fewer than ``tokens`` tokens, or a logit is not finite.
+    """
+    ids_BS = _windows(tokenizer, texts, tokens, window)
+    shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
+    routers = find_routers(model)
+    logits_LTE, norm_LT = _collect(model, routers, ids_BS, tokens, batch_size, "calibrate")
+    permuted_LTE, _ = _collect(model, routers, shuffled_BS, tokens, batch_size, "mismatched context")
+    weights = [router.module.weight.detach().float().cpu() for router in routers]
+    return CalibrationSample(
+        logits_LTE=logits_LTE,
+        permuted_LTE=permuted_LTE,
+        input_norm_LT=norm_LT,
+        weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
+        hidden_size=weights[0].shape[1],
+        native_k=routers[0].native_k,
+        fingerprint=router_fingerprint(model),
+    )
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    nulls: tuple[str, ...] = ("within_token",),
+    tokens: int = 8192,
+    seed: int = 0,
+) -> Calibration:
+    """Calibrate a model on text of your own: what :func:`moe_routing.routed` asks for.
+
+    Args:
+        model: a transformers model with supported routers.
+        tokenizer: its tokenizer.
+        texts: documents that are not evaluated on; at least ``tokens`` tokens.
+        nulls: ids of the nulls to fit.
+        tokens: tokens whose router logits are kept.
+        seed: seed of the shuffled contexts.
+
+    Raises:
+        InputError: see :func:`sample_router_logits`.
+    """
+    sample = sample_router_logits(
+        model,
+        tokenizer,
+        texts,
+        tokens=tokens,
+        window=calibration_window(model, None),
+        rng=np.random.default_rng(seed),
+    )
+    return Calibration(sample, {name: fit_null(name, sample) for name in nulls})
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], tokens: int, window: int
+) -> Tensor:
+    ids: list[int] = []
+    needed = -(-tokens // window) * window
+    for text in texts:
+        ids += [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if len(ids) >= needed:
+            return torch.tensor(ids[:needed]).view(-1, window)
+    raise InputError(
+        f"calibration text has {len(ids)} tokens; calibration.tokens = {tokens} needs {needed} "
+        f"(whole windows of {window})"
+    )
+
+
+@torch.inference_mode()
+def _collect(
+    model: PreTrainedModel,
+    routers: list[RouterModule],
+    ids_BS: Tensor,
+    tokens: int,
+    batch_size: int,
+    label: str,
+) -> tuple[Tensor, Tensor]:
+    """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
+    logits: list[list[Tensor]] = [[] for _ in routers]
+    norms: list[list[Tensor]] = [[] for _ in routers]
+
+    def hook_of(layer: int) -> object:
+        def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+            hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
+            logits[layer].append(output[0].float().cpu())
+            norms[layer].append(hidden_TH.float().norm(dim=1).cpu())
+
+        return hook
+
+    handles = [r.module.register_forward_hook(hook_of(r.layer)) for r in routers]
+    try:
+        for batch_BS in tqdm(ids_BS.split(batch_size), desc=label, unit="batch"):
+            model.model(batch_BS.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    logits_LTE = torch.stack([torch.cat(parts)[:tokens] for parts in logits])
+    if not torch.isfinite(logits_LTE).all():
+        layer = int((~torch.isfinite(logits_LTE)).flatten(1).any(1).nonzero()[0])
+        raise InputError(f"calibration: router logits of layer {layer} are not finite")
+    return logits_LTE, torch.stack([torch.cat(parts)[:tokens] for parts in norms])
+
+
+def calibration_window(model: PreTrainedModel, window: int | None) -> int:
+    """Return the configured window, at most the model's longest sequence."""
+    longest = model.config.max_position_embeddings
+    return min(window or longest, longest)

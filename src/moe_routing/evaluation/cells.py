@@ -1,0 +1,190 @@
+"""Cells: one strategy on one evaluation set, scored item by item."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.config import TASKS
+from moe_routing.data.items import Item, fingerprint, read_items
+from moe_routing.errors import InputError
+from moe_routing.evaluation.provenance import environment
+from moe_routing.evaluation.scoring import Score, Scorer
+from moe_routing.files import atomic_path
+from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.patch import routed
+from moe_routing.models.recorder import Recorder, RoutingStatistics
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.statistics.intervals import metric_intervals
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
+
+SCHEMA_VERSION = 1
+
+
+def evaluate_strategy(
+    config: StudyConfig, results: Path, strategy_id: str, datasets: Iterable[str] | None = None
+) -> None:
+    """Score a strategy on evaluation sets and write ``cells/<strategy>/<dataset>.*``.
+
+    The model is loaded once for all sets.
+
+    Raises:
+        InputError: an unknown strategy or set, or non-finite router logits.
+    """
+    strategy = parse_strategy(strategy_id)
+    names = list(datasets or config.datasets)
+    unknown = [name for name in names if name not in config.datasets]
+    if unknown:
+        raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
+    calibration = None
+    if strategy.needs_calibration:
+        nulls = (strategy.needs_null,) if strategy.needs_null else ()
+        calibration = Calibration.load(results / "calibration", nulls)
+    loaded = load_model(config.model, config.resources.threads)
+    study_model = json.loads((results / "model.json").read_text(encoding="utf-8"))
+    for name in names:
+        items = read_items(results / "data" / f"{name}.parquet")
+        frame, statistics, seconds = score_items(
+            loaded, strategy, items, TASKS[name], config, calibration, label=name
+        )
+        record = _record(config, strategy, name, frame, statistics, seconds)
+        record["provenance"] = {
+            **loaded.provenance,
+            "weights_sha256": study_model["weights_sha256"],
+            "data_sha256": fingerprint(items),
+            **environment(config.seed),
+        }
+        _write_cell(results / "cells" / strategy.id / name, frame, record)
+
+
+def score_items(
+    loaded: LoadedModel,
+    strategy: Strategy,
+    items: list[Item],
+    task: str,
+    config: StudyConfig,
+    calibration: Calibration | None,
+    label: str,
+) -> tuple[pd.DataFrame, RoutingStatistics, float]:
+    """Return one row an item, the routing statistics, and the wall seconds of scoring."""
+    recorder = Recorder()
+    scorer = Scorer(
+        loaded.model,
+        loaded.tokenizer,
+        token_budget=config.evaluation.token_budget,
+        window=config.evaluation.window,
+        recorder=recorder,
+    )
+    implementation = config.model.experts_implementation
+    started = time.perf_counter()
+    with routed(
+        loaded.model,
+        strategy,
+        calibration=calibration,
+        recorder=recorder,
+        experts_implementation=implementation,
+    ):
+        scores = scorer.score_items(items, task, label=f"{strategy.id} {label}")
+    seconds = time.perf_counter() - started
+    statistics = recorder.statistics()
+    _check_finite(scores, statistics, strategy.id, label)
+    return pd.DataFrame(_rows(items, scores, task)), statistics, seconds
+
+
+def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]:
+    """Return the item table by the definitions of lm-evaluation-harness.
+
+    ``correct``: the best continuation by log-likelihood (multiple choice) or greedy decoding
+    (last word); ``correct_norm``: the best by log-likelihood a character of the continuation.
+    """
+    rows = []
+    for item, item_scores in zip(items, scores, strict=True):
+        likelihood = np.array([score.log_likelihood for score in item_scores])
+        gold = item.label or 0
+        row = {
+            "id": item.id,
+            "cluster": item.cluster,
+            "log_likelihood": likelihood[gold],
+            "tokens": item_scores[gold].tokens,
+            "words": item.words,
+            "bytes": item.bytes,
+            "correct": None,
+            "correct_norm": None,
+            "greedy": item_scores[gold].greedy,
+            "mean_experts": float(np.mean([score.mean_experts for score in item_scores])),
+        }
+        if task == "multiple_choice":
+            lengths = np.array([len(choice) for choice in item.choices])
+            row["correct"] = bool(likelihood.argmax() == gold)
+            row["correct_norm"] = bool((likelihood / lengths).argmax() == gold)
+        elif task == "last_word":
+            row["correct"] = row["greedy"]
+        rows.append(row)
+    return rows
+
+
+def _check_finite(
+    scores: list[list[Score]], statistics: RoutingStatistics, strategy: str, label: str
+) -> None:
+    layers = np.flatnonzero(~np.isfinite(statistics.entropy_L))
+    if layers.size:
+        raise InputError(f"{strategy} on {label}: router logits of layer {layers[0]} are not finite")
+    if not all(np.isfinite(score.log_likelihood) for group in scores for score in group):
+        raise InputError(f"{strategy} on {label}: a log-likelihood is not finite")
+
+
+def _record(
+    config: StudyConfig,
+    strategy: Strategy,
+    dataset: str,
+    frame: pd.DataFrame,
+    statistics: RoutingStatistics,
+    seconds: float,
+) -> dict:
+    rng = np.random.default_rng(config.seed)
+    estimates = metric_intervals(
+        frame,
+        TASKS[dataset],
+        confidence=config.statistics.confidence,
+        resamples=config.statistics.resamples,
+        rng=rng,
+    )
+    specification = {"id": strategy.id, "family": strategy.family, **strategy.model_dump()}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": config.study,
+        "strategy": {**specification, "weighting": strategy.weighting_kind},
+        "dataset": dataset,
+        "task": TASKS[dataset],
+        "n_items": len(frame),
+        "metrics": [asdict(estimate) for estimate in estimates],
+        "routing": {
+            "tokens": statistics.tokens,
+            "mean_experts": statistics.mean_experts(),
+            "sd_experts": statistics.sd_experts(),
+            "share_floor": statistics.share_at(strategy.min_experts),
+            "share_cap": statistics.share_at(strategy.max_experts),
+            "share_empty": float(statistics.empty_L.mean()),
+            "router_entropy": float(statistics.entropy_L.mean()),
+            "max_weight": float(statistics.max_probability_L.mean()),
+            "by_layer": statistics.by_layer(),
+        },
+        "timings": {"wall_seconds": seconds, "tokens_per_second": statistics.tokens / seconds},
+    }
+
+
+def _write_cell(path: Path, frame: pd.DataFrame, record: dict) -> None:
+    with atomic_path(path.with_suffix(".parquet")) as temporary:
+        frame.to_parquet(temporary, index=False)
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

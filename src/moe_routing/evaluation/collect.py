@@ -1,0 +1,94 @@
+"""All cells of a study as one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
+
+PRIMARY_METRIC = {
+    "perplexity": "token_perplexity",
+    "multiple_choice": "accuracy_norm",
+    "last_word": "accuracy",
+}
+"""The metric that stands for a task in the table of cells; the others are in all_metrics.csv."""
+
+NOT_APPLICABLE = "none"
+
+
+def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of cells, one row each in config order, and the long table of metrics.
+
+    Raises:
+        InputError: a cell is missing.
+    """
+    cells, metrics = [], []
+    for strategy in config.strategies:
+        for dataset in config.datasets:
+            record = _read_cell(results / "cells" / strategy / f"{dataset}.json")
+            cells.append(_cell_row(record))
+            metrics += [
+                {"strategy": strategy, "dataset": dataset, **_interval(estimate)}
+                for estimate in record["metrics"]
+            ]
+    return pd.DataFrame(cells), pd.DataFrame(metrics)
+
+
+def write_tables(config: StudyConfig, results: Path) -> None:
+    """Write ``comparison/full_routing_results.csv`` and ``comparison/all_metrics.csv``."""
+    cells, metrics = collect_cells(config, results)
+    for name, table in (("full_routing_results", cells), ("all_metrics", metrics)):
+        with atomic_path(results / "comparison" / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def _read_cell(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"{path}: no such cell; run the workflow again to make it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _interval(estimate: dict) -> dict[str, object]:
+    return {
+        "metric": estimate["metric"],
+        "value": estimate["value"],
+        "ci_low": estimate["low"],
+        "ci_high": estimate["high"],
+        "n": estimate["n"],
+    }
+
+
+def _cell_row(record: dict) -> dict[str, object]:
+    """Return one row; timings come last, because only they differ between equal runs."""
+    strategy, routing = record["strategy"], record["routing"]
+    primary = PRIMARY_METRIC[record["task"]]
+    estimate = _interval(next(m for m in record["metrics"] if m["metric"] == primary))
+    return {
+        "strategy": strategy["id"],
+        "family": strategy["family"],
+        "k": strategy.get("k", strategy.get("max_k")),
+        "alpha": strategy.get("alpha", NOT_APPLICABLE),
+        "null": strategy.get("null", NOT_APPLICABLE),
+        "weighting": strategy["weighting"],
+        "dataset": record["dataset"],
+        "task": record["task"],
+        "n_items": record["n_items"],
+        **{name: estimate[name] for name in ("metric", "value", "ci_low", "ci_high")},
+        "mean_experts": routing["mean_experts"],
+        "sd_experts": routing["sd_experts"],
+        "share_floor": routing["share_floor"],
+        "share_cap": routing["share_cap"],
+        "share_empty": routing["share_empty"],
+        "router_entropy": routing["router_entropy"],
+        "max_weight": routing["max_weight"],
+        "tokens": routing["tokens"],
+        **{name: record["timings"][name] for name in ("tokens_per_second", "wall_seconds")},
+    }

@@ -1,0 +1,171 @@
+"""What is scored, and its tokens: the rules of lm-evaluation-harness 0.4 (``TemplateLM``, ``HFLM``).
+
+A request is a text that is read (context) and a text that is scored (continuation). Where the
+harness stops with an assertion, :class:`moe_routing.errors.InputError` is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_routing.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to score, and the text before it.
+
+    Attributes:
+        context: text that is read; empty for none.
+        continuation: text whose tokens are scored, with the white space before it.
+    """
+
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """A request as tokens: the last ``len(target_ids)`` inputs predict ``target_ids``."""
+
+    input_ids: list[int]
+    target_ids: list[int]
+
+
+class Encoder:
+    """Turns text into token requests of at most ``max_length`` inputs."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, batch_size: int = 1000
+    ) -> None:
+        """Keep the tokenizer.
+
+        Args:
+            tokenizer: its beginning-of-sequence token, or else its end-of-sequence token, stands
+                where there is no context.
+            max_length: most input tokens of a request; more are cut off from the left.
+            batch_size: texts given to the tokenizer at once.
+
+        Raises:
+            InputError: the tokenizer has neither token.
+        """
+        prefix = tokenizer.bos_token_id
+        prefix = tokenizer.eos_token_id if prefix is None else prefix
+        if prefix is None:
+            raise InputError("the tokenizer has neither a bos nor an eos token; one is needed")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.prefix_token = int(prefix)
+        self._prefix_text = tokenizer.decode(prefix)
+        self._batch_size = batch_size
+
+    def requests(self, requests: Sequence[Request]) -> list[TokenRequest]:
+        """Return the token requests, in order.
+
+        Spaces at the end of a context move to the continuation. Context and continuation are
+        tokenised as one text, and cut where the context alone ends; without a context the prefix
+        token stands for it.
+
+        Raises:
+            InputError: a continuation has no token, or more than ``max_length``.
+        """
+        split = [_move_spaces(request) for request in requests]
+        contexts = sorted({context for context, _ in split if context})
+        lengths = {
+            text: len(ids) for text, ids in zip(contexts, self._encode(contexts), strict=True)
+        }
+        whole = self._encode([context + continuation for context, continuation in split])
+        bare = [place for place, request in enumerate(requests) if request.context == ""]
+        bare_ids = self._encode([split[place][1] for place in bare], special=False)
+        for place, ids in zip(bare, bare_ids, strict=True):
+            whole[place] = ids
+        return [
+            self._token_request(request, ids, lengths.get(context, 0))
+            for request, (context, _), ids in zip(requests, split, whole, strict=True)
+        ]
+
+    def rolling(self, texts: Sequence[str]) -> list[list[TokenRequest]]:
+        """Return, for each text, the windows that predict each of its tokens once.
+
+        The first window starts with the prefix token, every later one with the last token of the
+        window before it (``get_rolling_token_windows`` with ``context_len=1``, disjoint).
+
+        Raises:
+            InputError: a text has no token.
+        """
+        windows = []
+        for text, ids in zip(texts, self._encode(texts), strict=True):
+            if not ids:
+                raise InputError(f"text {text[:40]!r} has no token; allowed: at least one")
+            windows.append(list(self._windows(ids)))
+        return windows
+
+    def _windows(self, ids: list[int]) -> Iterator[TokenRequest]:
+        read = [self.prefix_token, *ids]
+        for start in range(0, len(ids), self.max_length):
+            targets = ids[start : start + self.max_length]
+            yield TokenRequest(self._window_inputs(read, start, targets), targets)
+
+    def _window_inputs(self, read: list[int], start: int, targets: list[int]) -> list[int]:
+        return read[start : start + len(targets)]
+
+    def _token_request(self, request: Request, ids: list[int], cut: int) -> TokenRequest:
+        targets = ids[cut:]
+        # No context, or one of spaces only: the prefix token, unless the text itself starts so.
+        if cut == 0 and ids[:1] == [self.prefix_token] and request.context == "":
+            targets = ids[1:]
+        elif cut == 0:
+            ids = [self.prefix_token, *ids]
+        if not targets:
+            raise InputError(f"continuation {request.continuation!r} has no token to score")
+        if len(targets) > self.max_length:
+            raise InputError(
+                f"continuation {request.continuation[:40]!r} has {len(targets)} tokens; allowed: "
+                f"at most the window of {self.max_length}"
+            )
+        return TokenRequest(ids[-(self.max_length + 1) :][:-1], targets)
+
+    def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
+        """Tokenise texts; those that start with the prefix token's text get no special tokens."""
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), self._batch_size):
+            batch = list(texts[start : start + self._batch_size])
+            options = {} if special is None else {"add_special_tokens": special}
+            encoded = self.tokenizer(batch, return_attention_mask=False, **options)["input_ids"]
+            ids += encoded
+        if special is None:
+            for place, text in enumerate(texts):
+                if text.startswith(self._prefix_text):
+                    ids[place] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def max_length(config: object, window: int | None) -> int:
+    """Return the most input tokens of a forward pass.
+
+    Args:
+        config: the model's config.
+        window: the study's own limit, or None for the model's.
+
+    Raises:
+        InputError: the window is longer than the model's positions or its sliding attention.
+    """
+    limits = (
+        getattr(config, "max_position_embeddings", None),
+        getattr(config, "sliding_window", None),
+    )
+    longest = min((limit for limit in limits if limit), default=2048)
+    if window is not None and window > longest:
+        raise InputError(f"evaluation.window is {window}; allowed: at most the model's {longest}")
+    return window or longest
+
+
+def _move_spaces(request: Request) -> tuple[str, str]:
+    context = request.context.rstrip()
+    spaces = request.context[len(context) :]
+    return context, spaces + request.continuation

@@ -1,0 +1,224 @@
+"""Figures of the comparison of strategies: quality against experts, max_k, and time.
+
+Every function takes the table of cells (``comparison/full_routing_results.csv``), one row a
+strategy and data set, and returns a figure; nothing is read or written here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.figures.labels import HIGHER_IS_BETTER, axis_label, dataset_label
+from moe_routing.figures.style import WIDTH, look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+
+
+def pareto(cells: pd.DataFrame, baseline: str) -> Figure:
+    """Draw quality against mean experts for each data set, with intervals.
+
+    The line of each family joins its settings; the grey step is the Pareto front, the settings
+    that no other one beats in both. The ring marks the baseline.
+    """
+    figure, axes = _panels(cells)
+    for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
+        metric = rows["metric"].iloc[0]
+        _front(axis, rows, "mean_experts", metric)
+        for family, group in rows.groupby("family", sort=False):
+            _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
+        _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
+        _quality_axis(axis, dataset, metric)
+        _experts_axis(axis, rows["mean_experts"])
+        axis.set_xlabel("Mean experts a token")
+    _legend(figure, axes, cells)
+    return figure
+
+
+def speed(cells: pd.DataFrame, baseline: str) -> Figure:
+    """Draw measured tokens a second against mean experts for each data set.
+
+    One run a cell on a machine that may be shared: no intervals, because nothing was repeated.
+    """
+    figure, axes = _panels(cells)
+    for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
+        for family, group in rows.groupby("family", sort=False):
+            ordered = group.sort_values("mean_experts")
+            style = look(family)
+            axis.plot(
+                ordered["mean_experts"], ordered["tokens_per_second"], ls=style.dash, lw=0.8,
+                marker=style.marker, color=style.colour, label=style.label,
+            )  # fmt: skip
+        _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
+        axis.set(
+            title=dataset_label(dataset),
+            xlabel="Mean experts a token",
+            ylabel="Tokens a second",
+            ylim=(0, None),
+        )
+        _experts_axis(axis, rows["mean_experts"])
+    _legend(figure, axes, cells)
+    return figure
+
+
+def quality_by_max_k(cells: pd.DataFrame) -> Figure:
+    """Draw quality against max_k for BH at each alpha that has several max_k, null and weighting.
+
+    Static top-k stands beside it, at its own k.
+    """
+    chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
+    figure, axes = _panels(cells)
+    for axis, (dataset, rows) in zip(axes, _by_dataset(chosen), strict=True):
+        for number, (label, group) in enumerate(_sweep_lines(rows)):
+            family = group["family"].iloc[0]
+            ordered = group.sort_values("k")
+            _points(axis, ordered, "k", family, label=label, shade=number if family == "bh" else 0)
+            if family == "bh":
+                _counts(axis, ordered)
+        _quality_axis(axis, dataset, rows["metric"].iloc[0])
+        _experts_axis(axis, rows["k"])
+        axis.set_xlabel("Most experts a token (k or max_k)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    _place_legend(figure, dict(zip(labels, handles, strict=True)))
+    return figure
+
+
+def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the BH cells whose alpha, null and weighting occur with two or more max_k."""
+    bh = cells[cells["family"] == "bh"]
+    if bh.empty:
+        return bh
+    return bh[bh.groupby(["dataset", "alpha", "null", "weighting"])["k"].transform("nunique") > 1]
+
+
+def front(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> np.ndarray:
+    """Return which points are on the Pareto front: no other costs no more and is better.
+
+    Of points with equal cost and quality all stay.
+
+    >>> front(np.array([1.0, 2.0, 3.0]), np.array([0.3, 0.2, 0.4]), higher_is_better=True)
+    array([ True, False,  True])
+    """
+    gain = y if higher_is_better else -y
+    no_dearer = x[None, :] <= x[:, None]
+    no_worse = gain[None, :] >= gain[:, None]
+    strictly = (x[None, :] < x[:, None]) | (gain[None, :] > gain[:, None])
+    return ~(no_dearer & no_worse & strictly).any(axis=1)
+
+
+def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
+    import matplotlib.pyplot as plt
+
+    names = cells["dataset"].nunique()
+    columns = min(_COLUMNS, names)
+    rows = -(-names // columns)
+    width = WIDTH if columns > 1 else WIDTH * 0.62
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, 2.9 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[names:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:names])
+
+
+def _by_dataset(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return list(cells.groupby("dataset", sort=False))
+
+
+def _points(
+    axis: Axes, rows: pd.DataFrame, x: str, family: str, label: str | None = None, shade: int = 0
+) -> None:
+    style = look(family)
+    error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
+    axis.errorbar(
+        rows[x], rows["value"], yerr=error, fmt=style.marker, color=style.colour, ls=style.dash,
+        lw=0.9, elinewidth=0.7, capsize=1.5, alpha=0.95, label=label or style.label,
+        mfc=style.colour if shade % 2 == 0 else "white",
+    )  # fmt: skip
+
+
+def _front(axis: Axes, rows: pd.DataFrame, x: str, metric: str) -> None:
+    cost, value = rows[x].to_numpy(), rows["value"].to_numpy()
+    on_front = front(cost, value, higher_is_better=HIGHER_IS_BETTER.get(metric, False))
+    order = np.argsort(cost[on_front])
+    axis.plot(
+        cost[on_front][order], value[on_front][order], drawstyle="steps-post", color="#BBBBBB",
+        lw=5, alpha=0.6, zorder=0, solid_capstyle="round", label="Pareto front",
+    )  # fmt: skip
+
+
+def _ring(axis: Axes, rows: pd.DataFrame, x: str, y: str = "value") -> None:
+    axis.plot(rows[x], rows[y], "o", ms=11, mfc="none", mec="#444444", mew=1, label="Baseline")
+
+
+def _counts(axis: Axes, rows: pd.DataFrame) -> None:
+    """Write the mean experts that were really used under each point."""
+    for row in rows.itertuples():
+        axis.annotate(
+            f"{row.mean_experts:.1f}", (row.k, row.value), textcoords="offset points",
+            xytext=(0, -12), ha="center", fontsize=6.5, color="#444444",
+        )  # fmt: skip
+
+
+def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    lines = [(look("regular").label, rows[rows["family"] == "regular"])]
+    bh = rows[rows["family"] == "bh"]
+    for (alpha, null, weighting), group in bh.groupby(["alpha", "null", "weighting"], sort=False):
+        lines.append((f"BH, alpha {alpha}, null {null}, weights {weighting}", group))
+    return [(label, group) for label, group in lines if not group.empty]
+
+
+def _quality_axis(axis: Axes, dataset: str, metric: str) -> None:
+    axis.set(title=dataset_label(dataset), ylabel=axis_label(metric))
+    if "perplexity" in metric:
+        axis.set_yscale("log")
+        _plain_ticks(axis)
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Label a logarithmic axis with plain numbers, about five of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    low, high = axis.get_ylim()
+    decades = np.log10(high / low)
+    steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
+    if decades <= 0.25:
+        axis.set_yscale("linear")
+        return
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _experts_axis(axis: Axes, values: pd.Series) -> None:
+    """Use a logarithmic axis of base 2 where the values span more than a factor of 3."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    if values.max() <= 3 * values.min():
+        return
+    axis.set_xscale("log", base=2)
+    powers = 2.0 ** np.arange(np.floor(np.log2(values.min())), np.ceil(np.log2(values.max())) + 1)
+    axis.set_xticks(powers)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: list[Axes], cells: pd.DataFrame) -> None:
+    handles, labels = axes[0].get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    order = [look(family).label for family in cells["family"].drop_duplicates()]
+    order += [label for label in ("Baseline", "Pareto front") if label in found]
+    _place_legend(figure, {label: found[label] for label in order if label in found})
+
+
+def _place_legend(figure: Figure, entries: dict[str, object]) -> None:
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", frameon=False,
+        ncols=min(4, len(entries)),
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""One look for every figure: colour-blind safe, and readable in grey.
+
+A family of strategies has one colour, one marker and one dash pattern everywhere, so that no
+figure depends on colour alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_routing.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 7.2
+"""Width of a full-width figure, inches."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a family of strategies is drawn.
+
+    Attributes:
+        label: its name in legends.
+        colour: Okabe & Ito's palette, whose lightness also differs.
+        marker: matplotlib marker.
+        dash: matplotlib line style.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+
+
+LOOKS: dict[str, Look] = {
+    "regular": Look("Top-k, softmax", "#000000", "o", "-"),
+    "normalized": Look("Top-k, renormalised", "#0072B2", "s", "--"),
+    "uniform": Look("Top-k, uniform", "#56B4E9", "^", ":"),
+    "adaptive": Look("Adaptive", "#009E73", "D", "-."),
+    "bh": Look("Benjamini-Hochberg", "#D55E00", "P", (0, (5, 1))),
+}
+_SPARE = (
+    ("#CC79A7", "v"), ("#E69F00", "X"), ("#7F3C8D", "<"), ("#8C8C00", ">"), ("#A05A2C", "h"),
+    ("#666666", "d"), ("#3969AC", "*"),
+)  # fmt: skip
+
+
+def look(family: str) -> Look:
+    """Return the look of a family; one that is not listed gets a spare colour by its name."""
+    if family in LOOKS:
+        return LOOKS[family]
+    colour, marker = _SPARE[sum(family.encode()) % len(_SPARE)]
+    return Look(family.replace("_", " "), colour, marker, "-")
+
+
+def use_style() -> None:
+    """Set fonts, sizes and lines for every figure drawn from here on."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+            "font.size": 9,
+            "axes.labelsize": 9,
+            "axes.titlesize": 9.5,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "grid.linewidth": 0.5,
+            "grid.color": "#DDDDDD",
+            "axes.edgecolor": "#666666",
+            "lines.linewidth": 1.3,
+            "lines.markersize": 5,
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "svg.hashsalt": "moe-routing-study",  # equal figures are equal files
+            "svg.fonttype": "path",
+        }
+    )
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write ``path``.png and ``path``.svg without dates, and close the figure."""
+    import matplotlib.pyplot as plt
+
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}}
+    for suffix, about in metadata.items():
+        with atomic_path(Path(path).with_name(f"{Path(path).name}.{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=about)
+    plt.close(figure)

@@ -1,0 +1,121 @@
+"""The closed schema of a pretraining config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from moe_routing.schema import ClosedModel
+
+
+class _TextSource(ClosedModel):
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name; names the token files.")
+    weight: PositiveFloat = Field(1.0, description="Relative share of the training windows.")
+    max_documents: PositiveInt | None = Field(None, description="Read only the first documents.")
+    license: str = Field(description="Licence of the text, for the model card.")
+    url: str = Field(description="Where the text comes from, for the model card.")
+
+
+class LocalTextSource(_TextSource):
+    """A text file: a paragraph a line, an empty line between documents; also .xz and .gz."""
+
+    kind: Literal["local"]
+    path: str = Field(description="Path, relative to the repository.")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="Hash that the file must have, if given."
+    )
+
+
+class HubTextSource(_TextSource):
+    """A data set of the Hugging Face hub, streamed."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(description="Hub id.")
+    subset: str | None = Field(None, description="Configuration name of the data set.")
+    split: str = Field("train", description="Split.")
+    column: str = Field("text", description="Column that holds the document.")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="Commit hash on the hub.")
+
+
+TextSource = Annotated[LocalTextSource | HubTextSource, Field(discriminator="kind")]
+
+
+class ModelShape(ClosedModel):
+    """Architecture of the trained model, in the words of transformers' OlmoeConfig."""
+
+    vocab_size: int = Field(8192, ge=300, le=65536, description="Entries of the BPE vocabulary.")
+    hidden_size: PositiveInt = Field(128, description="Width of the residual stream.")
+    intermediate_size: PositiveInt = Field(32, description="Inner width of one expert.")
+    num_hidden_layers: PositiveInt = Field(16, description="Layers.")
+    num_attention_heads: PositiveInt = Field(4, description="Attention heads.")
+    num_experts: PositiveInt = Field(64, description="Experts a layer.")
+    num_experts_per_tok: PositiveInt = Field(8, description="Experts a token (top-k).")
+    max_position_embeddings: PositiveInt = Field(256, description="Longest sequence.")
+    initializer_range: PositiveFloat = Field(0.02, description="Standard deviation at the start.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelShape:
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}; "
+                f"allowed: at most num_experts = {self.num_experts}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads is {self.num_attention_heads}; "
+                f"allowed: a divisor of hidden_size = {self.hidden_size}"
+            )
+        return self
+
+
+class PretrainConfig(ClosedModel):
+    """Everything that decides the weights of a pretraining run."""
+
+    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under results/.")
+    sources: list[TextSource] = Field(min_length=1, description="Text to train on.")
+    model: ModelShape = Field(default_factory=ModelShape, description="Architecture.")
+    tokenizer_bytes: PositiveInt = Field(
+        20_000_000, description="Bytes of text from each source that the tokenizer is trained on."
+    )
+    seed: int = Field(0, ge=0, description="Seed of initialisation, split and data order.")
+    device: str = Field("cpu", description="torch device, such as cpu or cuda.")
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: torch's choice.")
+    steps: PositiveInt = Field(description="Optimiser steps.")
+    batch_size: PositiveInt = Field(16, description="Sequences a step.")
+    sequence_length: PositiveInt = Field(256, description="Tokens a sequence.")
+    learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
+    warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
+    decay_share: float = Field(0.25, ge=0, le=1, description="Share of the steps in decay.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
+    gradient_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
+    load_balancing_coefficient: float = Field(0.01, ge=0, description="Weight of the loss.")
+    z_loss_coefficient: float = Field(0.001, ge=0, description="Weight of the router z-loss.")
+    validation_share: float = Field(0.005, gt=0, lt=1, description="Share of documents held out.")
+    validation_interval: PositiveInt = Field(250, description="Steps between validations.")
+    validation_batches: PositiveInt = Field(8, description="Batches of a validation.")
+    checkpoint_interval: PositiveInt = Field(250, description="Steps between checkpoints.")
+    card_tokens: PositiveInt = Field(
+        100_000, description="Validation tokens that the model card's numbers are measured on."
+    )
+    max_weights_bytes: PositiveInt | None = Field(
+        None, description="Largest size of the exported weights; null sets no limit."
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _distinct(cls, value: list[TextSource]) -> list[TextSource]:
+        names = [source.name for source in value]
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two sources are named '{duplicates[0]}'; allowed: distinct names")
+        return value
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> PretrainConfig:
+        if self.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"sequence_length is {self.sequence_length}; allowed: at most "
+                f"model.max_position_embeddings = {self.model.max_position_embeddings}"
+            )
+        return self

@@ -1,0 +1,151 @@
+"""Pretraining text as packed token windows, in an order that depends on seed and step only."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from moe_routing.pretraining.config import HubTextSource, LocalTextSource, TextSource
+
+OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+
+
+def read_documents(source: TextSource) -> Iterator[str]:
+    """Yield the documents of a source, in order.
+
+    A text file (also .xz, .gz) holds a paragraph a line and an empty line between documents; a hub
+    data set holds a document a row.
+    """
+    documents = _read_file(source) if source.kind == "local" else _read_hub(source)
+    return islice(documents, source.max_documents)
+
+
+def _read_file(source: LocalTextSource) -> Iterator[str]:
+    path = Path(source.path)
+    if not path.is_file():
+        raise InputError(f"pretraining source '{source.name}': path: {path}: no such file")
+    with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
+        for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
+            if has_text:
+                yield "".join(block).rstrip("\n")
+
+
+def _read_hub(source: HubTextSource) -> Iterator[str]:
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True
+    )
+    for row in rows:
+        yield row[source.column]
+
+
+def tokenize_source(
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    validation_share: float,
+    seed: int,
+) -> None:
+    """Write a source's tokens as uint16 ``{name}.train.npy`` and ``{name}.validation.npy``.
+
+    Documents are joined by the end-of-text token. Each goes to validation with probability
+    ``validation_share``, drawn from ``seed``: a split by documents that training never sees.
+    """
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    documents = read_documents(source)
+    n_bytes = 0
+    while batch := list(islice(documents, 64)):
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        n_bytes += sum(len(document.encode()) for document in batch)
+        for encoding, draw in zip(encodings, rng.random(len(batch)), strict=True):
+            ids = np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.uint16)
+            parts["validation" if draw < validation_share else "train"].append(ids)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, arrays in parts.items():
+        if not arrays:
+            raise InputError(
+                f"pretraining source '{source.name}': no document for the {split} split; "
+                "give more text or another validation_share"
+            )
+        with atomic_path(folder / f"{source.name}.{split}.npy") as temporary:
+            with temporary.open("wb") as stream:
+                np.save(stream, np.concatenate(arrays))
+    tokens = sum(array.size for arrays in parts.values() for array in arrays)
+    summary = {"bytes": n_bytes, "tokens": tokens, "bytes_per_token": n_bytes / tokens}
+    with atomic_path(folder / f"{source.name}.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """Windows of ``length`` + 1 tokens from several sources, mixed by weight.
+
+    The window at place n of the schedule depends on (seed, n) only, so that a run resumed at any
+    step reads what an unbroken run would have read. A source is passed over in a new order each
+    epoch, without replacement within one.
+    """
+
+    tokens: tuple[np.ndarray, ...]
+    weights: tuple[float, ...]
+    length: int
+    seed: int
+
+    @classmethod
+    def open(
+        cls, folder: Path, sources: list[TextSource], split: str, length: int, seed: int
+    ) -> PackedCorpus:
+        """Map the token files of ``sources`` into memory."""
+        tokens = tuple(np.load(folder / f"{s.name}.{split}.npy", mmap_mode="r") for s in sources)
+        for source, array in zip(sources, tokens, strict=True):
+            if array.size <= length:
+                raise InputError(
+                    f"pretraining source '{source.name}': {array.size} {split} tokens; "
+                    f"at least {length + 1} are needed"
+                )
+        return cls(tokens, tuple(s.weight for s in sources), length, seed)
+
+    def batches(self, batch_size: int, first_step: int, last_step: int) -> Iterator[np.ndarray]:
+        """Yield int64 arrays (batch_size, length + 1) for steps first_step ... last_step - 1."""
+        share = np.array(self.weights) / sum(self.weights)
+        draws = np.random.default_rng([self.seed, 0]).random(batch_size * last_step)
+        source_of = np.searchsorted(np.cumsum(share)[:-1], draws, side="right")
+        turn_of = np.zeros_like(source_of)
+        for source in range(len(self.tokens)):
+            mine = source_of == source
+            turn_of[mine] = np.arange(mine.sum())
+        orders: dict[tuple[int, int], np.ndarray] = {}
+        for step in range(first_step, last_step):
+            places = range(step * batch_size, (step + 1) * batch_size)
+            yield np.stack(
+                [self._window(int(source_of[n]), int(turn_of[n]), orders) for n in places]
+            )
+
+    def _window(
+        self, source: int, turn: int, orders: dict[tuple[int, int], np.ndarray]
+    ) -> np.ndarray:
+        """Return the window that a source gives at its ``turn``-th call."""
+        tokens = self.tokens[source]
+        n_windows = (tokens.size - 1) // self.length
+        epoch, place = divmod(turn, n_windows)
+        if (source, epoch) not in orders:
+            rng = np.random.default_rng([self.seed, 1 + source, epoch])
+            orders[source, epoch] = rng.permutation(n_windows)
+        start = int(orders[source, epoch][place]) * self.length
+        return tokens[start : start + self.length + 1].astype(np.int64)

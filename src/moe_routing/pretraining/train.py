@@ -1,0 +1,181 @@
+"""Pretraining of a small OLMoE: resumable, and the same bytes for the same seed on a CPU."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from moe_routing.files import atomic_path
+from moe_routing.pretraining.corpus import PackedCorpus
+from moe_routing.pretraining.loss import RouterLosses, linear_cross_entropy, router_losses
+from moe_routing.pretraining.model import build_model
+from moe_routing.pretraining.schedule import learning_rate, record_config
+
+if TYPE_CHECKING:
+    from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
+
+    from moe_routing.pretraining.config import PretrainConfig
+
+COLUMNS = (
+    "step", "tokens", "learning_rate", "loss", "load_balancing", "z_loss", "gradient_norm",
+    "max_load", "tokens_per_second", "validation_loss",
+)  # fmt: skip
+
+
+def build_optimizer(model: OlmoeForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices and leaves norms alone."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    kept = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+class Trainer:
+    """One training run in a folder: ``checkpoint/``, ``training.csv``."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus_folder: Path,
+        folder: Path,
+    ) -> None:
+        """Build the model and optimiser, and load the checkpoint in ``folder`` if there is one."""
+        self.config, self.folder = config, folder
+        self.device = torch.device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        length = config.sequence_length
+        self.training, self.validation = (
+            PackedCorpus.open(corpus_folder, config.sources, split, length, config.seed)
+            for split in ("train", "validation")
+        )
+        self.model = build_model(config, tokenizer).to(self.device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.step = 0
+        self._load_checkpoint()
+
+    def run(self, steps: int | None = None) -> OlmoeForCausalLM:
+        """Train up to ``steps`` (default: the configured number), saving at intervals."""
+        last = min(steps or self.config.steps, self.config.steps)
+        batches = self.training.batches(self.config.batch_size, self.step, last)
+        self.model.train()
+        with tqdm(total=last, initial=self.step, unit="step", desc="pretrain") as progress:
+            for batch in batches:
+                started = time.perf_counter()
+                row = self._train_step(torch.from_numpy(batch).to(self.device))
+                row["tokens_per_second"] = batch[:, 1:].size / (time.perf_counter() - started)
+                self.step += 1
+                if self.step % self.config.validation_interval == 0 or self.step == last:
+                    row["validation_loss"] = self.validation_loss()
+                self._log(row)
+                progress.set_postfix(loss=f"{row['loss']:.3f}", load=f"{row['max_load']:.1f}")
+                progress.update()
+                if self.step % self.config.checkpoint_interval == 0 or self.step == last:
+                    self._save_checkpoint()
+        return self.model
+
+    def _train_step(self, ids_BL: Tensor) -> dict[str, float]:
+        rate = learning_rate(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, router = self._losses(ids_BL)
+        total = (
+            loss
+            + self.config.load_balancing_coefficient * router.load_balancing
+            + self.config.z_loss_coefficient * router.z_loss
+        )
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "step": self.step + 1,
+            "tokens": (self.step + 1) * ids_BL[:, 1:].numel(),
+            "learning_rate": rate,
+            "loss": loss.item(),
+            "load_balancing": router.load_balancing.item(),
+            "z_loss": router.z_loss.item(),
+            "gradient_norm": norm.item(),
+            "max_load": router.max_load.item(),
+        }
+
+    def _losses(self, ids_BL: Tensor) -> tuple[Tensor, RouterLosses]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            output = self.model.model(ids_BL[:, :-1], use_cache=False, output_router_logits=True)
+        hidden_TH = output.last_hidden_state.flatten(0, 1)
+        weight_VH = self.model.lm_head.weight.to(hidden_TH.dtype)
+        loss = linear_cross_entropy(hidden_TH, weight_VH, ids_BL[:, 1:].flatten())
+        return loss, router_losses(output.router_logits, self.config.model.num_experts_per_tok)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Return the loss in nats a token on the first batches of the validation windows."""
+        self.model.eval()
+        losses = [
+            self._losses(torch.from_numpy(batch).to(self.device))[0].item()
+            for batch in self.validation.batches(
+                self.config.batch_size, 0, self.config.validation_batches
+            )
+        ]
+        self.model.train()
+        return sum(losses) / len(losses)
+
+    def _log(self, row: dict[str, float]) -> None:
+        path = self.folder / "training.csv"
+        with path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            if stream.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                state[f"{key}.{name}"] = value
+        return state
+
+    def _save_checkpoint(self) -> None:
+        with atomic_path(self.folder / "checkpoint.safetensors") as temporary:
+            save_file(self._state(), temporary, {"step": json.dumps(self.step)})
+
+    def _load_checkpoint(self) -> None:
+        path = self.folder / "checkpoint.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            (self.folder / "training.csv").unlink(missing_ok=True)
+            return
+        state = load_file(path)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(state[f"model.{name}"])
+                self.optimizer.state[parameter] = {
+                    key: state[f"{key}.{name}"].to(
+                        "cpu" if key == "step" and self.device.type == "cpu" else self.device
+                    )
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.step = int(state[f"step.{name}"])
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drop the log rows after the checkpoint: they are written again."""
+        path = self.folder / "training.csv"
+        with path.open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= self.step]
+        with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)

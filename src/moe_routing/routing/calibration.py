@@ -1,0 +1,56 @@
+"""A calibrated model: the sampled logits and the nulls fitted on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_routing.errors import InputError
+from moe_routing.routing.nulls import Null, load_null
+from moe_routing.routing.sample import CalibrationSample
+
+SAMPLE_FILE = "router_logits.safetensors"
+
+
+def null_path(folder: Path | str, null_id: str) -> Path:
+    """Return the file of a fitted null."""
+    return Path(folder) / "nulls" / f"{null_id}.safetensors"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What strategies may need to know about a model beforehand.
+
+    Attributes:
+        sample: router logits on calibration text.
+        nulls: fitted nulls by id.
+    """
+
+    sample: CalibrationSample
+    nulls: dict[str, Null] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
+        """Read the sample and the named nulls of a calibration folder."""
+        sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
+        nulls = {name: load_null(null_path(folder, name), sample) for name in null_ids}
+        return cls(sample, nulls)
+
+    def null(self, null_id: str) -> Null:
+        """Return a fitted null.
+
+        Raises:
+            InputError: it was not fitted.
+        """
+        if null_id not in self.nulls:
+            known = ", ".join(self.nulls) or "none"
+            raise InputError(f"null '{null_id}' is not fitted; fitted: {known}")
+        return self.nulls[null_id]
+
+    def confidence_quantiles(self, levels: Tensor) -> Tensor:
+        """Return quantiles of a token's largest softmax probability, (layers, levels)."""
+        largest_LT = self.sample.logits_LTE.softmax(-1).amax(-1)
+        return torch.quantile(largest_LT, levels.to(largest_LT), dim=1).T

@@ -1,0 +1,82 @@
+"""Null hypotheses for router logits, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+from moe_routing.routing.nulls.base import Null, sample_inputs
+from moe_routing.routing.nulls.marginal import (
+    PerExpert,
+    PermutedContext,
+    Pooled,
+    PooledKDE,
+    Unselected,
+)
+from moe_routing.routing.nulls.random_direction import RandomDirection
+from moe_routing.routing.nulls.within_token import WithinToken, WithinTokenEfron
+from moe_routing.routing.sample import CalibrationSample
+
+NULLS: Mapping[str, type[Null]] = MappingProxyType(
+    {
+        null.id: null
+        for null in (
+            WithinToken,
+            WithinTokenEfron,
+            Pooled,
+            PooledKDE,
+            PerExpert,
+            Unselected,
+            RandomDirection,
+            PermutedContext,
+        )
+    }
+)
+
+__all__ = ["NULLS", "Null", "load_null", "sample_inputs", "save_null"]
+
+
+def save_null(null: Null, sample: CalibrationSample, path: Path | str) -> None:
+    """Write a fitted null as safetensors, with the identity of the model it belongs to."""
+    metadata = {"null": null.id, **_identity(sample)}
+    tensors = {name: value.contiguous().cpu() for name, value in null.tensors().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_null(path: Path | str, sample: CalibrationSample) -> Null:
+    """Read a fitted null of the model that ``sample`` was taken from.
+
+    Raises:
+        InputError: the file is missing, not a fitted null, or fitted for another model, number of
+            layers or number of experts.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        null = NULLS[metadata["null"]].from_tensors(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: missing or not a fitted null: {reason}") from error
+    for key, expected in _identity(sample).items():
+        if metadata.get(key) != expected:
+            raise InputError(
+                f"{path}: null '{null.id}' was fitted with {key} = {metadata.get(key)}; "
+                f"allowed: this model's {expected}"
+            )
+    return null
+
+
+def _identity(sample: CalibrationSample) -> dict[str, str]:
+    return {
+        "layers": str(sample.num_layers),
+        "experts": str(sample.num_experts),
+        "fingerprint": sample.fingerprint,
+    }

@@ -1,0 +1,203 @@
+"""Nulls that compare a logit with the distribution of logits: pooled, per expert, unselected.
+
+Shape letters: L layers, T tokens, E experts, n draws.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_routing.routing.nulls.base import Null, check_finite
+from moe_routing.routing.nulls.tails import EmpiricalTail, SmoothTail
+from moe_routing.routing.ordering import order_experts
+from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.types import RouterInputs
+
+
+class LogitNull(Null):
+    """A null whose statistic is the logit itself and whose tail is an empirical one by layer."""
+
+    layer_monotone: ClassVar[bool] = True
+
+    def __init__(self, table: EmpiricalTail) -> None:
+        self.table = table
+        self.draws = table.draws
+
+    @classmethod
+    def fit(cls, sample: CalibrationSample) -> Self:
+        """Fit every layer; see :meth:`Null.fit`."""
+        check_finite(sample)
+        return cls(EmpiricalTail.fit(cls.draws_Ln(sample)))
+
+    @classmethod
+    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return the draws that make up the null."""
+        return sample.logits_LTE.flatten(1)
+
+    def statistic(self, inputs: RouterInputs) -> Tensor:
+        """Return the logits."""
+        return inputs.logits_TE.float()
+
+    def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Sort the logits; see :meth:`Null.ordered`."""
+        return order_experts(inputs.logits_TE.float())
+
+    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values; see :meth:`Null.tail`."""
+        return self.table(layer, statistic_TE)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the table."""
+        return self.table.tensors()
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Rebuild the null."""
+        return cls(EmpiricalTail.from_tensors(tensors))
+
+
+class Pooled(LogitNull):
+    """Logits of all calibration tokens and experts of the layer; n = tokens x experts.
+
+    The law of the logits is the null, signal included. Then the p-values of a token are uniform on
+    average over its experts whatever the router does, and BH selects anything at all for at most
+    a share alpha * (1 + 1/2 + ... + 1/E) of the tokens: sum over j of (1/j) * E * alpha/E bounds
+    P(R > 0) for any dependence (the argument of Benjamini & Yekutieli 2001, theorem 1.3). Such a
+    rule marks unusually large logits; it has no evidence on which experts are irrelevant.
+    """
+
+    id: ClassVar[str] = "pooled"
+    hypothesis: ClassVar[str] = "the logit is typical of all (token, expert) pairs of the layer"
+
+
+class PerExpert(LogitNull):
+    """Logits of one expert over calibration tokens; n = tokens. The bound of ``pooled`` holds."""
+
+    id: ClassVar[str] = "per_expert"
+    hypothesis: ClassVar[str] = "the logit is typical of this expert's logits"
+    layer_monotone: ClassVar[bool] = False
+
+    @classmethod
+    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return each expert's logits, (layers, experts, tokens)."""
+        return sample.logits_LTE.transpose(1, 2)
+
+    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values by the expert's own table; columns are experts."""
+        return self.table(layer, statistic_TE.T).T
+
+
+class Unselected(LogitNull):
+    """Logits of the experts outside the model's own top k; n = tokens x (experts - k).
+
+    The draws are selected for being small, so that p-values are too small under any noise: not a
+    valid null, shown for what it does.
+    """
+
+    id: ClassVar[str] = "unselected"
+    hypothesis: ClassVar[str] = "the logit looks like one of an expert that the model rejects"
+
+    @classmethod
+    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return the logits left after taking each token's own top k away."""
+        sorted_LTE = sample.logits_LTE.sort(-1).values
+        return sorted_LTE[..., : sample.num_experts - sample.native_k].flatten(1)
+
+
+class PermutedContext(LogitNull):
+    """Logits of calibration tokens in shuffled contexts; n = tokens x experts.
+
+    Conformal: superuniform if the logit of a test token is exchangeable with those of shuffled
+    text under H0. The p-value is marginal over tokens and experts.
+    """
+
+    id: ClassVar[str] = "permuted_context"
+    hypothesis: ClassVar[str] = "the logit is one of a token in a mismatched context"
+
+    @classmethod
+    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return the logits on shuffled text."""
+        return sample.permuted_LTE.flatten(1)
+
+
+class PooledKDE(Null):
+    """As ``pooled``, with a Gaussian kernel density instead of the empirical law.
+
+    Bandwidth 0.9 * min(sd, IQR / 1.349) * n^(-1/5) (Silverman 1986, eq. 3.31). A kernel density
+    knows nothing beyond its draws: p-values are clipped at 1 / (n + 1).
+    """
+
+    id: ClassVar[str] = "pooled_kde"
+    hypothesis: ClassVar[str] = Pooled.hypothesis
+    layer_monotone: ClassVar[bool] = True
+
+    def __init__(self, table: SmoothTail, draws: float) -> None:
+        self.table = table
+        self.draws = draws
+
+    @classmethod
+    def fit(cls, sample: CalibrationSample) -> Self:
+        """Fit every layer; see :meth:`Null.fit`."""
+        check_finite(sample)
+        draws_Ln = sample.logits_LTE.flatten(1).double().numpy()
+        width_L = np.array([silverman_bandwidth(draws) for draws in draws_Ln])
+        low_L, high_L = draws_Ln.min(1) - 6 * width_L, draws_Ln.max(1) + 6 * width_L
+
+        def log_survival(layer: int, grid: np.ndarray) -> np.ndarray:
+            survival = kernel_survival(draws_Ln[layer], width_L[layer], grid)
+            return np.log(survival.clip(1 / (draws_Ln.shape[1] + 1), 1.0))
+
+        table = SmoothTail.fit(low_L, high_L, draws_Ln.std(1), log_survival)
+        return cls(table, draws_Ln.shape[1])
+
+    def statistic(self, inputs: RouterInputs) -> Tensor:
+        """Return the logits."""
+        return inputs.logits_TE.float()
+
+    def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Sort the logits; see :meth:`Null.ordered`."""
+        return order_experts(inputs.logits_TE.float())
+
+    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values; see :meth:`Null.tail`."""
+        return self.table(layer, statistic_TE)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the table and the number of draws."""
+        return {**self.table.tensors(), "draws": torch.tensor(self.draws)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Rebuild the null."""
+        return cls(SmoothTail.from_tensors(tensors), int(tensors["draws"]))
+
+
+def silverman_bandwidth(draws_n: np.ndarray) -> float:
+    """Return 0.9 * min(sd, IQR / 1.349) * n^(-1/5), and a positive number for constant draws."""
+    low, high = np.quantile(draws_n, [0.25, 0.75])
+    spreads = [spread for spread in (draws_n.std(), (high - low) / 1.349) if spread > 0]
+    return 0.9 * float(min(spreads, default=1.0)) * draws_n.size**-0.2
+
+
+def kernel_survival(draws_n: np.ndarray, width: float, grid_N: np.ndarray) -> np.ndarray:
+    """Return the survival function of a Gaussian kernel density on an even grid.
+
+    Draws are shared between their two neighbouring grid points, then convolved with the kernel's
+    survival function.
+    """
+    from scipy.signal import fftconvolve
+    from scipy.stats import norm
+
+    step = grid_N[1] - grid_N[0]
+    place_n = (draws_n - grid_N[0]) / step
+    below_n = np.floor(place_n).astype(int)
+    share_n = place_n - below_n
+    mass_N = np.bincount(below_n, 1 - share_n, grid_N.size + 1)
+    mass_N += np.bincount(below_n + 1, share_n, grid_N.size + 1)
+    reach = np.arange(-grid_N.size, grid_N.size + 1) * step
+    survival = fftconvolve(mass_N, norm.sf(reach / width))
+    return survival[grid_N.size : 2 * grid_N.size] / draws_n.size

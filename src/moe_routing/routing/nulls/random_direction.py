@@ -1,0 +1,77 @@
+"""The null of a random direction, which needs no calibration text.
+
+Shape letters: L layers, T tokens, E experts, H hidden size; 1 a kept axis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_routing.routing.nulls.base import Null
+from moe_routing.routing.nulls.tails import SmoothTail
+from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.types import RouterInputs
+
+
+class RandomDirection(Null):
+    """The expert's vector as one of its length in a uniformly random direction.
+
+    Statistic: sqrt(H) * cos(w_e, x) = logit * sqrt(H) / (|w_e| |x|). Under H0 the cosine c is that
+    of a random direction with a fixed one, so that c * sqrt((H - 1) / (1 - c^2)) follows Student's
+    t with H - 1 degrees of freedom (equivalently, c^2 is Beta(1/2, (H - 1)/2)): exact, for every
+    token and expert. It speaks of alignment, not of usefulness, and grows with H at a fixed cosine.
+    """
+
+    id: ClassVar[str] = "random_direction"
+    hypothesis: ClassVar[str] = "the expert's vector is no closer to the token than a random one"
+    layer_monotone: ClassVar[bool] = True
+
+    def __init__(self, table: SmoothTail, hidden_size: Tensor) -> None:
+        self.table = table
+        self.hidden_size = hidden_size
+        self.draws = math.inf
+
+    @classmethod
+    def fit(cls, sample: CalibrationSample) -> Self:
+        """Tabulate the law, which depends on the hidden size only."""
+        from scipy.stats import t
+
+        width = sample.hidden_size
+
+        def log_survival(_: int, grid: np.ndarray) -> np.ndarray:
+            cosine = np.clip(grid / math.sqrt(width), -1, 1)
+            with np.errstate(divide="ignore"):
+                return t.logsf(cosine * np.sqrt((width - 1) / (1 - cosine**2)), width - 1)
+
+        # Beyond 16 standard units a p-value is below 1e-50 unless the width is tiny.
+        end_1 = np.array([min(16.0, math.sqrt(width))])
+        table = SmoothTail.fit(-end_1, end_1, np.ones(1), log_survival)
+        return cls(table, torch.tensor(width))
+
+    def statistic(self, inputs: RouterInputs) -> Tensor:
+        """Return sqrt(H) times the cosine; needs the router's input and weight."""
+        if inputs.hidden_TH is None or inputs.weight_EH is None:
+            raise ValueError("null 'random_direction' needs the router's input and weight")
+        token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
+        expert_E = torch.linalg.vector_norm(inputs.weight_EH.float(), dim=1)
+        smallest = torch.finfo(torch.float32).tiny
+        length_TE = (token_T1 * expert_E).clamp(min=smallest)
+        return inputs.logits_TE.float() * self.hidden_size.sqrt().float() / length_TE
+
+    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values; see :meth:`Null.tail`."""
+        return self.table(0, statistic_TE)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the table and the hidden size."""
+        return {**self.table.tensors(), "hidden_size": self.hidden_size}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Rebuild the null."""
+        return cls(SmoothTail.from_tensors(tensors), tensors["hidden_size"])

@@ -1,0 +1,63 @@
+"""Fewer experts where the router is confident."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies.base import Selector, Strategy
+from moe_routing.routing.types import RouterInputs, Selection
+from moe_routing.routing.weighting import Weighting
+
+
+class Adaptive(Strategy):
+    """Between ceil(k/2) and k experts by the token's largest softmax probability.
+
+    With m = k - ceil(k/2), the m thresholds of a layer are the j/(m+1) quantiles (j = 1 ... m) of
+    the largest probability on calibration tokens; a token loses one expert for each threshold that
+    its own largest probability exceeds. On calibration text every number of experts between
+    ceil(k/2) and k is therefore equally frequent, in every layer.
+    """
+
+    family: ClassVar[str] = "adaptive"
+    codes: ClassVar[dict[str, str]] = {"k": "k"}
+
+    k: int = Field(ge=1, description="Most experts a token.")
+
+    @property
+    def max_experts(self) -> int:
+        """The most experts a token can get."""
+        return self.k
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts a token can get."""
+        return (self.k + 1) // 2
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Thresholds come from calibration tokens."""
+        return True
+
+    @property
+    def weighting_kind(self) -> Weighting:
+        """Weights are renormalised."""
+        return "renormalised"
+
+    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
+        """Return threshold-based selection."""
+        m = self.max_experts - self.min_experts
+        levels_M = torch.arange(1, m + 1) / (m + 1)
+        threshold_LM = calibration.confidence_quantiles(levels_M)
+
+        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+            top_TK, order_TK = probability_TE.topk(self.k, dim=-1)
+            threshold_M = threshold_LM[inputs.layer].to(top_TK.device)
+            count_T = self.k - (top_TK[:, :1] > threshold_M).sum(1)
+            return Selection.prefix(order_TK, count_T, num_experts, count_T)
+
+        return select

@@ -1,0 +1,107 @@
+"""What a strategy is: a frozen specification with a stable id that builds one router.
+
+An id is the family and its parameters, such as ``regular_k8`` or ``bh_k16_a005``. A number is a
+letter and digits; a fraction is written without its point (``a005`` is 0.05, ``a010`` is 0.10); a
+parameter that differs from its default is added by name (``bh_k16_a005_pooled``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import ClassVar
+
+from torch import Tensor
+
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.types import RouterInputs, Routing, Selection
+from moe_routing.routing.weighting import Weighting, weigh
+from moe_routing.schema import ClosedModel
+
+Selector = Callable[[RouterInputs, Tensor], Selection]
+"""Maps (inputs, float32 softmax probabilities (tokens, experts)) to a selection."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """A built strategy: choose, then weigh."""
+
+    select: Selector
+    weighting: Weighting
+    native_k: int
+
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        """Route the tokens of one layer."""
+        probability_TE = inputs.logits_TE.float().softmax(-1)
+        selection = self.select(inputs, probability_TE)
+        weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
+        return Routing(selection, weight_TK, probability_TE)
+
+
+class Strategy(ClosedModel):
+    """A routing strategy. A new one is a subclass in its own file, listed in FAMILIES."""
+
+    family: ClassVar[str]
+    codes: ClassVar[dict[str, str]]
+    """Numeric parameters and the letter each has in the id; left out at their default, if any."""
+    words: ClassVar[tuple[str, ...]] = ()
+    """Named parameters, written in the id only where they differ from the default."""
+
+    @property
+    def id(self) -> str:
+        """The stable id."""
+        parts = [self.family]
+        for name in (*self.codes, *self.words):
+            value = getattr(self, name)
+            if value == type(self).model_fields[name].default:
+                continue
+            parts.append(
+                f"{self.codes[name]}{encode(value)}"
+                if name in self.codes
+                else value.replace("_", "-")
+            )
+        return "_".join(parts)
+
+    @property
+    def needs_null(self) -> str | None:
+        """Id of the null this strategy tests against, if any."""
+        return None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether :meth:`selector` needs a calibration."""
+        return self.needs_null is not None
+
+    @property
+    @abstractmethod
+    def max_experts(self) -> int:
+        """The most experts a token can get."""
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts a token can get."""
+        return self.max_experts
+
+    @property
+    @abstractmethod
+    def weighting_kind(self) -> Weighting:
+        """How selected experts are weighted."""
+
+    @abstractmethod
+    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
+        """Return the function that chooses experts."""
+
+
+def encode(value: float) -> str:
+    """Write a number for an id: 16 is '16', 0.05 is '005', 0.1 is '010'."""
+    if isinstance(value, int):
+        return str(value)
+    whole, _, digits = f"{Decimal(repr(value)):f}".partition(".")
+    return whole + digits.ljust(2, "0")
+
+
+def decode(digits: str, *, fraction: bool) -> float | int:
+    """Read what :func:`encode` wrote."""
+    return float(f"{digits[0]}.{digits[1:]}") if fraction else int(digits)

@@ -1,0 +1,79 @@
+"""What goes into a router and what comes out of it.
+
+Shape letters: T tokens, K slots a token, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RouterInputs:
+    """What a router sees of one layer.
+
+    Attributes:
+        layer: index of the layer.
+        logits_TE: router logits, (tokens, experts), in the model's dtype.
+        hidden_TH: inputs of the router, (tokens, hidden).
+        weight_EH: the router's weight, (experts, hidden).
+    """
+
+    layer: int
+    logits_TE: Tensor
+    hidden_TH: Tensor | None = None
+    weight_EH: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which experts, in order of preference.
+
+    Attributes:
+        index_TK: distinct expert ids, (tokens, slots), int64; E (the number of experts) marks the
+            padded slots, which come last.
+        count_T: experts selected for each token, (tokens,), int64.
+        rejected_T: experts that the rule itself chose before floor and cap, (tokens,), int64;
+            equal to ``count_T`` for rules that have neither.
+    """
+
+    index_TK: Tensor
+    count_T: Tensor
+    rejected_T: Tensor
+
+    @classmethod
+    def fixed(cls, index_TK: Tensor) -> Selection:
+        """Return the selection of a rule that fills every slot."""
+        tokens, k = index_TK.shape
+        count_T = torch.full((tokens,), k, dtype=torch.int64, device=index_TK.device)
+        return cls(index_TK, count_T, count_T)
+
+    @classmethod
+    def prefix(cls, order_TK: Tensor, count_T: Tensor, experts: int, rejected_T: Tensor) -> Selection:
+        """Keep the first ``count_T`` of ``order_TK`` and pad the rest.
+
+        On the CPU, slots that no token fills are cut off.
+        """
+        if order_TK.device.type == "cpu" and order_TK.numel():
+            order_TK = order_TK[:, : int(count_T.max())]
+        slot_K = torch.arange(order_TK.shape[1], device=order_TK.device)
+        padded_TK = slot_K >= count_T[:, None]
+        return cls(order_TK.masked_fill(padded_TK, experts), count_T, rejected_T)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The experts of each token and their weights.
+
+    Attributes:
+        selection: which experts.
+        weight_TK: float32 weights, (tokens, slots); 0 at padded slots.
+        probability_TE: float32 softmax over all experts, (tokens, experts).
+    """
+
+    selection: Selection
+    weight_TK: Tensor
+    probability_TE: Tensor

@@ -1,0 +1,166 @@
+"""A metric of one cell, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.statistics.bootstrap import (
+    bootstrap_ratios,
+    cluster_sums,
+    studentised_interval,
+)
+from moe_routing.statistics.proportions import design_effect, wilson_interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate and its interval.
+
+    Attributes:
+        metric: name of the metric.
+        value: point estimate.
+        low: lower limit.
+        high: upper limit.
+        n: number of items.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Nats:
+    """A metric that is a function of nats (negative log-likelihood) per unit.
+
+    Attributes:
+        unit: column that holds the denominator; None counts items.
+        transform: increasing map from nats per unit to the metric.
+    """
+
+    unit: str | None
+    transform: Callable[[float], float] = np.exp
+
+
+NATS_METRICS: dict[str, dict[str, Nats]] = {
+    "perplexity": {
+        "token_perplexity": Nats("tokens"),
+        "word_perplexity": Nats("words"),
+        "byte_perplexity": Nats("bytes"),
+        "bits_per_byte": Nats("bytes", lambda nats: nats / np.log(2)),
+    },
+    "multiple_choice": {},
+    "last_word": {"last_word_perplexity": Nats(None)},
+}
+"""Metrics from log-likelihoods by task, by the definitions of lm-evaluation-harness."""
+
+PROPORTION_METRICS: dict[str, dict[str, str]] = {
+    "perplexity": {},
+    "multiple_choice": {"accuracy": "correct", "accuracy_norm": "correct_norm"},
+    "last_word": {"accuracy": "correct"},
+}
+"""Metrics that are shares of items by task, and the column of zeros and ones that each counts."""
+
+
+def metric_intervals(
+    items: pd.DataFrame,
+    task: str,
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> list[Estimate]:
+    """Return every metric of a cell with its interval.
+
+    Shares of correct items get Wilson's interval at the effective number of items; functions of
+    nats get the studentised bootstrap over clusters, taken on the scale of nats.
+
+    Args:
+        items: one row an item; columns cluster, log_likelihood, tokens, words, bytes, correct,
+            correct_norm, as far as the task needs them.
+        task: perplexity, multiple_choice or last_word.
+        confidence: level of the intervals.
+        resamples: number of bootstrap resamples.
+        rng: source of randomness.
+
+    Raises:
+        InputError: unknown task, no item, a single document, a missing column or value.
+
+    >>> items = pd.DataFrame({"cluster": range(40), "correct": [1, 1, 1, 0] * 10,
+    ...                       "log_likelihood": [-1.0, -2.0, -3.0, -2.0] * 10})
+    >>> rng = np.random.default_rng(0)
+    >>> for e in metric_intervals(items, "last_word", confidence=0.95, resamples=999, rng=rng):
+    ...     print(e.metric, round(e.value, 2), e.low < e.value < e.high, e.n)
+    accuracy 0.75 True 40
+    last_word_perplexity 7.39 True 40
+    """
+    if task not in NATS_METRICS:
+        raise InputError(f"unknown task '{task}'; allowed: {', '.join(NATS_METRICS)}")
+    if items.empty:
+        raise InputError("a cell has no items; at least 2 are needed")
+    shares = [
+        _share(items, metric, column, confidence)
+        for metric, column in PROPORTION_METRICS[task].items()
+    ]
+    return shares + _nats(items, NATS_METRICS[task], confidence, resamples, rng)
+
+
+def column(items: pd.DataFrame, name: str) -> np.ndarray:
+    """Return a column as floats.
+
+    Raises:
+        InputError: the column is missing or holds a missing or infinite value.
+    """
+    if name not in items:
+        raise InputError(f"a cell lacks the column '{name}'; it has: {', '.join(items.columns)}")
+    values = items[name].to_numpy(dtype=float, na_value=np.nan)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        row = items.iloc[bad[0]]
+        label = row["id"] if "id" in items else items.index[bad[0]]
+        raise InputError(f"column '{name}' of item '{label}' is {values[bad[0]]}; allowed: finite")
+    return values
+
+
+def denominator(items: pd.DataFrame, unit: str | None) -> np.ndarray:
+    """Return the units of each item: a column of counts, or ones."""
+    return np.ones(len(items)) if unit is None else column(items, unit)
+
+
+def _share(items: pd.DataFrame, metric: str, name: str, confidence: float) -> Estimate:
+    values = column(items, name)
+    clusters = items["cluster"].to_numpy()
+    effect = design_effect(values, clusters)
+    low, high = wilson_interval(values.sum(), len(values), confidence, design_effect=effect)
+    return Estimate(metric, float(values.mean()), low, high, len(values))
+
+
+def _nats(
+    items: pd.DataFrame,
+    metrics: dict[str, Nats],
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> list[Estimate]:
+    if not metrics:
+        return []
+    nats = -column(items, "log_likelihood")
+    units = np.stack([denominator(items, metric.unit) for metric in metrics.values()], axis=1)
+    clusters = items["cluster"].to_numpy()
+    nats_CS = cluster_sums(np.repeat(nats[:, None], len(metrics), axis=1), clusters)
+    if len(nats_CS) < 2:
+        raise InputError("a cell has a single cluster; an interval needs at least 2")
+    boot = bootstrap_ratios(nats_CS, cluster_sums(units, clusters), resamples=resamples, rng=rng)
+    low_S, high_S = studentised_interval(boot, confidence)
+    rows = zip(metrics.items(), boot.ratio_S, low_S, high_S, strict=True)
+    return [
+        Estimate(name, *(float(metric.transform(limit)) for limit in limits), len(items))
+        for (name, metric), *limits in rows
+    ]

@@ -1,0 +1,142 @@
+"""Proportions: one sample, and two that are paired on the same items.
+
+The paired table is given by its discordant counts: ``lost`` items that the baseline has right and
+the arm wrong, ``gained`` items the other way round. Differences are arm minus baseline.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+from statsmodels.stats.proportion import proportion_confint
+
+from moe_routing.statistics.bootstrap import cluster_sums, ratio_with_error
+
+
+def wilson_interval(
+    successes: float, n: float, confidence: float, *, design_effect: float = 1.0
+) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927).
+
+    Assumption: independent items, or clusters whose design effect (variance over that of
+    independent items) is given; then n is the effective number n / design_effect, as Dean & Pagano
+    (2015) recommend for clustered surveys. Holds for small n and for proportions near 0 and 1.
+
+    >>> low, high = wilson_interval(7, 10, 0.95)
+    >>> round(low, 4), round(high, 4)
+    (0.3968, 0.8922)
+    """
+    low, high = proportion_confint(
+        successes / design_effect, n / design_effect, alpha=1 - confidence, method="wilson"
+    )
+    return max(float(low), 0.0), min(float(high), 1.0)  # statsmodels: -1e-17 for 0 successes
+
+
+def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Return the exact interval of a proportion of independent items (Clopper & Pearson 1934).
+
+    It covers at least ``confidence``, usually more.
+
+    >>> low, high = exact_interval(7, 10, 0.95)
+    >>> round(low, 4), round(high, 4)
+    (0.3475, 0.9333)
+    """
+    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="beta")
+    return float(low), float(high)
+
+
+def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
+    """Return the variance of a mean under clustering over that of independent items, at least 1.
+
+    Values below 1 are noise far more often than negative correlation within clusters, so they are
+    not believed. Constant values have effect 1.
+
+    >>> round(design_effect([0, 0, 1, 1], ["a", "a", "b", "b"]), 6)
+    3.0
+    """
+    values = np.asarray(values, dtype=float)
+    ones = np.ones_like(values)
+    _, simple = ratio_with_error(values, ones)
+    sums, counts = cluster_sums(values, clusters), cluster_sums(ones, clusters)
+    _, clustered = ratio_with_error(sums, counts)
+    if len(sums) < 2 or not simple[0] > 0:
+        return 1.0
+    return max(1.0, float((clustered[0] / simple[0]) ** 2))
+
+
+def exact_mcnemar(lost: int, gained: int) -> float:
+    """Return the two-sided exact p-value of equal accuracies (McNemar 1947).
+
+    Assumption: independent items. Given the number of discordant items, the lost ones are
+    binomial with probability 1/2.
+
+    >>> round(exact_mcnemar(9, 1), 4)
+    0.0215
+    """
+    discordant = lost + gained
+    return 1.0 if discordant == 0 else float(stats.binomtest(lost, discordant).pvalue)
+
+
+def tango_statistic(lost: float, gained: float, n: float, difference: float) -> float:
+    """Return the score statistic of H0: true difference of paired proportions = ``difference``.
+
+    z = (gained - lost - n d) / sqrt(n (2 q + d - d^2)), where q is the probability of a lost item
+    that is most likely under H0 (Tango 1998); close to N(0, 1) under H0. Stays defined, and keeps
+    its size, where no or few items are discordant.
+
+    >>> round(tango_statistic(1, 0, 44, -0.1), 3)
+    1.709
+    """
+    b = -(lost + gained) + difference * (2 * n + lost - gained)
+    c = -lost * difference * (1 - difference)
+    q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+    variance = n * (2 * q + difference - difference**2)
+    excess = gained - lost - n * difference
+    if variance <= 0:
+        return math.copysign(math.inf, excess) if excess else 0.0
+    return excess / math.sqrt(variance)
+
+
+def paired_score_interval(
+    lost: float, gained: float, n: float, confidence: float, *, design_effect: float = 1.0
+) -> tuple[float, float]:
+    """Return the score interval of a difference of paired proportions (Tango 1998).
+
+    The differences that :func:`tango_statistic` does not reject. With clusters the table is
+    divided by the design effect of the differences (the first-order correction of Rao & Scott
+    1981).
+
+    >>> low, high = paired_score_interval(1, 0, 44, 0.90)
+    >>> round(low, 3), round(high, 3)
+    (-0.096, 0.037)
+    """
+    lost, gained, n = lost / design_effect, gained / design_effect, n / design_effect
+    z = stats.norm.ppf((1 + confidence) / 2)
+    point = (gained - lost) / n
+    edge = 1 - 1e-12
+
+    def limit(sign: int) -> float:
+        def gap(difference: float) -> float:
+            return tango_statistic(lost, gained, n, difference) - sign * z
+
+        end = -sign * edge
+        if gap(end) * sign < 0:  # nothing up to the end of the scale is rejected
+            return float(-sign)
+        return float(optimize.brentq(gap, *sorted((point, end)), xtol=1e-10))
+
+    return limit(1), limit(-1)
+
+
+def paired_noninferiority_p(
+    lost: float, gained: float, n: float, margin: float, *, design_effect: float = 1.0
+) -> float:
+    """Test H0: the arm's accuracy is lower by ``margin`` or more; one-sided p (Tango 1998).
+
+    >>> round(paired_noninferiority_p(1, 0, 44, 0.1), 3)
+    0.044
+    """
+    z = tango_statistic(lost, gained, n, -margin) / math.sqrt(design_effect)
+    return float(stats.norm.sf(z))

@@ -1,0 +1,63 @@
+"""What the Snakefile needs to know of a config: no Snakemake object ever enters the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from moe_routing.config import StudyConfig
+from moe_routing.data.prepare import source_of
+from moe_routing.data.sources import raw_path
+from moe_routing.files import atomic_path
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.schema import parse
+
+
+def validate_config(values: dict) -> StudyConfig:
+    """Validate the merged config of a workflow run.
+
+    Raises:
+        InputError: see :func:`moe_routing.schema.parse`.
+    """
+    return parse(StudyConfig, values, "config")
+
+
+def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
+    """Return the parts of a config that a rule depends on, so that only their change reruns it.
+
+    A key is a top-level name, or ``datasets.<name>`` for one evaluation set.
+    """
+    values = study.model_dump(mode="json")
+    chosen: dict[str, object] = {}
+    for key in keys:
+        top, _, inner = key.partition(".")
+        chosen[key] = values[top][inner] if inner else values[top]
+    return chosen
+
+
+def write_config(study: StudyConfig, path: Path | str) -> None:
+    """Write the complete config, defaults included."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+
+
+def nulls_of(strategy_id: str) -> list[str]:
+    """Return the ids of the nulls a strategy tests against: none or one."""
+    null = parse_strategy(strategy_id).needs_null
+    return [null] if null else []
+
+
+def raw_file(study: StudyConfig, results: str, name: str) -> str:
+    """Return the fetched file of an evaluation set or of ``calibration``."""
+    return str(raw_path(Path(results) / "data" / "raw", name, source_of(study, name)))
+
+
+def dataset_of(file: str) -> str:
+    """Return the name that a fetched file belongs to: what stands before the first dot."""
+    return file.split(".")[0]
+
+
+def source_section(study: StudyConfig, file: str) -> dict[str, object]:
+    """Return the source of a fetched file, so that only its change fetches again."""
+    return source_of(study, dataset_of(file)).model_dump(mode="json")

@@ -1,0 +1,213 @@
+"""Writes a results folder whose effects are known, cell by cell, without any model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.config import TASKS, StudyConfig
+from moe_routing.models.recorder import RoutingStatistics
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.schema import parse
+from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.workflow import write_config
+
+LAYERS, EXPERTS = 4, 64
+STRATEGIES = (
+    "regular_k4", "regular_k8", "normalized_k8", "uniform_k8", "adaptive_k8",
+    "bh_k8_a001", "bh_k8_a005", "bh_k16_a005", "bh_k64_a005",
+)  # fmt: skip
+NATS_OF_ACCURACY = 1.0
+"""A planted accuracy effect of 0.03 comes with 0.03 nats a token."""
+
+
+def planted_config(
+    *,
+    strategies: tuple[str, ...] = STRATEGIES,
+    datasets: tuple[str, ...] = ("wikipedia", "hellaswag", "lambada"),
+    primary: tuple[str, str] = ("bh_k8_a005", "hellaswag"),
+    model: dict | None = None,
+    study: str = "planted",
+) -> StudyConfig:
+    """A valid config; its sources are never read."""
+    local = {"kind": "local", "path": "nowhere.jsonl"}
+    values = {
+        "study": study,
+        "seed": 3,
+        "model": model or {"path": "resources/olmoe-nano"},
+        "calibration": {"source": local, "tokens": 1024},
+        "datasets": {name: {"source": local} for name in datasets},
+        "strategies": list(strategies),
+        "statistics": {
+            "primary": {"strategy": primary[0], "dataset": primary[1]},
+            "resamples": 400,
+        },
+    }
+    return parse(StudyConfig, values, "planted config")
+
+
+def write_results(
+    folder: Path,
+    config: StudyConfig,
+    effects: dict[str, float] | None = None,
+    *,
+    items: int = 1500,
+    noise: float = 0.01,
+) -> Path:
+    """Write config.yaml, model.json, data/ and every cell.
+
+    Args:
+        folder: results folder.
+        config: study.
+        effects: strategy to its effect on accuracy (0.03: 3 points better than the baseline, on
+            exactly that share of items; as many nats a token better on text). Others have 0.
+        items: items of each set; a tenth as many documents of text.
+        noise: share of items that flip each way, in equal numbers, in every strategy.
+    """
+    write_config(config, folder / "config.yaml")
+    _write_json(folder / "model.json", _model(config))
+    _write_json(folder / "data" / "calibration.json", {"documents": 40, "tokens": 1024})
+    rng = np.random.default_rng(config.seed)
+    for name in config.datasets:
+        base = _base_items(name, items, rng)
+        _write_json(folder / "data" / f"{name}.json", {"items": len(base)})
+        for strategy_id in config.strategies:
+            effect = (effects or {}).get(strategy_id, 0.0)
+            stock = strategy_id == config.statistics.baseline
+            shifted = base if stock else _shift(base, TASKS[name], effect, noise, rng)
+            _write_cell(folder, config, strategy_id, name, shifted)
+    return folder
+
+
+def _model(config: StudyConfig) -> dict:
+    return {
+        "path": config.model.path,
+        "revision": config.model.revision,
+        "architecture": "OlmoeForCausalLM",
+        "num_layers": LAYERS,
+        "num_experts": EXPERTS,
+        "native_k": 8,
+        "weights_sha256": "0" * 64,
+        "files": {"model.safetensors": "0" * 64},
+    }
+
+
+def _base_items(name: str, items: int, rng: np.random.Generator) -> pd.DataFrame:
+    text = TASKS[name] == "perplexity"
+    n = max(40, items // 10) if text else items
+    tokens = rng.integers(80, 200, n) if text else np.ones(n, int)
+    correct = np.arange(n) < round(0.55 * n)
+    rng.shuffle(correct)
+    answers = None if text else correct
+    return pd.DataFrame(
+        {
+            "id": [f"{name}-{i}" for i in range(n)],
+            "cluster": [f"{name}-{i}" for i in range(n)],
+            "log_likelihood": -tokens * rng.normal(3.0, 0.2, n),
+            "tokens": tokens,
+            "words": tokens,
+            "bytes": tokens * 5,
+            "correct": answers,
+            "correct_norm": answers if TASKS[name] == "multiple_choice" else None,
+            "greedy": correct,
+            "mean_experts": 8.0,
+        }
+    )
+
+
+def _shift(
+    base: pd.DataFrame, task: str, effect: float, noise: float, rng: np.random.Generator
+) -> pd.DataFrame:
+    items, n = base.copy(), len(base)
+    nats = rng.normal(0, noise, n)
+    nats -= np.average(nats, weights=items["tokens"])
+    items["log_likelihood"] += (nats + effect * NATS_OF_ACCURACY) * items["tokens"]
+    if task == "perplexity":
+        return items
+    correct = base["greedy"].to_numpy(copy=True)
+    right, wrong = (rng.permutation(np.flatnonzero(correct == side)) for side in (True, False))
+    both, extra = round(noise * n), round(effect * n)
+    correct[right[: both + max(0, -extra)]] = False
+    correct[wrong[: both + max(0, extra)]] = True
+    for column in ("correct", "correct_norm", "greedy"):
+        if base[column].notna().any():
+            items[column] = correct
+    return items
+
+
+def _write_cell(
+    folder: Path, config: StudyConfig, strategy_id: str, dataset: str, items: pd.DataFrame
+) -> None:
+    strategy = parse_strategy(strategy_id)
+    routing = _routing(strategy.min_experts, strategy.max_experts, int(items["tokens"].sum()))
+    items = items.assign(mean_experts=routing.mean_experts())
+    metrics = metric_intervals(
+        items,
+        TASKS[dataset],
+        confidence=config.statistics.confidence,
+        resamples=config.statistics.resamples,
+        rng=np.random.default_rng(config.seed),
+    )
+    specification = {"id": strategy.id, "family": strategy.family, **strategy.model_dump()}
+    seconds = 0.5 + 0.05 * routing.mean_experts()
+    record = {
+        "schema_version": 1,
+        "study": config.study,
+        "strategy": {**specification, "weighting": strategy.weighting_kind},
+        "dataset": dataset,
+        "task": TASKS[dataset],
+        "n_items": len(items),
+        "metrics": [asdict(estimate) for estimate in metrics],
+        "routing": {
+            "tokens": routing.tokens,
+            "mean_experts": routing.mean_experts(),
+            "sd_experts": routing.sd_experts(),
+            "share_floor": routing.share_at(strategy.min_experts),
+            "share_cap": routing.share_at(strategy.max_experts),
+            "share_empty": float(routing.empty_L.mean()),
+            "router_entropy": float(routing.entropy_L.mean()),
+            "max_weight": float(routing.max_probability_L.mean()),
+            "by_layer": routing.by_layer(),
+        },
+        "timings": {"wall_seconds": seconds, "tokens_per_second": routing.tokens / seconds},
+        "provenance": {
+            "path": config.model.path, "revision": "", "dtype": "float32", "device": "cpu (x86_64)",
+            "experts_implementation": "ragged", "router_fingerprint": "f" * 64,
+            "weights_sha256": "0" * 64, "data_sha256": "1" * 64, "seed": config.seed,
+            "python": "3.11.0", "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
+            "commit": "unknown",
+        },
+    }  # fmt: skip
+    path = folder / "cells" / strategy.id / dataset
+    _write_json(path.with_suffix(".json"), record)
+    items.to_parquet(path.with_suffix(".parquet"), index=False)
+
+
+def _routing(low: int, high: int, tokens: int) -> RoutingStatistics:
+    """Counts that rise evenly from ``low`` to ``high`` over the layers."""
+    histogram = np.zeros((LAYERS, EXPERTS + 1), int)
+    for layer, count in enumerate(np.linspace(low, min(high, low + 12), LAYERS).round()):
+        histogram[layer, int(count)] = tokens
+    empty = np.linspace(0.4, 0.1, LAYERS) if low < high else np.zeros(LAYERS)
+    return RoutingStatistics(
+        tokens=tokens,
+        forwards=10,
+        count_histogram_LC=histogram,
+        load_LE=np.full((LAYERS, EXPERTS), tokens * low // EXPERTS),
+        entropy_L=np.linspace(3.5, 2.0, LAYERS),
+        max_probability_L=np.linspace(0.1, 0.3, LAYERS),
+        selected_mass_L=np.linspace(0.4, 0.8, LAYERS),
+        floor_binds_L=empty,
+        cap_binds_L=np.zeros(LAYERS),
+        empty_L=empty,
+        unique_experts_L=np.full(LAYERS, 60.0),
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

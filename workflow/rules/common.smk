@@ -1,0 +1,33 @@
+# Loads and validates the config; names paths and wildcards. No science here.
+import sys
+
+from moe_routing.errors import InputError
+from moe_routing.workflow import (
+    dataset_of,
+    nulls_of,
+    raw_file,
+    sections,
+    source_section,
+    validate_config,
+    write_config,
+)
+
+try:
+    study = validate_config(config)
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+RESULTS = f"results/{study.study}"
+# Jobs import the package from the checkout, also inside conda environments. Rules that fetch
+# override HF_HUB_OFFLINE; nothing else may use the network.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}/src' HF_HUB_OFFLINE=1 "
+    "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS={threads}; "
+)
+
+
+wildcard_constraints:
+    strategy="|".join(study.strategies),
+    dataset="|".join(study.datasets),
+    null="|".join(study.calibration.nulls),
+    file=r"[^/]+",
