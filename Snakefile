@@ -17,6 +17,7 @@ if not workflow.overwrite_configfiles:
 if "sources" in config:
 
     include: "workflow/rules/pretrain.smk"
+    include: "workflow/rules/pretrain_card.smk"
 
 else:
 
@@ -31,6 +32,5 @@ else:
         default_target: True
         input:
             f"{RESULTS}/comparison/full_routing_results.csv",
-            f"{RESULTS}/comparison/ROUTING_COMPARISON_REPORT.md",
         message:
             "The study is complete: {input}"

@@ -1,4 +1,4 @@
-"""Fetch one data file of a study: the only step of the data stage that uses a network.
+r"""Fetch one data file of a study: the only step of the data stage that uses a network.
 
 By hand:
 

@@ -1,4 +1,4 @@
-"""Make the items of an evaluation set, or calibration text disjoint from all sets.
+r"""Make the items of an evaluation set, or calibration text disjoint from all sets.
 
 By hand, after fetch_data.py, the sets first:
 

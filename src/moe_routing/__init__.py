@@ -1,9 +1,9 @@
 """Route a mixture-of-experts model by another rule than its fixed top-k, and measure it.
 
-    from moe_routing import calibrate, routed
+from moe_routing import calibrate, routed
 
-    with routed(model, "bh_k16_a005", calibration=calibrate(model, tokenizer, texts)):
-        model.generate(**inputs)
+with routed(model, "bh_k16_a005", calibration=calibrate(model, tokenizer, texts)):
+    model.generate(**inputs)
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import ClosedModel, load_yaml
@@ -135,6 +136,9 @@ class StudyConfig(ClosedModel):
     strategies: list[str] = Field(min_length=1, description="Strategy ids.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
+    analysis: AnalysisConfig = Field(
+        default_factory=AnalysisConfig, description="The baseline, BH, validity and audit parts."
+    )
     resources: ResourcesConfig = Field(
         default_factory=ResourcesConfig, description="Resources of a model job."
     )

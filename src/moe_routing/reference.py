@@ -34,7 +34,7 @@ def reference_files() -> dict[str, str]:
     readme = INTRODUCTION
     for title, model in (("A study", StudyConfig), ("Pretraining", PretrainConfig)):
         readme += f"\n## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
-        readme += "".join(f"| {' | '.join(row)} |\n" for row in _rows(model, ""))
+        readme += "".join(f"| {' | '.join(row)} |\n" for row in _rows(model, "", set()))
     return {
         "config/README.md": readme,
         "workflow/schemas/config.schema.json": _schema(StudyConfig),
@@ -46,12 +46,17 @@ def _schema(model: type[BaseModel]) -> str:
     return json.dumps(model.model_json_schema(), indent=2) + "\n"
 
 
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _rows(
+    model: type[BaseModel], prefix: str, told: set[type[BaseModel]]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of a model; a model inside that was told before is not told again."""
     for name, field in model.model_fields.items():
         description = (field.description or "").replace("|", "\\|")
         yield f"`{prefix}{name}`", _type(field), _default(field), description
         for label, inner in _models(field.annotation, f"{prefix}{name}"):
-            yield from _rows(inner, f"{label}.")
+            if inner not in told:
+                told.add(inner)
+                yield from _rows(inner, f"{label}.", told)
 
 
 def _models(annotation: object, label: str) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -88,7 +93,9 @@ def _type(field: FieldInfo) -> str:
             return "mapping" if issubclass(annotation, BaseModel) else annotation.__name__
         return ", ".join(f"`{value}`" for value in get_args(annotation))
 
-    bounds = [str(item) for item in field.metadata if type(item).__name__ in ("Ge", "Gt", "Le", "Lt")]
+    bounds = [
+        str(item) for item in field.metadata if type(item).__name__ in ("Ge", "Gt", "Le", "Lt")
+    ]
     limits = [b.split("(")[1].rstrip(")").replace("ge=", "≥ ").replace("gt=", "> ")
               .replace("le=", "≤ ").replace("lt=", "< ") for b in bounds]  # fmt: skip
     return " ".join([name(field.annotation), *limits])

@@ -3,25 +3,24 @@
 
 rule sample_logits:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         model=f"{RESULTS}/model.json",
         texts=f"{RESULTS}/data/calibration.parquet",
     output:
         f"{RESULTS}/calibration/router_logits.safetensors",
-    params:
-        settings=sections(study, "model", "calibration", "seed"),
-        results=RESULTS,
     log:
         f"{RESULTS}/logs/sample_logits.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_logits.tsv"
+    conda:
+        "../../envs/model.yaml"
     threads: study.resources.threads
     resources:
         mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
         runtime=study.resources.runtime,
         gpu=study.resources.gpu,
-    conda:
-        "../../envs/model.yaml"
+    params:
+        settings=sections(study, "model", "calibration", "seed"),
+        results=subpath(input.model, parent=True),
     message:
         "Sampling router logits on calibration text"
     shell:
@@ -36,12 +35,12 @@ rule fit_null:
         diagnostics=f"{RESULTS}/calibration/nulls/{{null}}.csv",
     log:
         f"{RESULTS}/logs/fit_null/{{null}}.log",
+    conda:
+        "../../envs/model.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
-    conda:
-        "../../envs/model.yaml"
     message:
         "Fitting null {wildcards.null}"
     shell:

@@ -18,11 +18,12 @@ except InputError as error:
     sys.exit(f"error: {error}")
 
 RESULTS = f"results/{study.study}"
+CONFIG = f"{RESULTS}/config.yaml"
 # Jobs import the package from the checkout, also inside conda environments. Rules that fetch
 # override HF_HUB_OFFLINE; nothing else may use the network.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}/src' HF_HUB_OFFLINE=1 "
-    "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS={threads}; "
+    "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
 )
 
 
@@ -31,3 +32,9 @@ wildcard_constraints:
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
     file=r"[^/]+",
+
+
+# The complete config, as one file for the jobs. Were it the output of a rule, the jobs behind that
+# rule would not be asked whether their own settings have changed.
+onstart:
+    write_config(study, CONFIG)

@@ -3,7 +3,6 @@
 
 rule collect:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         cells=expand(
             f"{RESULTS}/cells/{{strategy}}/{{dataset}}.json",
             strategy=study.strategies,
@@ -12,16 +11,16 @@ rule collect:
     output:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
-    params:
-        results=RESULTS,
     log:
         f"{RESULTS}/logs/collect.log",
+    conda:
+        "../../envs/analysis.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
-    conda:
-        "../../envs/analysis.yaml"
+    params:
+        results=subpath(output.cells, ancestor=2),
     message:
         "Collecting the cells"
     shell:

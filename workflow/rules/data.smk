@@ -3,49 +3,49 @@
 
 rule prepare_dataset:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         raw=lambda wildcards: raw_file(study, RESULTS, wildcards.dataset),
     output:
         f"{RESULTS}/data/{{dataset}}.parquet",
-    params:
-        settings=lambda wildcards: sections(study, f"datasets.{wildcards.dataset}", "seed"),
-        raw=f"{RESULTS}/data/raw",
     log:
         f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
+    conda:
+        "../../envs/model.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=15,
-    conda:
-        "../../envs/model.yaml"
+    params:
+        settings=lambda wildcards: sections(study, f"datasets.{wildcards.dataset}", "seed"),
+        raw=subpath(input.raw, parent=True),
+        config=CONFIG,
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        "python scripts/prepare_data.py --config {input.config} --dataset {wildcards.dataset} "
+        "python scripts/prepare_data.py --config {params.config} --dataset {wildcards.dataset} "
         "--raw {params.raw} --out {output} 2> {log}"
 
 
 rule prepare_calibration:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         raw=raw_file(study, RESULTS, "calibration"),
         data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
     output:
         texts=f"{RESULTS}/data/calibration.parquet",
         manifest=f"{RESULTS}/data/calibration.json",
-    params:
-        settings=sections(study, "calibration", "seed"),
-        raw=f"{RESULTS}/data/raw",
     log:
         f"{RESULTS}/logs/prepare_calibration.log",
+    conda:
+        "../../envs/model.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=15,
-    conda:
-        "../../envs/model.yaml"
+    params:
+        settings=sections(study, "calibration", "seed"),
+        raw=subpath(input.raw, parent=True),
+        config=CONFIG,
     message:
         "Preparing calibration text"
     shell:
-        "python scripts/prepare_data.py --config {input.config} --dataset calibration "
+        "python scripts/prepare_data.py --config {params.config} --dataset calibration "
         "--raw {params.raw} --out {output.texts} 2> {log}"

@@ -1,32 +1,18 @@
-# Everything that needs the network, as local rules; and the config as one file.
-
-
-rule write_config:
-    output:
-        f"{RESULTS}/config.yaml",
-    params:
-        settings=sections(study, *type(study).model_fields),
-    localrule: True
-    message:
-        "Writing the complete config"
-    run:
-        write_config(study, output[0])
+# Everything that needs the network, as local rules.
 
 
 rule fetch_model:
-    input:
-        config=ancient(f"{RESULTS}/config.yaml"),
     output:
         f"{RESULTS}/model.json",
-    params:
-        settings=sections(study, "model"),
-        results=RESULTS,
     log:
         f"{RESULTS}/logs/fetch_model.log",
-    localrule: True
     retries: 2
+    localrule: True
     conda:
         "../../envs/model.yaml"
+    params:
+        settings=sections(study, "model"),
+        results=subpath(output[0], parent=True),
     message:
         "Fetching and checking the model"
     shell:
@@ -34,21 +20,20 @@ rule fetch_model:
 
 
 rule fetch_data:
-    input:
-        config=ancient(f"{RESULTS}/config.yaml"),
     output:
         f"{RESULTS}/data/raw/{{file}}",
+    log:
+        f"{RESULTS}/logs/fetch_data/{{file}}.log",
+    retries: 2
+    localrule: True
+    conda:
+        "../../envs/model.yaml"
     params:
         settings=lambda wildcards: source_section(study, wildcards.file),
         name=lambda wildcards: dataset_of(wildcards.file),
-    log:
-        f"{RESULTS}/logs/fetch_data/{{file}}.log",
-    localrule: True
-    retries: 2
-    conda:
-        "../../envs/model.yaml"
+        config=CONFIG,
     message:
         "Fetching {wildcards.file}"
     shell:
-        "HF_HUB_OFFLINE=0 python scripts/fetch_data.py --config {input.config} "
+        "HF_HUB_OFFLINE=0 python scripts/fetch_data.py --config {params.config} "
         "--dataset {params.name} --out {output} 2> {log}"

@@ -54,7 +54,7 @@ def split_files(source: HubSource) -> list[Path]:
     from huggingface_hub.utils import filter_repo_objects
 
     declared = _declared_patterns(source, _snapshot(source, [CARD]) / CARD)
-    patterns = declared or [f"*{source.split}*{suffix}" for suffix in READERS]
+    patterns = declared or _usual_patterns(source)
     folder = _snapshot(source, patterns)
     present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     names = list(filter_repo_objects(present, allow_patterns=patterns))
@@ -117,6 +117,14 @@ def _patterns_by_split(data_files: object) -> dict[str, list[str]]:
     from datasets.data_files import sanitize_patterns
 
     return {str(split): list(patterns) for split, patterns in sanitize_patterns(data_files).items()}
+
+
+def _usual_patterns(source: HubSource) -> list[str]:
+    """Return patterns of files named after split and subset, a few too many at the most."""
+    names = [source.split]
+    if source.subset:
+        names = [f"{source.subset}*{source.split}", f"{source.split}*{source.subset}"]
+    return [f"*{name}*{suffix}" for name in names for suffix in READERS]
 
 
 def _is_named_after(name: str, source: HubSource) -> bool:

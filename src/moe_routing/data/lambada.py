@@ -14,8 +14,8 @@ def lambada_items(rows: Sequence[Row], dataset: str) -> list[Item]:
     Hub and local files have a column ``text``, split as lm-evaluation-harness's ``lambada_openai``
     does: at single spaces, so that the last word of 7 of the 5,153 passages includes a line break
     and the word before. The archive has a column ``request`` with ``context`` and ``continuation``;
-    its passages are the same words with every run of white space made one space (4,715 of them
-    had a line break or a double space), so that likelihoods differ a little from the hub's.
+    its passages are the same words with every run of white space made one space, which changes
+    4,715 of them, so that likelihoods differ a little from the hub's.
 
     Raises:
         InputError: a missing column, an empty text, or a text of one word.

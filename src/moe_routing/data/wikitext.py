@@ -1,4 +1,4 @@
-"""WikiText (Merity et al. 2016, arXiv 1609.07843) by document, as lm-evaluation-harness scores it."""
+"""WikiText (Merity et al. 2016, arXiv 1609.07843) by document, as the harness scores it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from moe_routing.data.items import Item, document_item
 from moe_routing.data.rows import Row
+from moe_routing.errors import InputError
 
 
 def wikitext_items(rows: Sequence[Row], dataset: str) -> list[Item]:
     """Return one item a page; see :func:`wikitext_pages` for the layouts.
 
     Raises:
-        InputError: a missing column or an empty page.
+        InputError: a missing column, an empty page, or lines without any heading.
     """
     return [
         document_item(dataset, number, original=page, scored=detokenize(page))
@@ -26,10 +27,16 @@ def wikitext_pages(rows: Sequence[Row]) -> list[str]:
 
     ``page``, a page a row (hub, EleutherAI/wikitext_document_level); ``text``, a line a row (hub,
     Salesforce/wikitext); ``line``, the raw file.
+
+    Raises:
+        InputError: a missing column, an empty page, or lines without any heading.
     """
     if "page" in rows[0]:
         return [row.text("page") for row in rows]
-    return list(_split_pages(_raw_lines(rows)))
+    lines = _raw_lines(rows)
+    if not any(is_heading(line) for line in lines):
+        raise InputError(f"{rows[0].origin}: no line is a WikiText heading (' = Title = ')")
+    return list(_split_pages(lines))
 
 
 def has_headings(rows: Sequence[Row]) -> bool:
@@ -48,7 +55,7 @@ def is_heading(line: str) -> bool:
 
 
 def _raw_lines(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the raw file, as ``split("\\n")`` gives them."""
+    """Return the lines of the raw file, without their breaks."""
     if "line" in rows[0]:
         return [row.text("line", allow_empty=True) for row in rows]
     # The hub keeps a line's break but empties a blank line, which is one space in the raw file;

@@ -42,7 +42,9 @@ def sample_router_logits(
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
     logits_LTE, norm_LT = _collect(model, routers, ids_BS, tokens, batch_size, "calibrate")
-    permuted_LTE, _ = _collect(model, routers, shuffled_BS, tokens, batch_size, "mismatched context")
+    permuted_LTE, _ = _collect(
+        model, routers, shuffled_BS, tokens, batch_size, "mismatched context"
+    )
     weights = [router.module.weight.detach().float().cpu() for router in routers]
     return CalibrationSample(
         logits_LTE=logits_LTE,
@@ -117,7 +119,9 @@ def _collect(
     norms: list[list[Tensor]] = [[] for _ in routers]
 
     def hook_of(layer: int) -> object:
-        def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        def hook(
+            _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
+        ) -> None:
             hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
             logits[layer].append(output[0].float().cpu())
             norms[layer].append(hidden_TH.float().norm(dim=1).cpu())

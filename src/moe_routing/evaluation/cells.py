@@ -138,7 +138,9 @@ def _check_finite(
 ) -> None:
     layers = np.flatnonzero(~np.isfinite(statistics.entropy_L))
     if layers.size:
-        raise InputError(f"{strategy} on {label}: router logits of layer {layers[0]} are not finite")
+        raise InputError(
+            f"{strategy} on {label}: router logits of layer {layers[0]} are not finite"
+        )
     if not all(np.isfinite(score.log_likelihood) for group in scores for score in group):
         raise InputError(f"{strategy} on {label}: a log-likelihood is not finite")
 

@@ -1,4 +1,4 @@
-"""What is scored, and its tokens: the rules of lm-evaluation-harness 0.4 (``TemplateLM``, ``HFLM``).
+"""What is scored, and its tokens, by the rules of lm-evaluation-harness (``TemplateLM``, ``HFLM``).
 
 A request is a text that is read (context) and a text that is scored (continuation). Where the
 harness stops with an assertion, :class:`moe_routing.errors.InputError` is raised.
@@ -75,17 +75,15 @@ class Encoder:
             InputError: a continuation has no token, or more than ``max_length``.
         """
         split = [_move_spaces(request) for request in requests]
-        contexts = sorted({context for context, _ in split if context})
-        lengths = {
-            text: len(ids) for text, ids in zip(contexts, self._encode(contexts), strict=True)
-        }
-        whole = self._encode([context + continuation for context, continuation in split])
         bare = [place for place, request in enumerate(requests) if request.context == ""]
+        contexts = sorted({context for context, _ in split})
+        cuts = dict(zip(contexts, map(len, self._encode(contexts)), strict=True))
+        whole = self._encode([context + continuation for context, continuation in split])
         bare_ids = self._encode([split[place][1] for place in bare], special=False)
         for place, ids in zip(bare, bare_ids, strict=True):
             whole[place] = ids
         return [
-            self._token_request(request, ids, lengths.get(context, 0))
+            self._token_request(request, ids, cuts[context] if request.context else 0)
             for request, (context, _), ids in zip(requests, split, whole, strict=True)
         ]
 
@@ -93,7 +91,8 @@ class Encoder:
         """Return, for each text, the windows that predict each of its tokens once.
 
         The first window starts with the prefix token, every later one with the last token of the
-        window before it (``get_rolling_token_windows`` with ``context_len=1``, disjoint).
+        window before it; the last is filled up with earlier tokens that are read, not scored
+        (``get_rolling_token_windows`` with ``context_len=1``, then ``make_disjoint_window``).
 
         Raises:
             InputError: a text has no token.
@@ -108,11 +107,9 @@ class Encoder:
     def _windows(self, ids: list[int]) -> Iterator[TokenRequest]:
         read = [self.prefix_token, *ids]
         for start in range(0, len(ids), self.max_length):
-            targets = ids[start : start + self.max_length]
-            yield TokenRequest(self._window_inputs(read, start, targets), targets)
-
-    def _window_inputs(self, read: list[int], start: int, targets: list[int]) -> list[int]:
-        return read[start : start + len(targets)]
+            end = min(start + self.max_length, len(ids))
+            # The last window is filled up from the left, so that its targets have more context.
+            yield TokenRequest(read[max(0, end - self.max_length) : end], ids[start:end])
 
     def _token_request(self, request: Request, ids: list[int], cut: int) -> TokenRequest:
         targets = ids[cut:]
@@ -136,8 +133,9 @@ class Encoder:
         for start in range(0, len(texts), self._batch_size):
             batch = list(texts[start : start + self._batch_size])
             options = {} if special is None else {"add_special_tokens": special}
-            encoded = self.tokenizer(batch, return_attention_mask=False, **options)["input_ids"]
-            ids += encoded
+            # Not verbose: texts longer than the model's limit are expected, and cut later.
+            encoded = self.tokenizer(batch, return_attention_mask=False, verbose=False, **options)
+            ids += encoded["input_ids"]
         if special is None:
             for place, text in enumerate(texts):
                 if text.startswith(self._prefix_text):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.figures.labels import HIGHER_IS_BETTER, axis_label, dataset_label
+from moe_routing.figures.labels import HIGHER_IS_BETTER, dataset_label, family_label, metric_label
 from moe_routing.figures.style import WIDTH, look
+from moe_routing.statistics.pareto import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def pareto(cells: pd.DataFrame, baseline: str) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
     The line of each family joins its settings; the grey step is the Pareto front, the settings
-    that no other one beats in both. The ring marks the baseline.
+    that no other one beats in both. The ring marks the baseline, an arrow which way is better.
     """
     figure, axes = _panels(cells)
     for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
@@ -53,7 +54,7 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
             style = look(family)
             axis.plot(
                 ordered["mean_experts"], ordered["tokens_per_second"], ls=style.dash, lw=0.8,
-                marker=style.marker, color=style.colour, label=style.label,
+                marker=style.marker, color=style.colour, label=family_label(family),
             )  # fmt: skip
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
         axis.set(
@@ -70,7 +71,7 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
 def quality_by_max_k(cells: pd.DataFrame) -> Figure:
     """Draw quality against max_k for BH at each alpha that has several max_k, null and weighting.
 
-    Static top-k stands beside it, at its own k.
+    Static top-k stands beside it, at its own k; numbers are the mean experts BH really used.
     """
     chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
     figure, axes = _panels(cells)
@@ -78,7 +79,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
         for number, (label, group) in enumerate(_sweep_lines(rows)):
             family = group["family"].iloc[0]
             ordered = group.sort_values("k")
-            _points(axis, ordered, "k", family, label=label, shade=number if family == "bh" else 0)
+            _points(axis, ordered, "k", family, label=label, hollow=number > 1)
             if family == "bh":
                 _counts(axis, ordered)
         _quality_axis(axis, dataset, rows["metric"].iloc[0])
@@ -95,21 +96,6 @@ def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
     if bh.empty:
         return bh
     return bh[bh.groupby(["dataset", "alpha", "null", "weighting"])["k"].transform("nunique") > 1]
-
-
-def front(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> np.ndarray:
-    """Return which points are on the Pareto front: no other costs no more and is better.
-
-    Of points with equal cost and quality all stay.
-
-    >>> front(np.array([1.0, 2.0, 3.0]), np.array([0.3, 0.2, 0.4]), higher_is_better=True)
-    array([ True, False,  True])
-    """
-    gain = y if higher_is_better else -y
-    no_dearer = x[None, :] <= x[:, None]
-    no_worse = gain[None, :] >= gain[:, None]
-    strictly = (x[None, :] < x[:, None]) | (gain[None, :] > gain[:, None])
-    return ~(no_dearer & no_worse & strictly).any(axis=1)
 
 
 def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
@@ -132,20 +118,25 @@ def _by_dataset(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _points(
-    axis: Axes, rows: pd.DataFrame, x: str, family: str, label: str | None = None, shade: int = 0
+    axis: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    family: str,
+    label: str | None = None,
+    hollow: bool = False,
 ) -> None:
     style = look(family)
     error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
     axis.errorbar(
         rows[x], rows["value"], yerr=error, fmt=style.marker, color=style.colour, ls=style.dash,
-        lw=0.9, elinewidth=0.7, capsize=1.5, alpha=0.95, label=label or style.label,
-        mfc=style.colour if shade % 2 == 0 else "white",
+        lw=0.9, elinewidth=0.7, capsize=1.5, alpha=0.95, label=label or family_label(family),
+        mfc="white" if hollow else style.colour,
     )  # fmt: skip
 
 
 def _front(axis: Axes, rows: pd.DataFrame, x: str, metric: str) -> None:
     cost, value = rows[x].to_numpy(), rows["value"].to_numpy()
-    on_front = front(cost, value, higher_is_better=HIGHER_IS_BETTER.get(metric, False))
+    on_front = pareto_front(cost, -value if HIGHER_IS_BETTER.get(metric, False) else value)
     order = np.argsort(cost[on_front])
     axis.plot(
         cost[on_front][order], value[on_front][order], drawstyle="steps-post", color="#BBBBBB",
@@ -158,16 +149,17 @@ def _ring(axis: Axes, rows: pd.DataFrame, x: str, y: str = "value") -> None:
 
 
 def _counts(axis: Axes, rows: pd.DataFrame) -> None:
-    """Write the mean experts that were really used under each point."""
+    """Write the mean experts that were really used beside each point."""
     for row in rows.itertuples():
         axis.annotate(
             f"{row.mean_experts:.1f}", (row.k, row.value), textcoords="offset points",
-            xytext=(0, -12), ha="center", fontsize=6.5, color="#444444",
+            xytext=(3, 4), fontsize=6.5, color="#333333",
+            bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
         )  # fmt: skip
 
 
 def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    lines = [(look("regular").label, rows[rows["family"] == "regular"])]
+    lines = [(family_label("regular"), rows[rows["family"] == "regular"])]
     bh = rows[rows["family"] == "bh"]
     for (alpha, null, weighting), group in bh.groupby(["alpha", "null", "weighting"], sort=False):
         lines.append((f"BH, alpha {alpha}, null {null}, weights {weighting}", group))
@@ -175,7 +167,8 @@ def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _quality_axis(axis: Axes, dataset: str, metric: str) -> None:
-    axis.set(title=dataset_label(dataset), ylabel=axis_label(metric))
+    arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER.get(metric, False) else "\N{DOWNWARDS ARROW}"
+    axis.set_title(f"{dataset_label(dataset)}\n{metric_label(metric)} {arrow}")
     if "perplexity" in metric:
         axis.set_yscale("log")
         _plain_ticks(axis)
@@ -203,8 +196,11 @@ def _experts_axis(axis: Axes, values: pd.Series) -> None:
     if values.max() <= 3 * values.min():
         return
     axis.set_xscale("log", base=2)
+    axis.margins(x=0.12)
     powers = 2.0 ** np.arange(np.floor(np.log2(values.min())), np.ceil(np.log2(values.max())) + 1)
+    low, high = axis.get_xlim()
     axis.set_xticks(powers)
+    axis.set_xlim(low, high)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
@@ -212,7 +208,7 @@ def _experts_axis(axis: Axes, values: pd.Series) -> None:
 def _legend(figure: Figure, axes: list[Axes], cells: pd.DataFrame) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))
-    order = [look(family).label for family in cells["family"].drop_duplicates()]
+    order = [family_label(family) for family in cells["family"].drop_duplicates()]
     order += [label for label in ("Baseline", "Pareto front") if label in found]
     _place_legend(figure, {label: found[label] for label in order if label in found})
 

@@ -6,7 +6,6 @@ Shape letters: L layers, C counts of experts (0 ... E).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,20 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
-from moe_routing.figures.comparison import _panels, _place_legend
 from moe_routing.figures.labels import dataset_label
-from moe_routing.figures.style import look
+from moe_routing.figures.style import WIDTH
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def read_counts(results: Path, strategies: Iterable[str], datasets: Iterable[str]) -> pd.DataFrame:
+def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     """Read how many experts tokens got from the cells of a study.
+
+    Args:
+        results: folder of the study.
+        cells: table of cells; its strategies and data sets are read.
 
     Returns:
         One row a strategy, data set, layer and count: ``strategy``, ``family``, ``dataset``,
@@ -33,12 +36,11 @@ def read_counts(results: Path, strategies: Iterable[str], datasets: Iterable[str
         InputError: a cell is missing.
     """
     tables = []
-    for strategy in strategies:
-        for dataset in datasets:
-            path = Path(results) / "cells" / strategy / f"{dataset}.json"
-            if not path.is_file():
-                raise InputError(f"{path}: no such cell; run the workflow again to make it")
-            tables.append(_counts_of(json.loads(path.read_text(encoding="utf-8"))))
+    for strategy, dataset in zip(cells["strategy"], cells["dataset"], strict=True):
+        path = Path(results) / "cells" / strategy / f"{dataset}.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no such cell; run the workflow again to make it")
+        tables.append(_counts_of(json.loads(path.read_text(encoding="utf-8"))))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -61,49 +63,82 @@ def _counts_of(record: dict) -> pd.DataFrame:
 def experts_by_layer(counts: pd.DataFrame, baseline: str) -> Figure:
     """Draw the mean experts of each layer, for the strategies whose number varies over tokens.
 
-    The dotted line is the baseline.
+    A row a family; the dotted line is the baseline.
     """
-    figure, axes = _panels(counts)
-    varying = varying_strategies(counts)
-    for axis, (dataset, rows) in zip(axes, counts.groupby("dataset", sort=False), strict=True):
+    figure, grid = _family_grid(counts)
+    for axis, rows, styles in grid:
         means = _mean_by_layer(rows)
-        for number, strategy in enumerate(varying):
-            series = means.loc[strategy]
-            style = _line(number, rows.loc[rows["strategy"] == strategy, "family"].iloc[0])
-            axis.plot(series.index, series.values, label=strategy, **style)
+        for strategy, style in styles.items():
+            axis.plot(means.columns, means.loc[strategy], label=strategy, **style)
         if baseline in means.index:
-            axis.plot(means.loc[baseline], ls=":", color="#000000", label=f"{baseline} (baseline)")
-        axis.set(title=dataset_label(dataset), xlabel="Layer", ylabel="Mean experts a token")
-        axis.set_ylim(0, None)
+            axis.plot(means.columns, means.loc[baseline], ls=":", color="#000000", label=baseline)
+        axis.set(xlabel="Layer", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = axes[0].get_legend_handles_labels()
-    _place_legend(figure, dict(zip(labels, handles, strict=True)))
+    _finish_grid(grid, "Mean experts a token")
     return figure
 
 
 def experts_per_token(counts: pd.DataFrame) -> Figure:
     """Draw the distribution of experts over all decisions (tokens x layers), cumulated.
 
-    The curve at c is the share of decisions with at most c experts.
+    The curve at c is the share of decisions with at most c experts; a row a family.
     """
-    figure, axes = _panels(counts)
-    varying = varying_strategies(counts)
-    for axis, (dataset, rows) in zip(axes, counts.groupby("dataset", sort=False), strict=True):
-        for number, strategy in enumerate(varying):
+    most = int(counts["experts"].max())
+    figure, grid = _family_grid(counts)
+    for axis, rows, styles in grid:
+        for strategy, style in styles.items():
             own = rows[rows["strategy"] == strategy]
             share = own.groupby("experts")["share"].sum() / own["layer"].nunique()
-            style = _line(number, own["family"].iloc[0]) | {"marker": ""}
-            x = np.concatenate([[0], share.index.to_numpy(), [counts["experts"].max()]])
+            x = np.concatenate([[0], share.index.to_numpy(), [most]])
             y = np.concatenate([[0], share.cumsum().to_numpy(), [1]])
-            axis.step(x, y, where="post", label=strategy, **style)
-        axis.set(title=dataset_label(dataset), xlabel="Experts c", ylim=(0, 1.02))
-        axis.set_ylabel("Share of decisions with at most c")
+            axis.step(x, y, where="post", label=strategy, **(style | {"marker": ""}))
+        axis.set(xlabel="Experts c", ylim=(0, 1.02))
         axis.set_xscale("symlog", base=2, linthresh=1)
-        axis.set_xticks([0, *2 ** np.arange(int(np.log2(counts["experts"].max())) + 1)])
+        axis.set_xticks([0, *(2 ** np.arange(int(np.log2(most)) + 1)).tolist()])
         axis.xaxis.set_major_formatter("{x:.0f}")
-    handles, labels = axes[0].get_legend_handles_labels()
-    _place_legend(figure, dict(zip(labels, handles, strict=True)))
+    _finish_grid(grid, "Share with at most c")
     return figure
+
+
+Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, object]]]
+
+
+def _family_grid(counts: pd.DataFrame) -> tuple[Figure, list[Cell]]:
+    """Return a grid of axes, families down and data sets across, with rows and line styles.
+
+    Raises:
+        InputError: every strategy gives every token the same number of experts.
+    """
+    import matplotlib.pyplot as plt
+
+    varying = counts[counts["strategy"].isin(varying_strategies(counts))]
+    if varying.empty:
+        raise InputError("no strategy varies its number of experts; there is nothing to draw")
+    families, datasets = varying["family"].unique(), varying["dataset"].unique()
+    figure, axes = plt.subplots(
+        len(families), len(datasets), squeeze=False, sharex=True, sharey="row",
+        layout="constrained", figsize=(min(WIDTH, 2.2 + 2 * len(datasets)), 2.3 * len(families)),
+    )  # fmt: skip
+    grid = []
+    for down, family in enumerate(families):
+        names = varying.loc[varying["family"] == family, "strategy"].unique()
+        styles = {name: _line(place, len(names)) for place, name in enumerate(names)}
+        for across, dataset in enumerate(datasets):
+            grid.append((axes[down, across], counts[counts["dataset"] == dataset], styles))
+    return figure, grid
+
+
+def _finish_grid(grid: list[Cell], label: str) -> None:
+    for axis, rows, _ in grid:
+        place = axis.get_subplotspec()
+        if place.is_first_row():
+            axis.set_title(dataset_label(rows["dataset"].iloc[0]))
+        if place.is_first_col():
+            axis.set_ylabel(label)
+        if not place.is_last_row():
+            axis.set_xlabel("")
+        if place.is_last_col():
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def varying_strategies(counts: pd.DataFrame) -> list[str]:
@@ -118,17 +153,14 @@ def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(rows["strategy"].drop_duplicates())
 
 
-def _line(number: int, family: str) -> dict[str, object]:
-    """Tell lines of one family apart by lightness, dashes and markers."""
+def _line(place: int, lines: int) -> dict[str, object]:
+    """Tell the lines of one family apart by lightness, markers and dashes."""
     import matplotlib as mpl
 
-    ramp = mpl.colormaps["viridis"]
-    markers = "osD^vPX<>h*d"
-    dashes = ["-", "--", "-.", ":"]
     return {
-        "color": look(family).colour if family != "bh" else ramp((number * 0.37) % 0.9),
-        "marker": markers[number % len(markers)],
-        "ls": dashes[number % len(dashes)],
-        "lw": 1.0,
+        "color": mpl.colormaps["viridis"](0.85 * place / max(lines - 1, 1)),
+        "marker": "osD^vPX<>h*d"[place % 12],
+        "ls": ["-", "--", "-."][place % 3],
+        "lw": 1.1,
         "ms": 3.5,
     }

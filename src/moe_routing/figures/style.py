@@ -24,24 +24,22 @@ class Look:
     """How a family of strategies is drawn.
 
     Attributes:
-        label: its name in legends.
         colour: Okabe & Ito's palette, whose lightness also differs.
         marker: matplotlib marker.
         dash: matplotlib line style.
     """
 
-    label: str
     colour: str
     marker: str
     dash: str | tuple[int, tuple[int, ...]]
 
 
 LOOKS: dict[str, Look] = {
-    "regular": Look("Top-k, softmax", "#000000", "o", "-"),
-    "normalized": Look("Top-k, renormalised", "#0072B2", "s", "--"),
-    "uniform": Look("Top-k, uniform", "#56B4E9", "^", ":"),
-    "adaptive": Look("Adaptive", "#009E73", "D", "-."),
-    "bh": Look("Benjamini-Hochberg", "#D55E00", "P", (0, (5, 1))),
+    "regular": Look("#000000", "o", "-"),
+    "normalized": Look("#0072B2", "s", "--"),
+    "uniform": Look("#56B4E9", "^", ":"),
+    "adaptive": Look("#009E73", "D", "-."),
+    "bh": Look("#D55E00", "P", (0, (5, 1))),
 }
 _SPARE = (
     ("#CC79A7", "v"), ("#E69F00", "X"), ("#7F3C8D", "<"), ("#8C8C00", ">"), ("#A05A2C", "h"),
@@ -54,7 +52,7 @@ def look(family: str) -> Look:
     if family in LOOKS:
         return LOOKS[family]
     colour, marker = _SPARE[sum(family.encode()) % len(_SPARE)]
-    return Look(family.replace("_", " "), colour, marker, "-")
+    return Look(colour, marker, "-")
 
 
 def use_style() -> None:

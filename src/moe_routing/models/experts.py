@@ -1,23 +1,44 @@
 """Experts for ragged routing: work and memory follow the selected (token, expert) pairs.
 
-Shape letters: T tokens, K slots a token, S selected pairs, E experts, H hidden size, I expert size.
+Shape letters: T tokens, K slots a token, S selected pairs, N pairs of one expert, E experts,
+H hidden size, I expert size, J all experts' sizes (E * I).
 
 The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
 leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here no row of
 a padded slot is ever read. Importing this module registers the implementation under
 :data:`EXPERTS_IMPLEMENTATION` in the experts interface of transformers.
+
+There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
+
+- grouped: two grouped matrix products over all pairs; differentiable, every device and dtype.
+- by expert: one expert after the other, so that its rows stay in cache from gathering to the down
+  projection; for inference on the CPU.
+- dense: every expert on every token, weight 0 where it is not selected; for inference on the CPU
+  when most experts are selected anyway: nothing to sort, gather or scatter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 EXPERTS_IMPLEMENTATION = "ragged"
+TILE_BYTES = 16 << 20
+"""Output rows in work at once when computing by expert."""
+PAIRS_AN_EXPERT = 128
+"""With fewer pairs an expert, on average, the loop over experts costs more than it saves."""
+DENSE_SHARE = 0.6
+"""From this share of all (token, expert) pairs on, computing all of them is faster."""
+DENSE_TILE = 256
+"""Tokens in work at once when computing all pairs."""
+MIN_DENSE_TOKENS = 64
+"""With fewer tokens, bringing the down projections side by side costs more than it saves."""
 
 
 class Pairs(NamedTuple):
@@ -33,6 +54,16 @@ class Pairs(NamedTuple):
     row_TK: Tensor
 
 
+def _order(expert_S: Tensor, num_experts: int) -> Tensor:
+    """Return the stable order of expert ids, 0 ... ``num_experts``."""
+    # Ids of one byte are sorted by radix: on the CPU in a ninth of the time, and by numpy, because
+    # torch does so from 32,768 ids on only.
+    small_S = expert_S.to(torch.uint8) if num_experts < 256 else expert_S
+    if small_S.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(np.argsort(small_S.numpy(), kind="stable"))
+    return small_S.argsort(stable=True)
+
+
 def sort_pairs(index_TK: Tensor, num_experts: int) -> Pairs:
     """Sort the slots by expert, padded ones (id ``num_experts``) last.
 
@@ -40,9 +71,10 @@ def sort_pairs(index_TK: Tensor, num_experts: int) -> Pairs:
     ``ends_E[-1]`` that no slot points at, because cutting would need a host synchronisation.
     """
     slots, k = index_TK.numel(), index_TK.shape[1]
-    expert_S, slot_S = index_TK.reshape(-1).sort(stable=True)
+    expert_S = index_TK.reshape(-1)
+    slot_S = _order(expert_S, num_experts)
     bounds_E = torch.arange(1, num_experts + 1, device=index_TK.device, dtype=expert_S.dtype)
-    ends_E = torch.searchsorted(expert_S, bounds_E).to(torch.int32)
+    ends_E = torch.searchsorted(expert_S[slot_S], bounds_E).to(torch.int32)
     if index_TK.device.type == "cpu":
         slot_S = slot_S[: int(ends_E[-1])]
     row_TK = slot_S.new_full((slots,), slot_S.numel())
@@ -93,9 +125,117 @@ class _Combine(torch.autograd.Function):
         return grad_TH.index_select(0, *ctx.saved_tensors), None, None
 
 
-def _grouped_linear(rows_SX: Tensor, weight_EYX: Tensor, ends_E: Tensor) -> Tensor:
-    """Multiply the rows of each expert's pairs by that expert's weight, transposed."""
-    return F.grouped_mm(rows_SX, weight_EYX.transpose(1, 2), offs=ends_E)
+class Weights(NamedTuple):
+    """The experts' weights as right-hand factors: up (gate and up side by side), then down."""
+
+    up_EHI: Tensor
+    down_EIH: Tensor
+
+
+def _weights(module: nn.Module) -> Weights:
+    if module.is_transposed:
+        return Weights(module.gate_up_proj, module.down_proj)
+    return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
+
+
+def _grouped(
+    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
+) -> Tensor:
+    """Compute all experts in two grouped products."""
+    pairs = sort_pairs(index_TK, module.num_experts)
+    if pairs.slot_S.numel() == 0:
+        return torch.zeros_like(hidden_TH)
+    weight_S = weight_TK.reshape(-1)[pairs.slot_S]
+    if hidden_TH.device.type != "cpu":
+        # Zero, and keep from the router's gradient, the tail that the kernels leave uninitialised.
+        tail_S = torch.arange(weight_S.numel(), device=weight_S.device) >= pairs.ends_E[-1]
+        weight_S = weight_S.masked_fill(tail_S, 0.0)
+    rows_SH = _Dispatch.apply(hidden_TH, pairs.token_S, pairs.row_TK)
+    inner_SI = module._apply_gate(F.grouped_mm(rows_SH, weights.up_EHI, offs=pairs.ends_E))
+    # Folding the weight in here touches I numbers a pair; after the down projection, H.
+    inner_SI = inner_SI * weight_S.unsqueeze(1).to(inner_SI.dtype)
+    out_SH = F.grouped_mm(inner_SI, weights.down_EIH, offs=pairs.ends_E)
+    return _Combine.apply(out_SH, pairs.token_S, pairs.row_TK)
+
+
+def _by_expert(
+    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
+) -> Tensor:
+    """Compute expert after expert, a tile of tokens at a time."""
+    slots = TILE_BYTES // (hidden_TH.element_size() * hidden_TH.shape[1])
+    tile = max(1, slots // index_TK.shape[1])
+    parts = zip(hidden_TH.split(tile), index_TK.split(tile), weight_TK.split(tile), strict=True)
+    tiles = [_tile_by_expert(module, *part, weights) for part in parts]
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+
+def _tile_by_expert(
+    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
+) -> Tensor:
+    experts, k = module.num_experts, index_TK.shape[1]
+    flat_S = index_TK.reshape(-1)
+    counts = torch.bincount(flat_S, minlength=experts + 1)[:experts].tolist()
+    slot_S = _order(flat_S, experts)[: sum(counts)]
+    rows_SH = hidden_TH.new_empty(slot_S.numel(), hidden_TH.shape[1])
+    gathered_NH = hidden_TH.new_empty(max(counts), hidden_TH.shape[1])
+    inner_NI = hidden_TH.new_empty(max(counts), weights.up_EHI.shape[2])
+    work = zip(counts, (slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
+    for pairs, token_N, out_NH, up_HI, down_IH in work:
+        if pairs == 0:
+            continue
+        torch.index_select(hidden_TH, 0, token_N, out=gathered_NH[:pairs])
+        torch.mm(gathered_NH[:pairs], up_HI, out=inner_NI[:pairs])
+        torch.mm(module._apply_gate(inner_NI[:pairs]), down_IH, out=out_NH)
+    row_S = slot_S.new_empty(flat_S.numel())
+    row_S.scatter_(0, slot_S, torch.arange(slot_S.numel()))
+    weight_TK = weight_TK.to(hidden_TH.dtype)
+    return _weighted_sum(rows_SH, row_S.view(-1, k), index_TK < experts, weight_TK)
+
+
+def _weighted_sum(rows_SH: Tensor, row_TK: Tensor, keep_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """Sum, for each token, its slots' rows times weights; slots that are not kept have no row."""
+    if rows_SH.shape[0] == row_TK.numel():
+        return F.embedding_bag(row_TK, rows_SH, mode="sum", per_sample_weights=weight_TK)
+    starts_T = F.pad(keep_TK.sum(1).cumsum(0)[:-1], (1, 0))
+    return F.embedding_bag(
+        row_TK[keep_TK], rows_SH, starts_T, mode="sum", per_sample_weights=weight_TK[keep_TK]
+    )
+
+
+def _dense(
+    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
+) -> Tensor:
+    """Compute every expert for every token, a cache-sized tile of tokens at a time."""
+    experts, hidden = module.num_experts, hidden_TH.shape[1]
+    weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts + 1)
+    weight_TE.scatter_(1, index_TK, weight_TK.to(hidden_TH.dtype))
+    up_HJ = weights.up_EHI.transpose(1, 2).reshape(-1, hidden).t()
+    down_JH = weights.down_EIH.reshape(-1, hidden)
+    out_TH = torch.empty_like(hidden_TH)
+    for start in range(0, hidden_TH.shape[0], DENSE_TILE):
+        part = slice(start, start + DENSE_TILE)
+        up_TJ = hidden_TH[part] @ up_HJ
+        inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
+        inner_TEI = inner_TEI * weight_TE[part, :experts, None]
+        torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
+    return out_TH
+
+
+def _best_way(module: nn.Module, hidden_TH: Tensor, index_TK: Tensor) -> Callable[..., Tensor]:
+    """Choose by device, dtype and the number of selected pairs."""
+    inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
+    on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
+    if not (inference and on_cpu) or torch.compiler.is_compiling():
+        return _grouped
+    tokens, experts = hidden_TH.shape[0], module.num_experts
+    pairs = int((index_TK < experts).sum())
+    if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
+        return _dense
+    return _by_expert if pairs >= PAIRS_AN_EXPERT * experts else _grouped
+
+
+def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
+    return hidden_TH.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
 def ragged_experts_forward(
@@ -118,24 +258,8 @@ def ragged_experts_forward(
     if module.has_bias or not module.has_gate or module.has_post_expert_norm:
         name = type(module).__name__
         raise NotImplementedError(f"{name}: ragged experts need gated experts without bias or norm")
-    pairs = sort_pairs(index_TK, module.num_experts)
-    if pairs.slot_S.numel() == 0:
-        return torch.zeros_like(hidden_TH)
-    up_proj, down_proj = module.gate_up_proj, module.down_proj
-    if module.is_transposed:
-        up_proj, down_proj = up_proj.transpose(1, 2), down_proj.transpose(1, 2)
-    weight_S = weight_TK.reshape(-1)[pairs.slot_S]
-    if hidden_TH.device.type != "cpu":
-        # Zero, and keep from the router's gradient, the tail that the kernels leave uninitialised.
-        tail_S = torch.arange(weight_S.numel(), device=weight_S.device) >= pairs.ends_E[-1]
-        weight_S = weight_S.masked_fill(tail_S, 0.0)
-    rows_SH = _Dispatch.apply(hidden_TH, pairs.token_S, pairs.row_TK)
-    inner_SI = module._apply_gate(_grouped_linear(rows_SH, up_proj, pairs.ends_E))
-    # Folding the weight in here touches I numbers a pair; after the down projection, H.
-    inner_SI = inner_SI * weight_S.unsqueeze(1).to(inner_SI.dtype)
-    return _Combine.apply(
-        _grouped_linear(inner_SI, down_proj, pairs.ends_E), pairs.token_S, pairs.row_TK
-    )
+    compute = _best_way(module, hidden_TH, index_TK)
+    return compute(module, hidden_TH, index_TK, weight_TK, _weights(module))
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, ragged_experts_forward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
 
     Returns:
         ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``native_k``,
-        ``weights_sha256`` (one hash over the files' hashes) and ``files`` (name to hash).
+        ``parameters``, ``weights_sha256`` (one hash over the files' hashes) and ``files`` (name to
+        hash).
 
     Raises:
         InputError: no such folder, no or truncated safetensors, or no config.
@@ -50,6 +52,7 @@ def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
         "num_layers": architecture.get("num_hidden_layers"),
         "num_experts": experts,
         "native_k": architecture.get("num_experts_per_tok"),
+        "parameters": sum(_count_parameters(path) for path in _weight_files(folder)),
         "weights_sha256": digest,
         "files": files,
     }
@@ -138,16 +141,16 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, provenance)
 
 
-def check_device(device: str) -> None:
-    """Raise InputError if a device is asked for that this machine does not have."""
+def check_device(device: str, key: str = "model.device") -> None:
+    """Raise InputError if a device is asked for, under a config key, that is not there."""
     import torch
 
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise InputError(f"model.device is '{device}'; allowed: cpu, cuda, cuda:<n>") from error
+        raise InputError(f"{key} is '{device}'; allowed: cpu, cuda, cuda:<n>") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device is '{device}', but no GPU is visible; allowed here: cpu")
+        raise InputError(f"{key} is '{device}', but no GPU is visible; allowed here: cpu")
 
 
 def device_name(device: str) -> str:
@@ -184,6 +187,14 @@ def _open_weights(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: truncated or not a safetensors file: {reason}") from error
+
+
+def _count_parameters(path: Path) -> int:
+    """Return the number of weights in a file, from its header."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _check_weights(path: Path) -> str:

@@ -135,7 +135,8 @@ def _forward(
         weight_EH = router.module.weight
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
-        routing = route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH))
+        mask_T = None if recorder is None else recorder.mask_T
+        routing = route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         if recorder is not None:
             recorder.add(router.layer, routing, floor, cap)

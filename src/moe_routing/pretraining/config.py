@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from moe_routing.errors import InputError
 from moe_routing.schema import ClosedModel
 
 
@@ -119,3 +120,20 @@ class PretrainConfig(ClosedModel):
                 f"model.max_position_embeddings = {self.model.max_position_embeddings}"
             )
         return self
+
+    def source(self, name: str) -> TextSource:
+        """Return the source of this name.
+
+        Raises:
+            InputError: there is none.
+        """
+        for source in self.sources:
+            if source.name == name:
+                return source
+        names = ", ".join(source.name for source in self.sources)
+        raise InputError(f"source '{name}' is unknown; allowed: {names}")
+
+    def local_files(self, *names: str) -> list[str]:
+        """Return the files of the named sources (default: all); a hub source has none."""
+        chosen = [self.source(name) for name in names] or self.sources
+        return [source.path for source in chosen if source.kind == "local"]

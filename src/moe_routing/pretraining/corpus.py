@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 from collections.abc import Iterator
@@ -29,15 +30,32 @@ def read_documents(source: TextSource) -> Iterator[str]:
 
     A text file (also .xz, .gz) holds a paragraph a line and an empty line between documents; a hub
     data set holds a document a row.
+
+    Raises:
+        InputError: no such file, another hash than the config's, or no such column.
     """
     documents = _read_file(source) if source.kind == "local" else _read_hub(source)
     return islice(documents, source.max_documents)
+
+
+def leading_documents(source: TextSource, size: int) -> Iterator[str]:
+    """Yield the first documents of a source until they have ``size`` UTF-8 bytes."""
+    for document in read_documents(source):
+        yield document
+        size -= len(document.encode())
+        if size <= 0:
+            return
 
 
 def _read_file(source: LocalTextSource) -> Iterator[str]:
     path = Path(source.path)
     if not path.is_file():
         raise InputError(f"pretraining source '{source.name}': path: {path}: no such file")
+    if source.sha256 is not None and (found := _sha256(path)) != source.sha256:
+        raise InputError(
+            f"pretraining source '{source.name}': {path}: sha256 is {found}; "
+            f"the config asks for {source.sha256}"
+        )
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
         for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
             if has_text:
@@ -51,6 +69,11 @@ def _read_hub(source: HubTextSource) -> Iterator[str]:
         source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True
     )
     for row in rows:
+        if source.column not in row:
+            raise InputError(
+                f"pretraining source '{source.name}': no column '{source.column}'; "
+                f"allowed: {', '.join(row)}"
+            )
         yield row[source.column]
 
 
@@ -66,6 +89,10 @@ def tokenize_source(
 
     Documents are joined by the end-of-text token. Each goes to validation with probability
     ``validation_share``, drawn from ``seed``: a split by documents that training never sees.
+    ``{name}.json`` tells the bytes and tokens of the source.
+
+    Raises:
+        InputError: one of the splits got no document; see also :func:`read_documents`.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
@@ -84,13 +111,24 @@ def tokenize_source(
                 f"pretraining source '{source.name}': no document for the {split} split; "
                 "give more text or another validation_share"
             )
-        with atomic_path(folder / f"{source.name}.{split}.npy") as temporary:
-            with temporary.open("wb") as stream:
-                np.save(stream, np.concatenate(arrays))
+        path = folder / f"{source.name}.{split}.npy"
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, np.concatenate(arrays))
     tokens = sum(array.size for arrays in parts.values() for array in arrays)
     summary = {"bytes": n_bytes, "tokens": tokens, "bytes_per_token": n_bytes / tokens}
     with atomic_path(folder / f"{source.name}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def corpus_hashes(folder: Path, sources: list[TextSource]) -> dict[str, str]:
+    """Return the sha256 of each training token file, by its name."""
+    names = [f"{source.name}.train.npy" for source in sources]
+    return {name: _sha256(folder / name) for name in names}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from moe_routing.files import atomic_path
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.schema import parse
 
-STARTED_WITH = "config.json"
+STARTED_WITH = "started_with.json"
 MAY_CHANGE = {
     "name", "sources", "device", "threads", "steps", "decay_share", "learning_rate",
     "warmup_steps", "validation_interval", "validation_batches", "checkpoint_interval",
@@ -33,46 +33,52 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * (1 - math.sqrt(done))
 
 
-def record_config(config: PretrainConfig, folder: Path, steps_done: int) -> None:
-    """Write the config beside the checkpoint, unless the steps done came from another one.
+def record_start(
+    config: PretrainConfig, corpus: dict[str, str], folder: Path, steps_done: int
+) -> None:
+    """Write config and corpus beside the checkpoint, unless its steps came from other ones.
 
     A run can be prolonged while its learning rate has not begun to decay, moved to another device
     and logged otherwise; whatever else decides the weights must be what it was.
 
+    Args:
+        config: the config of the run.
+        corpus: hash of each token file, by its name.
+        folder: the folder of the checkpoint.
+        steps_done: steps that the checkpoint has behind it.
+
     Raises:
-        InputError: the checkpoint belongs to a run that this config would not have begun with.
+        InputError: this config and corpus would not have led to the checkpoint.
     """
     path = folder / STARTED_WITH
     if steps_done and path.is_file():
-        before = parse(PretrainConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
-        _check_same_run(before, config, folder, steps_done)
+        before = json.loads(path.read_text(encoding="utf-8"))
+        _check_same_run(parse(PretrainConfig, before["config"], str(path)), config, steps_done)
+        changed = [name for name in corpus if before["corpus"].get(name) != corpus[name]]
+        if changed:
+            raise InputError(
+                f"the checkpoint's {steps_done} steps were done with other tokens in {changed[0]}; "
+                "restore them, or give the run another name"
+            )
+    started_with = {"config": config.model_dump(mode="json"), "corpus": corpus}
     with atomic_path(path) as temporary:
-        temporary.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(started_with, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_same_run(
-    before: PretrainConfig, config: PretrainConfig, folder: Path, steps_done: int
-) -> None:
+def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: int) -> None:
     """Raise InputError for the first key under which the steps done would have differed."""
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
     pairs = [(key, getattr(before, key), getattr(config, key)) for key in fixed]
     pairs.append(("sources", _mixture(before), _mixture(config)))
-    for step in range(steps_done):
-        rates = learning_rate(step, before), learning_rate(step, config)
-        if rates[0] != rates[1]:
-            pairs.append((f"the learning rate of step {step}", *rates))
-            break
+    rates = ((n, learning_rate(n, before), learning_rate(n, config)) for n in range(steps_done))
+    pairs += ((f"learning rate of step {n}", old, new) for n, old, new in rates)
     for key, old, new in pairs:
         if old != new:
             raise InputError(
-                f"{folder}: {steps_done} steps were done with {key} = {old}, the config has {new}; "
-                "restore it, or remove the folder to start again"
+                f"the checkpoint's {steps_done} steps were done with {key} = {old}, now it is "
+                f"{new}; restore that, or give the run another name"
             )
 
 
-def _mixture(config: PretrainConfig) -> list[tuple]:
-    """Return what decides the text of each source; where it lies and its licence do not."""
-    return [
-        (source.name, source.weight, source.max_documents, getattr(source, "revision", None))
-        for source in config.sources
-    ]
+def _mixture(config: PretrainConfig) -> list[tuple[str, float]]:
+    return [(source.name, source.weight) for source in config.sources]

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from moe_routing.errors import InputError
+from moe_routing.pretraining.corpus import leading_documents
+
+if TYPE_CHECKING:
+    from moe_routing.pretraining.config import PretrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -38,3 +47,27 @@ def train_tokenizer(
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_on_sources(config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """Train the tokenizer of a run on the first ``tokenizer_bytes`` of each source, in order.
+
+    Raises:
+        InputError: the text has too few distinct pairs for ``vocab_size`` entries.
+    """
+    heads = (leading_documents(source, config.tokenizer_bytes) for source in config.sources)
+    size = config.model.vocab_size
+    tokenizer = train_tokenizer(
+        chain.from_iterable(heads), size, config.model.max_position_embeddings
+    )
+    if len(tokenizer) < size:
+        raise InputError(
+            f"model.vocab_size is {size}, but the text gives only {len(tokenizer)} entries; "
+            "give more text or a smaller vocabulary"
+        )
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Read the tokenizer of a run."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)

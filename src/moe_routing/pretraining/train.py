@@ -1,23 +1,31 @@
-"""Pretraining of a small OLMoE: resumable, and the same bytes for the same seed on a CPU."""
+"""Pretraining of a small OLMoE: resumable, and the same bytes for the same seed on a CPU.
+
+Shape letters: B sequences, L tokens of a sequence (and the one after them), T tokens, V vocabulary,
+H hidden size.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.pretraining.corpus import PackedCorpus
+from moe_routing.models.loading import check_device
+from moe_routing.pretraining.corpus import PackedCorpus, corpus_hashes
 from moe_routing.pretraining.loss import RouterLosses, linear_cross_entropy, router_losses
 from moe_routing.pretraining.model import build_model
-from moe_routing.pretraining.schedule import learning_rate, record_config
+from moe_routing.pretraining.schedule import learning_rate, record_start
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
@@ -42,7 +50,13 @@ def build_optimizer(model: OlmoeForCausalLM, config: PretrainConfig) -> torch.op
 
 
 class Trainer:
-    """One training run in a folder: ``checkpoint/``, ``training.csv``."""
+    """One training run in a folder of its own.
+
+    The folder holds ``checkpoint.safetensors``, ``training.csv`` and ``started_with.json``. A run
+    that was stopped anywhere goes on from its last checkpoint, and on a CPU ends with the bytes
+    that an unbroken run would have ended with: nothing is drawn at random while it trains, and the
+    order of the text depends on seed and step only.
+    """
 
     def __init__(
         self,
@@ -51,7 +65,19 @@ class Trainer:
         corpus_folder: Path,
         folder: Path,
     ) -> None:
-        """Build the model and optimiser, and load the checkpoint in ``folder`` if there is one."""
+        """Build the model and optimiser, and load the checkpoint in ``folder`` if there is one.
+
+        Args:
+            config: the run.
+            tokenizer: gives the ids of the special tokens.
+            corpus_folder: token files, as :func:`tokenize_source` writes them.
+            folder: the run's own folder.
+
+        Raises:
+            InputError: a source is too small, the device is not there, or the checkpoint belongs
+                to another config.
+        """
+        check_device(config.device, key="device")
         self.config, self.folder = config, folder
         self.device = torch.device(config.device)
         if config.threads:
@@ -64,23 +90,34 @@ class Trainer:
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
-        self._load_checkpoint()
+        self._load_checkpoint(corpus_hashes(corpus_folder, config.sources))
 
     def run(self, steps: int | None = None) -> OlmoeForCausalLM:
-        """Train up to ``steps`` (default: the configured number), saving at intervals."""
+        """Train up to ``steps`` (default: the configured number), saving at intervals.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
         last = min(steps or self.config.steps, self.config.steps)
         batches = self.training.batches(self.config.batch_size, self.step, last)
         self.model.train()
-        with tqdm(total=last, initial=self.step, unit="step", desc="pretrain") as progress:
+        bar = {"unit": "step", "desc": "pretrain", "mininterval": 2.0}
+        with tqdm(total=last, initial=self.step, **bar) as progress:
             for batch in batches:
                 started = time.perf_counter()
                 row = self._train_step(torch.from_numpy(batch).to(self.device))
+                if not math.isfinite(row["loss"]):
+                    raise InputError(
+                        f"step {self.step}: the loss is {row['loss']}; lower learning_rate"
+                    )
                 row["tokens_per_second"] = batch[:, 1:].size / (time.perf_counter() - started)
                 self.step += 1
                 if self.step % self.config.validation_interval == 0 or self.step == last:
                     row["validation_loss"] = self.validation_loss()
                 self._log(row)
-                progress.set_postfix(loss=f"{row['loss']:.3f}", load=f"{row['max_load']:.1f}")
+                progress.set_postfix(
+                    loss=f"{row['loss']:.3f}", load=f"{row['max_load']:.1f}", refresh=False
+                )
                 progress.update()
                 if self.step % self.config.checkpoint_interval == 0 or self.step == last:
                     self._save_checkpoint()
@@ -151,24 +188,32 @@ class Trainer:
         with atomic_path(self.folder / "checkpoint.safetensors") as temporary:
             save_file(self._state(), temporary, {"step": json.dumps(self.step)})
 
-    def _load_checkpoint(self) -> None:
+    def save_weights(self, path: Path) -> None:
+        """Write the parameters by name as safetensors, in the precision of training."""
+        with atomic_path(path) as temporary:
+            save_file(dict(self.model.state_dict()), temporary, {"step": json.dumps(self.step)})
+
+    def _load_checkpoint(self, corpus: dict[str, str]) -> None:
         path = self.folder / "checkpoint.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             (self.folder / "training.csv").unlink(missing_ok=True)
+            record_start(self.config, corpus, self.folder, steps_done=0)
             return
-        state = load_file(path)
+        with safe_open(path, "pt") as checkpoint:
+            self.step = json.loads(checkpoint.metadata()["step"])
+        record_start(self.config, corpus, self.folder, self.step)
+        self._restore(load_file(path))
+        self._cut_log()
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state[f"model.{name}"])
                 self.optimizer.state[parameter] = {
-                    key: state[f"{key}.{name}"].to(
-                        "cpu" if key == "step" and self.device.type == "cpu" else self.device
-                    )
+                    key: state[f"{key}.{name}"].to(self.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-        self.step = int(state[f"step.{name}"])
-        self._cut_log()
 
     def _cut_log(self) -> None:
         """Drop the log rows after the checkpoint: they are written again."""

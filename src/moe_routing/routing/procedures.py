@@ -1,8 +1,8 @@
 """Multiple-testing procedures: how many of a token's experts pass.
 
-Every procedure takes the p-values of each token sorted upwards and returns a number of rejections;
-the rejected experts are those with the smallest p-values. A step-up procedure is a vector of levels.
-All comparisons are made in float64: float32 p-values are exact there, and so are the decisions.
+Every procedure takes the p-values of each token sorted upwards and returns how many it rejects;
+rejected are the experts with the smallest p-values. A step-up procedure is a vector of levels. All
+comparisons are made in float64: float32 p-values are exact there, and so are the decisions.
 
 Shape letters: T tokens, E experts.
 """
@@ -72,9 +72,10 @@ def ebh_levels(experts: int, alpha: float) -> Tensor:
 
 
 def last_passing(passes_TE: Tensor) -> Tensor:
-    """Return the largest i (from 1) whose i-th column holds, 0 where none does; int64, (tokens,)."""
-    place_E = torch.arange(1, passes_TE.shape[1] + 1, device=passes_TE.device)
-    return (passes_TE * place_E).amax(1)
+    """Return the largest i (from 1) whose i-th column holds, 0 if none does; int64, (tokens,)."""
+    # Narrow integers: this is on the hot path, and half the traffic is a third of its time.
+    place_E = torch.arange(1, passes_TE.shape[1] + 1, dtype=torch.int16, device=passes_TE.device)
+    return (passes_TE * place_E).amax(1).long()
 
 
 def step_up(sorted_p_TE: Tensor, level_E: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ class RouterInputs:
         logits_TE: router logits, (tokens, experts), in the model's dtype.
         hidden_TH: inputs of the router, (tokens, hidden).
         weight_EH: the router's weight, (experts, hidden).
+        mask_T: which tokens are real and which are padding, bool, (tokens,); None: all are real.
     """
 
     layer: int
     logits_TE: Tensor
     hidden_TH: Tensor | None = None
     weight_EH: Tensor | None = None
+    mask_T: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Selection:
         return cls(index_TK, count_T, count_T)
 
     @classmethod
-    def prefix(cls, order_TK: Tensor, count_T: Tensor, experts: int, rejected_T: Tensor) -> Selection:
+    def prefix(
+        cls, order_TK: Tensor, count_T: Tensor, experts: int, rejected_T: Tensor
+    ) -> Selection:
         """Keep the first ``count_T`` of ``order_TK`` and pad the rest.
 
         On the CPU, slots that no token fills are cut off.

@@ -17,9 +17,7 @@ Weighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 
-def weigh(
-    kind: Weighting, probability_TE: Tensor, selection: Selection, native_k: int
-) -> Tensor:
+def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_k: int) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
     Args:

@@ -9,7 +9,7 @@ Shape letters: N items, C clusters, S series (metrics or strategies), B resample
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,7 +64,9 @@ def ratio_with_error(numerator_CS: ArrayLike, denominator_CS: ArrayLike) -> tupl
 
 def _linearise(a_CS: Array, b_CS: Array) -> tuple[Array, Array]:
     """Return R = sum A / sum B and A_c - R B_c, with rounding noise set to exactly 0."""
-    ratio_S = a_CS.sum(0) / b_CS.sum(0)
+    total_S = a_CS.sum(0)
+    total_S[np.abs(total_S) < 1e-13 * np.abs(a_CS).sum(0)] = 0.0
+    ratio_S = total_S / b_CS.sum(0)
     residual_CS = a_CS - ratio_S * b_CS
     residual_CS[np.abs(residual_CS) < 1e-12 * (np.abs(a_CS) + np.abs(ratio_S * b_CS))] = 0.0
     return ratio_S, residual_CS
@@ -87,6 +89,10 @@ class RatioBootstrap:
     error_S: Array
     ratio_BS: Array
     error_BS: Array
+
+    def negated(self) -> RatioBootstrap:
+        """Return the same for numerators of the opposite sign."""
+        return replace(self, ratio_S=-self.ratio_S, ratio_BS=-self.ratio_BS)
 
 
 def bootstrap_ratios(

@@ -112,26 +112,28 @@ def metric_intervals(
     return shares + _nats(items, NATS_METRICS[task], confidence, resamples, rng)
 
 
-def column(items: pd.DataFrame, name: str) -> np.ndarray:
-    """Return a column as floats.
+def column(items: pd.DataFrame, name: str, origin: str = "a cell") -> np.ndarray:
+    """Return a column as floats; ``origin`` names the cell in errors.
 
     Raises:
         InputError: the column is missing or holds a missing or infinite value.
     """
     if name not in items:
-        raise InputError(f"a cell lacks the column '{name}'; it has: {', '.join(items.columns)}")
+        raise InputError(f"{origin} lacks the column '{name}'; it has: {', '.join(items.columns)}")
     values = items[name].to_numpy(dtype=float, na_value=np.nan)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         row = items.iloc[bad[0]]
         label = row["id"] if "id" in items else items.index[bad[0]]
-        raise InputError(f"column '{name}' of item '{label}' is {values[bad[0]]}; allowed: finite")
+        raise InputError(
+            f"{origin}: column '{name}' of item '{label}' is {values[bad[0]]}; allowed: finite"
+        )
     return values
 
 
-def denominator(items: pd.DataFrame, unit: str | None) -> np.ndarray:
+def denominator(items: pd.DataFrame, unit: str | None, origin: str = "a cell") -> np.ndarray:
     """Return the units of each item: a column of counts, or ones."""
-    return np.ones(len(items)) if unit is None else column(items, unit)
+    return np.ones(len(items)) if unit is None else column(items, unit, origin)
 
 
 def _share(items: pd.DataFrame, metric: str, name: str, confidence: float) -> Estimate:

@@ -1,6 +1,6 @@
 """Tests of an arm against the baseline on the same items.
 
-Shape letters: N items, C clusters, S arms.
+Shape letters: C clusters, S arms, P permutations.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ def sign_flip_p(difference_CS: ArrayLike, *, permutations: int, rng: np.random.G
     if difference_CS.ndim == 1:
         difference_CS = difference_CS[:, None]
     clusters = len(difference_CS)
+    sum_S = difference_CS.sum(0)
     # Sums that are equal in exact arithmetic differ by rounding; they count as equal.
-    observed_S = np.abs(difference_CS.sum(0)) - 1e-9 * np.abs(difference_CS).sum(0)
+    observed_S = np.abs(sum_S) - 1e-9 * np.abs(difference_CS).sum(0)
     extreme_S = np.zeros(difference_CS.shape[1])
     chunk = max(1, _SIGNS_AT_ONCE // clusters)
     for start in range(0, permutations, chunk):
         shape = (min(chunk, permutations - start), clusters)
-        sign_PC = 1.0 - 2.0 * rng.integers(0, 2, size=shape, dtype=np.int8)
-        extreme_S += (np.abs(sign_PC @ difference_CS) >= observed_S).sum(0)
+        flipped_PC = rng.integers(0, 2, size=shape, dtype=np.int8).astype(float)
+        permuted_PS = sum_S - 2 * (flipped_PC @ difference_CS)
+        extreme_S += (np.abs(permuted_PS) >= observed_S).sum(0)
     return (1 + extreme_S) / (permutations + 1)
 
 

@@ -32,7 +32,8 @@ def wilson_interval(
     low, high = proportion_confint(
         successes / design_effect, n / design_effect, alpha=1 - confidence, method="wilson"
     )
-    return max(float(low), 0.0), min(float(high), 1.0)  # statsmodels: -1e-17 for 0 successes
+    # At 0 and n successes rounding puts a limit a bit beside the estimate.
+    return min(max(float(low), 0.0), successes / n), max(min(float(high), 1.0), successes / n)
 
 
 def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:

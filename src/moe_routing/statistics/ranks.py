@@ -6,7 +6,6 @@ Shape letters: D data sets, S strategies.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +65,7 @@ def friedman(loss_DS: ArrayLike, *, confidence: float = 0.95) -> Friedman:
         chi2, p_value, f, p_f = 0.0, 1.0, 0.0, 1.0
     else:
         chi2, p_value = (float(x) for x in stats.friedmanchisquare(*loss_DS.T))
-        f, p_f = _iman_davenport(chi2, sets, strategies)
+        f, p_f = iman_davenport(chi2, sets, strategies)
     distance = critical_difference(sets, strategies, confidence)
     return Friedman(rank_S, chi2, p_value, f, p_f, distance, _nemenyi(loss_DS))
 
@@ -84,7 +83,16 @@ def critical_difference(sets: int, strategies: int, confidence: float = 0.95) ->
     return float(q * math.sqrt(strategies * (strategies + 1) / (6 * sets)))
 
 
-def _iman_davenport(chi2: float, sets: int, strategies: int) -> tuple[float, float]:
+def iman_davenport(chi2: float, sets: int, strategies: int) -> tuple[float, float]:
+    """Return F = (D - 1) chi2 / (D (S - 1) - chi2) and its p-value (Iman & Davenport 1980).
+
+    F has S - 1 and (S - 1)(D - 1) degrees of freedom; with the same order in every data set it is
+    infinite.
+
+    >>> f, p_value = iman_davenport(9.28, 14, 4)
+    >>> round(f, 2), round(p_value, 3)
+    (3.69, 0.02)
+    """
     rest = sets * (strategies - 1) - chi2
     if rest <= 1e-9:  # the same order in every data set
         return math.inf, 0.0
@@ -94,10 +102,7 @@ def _iman_davenport(chi2: float, sets: int, strategies: int) -> tuple[float, flo
 
 
 def _nemenyi(loss_DS: Array) -> Array:
-    with warnings.catch_warnings():
-        # Of scikit-posthocs' dependencies; none of them about the numbers.
-        warnings.simplefilter("ignore", category=DeprecationWarning)
-        warnings.simplefilter("ignore", category=FutureWarning)
-        from scikit_posthocs import posthoc_nemenyi_friedman
+    # Imported here because it takes a second and only this test needs it.
+    from scikit_posthocs import posthoc_nemenyi_friedman
 
-        return posthoc_nemenyi_friedman(loss_DS).to_numpy(dtype=float)
+    return posthoc_nemenyi_friedman(loss_DS).to_numpy(dtype=float)

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.routing.nulls.base import Null, sample_inputs
+from moe_routing.routing.nulls.diagnostics import diagnose
 from moe_routing.routing.nulls.marginal import (
     PerExpert,
+    PerExpertKDE,
     PermutedContext,
     Pooled,
     PooledKDE,
@@ -32,6 +34,7 @@ NULLS: Mapping[str, type[Null]] = MappingProxyType(
             Pooled,
             PooledKDE,
             PerExpert,
+            PerExpertKDE,
             Unselected,
             RandomDirection,
             PermutedContext,
@@ -39,7 +42,18 @@ NULLS: Mapping[str, type[Null]] = MappingProxyType(
     }
 )
 
-__all__ = ["NULLS", "Null", "load_null", "sample_inputs", "save_null"]
+__all__ = ["NULLS", "Null", "diagnose", "fit_null", "load_null", "sample_inputs", "save_null"]
+
+
+def fit_null(null_id: str, sample: CalibrationSample) -> Null:
+    """Fit a null by its id.
+
+    Raises:
+        InputError: there is no such null.
+    """
+    if null_id not in NULLS:
+        raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULLS)}")
+    return NULLS[null_id].fit(sample)
 
 
 def save_null(null: Null, sample: CalibrationSample, path: Path | str) -> None:

@@ -72,6 +72,18 @@ class Null(ABC):
         """
         return order_with_ties(self.statistic(inputs), inputs.logits_TE)
 
+    def ordered_p_values(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Return each token's p-values, sorted upwards, and the experts in that order.
+
+        The order is that of :meth:`ordered` for a layer-monotone null; otherwise equal p-values
+        are ordered by the larger logit, then by the lower index.
+        """
+        if self.layer_monotone:
+            statistic_TE, order_TE = self.ordered(inputs)
+            return self.tail(inputs.layer, statistic_TE), order_TE
+        negative_TE, order_TE = order_with_ties(-self.p_values(inputs), inputs.logits_TE)
+        return -negative_TE, order_TE
+
     def critical(self, layer: int, level_N: Tensor) -> Tensor:
         """Return for each level the smallest float32 statistic with a p-value at most that level.
 

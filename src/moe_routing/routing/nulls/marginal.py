@@ -1,10 +1,11 @@
 """Nulls that compare a logit with the distribution of logits: pooled, per expert, unselected.
 
-Shape letters: L layers, T tokens, E experts, n draws.
+Shape letters: L layers, T tokens, E experts, R rows of a table, n draws.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Self
 
 import numpy as np
@@ -124,18 +125,17 @@ class PermutedContext(LogitNull):
         return sample.permuted_LTE.flatten(1)
 
 
-class PooledKDE(Null):
-    """As ``pooled``, with a Gaussian kernel density instead of the empirical law.
+class KernelNull(Null):
+    """A null whose statistic is the logit and whose tail is a Gaussian kernel density's.
 
     Bandwidth 0.9 * min(sd, IQR / 1.349) * n^(-1/5) (Silverman 1986, eq. 3.31). A kernel density
-    knows nothing beyond its draws: p-values are clipped at 1 / (n + 1).
+    knows nothing beyond its draws: p-values are clipped at 1 / (n + 1). It is tabulated at 1,025
+    points, about 0.01 standard deviations or 0.1 bandwidths apart.
     """
 
-    id: ClassVar[str] = "pooled_kde"
-    hypothesis: ClassVar[str] = Pooled.hypothesis
-    layer_monotone: ClassVar[bool] = True
+    KNOTS: ClassVar[int] = 1025
 
-    def __init__(self, table: SmoothTail, draws: float) -> None:
+    def __init__(self, table: SmoothTail, draws: int) -> None:
         self.table = table
         self.draws = draws
 
@@ -143,16 +143,20 @@ class PooledKDE(Null):
     def fit(cls, sample: CalibrationSample) -> Self:
         """Fit every layer; see :meth:`Null.fit`."""
         check_finite(sample)
-        draws_Ln = sample.logits_LTE.flatten(1).double().numpy()
-        width_L = np.array([silverman_bandwidth(draws) for draws in draws_Ln])
-        low_L, high_L = draws_Ln.min(1) - 6 * width_L, draws_Ln.max(1) + 6 * width_L
+        draws_Rn = cls.draws_Rn(sample).double().numpy()
+        width_R = np.array([silverman_bandwidth(draws) for draws in draws_Rn])
+        low_R, high_R = draws_Rn.min(1) - 6 * width_R, draws_Rn.max(1) + 6 * width_R
+        smallest = 1 / (draws_Rn.shape[1] + 1)
 
-        def log_survival(layer: int, grid: np.ndarray) -> np.ndarray:
-            survival = kernel_survival(draws_Ln[layer], width_L[layer], grid)
-            return np.log(survival.clip(1 / (draws_Ln.shape[1] + 1), 1.0))
+        def log_survival(row: int, grid: np.ndarray) -> np.ndarray:
+            return np.log(kernel_survival(draws_Rn[row], width_R[row], grid).clip(smallest, 1.0))
 
-        table = SmoothTail.fit(low_L, high_L, draws_Ln.std(1), log_survival)
-        return cls(table, draws_Ln.shape[1])
+        return cls(SmoothTail.fit(low_R, high_R, cls.KNOTS, log_survival), draws_Rn.shape[1])
+
+    @classmethod
+    @abstractmethod
+    def draws_Rn(cls, sample: CalibrationSample) -> Tensor:
+        """Return the draws of each row of the table."""
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return the logits."""
@@ -174,6 +178,38 @@ class PooledKDE(Null):
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """Rebuild the null."""
         return cls(SmoothTail.from_tensors(tensors), int(tensors["draws"]))
+
+
+class PooledKDE(KernelNull):
+    """As ``pooled``, with a kernel density instead of the empirical law."""
+
+    id: ClassVar[str] = "pooled_kde"
+    hypothesis: ClassVar[str] = Pooled.hypothesis
+    layer_monotone: ClassVar[bool] = True
+
+    @classmethod
+    def draws_Rn(cls, sample: CalibrationSample) -> Tensor:
+        """Return each layer's logits."""
+        return sample.logits_LTE.flatten(1)
+
+
+class PerExpertKDE(KernelNull):
+    """As ``per_expert``, with a kernel density instead of the empirical law."""
+
+    id: ClassVar[str] = "per_expert_kde"
+    hypothesis: ClassVar[str] = PerExpert.hypothesis
+    layer_monotone: ClassVar[bool] = False
+
+    @classmethod
+    def draws_Rn(cls, sample: CalibrationSample) -> Tensor:
+        """Return each expert's logits, (layers * experts, tokens)."""
+        return sample.logits_LTE.transpose(1, 2).flatten(0, 1)
+
+    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values by the expert's own table; columns are experts."""
+        experts = statistic_TE.shape[1]
+        row_E = torch.arange(experts, device=statistic_TE.device) + layer * experts
+        return self.table(row_E, statistic_TE)
 
 
 def silverman_bandwidth(draws_n: np.ndarray) -> float:

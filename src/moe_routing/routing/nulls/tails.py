@@ -1,6 +1,6 @@
 """Upper tails of one-dimensional laws, as tables that fit in a small file.
 
-Shape letters: L layers, E experts, N knots, n draws, X whatever is looked up.
+Shape letters: L layers, R rows, N knots, n draws, X whatever is looked up.
 """
 
 from __future__ import annotations
@@ -82,50 +82,58 @@ def _conformal_p(draws: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SmoothTail:
-    """A smooth survival function, by layer, interpolated linearly in log p on an even grid.
+    """Smooth survival functions, interpolated linearly in log p on even grids.
 
-    With 1/256 of a standard deviation between knots the relative error of a normal tail is below
-    2e-6. Values beyond the grid have the p-value of its end.
+    Values beyond a grid have the p-value of its end.
 
     Attributes:
-        low_L: first grid point, float64, (layers,).
-        step_L: distance of grid points, float64, (layers,).
-        log_p_LN: log survival, float64, (layers, knots); clipped at the smallest float32.
+        low_R: first grid point of each row (a layer, or an expert of one), float64, (rows,).
+        step_R: distance of grid points, float64, (rows,).
+        log_p_RN: log survival, float32, (rows, knots); clipped at the smallest normal float32.
     """
 
-    low_L: Tensor
-    step_L: Tensor
-    log_p_LN: Tensor
+    low_R: Tensor
+    step_R: Tensor
+    log_p_RN: Tensor
 
     @classmethod
     def fit(
         cls,
-        low_L: np.ndarray,
-        high_L: np.ndarray,
-        scale_L: np.ndarray,
+        low_R: np.ndarray,
+        high_R: np.ndarray,
+        knots: int,
         log_survival: Callable[[int, np.ndarray], np.ndarray],
     ) -> SmoothTail:
-        """Tabulate ``log_survival(layer, values)`` from low to high, 256 knots a ``scale``."""
-        knots = math.ceil(float(((high_L - low_L) / scale_L).max()) * 256) + 1
-        step_L = (high_L - low_L) / (knots - 1)
-        grid_LN = low_L[:, None] + step_L[:, None] * np.arange(knots)
-        log_p_LN = np.stack([log_survival(layer, grid) for layer, grid in enumerate(grid_LN)])
-        # Rounding must not make a tail rise.
-        log_p_LN = np.minimum.accumulate(log_p_LN.clip(math.log(SMALLEST_P), 0.0), axis=-1)
-        return cls(torch.from_numpy(low_L), torch.from_numpy(step_L), torch.from_numpy(log_p_LN))
+        """Tabulate ``log_survival(row, values)`` from low to high.
 
-    def __call__(self, layer: int, value_X: Tensor) -> Tensor:
-        """Return float32 p-values of values of one layer, of any shape."""
-        log_p_N = self.log_p_LN[layer]
-        place_X = (value_X.double() - self.low_L[layer]) / self.step_L[layer]
-        place_X = place_X.clamp(0.0, log_p_N.numel() - 1)
-        below_X = place_X.long().clamp(max=log_p_N.numel() - 2)
-        p_X = torch.lerp(log_p_N[below_X], log_p_N[below_X + 1], place_X - below_X).exp()
-        return p_X.float().clamp(min=SMALLEST_P)
+        Args:
+            low_R: first grid points.
+            high_R: last grid points.
+            knots: number of grid points.
+            log_survival: maps a row and grid points to log p.
+        """
+        step_R = (high_R - low_R) / (knots - 1)
+        log_p_RN = np.stack([
+            log_survival(row, low + step * np.arange(knots))
+            for row, (low, step) in enumerate(zip(low_R, step_R, strict=True))
+        ])  # fmt: skip
+        # Rounding must not make a tail rise.
+        log_p_RN = np.minimum.accumulate(log_p_RN.clip(math.log(SMALLEST_P), 0.0), axis=-1)
+        table = torch.from_numpy(log_p_RN.astype(np.float32))
+        return cls(torch.from_numpy(low_R), torch.from_numpy(step_R), table)
+
+    def __call__(self, row: int | Tensor, value_X: Tensor) -> Tensor:
+        """Return float32 p-values; ``row`` is one row, or one for each column of the values."""
+        last = self.log_p_RN.shape[1] - 1
+        place_X = ((value_X.double() - self.low_R[row]) / self.step_R[row]).clamp(0.0, last)
+        below_X = place_X.long().clamp(max=last - 1)
+        left_X, right_X = self.log_p_RN[row, below_X], self.log_p_RN[row, below_X + 1]
+        log_p_X = torch.lerp(left_X.double(), right_X.double(), place_X - below_X)
+        return log_p_X.exp().float().clamp(min=SMALLEST_P)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what :meth:`from_tensors` needs."""
-        return {"low": self.low_L, "step": self.step_L, "log_p": self.log_p_LN}
+        return {"low": self.low_R, "step": self.step_R, "log_p": self.log_p_RN}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> SmoothTail:

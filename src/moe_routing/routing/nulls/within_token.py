@@ -34,13 +34,21 @@ def median_and_scale(sorted_TE: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         sorted_TE: logits sorted downwards, float32.
     """
-    count_T1 = (sorted_TE > -math.inf).sum(1, keepdim=True)
+    count_T1 = _unmasked(sorted_TE)
     upper_T1 = ((count_T1 - 1) // 2).clamp(min=0)
     lower_T1 = (count_T1 // 2).clamp(max=sorted_TE.shape[1] - 1)
     centre_T1 = (sorted_TE.gather(1, upper_T1) + sorted_TE.gather(1, lower_T1)) / 2
-    deviation_TE = sort_rows((sorted_TE - centre_T1).abs())
+    deviation_TE = sort_rows((sorted_TE - centre_T1).abs_())
     mad_T1 = (deviation_TE.gather(1, upper_T1) + deviation_TE.gather(1, lower_T1)) / 2
     return centre_T1, (mad_T1 * NORMAL_MAD).clamp(min=SMALLEST_SCALE)
+
+
+def _unmasked(sorted_TE: Tensor) -> Tensor:
+    """Return how many experts of each token are not masked, (tokens, 1)."""
+    tokens, experts = sorted_TE.shape
+    if sorted_TE.device.type == "cpu" and bool((sorted_TE[:, -1] > -math.inf).all()):
+        return torch.full((tokens, 1), experts)
+    return (sorted_TE > -math.inf).sum(1, keepdim=True)
 
 
 def robust_z(logits_LTE: Tensor) -> Tensor:
@@ -70,7 +78,7 @@ class RobustZNull(Null):
         """Sort once for order, median and test; see :meth:`Null.ordered`."""
         sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
         centre_T1, scale_T1 = median_and_scale(sorted_TE)
-        return (sorted_TE - centre_T1) / scale_T1, order_TE
+        return (sorted_TE - centre_T1).div_(scale_T1), order_TE
 
 
 class WithinToken(RobustZNull):

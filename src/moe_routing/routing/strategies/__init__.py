@@ -8,6 +8,15 @@ import re
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies.adaptive import Adaptive
 from moe_routing.routing.strategies.base import Router, Selector, Strategy, decode
+from moe_routing.routing.strategies.controls import Control, LayerMean, RandomIdentity, Shuffle
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.strategies.rivals import (
+    DynamicSkipping,
+    EntropyBands,
+    MinP,
+    PerLayer,
+    TopP,
+)
 from moe_routing.routing.strategies.testing import BH, BY, EBH, HigherCriticism, Storey, Threshold
 from moe_routing.routing.strategies.topk import Normalized, Regular, Uniform
 from moe_routing.schema import parse
@@ -23,31 +32,65 @@ FAMILIES: tuple[type[Strategy], ...] = (
     Storey,
     HigherCriticism,
     Threshold,
+    MinP,
+    TopP,
+    EntropyBands,
+    PerLayer,
+    DynamicSkipping,
 )
+CONTROLS: tuple[type[Control], ...] = (Shuffle, LayerMean, RandomIdentity)
 
-__all__ = ["FAMILIES", "Router", "Selector", "Strategy", "parse_strategy"]
+__all__ = ["CONTROLS", "FAMILIES", "Router", "Selector", "Strategy", "parse_strategy"]
 
 
 def parse_strategy(strategy_id: str) -> Strategy:
-    """Return the strategy with this id.
+    """Return the strategy with this id, such as ``bh_k16_a005`` or ``shuffle.bh_k16_a005``.
 
     Raises:
         InputError: unknown family or parameter, or a value out of range.
     """
-    family, *tokens = strategy_id.split("_")
-    known = {cls.family: cls for cls in FAMILIES}
-    if family not in known:
-        close = difflib.get_close_matches(family, known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise InputError(f"unknown strategy '{strategy_id}'{hint} families: {', '.join(known)}")
-    cls = known[family]
-    values = dict(_parse_token(token, cls, strategy_id) for token in tokens)
+    head, point, base_id = strategy_id.partition(".")
+    cls = _family(head.split("_")[0], CONTROLS if point else FAMILIES, strategy_id)
+    values = _parameters(head, cls, strategy_id)
+    if point:
+        values["base"] = _base(base_id, strategy_id)
     return parse(cls, values, f"strategy '{strategy_id}'")
+
+
+def _family(name: str, families: tuple[type[Strategy], ...], strategy_id: str) -> type[Strategy]:
+    known = {cls.family: cls for cls in families}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    kind = "families" if families is FAMILIES else "controls (before the point)"
+    raise InputError(f"unknown strategy '{strategy_id}'{hint}; allowed {kind}: {', '.join(known)}")
+
+
+def _base(base_id: str, strategy_id: str) -> Ranked:
+    base = parse_strategy(base_id)
+    if not isinstance(base, Ranked):
+        allowed = ", ".join(cls.family for cls in FAMILIES if issubclass(cls, Ranked))
+        raise InputError(
+            f"strategy '{strategy_id}': '{base_id}' cannot be taken apart; allowed families after "
+            f"the point: {allowed}"
+        )
+    return base
+
+
+def _parameters(head: str, cls: type[Strategy], strategy_id: str) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for token in head.split("_")[1:]:
+        name, value = _parse_token(token, cls, strategy_id)
+        if name in values:
+            raise InputError(f"strategy '{strategy_id}': {name} is given twice; allowed: once")
+        values[name] = value
+    return values
 
 
 def _parse_token(token: str, cls: type[Strategy], strategy_id: str) -> tuple[str, object]:
     by_code = {code: name for name, code in cls.codes.items()}
-    match = re.fullmatch(r"([a-z]+)(\d+)", token)
+    match = re.fullmatch(r"([a-z]+)([0-9]+)", token)
     if match and match[1] in by_code:
         name = by_code[match[1]]
         return name, decode(match[2], fraction=cls.model_fields[name].annotation is float)
@@ -58,5 +101,5 @@ def _parse_token(token: str, cls: type[Strategy], strategy_id: str) -> tuple[str
     allowed = [f"{code}<number>" for code in by_code]
     allowed += [choice.replace("_", "-") for name in cls.words for choice in cls.choices(name)]
     raise InputError(
-        f"strategy '{strategy_id}': unknown part '{token}'; allowed: {', '.join(allowed)}"
+        f"strategy '{strategy_id}': unknown part '{token}'; allowed: {', '.join(allowed) or 'none'}"
     )

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies.base import Selector, Strategy
-from moe_routing.routing.types import RouterInputs, Selection
+from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, by_logit
+from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Weighting
 
 
-class Adaptive(Strategy):
+class Adaptive(Ranked):
     """Between ceil(k/2) and k experts by the token's largest softmax probability.
 
     With m = k - ceil(k/2), the m thresholds of a layer are the j/(m+1) quantiles (j = 1 ... m) of
@@ -48,16 +48,17 @@ class Adaptive(Strategy):
         """Weights are renormalised."""
         return "renormalised"
 
-    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
-        """Return threshold-based selection."""
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return threshold-based ranking."""
         m = self.max_experts - self.min_experts
         levels_M = torch.arange(1, m + 1) / (m + 1)
         threshold_LM = calibration.confidence_quantiles(levels_M)
 
-        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            top_TK, order_TK = probability_TE.topk(self.k, dim=-1)
-            threshold_M = threshold_LM[inputs.layer].to(top_TK.device)
-            count_T = self.k - (top_TK[:, :1] > threshold_M).sum(1)
-            return Selection.prefix(order_TK, count_T, num_experts, count_T)
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            largest_T1 = probability_TE.amax(1, keepdim=True)
+            threshold_M = threshold_LM[inputs.layer].to(largest_T1.device)
+            count_T = self.k - (largest_T1 > threshold_M).sum(1)
+            return Ranking.counted(order_TE, logits_TE, count_T, self.k)
 
-        return select
+        return rank

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.types import RouterInputs, Routing, Selection
 from moe_routing.routing.weighting import Weighting, weigh
@@ -33,8 +34,20 @@ class Router:
     native_k: int
 
     def __call__(self, inputs: RouterInputs) -> Routing:
-        """Route the tokens of one layer."""
+        """Route the tokens of one layer.
+
+        Raises:
+            InputError: NaN among the logits, or plus infinity, or nothing but minus infinity (which
+                marks masked experts). Looked for on the CPU only, where it costs nothing; on an
+                accelerator it would wait for the device, and the model's output is NaN.
+        """
         probability_TE = inputs.logits_TE.float().softmax(-1)
+        # One such logit makes the whole row of the softmax NaN, so that one column tells.
+        if probability_TE.device.type == "cpu" and bool(probability_TE[:, 0].isnan().any()):
+            raise InputError(
+                f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
+                "-inf for masked experts (check the weights and the dtype)"
+            )
         selection = self.select(inputs, probability_TE)
         weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
         return Routing(selection, weight_TK, probability_TE)

@@ -6,7 +6,6 @@ Shape letters: L layers, T tokens, E experts.
 from __future__ import annotations
 
 import functools
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -18,20 +17,20 @@ from torch import Tensor
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.nulls.base import Null, order_with_ties
-from moe_routing.routing.strategies.base import Selector, Strategy
-from moe_routing.routing.types import RouterInputs, Selection
+from moe_routing.routing.nulls.base import Null
+from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking
+from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import WEIGHTINGS, Weighting
 
 Counter = Callable[[Tensor], Tensor]
 """Maps p-values sorted upwards, (tokens, experts), to numbers of rejections, (tokens,)."""
 
 
-class MultipleTesting(Strategy):
+class MultipleTesting(Ranked):
     """A procedure on a token's p-values, at least ``min_k`` experts, at most ``max_k``.
 
-    What the procedure controls is decided by the null. Experts are taken by p-value; equal ones
-    by the larger logit, then by the lower index.
+    What the procedure controls is decided by the null. Experts are taken in the order of the null's
+    statistic, which is that of the p-values; ties by the larger logit, then by the lower index.
     """
 
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "alpha": "a", "min_k": "m"}
@@ -94,32 +93,18 @@ class MultipleTesting(Strategy):
         null.check_level(self.smallest_level(num_experts), self.id)
         return null
 
-    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
-        """Return selection by p-values."""
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return ranking by p-values."""
         null = self.fitted_null(calibration, num_experts)
         count = self.counter(num_experts)
         null_on = functools.cache(null.to)
 
-        def select(inputs: RouterInputs, _: Tensor) -> Selection:
-            p_TE = null_on(inputs.logits_TE.device).p_values(inputs)
-            negative_p_TE, order_TE = order_with_ties(-p_TE, inputs.logits_TE)
-            first_TM = inputs.logits_TE.gather(1, order_TE[:, : self.min_k])
-            return self.bounded(order_TE, count(-negative_p_TE), first_TM)
+        def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
+            p_TE, order_TE = null_on(inputs.logits_TE.device).ordered_p_values(inputs)
+            logits_TE = inputs.logits_TE.gather(1, order_TE)
+            return Ranking.bounded(order_TE, logits_TE, count(p_TE), self.min_k, self.max_k)
 
-        return select
-
-    def bounded(self, order_TE: Tensor, rejected_T: Tensor, first_TM: Tensor) -> Selection:
-        """Apply floor and cap; the floor takes no masked expert (logit or statistic -inf).
-
-        Args:
-            order_TE: experts in order of preference.
-            rejected_T: how many of them the procedure chose.
-            first_TM: logits or statistics of the first ``min_k`` in that order.
-        """
-        floor_T = (first_TM > -math.inf).sum(1)
-        count_T = rejected_T.clamp(max=self.max_k).maximum(floor_T)
-        experts = order_TE.shape[1]
-        return Selection.prefix(order_TE[:, : self.max_k], count_T, experts, rejected_T)
+        return rank
 
 
 class StepUp(MultipleTesting):
@@ -137,23 +122,23 @@ class StepUp(MultipleTesting):
         """Return the first level."""
         return float(type(self).levels(num_experts, self.alpha)[0])
 
-    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
-        """Return selection by critical statistics where the null allows it, else by p-values."""
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return ranking by critical statistics where the null allows it, else by p-values."""
         null = self.fitted_null(calibration, num_experts)
         if not null.layer_monotone:
-            return super().selector(calibration, num_experts)
+            return super().ranker(calibration, num_experts)
         level_E = type(self).levels(num_experts, self.alpha)
         layers = range(calibration.sample.num_layers)
         critical_LE = torch.stack([null.critical(layer, level_E) for layer in layers])
         on = functools.cache(lambda device: (null.to(device), critical_LE.to(device)))
 
-        def select(inputs: RouterInputs, _: Tensor) -> Selection:
+        def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
             local_null, local_LE = on(inputs.logits_TE.device)
-            statistic_TE, order_TE = local_null.ordered(inputs)
-            rejected_T = procedures.last_passing(statistic_TE >= local_LE[inputs.layer])
-            return self.bounded(order_TE, rejected_T, statistic_TE[:, : self.min_k])
+            value_TE, order_TE = local_null.ordered(inputs)
+            rejected_T = procedures.last_passing(value_TE >= local_LE[inputs.layer])
+            return Ranking.bounded(order_TE, value_TE, rejected_T, self.min_k, self.max_k)
 
-        return select
+        return rank
 
 
 class BH(StepUp):

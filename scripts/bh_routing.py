@@ -1,0 +1,35 @@
+"""Benjamini-Hochberg routing over max_k, alpha and null beside top-k, or the figures of it.
+
+By hand: python scripts/bh_routing.py --results results/default
+         python scripts/bh_routing.py --results results/default --figures
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, then run every arm and print the table, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--figures", action="store_true", help="draw from the tables instead")
+    arguments = parser.parse_args()
+
+    if arguments.figures:
+        from moe_routing.figures.bh import draw_bh
+
+        draw_bh(arguments.results / "bh")
+        return
+
+    from moe_routing.analysis.bh import write_bh
+    from moe_routing.config import load_config
+
+    config = load_config(arguments.results / "config.yaml")
+    table = write_bh(config, arguments.results)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    run(main)

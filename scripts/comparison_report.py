@@ -1,0 +1,25 @@
+"""Write comparison/ROUTING_COMPARISON_REPORT.md from the tables of a study.
+
+By hand: python scripts/comparison_report.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    from moe_routing.reporting.comparison_report import write_report
+    from moe_routing.reporting.study import Study
+
+    write_report(Study.load(results))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""Compute statistics/*.csv of a study from its cells and the table of cells.
+
+By hand: python scripts/compute_statistics.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, compute, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    from moe_routing.config import load_config
+    from moe_routing.statistics.study import write_statistics
+
+    write_statistics(load_config(results / "config.yaml"), results)
+
+
+if __name__ == "__main__":
+    run(main)

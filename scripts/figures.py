@@ -1,0 +1,25 @@
+"""Draw the figures of the comparison: comparison/comparison_plots/*.png and *.svg.
+
+By hand: python scripts/figures.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    from moe_routing.reporting.plots import write_plots
+    from moe_routing.reporting.study import Study
+
+    write_plots(Study.load(results))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,175 @@
+"""The baseline analysis: the stock router on evaluation text and on prompts, observed only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.analysis.capture import Capture, capture_texts, item_text
+from moe_routing.analysis.findings import depth_trend, ease_and_weight, imbalance, loads_by_document
+from moe_routing.analysis.layers import expert_load, layer_table, token_statistics, top_experts
+from moe_routing.analysis.specialisation import (
+    coactivation,
+    domain_specialisation,
+    vocabulary_specialisation,
+)
+from moe_routing.analysis.tables import write_csv, write_json
+from moe_routing.analysis.text import data_path, text_dataset
+from moe_routing.data.items import read_items
+from moe_routing.models.adapters import find_routers
+from moe_routing.models.loading import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
+
+CAPTURE_FILE = "router_logits.safetensors"
+HISTOGRAM_BINS = 80
+
+
+def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
+    """Run the baseline analysis, write ``baseline/``, and return the table by layer.
+
+    Files: ``router_logits.safetensors`` (the capture on evaluation text),
+    ``baseline_routing_stats.csv``, ``baseline_prompts.csv``, ``baseline_findings.json``,
+    ``expert_usage.csv``, ``logit_histogram.csv``, ``coactivation.csv``,
+    ``domain_specialisation.csv`` and ``vocabulary_specialisation.csv``.
+
+    Raises:
+        InputError: no perplexity set, or non-finite router logits.
+    """
+    folder = results / "baseline"
+    loaded = load_model(config.model, config.resources.threads)
+    native_k = find_routers(loaded.model)[0].native_k
+    rng = np.random.default_rng(config.seed)
+    name = text_dataset(list(config.datasets))
+    captures = {
+        dataset: _capture(config, results, loaded, dataset, first=dataset == name)
+        for dataset in config.datasets
+    }
+    text = captures[name]
+    text.save(folder / CAPTURE_FILE)
+    table = _layers(text, native_k, config, rng)
+    write_csv(table, folder / "baseline_routing_stats.csv")
+    write_csv(_prompts(config, loaded, native_k, rng), folder / "baseline_prompts.csv")
+    write_json(
+        {"dataset": name, "n_tokens": text.tokens, **key_findings(text, native_k, config, rng)},
+        folder / "baseline_findings.json",
+    )
+    _write_usage(text, native_k, folder)
+    _write_specialisation(captures, text, native_k, rng, folder)
+    return table
+
+
+def key_findings(
+    text: Capture, native_k: int, config: StudyConfig, rng: np.random.Generator
+) -> dict[str, dict]:
+    """Return the computed answers to the three questions of the baseline analysis."""
+    logits_LTE, document_T = text.logits_LTE.numpy(), text.document_T.numpy()
+    settings = {
+        "confidence": config.statistics.confidence,
+        "resamples": config.statistics.resamples,
+        "rng": rng,
+    }
+    token = token_statistics(logits_LTE, native_k)
+    index_LTK = top_experts(logits_LTE, native_k)
+    load_DLE = loads_by_document(index_LTK, document_T, logits_LTE.shape[-1])
+    loss_T = text.loss_T.double().numpy()
+    return {
+        "imbalance": imbalance(load_DLE, **settings),
+        "entropy_and_depth": depth_trend(token["entropy"], document_T, **settings),
+        "ease_and_weight": ease_and_weight(loss_T, token["avg_max_weight"], document_T, **settings),
+    }
+
+
+def _capture(
+    config: StudyConfig, results: Path, loaded: LoadedModel, dataset: str, *, first: bool
+) -> Capture:
+    settings = config.analysis.baseline
+    return capture_texts(
+        loaded.model,
+        loaded.tokenizer,
+        [item_text(item) for item in read_items(data_path(results, dataset))],
+        tokens=settings.tokens if first else settings.domain_tokens,
+        window=config.evaluation.window,
+        label=f"watch {dataset}",
+    )
+
+
+def _layers(
+    capture: Capture, native_k: int, config: StudyConfig, rng: np.random.Generator
+) -> pd.DataFrame:
+    return layer_table(
+        capture.logits_LTE.numpy(),
+        capture.document_T.numpy(),
+        native_k,
+        confidence=config.statistics.confidence,
+        resamples=config.statistics.resamples,
+        rng=rng,
+    )
+
+
+def _prompts(
+    config: StudyConfig, loaded: LoadedModel, native_k: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return the table by layer of each prompt: a handful of tokens, so without intervals."""
+    tables = []
+    for prompt in config.analysis.baseline.prompts:
+        capture = capture_texts(
+            loaded.model, loaded.tokenizer, [prompt], tokens=1, window=config.evaluation.window,
+            label="watch prompt",
+        )  # fmt: skip
+        table = _layers(capture, native_k, config, rng)
+        limits = [name for name in table if name.endswith(("_low", "_high"))]
+        table = table.drop(columns=[*limits, "n_documents"])
+        table.insert(0, "prompt", prompt)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _write_usage(text: Capture, native_k: int, folder: Path) -> None:
+    """Write what the figures draw: loads of experts, and histograms of logits."""
+    logits_LTE = text.logits_LTE.numpy()
+    layers, tokens, experts = logits_LTE.shape
+    load_LE = expert_load(top_experts(logits_LTE, native_k), experts)
+    layer, expert = np.divmod(np.arange(layers * experts), experts)
+    usage = {"layer": layer, "expert": expert, "tokens": load_LE.ravel()}
+    write_csv(
+        pd.DataFrame({**usage, "share_of_tokens": load_LE.ravel() / tokens}),
+        folder / "expert_usage.csv",
+    )
+    edges = np.linspace(*np.quantile(logits_LTE, [0.0005, 0.9995]), HISTOGRAM_BINS + 1)
+    density = [np.histogram(values.ravel(), edges, density=True)[0] for values in logits_LTE]
+    bins = {"low": edges[:-1], "high": edges[1:]}
+    parts = [
+        pd.DataFrame({"layer": layer, **bins, "density": heights})
+        for layer, heights in enumerate(density)
+    ]
+    write_csv(pd.concat(parts), folder / "logit_histogram.csv")
+
+
+def _write_specialisation(
+    captures: dict[str, Capture],
+    text: Capture,
+    native_k: int,
+    rng: np.random.Generator,
+    folder: Path,
+) -> None:
+    index_LTK = top_experts(text.logits_LTE.numpy(), native_k)
+    experts = text.logits_LTE.shape[-1]
+    write_csv(coactivation(index_LTK, experts), folder / "coactivation.csv")
+    loads = {
+        dataset: (
+            expert_load(top_experts(capture.logits_LTE.numpy(), native_k), experts),
+            capture.tokens,
+        )
+        for dataset, capture in captures.items()
+    }
+    write_csv(domain_specialisation(loads), folder / "domain_specialisation.csv")
+    ids = {"input": text.token_T, "next": text.next_T, "predicted": text.predicted_T}
+    vocabulary = vocabulary_specialisation(
+        index_LTK[..., 0], {role: id_T.numpy() for role, id_T in ids.items()}, rng
+    )
+    write_csv(vocabulary, folder / "vocabulary_specialisation.csv")

@@ -1,0 +1,345 @@
+"""The BH deep dive: max_k x alpha x null beside top-k, on evaluation text and in generation.
+
+How each number is measured: perplexity, experts a token, binding shares and batch unions come
+from a real scoring run of every arm, because a selection changes what later layers see. Only the
+saturation curve is computed from counts: the run at the largest max_k, cut at every smaller cap,
+as if the cap changed nothing else; the real runs stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from moe_routing.analysis.counts import (
+    QUANTILES,
+    capped_means,
+    histogram_quantiles,
+    reduction_percent,
+    saturation_point,
+)
+from moe_routing.analysis.recommend import Arm, recommend
+from moe_routing.analysis.tables import markdown, write_csv, write_json
+from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
+from moe_routing.analysis.text import first_items, read_text, text_dataset
+from moe_routing.data.items import Item
+from moe_routing.evaluation.scoring import Scorer
+from moe_routing.files import atomic_path
+from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.patch import routed
+from moe_routing.models.recorder import RoutingStatistics
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.strategies.testing import BH
+from moe_routing.routing.strategies.topk import Regular
+from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
+
+TOP_K = "topk"
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What was measured of one strategy.
+
+    Attributes:
+        strategy: the strategy.
+        items: one row a document: ``cluster``, ``nats``, ``tokens``, ``experts`` (summed over
+            tokens, averaged over layers).
+        statistics: routing on evaluation text.
+        distinct: distinct experts of a batch.
+        generation: routing of the decoding steps.
+        text: what was generated.
+    """
+
+    strategy: Strategy
+    items: pd.DataFrame
+    statistics: RoutingStatistics
+    distinct: float
+    generation: RoutingStatistics
+    text: str
+
+
+def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
+    """Run every arm, write the tables of ``bh/`` and return ``bh_routing_results``.
+
+    Files: ``bh_routing_results.csv``, ``bh_pivot.csv`` and ``.md``, ``bh_counts.csv``,
+    ``bh_saturation.csv``, ``bh_static_curve.csv``, ``bh_generation.json`` and
+    ``recommendation.json``.
+
+    Raises:
+        InputError: no perplexity set, a null that was not fitted, or more experts than there are.
+    """
+    folder = results / "bh"
+    nulls = config.analysis.bh.nulls or config.calibration.nulls
+    calibration = Calibration.load(results / "calibration", tuple(nulls))
+    loaded = load_model(config.model, config.resources.threads)
+    items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
+    runs = {
+        strategy.id: run_arm(loaded, strategy, items, calibration, config)
+        for strategy in tqdm(arms_of(config, nulls), desc="arms", unit="arm")
+    }
+    table = results_table(runs, config, nulls)
+    write_csv(table, folder / "bh_routing_results.csv")
+    _write_pivot(table, folder)
+    write_csv(counts_table(runs, nulls), folder / "bh_counts.csv")
+    write_csv(saturation_table(runs, nulls), folder / "bh_saturation.csv")
+    write_csv(_static_rows(runs, config), folder / "bh_static_curve.csv")
+    generations = {name: run.text for name, run in runs.items()}
+    write_json(
+        {"prompt": config.analysis.bh.prompt, "generated": generations},
+        folder / "bh_generation.json",
+    )
+    advice = {"dataset": text_dataset(list(config.datasets)), **_advice(runs, config)}
+    write_json(advice, folder / "recommendation.json")
+    return table
+
+
+def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
+    """Return the static arms, by k, then BH by null, max_k and alpha."""
+    settings = config.analysis.bh
+    baseline = parse_strategy(config.statistics.baseline)
+    ks = {*settings.fewer_k, *settings.max_k}
+    static: dict[str, Strategy] = {arm.id: arm for k in sorted(ks) if (arm := Regular(k=k))}
+    static.setdefault(baseline.id, baseline)
+    return [*static.values(), *(arm for null in nulls for arm in bh_arms(config, null))]
+
+
+def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
+    """Yield the BH arms of one null."""
+    for max_k in config.analysis.bh.max_k:
+        for alpha in config.analysis.bh.alpha:
+            yield BH(max_k=max_k, alpha=alpha, null=null)
+
+
+def run_arm(
+    loaded: LoadedModel,
+    strategy: Strategy,
+    items: Sequence[Item],
+    calibration: Calibration,
+    config: StudyConfig,
+) -> ArmRun:
+    """Score the passages and go on from the prompt under one strategy."""
+    recorder = UnionRecorder(config.analysis.bh.union)
+    scorer = Scorer(
+        loaded.model,
+        loaded.tokenizer,
+        token_budget=config.evaluation.token_budget,
+        window=config.evaluation.window,
+        recorder=recorder,
+        progress=False,
+    )
+    implementation = config.model.experts_implementation
+    context = {"calibration": calibration, "experts_implementation": implementation}
+    with routed(loaded.model, strategy, recorder=recorder, **context):
+        scores = [group[0] for group in scorer.score_items(items, "perplexity")]
+    rows = pd.DataFrame(
+        {
+            "cluster": [item.cluster for item in items],
+            "nats": [-score.log_likelihood for score in scores],
+            "tokens": [score.tokens for score in scores],
+            "experts": [score.mean_experts * score.tokens for score in scores],
+        }
+    )
+    decoding = DecodingRecorder()
+    with routed(loaded.model, strategy, recorder=decoding, **context):
+        text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
+    return ArmRun(
+        strategy,
+        rows,
+        recorder.statistics(),
+        recorder.mean_distinct(),
+        decoding.statistics(),
+        text,
+    )
+
+
+@torch.inference_mode()
+def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
+    """Go on greedily; the end-of-text token does not stop it, so that arms stay comparable."""
+    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
+    # One token more: the last one generated is never read, so that it is not routed.
+    output = loaded.model.generate(
+        **inputs,
+        do_sample=False,
+        min_new_tokens=new_tokens + 1,
+        max_new_tokens=new_tokens + 1,
+        pad_token_id=loaded.tokenizer.eos_token_id,
+    )
+    start = inputs["input_ids"].shape[1]
+    return loaded.tokenizer.decode(output[0, start : start + new_tokens])
+
+
+def results_table(
+    runs: dict[str, ArmRun], config: StudyConfig, nulls: Sequence[str]
+) -> pd.DataFrame:
+    """Return for each null its BH arms and top-k at the same max_k, one row an arm."""
+    rng = np.random.default_rng(config.seed)
+    measured = {name: measure(run, runs, config, rng) for name, run in runs.items()}
+    rows = []
+    for null in nulls:
+        for arm in bh_arms(config, null):
+            place = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
+            rows.append({"strategy": arm.id, "null": null, **place, **measured[arm.id]})
+        for k in config.analysis.bh.max_k:
+            name = Regular(k=k).id
+            place = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
+            rows.append({"strategy": name, "null": null, **place, **measured[name]})
+    return pd.DataFrame(rows)
+
+
+def measure(
+    run: ArmRun, runs: dict[str, ArmRun], config: StudyConfig, rng: np.random.Generator
+) -> dict[str, object]:
+    """Return the columns of one arm."""
+    statistics, items = run.statistics, run.items
+    baseline = runs[config.statistics.baseline].items
+    histogram_C = statistics.count_histogram_LC.sum(0)
+    low, mid_low, median, mid_high, high = histogram_quantiles(histogram_C, QUANTILES)
+    mean = statistics.mean_experts()
+    sums = np.stack([items["nats"], items["nats"] - baseline["nats"], items["experts"]], axis=1)
+    units = np.broadcast_to(items[["tokens"]].to_numpy(), sums.shape)
+    clusters = items["cluster"].to_numpy()
+    boot = bootstrap_ratios(
+        cluster_sums(sums, clusters),
+        cluster_sums(units, clusters),
+        resamples=config.statistics.resamples,
+        rng=rng,
+    )
+    low_S, high_S = studentised_interval(boot, config.statistics.confidence)
+    return {
+        "mean_experts": mean,
+        "mean_experts_low": low_S[2],
+        "mean_experts_high": high_S[2],
+        "sd_experts": statistics.sd_experts(),
+        "q05": low,
+        "q25": mid_low,
+        "median": median,
+        "q75": mid_high,
+        "q95": high,
+        "reduction_pct": reduction_percent(mean, run.strategy.max_experts),
+        "token_perplexity": np.exp(boot.ratio_S[0]),
+        "token_perplexity_low": np.exp(low_S[0]),
+        "token_perplexity_high": np.exp(high_S[0]),
+        "nats_vs_baseline": boot.ratio_S[1],
+        "nats_vs_baseline_low": low_S[1],
+        "nats_vs_baseline_high": high_S[1],
+        "share_floor": statistics.floor_binds_L.mean(),
+        "share_cap": statistics.cap_binds_L.mean(),
+        "share_empty": statistics.empty_L.mean(),
+        "unique_experts": run.distinct,
+        "batch_tokens": config.analysis.bh.union,
+        "generation_mean_experts": run.generation.mean_experts(),
+        "generation_tokens": run.generation.tokens,
+        "n_tokens": int(items["tokens"].sum()),
+        "n_documents": len(items),
+    }
+
+
+def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
+    """Write mean experts and perplexity by alpha (rows) and max_k (columns), a block a null."""
+    bh = table[table["kind"] == "bh"]
+    values = ["mean_experts", "token_perplexity"]
+    long = bh.melt(["null", "alpha", "max_k"], values, var_name="quantity")
+    pivot = long.pivot_table(
+        index=["null", "quantity", "alpha"], columns="max_k", values="value", sort=False
+    ).reset_index()
+    pivot.columns = [f"max_k_{name}" if isinstance(name, int) else name for name in pivot.columns]
+    write_csv(pivot, folder / "bh_pivot.csv")
+    with atomic_path(folder / "bh_pivot.md") as temporary:
+        temporary.write_text(markdown(pivot), encoding="utf-8")
+
+
+def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
+    """Return the share of the tokens of a layer with each number of experts, BH arms only."""
+    tables = []
+    for run in _bh_runs(runs, nulls):
+        histogram_LC = run.statistics.count_histogram_LC
+        layer, experts = np.nonzero(histogram_LC)
+        share = histogram_LC[layer, experts] / run.statistics.tokens
+        place = {"null": run.strategy.null, "max_k": run.strategy.max_k}
+        values = {"alpha": run.strategy.alpha, "layer": layer, "experts": experts, "share": share}
+        tables.append(pd.DataFrame({**place, **values}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def saturation_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
+    """Return mean experts under every cap, from the counts of the run at the largest max_k.
+
+    ``saturation_point``: see :func:`moe_routing.analysis.counts.saturation_point`; ``_least`` and
+    ``_most`` are the smallest and the largest of single layers. ``measured`` is the mean of the
+    real run with that max_k, where there is one.
+    """
+    bh = list(_bh_runs(runs, nulls))
+    largest = max(run.strategy.max_k for run in bh)
+    tables = []
+    for run in bh:
+        arm = run.strategy
+        if arm.max_k != largest:
+            continue
+        histogram_LC = run.statistics.count_histogram_LC[:, : largest + 1]
+        by_layer = [saturation_point(histogram_C) for histogram_C in histogram_LC]
+        same = [r for r in bh if (r.strategy.null, r.strategy.alpha) == (arm.null, arm.alpha)]
+        measured = {r.strategy.max_k: r.statistics.mean_experts() for r in same}
+        caps = np.arange(1, largest + 1)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "null": arm.null,
+                    "alpha": arm.alpha,
+                    "max_k": caps,
+                    "mean_experts": capped_means(histogram_LC.sum(0)),
+                    "measured": [measured.get(cap, np.nan) for cap in caps],
+                    "saturation_point": saturation_point(histogram_LC.sum(0)),
+                    "saturation_least": min(by_layer),
+                    "saturation_most": max(by_layer),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _bh_runs(runs: dict[str, ArmRun], nulls: Sequence[str]) -> Iterator[ArmRun]:
+    for run in runs.values():
+        if isinstance(run.strategy, BH) and run.strategy.null in nulls:
+            yield run
+
+
+def _static_k(run: ArmRun) -> int | None:
+    return run.strategy.k if isinstance(run.strategy, Regular) else None
+
+
+def _static_rows(runs: dict[str, ArmRun], config: StudyConfig) -> pd.DataFrame:
+    """Return every static arm, those below the smallest max_k too."""
+    rng = np.random.default_rng(config.seed)
+    rows = [
+        {"strategy": name, "k": _static_k(run), **measure(run, runs, config, rng)}
+        for name, run in runs.items()
+        if _static_k(run) is not None
+    ]
+    return pd.DataFrame(rows).sort_values("k")
+
+
+def _advice(runs: dict[str, ArmRun], config: StudyConfig) -> dict[str, object]:
+    first = next(iter(runs.values())).items
+    arms = [Arm(name, run.statistics.mean_experts(), _static_k(run)) for name, run in runs.items()]
+    return recommend(
+        np.stack([run.items["nats"].to_numpy() for run in runs.values()], axis=1),
+        first["tokens"].to_numpy(),
+        first["cluster"].to_numpy(),
+        arms,
+        config.statistics.baseline,
+        margin=config.statistics.margin_nats,
+        confidence=config.statistics.confidence,
+        resamples=config.statistics.resamples,
+        rng=np.random.default_rng(config.seed),
+    )

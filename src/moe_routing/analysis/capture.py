@@ -1,0 +1,209 @@
+"""Watch the stock model read text: router logits, losses and tokens, without touching anything.
+
+Shape letters: L layers, T tokens, E experts, B windows, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.data.items import Item
+from moe_routing.errors import InputError
+from moe_routing.evaluation.requests import Encoder, TokenRequest, max_length
+from moe_routing.files import atomic_path
+from moe_routing.models.adapters import RouterModule, find_routers
+
+BATCH_TOKENS = 4096
+"""Most tokens of a forward pass: all logits of the vocabulary are kept for a moment."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What the stock model's routers and head did with each token.
+
+    Attributes:
+        logits_LTE: float32 router logits, (layers, tokens, experts).
+        input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
+        token_T: id of the token that is read, int64.
+        next_T: id of the token that follows, int64.
+        predicted_T: id that the model thinks most likely to follow, int64.
+        loss_T: negative log-likelihood of the following token, nats, float32.
+        document_T: index of the document, int64.
+    """
+
+    logits_LTE: Tensor
+    input_norm_LT: Tensor
+    token_T: Tensor
+    next_T: Tensor
+    predicted_T: Tensor
+    loss_T: Tensor
+    document_T: Tensor
+
+    FIELDS = (
+        "logits_LTE", "input_norm_LT", "token_T", "next_T", "predicted_T", "loss_T", "document_T",
+    )  # fmt: skip
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.loss_T.numel()
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file."""
+        tensors = {name: getattr(self, name).contiguous() for name in self.FIELDS}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Capture:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            InputError: the file is missing or not such a file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                return cls(**{name: file.get_tensor(name) for name in cls.FIELDS})
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: missing or not a capture: {reason}") from error
+
+
+def item_text(item: Item) -> str:
+    """Return the text of an item with its right continuation."""
+    return item.context + item.continuations[item.label or 0]
+
+
+def documents_within(
+    encoder: Encoder, texts: Sequence[str], tokens: int
+) -> list[tuple[int, TokenRequest]]:
+    """Return the windows of the first whole documents that hold at least ``tokens`` tokens.
+
+    Returns:
+        (index of the document, window) pairs; every document if all are needed.
+    """
+    windows: list[tuple[int, TokenRequest]] = []
+    total = 0
+    for place, text in enumerate(texts):
+        for window in encoder.rolling([text])[0]:
+            windows.append((place, window))
+            total += len(window.target_ids)
+        if total >= tokens:
+            break
+    return windows
+
+
+def capture_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    tokens: int,
+    window: int | None,
+    label: str,
+) -> Capture:
+    """Run the stock model over the first texts that hold at least ``tokens`` tokens.
+
+    A text is read as for perplexity: after the prefix token, in windows that predict every token
+    once.
+
+    Raises:
+        InputError: a text has no token, or a router logit is not finite.
+    """
+    encoder = Encoder(tokenizer, max_length(model.config, window))
+    windows = documents_within(encoder, texts, tokens)
+    batches = list(_batches(windows))
+    parts = [_watch(model, batch) for batch in tqdm(batches, desc=label, unit="batch")]
+    joined = {
+        name: torch.cat([part[name] for part in parts], dim=1 if name.count("_L") else 0)
+        for name in Capture.FIELDS
+    }
+    finite_L = torch.isfinite(joined["logits_LTE"]).flatten(1).all(1)
+    if not bool(finite_L.all()):
+        layer = int(finite_L.int().argmin())
+        raise InputError(f"{label}: router logits of layer {layer} are not finite")
+    return Capture(**joined)
+
+
+def _batches(
+    windows: Sequence[tuple[int, TokenRequest]],
+) -> Iterator[list[tuple[int, TokenRequest]]]:
+    """Group windows of similar length under the budget of tokens."""
+    batch: list[tuple[int, TokenRequest]] = []
+    for entry in sorted(windows, key=lambda entry: -len(entry[1].input_ids)):
+        longest = len((batch or [entry])[0][1].input_ids)
+        if batch and (len(batch) + 1) * longest > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) -> dict[str, Tensor]:
+    """Return the fields of a capture for one batch, padding left out."""
+    longest = len(batch[0][1].input_ids)
+    ids_BS = np.zeros((len(batch), longest), dtype=np.int64)
+    next_BS = np.full((len(batch), longest), -1, dtype=np.int64)
+    for row, (_, window) in enumerate(batch):
+        end = len(window.input_ids)
+        ids_BS[row, :end] = window.input_ids
+        # A later window reads on from some tokens that were already captured.
+        next_BS[row, end - len(window.target_ids) : end] = window.target_ids
+    # Attention is causal and padding is on the right, so that no real token sees it. What is kept
+    # is what predicts a target.
+    keep_T = torch.from_numpy(next_BS >= 0).flatten()
+    with _RouterWatch(find_routers(model), keep_T) as watch:
+        logits_BSV = model(torch.from_numpy(ids_BS).to(model.device), use_cache=False).logits
+    logits_TV = logits_BSV.flatten(0, 1)[keep_T.to(logits_BSV.device)].float()
+    next_T = torch.from_numpy(next_BS).flatten()[keep_T]
+    loss_T = F.cross_entropy(logits_TV, next_T.to(logits_TV.device), reduction="none")
+    document_B = torch.tensor([place for place, _ in batch])
+    return {
+        "logits_LTE": torch.stack(watch.logits),
+        "input_norm_LT": torch.stack(watch.norms),
+        "token_T": torch.from_numpy(ids_BS).flatten()[keep_T],
+        "next_T": next_T,
+        "predicted_T": logits_TV.argmax(1).cpu(),
+        "loss_T": loss_T.cpu(),
+        "document_T": document_B[:, None].expand(next_BS.shape).flatten()[keep_T],
+    }
+
+
+class _RouterWatch:
+    """Forward hooks that keep logits and input norms of real tokens."""
+
+    def __init__(self, routers: Sequence[RouterModule], keep_T: Tensor) -> None:
+        self.logits: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self._routers = routers
+        self._keep_T = keep_T
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> _RouterWatch:
+        self._handles = [r.module.register_forward_hook(self._hook) for r in self._routers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(
+        self, _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
+    ) -> None:
+        hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
+        keep_T = self._keep_T.to(hidden_TH.device)
+        self.logits.append(output[0][keep_T].float().cpu())
+        self.norms.append(hidden_TH[keep_T].float().norm(dim=1).cpu())

@@ -1,0 +1,129 @@
+"""Settings of the analyses: how much text each one looks at, and what it varies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from moe_routing.routing.nulls import NULLS
+from moe_routing.schema import ClosedModel
+
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+PROMPTS = (
+    "The capital of France is",
+    "In quantum mechanics, the uncertainty principle states that",
+    "Once upon a time, there was a",
+)
+GENERATION_PROMPT = "The theory of relativity fundamentally changed our understanding of"
+
+
+def _known_nulls(names: list[str] | None, key: str) -> None:
+    unknown = [name for name in names or [] if name not in NULLS]
+    if unknown:
+        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(NULLS)}")
+
+
+class BaselineAnalysis(ClosedModel):
+    """The stock model, watched but not changed."""
+
+    tokens: PositiveInt = Field(4096, description="Tokens of evaluation text, at least.")
+    domain_tokens: PositiveInt = Field(
+        2048, description="Tokens of every other evaluation set, for domain specialisation."
+    )
+    prompts: list[str] = Field(
+        list(PROMPTS), min_length=1, description="Prompts with a table of their own."
+    )
+
+
+class BHAnalysis(ClosedModel):
+    """Benjamini-Hochberg routing over max_k and alpha, beside top-k."""
+
+    tokens: PositiveInt = Field(6144, description="Tokens of evaluation text, at least.")
+    max_k: list[PositiveInt] = Field(
+        [8, 16, 32, 64], min_length=1, description="Caps, and the k of top-k beside them."
+    )
+    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    nulls: list[str] | None = Field(
+        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+    )
+    fewer_k: list[PositiveInt] = Field(
+        [2, 4, 6], description="Further static k: what BH must beat to be recommended."
+    )
+    prompt: str = Field(GENERATION_PROMPT, min_length=1, description="Prompt to go on from.")
+    new_tokens: PositiveInt = Field(32, description="Tokens to generate greedily.")
+    union: PositiveInt = Field(
+        16, description="Tokens of a batch whose distinct experts are counted."
+    )
+
+    @model_validator(mode="after")
+    def _nulls(self) -> BHAnalysis:
+        _known_nulls(self.nulls, "nulls")
+        return self
+
+
+class ValidityAnalysis(ClosedModel):
+    """Whether p-values are what they claim to be."""
+
+    tokens: int = Field(4096, ge=256, description="Tokens to test on, and as many to fit on.")
+    nulls: list[str] = Field(list(NULLS), min_length=1, description="Nulls to look at.")
+    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    level: Level = Field(0.05, description="Level at which a null is called valid or not.")
+    largest_size: Level = Field(
+        0.06, description="Largest share of pure-noise tokens with a selection, if valid."
+    )
+    max_k: PositiveInt = Field(8, description="Cap whose binding is counted.")
+    repeats: int = Field(10000, ge=100, description="Simulated tokens of each setting.")
+    signals: list[int] = Field([0, 4, 16], description="Experts with an effect, simulated.")
+    effect: PositiveFloat = Field(3.0, description="Their mean, in standard deviations.")
+    correlation: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.0, 0.5], description="Correlation between experts, simulated."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ValidityAnalysis:
+        _known_nulls(self.nulls, "nulls")
+        if self.level not in self.alpha:
+            raise ValueError(f"level is {self.level}; allowed: one of alpha, {self.alpha}")
+        return self
+
+
+class AuditAnalysis(ClosedModel):
+    """What happens to the loss when one selected expert is left out."""
+
+    tokens: PositiveInt = Field(200, description="Tokens, four a document where it is long enough.")
+    layers: PositiveInt = Field(4, description="Layers, evenly spaced, first and last included.")
+    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    nulls: list[str] | None = Field(
+        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+    )
+    epsilon: list[PositiveFloat] = Field(
+        [0.001, 0.01, 0.1],
+        min_length=1,
+        description="Changes of the loss that count as none, nats; the first is not special.",
+    )
+    context: int = Field(64, ge=16, description="Tokens of a document that are read.")
+    horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AuditAnalysis:
+        _known_nulls(self.nulls, "nulls")
+        if self.horizon >= self.context // 2:
+            raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
+        return self
+
+
+class AnalysisConfig(ClosedModel):
+    """The analyses that go with the table of cells."""
+
+    baseline: BaselineAnalysis = Field(
+        default_factory=BaselineAnalysis, description="Statistics of the stock router."
+    )
+    bh: BHAnalysis = Field(default_factory=BHAnalysis, description="BH over max_k and alpha.")
+    validity: ValidityAnalysis = Field(
+        default_factory=ValidityAnalysis, description="Size of the nulls, FDR of procedures."
+    )
+    audit: AuditAnalysis = Field(
+        default_factory=AuditAnalysis, description="Interventions on selected experts."
+    )

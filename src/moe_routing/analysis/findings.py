@@ -1,0 +1,258 @@
+"""Key findings of the baseline analysis, computed with intervals and tests.
+
+Pure functions of arrays. Shape letters: L layers, T tokens, E experts, D documents, B resamples.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+
+
+def document_weights(documents: int, resamples: int, rng: np.random.Generator) -> Array:
+    """Return how often each document is drawn in each resample with replacement, (B, D)."""
+    return rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
+
+
+def loads_by_document(
+    index_LTK: NDArray[np.int64], document_T: NDArray[np.int64], experts: int
+) -> NDArray[np.int64]:
+    """Count selections by document, (documents, layers, experts), documents in sorted order."""
+    layers, tokens, k = index_LTK.shape
+    names, place_T = np.unique(document_T, return_inverse=True)
+    cell_LTK = (place_T[None, :, None] * layers + np.arange(layers)[:, None, None]) * experts
+    counts = np.bincount((cell_LTK + index_LTK).ravel(), minlength=names.size * layers * experts)
+    assert counts.sum() == layers * tokens * k  # noqa: S101 (every selection is counted once)
+    return counts.reshape(names.size, layers, experts)
+
+
+def imbalance(
+    load_DLE: NDArray[np.int64], *, confidence: float, resamples: int, rng: np.random.Generator
+) -> dict[str, object]:
+    """Return the largest imbalance factor (max load / mean load) of the layers.
+
+    The interval is that of the layer that has the largest factor, by percentiles over resampled
+    documents. The maximum of noisy loads is biased upwards, in the data as in the resamples, by
+    what ``balanced_reference`` shows: the mean factor if every selection were drawn uniformly.
+    """
+    load_LE = load_DLE.sum(0)
+    factor_L = load_LE.max(1) / load_LE.mean(1)
+    layer = int(factor_L.argmax())
+    weight_BD = document_weights(len(load_DLE), resamples, rng)
+    resampled_BE = weight_BD @ load_DLE[:, layer].astype(float)
+    low, high = _percentiles(resampled_BE.max(1) / resampled_BE.mean(1), confidence)
+    uniform = np.full(load_LE.shape[1], 1 / load_LE.shape[1])
+    noise_BE = rng.multinomial(int(load_LE[layer].sum()), uniform, size=200)
+    reference = float((noise_BE.max(1) / noise_BE.mean(1)).mean())
+    return {
+        "layer": layer,
+        "value": float(factor_L[layer]),
+        "low": low,
+        "high": high,
+        "mean_over_layers": float(factor_L.mean()),
+        "balanced_reference": reference,
+        "n_documents": len(load_DLE),
+        "statement": (
+            f"The busiest expert of layer {layer} gets {factor_L[layer]:.2f} times the mean load "
+            f"({confidence:.0%} interval {low:.2f} to {high:.2f}); uniform use would give "
+            f"{reference:.2f} by chance."
+        ),
+    }
+
+
+def depth_trend(
+    entropy_LT: Array,
+    document_T: NDArray[np.int64],
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    """Return Spearman's correlation of a layer's mean entropy with its depth.
+
+    Two uncertainties, kept apart: ``p_value`` is that of a permutation test whose units are the
+    layers (H0: every order of the layers is equally likely); ``low`` and ``high`` are percentiles
+    over resampled documents (the layers are fixed, the text is the sample).
+    """
+    depth_L = np.arange(len(entropy_LT))
+    rho = spearman(depth_L, entropy_LT.mean(1))
+    sums_DL, tokens_D = _document_sums(entropy_LT.T, document_T)
+    weight_BD = document_weights(len(tokens_D), resamples, rng)
+    means_BL = (weight_BD @ sums_DL) / (weight_BD @ tokens_D)[:, None]
+    low, high = _percentiles([spearman(depth_L, mean_L) for mean_L in means_BL], confidence)
+    p_value = permutation_p(depth_L, entropy_LT.mean(1), permutations=9999, rng=rng)
+    shown = p_value <= 1 - confidence
+    trend = ("falls" if rho < 0 else "rises") if shown else "neither rises nor falls demonstrably"
+    return {
+        "rho": rho,
+        "low": low,
+        "high": high,
+        "p_value": p_value,
+        "n_layers": len(depth_L),
+        "n_documents": len(tokens_D),
+        "shown": shown,
+        "statement": (
+            f"The router's entropy {trend} with depth (Spearman {rho:.2f}, {confidence:.0%} "
+            f"interval {low:.2f} to {high:.2f} over documents; p = {p_value:.4f} over "
+            f"permutations of the {len(depth_L)} layers)."
+        ),
+    }
+
+
+def ease_and_weight(
+    loss_T: Array,
+    max_weight_LT: Array,
+    document_T: NDArray[np.int64],
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    """Ask whether easy tokens (small next-token loss) have a larger first weight.
+
+    Spearman's correlation of a token's own loss with its largest weight, averaged over layers;
+    negative if easy tokens are routed more decisively. The interval is by percentiles over
+    resampled documents, each with all its tokens; the p-value permutes losses within documents.
+    """
+    weight_T = max_weight_LT.mean(0)
+    rho_S, low_S, high_S = spearman_limits(
+        loss_T, np.vstack([weight_T, max_weight_LT]), document_T,
+        confidence=confidence, resamples=resamples, rng=rng,
+    )  # fmt: skip
+    rho, low, high = rho_S[0], low_S[0], high_S[0]
+    p_value = within_document_p(loss_T, weight_T, document_T, permutations=999, rng=rng)
+    excludes_zero = low > 0 or high < 0
+    shown = excludes_zero and p_value <= 1 - confidence
+    if shown:
+        answer = "Easy tokens have a " + ("larger" if rho < 0 else "smaller") + " largest weight"
+    else:
+        answer = "No relation between a token's loss and its largest weight could be shown"
+    return {
+        "rho": rho,
+        "low": low,
+        "high": high,
+        "p_value": p_value,
+        "by_layer": [
+            {"layer": layer, "rho": rho, "low": low, "high": high}
+            for layer, (rho, low, high) in enumerate(
+                zip(rho_S[1:], low_S[1:], high_S[1:], strict=True)
+            )
+        ],
+        "n_tokens": loss_T.size,
+        "n_documents": np.unique(document_T).size,
+        "shown": shown,
+        "statement": (
+            f"{answer} (Spearman of loss and weight {rho:.3f}, {confidence:.0%} interval "
+            f"{low:.3f} to {high:.3f} over documents, permutation p = {p_value:.3f})."
+        ),
+    }
+
+
+def spearman(first: Array, second: Array) -> float:
+    """Return Spearman's rank correlation; 0 where one of the two is constant."""
+    a, b = stats.rankdata(first), stats.rankdata(second)
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+def permutation_p(
+    first: Array, second: Array, *, permutations: int, rng: np.random.Generator
+) -> float:
+    """Test H0: all orders are equally likely; two-sided p of Spearman's correlation.
+
+    p = (1 + #{|rho*| >= |rho|}) / (permutations + 1).
+    """
+    a, b = stats.rankdata(first), stats.rankdata(second)
+    a, b = a - a.mean(), b - b.mean()
+    shuffled_PN = rng.permuted(np.tile(a, (permutations, 1)), axis=1)
+    extreme = np.abs(shuffled_PN @ b) >= abs(a @ b) - 1e-9
+    return float((1 + extreme.sum()) / (permutations + 1))
+
+
+def spearman_limits(
+    first_T: Array,
+    second_ST: Array,
+    document_T: NDArray[np.int64],
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[Array, Array, Array]:
+    """Return Spearman's correlation of one variable with S others, and percentile limits.
+
+    Documents are resampled, each with all its tokens. Ranks are those of the whole sample: a
+    resample is the correlation of its ranks, not of its ranks ranked again.
+
+    Returns:
+        Correlations, lower and upper limits, each (S,).
+    """
+    a_T1 = stats.rankdata(first_T)[:, None]
+    b_TS = stats.rankdata(second_ST, axis=1).T
+    # Centring changes nothing but keeps the moments small.
+    a_T1, b_TS = a_T1 - a_T1.mean(), b_TS - b_TS.mean(0)
+    a_TS = np.broadcast_to(a_T1, b_TS.shape)
+    moments = [a_TS, b_TS, a_TS * b_TS, a_TS**2, b_TS**2]
+    sums = [_document_sums(moment_TS, document_T) for moment_TS in moments]
+    tokens_D = sums[0][1]
+    weight_BD = document_weights(len(tokens_D), resamples, rng)
+    whole_1D = np.ones((1, len(tokens_D)))
+
+    def correlation(weight_BD: Array) -> Array:
+        n_B1 = (weight_BD @ tokens_D)[:, None]
+        a, b, ab, aa, bb = (weight_BD @ sum_DS / n_B1 for sum_DS, _ in sums)
+        scale_BS = np.sqrt((aa - a**2) * (bb - b**2))
+        return np.divide(ab - a * b, scale_BS, out=np.zeros_like(scale_BS), where=scale_BS > 1e-9)
+
+    tail = (1 - confidence) / 2
+    low_S, high_S = np.quantile(correlation(weight_BD), [tail, 1 - tail], axis=0)
+    return correlation(whole_1D)[0], low_S, high_S
+
+
+def within_document_p(
+    first_T: Array,
+    second_T: Array,
+    document_T: NDArray[np.int64],
+    *,
+    permutations: int,
+    rng: np.random.Generator,
+) -> float:
+    """Test H0: within a document, the order of ``first_T`` has nothing to do with ``second_T``.
+
+    Two-sided, p = (1 + #{|rho*| >= |rho|}) / (permutations + 1) with ranks taken over all tokens
+    and centred within documents, so that differences between documents play no part.
+    """
+    order_T = np.argsort(document_T, kind="stable")
+    document_T = document_T[order_T]
+    a_T = _centred_ranks(first_T[order_T], document_T)
+    b_T = _centred_ranks(second_T[order_T], document_T)
+    observed = abs(a_T @ b_T) * (1 - 1e-12)
+    extreme = 0
+    for _ in range(permutations):
+        shuffled = np.lexsort((rng.random(a_T.size), document_T))
+        extreme += abs(a_T[shuffled] @ b_T) >= observed
+    return (1 + extreme) / (permutations + 1)
+
+
+def _centred_ranks(value_T: Array, document_T: NDArray[np.int64]) -> Array:
+    rank_T = stats.rankdata(value_T)
+    _, place_T, count_D = np.unique(document_T, return_inverse=True, return_counts=True)
+    return rank_T - (np.bincount(place_T, rank_T) / count_D)[place_T]
+
+
+def _document_sums(value_TX: Array, document_T: NDArray[np.int64]) -> tuple[Array, Array]:
+    names, place_T = np.unique(document_T, return_inverse=True)
+    sums_DX = np.zeros((names.size, value_TX.shape[1]))
+    np.add.at(sums_DX, place_T, value_TX)
+    return sums_DX, np.bincount(place_T).astype(float)
+
+
+def _percentiles(values: Array | list[float], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,233 @@
+"""A recommendation that is computed, or refused.
+
+Shape letters: N items, C clusters, S arms, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_ratios, cluster_sums
+from moe_routing.statistics.matched import bracket, interpolate
+
+Array = NDArray[np.float64]
+
+RULE = (
+    "Differences are nats a token against the baseline on the same documents, with simultaneous "
+    "intervals over all arms (bootstrap of documents, maximal |t|). For efficiency: of the arms "
+    "with fewer experts than the baseline whose upper limit is below the margin, the one with the "
+    "fewest experts. For quality: of the arms whose upper limit is below 0, the one with the "
+    "lowest loss. An adaptive arm beats static routing at its own compute if the upper limit of "
+    "its difference from the static curve, interpolated at its mean experts, is below 0. Where no "
+    "arm qualifies, no recommendation is supported."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A strategy that may be recommended.
+
+    Attributes:
+        strategy: its id.
+        mean_experts: experts a token and layer.
+        static_k: its k if it gives every token the same number, else None.
+    """
+
+    strategy: str
+    mean_experts: float
+    static_k: int | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in nats a token, with its simultaneous interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def recommend(
+    nats_NS: Array,
+    tokens_N: NDArray,
+    clusters_N: NDArray,
+    arms: Sequence[Arm],
+    baseline: str,
+    *,
+    margin: float,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    """Apply :data:`RULE`.
+
+    Args:
+        nats_NS: negative log-likelihood of each item under each arm, (items, arms).
+        tokens_N: tokens of each item.
+        clusters_N: document of each item.
+        arms: the arms, the baseline among them.
+        baseline: id of the arm that the others are compared with.
+        margin: loss that counts as none, nats a token.
+        confidence: level of the simultaneous intervals.
+        resamples: bootstrap resamples.
+        rng: source of randomness.
+
+    Returns:
+        ``rule``, the settings, ``differences`` by arm, ``efficiency`` and ``quality`` (an arm with
+        its numbers, or None), ``beats_static_curve`` (arms), and ``statement``.
+    """
+    names = [arm.strategy for arm in arms]
+    base = names.index(baseline)
+    settings = {"confidence": confidence, "resamples": resamples, "rng": rng}
+    others = [place for place in range(len(arms)) if place != base]
+    gap_NS = nats_NS[:, others] - nats_NS[:, [base]]
+    found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
+    differences = {
+        names[place]: difference for place, difference in zip(others, found, strict=True)
+    }
+    matched = _against_static(nats_NS, tokens_N, clusters_N, arms, settings)
+    fewest = _efficient(arms, differences, arms[base], margin)
+    best = min(
+        (name for name, difference in differences.items() if difference.high < 0),
+        key=lambda name: differences[name].value,
+        default=None,
+    )
+    by_name = dict(zip(names, arms, strict=True))
+    return {
+        "rule": RULE,
+        "baseline": asdict(arms[base]),
+        "margin_nats": margin,
+        "confidence": confidence,
+        "n_documents": np.unique(clusters_N).size,
+        "n_tokens": int(tokens_N.sum()),
+        "efficiency": _describe(fewest, by_name, differences, matched),
+        "quality": _describe(best, by_name, differences, matched),
+        "beats_static_curve": [name for name, gap in matched.items() if gap.high < 0],
+        "loses_to_static_curve": [name for name, gap in matched.items() if gap.low > 0],
+        "differences": {name: asdict(value) for name, value in differences.items()},
+        "against_static_curve": {name: asdict(value) for name, value in matched.items()},
+        "statement": _statement(fewest, best, by_name, differences, arms[base], margin, confidence),
+    }
+
+
+def simultaneous(
+    difference_NS: Array,
+    tokens_N: NDArray,
+    clusters_N: NDArray,
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> list[Difference]:
+    """Return differences a token with intervals that hold for all arms at once.
+
+    R_s -/+ q * se_s with q the quantile of max_s |R*_s - R_s| / se*_s over resampled documents
+    (Efron & Tibshirani 1993, chapter 12.5, made simultaneous as by Westfall & Young 1993). An arm
+    without any difference has the interval 0 to 0.
+    """
+    if difference_NS.shape[1] == 0:
+        return []
+    sums_CS = cluster_sums(difference_NS, clusters_N)
+    units_C1 = cluster_sums(tokens_N, clusters_N)[:, None]
+    units_CS = np.broadcast_to(units_C1, sums_CS.shape)
+    boot = bootstrap_ratios(sums_CS, units_CS, resamples=resamples, rng=rng)
+    reach_S = _max_t(boot, confidence) * boot.error_S
+    limits = zip(boot.ratio_S, boot.ratio_S - reach_S, boot.ratio_S + reach_S, strict=True)
+    return [Difference(*(float(value) for value in row)) for row in limits]
+
+
+def _max_t(boot: RatioBootstrap, confidence: float) -> float:
+    varies_S = boot.error_S > 0
+    safe_BS = np.where(boot.error_BS > 0, boot.error_BS, np.inf)
+    t_BS = np.abs(boot.ratio_BS - boot.ratio_S) / safe_BS
+    return float(np.quantile((t_BS * varies_S).max(1), confidence))
+
+
+def _against_static(
+    nats_NS: Array,
+    tokens_N: NDArray,
+    clusters_N: NDArray,
+    arms: Sequence[Arm],
+    settings: dict[str, object],
+) -> dict[str, Difference]:
+    """Return each adaptive arm's difference from the static curve at its own mean experts."""
+    curve = sorted(
+        (place for place, arm in enumerate(arms) if arm.static_k is not None),
+        key=lambda place: arms[place].static_k,
+    )
+    ks = [arms[place].static_k for place in curve]
+    gaps = {}
+    for place, arm in enumerate(arms):
+        at = bracket(arm.mean_experts, ks) if arm.static_k is None and ks else None
+        if at is not None:
+            gaps[arm.strategy] = nats_NS[:, place] - interpolate(nats_NS[:, curve], at)
+    if not gaps:
+        return {}
+    gap_NS = np.stack(list(gaps.values()), axis=1)
+    found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
+    return dict(zip(gaps, found, strict=True))
+
+
+def _efficient(
+    arms: Sequence[Arm], differences: dict[str, Difference], baseline: Arm, margin: float
+) -> str | None:
+    good = [
+        arm
+        for arm in arms
+        if arm.strategy in differences
+        and arm.mean_experts < baseline.mean_experts
+        and differences[arm.strategy].high < margin
+    ]
+    return min(good, key=lambda arm: arm.mean_experts).strategy if good else None
+
+
+def _describe(
+    name: str | None,
+    arms: dict[str, Arm],
+    differences: dict[str, Difference],
+    matched: dict[str, Difference],
+) -> dict[str, object] | None:
+    if name is None:
+        return None
+    gap = matched.get(name)
+    return {
+        **asdict(arms[name]),
+        "difference_nats": asdict(differences[name]),
+        "against_static_curve": asdict(gap) if gap else None,
+    }
+
+
+def _statement(
+    fewest: str | None,
+    best: str | None,
+    arms: dict[str, Arm],
+    differences: dict[str, Difference],
+    baseline: Arm,
+    margin: float,
+    confidence: float,
+) -> str:
+    def numbers(name: str) -> str:
+        gap = differences[name]
+        return (
+            f"{arms[name].mean_experts:.2f} experts a token, {gap.value:+.4f} nats a token against "
+            f"{baseline.strategy} (simultaneous {confidence:.0%} interval {gap.low:+.4f} to "
+            f"{gap.high:+.4f})"
+        )
+
+    parts = []
+    if fewest is None:
+        parts.append(
+            f"For efficiency no arm is supported: none with fewer experts than "
+            f"{baseline.strategy} rules out a loss of {margin:g} nats a token."
+        )
+    else:
+        parts.append(f"For efficiency: {fewest}, {numbers(fewest)}; the margin is {margin:g}.")
+    if best is None:
+        parts.append(f"For quality no arm is supported: none is shown to beat {baseline.strategy}.")
+    else:
+        parts.append(f"For quality: {best}, {numbers(best)}.")
+    return " ".join(parts)

@@ -1,0 +1,147 @@
+"""Who works with whom, and on what: the analyses of the OLMoE paper (2409.02060, section 5).
+
+Pure functions of arrays. Shape letters: L layers, T tokens, E experts, K selected experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+FEWEST_OCCURRENCES = 10
+"""A token id that occurs less often says little about where it goes."""
+
+
+def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
+    """Return how often two experts are selected together, over all pairs.
+
+    share = N(a and b) / N(a): of the tokens that expert a gets, the share that b gets as well
+    (OLMoE paper, section 5.2). Not symmetric. Every ordered pair a != b has a row; the share is
+    missing where a was never selected. ``lift`` is the share over b's share of all tokens: 1 if
+    the two had nothing to do with each other.
+
+    Args:
+        index_LTK: distinct experts of each token, (layers, tokens, selected).
+        experts: number of experts.
+    """
+    tokens = index_LTK.shape[1]
+    tables = []
+    for layer, index_TK in enumerate(index_LTK):
+        chosen_TE = np.zeros((tokens, experts))
+        np.put_along_axis(chosen_TE, index_TK, 1.0, axis=1)
+        both_EE = chosen_TE.T @ chosen_TE
+        load_E = both_EE.diagonal()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share_EE = both_EE / load_E[:, None]
+            lift_EE = share_EE / (load_E / tokens)
+        first, second = np.nonzero(~np.eye(experts, dtype=bool))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "expert_a": first,
+                    "expert_b": second,
+                    "tokens_a": load_E[first].astype(int),
+                    "share": share_EE[first, second],
+                    "lift": lift_EE[first, second],
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> pd.DataFrame:
+    """Return the share of each domain's tokens that goes to each expert.
+
+    share = N(expert, domain) / N(domain) (OLMoE paper, section 5.3); a router that ignores the
+    domain has the same share everywhere. ``overall`` is the mean over domains, each counting
+    once, and ``lift`` is share / overall.
+
+    Args:
+        load_by_domain: for each domain its loads, (layers, experts), and its number of tokens.
+    """
+    share_DLE = np.stack([load / tokens for load, tokens in load_by_domain.values()])
+    overall_LE = share_DLE.mean(0)
+    _, layers, experts = share_DLE.shape
+    place_L, place_E = np.divmod(np.arange(layers * experts), experts)
+    tables = []
+    for (domain, (_, tokens)), share_LE in zip(load_by_domain.items(), share_DLE, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            lift_LE = share_LE / overall_LE
+        tables.append(
+            pd.DataFrame(
+                {
+                    "domain": domain,
+                    "layer": place_L,
+                    "expert": place_E,
+                    "share": share_LE.ravel(),
+                    "overall": overall_LE.ravel(),
+                    "lift": lift_LE.ravel(),
+                    "n_tokens": tokens,
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def vocabulary_specialisation(
+    first_LT: NDArray[np.int64],
+    ids: Mapping[str, NDArray[np.int64]],
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Return how exclusively token ids go to one first-choice expert, by layer.
+
+    For a token id x, max over experts of N(x to expert as first choice) / N(x), averaged over
+    token ids (OLMoE paper, section 5.4, with k = 1): ``mean`` over all ids, as in the paper, and
+    ``mean_frequent`` over ids with at least 10 occurrences. An id that occurs once has 1 whatever
+    the router does; ``shuffled`` and ``shuffled_frequent`` are the same numbers after the ids were
+    permuted over the tokens, which is what rarity alone makes.
+
+    Args:
+        first_LT: first-choice expert of each token, (layers, tokens).
+        ids: for each role (such as ``input``, ``next``, ``predicted``) a token id for each token.
+        rng: permutes the ids.
+    """
+    rows = []
+    for role, id_T in ids.items():
+        shuffled_T = rng.permutation(id_T)
+        for layer, first_T in enumerate(first_LT):
+            share_X, count_X = largest_share(first_T, id_T)
+            noise_X, noise_count_X = largest_share(first_T, shuffled_T)
+            often, noise_often = count_X >= FEWEST_OCCURRENCES, noise_count_X >= FEWEST_OCCURRENCES
+            rows.append(
+                {
+                    "role": role,
+                    "layer": layer,
+                    "mean": share_X.mean(),
+                    "shuffled": noise_X.mean(),
+                    "mean_frequent": _mean(share_X[often]),
+                    "shuffled_frequent": _mean(noise_X[noise_often]),
+                    "n_ids": share_X.size,
+                    "n_frequent": int(often.sum()),
+                    "n_tokens": id_T.size,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def largest_share(
+    expert_T: NDArray[np.int64], id_T: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return, for each token id in sorted order, its commonest expert's share and its count.
+
+    >>> largest_share(np.array([0, 0, 1, 2]), np.array([7, 7, 7, 9]))[0].round(2)
+    array([0.67, 1.  ])
+    """
+    _, place_T, count_X = np.unique(id_T, return_inverse=True, return_counts=True)
+    pairs, together = np.unique(np.stack([place_T, expert_T]), axis=1, return_counts=True)
+    most_X = np.zeros(count_X.size, dtype=np.int64)
+    np.maximum.at(most_X, pairs[0], together)
+    return most_X / count_X, count_X
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,73 @@
+"""Recorders for the BH analysis: experts of a whole batch, and of decoding steps alone.
+
+Shape letters: T tokens, K slots, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_routing.models.recorder import Recorder
+from moe_routing.routing.types import Routing
+
+
+class UnionRecorder(Recorder):
+    """Also counts the distinct experts that a batch of tokens needs.
+
+    Decoding a batch of sequences loads the union of their experts' weights. Here a batch is
+    ``batch`` tokens of one forward pass, as far apart as the pass allows, so that they mostly come
+    from different documents.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self._distinct: dict[int, Tensor] = {}
+        self._groups: dict[int, int] = {}
+
+    def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
+        """Add the routing of one layer in one forward pass."""
+        super().add(layer, routing, floor, cap)
+        index_TK = routing.selection.index_TK
+        if self.mask_T is not None:
+            index_TK = index_TK[self.mask_T.to(index_TK.device)]
+        distinct_G = distinct_experts(index_TK, routing.probability_TE.shape[1], self.batch)
+        self._accumulate(self._distinct, layer, distinct_G.sum())
+        self._groups[layer] = self._groups.get(layer, 0) + distinct_G.numel()
+
+    def mean_distinct(self) -> float:
+        """Return the distinct experts of a batch, averaged over batches and layers.
+
+        NaN if no forward pass had ``batch`` tokens.
+        """
+        groups = sum(self._groups.values())
+        total = sum(float(value) for value in self._distinct.values())
+        return total / groups if groups else float("nan")
+
+
+def distinct_experts(index_TK: Tensor, experts: int, batch: int) -> Tensor:
+    """Count the distinct experts of each group of ``batch`` tokens, int64, (groups,).
+
+    Group g of G holds tokens g, g + G, g + 2 G, ...; tokens that fill no group are left out.
+
+    Args:
+        index_TK: expert ids, (tokens, slots); the id ``experts`` marks a padded slot.
+        experts: number of experts.
+        batch: tokens of a group.
+    """
+    groups = index_TK.shape[0] // batch
+    if groups == 0 or index_TK.shape[1] == 0:
+        return index_TK.new_zeros(groups)
+    index_GX = index_TK[: groups * batch].view(batch, groups, -1).transpose(0, 1).flatten(1)
+    used_GE = torch.zeros(groups, experts + 1, dtype=torch.bool, device=index_TK.device)
+    return used_GE.scatter_(1, index_GX, value=True)[:, :experts].sum(1)
+
+
+class DecodingRecorder(Recorder):
+    """Records decoding steps only: forward passes of a single token."""
+
+    def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
+        """Add the routing of one layer, unless the pass reads a prompt."""
+        if routing.probability_TE.shape[0] == 1:
+            super().add(layer, routing, floor, cap)

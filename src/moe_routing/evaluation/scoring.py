@@ -1,0 +1,263 @@
+"""The scoring engine: log-likelihoods of requests, with the routing strategy that is in place.
+
+Requests are packed without padding under a token budget, a context that several requests share is
+computed once, and logits are made only where a token is scored. The numbers are those of
+lm-evaluation-harness's ``HFLM``; they do not depend on budget or order, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from moe_routing.errors import InputError
+from moe_routing.evaluation.attention import Layout, packed_attention
+from moe_routing.evaluation.head import target_log_likelihoods
+from moe_routing.evaluation.packing import Pack, Tree, build, fill, plant
+from moe_routing.evaluation.requests import Encoder, Request, TokenRequest, max_length
+from moe_routing.models.adapters import find_routers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from moe_routing.data.items import Item
+    from moe_routing.models.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is.
+
+    Attributes:
+        log_likelihood: summed over its tokens, nats.
+        greedy: whether every token is the model's most likely one; None where not asked for.
+        tokens: number of scored tokens.
+        mean_experts: experts a token and layer, over all tokens read for this request, those of a
+            shared context included; None without a recorder.
+    """
+
+    log_likelihood: float
+    greedy: bool | None
+    tokens: int
+    mean_experts: float | None
+
+
+class Scorer:
+    """Scores requests with a model as it is: put a strategy in place around the calls."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        token_budget: int = 8192,
+        window: int | None = None,
+        recorder: Recorder | None = None,
+        share_prefixes: bool = True,
+        padded_attention: bool | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Keep model and settings.
+
+        Args:
+            model: a causal language model of transformers, in eval mode.
+            tokenizer: its tokenizer.
+            token_budget: most tokens of a forward pass; halved when memory runs out.
+            window: most input tokens of a request; None takes the model's limit.
+            recorder: the one that the routing context writes to; it sees a shared context once.
+            share_prefixes: compute a context that several requests share once.
+            padded_attention: see :mod:`moe_routing.evaluation.attention`; None decides by device.
+            progress: show a progress bar; None shows it on a terminal.
+
+        Raises:
+            InputError: the window is longer than the model allows, or the tokenizer has neither
+                a bos nor an eos token.
+        """
+        self.model = model
+        self.encoder = Encoder(tokenizer, max_length(model.config, window))
+        self.token_budget = token_budget
+        self._recorder = recorder
+        self._routers = 0 if recorder is None else len(find_routers(model))
+        self._share_prefixes = share_prefixes
+        self._padded = model.device.type != "cpu" if padded_attention is None else padded_attention
+        self._progress = progress
+
+    def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
+        """Score requests; the result is in their order.
+
+        Raises:
+            InputError: a continuation has no token or does not fit into the window.
+        """
+        groups: dict[object, list[int]] = {}
+        for place, request in enumerate(requests):
+            shared = self._share_prefixes and request.context != ""
+            groups.setdefault(request.context if shared else place, []).append(place)
+        return self.score_tokens(
+            self.encoder.requests(requests), list(groups.values()), label=label
+        )
+
+    def score_rolling(self, texts: Sequence[str], label: str = "score") -> list[Score]:
+        """Score whole texts, window by window; ``greedy`` is None.
+
+        Raises:
+            InputError: a text has no token.
+        """
+        windows = self.encoder.rolling(texts)
+        flat = [window for group in windows for window in group]
+        groups = [[place] for place in range(len(flat))]
+        scores = iter(self.score_tokens(flat, groups, greedy=False, label=label))
+        return [
+            _combine([(next(scores), len(window.input_ids)) for window in group])
+            for group in windows
+        ]
+
+    def score_items(
+        self, items: Sequence[Item], task: str, label: str = "score"
+    ) -> list[list[Score]]:
+        """Score every continuation of evaluation items, in order.
+
+        Args:
+            items: the items.
+            task: ``perplexity`` scores whole documents in windows, any other continuations.
+            label: name of the progress bar.
+
+        Raises:
+            InputError: an item has an empty text, or one that does not fit into the window.
+        """
+        if task == "perplexity":
+            return [[s] for s in self.score_rolling([i.continuations[0] for i in items], label)]
+        requests = [
+            Request(item.context, continuation)
+            for item in items
+            for continuation in item.continuations
+        ]
+        scores = iter(self.score(requests, label))
+        return [[next(scores) for _ in item.continuations] for item in items]
+
+    @torch.inference_mode()
+    def score_tokens(
+        self,
+        requests: Sequence[TokenRequest],
+        groups: Sequence[Sequence[int]],
+        *,
+        greedy: bool = True,
+        label: str = "score",
+    ) -> list[Score]:
+        """Score token requests.
+
+        Args:
+            requests: the requests.
+            groups: places of requests that may share their first tokens.
+            greedy: whether to tell if each target is the most likely token.
+            label: name of the progress bar.
+        """
+        trees = plant(requests, groups)
+        scores: list[Score | None] = [None] * len(requests)
+        disable = None if self._progress is None else not self._progress
+        bar = tqdm(
+            total=sum(tree.size for tree in trees), desc=label, unit="tok", unit_scale=True,
+            disable=disable,
+        )  # fmt: skip
+        with bar, packed_attention(self.model):
+            for pack in self._packs(requests, trees, greedy, scores):
+                bar.update(pack.ids_T.size)
+        return scores
+
+    def _packs(
+        self,
+        requests: Sequence[TokenRequest],
+        trees: Sequence[Tree],
+        greedy: bool,
+        scores: list[Score | None],
+    ) -> Iterable[Pack]:
+        """Score pack after pack, and yield each when its scores are in place."""
+        waiting = fill(trees, self.token_budget)[::-1]
+        while waiting:
+            pack = build(requests, waiting[-1])
+            if self._fits(pack, greedy, scores):
+                waiting.pop()
+                yield pack
+            else:
+                self._back_off(len(waiting[-1]))
+                rest = [tree for group in waiting for tree in group]
+                waiting = fill(rest, self.token_budget)[::-1]
+
+    def _fits(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> bool:
+        """Score a pack; return False, with everything as before, if memory ran out."""
+        before = copy.deepcopy(self._recorder)
+        try:
+            self._score_pack(pack, greedy, scores)
+        except torch.OutOfMemoryError:
+            if self._recorder is not None:
+                vars(self._recorder).update(vars(before))
+            return False
+        return True
+
+    def _back_off(self, trees: int) -> None:
+        if trees == 1:
+            raise InputError(
+                f"out of memory on {self.model.device} with a single request; use a smaller "
+                "evaluation.window or a larger device"
+            )
+        self.token_budget //= 2
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        message = f"out of memory: evaluation.token_budget is now {self.token_budget}"
+        tqdm.write(message, file=sys.stderr)
+
+    def _score_pack(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> None:
+        device = self.model.device
+        layout = Layout(pack.spans, self.model.dtype, device, padded=self._padded)
+        hidden_TH = self.model.base_model(
+            input_ids=torch.from_numpy(pack.ids_T)[None].to(device),
+            position_ids=torch.from_numpy(pack.position_T)[None].to(device),
+            use_cache=False,
+            layout=layout,
+        ).last_hidden_state[0]
+        scored_N = torch.from_numpy(pack.scored_N).to(hidden_TH.device)
+        likelihood_N, greedy_N = target_log_likelihoods(
+            self.model.get_output_embeddings(),
+            hidden_TH.index_select(0, scored_N),
+            torch.from_numpy(pack.target_N).to(hidden_TH.device),
+            greedy=greedy,
+        )
+        totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), pack.first_target)
+        greedies = [None] * len(totals)
+        if greedy_N is not None:
+            greedies = np.logical_and.reduceat(greedy_N.cpu().numpy(), pack.first_target).tolist()
+        tokens = np.diff(pack.first_target, append=pack.target_N.size)
+        rows = zip(pack.members, totals, greedies, tokens, self._experts(pack), strict=True)
+        for member, total, best, count, experts in rows:
+            scores[member] = Score(float(total), best, int(count), experts)
+
+    def _experts(self, pack: Pack) -> list[float | None]:
+        """Return each request's mean experts, from the recorder's counts of the last forward."""
+        if self._recorder is None:
+            return [None] * len(pack.members)
+        counts_T = self._recorder.counts_T.double().cpu().numpy()
+        before = np.concatenate([[0.0], np.cumsum(counts_T)])
+        trunk_start, trunk_end, branch_start, branch_end = pack.paths.T
+        total = before[trunk_end] - before[trunk_start] + before[branch_end] - before[branch_start]
+        read = trunk_end - trunk_start + branch_end - branch_start
+        return (total / (read * self._routers)).tolist()
+
+
+def _combine(parts: Sequence[tuple[Score, int]]) -> Score:
+    """Join the windows of a text; each comes with the number of tokens it read."""
+    experts = None
+    if parts[0][0].mean_experts is not None:
+        read = sum(size for _, size in parts)
+        experts = sum(score.mean_experts * size for score, size in parts) / read
+    return Score(
+        log_likelihood=sum(score.log_likelihood for score, _ in parts),
+        greedy=None,
+        tokens=sum(score.tokens for score, _ in parts),
+        mean_experts=experts,
+    )

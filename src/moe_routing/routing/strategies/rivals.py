@@ -1,0 +1,233 @@
+"""Other published ways to give each token its own number of experts, on a frozen router.
+
+All rank experts by logit (ties by the lower index). The per-expert threshold (Expert Threshold,
+arXiv 2603.11535) needs no class: it is ``threshold`` under the null ``per_expert``, at
+alpha = k / E for k experts a token on average.
+
+Shape letters: L layers, T tokens, K slots, E experts, J ranks, M thresholds, S samples; 1 a kept
+axis.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, by_logit
+from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.weighting import WEIGHTINGS, Weighting
+
+
+class Rival(Ranked):
+    """What the rivals share: a choice of weights, and at least one expert."""
+
+    words: ClassVar[tuple[str, ...]] = ("weighting",)
+
+    weighting: Weighting = Field("softmax", description="How selected experts are weighted.")
+
+    @classmethod
+    def choices(cls, word: str) -> tuple[str, ...]:
+        """Return the allowed values of a named parameter."""
+        return WEIGHTINGS
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts a token can get."""
+        return 1
+
+    @property
+    def weighting_kind(self) -> Weighting:
+        """How selected experts are weighted."""
+        return self.weighting
+
+
+class Capped(Rival):
+    """A rival with a cap of its own."""
+
+    codes: ClassVar[dict[str, str]] = {"max_k": "k"}
+
+    max_k: int = Field(ge=1, description="Most experts a token.")
+
+    @property
+    def max_experts(self) -> int:
+        """The most experts a token can get."""
+        return self.max_k
+
+
+class MinP(Capped):
+    """Keep every expert with probability above ``ratio`` times the largest.
+
+    The min-p rule of token sampling (Nguyen et al., 2407.01082) on experts, which ik_llama.cpp
+    calls smart expert reduction.
+    """
+
+    family: ClassVar[str] = "minp"
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "ratio": "t"}
+
+    ratio: float = Field(gt=0, lt=1, description="Share of the largest probability.")
+
+    def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
+        """Return ranking with a count by ratio."""
+
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            largest_T1 = probability_TE.amax(1, keepdim=True)
+            count_T = (probability_TE > self.ratio * largest_T1).sum(1)
+            return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
+
+        return rank
+
+
+class TopP(Capped):
+    """Keep the fewest experts whose probabilities sum to at least ``mass``.
+
+    The rule of Huang et al. (2403.07652), trained there and used post hoc here.
+    """
+
+    family: ClassVar[str] = "topp"
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "mass": "p"}
+
+    mass: float = Field(gt=0, lt=1, description="Cumulative probability.")
+
+    def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
+        """Return ranking with a count by cumulative mass, summed in float64."""
+
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            sorted_TE = probability_TE.gather(1, order_TE).double()
+            before_TE = sorted_TE.cumsum(1) - sorted_TE
+            count_T = ((before_TE < self.mass) & (sorted_TE > 0)).sum(1)
+            return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
+
+        return rank
+
+
+class EntropyBands(Capped):
+    """Between ceil(k/2) and k experts, fewer where the router's softmax has less entropy.
+
+    With m = k - ceil(k/2), the m thresholds of a layer are the j/(m+1) quantiles (j = 1 ... m) of
+    the entropy on calibration tokens; a token gains one expert for each threshold that it exceeds.
+    """
+
+    family: ClassVar[str] = "entropy"
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts a token can get."""
+        return (self.max_k + 1) // 2
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Thresholds come from calibration tokens."""
+        return True
+
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return ranking with a count by entropy band."""
+        m = self.max_experts - self.min_experts
+        levels_M = torch.arange(1, m + 1) / (m + 1)
+        probability_LTE = calibration.sample.logits_LTE.softmax(-1)
+        entropy_LT = torch.special.entr(probability_LTE).sum(-1)
+        threshold_LM = torch.quantile(entropy_LT, levels_M, dim=1).T
+
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            entropy_T1 = torch.special.entr(probability_TE).sum(1, keepdim=True)
+            threshold_M = threshold_LM[inputs.layer].to(entropy_T1.device)
+            count_T = self.min_experts + (entropy_T1 > threshold_M).sum(1)
+            return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
+
+        return rank
+
+
+class PerLayer(Rival):
+    """A fixed number of experts in each layer, ``mean_k`` on average over layers.
+
+    The idea of LExI (2509.02753) with the router's own mass in place of its search: starting from
+    one expert a layer, the next expert goes to the layer whose next-ranked expert has the largest
+    mean softmax probability on calibration tokens, until the layers hold ``mean_k`` on average; no
+    layer gets more than 2 * ``mean_k`` (or all it has).
+    """
+
+    family: ClassVar[str] = "perlayer"
+    codes: ClassVar[dict[str, str]] = {"mean_k": "k"}
+
+    mean_k: int = Field(ge=1, description="Experts a token, averaged over layers.")
+
+    @property
+    def max_experts(self) -> int:
+        """The most experts a token can get."""
+        return 2 * self.mean_k
+
+    @property
+    def needs_calibration(self) -> bool:
+        """The allocation comes from calibration tokens."""
+        return True
+
+    def allocation(self, calibration: Calibration) -> list[int]:
+        """Return the number of experts of each layer."""
+        sample = calibration.sample
+        cap = min(self.max_experts, sample.num_experts)
+        mass_LJ = sample.logits_LTE.softmax(-1).sort(-1, descending=True).values.mean(1)[:, :cap]
+        # Mass falls with the rank, so that the largest entries are the greedy choice.
+        layer_J = torch.arange(sample.num_layers).repeat_interleave(cap - 1)
+        spare = (self.mean_k - 1) * sample.num_layers
+        best_J = mass_LJ[:, 1:].flatten().argsort(descending=True, stable=True)[:spare]
+        return (1 + torch.bincount(layer_J[best_J], minlength=sample.num_layers)).tolist()
+
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return ranking with the layer's number of experts."""
+        counts = self.allocation(calibration)
+
+        def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            k = counts[inputs.layer]
+            count_T = order_TE.new_full(order_TE.shape[:1], k)
+            return Ranking.counted(order_TE, logits_TE, count_T, k)
+
+        return rank
+
+
+class DynamicSkipping(Capped):
+    """Top k without the experts whose probability is small beside the largest, by layer.
+
+    Lu et al. (2402.14800, section 3.3) skip the second of Mixtral's two experts where its weight
+    is below beta times the first's, beta being the layer's median ratio on calibration text. Here
+    k is any number, beta_l the ``share`` quantile of the ratios p_j / p_1 of slots j = 2 ... k:
+    with k = 2 and share = 0.5 it is their rule. On calibration text a token has
+    1 + (k - 1) * (1 - share) experts on average, in every layer.
+    """
+
+    family: ClassVar[str] = "dynskip"
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "share": "q"}
+
+    max_k: int = Field(ge=2, description="Most experts a token.")
+    share: float = Field(gt=0, lt=1, description="Share of slots 2 ... k skipped on calibration.")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """The ratio comes from calibration tokens."""
+        return True
+
+    def ratio_L(self, calibration: Calibration) -> Tensor:
+        """Return each layer's ratio, float64."""
+        top_LTJ = calibration.sample.logits_LTE.topk(self.max_k, dim=-1).values
+        ratio_LS = (top_LTJ[..., 1:] - top_LTJ[..., :1]).double().exp().flatten(1)
+        # numpy's, because torch.quantile takes at most 16 million values.
+        return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.share, axis=1))
+
+    def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
+        """Return ranking with a count by the layer's ratio."""
+        ratios = self.ratio_L(calibration).tolist()
+
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            top_TK = probability_TE.gather(1, order_TE[:, : self.max_k])
+            count_T = (top_TK >= ratios[inputs.layer] * top_TK[:, :1]).sum(1)
+            return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
+
+        return rank

@@ -1,0 +1,173 @@
+"""Cells read back from disk, and the cells of one data set side by side.
+
+Shape letters: N items, C clusters, S strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.statistics.bootstrap import Array, cluster_sums
+from moe_routing.statistics.intervals import column, denominator
+from moe_routing.statistics.measures import Measure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy on one data set.
+
+    Attributes:
+        strategy: strategy id.
+        dataset: data set.
+        task: perplexity, multiple_choice or last_word.
+        items: one row an item; ids are unique.
+    """
+
+    strategy: str
+    dataset: str
+    task: str
+    items: pd.DataFrame
+
+
+def cell_path(folder: Path | str, strategy: str, dataset: str) -> Path:
+    """Return where the items of a cell lie under ``results/<study>/cells``."""
+    return Path(folder) / strategy / f"{dataset}.parquet"
+
+
+def load_cells(
+    folder: Path | str, strategies: Iterable[str], datasets: Mapping[str, str]
+) -> list[Cell]:
+    """Read cells, data set by data set.
+
+    Args:
+        folder: ``results/<study>/cells``.
+        strategies: strategy ids.
+        datasets: task of each data set.
+
+    Raises:
+        InputError: a file is missing or no Parquet, lacks id or cluster, or repeats an id.
+    """
+    strategies = list(strategies)
+    return [
+        Cell(strategy, dataset, task, _read_items(cell_path(folder, strategy, dataset)))
+        for dataset, task in datasets.items()
+        for strategy in strategies
+    ]
+
+
+def _read_items(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such cell")
+    try:
+        items = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
+    for name in ("id", "cluster"):
+        if name not in items:
+            raise InputError(f"{path}: column '{name}' is missing")
+    repeated = items["id"][items["id"].duplicated()]
+    if len(repeated):
+        raise InputError(f"{path}: id '{repeated.iloc[0]}' occurs more than once")
+    return items
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The strategies of one data set on the same items in the same order.
+
+    Attributes:
+        dataset: data set.
+        task: its task.
+        strategies: strategy ids.
+        items: item table of each strategy, in the order of ``strategies``.
+    """
+
+    dataset: str
+    task: str
+    strategies: tuple[str, ...]
+    items: tuple[pd.DataFrame, ...]
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.items[0])
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Number of the cluster of each item, (N,)."""
+        return pd.factorize(self.items[0]["cluster"])[0]
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.clusters.max()) + 1
+
+    def values(self, measure: Measure) -> Array:
+        """Return the numerator of a measure for each item and strategy, (N, S)."""
+        columns = [
+            column(items, measure.column, f"{strategy} on {self.dataset}")
+            for strategy, items in zip(self.strategies, self.items, strict=True)
+        ]
+        return measure.sign * np.stack(columns, axis=1)
+
+    def units(self, measure: Measure) -> Array:
+        """Return the denominator of a measure for each item, (N,).
+
+        Raises:
+            InputError: strategies disagree, so that they cannot have scored the same text.
+        """
+        units = [
+            denominator(items, measure.unit, f"{strategy} on {self.dataset}")
+            for strategy, items in zip(self.strategies, self.items, strict=True)
+        ]
+        for strategy, unit_N in zip(self.strategies, units, strict=True):
+            if not np.array_equal(unit_N, units[0]):
+                raise InputError(
+                    f"{strategy} and {self.strategies[0]} on {self.dataset}: column "
+                    f"'{measure.unit}' differs; cells must score the same text"
+                )
+        return units[0]
+
+    def value(self, measure: Measure, strategy: str) -> float:
+        """Return a measure of one strategy."""
+        items = self.items[self.strategies.index(strategy)]
+        total = measure.sign * column(items, measure.column).sum()
+        return float(total / self.units(measure).sum())
+
+    def sums(self, values: Array, measure: Measure) -> tuple[Array, Array]:
+        """Return values and units summed within clusters, both in the shape (C, S)."""
+        value_CS = cluster_sums(values, self.clusters)
+        unit_C = cluster_sums(self.units(measure), self.clusters)
+        return value_CS, np.broadcast_to(unit_C[:, None], value_CS.shape)
+
+
+def make_panel(cells: Iterable[Cell]) -> Panel:
+    """Put the cells of one data set side by side, in the item order of the first.
+
+    Raises:
+        InputError: the items of two cells are not the same, or their clusters differ.
+    """
+    cells = list(cells)
+    first = cells[0]
+    aligned = tuple(_align(cell, first) for cell in cells)
+    return Panel(first.dataset, first.task, tuple(cell.strategy for cell in cells), aligned)
+
+
+def _align(cell: Cell, first: Cell) -> pd.DataFrame:
+    label = f"{cell.strategy} and {first.strategy} on {first.dataset}"
+    only_one = set(cell.items["id"]) ^ set(first.items["id"])
+    if only_one:
+        raise InputError(
+            f"{label}: {len(only_one)} items are in one cell only, such as "
+            f"'{min(map(str, only_one))}'; cells are compared on the same items"
+        )
+    items = cell.items.set_index("id", drop=False).loc[first.items["id"]].reset_index(drop=True)
+    if not np.array_equal(items["cluster"].to_numpy(), first.items["cluster"].to_numpy()):
+        raise InputError(f"{label}: column 'cluster' differs; cells are compared on the same items")
+    return items

@@ -1,0 +1,172 @@
+"""The data dictionary: one source for the columns of every table and for ``columns.csv``."""
+
+from __future__ import annotations
+
+_KEY = {
+    "strategy": "strategy id",
+    "dataset": "evaluation set",
+    "metric": "measure that is compared; nats are negative log-likelihoods",
+}
+_ABOUT = {
+    "task": "perplexity, multiple_choice or last_word",
+    "main": "whether the metric stands for its data set where only one is shown",
+    "higher_is_better": "orientation of the metric",
+    "n_items": "items, the same for baseline and strategy",
+    "n_clusters": "clusters of items, the resampling unit",
+}
+_FAMILY = {
+    "family": "primary (the contrast declared in the config) or exploratory (all others)",
+    "p_adjusted": "p_value adjusted within its family of this table: Holm or Benjamini-Hochberg",
+}
+_VERDICT = {"verdict": "what may be said, from p_adjusted and the non-inferiority test"}
+
+PAIRED = {
+    **_KEY,
+    **_ABOUT,
+    "baseline": "strategy compared with",
+    "baseline_value": "value of the baseline",
+    "value": "value of the strategy",
+    "difference": "value minus baseline_value",
+    "low": "lower limit of the difference, by the method in `interval`",
+    "high": "upper limit of the difference",
+    "interval": "score (Tango 1998, at the effective sample size) or bootstrap-t over clusters",
+    "bootstrap_low": "lower limit, cluster bootstrap (percentile for shares, bootstrap-t for nats)",
+    "bootstrap_high": "upper limit, cluster bootstrap",
+    "standard_error": "clustered standard error of the difference",
+    "design_effect": "for shares: variance of the difference over that of independent items, >= 1",
+    "perplexity_ratio": "exp(difference) for nats: perplexity of the strategy over the baseline's",
+    "lost": "items that only the baseline has right",
+    "gained": "items that only the strategy has right",
+    "flip_share": "share of items that are lost or gained",
+    "p_mcnemar": "exact McNemar test, which takes items as independent",
+    "p_sign_flip": "permutation of names within clusters",
+    "p_signed_rank": "Wilcoxon signed-rank test, clusters counting equally",
+    "test": "which of them is p_value: McNemar for shares of items that are their own clusters",
+    "p_value": "two-sided p-value of no difference",
+    **_FAMILY,
+    **_VERDICT,
+}
+
+NONINFERIORITY = {
+    **_KEY,
+    "main": _ABOUT["main"],
+    "margin": "loss that would matter, fixed in the config before the run",
+    "loss": "how much worse the strategy is; negative if better",
+    "upper_bound": "one-sided upper limit of the loss at level 1 - alpha",
+    "alpha": "one-sided level: half of 1 - confidence",
+    "test": "score (Tango 1998, at the effective sample size) or bootstrap-t over clusters",
+    "p_value": "one-sided p-value of a loss of at least the margin",
+    "p_clustered_t": "the same from the clustered standard error and Student's t",
+    "p_gain": "one-sided p-value of a gain of at least the margin",
+    "p_tost": "two one-sided tests: the larger of p_value and p_gain",
+    **_FAMILY,
+    "noninferior": "whether p_adjusted <= alpha: no loss as large as the margin",
+    "equivalent": "whether p_tost <= alpha, unadjusted: neither loss nor gain of the margin",
+}
+
+MATCHED = {
+    **_KEY,
+    "main": _ABOUT["main"],
+    "higher_is_better": _ABOUT["higher_is_better"],
+    "mean_experts": "mean experts a token of the strategy on this data set",
+    "status": "matched; outside the curve (no static strategies on both sides); unknown experts",
+    "k_low": "experts of the static strategy below",
+    "k_high": "experts of the static strategy above",
+    "weight_high": "weight of the upper one in the interpolation",
+    "value": "value of the strategy",
+    "static_value": "static curve, interpolated at mean_experts",
+    "difference": "value minus static_value",
+    "low": "lower limit of the difference, paired cluster bootstrap",
+    "high": "upper limit of the difference",
+    "standard_error": "clustered standard error of the difference",
+    "p_value": "two-sided p-value of no difference, permutation of names within clusters",
+    **_FAMILY,
+    "verdict": "better or worse than the static curve, identical to it, or inconclusive",
+}
+
+FRIEDMAN = {
+    "strategy": "strategy id",
+    "average_rank": "mean rank over data sets on their main metrics; 1 is best",
+    "p_nemenyi": "Nemenyi test against the baseline",
+    "beyond_critical_difference": "whether the average rank differs from the baseline's by more "
+    "than critical_difference",
+    "n_datasets": "data sets ranked",
+    "n_strategies": "strategies ranked: those with every data set",
+    "chi2": "Friedman's statistic",
+    "p_friedman": "its p-value, chi-squared with n_strategies - 1 degrees of freedom",
+    "f": "Iman and Davenport's statistic",
+    "p_iman_davenport": "its p-value",
+    "critical_difference": "Nemenyi's critical difference of average ranks",
+    "warning": "low power where data sets are few",
+}
+
+_FRONT = {
+    "dataset": "evaluation set",
+    "strategy": "strategy id",
+    "metric": "main metric of the data set",
+    "higher_is_better": _ABOUT["higher_is_better"],
+    "value": "value of the strategy",
+    "low": "lower limit: Wilson at the effective sample size, or bootstrap-t over clusters",
+    "high": "upper limit",
+}
+_ON_FRONT = {
+    "on_front": "whether no other strategy is as good at lower cost or better at the same cost",
+    "front_share": "share of bootstrap resamples in which it is on the front",
+}
+PARETO = {**_FRONT, "mean_experts": "mean experts a token, the cost", **_ON_FRONT}
+PARETO_TIME = {
+    **_FRONT,
+    "seconds_per_1000_tokens": "measured scoring time, the cost; differs between equal runs",
+    **_ON_FRONT,
+}
+
+POWER = {
+    "dataset": "evaluation set",
+    "metric": "measure",
+    "basis": "assumed discordance, or the standard error observed for `strategy`",
+    "strategy": "strategy id where the basis is observed",
+    "discordance": "share of items on which baseline and strategy disagree",
+    "n_items": _ABOUT["n_items"],
+    "n_clusters": _ABOUT["n_clusters"],
+    "standard_error": "clustered standard error, where observed",
+    "minimum_detectable_difference": "true difference found with probability `power`",
+    "margin": "non-inferiority margin, for comparison",
+    "power": "probability of finding it",
+    "alpha": "two-sided level",
+}
+
+PRIMARY = {
+    **PAIRED,
+    "margin": NONINFERIORITY["margin"],
+    "loss": NONINFERIORITY["loss"],
+    "upper_bound": NONINFERIORITY["upper_bound"],
+    "p_noninferiority": "p_adjusted of noninferiority.csv",
+    "noninferior": NONINFERIORITY["noninferior"],
+    "mean_experts": "mean experts a token of the strategy on this data set",
+    "baseline_mean_experts": "the same of the baseline",
+    "matched_status": "status of matched_compute.csv",
+    "matched_difference": "difference from the static curve at mean_experts",
+    "matched_low": "its lower limit",
+    "matched_high": "its upper limit",
+    "matched_verdict": "verdict of matched_compute.csv",
+    "minimum_detectable_difference": "from the observed standard error, power.csv",
+}
+
+MISSING = {
+    "dataset": "evaluation set",
+    "strategy": "strategy id",
+    "reason": "why the tables hold nothing about it",
+}
+
+TABLES = {
+    "paired": PAIRED,
+    "noninferiority": NONINFERIORITY,
+    "matched_compute": MATCHED,
+    "friedman": FRIEDMAN,
+    "pareto": PARETO,
+    "pareto_time": PARETO_TIME,
+    "power": POWER,
+    "primary": PRIMARY,
+    "missing": MISSING,
+}
+"""Every table under ``statistics/``: its columns in order, and what each means."""

@@ -1,0 +1,96 @@
+"""Differences of many arms on one data set, all from the same resamples.
+
+Shape letters: N items, C clusters, S arms.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_routing.statistics.bootstrap import (
+    Array,
+    RatioBootstrap,
+    bootstrap_ratios,
+    percentile_interval,
+    studentised_interval,
+)
+from moe_routing.statistics.cells import Panel
+from moe_routing.statistics.measures import Measure
+from moe_routing.statistics.paired import sign_flip_p
+
+PERMUTATIONS = 9_999
+
+
+def stream(seed: int, *labels: str) -> np.random.Generator:
+    """Return a generator of its own for a named computation.
+
+    Its numbers depend on the seed and the labels only, so that a data set's results do not change
+    when another data set is added.
+
+    >>> a, b = stream(0, "paired", "lambada"), stream(0, "paired", "hellaswag")
+    >>> bool(a.random() == b.random()), stream(0, "x").random() == stream(0, "x").random()
+    (False, True)
+    """
+    return np.random.default_rng([seed, *(zlib.crc32(label.encode()) for label in labels)])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of arms, each against its own reference.
+
+    Attributes:
+        difference_NS: numerators, item by item.
+        sums_CS: the same, summed within clusters.
+        boot: bootstrap of the differences (a ratio of sums each).
+        low_S: lower limits by the cluster bootstrap.
+        high_S: upper limits.
+        p_sign_flip_S: two-sided p-values.
+    """
+
+    difference_NS: Array
+    sums_CS: Array
+    boot: RatioBootstrap
+    low_S: Array
+    high_S: Array
+    p_sign_flip_S: Array
+
+
+def compare(
+    panel: Panel,
+    measure: Measure,
+    difference_NS: Array,
+    *,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Comparison:
+    """Resample and permute the differences of all arms of a panel together.
+
+    Args:
+        panel: gives units and clusters.
+        measure: what the differences are of.
+        difference_NS: arm minus reference for each item.
+        confidence: level of the intervals.
+        resamples: bootstrap resamples.
+        rng: source of randomness.
+    """
+    sums_CS, unit_CS = panel.sums(difference_NS, measure)
+    boot = bootstrap_ratios(sums_CS, unit_CS, resamples=resamples, rng=rng)
+    low_S, high_S = bootstrap_interval(boot, measure, confidence)
+    p_S = sign_flip_p(sums_CS, permutations=PERMUTATIONS, rng=rng)
+    return Comparison(difference_NS, sums_CS, boot, low_S, high_S, p_S)
+
+
+def bootstrap_interval(
+    boot: RatioBootstrap, measure: Measure, confidence: float
+) -> tuple[Array, Array]:
+    """Return the cluster bootstrap limits that cover best for a kind of measure.
+
+    Bootstrap-t for nats; percentile for shares, where few items are discordant and resamples
+    without any have no t.
+    """
+    interval = percentile_interval if measure.is_share else studentised_interval
+    return interval(boot, confidence)

@@ -1,0 +1,274 @@
+"""Every strategy of a data set against the baseline: differences, tests, margins, power.
+
+Functions return rows of tables for one data set; adjusted p-values and verdicts need all data
+sets and come later, in :mod:`moe_routing.statistics.study`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from moe_routing.statistics.bootstrap import one_sided_p, studentised_interval
+from moe_routing.statistics.cells import Panel
+from moe_routing.statistics.comparison import Comparison, compare, stream
+from moe_routing.statistics.measures import MEASURES, Measure, is_main
+from moe_routing.statistics.paired import count_flips, signed_rank_p
+from moe_routing.statistics.power import (
+    DISCORDANCES,
+    POWER,
+    detectable_accuracy,
+    detectable_difference,
+)
+from moe_routing.statistics.proportions import (
+    design_effect,
+    exact_mcnemar,
+    paired_noninferiority_p,
+    paired_score_interval,
+)
+
+if TYPE_CHECKING:
+    from moe_routing.config import StatisticsConfig
+
+Row = dict[str, object]
+
+SCORE, BOOTSTRAP_T = "score", "bootstrap-t"
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Every arm of a panel against the baseline, on one measure.
+
+    Attributes:
+        panel: the cells.
+        measure: what is compared.
+        settings: levels and margins.
+        arms: positions of the arms in the panel.
+        baseline: position of the baseline.
+        comparison: differences, in the order of ``arms``.
+    """
+
+    panel: Panel
+    measure: Measure
+    settings: StatisticsConfig
+    arms: tuple[int, ...]
+    baseline: int
+    comparison: Comparison
+
+    @property
+    def margin(self) -> float:
+        """The non-inferiority margin; NaN where none applies."""
+        margins = {
+            "accuracy": self.settings.margin_accuracy,
+            "nats": self.settings.margin_nats,
+        }
+        return margins.get(self.measure.margin, np.nan)
+
+
+def contrasts(panel: Panel, settings: StatisticsConfig, seed: int) -> list[Contrasts]:
+    """Compare every strategy of a panel with the baseline on every measure of its task."""
+    baseline = panel.strategies.index(settings.baseline)
+    arms = tuple(s for s in range(len(panel.strategies)) if s != baseline)
+    if not arms:
+        return []
+    return [
+        Contrasts(
+            panel,
+            measure,
+            settings,
+            arms,
+            baseline,
+            _compare(panel, measure, settings, arms, baseline, seed),
+        )
+        for measure in MEASURES[panel.task]
+    ]
+
+
+def _compare(
+    panel: Panel,
+    measure: Measure,
+    settings: StatisticsConfig,
+    arms: tuple[int, ...],
+    baseline: int,
+    seed: int,
+) -> Comparison:
+    value_NS = panel.values(measure)
+    return compare(
+        panel,
+        measure,
+        value_NS[:, list(arms)] - value_NS[:, [baseline]],
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        rng=stream(seed, "paired", panel.dataset, measure.name),
+    )
+
+
+def paired_rows(contrast: Contrasts) -> list[Row]:
+    """Return one row an arm: difference, interval, tests, flips."""
+    panel, measure, comparison = contrast.panel, contrast.measure, contrast.comparison
+    value_NS = panel.values(measure)
+    value_S = value_NS.sum(0) / panel.units(measure).sum()
+    rows = []
+    for s, arm in enumerate(contrast.arms):
+        difference = float(comparison.boot.ratio_S[s])
+        row = {
+            "strategy": panel.strategies[arm],
+            "dataset": panel.dataset,
+            "metric": measure.name,
+            "task": panel.task,
+            "main": is_main(measure, panel.task),
+            "higher_is_better": measure.higher_is_better,
+            "n_items": panel.n_items,
+            "n_clusters": panel.n_clusters,
+            "baseline": panel.strategies[contrast.baseline],
+            "baseline_value": value_S[contrast.baseline],
+            "value": value_S[arm],
+            "difference": difference,
+            "low": comparison.low_S[s],
+            "high": comparison.high_S[s],
+            "interval": BOOTSTRAP_T,
+            "bootstrap_low": comparison.low_S[s],
+            "bootstrap_high": comparison.high_S[s],
+            "standard_error": comparison.boot.error_S[s],
+            "p_sign_flip": comparison.p_sign_flip_S[s],
+            "p_value": comparison.p_sign_flip_S[s],
+            "test": "sign flip",
+            "identical": not comparison.difference_NS[:, s].any(),
+        }
+        if measure.is_share:
+            row |= _share_columns(contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm])
+        else:
+            row["perplexity_ratio"] = np.exp(difference)
+            row["p_signed_rank"] = signed_rank_p(comparison.sums_CS[:, s])
+        rows.append(row)
+    return rows
+
+
+def _share_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray) -> Row:
+    flips = count_flips(baseline, arm)
+    effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
+    low, high = paired_score_interval(
+        flips.lost, flips.gained, flips.n, contrast.settings.confidence, design_effect=effect
+    )
+    mcnemar = exact_mcnemar(flips.lost, flips.gained)
+    row = {
+        "low": low,
+        "high": high,
+        "interval": SCORE,
+        "design_effect": effect,
+        "lost": flips.lost,
+        "gained": flips.gained,
+        "flip_share": flips.share,
+        "p_mcnemar": mcnemar,
+    }
+    if contrast.panel.n_clusters == contrast.panel.n_items:
+        row |= {"p_value": mcnemar, "test": "McNemar"}
+    return row
+
+
+def noninferiority_rows(contrast: Contrasts) -> list[Row]:
+    """Return one row an arm: the loss against the margin; none where no margin applies."""
+    if not np.isfinite(contrast.margin):
+        return []
+    panel, measure = contrast.panel, contrast.measure
+    tests = _score_tests(contrast) if measure.is_share else _bootstrap_tests(contrast)
+    rows = []
+    for s, (arm, (upper_bound, p_loss, p_gain)) in enumerate(
+        zip(contrast.arms, tests, strict=True)
+    ):
+        loss = measure.loss(float(contrast.comparison.boot.ratio_S[s]))
+        error = float(contrast.comparison.boot.error_S[s])
+        rows.append(
+            {
+                "strategy": panel.strategies[arm],
+                "dataset": panel.dataset,
+                "metric": measure.name,
+                "main": is_main(measure, panel.task),
+                "margin": contrast.margin,
+                "loss": loss,
+                "upper_bound": upper_bound,
+                "alpha": (1 - contrast.settings.confidence) / 2,
+                "test": SCORE if measure.is_share else BOOTSTRAP_T,
+                "p_value": p_loss,
+                "p_clustered_t": _clustered_t(loss - contrast.margin, error, panel.n_clusters),
+                "p_gain": p_gain,
+                "p_tost": max(p_loss, p_gain),
+            }
+        )
+    return rows
+
+
+def _clustered_t(excess: float, error: float, clusters: int) -> float:
+    if error == 0:
+        return float(excess >= 0)
+    return float(stats.t.cdf(excess / error, clusters - 1))
+
+
+def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
+    """Return upper bound of the loss, p of a loss, p of a gain for each arm of a share."""
+    value_NS = contrast.panel.values(contrast.measure)
+    tests = []
+    for s, arm in enumerate(contrast.arms):
+        flips = count_flips(value_NS[:, contrast.baseline], value_NS[:, arm])
+        effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
+        lost, gained, n = flips.lost, flips.gained, flips.n
+        low, _ = paired_score_interval(
+            lost, gained, n, contrast.settings.confidence, design_effect=effect
+        )
+        p_loss = paired_noninferiority_p(lost, gained, n, contrast.margin, design_effect=effect)
+        # A gain of the arm is a loss of the baseline.
+        p_gain = paired_noninferiority_p(gained, lost, n, contrast.margin, design_effect=effect)
+        tests.append((-low, p_loss, p_gain))
+    return tests
+
+
+def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
+    """Return the same for each arm of a measure in nats, where a difference is a loss."""
+    boot, margin = contrast.comparison.boot, contrast.margin
+    _, high_S = studentised_interval(boot, contrast.settings.confidence)
+    p_loss_S = one_sided_p(boot, margin)
+    p_gain_S = one_sided_p(boot.negated(), margin)
+    columns = zip(high_S, p_loss_S, p_gain_S, strict=True)
+    return [(float(high), float(loss), float(gain)) for high, loss, gain in columns]
+
+
+def power_rows(contrast: Contrasts) -> list[Row]:
+    """Return the minimum detectable differences: at assumed discordances, and as observed."""
+    panel, measure, confidence = contrast.panel, contrast.measure, contrast.settings.confidence
+    common = {
+        "dataset": panel.dataset,
+        "metric": measure.name,
+        "n_items": panel.n_items,
+        "n_clusters": panel.n_clusters,
+        "margin": contrast.margin,
+        "power": POWER,
+        "alpha": 1 - confidence,
+    }
+    detectable = "minimum_detectable_difference"
+    assumed = [
+        {
+            **common,
+            "basis": "assumed discordance",
+            "discordance": share,
+            detectable: detectable_accuracy(panel.n_items, share, confidence=confidence),
+        }
+        for share in (DISCORDANCES if measure.is_share else ())
+    ]
+    observed = []
+    for s, arm in enumerate(contrast.arms):
+        error = float(contrast.comparison.boot.error_S[s])
+        row = {
+            **common,
+            "basis": "observed standard error",
+            "strategy": panel.strategies[arm],
+            "standard_error": error,
+            # An arm that changes nothing shows no spread to plan with.
+            detectable: detectable_difference(error or np.nan, confidence=confidence),
+        }
+        if measure.is_share:
+            row["discordance"] = float(np.mean(contrast.comparison.difference_NS[:, s] != 0))
+        observed.append(row)
+    return assumed + observed

@@ -1,0 +1,127 @@
+"""All strategies at once: ranks over data sets, and fronts of quality against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
+from moe_routing.statistics.cells import Panel
+from moe_routing.statistics.comparison import stream
+from moe_routing.statistics.measures import MEASURES
+from moe_routing.statistics.pareto import front_share, pareto_front
+from moe_routing.statistics.proportions import design_effect, wilson_interval
+from moe_routing.statistics.ranks import friedman
+
+if TYPE_CHECKING:
+    from moe_routing.config import StatisticsConfig
+
+Row = dict[str, object]
+
+FEW_DATASETS = 10
+"""Below this many data sets the chi-squared approximation is poor (Demsar 2006, section 3.2.2)."""
+
+TIE_DIGITS = 12
+"""Losses that agree to this many decimals are equal: the rest is rounding."""
+
+
+def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[Row]:
+    """Rank the strategies that every data set has; no rows with too few of either."""
+    if len(panels) < 2:
+        return []
+    names = [
+        name for name in panels[0].strategies if all(name in panel.strategies for panel in panels)
+    ]
+    if len(names) < 3:
+        return []
+    loss_DS = np.array([[_main_loss(panel, name) for name in names] for panel in panels])
+    result = friedman(np.round(loss_DS, TIE_DIGITS), confidence=settings.confidence)
+    baseline = names.index(settings.baseline)
+    distance_S = np.abs(result.average_rank_S - result.average_rank_S[baseline])
+    return [
+        {
+            "strategy": name,
+            "average_rank": result.average_rank_S[s],
+            "p_nemenyi": result.nemenyi_p_SS[s, baseline],
+            "beyond_critical_difference": bool(distance_S[s] > result.critical_difference),
+            "n_datasets": len(panels),
+            "n_strategies": len(names),
+            "chi2": result.chi2,
+            "p_friedman": result.p_value,
+            "f": result.f,
+            "p_iman_davenport": result.p_value_f,
+            "critical_difference": result.critical_difference,
+            "warning": _warning(len(panels), len(names), result.critical_difference),
+        }
+        for s, name in enumerate(names)
+    ]
+
+
+def _main_loss(panel: Panel, strategy: str) -> float:
+    measure = MEASURES[panel.task][0]
+    return measure.loss(panel.value(measure, strategy))
+
+
+def _warning(sets: int, strategies: int, distance: float) -> str:
+    if sets >= FEW_DATASETS:
+        return "none"
+    return (
+        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart can "
+        f"be told apart, and the most there can be is {strategies - 1}"
+    )
+
+
+def pareto_rows(
+    panel: Panel, settings: StatisticsConfig, seed: int, cost: Mapping[str, float], name: str
+) -> list[Row]:
+    """Return one row a strategy: its main measure, its cost, and whether it is on the front.
+
+    Args:
+        panel: the cells of one data set.
+        settings: levels.
+        seed: seed of the study.
+        cost: cost of each strategy; strategies without one are off the front.
+        name: column that holds the cost.
+    """
+    measure = MEASURES[panel.task][0]
+    value_NS = panel.values(measure)
+    rng = stream(seed, "pareto", panel.dataset)
+    boot = bootstrap_ratios(*panel.sums(value_NS, measure), resamples=settings.resamples, rng=rng)
+    if measure.is_share:
+        low_S, high_S = _wilson(panel, value_NS, settings.confidence)
+    else:
+        low_S, high_S = studentised_interval(boot, settings.confidence)
+    cost_S = np.array([cost.get(strategy, np.nan) for strategy in panel.strategies])
+    sign = measure.loss(1.0)
+    front_S = pareto_front(cost_S, np.round(sign * boot.ratio_S, TIE_DIGITS))
+    share_S = front_share(cost_S, np.round(sign * boot.ratio_BS, TIE_DIGITS))
+    return [
+        {
+            "dataset": panel.dataset,
+            "strategy": strategy,
+            "metric": measure.name,
+            "higher_is_better": measure.higher_is_better,
+            "value": boot.ratio_S[s],
+            "low": low_S[s],
+            "high": high_S[s],
+            name: cost_S[s],
+            "on_front": bool(front_S[s]),
+            "front_share": share_S[s],
+        }
+        for s, strategy in enumerate(panel.strategies)
+    ]
+
+
+def _wilson(panel: Panel, value_NS: Array, confidence: float) -> tuple[list[float], list[float]]:
+    limits = [
+        wilson_interval(
+            value_N.sum(),
+            panel.n_items,
+            confidence,
+            design_effect=design_effect(value_N, panel.clusters),
+        )
+        for value_N in value_NS.T
+    ]
+    return [low for low, _ in limits], [high for _, high in limits]

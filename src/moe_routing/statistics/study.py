@@ -1,0 +1,294 @@
+"""From the cells of a study to ``statistics/*.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
+from moe_routing.statistics.columns import TABLES
+from moe_routing.statistics.contrasts import (
+    contrasts,
+    noninferiority_rows,
+    paired_rows,
+    power_rows,
+)
+from moe_routing.statistics.matched import matched_rows
+from moe_routing.statistics.multiplicity import adjust
+from moe_routing.statistics.overview import friedman_rows, pareto_rows
+from moe_routing.statistics.verdict import verdict
+
+if TYPE_CHECKING:
+    from moe_routing.config import StatisticsConfig, StudyConfig
+
+STATIC_FAMILY = "regular"
+"""The family whose members make up the static curve."""
+
+Rows = list[dict[str, object]]
+_KEY = ["strategy", "dataset", "metric"]
+
+
+def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
+    """Compute every table from ``cells/`` and write it to ``statistics/``.
+
+    Needs ``comparison/full_routing_results.csv`` for families and costs. Cells of the config that
+    do not exist are left out and listed in ``missing.csv``. Of the tables only ``pareto_time.csv``
+    depends on timings.
+
+    Args:
+        config: the study.
+        results_dir: its folder, ``results/<study>``.
+
+    Raises:
+        InputError: no data set has a baseline, cells do not hold the same items, or the table of
+            cells is missing or lacks a column.
+    """
+    from moe_routing.config import TASKS  # torch comes with it, unless it is there already
+
+    results = Path(results_dir)
+    datasets = {name: TASKS[name] for name in config.datasets}
+    tables = study_tables(
+        results / "cells",
+        _read_overview(results / "comparison" / "full_routing_results.csv"),
+        strategies=config.strategies,
+        datasets=datasets,
+        settings=config.statistics,
+        seed=config.seed,
+    )
+    for name, table in {**tables, "columns": data_dictionary()}.items():
+        with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
+            # Ten digits hide the last bits, in which linear algebra libraries differ.
+            table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def study_tables(
+    cells: Path,
+    overview: pd.DataFrame,
+    *,
+    strategies: Sequence[str],
+    datasets: Mapping[str, str],
+    settings: StatisticsConfig,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Return every table by name, with the columns of :mod:`moe_routing.statistics.columns`.
+
+    Args:
+        cells: folder of cells.
+        overview: one row a cell with strategy, family, k, dataset, mean_experts and, if measured,
+            tokens_per_second.
+        strategies: strategy ids, in the order of the tables.
+        datasets: task of each data set.
+        settings: baseline, primary contrast, levels and margins.
+        seed: seed of the study.
+
+    Raises:
+        InputError: see :func:`write_statistics`.
+    """
+    present, missing = find_cells(cells, strategies, datasets, settings.baseline)
+    if not present:
+        raise InputError(f"{cells}: no data set has a cell of the baseline '{settings.baseline}'")
+    panels = [
+        make_panel(load_cells(cells, names, {dataset: datasets[dataset]}))
+        for dataset, names in present.items()
+    ]
+    costs = _Costs(overview)
+    rows = _all_rows(panels, costs, settings, seed)
+    tables = {name: pd.DataFrame(rows[name]) for name in rows}
+    tables["noninferiority"] = judge_margins(tables["noninferiority"], settings)
+    tables["paired"] = judge(tables["paired"], settings, tables["noninferiority"])
+    tables["matched_compute"] = judge(tables["matched_compute"], settings)
+    tables["primary"] = _primary(tables, costs, settings)
+    tables["missing"] = pd.DataFrame(missing)
+    return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
+
+
+def find_cells(
+    cells: Path, strategies: Sequence[str], datasets: Mapping[str, str], baseline: str
+) -> tuple[dict[str, list[str]], Rows]:
+    """Return the strategies that each data set has, and rows about what is missing.
+
+    A data set without its baseline is left out as a whole.
+    """
+    present, missing = {}, []
+    for dataset in datasets:
+        names = [name for name in strategies if cell_path(cells, name, dataset).is_file()]
+        usable = baseline in names
+        if usable:
+            present[dataset] = names
+        missing += [
+            {
+                "dataset": dataset,
+                "strategy": name,
+                "reason": "baseline has no cell" if name in names else "no cell",
+            }
+            for name in strategies
+            if not usable or name not in names
+        ]
+    return present, missing
+
+
+def data_dictionary() -> pd.DataFrame:
+    """Return table, column and description of everything under ``statistics/``."""
+    rows = [
+        {"table": f"{table}.csv", "column": column, "description": description}
+        for table, columns in TABLES.items()
+        for column, description in columns.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def judge(
+    table: pd.DataFrame, settings: StatisticsConfig, margins: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Add family, adjusted p-value and verdict to a table of differences.
+
+    Args:
+        table: columns strategy, dataset, metric, difference, p_value, higher_is_better, identical.
+        settings: the primary contrast and the level.
+        margins: the judged table of non-inferiority, where it bears on the verdict.
+    """
+    table = _with_families(table, settings)
+    if table.empty:
+        return table
+    if margins is None or margins.empty:
+        p_margin = pd.Series(np.nan, index=table.index)
+    else:
+        found = margins.set_index(_KEY)["p_adjusted"]
+        p_margin = pd.Series(found.reindex(pd.MultiIndex.from_frame(table[_KEY])).to_numpy())
+    table["verdict"] = [
+        str(
+            verdict(
+                row.difference,
+                row.p_adjusted,
+                higher_is_better=row.higher_is_better,
+                confidence=settings.confidence,
+                p_noninferior=p,
+                identical=row.identical,
+            )
+        )
+        if np.isfinite(row.p_adjusted)
+        else None
+        for row, p in zip(table.itertuples(), p_margin, strict=True)
+    ]
+    return table
+
+
+def judge_margins(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
+    """Add family, adjusted p-value and conclusions to the table of non-inferiority."""
+    table = _with_families(table, settings)
+    if not table.empty:
+        table["noninferior"] = table["p_adjusted"] <= table["alpha"]
+        table["equivalent"] = table["p_tost"] <= table["alpha"]
+    return table
+
+
+def _with_families(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
+    if table.empty:
+        return table
+    table = table.copy()
+    primary = _is_primary(table, settings)
+    table["family"] = np.where(primary, "primary", "exploratory")
+    if "p_value" not in table:  # every strategy lies outside the curve
+        table["p_value"] = np.nan
+    table["p_adjusted"] = adjust(table["p_value"], table["family"])
+    return table
+
+
+def _is_primary(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
+    contrast = settings.primary
+    return (table["strategy"] == contrast.strategy) & (table["dataset"] == contrast.dataset)
+
+
+def _all_rows(
+    panels: Sequence[Panel], costs: _Costs, settings: StatisticsConfig, seed: int
+) -> dict[str, Rows]:
+    names = ("paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power")
+    rows: dict[str, Rows] = {name: [] for name in names}
+    for panel in panels:
+        for contrast in contrasts(panel, settings, seed):
+            rows["paired"] += paired_rows(contrast)
+            rows["noninferiority"] += noninferiority_rows(contrast)
+            rows["power"] += power_rows(contrast)
+        experts, seconds = costs.experts(panel.dataset), costs.seconds(panel.dataset)
+        rows["matched_compute"] += matched_rows(panel, settings, seed, costs.static, experts)
+        rows["pareto"] += pareto_rows(panel, settings, seed, experts, "mean_experts")
+        time = "seconds_per_1000_tokens"
+        rows["pareto_time"] += pareto_rows(panel, settings, seed, seconds, time)
+    rows["friedman"] = friedman_rows(panels, settings)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the table of cells says about families and costs."""
+
+    table: pd.DataFrame
+
+    @property
+    def static(self) -> dict[str, float]:
+        """Experts of each strategy of the static curve."""
+        chosen = self.table[self.table["family"] == STATIC_FAMILY]
+        return dict(zip(chosen["strategy"], chosen["k"].astype(float), strict=True))
+
+    def experts(self, dataset: str) -> dict[str, float]:
+        """Mean experts a token of each strategy."""
+        return self._column(dataset, self.table["mean_experts"])
+
+    def seconds(self, dataset: str) -> dict[str, float]:
+        """Seconds per 1,000 tokens of each strategy."""
+        if "tokens_per_second" not in self.table:
+            return {}
+        return self._column(dataset, 1000 / self.table["tokens_per_second"])
+
+    def _column(self, dataset: str, values: pd.Series) -> dict[str, float]:
+        chosen = (self.table["dataset"] == dataset) & np.isfinite(values.astype(float))
+        names = self.table.loc[chosen, "strategy"]
+        return dict(zip(names, values[chosen].astype(float), strict=True))
+
+
+def _read_overview(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the statistics need the table of cells")
+    table = pd.read_csv(path)
+    for name in ("strategy", "family", "k", "dataset", "mean_experts"):
+        if name not in table:
+            raise InputError(f"{path}: column '{name}' is missing")
+    return table
+
+
+def _primary(
+    tables: Mapping[str, pd.DataFrame], costs: _Costs, settings: StatisticsConfig
+) -> pd.DataFrame:
+    """Return what all tables say about the primary contrast, one row a metric."""
+    paired = tables["paired"]
+    if paired.empty:
+        return paired
+    chosen = paired[_is_primary(paired, settings)]
+    experts = costs.experts(settings.primary.dataset)
+    chosen = chosen.assign(
+        mean_experts=experts.get(settings.primary.strategy, np.nan),
+        baseline_mean_experts=experts.get(settings.baseline, np.nan),
+    )
+    margins = {
+        **{name: name for name in ("margin", "loss", "upper_bound", "noninferior")},
+        "p_adjusted": "p_noninferiority",
+    }
+    matched = {
+        name: f"matched_{name}" for name in ("status", "difference", "low", "high", "verdict")
+    }
+    detectable = "minimum_detectable_difference"
+    for table, renamed in (
+        ("noninferiority", margins),
+        ("matched_compute", matched),
+        ("power", {detectable: detectable}),
+    ):
+        part = tables[table].reindex(columns=[*_KEY, *renamed]).rename(columns=renamed)
+        chosen = chosen.merge(part, on=_KEY, how="left")
+    return chosen

@@ -1,0 +1,57 @@
+"""Calibration text: seeded, disjoint, enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from moe_routing.data.calibration import Document, select_text, write_documents
+from moe_routing.data.items import document_item
+from moe_routing.errors import InputError
+
+TEXTS = [" ".join(f"w{place}x{word}" for word in range(20)) for place in range(100)]
+
+
+def _select(seed: int = 0, tokens: int = 100, taken: tuple[int, ...] = ()) -> tuple[Document, ...]:
+    items = [document_item("d", place, TEXTS[place], TEXTS[place]) for place in taken]
+    return select_text(TEXTS, items, tokens, np.random.default_rng(seed)).documents
+
+
+def test_same_seed_same_text_another_seed_another() -> None:
+    assert _select(0) == _select(0)
+    assert _select(0) != _select(1)
+
+
+def test_pool_is_four_times_what_is_asked_for() -> None:
+    result = select_text(TEXTS, [], 100, np.random.default_rng(0))
+    assert (result.n_pool, result.n_dropped, result.n_words) == (20, 0, 400)
+    assert [TEXTS[int(document.id[-5:])] for document in result.documents] == [
+        document.text for document in result.documents
+    ]
+
+
+def test_documents_of_the_evaluation_sets_are_dropped() -> None:
+    everything = _select(0)
+    taken = tuple(int(document.id[-5:]) for document in everything[:7])
+    assert _select(0, taken=taken) == everything[7:]
+
+
+def test_too_little_left_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"^80 words are left in 4 documents \(16 of 20 overlap"):
+        _select(0, taken=tuple(int(document.id[-5:]) for document in _select(0)[:16]))
+    with pytest.raises(InputError, match=r"2000 words .* \(0 of 100 .* calibration.tokens is 2001"):
+        _select(0, tokens=2001)
+
+
+def test_fingerprint_follows_the_documents() -> None:
+    results = [select_text(TEXTS, [], 100, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert results[0].fingerprint == results[1].fingerprint != results[2].fingerprint
+
+
+def test_file_holds_id_and_text(tmp_path: Path) -> None:
+    write_documents([Document("a", "text\nof ü"), Document("b", "x")], tmp_path / "c.parquet")
+    rows = pq.read_table(tmp_path / "c.parquet").to_pylist()
+    assert rows == [{"id": "a", "text": "text\nof ü"}, {"id": "b", "text": "x"}]

@@ -1,0 +1,169 @@
+"""Synthetic results folders whose true effects are known exactly.
+
+Effects are planted to the digit, not drawn: with 3 pp of loss on 4,000 items exactly 120 more
+items are lost than gained. A planted nothing is thus an observed difference of 0, among as many
+discordant items as any other arm has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.config import Contrast, StatisticsConfig
+from moe_routing.statistics.intervals import metric_intervals
+
+MAIN_METRIC = {
+    "perplexity": "token_perplexity",
+    "multiple_choice": "accuracy_norm",
+    "last_word": "accuracy",
+}
+TASK_OF = {"wikitext": "perplexity", "hellaswag": "multiple_choice", "lambada": "last_word"}
+ITEMS = {"wikitext": 120, "hellaswag": 4000, "lambada": 5000}
+DISCORDANCE = 0.06
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A strategy and what it does to the baseline: gain in accuracy, loss in nats, compute."""
+
+    family: str
+    k: int
+    experts: float
+    gain: float = 0.0
+    nats: float = 0.0
+    tokens_per_second: float = 1000.0
+
+
+BASELINE = "regular_k8"
+LOSS, ZERO, GAIN = "bh_k4_a005", "bh_k8_a005", "bh_k16_a005"
+ARMS = {
+    "regular_k2": Arm("regular", 2, 2.0, gain=-0.05, nats=0.30, tokens_per_second=2000),
+    "regular_k4": Arm("regular", 4, 4.0, gain=-0.03, nats=0.10, tokens_per_second=1600),
+    "regular_k6": Arm("regular", 6, 6.0, gain=-0.01, nats=0.04, tokens_per_second=1300),
+    BASELINE: Arm("regular", 8, 8.0),
+    "normalized_k2": Arm("normalized", 2, 2.0, gain=-0.06, nats=0.40, tokens_per_second=2000),
+    "adaptive_k2": Arm("adaptive", 2, 1.5, gain=-0.06, nats=0.50, tokens_per_second=2100),
+    LOSS: Arm("bh", 4, 3.0, gain=-0.03, nats=0.05, tokens_per_second=1700),
+    ZERO: Arm("bh", 8, 5.0, tokens_per_second=1400),
+    GAIN: Arm("bh", 16, 7.0, gain=0.03, nats=-0.05, tokens_per_second=900),
+}
+
+
+def settings(
+    strategy: str = LOSS, dataset: str = "hellaswag", **changes: object
+) -> StatisticsConfig:
+    """Return the statistics section of a config."""
+    contrast = Contrast(strategy=strategy, dataset=dataset)
+    return StatisticsConfig(primary=contrast, **{"resamples": 999, **changes})
+
+
+def write_planted(
+    folder: Path,
+    arms: dict[str, Arm] | None = None,
+    items: dict[str, int] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write ``cells/*/*.parquet`` and ``comparison/full_routing_results.csv``; return the folder.
+
+    Args:
+        folder: what ``results/<study>`` would be.
+        arms: strategies and their effects; the baseline must be among them.
+        items: number of items of each data set.
+        seed: seed of everything that is not planted.
+    """
+    rows = []
+    for dataset, n in (items or ITEMS).items():
+        rng = np.random.default_rng([seed, *dataset.encode()])
+        base = _base_items(TASK_OF[dataset], n, rng)
+        for strategy, arm in (arms or ARMS).items():
+            frame = base if strategy == BASELINE else _apply(arm, base, TASK_OF[dataset], rng)
+            frame = frame.assign(mean_experts=arm.experts)
+            path = folder / "cells" / strategy / f"{dataset}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(path, index=False)
+            rows.append(_overview_row(strategy, arm, dataset, frame))
+    (folder / "comparison").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "comparison" / "full_routing_results.csv", index=False)
+    return folder
+
+
+def _base_items(task: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+    is_text = task == "perplexity"
+    tokens = rng.integers(50, 800, n) if is_text else rng.integers(1, 4, n)
+    nats = tokens * rng.normal(3.0, 0.3, n) if is_text else rng.gamma(1.0, 3.0, n)
+    correct = np.zeros(n, dtype=bool)
+    correct[rng.permutation(n)[: n // 2]] = True
+    right = [None] * n if is_text else correct
+    return pd.DataFrame(
+        {
+            "id": [f"item-{i}" for i in range(n)],
+            # Questions come in pairs from one source.
+            "cluster": [f"source-{i // 2 if task == 'multiple_choice' else i}" for i in range(n)],
+            "log_likelihood": -nats,
+            "tokens": tokens,
+            "words": np.maximum(tokens * 3 // 4, 1),
+            "bytes": tokens * 4,
+            "correct": right,
+            "correct_norm": right if task == "multiple_choice" else [None] * n,
+            "greedy": [None] * n if is_text else correct,
+        }
+    )
+
+
+def _apply(arm: Arm, base: pd.DataFrame, task: str, rng: np.random.Generator) -> pd.DataFrame:
+    frame, n = base.copy(), len(base)
+    # Noise that the ratio of sums does not see, then the effect.
+    unit = base["tokens"].to_numpy() if task == "perplexity" else np.ones(n)
+    noise = rng.normal(0, 0.03, n) * unit
+    noise -= unit * noise.sum() / unit.sum()
+    frame["log_likelihood"] = base["log_likelihood"] - noise - arm.nats * unit
+    for name in ("correct", "correct_norm") if task != "perplexity" else ():
+        if base[name].notna().all():
+            frame[name] = _flip(base[name].to_numpy(dtype=bool), arm.gain, rng)
+    return frame
+
+
+def _flip(correct: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
+    n, discordance = len(correct), max(DISCORDANCE, abs(gain))
+    lost, gained = (round(n * (discordance + sign * gain) / 2) for sign in (-1, 1))
+    flipped = correct.copy()
+    flipped[rng.permutation(np.flatnonzero(correct))[:lost]] = False
+    flipped[rng.permutation(np.flatnonzero(~correct))[:gained]] = True
+    return flipped
+
+
+def _overview_row(strategy: str, arm: Arm, dataset: str, frame: pd.DataFrame) -> dict:
+    task = TASK_OF[dataset]
+    rng = np.random.default_rng(0)
+    estimates = metric_intervals(frame, task, confidence=0.95, resamples=200, rng=rng)
+    main = next(e for e in estimates if e.metric == MAIN_METRIC[task])
+    is_bh = arm.family == "bh"
+    return {
+        "strategy": strategy,
+        "family": arm.family,
+        "k": arm.k,
+        "alpha": 0.05 if is_bh else "none",
+        "null": "within_token" if is_bh else "none",
+        "weighting": "softmax",
+        "dataset": dataset,
+        "task": task,
+        "n_items": len(frame),
+        "metric": main.metric,
+        "value": main.value,
+        "ci_low": main.low,
+        "ci_high": main.high,
+        "mean_experts": arm.experts,
+        "sd_experts": 1.0 if is_bh else 0.0,
+        "share_floor": 0.01,
+        "share_cap": 0.1,
+        "share_empty": 0.0,
+        "router_entropy": 3.0,
+        "max_weight": 0.2,
+        "tokens": int(frame["tokens"].sum()),
+        "tokens_per_second": arm.tokens_per_second,
+        "wall_seconds": frame["tokens"].sum() / arm.tokens_per_second,
+    }

@@ -1,0 +1,452 @@
+"""The tables of a study with planted effects: found where they are, not found where they aren't."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted import (
+    ARMS,
+    BASELINE,
+    GAIN,
+    ITEMS,
+    LOSS,
+    TASK_OF,
+    ZERO,
+    Arm,
+    settings,
+    write_planted,
+)
+
+from moe_routing.config import StudyConfig
+from moe_routing.errors import InputError
+from moe_routing.statistics.cells import load_cells, make_panel
+from moe_routing.statistics.columns import TABLES
+from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.statistics.measures import MEASURES
+from moe_routing.statistics.study import study_tables, write_statistics
+from moe_routing.statistics.verdict import Verdict
+
+MAIN_METRICS = {"wikitext": "nats_per_token", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
+
+
+def tables_of(folder, datasets=tuple(ITEMS), strategies=tuple(ARMS), seed=0, **changes):
+    return study_tables(
+        folder / "cells",
+        pd.read_csv(folder / "comparison" / "full_routing_results.csv"),
+        strategies=strategies,
+        datasets={name: TASK_OF[name] for name in datasets},
+        settings=settings(**changes),
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def tables(planted_folder):
+    return tables_of(planted_folder)
+
+
+def row_of(table, strategy, dataset, metric=None):
+    metric = metric or MAIN_METRICS[dataset]
+    chosen = (
+        (table["strategy"] == strategy)
+        & (table["dataset"] == dataset)
+        & (table["metric"] == metric)
+    )
+    assert chosen.sum() == 1
+    return table[chosen].iloc[0]
+
+
+@pytest.mark.parametrize("dataset", ITEMS)
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [(LOSS, Verdict.WORSE), (ZERO, Verdict.NON_INFERIOR), (GAIN, Verdict.BETTER)],
+)
+def test_planted_effects_get_the_right_verdict(tables, strategy, expected, dataset):
+    row = row_of(tables["paired"], strategy, dataset)
+    gain = ARMS[strategy].nats if dataset == "wikitext" else ARMS[strategy].gain
+    assert row["difference"] == pytest.approx(gain, abs=5e-4)
+    assert row["low"] < gain < row["high"]
+    assert row["bootstrap_low"] <= row["difference"] <= row["bootstrap_high"]
+    assert row["verdict"] == expected
+
+
+def test_intervals_of_the_planted_loss_exclude_zero_and_those_of_the_zero_hold_it(tables):
+    loss, zero = (row_of(tables["paired"], s, "hellaswag") for s in (LOSS, ZERO))
+    assert loss["high"] < 0
+    assert loss["p_adjusted"] < 0.001
+    assert zero["low"] < 0 < zero["high"]
+    assert (zero["p_value"], zero["lost"], zero["gained"]) == (1, 120, 120)
+    assert zero["flip_share"] == pytest.approx(0.06)
+
+
+def test_margins_are_met_and_missed_as_planted(tables):
+    margins = tables["noninferiority"].set_index(["strategy", "dataset", "metric"])
+    for dataset, metric in MAIN_METRICS.items():
+        assert not margins.loc[(LOSS, dataset, metric), "noninferior"]
+        assert margins.loc[(ZERO, dataset, metric), "noninferior"]
+        assert margins.loc[(ZERO, dataset, metric), "equivalent"]
+        assert margins.loc[(GAIN, dataset, metric), "noninferior"]
+        assert not margins.loc[(GAIN, dataset, metric), "equivalent"]
+    assert (margins["p_value"] <= margins["alpha"]).equals(
+        margins["upper_bound"] < margins["margin"]
+    )
+    np.testing.assert_allclose(margins["p_value"], margins["p_clustered_t"], atol=0.02)
+    # No margin is declared for nats of a whole word.
+    assert "nats_per_target" not in margins.index.get_level_values("metric")
+
+
+def test_tests_respect_clusters(tables):
+    paired = tables["paired"].set_index(["dataset", "metric"])
+    assert set(paired.loc["hellaswag", "test"]) == {"sign flip"}
+    assert set(paired.loc[("lambada", "accuracy"), "test"]) == {"McNemar"}
+    assert set(paired.loc["wikitext", "test"]) == {"sign flip"}
+    assert paired.loc["hellaswag", "n_clusters"].unique().tolist() == [2000]
+    alone = paired.loc[("lambada", "accuracy")]
+    np.testing.assert_allclose(alone["p_mcnemar"], alone["p_sign_flip"], atol=0.02)
+
+
+def test_families_are_corrected_apart(tables):
+    paired = tables["paired"]
+    primary = paired[paired["family"] == "primary"]
+    assert set(zip(primary["strategy"], primary["dataset"], strict=True)) == {(LOSS, "hellaswag")}
+    assert len(primary) == len(MEASURES["multiple_choice"])
+    assert (paired["p_adjusted"] >= paired["p_value"]).all()
+
+
+def test_matched_compute_finds_who_beats_the_static_curve(tables):
+    matched = tables["matched_compute"]
+    # At 5 experts the curve is half-way between -3 pp at k = 4 and -1 pp at k = 6.
+    zero = row_of(matched, ZERO, "hellaswag")
+    assert (zero["k_low"], zero["k_high"], zero["weight_high"]) == (4, 6, 0.5)
+    assert zero["difference"] == pytest.approx(0.02, abs=5e-4)
+    assert zero["verdict"] == "better"
+    # Between k = 2 (0.30 nats) and k = 4 (0.10) the curve is at 0.20; the arm loses 0.05.
+    loss = row_of(matched, LOSS, "wikitext")
+    assert loss["difference"] == pytest.approx(-0.15)
+    assert loss["low"] < -0.15 < loss["high"] < 0
+    # On a point of the curve, against that point.
+    worse = row_of(matched, "normalized_k2", "wikitext")
+    assert (worse["k_low"], worse["k_high"], worse["verdict"]) == (2, 2, "worse")
+    outside = row_of(matched, "adaptive_k2", "lambada")
+    assert outside["status"] == "outside the curve"
+    assert np.isnan(outside["difference"])
+    assert not set(matched["strategy"]) & {"regular_k2", BASELINE}
+
+
+def test_fronts(tables):
+    front = tables["pareto"].set_index(["dataset", "strategy"])
+    for dataset in ITEMS:
+        assert front.loc[(dataset, ZERO), "on_front"]
+        assert not front.loc[(dataset, BASELINE), "on_front"]  # as good as ZERO, and dearer
+        assert front.loc[(dataset, "adaptive_k2"), "on_front"]  # the cheapest
+        assert front.loc[(dataset, GAIN), "front_share"] > 0.99
+    time = tables["pareto_time"].set_index(["dataset", "strategy"])
+    assert time.loc[("hellaswag", BASELINE), "seconds_per_1000_tokens"] == 1
+    # As good as ZERO, and slower; their nats differ by rounding only.
+    assert not time.loc[("wikitext", BASELINE), "on_front"]
+
+
+def test_front_intervals_are_those_of_the_cells(tables, planted_folder):
+    front = tables["pareto"].set_index(["dataset", "strategy"])
+    cells = pd.read_csv(planted_folder / "comparison" / "full_routing_results.csv")
+    cell = cells.set_index(["dataset", "strategy"]).loc[("hellaswag", LOSS)]
+    row = front.loc[("hellaswag", LOSS)]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(
+        (cell["value"], cell["ci_low"], cell["ci_high"])
+    )
+
+
+def test_friedman_ranks_and_warns(tables):
+    ranks = tables["friedman"].set_index("strategy")
+    assert ranks["average_rank"].idxmin() == GAIN
+    assert ranks.loc["adaptive_k2", "average_rank"] > ranks.loc[ZERO, "average_rank"]
+    assert ranks["average_rank"].mean() == pytest.approx((len(ARMS) + 1) / 2)
+    assert ranks["warning"].str.startswith("low power: with 3 data sets").all()
+
+
+def test_primary_gathers_what_is_known(tables):
+    primary = tables["primary"].set_index("metric")
+    row = primary.loc["accuracy_norm"]
+    assert row["verdict"] == "worse"
+    assert row["difference"] == pytest.approx(-0.03)
+    assert row["matched_difference"] == pytest.approx(0.01)
+    assert (row["mean_experts"], row["baseline_mean_experts"]) == (3, 8)
+    assert not row["noninferior"]
+    assert row["minimum_detectable_difference"] == pytest.approx(
+        2.8016 * row["standard_error"], 1e-4
+    )
+
+
+def test_power_stands_beside_observed_errors(tables):
+    power = tables["power"]
+    assumed = power[(power["dataset"] == "lambada") & (power["basis"] == "assumed discordance")]
+    assert assumed["discordance"].tolist() == [0.02, 0.05, 0.10]
+    observed = power[power["strategy"] == ZERO].set_index("dataset")
+    assert observed.loc["lambada"].iloc[0]["discordance"] == pytest.approx(0.06)
+
+
+def test_a_small_study_can_conclude_nothing_about_a_zero(tmp_path):
+    folder = write_planted(tmp_path, items={"hellaswag": 200, "lambada": 200})
+    paired = tables_of(folder, datasets=("hellaswag", "lambada"))["paired"]
+    for dataset in ("hellaswag", "lambada"):
+        assert row_of(paired, ZERO, dataset)["verdict"] == Verdict.INCONCLUSIVE
+
+
+def test_an_arm_that_changes_nothing_is_identical(tmp_path):
+    folder = write_planted(tmp_path, items={"lambada": 100, "wikitext": 30})
+    for dataset in ("lambada", "wikitext"):
+        source = folder / "cells" / BASELINE / f"{dataset}.parquet"
+        shutil.copy(source, folder / "cells" / ZERO / f"{dataset}.parquet")
+    tables = tables_of(folder, datasets=("lambada", "wikitext"))
+    paired = tables["paired"][tables["paired"]["strategy"] == ZERO]
+    assert set(paired["verdict"]) == {"identical"}
+    assert (paired["p_value"] == 1).all()
+    nats = row_of(paired, ZERO, "wikitext")
+    assert nats["low"] == nats["high"] == 0
+
+
+def test_pure_noise_is_rarely_called_an_effect(tmp_path):
+    arms = {BASELINE: ARMS[BASELINE]}
+    folder = write_planted(tmp_path, arms=arms, items={"lambada": 400, "wikitext": 40})
+    rng = np.random.default_rng(3)
+    names = [f"arm{i}" for i in range(40)]
+    for dataset in ("lambada", "wikitext"):
+        base = pd.read_parquet(folder / "cells" / BASELINE / f"{dataset}.parquet")
+        for name in names:
+            noise = rng.normal(0, 0.1, len(base)) * base["tokens"]
+            frame = base.assign(log_likelihood=base["log_likelihood"] + noise)
+            if dataset == "lambada":
+                flipped = rng.random(len(base)) < 0.08
+                frame["correct"] = base["correct"].to_numpy(dtype=bool) ^ flipped
+            path = folder / "cells" / name / f"{dataset}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            frame.to_parquet(path)
+    strategies = (BASELINE, *names)
+    paired = tables_of(folder, datasets=("lambada", "wikitext"), strategies=strategies)["paired"]
+    assert (paired["p_value"] <= 0.05).mean() < 0.10
+    assert (paired["p_adjusted"] <= 0.05).sum() <= 1
+
+
+def test_same_seed_same_tables_other_seed_other_tables(small_folder):
+    first, again, other = (tables_of(small_folder, seed=seed) for seed in (0, 0, 1))
+    for name in TABLES:
+        pd.testing.assert_frame_equal(first[name], again[name])
+    for name in ("paired", "matched_compute", "pareto"):
+        assert not first[name].equals(other[name])
+
+
+def test_a_data_set_more_changes_no_other(small_folder):
+    alone = tables_of(small_folder, datasets=("lambada",))["paired"]
+    among = tables_of(small_folder)["paired"].query("dataset == 'lambada'").reset_index(drop=True)
+    drawn = ["difference", "low", "bootstrap_low", "bootstrap_high", "p_sign_flip", "p_value"]
+    pd.testing.assert_frame_equal(alone[drawn], among[drawn])
+
+
+def test_missing_cells_are_listed_and_the_rest_is_computed(tmp_path):
+    folder = write_planted(tmp_path, items={"lambada": 100, "hellaswag": 100, "wikitext": 20})
+    shutil.rmtree(folder / "cells" / GAIN)
+    (folder / "cells" / BASELINE / "wikitext.parquet").unlink()
+    (folder / "cells" / ZERO / "lambada.parquet").unlink()
+    tables = tables_of(folder)
+    missing = tables["missing"]
+    assert set(tables["paired"]["dataset"]) == {"lambada", "hellaswag"}
+    assert GAIN not in set(tables["paired"]["strategy"])
+    assert len(missing) == len(ARMS) + 2 + 1
+    reasons = missing.set_index(["dataset", "strategy"])["reason"]
+    assert reasons["wikitext", LOSS] == "baseline has no cell"
+    assert reasons["wikitext", BASELINE] == "no cell"
+    assert reasons["lambada", ZERO] == "no cell"
+    assert ZERO not in set(tables["friedman"]["strategy"])
+
+
+def test_without_the_static_family_only_the_baseline_is_a_point_of_the_curve(tmp_path):
+    arms = {name: arm for name, arm in ARMS.items() if arm.family != "regular" or name == BASELINE}
+    folder = write_planted(tmp_path, arms=arms, items={"lambada": 60})
+    tables = tables_of(folder, datasets=("lambada",), dataset="lambada")
+    assert set(tables["matched_compute"]["status"]) == {"outside the curve"}
+    assert tables["friedman"].empty
+    assert tables["primary"]["matched_status"].tolist() == ["outside the curve"] * 2
+
+
+def test_a_lone_baseline_gives_empty_tables_with_headers(tmp_path):
+    folder = write_planted(tmp_path, arms={BASELINE: ARMS[BASELINE]}, items={"lambada": 60})
+    tables = tables_of(folder, datasets=("lambada",), strategies=(BASELINE,))
+    for name, columns in TABLES.items():
+        assert list(tables[name].columns) == list(columns)
+    assert tables["paired"].empty
+    assert tables["primary"].empty
+
+
+def test_strategies_without_telemetry_are_unknown_and_off_the_front(small_folder):
+    overview = pd.read_csv(small_folder / "comparison" / "full_routing_results.csv")
+    overview = overview[overview["strategy"] != LOSS].drop(columns="tokens_per_second")
+    tables = study_tables(
+        small_folder / "cells",
+        overview,
+        strategies=[BASELINE, LOSS],
+        datasets={"lambada": "last_word"},
+        settings=settings(),
+        seed=0,
+    )
+    assert row_of(tables["matched_compute"], LOSS, "lambada")["status"] == "unknown experts"
+    assert tables["pareto"].set_index("strategy")["on_front"].to_dict() == {
+        BASELINE: True,
+        LOSS: False,
+    }
+    assert not tables["pareto_time"]["on_front"].any()
+
+
+def study_config(**changes) -> StudyConfig:
+    source = {"kind": "local", "path": "text.jsonl"}
+    return StudyConfig(
+        study="planted",
+        model={"path": "resources/olmoe-nano"},
+        calibration={"source": source},
+        datasets={name: {"source": source} for name in ITEMS},
+        strategies=list(ARMS),
+        statistics=settings(),
+        **changes,
+    )
+
+
+def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(small_folder, folder)
+    write_statistics(study_config(), folder)
+    first = {path.name: path.read_bytes() for path in (folder / "statistics").iterdir()}
+    assert set(first) == {f"{name}.csv" for name in (*TABLES, "columns")}
+    write_statistics(study_config(), folder)
+    assert first == {path.name: path.read_bytes() for path in (folder / "statistics").iterdir()}
+    dictionary = pd.read_csv(folder / "statistics" / "columns.csv")
+    for name in TABLES:
+        header = list(pd.read_csv(folder / "statistics" / f"{name}.csv", nrows=0))
+        assert header == dictionary.query(f"table == '{name}.csv'")["column"].tolist()
+    assert dictionary.notna().all(axis=None)
+
+
+def test_every_described_column_is_filled_somewhere(tables):
+    never = {
+        f"{name}.{column}"
+        for name in TABLES
+        if name != "missing"
+        for column in tables[name].columns[tables[name].isna().all()]
+    }
+    # The primary contrast here is one of shares.
+    assert never == {"primary.p_signed_rank", "primary.perplexity_ratio"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: d.iloc[1:], "1 items are in one cell only, such as 'item-0'"),
+        (lambda d: pd.concat([d, d.iloc[:1]]), "id 'item-0' occurs more than once"),
+        (lambda d: d.drop(columns="cluster"), "column 'cluster' is missing"),
+        (lambda d: d.assign(cluster="same"), "column 'cluster' differs"),
+        (lambda d: d.assign(tokens=d["tokens"] + 1), "column 'tokens' differs"),
+        (
+            lambda d: d.assign(log_likelihood=np.nan),
+            f"{ZERO} on wikitext: column 'log_likelihood' of",
+        ),
+    ],
+)
+def test_cells_that_cannot_be_compared_end_in_one_line(tmp_path, damage, message):
+    folder = write_planted(tmp_path, items={"wikitext": 20})
+    path = folder / "cells" / ZERO / "wikitext.parquet"
+    damage(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(InputError, match=message) as error:
+        tables_of(folder, datasets=("wikitext",))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_end_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        write_statistics(study_config(), tmp_path)
+    with pytest.raises(InputError, match="no such cell"):
+        load_cells(tmp_path, ["regular_k8"], {"lambada": "last_word"})
+    path = tmp_path / "regular_k8" / "lambada.parquet"
+    path.parent.mkdir()
+    path.write_bytes(b"PAR1 cut off")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        load_cells(tmp_path, ["regular_k8"], {"lambada": "last_word"})
+    folder = write_planted(tmp_path, items={"lambada": 30})
+    (folder / "cells" / BASELINE / "lambada.parquet").unlink()
+    with pytest.raises(InputError, match=f"no data set has a cell of the baseline '{BASELINE}'"):
+        tables_of(folder)
+
+
+def test_items_are_matched_by_id_not_by_position(tmp_path):
+    folder = write_planted(tmp_path, items={"hellaswag": 400})
+    before = tables_of(folder, datasets=("hellaswag",))["paired"]
+    path = folder / "cells" / LOSS / "hellaswag.parquet"
+    pd.read_parquet(path).sample(frac=1, random_state=1).to_parquet(path)
+    pd.testing.assert_frame_equal(before, tables_of(folder, datasets=("hellaswag",))["paired"])
+
+
+def test_panel_values_are_those_of_the_cell(planted_folder):
+    for dataset, task in TASK_OF.items():
+        cells = load_cells(planted_folder / "cells", [LOSS, BASELINE], {dataset: task})
+        panel = make_panel(cells)
+        rng = np.random.default_rng(0)
+        metrics = {
+            estimate.metric: estimate.value
+            for estimate in metric_intervals(
+                cells[0].items, task, confidence=0.95, resamples=100, rng=rng
+            )
+        }
+        perplexities = {
+            "nats_per_token": "token_perplexity",
+            "nats_per_target": "last_word_perplexity",
+        }
+        for measure in MEASURES[task]:
+            value = panel.value(measure, LOSS)
+            if measure.name in perplexities:
+                assert np.exp(value) == pytest.approx(metrics[perplexities[measure.name]])
+            else:
+                assert value == pytest.approx(metrics[measure.name])
+
+
+def test_statistics_do_not_need_torch():
+    code = (
+        "import sys, moe_routing.statistics.study as study; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_script_writes_and_refuses_in_one_line(small_folder, tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "compute_statistics.py"
+    folder = tmp_path / "study"
+    command = [sys.executable, str(script), "--results", str(folder)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "config.yaml" in refused.stderr
+    shutil.copytree(small_folder, folder)
+    (folder / "config.yaml").write_text(study_config().model_dump_json(), encoding="utf-8")
+    subprocess.run(command, check=True)
+    assert len(pd.read_csv(folder / "statistics" / "primary.csv")) == 2
+
+
+def test_a_gain_hidden_by_long_documents_is_judged_by_tokens(tmp_path):
+    """Most documents improve, the longest one gets worse: the verdict follows the tokens."""
+    arms = {BASELINE: ARMS[BASELINE], ZERO: Arm("bh", 8, 5.0)}
+    folder = write_planted(tmp_path, arms=arms, items={"wikitext": 60})
+    base = pd.read_parquet(folder / "cells" / BASELINE / "wikitext.parquet")
+    base["tokens"] = 100
+    base.loc[:9, "tokens"] = 5000
+    base.to_parquet(folder / "cells" / BASELINE / "wikitext.parquet")
+    change = np.where(base["tokens"] > 100, 0.05, -0.02) * base["tokens"]
+    arm = base.assign(log_likelihood=base["log_likelihood"] - change)
+    arm.to_parquet(folder / "cells" / ZERO / "wikitext.parquet")
+    tables = tables_of(folder, datasets=("wikitext",), strategies=(BASELINE, ZERO))
+    row = row_of(tables["paired"], ZERO, "wikitext")
+    assert row["verdict"] == "worse"
+    assert row["p_signed_rank"] < 0.01  # of the opposite sign: documents counting equally
+    assert row["difference"] > 0
+    assert (change < 0).sum() > 40

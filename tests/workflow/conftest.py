@@ -1,0 +1,20 @@
+"""Checkouts to run Snakemake in."""
+
+from __future__ import annotations
+
+import pytest
+from workflow_runs import make_checkout, snakemake
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """The smoke study, run once: the folder and Snakemake's own report of the run."""
+    folder = make_checkout(tmp_path_factory.mktemp("smoke"))
+    done = snakemake(folder, "--cores", "2", "--configfile", "config/smoke.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done

@@ -1,0 +1,102 @@
+"""The whole graph on real items: what it makes, and that it can be killed and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from workflow_runs import make_checkout, snakemake
+
+SMOKE = ("--configfile", "config/smoke.yaml")
+TIMINGS = ["tokens_per_second", "wall_seconds"]
+
+
+def cells_of(folder):
+    return pd.read_csv(folder / "results/smoke/comparison/full_routing_results.csv")
+
+
+def test_one_row_a_cell_and_no_empty_value(smoke_run):
+    cells = cells_of(smoke_run[0])
+    assert len(cells) == 6 * 3
+    assert not cells.duplicated(["strategy", "dataset"]).any()
+    assert cells.notna().all().all()
+    assert (cells.ci_low <= cells.value).all()
+    assert (cells.value <= cells.ci_high).all()
+
+
+def test_static_strategies_spend_exactly_k(smoke_run):
+    cells = cells_of(smoke_run[0])
+    static = cells[cells.family.isin(["regular", "uniform"])]
+    assert (static.mean_experts == static.k).all()
+    adaptive = cells[cells.family == "adaptive"]
+    assert adaptive.mean_experts.between(4, 8).all()
+    bh = cells[cells.family == "bh"]
+    assert (bh.mean_experts <= bh.k).all()
+    assert (bh.mean_experts >= 1).all()
+
+
+def test_every_strategy_saw_the_same_items(smoke_run):
+    cells = smoke_run[0] / "results/smoke/cells"
+    for dataset in ("wikipedia", "hellaswag", "lambada"):
+        ids = [pd.read_parquet(p / f"{dataset}.parquet")["id"].tolist() for p in cells.iterdir()]
+        assert len(ids) == 6
+        assert all(other == ids[0] for other in ids)
+
+
+def test_cell_record_carries_its_provenance(smoke_run):
+    path = smoke_run[0] / "results/smoke/cells/bh_k8_a005/hellaswag.json"
+    record = json.loads(path.read_text())
+    assert record["strategy"]["null"] == "within_token"
+    assert record["strategy"]["weighting"] == "softmax"
+    provenance = record["provenance"]
+    assert len(provenance["weights_sha256"]) == len(provenance["data_sha256"]) == 64
+    assert {"seed", "device", "dtype", "packages", "commit"} <= set(provenance)
+    layers = record["routing"]["by_layer"]
+    assert len(layers["mean_experts"]) == 16
+    tokens = record["routing"]["tokens"]
+    assert all(sum(histogram) == tokens for histogram in layers["count_histogram"])
+
+
+def test_second_run_does_nothing(smoke_run):
+    done = snakemake(smoke_run[0], "--cores", "2", *SMOKE)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_changed_items_rerun_that_set_only(smoke_run):
+    config = "datasets={lambada: {source: {kind: local, path: tests/data_files/lambada.jsonl}, items: 7}}"
+    done = snakemake(smoke_run[0], "-n", *SMOKE, "--config", config)
+    assert done.returncode == 0, done.stderr
+    plan = done.stdout + done.stderr
+    assert "Preparing lambada" in plan
+    assert "Preparing hellaswag" not in plan
+    assert "Sampling router logits" in plan  # the overlap check reads every set
+
+
+@pytest.mark.parametrize("seconds", [12])
+def test_killed_run_resumes_to_the_same_table(smoke_run, tmp_path, seconds):
+    folder = make_checkout(tmp_path)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *SMOKE]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "results/smoke/comparison/full_routing_results.csv").exists()
+    assert (folder / "results/smoke/config.yaml").exists()
+    unlocked = snakemake(folder, "--unlock", *SMOKE)
+    assert unlocked.returncode == 0, unlocked.stderr
+    done = snakemake(folder, "--cores", "2", *SMOKE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = cells_of(smoke_run[0]), cells_of(folder)
+    assert first.drop(columns=TIMINGS).to_csv() == second.drop(columns=TIMINGS).to_csv()

@@ -1,0 +1,71 @@
+"""The workflow as text and as a plan: clean, and bad config stops it before any job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from workflow_runs import snakemake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ruff", "check"),
+        ("ruff", "format", "--check"),
+        ("snakefmt", "--check", "Snakefile", "workflow"),
+        ("snakemake", "--lint"),
+    ],
+)
+def test_linter_is_content(command):
+    done = run(str(Path(sys.executable).with_name(command[0])), *command[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_real_study_is_planned_with_gpus(checkout):
+    done = snakemake(checkout, "-n", "--configfile", "config/olmoe-1b-7b.yaml")
+    plan = done.stdout + done.stderr
+    assert done.returncode == 0, plan
+    lines = plan.splitlines()
+    assert any(line.split() == ["evaluate", "23"] for line in lines)
+    resources = [line for line in lines if "gpu=1" in line]
+    assert len(resources) >= 24
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("sede", 3, "sede: unknown key; did you mean 'seed'?"),
+        ("strategies", ["regular_k8", "bh_k8_a150"], "alpha is 1.5; input should be less than 1"),
+    ],
+)
+def test_bad_config_is_one_line_before_any_job(checkout, key, value, expected):
+    config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
+    (checkout / "bad.yaml").write_text(yaml.safe_dump({**config, key: value}))
+    done = snakemake(checkout, "--cores", "1", "--configfile", "bad.yaml")
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (checkout / "results").exists()
+
+
+def test_every_rule_says_what_it_does_and_what_it_needs():
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        text = path.read_text()
+        rules = text.split("\nrule ")[1:]
+        for rule in rules:
+            name = rule.split(":")[0]
+            assert "message:" in rule, f"{path.name}: {name}"
+            if "shell:" in rule:
+                for directive in ("log:", "conda:"):
+                    assert directive in rule, f"{path.name}: {name}: {directive}"
+                assert "localrule: True" in rule or "resources:" in rule, f"{path.name}: {name}"

@@ -1,0 +1,140 @@
+# Trains the embedded model: tokenizer, tokens, weights, export, model card.
+import os
+import sys
+
+from moe_routing.errors import InputError
+from moe_routing.pretraining.config import PretrainConfig
+from moe_routing.schema import parse
+from moe_routing.workflow import sections, write_config
+
+try:
+    pretraining = parse(PretrainConfig, config, "config")
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+RUN = f"results/{pretraining.name}"
+CONFIG = f"{RUN}/pretrain.yaml"
+TOKENIZER = f"{RUN}/tokenizer"
+TOKENS = f"{RUN}/tokens"
+TEXT = {source.name: source for source in pretraining.sources}
+NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
+# Jobs import the package from the checkout, also inside conda environments.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}/src' "
+    f"HF_HUB_OFFLINE={int(not NEEDS_NETWORK)}; "
+)
+
+
+wildcard_constraints:
+    source="|".join(TEXT),
+
+
+rule pretrain:
+    default_target: True
+    input:
+        f"{RUN}/model/README.md",
+    message:
+        "The trained model is complete: {RUN}/model"
+
+
+# The complete config, as one file for the jobs. Were it the output of a rule, a job behind that rule
+# would not be asked whether its own settings have changed.
+onstart:
+    write_config(pretraining, CONFIG)
+
+
+rule pretrain_tokenizer:
+    input:
+        text=pretraining.local_files(),
+    output:
+        directory(TOKENIZER),
+    log:
+        f"{RUN}/logs/tokenizer.log",
+    localrule: NEEDS_NETWORK
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * 2 ** (attempt - 1),
+        runtime=30,
+    params:
+        config=CONFIG,
+        settings=sections(pretraining, "sources", "tokenizer_bytes", "model"),
+        folder=subpath(output.weights, parent=True),
+    message:
+        "Training the tokenizer"
+    shell:
+        "python scripts/pretrain.py tokenizer --config {params.config} --out {output} 2> {log}"
+
+
+rule pretrain_tokens:
+    input:
+        tokenizer=TOKENIZER,
+        text=lambda wildcards: pretraining.local_files(wildcards.source),
+    output:
+        train=f"{TOKENS}/{{source}}.train.npy",
+        validation=f"{TOKENS}/{{source}}.validation.npy",
+        counts=f"{TOKENS}/{{source}}.json",
+    log:
+        f"{RUN}/logs/tokens/{{source}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/tokens/{{source}}.tsv"
+    localrule: NEEDS_NETWORK
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=60,
+    params:
+        config=CONFIG,
+        settings=lambda wildcards: TEXT[wildcards.source].model_dump(mode="json"),
+        split=sections(pretraining, "validation_share", "seed"),
+        folder=subpath(output.train, parent=True),
+    message:
+        "Tokenizing {wildcards.source}"
+    shell:
+        "python scripts/pretrain.py tokens --config {params.config} --tokenizer {input.tokenizer} "
+        "--source {wildcards.source} --out {params.folder} 2> {log}"
+
+
+# The run's folder holds the checkpoint. It is no output, since Snakemake removes the outputs of a
+# job that was stopped, and a stopped training goes on from there.
+rule pretrain_train:
+    input:
+        tokenizer=TOKENIZER,
+        tokens=expand(
+            f"{TOKENS}/{{source}}.{{split}}.npy",
+            source=TEXT,
+            split=("train", "validation"),
+        ),
+    output:
+        weights=f"{RUN}/weights.safetensors",
+        log=f"{RUN}/training.csv",
+    log:
+        f"{RUN}/logs/train.log",
+    benchmark:
+        f"{RUN}/benchmarks/train.tsv"
+    conda:
+        "../../envs/model.yaml"
+    threads: pretraining.threads or workflow.cores
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
+        runtime=7 * 24 * 60,
+        gpu=int(pretraining.device.startswith("cuda")),
+    params:
+        config=CONFIG,
+        settings=sections(
+            pretraining,
+            *sorted(set(type(pretraining).model_fields) - {"name", "card_tokens"}),
+        ),
+        tokens=lambda wildcards, input: os.path.dirname(input.tokens[0]),
+        run=f"{RUN}/run",
+    message:
+        "Training {pretraining.steps} steps; progress: tail -f {log}"
+    # glibc gives freed memory back to the system at once unless told otherwise, and every step
+    # asks for it again.
+    shell:
+        "MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 "
+        "MALLOC_TOP_PAD_=268435456 "
+        "python scripts/pretrain.py train --config {params.config} --tokenizer {input.tokenizer} "
+        "--tokens {params.tokens} --run {params.run} --weights {output.weights} "
+        "--log {output.log} 2> {log}"
