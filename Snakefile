@@ -27,10 +27,12 @@ else:
     include: "workflow/rules/calibrate.smk"
     include: "workflow/rules/evaluate.smk"
     include: "workflow/rules/compare.smk"
+    include: "workflow/rules/statistics.smk"
 
     rule all:
         default_target: True
         input:
             f"{RESULTS}/comparison/full_routing_results.csv",
+            rules.statistics.output,
         message:
             "The study is complete: {input}"

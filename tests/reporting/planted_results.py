@@ -57,6 +57,7 @@ def write_results(
     *,
     items: int = 1500,
     noise: float = 0.01,
+    parameters: int = 15_868_032,
 ) -> Path:
     """Write config.yaml, model.json, data/ and every cell.
 
@@ -67,9 +68,10 @@ def write_results(
             exactly that share of items; as many nats a token better on text). Others have 0.
         items: items of each set; a tenth as many documents of text.
         noise: share of items that flip each way, in equal numbers, in every strategy.
+        parameters: size of the model, as model.json states it.
     """
     write_config(config, folder / "config.yaml")
-    _write_json(folder / "model.json", _model(config))
+    _write_json(folder / "model.json", _model(config, parameters))
     _write_json(folder / "data" / "calibration.json", {"documents": 40, "tokens": 1024})
     rng = np.random.default_rng(config.seed)
     for name in config.datasets:
@@ -83,7 +85,7 @@ def write_results(
     return folder
 
 
-def _model(config: StudyConfig) -> dict:
+def _model(config: StudyConfig, parameters: int) -> dict:
     return {
         "path": config.model.path,
         "revision": config.model.revision,
@@ -91,6 +93,7 @@ def _model(config: StudyConfig) -> dict:
         "num_layers": LAYERS,
         "num_experts": EXPERTS,
         "native_k": 8,
+        "parameters": parameters,
         "weights_sha256": "0" * 64,
         "files": {"model.safetensors": "0" * 64},
     }

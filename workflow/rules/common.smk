@@ -2,6 +2,7 @@
 import sys
 
 from moe_routing.errors import InputError
+from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     dataset_of,
     nulls_of,

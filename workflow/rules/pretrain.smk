@@ -1,14 +1,13 @@
-# Trains the embedded model: tokenizer, tokens, weights, export, model card.
+# Trains the embedded model: tokenizer, tokens, weights.
 import os
 import sys
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig
-from moe_routing.schema import parse
+from moe_routing.pretraining.config import validate_pretrain_config
 from moe_routing.workflow import sections, write_config
 
 try:
-    pretraining = parse(PretrainConfig, config, "config")
+    pretraining = validate_pretrain_config(config)
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -59,7 +58,6 @@ rule pretrain_tokenizer:
     params:
         config=CONFIG,
         settings=sections(pretraining, "sources", "tokenizer_bytes", "model"),
-        folder=subpath(output.weights, parent=True),
     message:
         "Training the tokenizer"
     shell:

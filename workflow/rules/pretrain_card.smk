@@ -14,10 +14,13 @@ rule pretrain_export:
         f"{RUN}/logs/export.log",
     conda:
         "../../envs/model.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=15,
     params:
         config=CONFIG,
         settings=sections(pretraining, "model", "max_weights_bytes"),
-        folder=f"{RUN}/model",
+        folder=subpath(output.weights, parent=True),
     message:
         "Exporting the model"
     shell:
@@ -67,6 +70,9 @@ rule pretrain_card:
         f"{RUN}/logs/card.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
+        runtime=15,
     params:
         config=CONFIG,
         settings=sections(pretraining, *type(pretraining).model_fields),

@@ -49,7 +49,7 @@ class BHAnalysis(ClosedModel):
         None, min_length=1, description="Nulls; null takes those of calibration.nulls."
     )
     fewer_k: list[PositiveInt] = Field(
-        [2, 4, 6], description="Further static k: what BH must beat to be recommended."
+        [1, 2, 3, 4, 6], description="Further static k: what BH must beat to be recommended."
     )
     prompt: str = Field(GENERATION_PROMPT, min_length=1, description="Prompt to go on from.")
     new_tokens: PositiveInt = Field(32, description="Tokens to generate greedily.")
@@ -66,7 +66,7 @@ class BHAnalysis(ClosedModel):
 class ValidityAnalysis(ClosedModel):
     """Whether p-values are what they claim to be."""
 
-    tokens: int = Field(4096, ge=256, description="Tokens to test on, and as many to fit on.")
+    tokens: int = Field(2048, ge=256, description="Tokens to test on, and twice as many to fit on.")
     nulls: list[str] = Field(list(NULLS), min_length=1, description="Nulls to look at.")
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     level: Level = Field(0.05, description="Level at which a null is called valid or not.")
@@ -101,7 +101,7 @@ class AuditAnalysis(ClosedModel):
     epsilon: list[PositiveFloat] = Field(
         [0.001, 0.01, 0.1],
         min_length=1,
-        description="Changes of the loss that count as none, nats; the first is not special.",
+        description="Changes of the loss that count as none, nats: a table and a panel for each.",
     )
     context: int = Field(64, ge=16, description="Tokens of a document that are read.")
     horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")

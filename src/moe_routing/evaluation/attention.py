@@ -1,17 +1,20 @@
 """Attention for packed requests, registered in the attention interface of transformers.
 
 Each tree of a pack attends to itself: its trunk causally, every branch to the trunk and causally
-to itself. On the CPU trees are slices of the flat row, one call each, nothing padded or copied;
-on an accelerator they are padded to one batch, because there a call costs more than padding.
+to itself. A layout says so once for all layers. On the CPU trees are slices of the flat row, with
+nothing padded and little copied; on an accelerator they are padded to one batch, because there a
+call costs more than padding.
 
-Shape letters: T tokens, B trees, L longest tree, Q branch tokens, K trunk and branch tokens.
+Shape letters: T tokens, B trees, L longest tree, Q queries, K keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,73 +26,117 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from moe_routing.evaluation.packing import Span
 
 ATTENTION_IMPLEMENTATION = "packed"
+QUERY_BLOCK = 64
+"""Queries of a trunk in one call: below ``BLOCKWISE_LIMIT`` tokens torch's causal attention
+computes the whole square, so that later queries' keys are spared by hand."""
+BLOCKWISE_LIMIT = 512
 
 
-class Layout:
-    """Which tokens of a pack attend to which, made once for all layers."""
+class Layout(Protocol):
+    """Which tokens of a pack attend to which."""
 
-    def __init__(
-        self, spans: tuple[Span, ...], dtype: torch.dtype, device: torch.device, *, padded: bool
-    ) -> None:
-        """Build the masks.
-
-        Args:
-            spans: the trees of the pack.
-            dtype: the model's dtype; masks are added to attention scores.
-            device: where the model runs.
-            padded: one padded batch, instead of one call a tree.
-        """
-        self.spans = spans
-        self.padded = padded
-        branched = any(span.end > span.fork for span in spans)
-        if not padded:
-            self.masks = [_branch_mask(span).to(device, dtype) for span in spans]
-            return
-        longest = max(span.end - span.start for span in spans)
-        lengths_B1 = torch.tensor([[span.end - span.start] for span in spans])
-        starts_B1 = torch.tensor([[span.start] for span in spans])
-        offset_L = torch.arange(longest)
-        real_BL = offset_L < lengths_B1
-        self.gather_BL = (starts_B1 + offset_L).where(real_BL, 0).to(device)
-        self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
-        self.mask_BLL = _tree_masks(spans, longest).to(device, dtype) if branched else None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-        if self.padded:
-            return self._attend_padded(query, key, value, scaling)
-        return self._attend_slices(query, key, value, scaling)
+        ...
 
-    def _attend_slices(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        out = torch.empty_like(query.transpose(1, 2))
-        for span, mask_QK in zip(self.spans, self.masks, strict=True):
-            trunk, branch = slice(span.start, span.fork), slice(span.fork, span.end)
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the attention kernel: equal stretches of ``count`` neighbouring trees.
+
+    Attributes:
+        start: flat index of the first tree.
+        count: number of trees.
+        size: tokens of each tree.
+        first: first query in a tree; its last one is the last key.
+        last: end of queries and keys in a tree.
+        mask_QK: scores to add; None is causal, for queries that start with the tree.
+    """
+
+    start: int
+    count: int
+    size: int
+    first: int
+    last: int
+    mask_QK: Tensor | None
+
+    def stretch(self, rows: Tensor, first: int) -> Tensor:
+        """Return ``[first, last)`` of each tree: (count, heads, stretch, d) of (1, heads, T, d)."""
+        if self.count == 1:
+            return rows[:, :, self.start + first : self.start + self.last]
+        trees = rows[0, :, self.start : self.start + self.count * self.size]
+        return trees.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first : self.last]
+
+
+class SlicedLayout:
+    """Trees as slices of the flat row."""
+
+    def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
+        """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
+        masks: dict[int, Tensor] = {}
+        self.calls: list[Call] = []
+        for (trunk, size), trees in groupby(
+            spans, key=lambda s: (s.fork - s.start, s.end - s.start)
+        ):
+            group = list(trees)
+            # Trees without branches can be one batch: each of their stretches is an even stride.
+            batches = [group] if trunk == size else [[span] for span in group]
+            for batch in batches:
+                place = (batch[0].start, len(batch), size)
+                for first, last in _blocks(trunk):
+                    if first and first not in masks:
+                        masks[first] = _hide(np.tri(QUERY_BLOCK, first + QUERY_BLOCK, first)).to(
+                            device, dtype
+                        )
+                    mask = masks[first][: last - first, :last] if first else None
+                    self.calls.append(Call(*place, first, last, mask))
+                if trunk < size:
+                    mask = _hide(_visible(batch[0], size)[trunk:]).to(device, dtype)
+                    self.calls.append(Call(*place, trunk, size, mask))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        rows = out.transpose(1, 2)
+        for call in self.calls:
             part = F.scaled_dot_product_attention(
-                query[:, :, trunk], key[:, :, trunk], value[:, :, trunk],
-                is_causal=True, scale=scaling,
-            )  # fmt: skip
-            out[:, trunk] = part.transpose(1, 2)
-            if span.end > span.fork:
-                tree = slice(span.start, span.end)
-                part = F.scaled_dot_product_attention(
-                    query[:, :, branch], key[:, :, tree], value[:, :, tree],
-                    attn_mask=mask_QK, scale=scaling,
-                )  # fmt: skip
-                out[:, branch] = part.transpose(1, 2)
+                call.stretch(query, call.first),
+                call.stretch(key, 0),
+                call.stretch(value, 0),
+                attn_mask=call.mask_QK,
+                is_causal=call.mask_QK is None,
+                scale=scaling,
+            )
+            call.stretch(rows, call.first).copy_(part)
         return out
 
-    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+
+class PaddedLayout:
+    """Trees padded to one batch."""
+
+    def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
+        """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
+        starts_B1 = torch.tensor([[span.start] for span in spans])
+        sizes_B1 = torch.tensor([[span.end - span.start] for span in spans])
+        place_L = torch.arange(int(sizes_B1.max()))
+        real_BL = place_L < sizes_B1
+        self.gather_BL = (starts_B1 + place_L).where(real_BL, 0).to(device)
+        self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
+        self.mask_BLL = None
+        if any(span.end > span.fork for span in spans):
+            visible = np.stack([_visible(span, place_L.numel()) for span in spans])
+            self.mask_BLL = _hide(visible).to(device, dtype)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        # A model spread over devices brings its tensors along; the plan follows.
         gather_BL = self.gather_BL.to(query.device)
-        parts = [part[0].transpose(0, 1)[gather_BL].transpose(1, 2) for part in (query, key, value)]
+        parts = [rows[0].transpose(0, 1)[gather_BL].transpose(1, 2) for rows in (query, key, value)]
         mask = None if self.mask_BLL is None else self.mask_BLL[:, None].to(query.device)
         out = F.scaled_dot_product_attention(
             *parts, attn_mask=mask, is_causal=mask is None, scale=scaling
         )
-        rows = out.transpose(1, 2).flatten(0, 1)
-        return rows[self.scatter_T.to(query.device)][None]
+        return out.transpose(1, 2).flatten(0, 1)[self.scatter_T.to(query.device)][None]
 
 
 def packed_attention_forward(
@@ -118,9 +165,15 @@ def packed_attention_forward(
 
     Returns:
         Outputs (1, T, heads, d), and None for the attention weights.
+
+    Raises:
+        TypeError: no layout was given.
     """
     if layout is None:
         raise TypeError("packed attention needs the keyword argument layout")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (rows.repeat_interleave(groups, dim=1) for rows in (key, value))
     return layout.attend(query, key, value, scaling), None
 
 
@@ -135,14 +188,9 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _branch_mask(span: Span) -> Tensor:
-    """Return scores to add, (branch tokens, tree tokens): 0 where seen, else minus infinity."""
-    tokens = span.end - span.start
-    return _additive(_visible(span, tokens)[span.fork - span.start :])
-
-
-def _tree_masks(spans: tuple[Span, ...], longest: int) -> Tensor:
-    return torch.stack([_additive(_visible(span, longest)) for span in spans])
+def _blocks(trunk: int) -> Iterator[tuple[int, int]]:
+    step = QUERY_BLOCK if trunk <= BLOCKWISE_LIMIT else trunk
+    return ((first, min(first + step, trunk)) for first in range(0, trunk, step))
 
 
 def _visible(span: Span, length: int) -> np.ndarray:
@@ -154,9 +202,9 @@ def _visible(span: Span, length: int) -> np.ndarray:
     return visible
 
 
-def _additive(visible: np.ndarray) -> Tensor:
-    hidden = torch.from_numpy(~visible)
-    return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+def _hide(visible: np.ndarray) -> Tensor:
+    """Return scores to add: 0 where visible, else minus infinity."""
+    return torch.from_numpy(np.where(visible, np.float32(0), np.float32(-np.inf)))
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_IMPLEMENTATION, packed_attention_forward)

@@ -25,19 +25,25 @@ def target_log_likelihoods(
         greedy: whether to tell the most likely token; of equal ones the first counts.
 
     Returns:
-        Float32 log-likelihoods in nats, (N,), and booleans, (N,), or None without ``greedy``.
-        Logits are turned to float32 before the softmax, whatever the model's dtype.
+        Log-likelihoods in nats, (N,), and booleans, (N,), or None without ``greedy``. Logits of
+        half precision are turned to float32 before the softmax.
     """
     vocabulary = head.weight.shape[0]
     limit = CHUNK_BYTES.get(hidden_NH.device.type, CHUNK_BYTES_ACCELERATOR)
     chunk = max(16, limit // (4 * vocabulary))
-    likelihood_N = torch.empty(target_N.shape, dtype=torch.float32, device=hidden_NH.device)
+    dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+    likelihood_N = torch.empty(target_N.shape, dtype=dtype, device=hidden_NH.device)
     best_N = torch.empty_like(target_N) if greedy else None
     for start in range(0, target_N.numel(), chunk):
         part = slice(start, start + chunk)
-        logits_CV = head(hidden_NH[part]).float()
-        if best_N is not None:
-            best_N[part] = logits_CV.max(-1).indices
-        chosen_C1 = logits_CV.gather(1, target_N[part, None])
-        likelihood_N[part] = chosen_C1[:, 0] - logits_CV.logsumexp(-1)
+        logits_CV = head(hidden_NH[part]).to(dtype)
+        chosen_C = logits_CV.gather(1, target_N[part, None])[:, 0]
+        if best_N is None:
+            top_C1 = logits_CV.amax(-1, keepdim=True)
+        else:
+            top_C1, best_C1 = logits_CV.max(-1, keepdim=True)
+            best_N[part] = best_C1[:, 0]
+        # In place: the logits are this loop's own, and writing them anew costs more than the sums.
+        log_sum_C = logits_CV.sub_(top_C1).exp_().sum(-1).log_()
+        likelihood_N[part] = chosen_C - top_C1[:, 0] - log_sum_C
     return likelihood_N, None if best_N is None else best_N == target_N

@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from moe_routing.errors import InputError
-from moe_routing.evaluation.attention import Layout, packed_attention
+from moe_routing.evaluation.attention import PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.evaluation.head import target_log_likelihoods
+from moe_routing.evaluation.kernels import lean_kernels
 from moe_routing.evaluation.packing import Pack, Tree, build, fill, plant
 from moe_routing.evaluation.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.models.adapters import find_routers
@@ -165,7 +166,7 @@ class Scorer:
             total=sum(tree.size for tree in trees), desc=label, unit="tok", unit_scale=True,
             disable=disable,
         )  # fmt: skip
-        with bar, packed_attention(self.model):
+        with bar, packed_attention(self.model), lean_kernels(self.model):
             for pack in self._packs(requests, trees, greedy, scores):
                 bar.update(pack.ids_T.size)
         return scores
@@ -214,12 +215,12 @@ class Scorer:
 
     def _score_pack(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> None:
         device = self.model.device
-        layout = Layout(pack.spans, self.model.dtype, device, padded=self._padded)
+        plan = PaddedLayout if self._padded else SlicedLayout
         hidden_TH = self.model.base_model(
             input_ids=torch.from_numpy(pack.ids_T)[None].to(device),
             position_ids=torch.from_numpy(pack.position_T)[None].to(device),
             use_cache=False,
-            layout=layout,
+            layout=plan(pack.spans, self.model.dtype, device),
         ).last_hidden_state[0]
         scored_N = torch.from_numpy(pack.scored_N).to(hidden_TH.device)
         likelihood_N, greedy_N = target_log_likelihoods(

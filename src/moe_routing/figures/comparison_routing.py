@@ -60,12 +60,12 @@ def _counts_of(record: dict) -> pd.DataFrame:
     )
 
 
-def experts_by_layer(counts: pd.DataFrame, baseline: str) -> Figure:
-    """Draw the mean experts of each layer, for the strategies whose number varies over tokens.
+def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str) -> Figure:
+    """Draw the mean experts of each layer, for strategies whose number may vary over tokens.
 
     A row a family; the dotted line is the baseline.
     """
-    figure, grid = _family_grid(counts)
+    figure, grid = _family_grid(counts, strategies)
     for axis, rows, styles in grid:
         means = _mean_by_layer(rows)
         for strategy, style in styles.items():
@@ -78,13 +78,13 @@ def experts_by_layer(counts: pd.DataFrame, baseline: str) -> Figure:
     return figure
 
 
-def experts_per_token(counts: pd.DataFrame) -> Figure:
+def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
     """Draw the distribution of experts over all decisions (tokens x layers), cumulated.
 
     The curve at c is the share of decisions with at most c experts; a row a family.
     """
     most = int(counts["experts"].max())
-    figure, grid = _family_grid(counts)
+    figure, grid = _family_grid(counts, strategies)
     for axis, rows, styles in grid:
         for strategy, style in styles.items():
             own = rows[rows["strategy"] == strategy]
@@ -103,17 +103,11 @@ def experts_per_token(counts: pd.DataFrame) -> Figure:
 Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, object]]]
 
 
-def _family_grid(counts: pd.DataFrame) -> tuple[Figure, list[Cell]]:
-    """Return a grid of axes, families down and data sets across, with rows and line styles.
-
-    Raises:
-        InputError: every strategy gives every token the same number of experts.
-    """
+def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, list[Cell]]:
+    """Return a grid of axes, families down and data sets across, with rows and line styles."""
     import matplotlib.pyplot as plt
 
-    varying = counts[counts["strategy"].isin(varying_strategies(counts))]
-    if varying.empty:
-        raise InputError("no strategy varies its number of experts; there is nothing to draw")
+    varying = counts[counts["strategy"].isin(strategies)]
     families, datasets = varying["family"].unique(), varying["dataset"].unique()
     figure, axes = plt.subplots(
         len(families), len(datasets), squeeze=False, sharex=True, sharey="row",
@@ -139,12 +133,6 @@ def _finish_grid(grid: list[Cell], label: str) -> None:
             axis.set_xlabel("")
         if place.is_last_col():
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-
-
-def varying_strategies(counts: pd.DataFrame) -> list[str]:
-    """Return the strategies that give different tokens different numbers of experts."""
-    numbers = counts.groupby("strategy", sort=False)["experts"].nunique()
-    return list(numbers.index[numbers > 1])
 
 
 def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from moe_routing.errors import InputError
-from moe_routing.schema import ClosedModel
+from moe_routing.schema import ClosedModel, parse
 
 
 class _TextSource(ClosedModel):
@@ -137,3 +137,12 @@ class PretrainConfig(ClosedModel):
         """Return the files of the named sources (default: all); a hub source has none."""
         chosen = [self.source(name) for name in names] or self.sources
         return [source.path for source in chosen if source.kind == "local"]
+
+
+def validate_pretrain_config(values: dict) -> PretrainConfig:
+    """Validate the merged config of a workflow run.
+
+    Raises:
+        InputError: see :func:`moe_routing.schema.parse`.
+    """
+    return parse(PretrainConfig, values, "config")

@@ -104,13 +104,13 @@ def tokenize_source(
         for encoding, draw in zip(encodings, rng.random(len(batch)), strict=True):
             ids = np.array([*encoding.ids, tokenizer.eos_token_id], dtype=np.uint16)
             parts["validation" if draw < validation_share else "train"].append(ids)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, arrays in parts.items():
         if not arrays:
             raise InputError(
                 f"pretraining source '{source.name}': no document for the {split} split; "
                 "give more text or another validation_share"
             )
+    for split, arrays in parts.items():
         path = folder / f"{source.name}.{split}.npy"
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, np.concatenate(arrays))

@@ -7,6 +7,7 @@ the same source renders by Quarto, by the preview and in a notebook.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +17,31 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.figures.labels import dataset_label, family_label, metric_label
 from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.comparison_report import headline
-from moe_routing.reporting.gallery import GALLERY, Picture
-from moe_routing.reporting.missing import missing
+from moe_routing.reporting.gallery import GALLERY, SHEETS, Picture, Sheet
+from moe_routing.reporting.missing import FAMILIES, missing
 from moe_routing.reporting.study import Study, read_json
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
 
 DEFAULT = Path("results") / "default"
+
+
+CITATIONS = {
+    "wikitext": "[@merity2017]",
+    "wikipedia": "passages [collected by @clark2019]",
+    "hellaswag": "[@zellers2019]",
+    "lambada": "[@paperno2016]",
+}
+"""How the text cites an evaluation set."""
+
+
+_TIES = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
+"""Spaces that must not end a line: 95 %, p < 0.001, n = 200."""
 
 
 class Markdown(str):
@@ -72,6 +87,33 @@ class Article:
         return Markdown(self.study.model.phrase)
 
     @property
+    def topology(self) -> Markdown:
+        """The model's layers, experts and native k."""
+        return Markdown(self.study.model.topology)
+
+    @property
+    def scope(self) -> Markdown:
+        """What the findings may be generalised to."""
+        if not self.study.model.is_small:
+            return Markdown("The findings are about this model and these data.")
+        return Markdown("The findings are about a small model and need not hold for larger ones.")
+
+    @property
+    def citations(self) -> Markdown:
+        """The evaluation sets with their citations."""
+        names = tables.datasets_by_task(self.study)
+        return Markdown(
+            w.listed([f"{dataset_label(name)} {CITATIONS.get(name, '')}".strip() for name in names])
+        )
+
+    @property
+    def command(self) -> Markdown:
+        """The command that makes the study."""
+        name = self.study.config.study
+        given = "" if name == "default" else f" --configfile config/{name}.yaml"
+        return Markdown(f"`snakemake --cores all{given}`")
+
+    @property
     def datasets(self) -> Markdown:
         """The evaluation sets with their numbers of items."""
         study = self.study
@@ -113,7 +155,8 @@ class Article:
     @property
     def families(self) -> Markdown:
         """The families that were run, in words."""
-        return Markdown(w.listed([family_label(name) for name in self.study.families]))
+        words = [FAMILIES.get(name, family_label(name)) for name in self.study.families]
+        return Markdown(w.listed(words))
 
     @property
     def nulls(self) -> Markdown:
@@ -157,14 +200,14 @@ class Article:
             "power": [f.detectable(table["primary"])],
             "chance": f.chance(study.cells, baseline, margin),
             "baseline": f.against_baseline(table["paired"], families, baseline),
-            "matched_summary": f.matched_summary(table["matched_compute"], families),
+            "matched_summary": g.matched_summary(table["matched_compute"], families),
             "fewest": f.fewest_static(table["noninferiority"], study.cells, native_k),
             "weighting": [f.weighting(table["paired"], native_k)],
-            "binding": [f.binding(study.cells)],
-            "cap": [f.cap(study.cells)],
-            "pareto": f.pareto(table["pareto"], baseline),
-            "ranks": [f.ranks(table["friedman"])],
-            "speed": [f.speed(study.cells, baseline)],
+            "binding": [g.binding(study.cells)],
+            "cap": [g.cap(study.cells)],
+            "pareto": g.pareto(table["pareto"], baseline),
+            "ranks": [g.ranks(table["friedman"])],
+            "speed": [g.speed(study.cells, baseline)],
             "missing": missing(study),
             "router": self._router_findings(),
         }
@@ -181,12 +224,26 @@ class Article:
 
     def say(self, name: str, otherwise: str = "") -> Markdown:
         """Return the sentences of a topic as running text."""
-        return Markdown(" ".join(finding.text for finding in self._topic(name)) or otherwise)
+        text = " ".join(finding.text for finding in self._topic(name))
+        return Markdown(_tied(text) or otherwise)
 
     def listing(self, name: str, otherwise: str = "Nothing.") -> Markdown:
         """Return the sentences of a topic as a list, each with the file of its numbers."""
         lines = [f"- {finding.text} [{finding.source}]{{.source}}" for finding in self._topic(name)]
         return Markdown("\n".join(lines) or otherwise)
+
+    def limits(self) -> Markdown:
+        """Return what limits the findings, as a list."""
+        first = [f.Finding(str(self.scope), "model.json")]
+        found = [*first, *self._topic("chance"), *self._topic("power"), *self._topic("binding")]
+        fixed = (
+            "- What BH controls is the share of chosen experts that the null calls unneeded. That "
+            "is not the share whose removal would leave the prediction unchanged; only an "
+            "intervention could tell.",
+            "- Interpolation between static settings stands for a random mixture of them; where "
+            "loss is convex in the number of experts it favours the strategy compared with it.",
+        )
+        return Markdown("\n".join([*map(_bullet, found), *fixed]))
 
     def _topic(self, name: str) -> list[f.Finding]:
         if name not in self._sentences:
@@ -200,56 +257,21 @@ class Article:
     # Tables and figures.
 
     def table(self, label: str) -> Markdown:
-        """Return a table with its caption and label; nothing if this run cannot have it.
+        """Return a table with its caption and label; why not, if this run has none.
 
         Raises:
             InputError: there is no such table.
         """
-        drawn = self._table(label)
-        if drawn is None:
-            return Markdown(f"*{_WHY_NOT[label]}*")
-        table, align, caption = drawn
-        return Markdown(f"{tables.markdown(table, align)}\n\n: {caption} {{#{label}}}\n")
+        sheet = self._sheet(label)
+        if not sheet.ready(self.study):
+            return Markdown(f"*Not made: {sheet.needs}.*")
+        body = tables.markdown(sheet.build(self.study), sheet.align)
+        return Markdown(f"{body}\n\n: {sheet.caption(self.study)} {{#{label}}}\n")
 
-    def _table(self, label: str) -> tuple[pd.DataFrame, str, str] | None:
-        study = self.study
-        if label == "tbl-results":
-            table = tables.results_table(study)
-            caption = (
-                f"Every strategy on every data set, with {self.confidence} intervals. Bold: best of "
-                f"its column. \N{DAGGER}: a difference from {self.baseline} was shown after "
-                "correction for multiplicity. Mean experts are averaged over data sets. From "
-                "`comparison/full_routing_results.csv`."
-            )
-            return table, "ll" + "r" * (len(table.columns) - 2), caption
-        if label == "tbl-data":
-            caption = "Evaluation sets. Tokens: all that the model read, contexts included."
-            return tables.data_table(study), "llrrll", caption
-        if label == "tbl-strategies":
-            return tables.strategy_table(study), "llll", "The strategies of this run, by family."
-        if label == "tbl-environment":
-            caption = "What produced the numbers. From the provenance of the cells."
-            return tables.environment_table(study), "ll", caption
-        if label == "tbl-nulls":
-            table = tables.null_table(study)
-            caption = (
-                "Nulls that were fitted, and what they look like over layers. From "
-                "`calibration/nulls/<null>.csv`."
-            )
-            return None if table.empty else (table, "llrr", caption)
-        if label == "tbl-primary":
-            caption = "The primary contrast. From `statistics/primary.csv`."
-            ready = not study.statistics["primary"].empty
-            return (tables.contrast_table(study), "ll", caption) if ready else None
-        if label == "tbl-routing":
-            caption = (
-                "How BH routed, averaged over data sets. A decision is a token in a layer. Nothing "
-                "rejected: BH kept no expert, so that the floor gave one. At floor, at cap: exactly "
-                "the fewest or the most experts allowed. From `comparison/full_routing_results.csv`."
-            )
-            ready = "bh" in study.families
-            return (tables.routing_table(study), "llrrrrr", caption) if ready else None
-        raise InputError(f"table '{label}'; allowed: {', '.join(_TABLES)}")
+    def _sheet(self, label: str) -> Sheet:
+        if label not in SHEETS:
+            raise InputError(f"table '{label}'; allowed: {', '.join(SHEETS)}")
+        return SHEETS[label]
 
     def figure(self, label: str) -> Markdown:
         """Return a figure with its caption, alt text and label; why not, if this run has none.
@@ -274,7 +296,7 @@ class Article:
     def ref(self, label: str, otherwise: str = "not in this run") -> Markdown:
         """Return a cross-reference to a table or figure, or words if this run has none."""
         if label.startswith("tbl-"):
-            there = self._table(label) is not None
+            there = self._sheet(label).ready(self.study)
         else:
             there = (self.study.folder / self._picture(label).path).is_file()
         return Markdown(f"@{label}" if there else otherwise)
@@ -291,17 +313,14 @@ class Article:
         return Markdown(metric_label(self.study.cell(self.study.baseline, dataset)["metric"]))
 
 
-_TABLES = (
-    "tbl-results", "tbl-data", "tbl-strategies", "tbl-environment", "tbl-nulls", "tbl-primary",
-    "tbl-routing",
-)  # fmt: skip
-_WHY_NOT = {
-    "tbl-nulls": "No diagnostics of nulls in this run.",
-    "tbl-primary": "The primary contrast was not computed in this run.",
-    "tbl-routing": "No Benjamini-Hochberg routing in this run.",
-}
-
-
 def _present(column: pd.Series) -> list[str]:
     """Return the values of a column that apply, in order."""
     return [str(value) for value in column.drop_duplicates() if pd.notna(value) and value != "none"]
+
+
+def _tied(text: str) -> str:
+    return _TIES.sub("\N{NO-BREAK SPACE}", text)
+
+
+def _bullet(finding: f.Finding) -> str:
+    return f"- {_tied(finding.text)} [{finding.source}]{{.source}}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from moe_routing.figures.labels import dataset_label
 from moe_routing.files import atomic_path
 from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.missing import missing
@@ -23,8 +24,10 @@ def comparison_report(study: Study) -> str:
     sections = [
         _head(study),
         _section("Findings", *(f"- {finding.text} ({finding.source})" for finding in said(study))),
-        _section("Results", _caption(study), "", tables.markdown(*_results(study))),
-        _section("How BH routed", tables.markdown(tables.routing_table(study)), "", _legend())
+        _section("Results", _caption(study), "", tables.markdown(tables.results_table(study))),
+        _section(
+            "How BH routed", tables.markdown(tables.routing_table(study), "llrrrrr"), "", _legend()
+        )
         if "bh" in study.families
         else "",
         _section("Data", tables.markdown(tables.data_table(study), "llrrll")),
@@ -63,14 +66,14 @@ def said(study: Study) -> list[f.Finding]:
         f.detectable(tables_["primary"]),
         *f.chance(study.cells, baseline, study.config.statistics.margin_accuracy),
         *f.against_baseline(tables_["paired"], families, baseline),
-        *f.matched_summary(tables_["matched_compute"], families),
+        *g.matched_summary(tables_["matched_compute"], families),
         *f.fewest_static(tables_["noninferiority"], study.cells, native_k),
         f.weighting(tables_["paired"], native_k),
-        f.binding(study.cells),
-        f.cap(study.cells),
-        *f.pareto(tables_["pareto"], baseline),
-        f.ranks(tables_["friedman"]),
-        f.speed(study.cells, baseline),
+        g.binding(study.cells),
+        g.cap(study.cells),
+        *g.pareto(tables_["pareto"], baseline),
+        g.ranks(tables_["friedman"]),
+        g.speed(study.cells, baseline),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -106,11 +109,6 @@ def _caption(study: Study) -> str:
         f"from `{study.baseline}` was shown after correction for multiplicity. Mean experts are "
         "averaged over data sets."
     )
-
-
-def _results(study: Study) -> tuple[object, str]:
-    table = tables.results_table(study)
-    return table, "ll" + "r" * (len(table.columns) - 2)
 
 
 def _legend() -> str:

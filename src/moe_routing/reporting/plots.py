@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from moe_routing.figures.style import save, use_style
+from moe_routing.routing.strategies import parse_strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from moe_routing.config import StudyConfig
     from moe_routing.reporting.study import Study
 
 FOLDER = "comparison/comparison_plots"
@@ -35,6 +37,32 @@ CAPTIONS: dict[str, str] = {
 """What each figure shows, by file name without suffix."""
 
 
+def planned(config: StudyConfig) -> list[str]:
+    """Return the figures that a complete run of this config has."""
+    names = list(CAPTIONS)
+    absent = {
+        "quality_by_max_k": not _has_sweep(config.strategies),
+        "experts_by_layer": not varying(config.strategies),
+        "experts_per_token": not varying(config.strategies),
+        "forest": len(config.strategies) < 2,
+        "critical_difference": len(config.strategies) < 3 or len(config.datasets) < 2,
+    }
+    return [name for name in names if not absent.get(name, False)]
+
+
+def varying(strategies: Iterable[str]) -> list[str]:
+    """Return the strategies that may give tokens different numbers of experts."""
+    parsed = map(parse_strategy, strategies)
+    return [strategy.id for strategy in parsed if strategy.min_experts < strategy.max_experts]
+
+
+def _has_sweep(strategies: Iterable[str]) -> bool:
+    """Return whether two BH settings differ in max_k alone."""
+    bh = [strategy for strategy in map(parse_strategy, strategies) if strategy.family == "bh"]
+    rest = [(s.alpha, s.null, s.weighting, s.min_k) for s in bh]
+    return len(set(rest)) < len(rest)
+
+
 def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     """Return the figures whose inputs this study has, by name, each drawn when called."""
     from moe_routing.figures import comparison, comparison_routing, comparison_statistics
@@ -42,24 +70,30 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     cells, tables, baseline = study.cells, study.statistics, study.baseline
     families = dict(zip(cells["strategy"], cells["family"], strict=True))
     counts = comparison_routing.read_counts(study.folder, cells)
+    strategies = varying(cells["strategy"].drop_duplicates())
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline),
+        "forest": lambda: comparison_statistics.forest(
+            tables["paired"], tables["noninferiority"], families, baseline
+        ),
+        "experts_by_layer": lambda: comparison_routing.experts_by_layer(
+            counts, strategies, baseline
+        ),
+        "experts_per_token": lambda: comparison_routing.experts_per_token(counts, strategies),
+        "quality_by_max_k": lambda: comparison.quality_by_max_k(cells),
+        "critical_difference": lambda: comparison_statistics.critical_difference(
+            tables["friedman"], families, baseline
+        ),
         "speed": lambda: comparison.speed(cells, baseline),
     }
-    if not comparison.max_k_sweeps(cells).empty:
-        figures["quality_by_max_k"] = lambda: comparison.quality_by_max_k(cells)
-    if comparison_routing.varying_strategies(counts):
-        figures["experts_by_layer"] = lambda: comparison_routing.experts_by_layer(counts, baseline)
-        figures["experts_per_token"] = lambda: comparison_routing.experts_per_token(counts)
-    if not tables["paired"].empty:
-        figures["forest"] = lambda: comparison_statistics.forest(
-            tables["paired"], tables["noninferiority"], families, baseline
-        )
-    if not tables["friedman"].empty:
-        figures["critical_difference"] = lambda: comparison_statistics.critical_difference(
-            tables["friedman"], families, baseline
-        )
-    return {name: figures[name] for name in CAPTIONS if name in figures}
+    absent = {
+        "forest": tables["paired"].empty,
+        "experts_by_layer": not strategies,
+        "experts_per_token": not strategies,
+        "quality_by_max_k": comparison.max_k_sweeps(cells).empty,
+        "critical_difference": tables["friedman"].empty,
+    }
+    return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
 
 
 def write_plots(study: Study) -> list[str]:

@@ -31,17 +31,50 @@ DEFINITIONS = {
 }
 
 
+SELECTION = {
+    "regular": "the k largest logits",
+    "normalized": "the k largest logits",
+    "uniform": "the k largest logits",
+    "adaptive": "between k/2 and k: fewer where the largest probability is large, thresholds from "
+    "calibration text",
+    "bh": "Benjamini-Hochberg on the token's p-values, at least 1, at most k (@eq-bh)",
+    "by": "Benjamini-Yekutieli on the token's p-values [@benjamini2001]",
+    "ebh": "e-BH on the token's e-values [@wang2022]",
+    "storey": "BH with Storey's estimate of the number of true nulls [@storey2002]",
+    "hc": "Higher Criticism's threshold [@donoho2004]",
+    "threshold": "every expert whose own p-value passes, without correction",
+    "minp": "every expert above a share of the largest probability",
+    "topp": "the fewest experts whose probabilities reach a total [@huang2024]",
+    "entropy": "between k/2 and k by the entropy of the router's softmax",
+    "perlayer": "a fixed number for each layer, from calibration text",
+    "dynskip": "the k largest, less those small beside the largest, by layer [@lu2024]",
+    "shuffle": "the counts of another strategy, permuted over tokens",
+    "layermean": "the mean count of another strategy in each layer, for every token",
+    "randomid": "the counts of another strategy, experts drawn at random",
+}
+"""What each family chooses, for readers of the article."""
+
+WIDEST = 34
+"""Characters that a column of a Markdown table may claim before its text wraps."""
+
+
 def markdown(table: pd.DataFrame, align: str | None = None) -> str:
     """Return a Markdown pipe table; ``align`` has a letter (l, r, c) a column.
 
-    Cells may hold Markdown; a bar in them is escaped.
+    Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
+    wide, because pandoc takes relative widths from them.
     """
-    rules = {"l": ":--", "r": "--:", "c": ":-:"}
     columns = [str(name) for name in table.columns]
-    align = align or "l" + "r" * (len(columns) - 1)
-    rows = [columns, [rules[letter] for letter in align]]
-    rows += [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    align = align or "ll" + "r" * (len(columns) - 2)
+    rows = [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
+    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
+
+
+def _rule(letter: str, length: int) -> str:
+    left, right = (":" if letter in pair else "" for pair in ("lc", "rc"))
+    return f"{left}{'-' * max(length, 3)}{right}"
 
 
 def definition(row: pd.Series) -> str:
@@ -187,16 +220,13 @@ def routing_table(study: Study) -> pd.DataFrame:
 
 def strategy_table(study: Study) -> pd.DataFrame:
     """Return the strategies by family: what each does and which settings were run."""
-    from moe_routing.routing.strategies import parse_strategy
-
     rows = []
     for family, cells in study.cells.groupby("family", sort=False):
         names = list(cells["strategy"].drop_duplicates())
-        about = (type(parse_strategy(names[0])).__doc__ or "").strip().split("\n\n")[0]
         rows.append(
             {
                 "Family": family_label(family),
-                "Selection": " ".join(about.replace("``", "`").split()),
+                "Selection": SELECTION.get(family, "see the package"),
                 "Weighting": ", ".join(cells["weighting"].drop_duplicates()),
                 "Settings": ", ".join(f"`{name}`" for name in names),
             }

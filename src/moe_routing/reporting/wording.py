@@ -64,7 +64,9 @@ def p_value(value: float) -> str:
     >>> p_value(0.0123), p_value(0.00002)
     ('p = 0.012', 'p < 0.001')
     """
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    if value < 0.001:
+        return "p < 0.001"
+    return "p > 0.999" if value > 0.999 else f"p = {value:.3f}"
 
 
 def signed(value: float, decimals: int) -> str:

@@ -133,7 +133,8 @@ def hc_critical(experts: int, alpha: float) -> float:
 
     if experts < 2:
         return math.inf
-    return brentq(lambda critical: hc_size(experts, critical) - alpha, 1e-3, 1e3)
+    # At -sqrt(E) every token exceeds, at 1000 none of any number of experts worth routing.
+    return brentq(lambda critical: hc_size(experts, critical) - alpha, -math.sqrt(experts), 1e3)
 
 
 def hc_size(experts: int, critical: float) -> float:
@@ -145,17 +146,15 @@ def hc_size(experts: int, critical: float) -> float:
     from scipy.stats import binom
 
     share = np.arange(1, experts // 2 + 1) / experts
-    bounds = share - critical * np.sqrt(share * (1 - share) / experts)
+    bounds = (share - critical * np.sqrt(share * (1 - share) / experts)).clip(max=1.0)
+    before, after = np.mgrid[: experts + 1, : experts + 1]
     mass, reached = np.zeros(experts + 1), 0.0
     mass[0] = 1.0
     for place, bound in enumerate(bounds, start=1):
         if bound <= reached:
             continue
         step = (bound - reached) / (1 - reached)
-        following = np.zeros_like(mass)
-        for below in np.flatnonzero(mass):
-            steps = np.arange(experts - below + 1)
-            following[below:] += mass[below] * binom.pmf(steps, experts - below, step)
-        following[place:] = 0.0
-        mass, reached = following, bound
+        mass = mass @ binom.pmf(after - before, experts - before, step)
+        mass[place:] = 0.0
+        reached = bound
     return float(1 - mass.sum())

@@ -29,6 +29,12 @@ class RouterInputs:
     weight_EH: Tensor | None = None
     mask_T: Tensor | None = None
 
+    def rows(self, tokens: slice) -> RouterInputs:
+        """Return the inputs of some of the tokens."""
+        hidden_TH = None if self.hidden_TH is None else self.hidden_TH[tokens]
+        mask_T = None if self.mask_T is None else self.mask_T[tokens]
+        return RouterInputs(self.layer, self.logits_TE[tokens], hidden_TH, self.weight_EH, mask_T)
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -22,7 +22,11 @@ from moe_routing.routing.nulls.marginal import (
     Unselected,
 )
 from moe_routing.routing.nulls.random_direction import RandomDirection
-from moe_routing.routing.nulls.within_token import WithinToken, WithinTokenEfron
+from moe_routing.routing.nulls.within_token import (
+    WithinToken,
+    WithinTokenEfron,
+    WithinTokenSplit,
+)
 from moe_routing.routing.sample import CalibrationSample
 
 NULLS: Mapping[str, type[Null]] = MappingProxyType(
@@ -30,6 +34,7 @@ NULLS: Mapping[str, type[Null]] = MappingProxyType(
         null.id: null
         for null in (
             WithinToken,
+            WithinTokenSplit,
             WithinTokenEfron,
             Pooled,
             PooledKDE,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_routing.errors import InputError
 from moe_routing.routing.nulls.base import Null, check_finite
 from moe_routing.routing.nulls.tails import EmpiricalTail, SmoothTail
 from moe_routing.routing.ordering import order_experts
@@ -104,7 +105,16 @@ class Unselected(LogitNull):
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
-        """Return the logits left after taking each token's own top k away."""
+        """Return the logits left after taking each token's own top k away.
+
+        Raises:
+            InputError: the model selects every expert.
+        """
+        if sample.native_k >= sample.num_experts:
+            raise InputError(
+                f"null 'unselected' needs experts that the model rejects; it selects "
+                f"{sample.native_k} of {sample.num_experts}"
+            )
         sorted_LTE = sample.logits_LTE.sort(-1).values
         return sorted_LTE[..., : sample.num_experts - sample.native_k].flatten(1)
 

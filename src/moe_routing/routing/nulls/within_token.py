@@ -6,6 +6,7 @@ Shape letters: L layers, T tokens, E experts, n draws; 1 a kept axis.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -24,42 +25,69 @@ SMALLEST_SCALE = 1e-30
 """Scale of a token whose logits are mostly equal: then every other logit is far out."""
 
 
-def median_and_scale(sorted_TE: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each token's median and normal-consistent MAD, both (tokens, 1).
+def symmetric_z(value_TE: Tensor, sorted_TE: Tensor) -> Tensor:
+    """Return (value - median) / MAD, the MAD scaled to a normal law's standard deviation.
 
     With an even number of experts both medians are the midpoint of the two middle values: then
     reflecting the logits reflects the z-scores exactly. Masked experts (minus infinity) are left
-    out.
+    out of both.
 
     Args:
-        sorted_TE: logits sorted downwards, float32.
+        value_TE: logits, float32, in any order.
+        sorted_TE: the same logits sorted downwards.
     """
-    count_T1 = _unmasked(sorted_TE)
-    upper_T1 = ((count_T1 - 1) // 2).clamp(min=0)
-    lower_T1 = (count_T1 // 2).clamp(max=sorted_TE.shape[1] - 1)
-    centre_T1 = (sorted_TE.gather(1, upper_T1) + sorted_TE.gather(1, lower_T1)) / 2
+    count = _unmasked(sorted_TE)
+    centre_T1 = _median(sorted_TE, 0, count)
+    # Deviations of masked experts are infinite, so that they come last here too.
     deviation_TE = sort_rows((sorted_TE - centre_T1).abs_())
-    mad_T1 = (deviation_TE.gather(1, upper_T1) + deviation_TE.gather(1, lower_T1)) / 2
-    return centre_T1, (mad_T1 * NORMAL_MAD).clamp(min=SMALLEST_SCALE)
+    return (value_TE - centre_T1).div_(_as_scale(_median(deviation_TE, 0, count)))
 
 
-def _unmasked(sorted_TE: Tensor) -> Tensor:
-    """Return how many experts of each token are not masked, (tokens, 1)."""
-    tokens, experts = sorted_TE.shape
+def split_z(value_TE: Tensor, sorted_TE: Tensor) -> Tensor:
+    """Return (value - median) / scale with a scale for each side, as :func:`symmetric_z` does.
+
+    The scale above the median is the distance to the median of the upper half, below it that to
+    the median of the lower half (Tukey's hinges: the middle one of an odd number is in both), in
+    units of a normal law's standard deviation.
+    """
+    count = _unmasked(sorted_TE)
+    half = (count + 1) // 2
+    centre_T1 = _median(sorted_TE, 0, count)
+    scale_up_T1 = _as_scale(_median(sorted_TE, 0, half) - centre_T1)
+    scale_down_T1 = _as_scale(centre_T1 - _median(sorted_TE, count - half, half))
+    distance_TE = value_TE - centre_T1
+    return distance_TE.div_(torch.where(distance_TE > 0, scale_up_T1, scale_down_T1))
+
+
+def _unmasked(sorted_TE: Tensor) -> Tensor | int:
+    """Return how many experts of each token are not masked: (tokens, 1), or one for all.
+
+    Only the CPU may look whether any is masked; an accelerator would have to wait for the answer.
+    """
     if sorted_TE.device.type == "cpu" and bool((sorted_TE[:, -1] > -math.inf).all()):
-        return torch.full((tokens, 1), experts)
+        return sorted_TE.shape[1]
     return (sorted_TE > -math.inf).sum(1, keepdim=True)
 
 
-def robust_z(logits_LTE: Tensor) -> Tensor:
-    """Return the z-scores of the experts within their tokens, float32, sorted downwards."""
-    sorted_TE, _ = order_experts(logits_LTE.flatten(0, -2).float())
-    centre_T1, scale_T1 = median_and_scale(sorted_TE)
-    return ((sorted_TE - centre_T1) / scale_T1).view(logits_LTE.shape)
+def _median(sorted_TE: Tensor, start: Tensor | int, count: Tensor | int) -> Tensor:
+    """Return the median of ``count`` sorted entries from ``start`` on, (tokens, 1)."""
+    left_T1 = _entry(sorted_TE, start + (count - 1) // 2)
+    return (left_T1 + _entry(sorted_TE, start + count // 2)) / 2
+
+
+def _entry(sorted_TE: Tensor, place: Tensor | int) -> Tensor:
+    if isinstance(place, int):
+        return sorted_TE[:, place : place + 1]
+    # A token without experts has no median; any entry will do.
+    return sorted_TE.gather(1, place.clamp(0, sorted_TE.shape[1] - 1))
+
+
+def _as_scale(median_deviation_T1: Tensor) -> Tensor:
+    return (median_deviation_T1 * NORMAL_MAD).clamp_(min=SMALLEST_SCALE)
 
 
 class RobustZNull(Null):
-    """A null whose statistic is z = (logit - median) / MAD over the token's own experts.
+    """A null whose statistic is a robust z-score of the logit among its token's own logits.
 
     z does not change when a constant is added to all logits of a token, nor does the softmax; nor
     when they are multiplied by a positive one.
@@ -67,18 +95,28 @@ class RobustZNull(Null):
 
     hypothesis: ClassVar[str] = "the expert belongs to the bulk of this token's experts"
     layer_monotone: ClassVar[bool] = True
+    score: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+
+    @classmethod
+    def calibration_z_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return the z-scores of a calibration sample, float32, (layers, tokens * experts).
+
+        Raises:
+            InputError: the sample has logits that are not finite.
+        """
+        check_finite(sample)
+        sorted_TE, _ = order_experts(sample.logits_LTE.flatten(0, 1).float())
+        return cls.score(sorted_TE, sorted_TE).view(sample.num_layers, -1)
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return the z-scores."""
         logits_TE = inputs.logits_TE.float()
-        centre_T1, scale_T1 = median_and_scale(order_experts(logits_TE)[0])
-        return (logits_TE - centre_T1) / scale_T1
+        return type(self).score(logits_TE, order_experts(logits_TE)[0])
 
     def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
         """Sort once for order, median and test; see :meth:`Null.ordered`."""
         sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
-        centre_T1, scale_T1 = median_and_scale(sorted_TE)
-        return (sorted_TE - centre_T1).div_(scale_T1), order_TE
+        return type(self).score(sorted_TE, sorted_TE), order_TE
 
 
 class WithinToken(RobustZNull):
@@ -86,7 +124,7 @@ class WithinToken(RobustZNull):
 
     A plug-in normal tail is wrong twice: median and MAD of 64 values are estimated, and logits
     have heavy tails. The layer's own z-scores know their tail, but the upper one holds the signal.
-    So the lower tail, which a router that picks large logits leaves alone, is reflected::
+    So the lower tail is reflected::
 
         p(z) = (1 + #{calibration z' <= -z}) / (n + 1),   n = tokens x experts.
 
@@ -95,15 +133,19 @@ class WithinToken(RobustZNull):
     calibration and test tokens. Counting on the other side of a symmetric null is the device of
     Barber & Candes (2015, 1404.5609) and Arias-Castro & Chen (2017, 1604.07520).
 
-    What bends it: (1) experts with signal sit in the upper half, so n counts them while the lower
+    What bends it: (1) Experts with signal sit in the upper half, so n counts them while the lower
     tail does not: p is too small by the share of nulls, as in an adaptive BH that knows that
-    share, and the FDR stays at alpha rather than alpha * m0/m. (2) They pull the median up, which
-    puts nulls lower and makes p too large. (3) A skewed bulk breaks it in the direction of the
-    skew: see ``upper_to_lower`` in the diagnostics. Tokens differ in their tails; p is calibrated
-    on average over a layer, not given the token.
+    share, and the FDR bound is alpha rather than alpha * m0/m. (2) They pull the median up, which
+    puts nulls lower and makes p too large: at 6 strong signals among 64, by far the larger effect.
+    (3) Skew. Where the router pushes some experts far down (a heavy lower tail: ``upper_to_lower``
+    below 1 in the diagnostics), the reflected tail is too heavy and the test conservative, up to
+    finding nothing; where the bulk leans up, it is anti-conservative. ``within_token_split``
+    shows how much hangs on this. Tokens differ in their tails; p is calibrated on average over a
+    layer, not given the token.
     """
 
     id: ClassVar[str] = "within_token"
+    score = staticmethod(symmetric_z)
 
     def __init__(self, table: EmpiricalTail) -> None:
         self.table = table
@@ -112,8 +154,7 @@ class WithinToken(RobustZNull):
     @classmethod
     def fit(cls, sample: CalibrationSample) -> Self:
         """Fit every layer; see :meth:`Null.fit`."""
-        check_finite(sample)
-        return cls(EmpiricalTail.fit(-robust_z(sample.logits_LTE).flatten(1)))
+        return cls(EmpiricalTail.fit(-cls.calibration_z_Ln(sample)))
 
     def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return p-values; see :meth:`Null.tail`."""
@@ -129,15 +170,29 @@ class WithinToken(RobustZNull):
         return cls(EmpiricalTail.from_tensors(tensors))
 
 
+class WithinTokenSplit(WithinToken):
+    """As ``within_token``, for a bulk that may be wider on one side of its median.
+
+    Each side is measured in its own scale (:func:`split_z`), as in a two-piece normal law; then
+    the sides are assumed to have the same shape. Exactly valid under the same symmetric nulls,
+    less powerful there (a quarter of the experts sets the scale, and signal widens it), and less
+    wrong where the bulk is skewed.
+    """
+
+    id: ClassVar[str] = "within_token_split"
+    score = staticmethod(split_z)
+
+
 class WithinTokenEfron(RobustZNull):
     """Robust z-scores under a normal null fitted to their centre, by layer.
 
-    Central matching (Efron 2004, JASA 99, section 4): the log density of z over the central 80 %
-    (a histogram of 60 bins, Poisson regression on a cubic spline's simplest form, a quadratic) is
-    that of N(delta, sigma^2). The normal tail is an assumption that the centre cannot check.
+    Central matching (Efron 2004, JASA 99, section 4): N(delta, sigma^2) is the normal law whose log
+    density is the quadratic fitted, by Poisson regression on 60 bins, to the central 80 % of z.
+    That the tail is normal too is an assumption which the centre cannot check.
     """
 
     id: ClassVar[str] = "within_token_efron"
+    score = staticmethod(symmetric_z)
     CENTRAL: ClassVar[tuple[float, float]] = (0.1, 0.9)
     BINS: ClassVar[int] = 60
 
@@ -148,8 +203,7 @@ class WithinTokenEfron(RobustZNull):
     @classmethod
     def fit(cls, sample: CalibrationSample) -> Self:
         """Fit every layer; see :meth:`Null.fit`."""
-        check_finite(sample)
-        z_Ln = robust_z(sample.logits_LTE).flatten(1).double().numpy()
+        z_Ln = cls.calibration_z_Ln(sample).double().numpy()
         fits_L2 = torch.tensor([cls._match(z_n) for z_n in z_Ln], dtype=torch.float64)
         return cls(*fits_L2.T.contiguous())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import sample_inputs
 from moe_routing.routing.strategies.base import Selector, Strategy
-from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking
+from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, blockwise
 from moe_routing.routing.types import RouterInputs, Selection
 from moe_routing.routing.weighting import Weighting
 
@@ -76,7 +76,7 @@ class RandomControl(Control):
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the control's selection; each selector draws its own sequence in each layer."""
-        rank = self.base.ranker(calibration, num_experts)
+        rank = blockwise(self.base.ranker(calibration, num_experts))
         generators: dict[tuple[int, torch.device], torch.Generator] = {}
 
         def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
@@ -166,7 +166,7 @@ class LayerMean(Control):
 
     def selector(self, calibration: Calibration, num_experts: int) -> Selector:
         """Return the base's order with the layer's count."""
-        rank = self.base.ranker(calibration, num_experts)
+        rank = blockwise(self.base.ranker(calibration, num_experts))
         counts = self.counts(rank, calibration)
 
         def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.strategies.base import Selector, Strategy
 from moe_routing.routing.types import RouterInputs, Selection
+
+BLOCK = 1 << 16
+"""Logits that the CPU works on at a time: 1,024 tokens of 64 experts."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class Ranking:
         kept_T = count_T.minimum(available_T)
         return cls(order_TE[:, :cap], value_TE[:, :cap], kept_T, kept_T)
 
+    @classmethod
+    def concatenated(cls, parts: list[Ranking]) -> Ranking:
+        """Join the rankings of consecutive tokens."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
     @property
     def available_T(self) -> Tensor:
         """How many of the ranked experts are not masked, (tokens,), int64."""
@@ -58,6 +68,21 @@ class Ranking:
 
 Ranker = Callable[[RouterInputs, Tensor], Ranking]
 """Maps (inputs, float32 softmax probabilities (tokens, experts)) to a ranking."""
+
+
+def blockwise(rank: Ranker) -> Ranker:
+    """Return a ranker that works on the CPU in blocks of tokens, which fit its cache."""
+
+    def rank_blocks(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+        tokens, experts = probability_TE.shape
+        rows = BLOCK // experts + 1
+        if tokens <= rows or probability_TE.device.type != "cpu":
+            return rank(inputs, probability_TE)
+        starts = range(0, tokens, rows)
+        blocks = [slice(start, start + rows) for start in starts]
+        return Ranking.concatenated([rank(inputs.rows(b), probability_TE[b]) for b in blocks])
+
+    return rank_blocks
 
 
 class Ranked(Strategy):
@@ -69,7 +94,7 @@ class Ranked(Strategy):
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the function that chooses experts."""
-        rank = self.ranker(calibration, num_experts)
+        rank = blockwise(self.ranker(calibration, num_experts))
 
         def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
             ranking = rank(inputs, probability_TE)

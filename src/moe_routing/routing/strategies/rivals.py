@@ -76,7 +76,7 @@ class MinP(Capped):
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
-            largest_T1 = probability_TE.amax(1, keepdim=True)
+            largest_T1 = probability_TE.amax(1, keepdim=True).double()
             count_T = (probability_TE > self.ratio * largest_T1).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
 
@@ -100,8 +100,8 @@ class TopP(Capped):
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
             sorted_TE = probability_TE.gather(1, order_TE).double()
-            before_TE = sorted_TE.cumsum(1) - sorted_TE
-            count_T = ((before_TE < self.mass) & (sorted_TE > 0)).sum(1)
+            short_TE = sorted_TE.cumsum(1) < self.mass
+            count_T = 1 + (short_TE[:, :-1] & (sorted_TE[:, 1:] > 0)).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
 
         return rank
@@ -226,7 +226,7 @@ class DynamicSkipping(Capped):
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
-            top_TK = probability_TE.gather(1, order_TE[:, : self.max_k])
+            top_TK = probability_TE.gather(1, order_TE[:, : self.max_k]).double()
             count_T = (top_TK >= ratios[inputs.layer] * top_TK[:, :1]).sum(1)
             return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
 

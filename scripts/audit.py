@@ -1,0 +1,35 @@
+"""What removing one selected expert does to the loss, or the figures of it.
+
+By hand: python scripts/audit.py --results results/default
+         python scripts/audit.py --results results/default --figures
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, then intervene and print the table, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--figures", action="store_true", help="draw from the tables instead")
+    arguments = parser.parse_args()
+
+    if arguments.figures:
+        from moe_routing.figures.audit import draw_audit
+
+        draw_audit(arguments.results / "audit")
+        return
+
+    from moe_routing.analysis.audit import write_audit
+    from moe_routing.config import load_config
+
+    config = load_config(arguments.results / "config.yaml")
+    table = write_audit(config, arguments.results)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Render the article and its notebooks from the results of a study into results/<study>/report.
+
+By Quarto where it is on the PATH; otherwise a preview from the same sources.
+By hand: python scripts/render_report.py --results results/default
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, render, say how."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--source", type=Path, default=Path("report"), help="folder of the pages")
+    parser.add_argument("--preview", action="store_true", help="do without Quarto")
+    arguments = parser.parse_args()
+
+    from moe_routing.reporting.render import render
+
+    quarto = None if arguments.preview else shutil.which("quarto")
+    how = render(arguments.source, arguments.results, quarto=quarto)
+    print(f"{arguments.results / 'report' / 'index.html'} ({how})")
+
+
+if __name__ == "__main__":
+    run(main)

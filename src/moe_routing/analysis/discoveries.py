@@ -1,0 +1,112 @@
+"""Empirical false discovery proportions from interventions.
+
+Pure functions of tables. A removal is one row: ``arm``, ``null``, ``alpha``, ``document``,
+``position``, ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``change`` (of the
+token's own next-token loss, nats) and ``change_window`` (summed over the followed tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.analysis.findings import spearman_limits
+from moe_routing.statistics.proportions import design_effect, wilson_interval
+
+ALL_LAYERS = "all"
+CHANGES = {"own": "change", "window": "change_window"}
+
+
+def false_discoveries(
+    removals: pd.DataFrame,
+    epsilons: Sequence[float],
+    *,
+    confidence: float,
+) -> pd.DataFrame:
+    """Return one row an arm, scope, threshold and layer (and ``all``).
+
+    A discovery is false if removing it changes the loss by less than epsilon in either direction.
+    ``fdp`` is the share of false ones among all discoveries. ``fdr`` is the mean of V / max(R, 1)
+    over decisions (a token in a layer): 0 where the rule found nothing, so that a rule that is
+    mostly silent has a small one; ``share_any`` is the share of decisions with a discovery. Both
+    have Wilson intervals with the design effect of documents (for ``fdr`` conservative, since its
+    values are fractions). ``harmful`` is the share of discoveries whose removal lowers the loss by
+    epsilon or more. Experts that only the floor put in are no discoveries: ``floor_only`` counts
+    them.
+    """
+    rows = []
+    keys = ["arm", "null", "alpha"]
+    for key, arm in removals.groupby(keys, sort=False, dropna=False):
+        named = [(ALL_LAYERS, arm), *arm.groupby("layer")]
+        for scope, column in CHANGES.items():
+            for epsilon in epsilons:
+                for layer, group in named:
+                    row = dict(zip(keys, key, strict=True))
+                    row |= {"scope": scope, "epsilon": epsilon, "layer": layer}
+                    row |= _proportions(group, column, epsilon, confidence)
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _proportions(
+    group: pd.DataFrame, column: str, epsilon: float, confidence: float
+) -> dict[str, float]:
+    false = group["discovered"] & (group[column].abs() < epsilon)
+    found = group[group["discovered"]]
+    decisions = (
+        group.assign(false=false)
+        .groupby(["document", "position", "layer"])[["false", "discovered"]]
+        .sum()
+        .reset_index()
+    )
+    share = decisions["false"] / decisions["discovered"].clip(lower=1)
+    some = len(found) > 0
+    return {
+        "n_discoveries": len(found),
+        "n_decisions": len(decisions),
+        "n_documents": group["document"].nunique(),
+        "floor_only": int((~group["discovered"]).sum()),
+        "share_any": float((decisions["discovered"] > 0).mean()),
+        **_share("fdp", false[group["discovered"]], found["document"], confidence),
+        **_share("fdr", share, decisions["document"], confidence),
+        "harmful": float((found[column] <= -epsilon).mean()) if some else np.nan,
+        "mean_change": float(found[column].mean()) if some else np.nan,
+    }
+
+
+def _share(
+    name: str, values: pd.Series, documents: pd.Series, confidence: float
+) -> dict[str, float]:
+    """Return a mean of numbers in [0, 1] and its Wilson limits; missing without any."""
+    if values.empty:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    values = values.to_numpy(dtype=float)
+    effect = design_effect(values, documents.to_numpy())
+    low, high = wilson_interval(values.sum(), values.size, confidence, design_effect=effect)
+    return {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+
+
+def weight_and_importance(
+    removals: pd.DataFrame, *, confidence: float, resamples: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return by arm and layer how the weight of an expert goes with what its removal does.
+
+    Spearman's correlation of the weight and the size of the change of the own loss, with
+    percentile limits over resampled documents.
+    """
+    rows = []
+    for (arm, layer), group in removals.groupby(["arm", "layer"], sort=False):
+        rho, low, high = spearman_limits(
+            group["weight"].to_numpy(),
+            group["change"].abs().to_numpy()[None],
+            group["document"].to_numpy(),
+            confidence=confidence,
+            resamples=resamples,
+            rng=rng,
+        )
+        size = {"n_removals": len(group), "n_documents": group["document"].nunique()}
+        limits = {"rho": rho[0], "low": low[0], "high": high[0]}
+        rows.append({"arm": arm, "layer": layer, **limits, **size})
+    return pd.DataFrame(rows)

@@ -1,0 +1,165 @@
+"""Leave one selected expert out of one token in one layer, and see what the loss does.
+
+The weight of the pair (token, expert) is set to 0 in that layer and nothing else: the other
+experts' weights are not renormalised, and every later layer routes as it likes. With causal
+attention only the token itself and later ones can change, so that the tokens before it are read
+once and kept as a cache; the interventions on a token are the rows of one batch, and the first row
+is the same token untouched.
+
+Shape letters: L layers, T tokens, K slots, R rows of a batch, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from moe_routing.models.adapters import RouterModule, find_routers
+from moe_routing.models.recorder import Recorder
+from moe_routing.routing.types import Routing
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One pair that is taken out.
+
+    Attributes:
+        layer: layer.
+        expert: expert.
+        place: its place in the token's order of preference, 0 first.
+        discovered: whether the rule itself chose it, rather than the floor.
+        weight: the weight that is taken away.
+    """
+
+    layer: int
+    expert: int
+    place: int
+    discovered: bool
+    weight: float
+
+
+class SelectionRecorder(Recorder):
+    """Keeps the routing of the last forward pass, layer by layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.routings: dict[int, Routing] = {}
+
+    def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
+        """Keep the routing of one layer."""
+        self.routings[layer] = routing
+
+    def removals(self, token: int, layers: Sequence[int]) -> list[Removal]:
+        """Return every selected pair of a token in the given layers."""
+        found = []
+        for layer in layers:
+            selection = self.routings[layer].selection
+            count, rejected = int(selection.count_T[token]), int(selection.rejected_T[token])
+            experts = selection.index_TK[token, :count].tolist()
+            weights = self.routings[layer].weight_TK[token, :count].tolist()
+            found += [
+                Removal(layer, expert, place, place < rejected, weight)
+                for place, (expert, weight) in enumerate(zip(experts, weights, strict=True))
+            ]
+        return found
+
+
+@contextmanager
+def removed(
+    routers: Sequence[RouterModule], removals: Sequence[Removal], steps: int
+) -> Iterator[None]:
+    """Take one pair out of each row but the first of a batch; use inside ``routed``.
+
+    Args:
+        routers: the routers of the model.
+        removals: what row 1, 2, ... loses at its first position.
+        steps: positions of a row.
+    """
+    by_layer: dict[int, list[tuple[int, int]]] = {}
+    for row, removal in enumerate(removals, start=1):
+        by_layer.setdefault(removal.layer, []).append((row * steps, removal.expert))
+    with ExitStack() as stack:
+        for router in routers:
+            if router.layer in by_layer:
+                stack.enter_context(_without(router, by_layer[router.layer]))
+        yield
+
+
+@contextmanager
+def _without(router: RouterModule, pairs: Sequence[tuple[int, int]]) -> Iterator[None]:
+    inner: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = router.module.forward
+    token_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
+
+    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits_TE, weight_TK, index_TK = inner(hidden_states)
+        token, expert = token_R.to(index_TK.device), expert_R.to(index_TK.device)
+        hit_RK = index_TK[token] == expert[:, None]
+        weight_TK = weight_TK.clone()
+        weight_TK[token] = weight_TK[token].masked_fill(hit_RK, 0.0)
+        return logits_TE, weight_TK, index_TK
+
+    router.module.forward = forward
+    try:
+        yield
+    finally:
+        router.module.forward = inner
+
+
+@torch.inference_mode()
+def loss_changes(
+    model: PreTrainedModel,
+    ids_S: Tensor,
+    positions: Sequence[int],
+    layers: Sequence[int],
+    horizon: int,
+    recorder: SelectionRecorder,
+) -> Iterator[tuple[int, list[Removal], np.ndarray]]:
+    """Remove every selected pair of some tokens, one at a time; use inside ``routed``.
+
+    Args:
+        model: the model, with a strategy in place that writes to ``recorder``.
+        ids_S: token ids of one document, int64, (positions,).
+        positions: tokens to intervene on; each needs one token after it.
+        layers: layers to intervene in.
+        horizon: positions whose next-token loss is followed, the intervened one first.
+        recorder: the recorder given to ``routed``.
+
+    Yields:
+        The position, its removals, and the change of loss in nats against the untouched row,
+        float64, (removals, positions followed).
+    """
+    routers = find_routers(model)
+    # The last token is never read, only predicted.
+    cache = model(ids_S[None, :-1], use_cache=True).past_key_values
+    by_position = {position: recorder.removals(position, layers) for position in positions}
+    for position, removals in by_position.items():
+        end = min(position + horizon, ids_S.numel() - 1)
+        input_S, target_S = ids_S[position:end], ids_S[position + 1 : end + 1]
+        rows = len(removals) + 1
+        with removed(routers, removals, input_S.numel()):
+            logits_RSV = model(
+                input_S.expand(rows, -1),
+                past_key_values=_cut(cache, position, rows, model),
+                use_cache=True,
+            ).logits
+        loss_RS = F.cross_entropy(
+            logits_RSV.flatten(0, 1).double(), target_S.expand(rows, -1).flatten(),
+            reduction="none",
+        ).view(rows, -1)  # fmt: skip
+        yield position, removals, (loss_RS[1:] - loss_RS[:1]).cpu().numpy()
+
+
+def _cut(cache: DynamicCache, length: int, rows: int, model: PreTrainedModel) -> DynamicCache:
+    """Return the first positions of a cache of one row, repeated over rows; a copy."""
+    copy = DynamicCache(config=model.config)
+    for layer, entry in enumerate(cache.layers):
+        keys, values = entry.keys[:, :, :length], entry.values[:, :, :length]
+        copy.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    return copy

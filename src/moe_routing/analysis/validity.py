@@ -1,0 +1,141 @@
+"""The validity page: are the p-values what they claim to be, and do the procedures keep faith?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from moe_routing.analysis.baseline import CAPTURE_FILE
+from moe_routing.analysis.capture import Capture
+from moe_routing.analysis.designs import DESIGNS, samples
+from moe_routing.analysis.simulation import simulate_procedures
+from moe_routing.analysis.sizes import binding_rows, call_nulls, examine
+from moe_routing.analysis.tables import write_csv
+from moe_routing.errors import InputError
+from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.sample import CalibrationSample
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
+
+MIN_K = 1
+"""The floor of every BH arm."""
+MARGINAL = ("pooled", "pooled_kde", "per_expert", "per_expert_kde")
+"""Nulls that are the law of the logits themselves, so that the bound alpha * H_E holds for them
+exactly on the tokens that they were fitted on."""
+CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Levels of the curves of size against alpha, beside those of the config."""
+
+
+def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
+    """Examine every null and procedure, write ``validity/``, and return the verdicts.
+
+    Files: ``size.csv``, ``pvalue_histogram.csv`` and ``pvalue_qq.csv`` (by null, design and
+    layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal nulls),
+    ``simulation.csv`` (procedures) and ``verdict.csv``.
+
+    Raises:
+        InputError: no calibration sample, or no capture of the same model.
+    """
+    settings = config.analysis.validity
+    confidence = config.statistics.confidence
+    folder = results / "validity"
+    rng = np.random.default_rng(config.seed)
+    sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
+    tables = design_tables(config, sample, rng)
+    for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
+        write_csv(tables[name], folder / f"{file}.csv")
+    text = text_sample(results, sample)
+    parts = []
+    for null_id in tqdm(settings.nulls, desc="binding", unit="null"):
+        fitted = NULLS[null_id].fit(sample)
+        parts.append(_binding(config, null_id, fitted, text).assign(text="evaluation"))
+        if null_id in MARGINAL:
+            parts.append(_binding(config, null_id, fitted, sample).assign(text="calibration"))
+    write_csv(pd.concat(parts, ignore_index=True), folder / "binding.csv")
+    simulation = simulate_procedures(
+        rng,
+        repeats=settings.repeats,
+        experts=sample.num_experts,
+        signals=settings.signals,
+        effect=settings.effect,
+        correlations=settings.correlation,
+        alphas=settings.alpha,
+    )
+    write_csv(simulation, folder / "simulation.csv")
+    verdict = call_nulls(
+        tables["size"],
+        level=settings.level,
+        largest_size=settings.largest_size,
+        confidence=confidence,
+    )
+    write_csv(verdict, folder / "verdict.csv")
+    return verdict
+
+
+def design_tables(
+    config: StudyConfig, sample: CalibrationSample, rng: np.random.Generator
+) -> dict[str, pd.DataFrame]:
+    """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
+
+    Only nulls whose H0 holds in a design are examined there. They are fitted anew on the first
+    sample of the design and tested on the second.
+    """
+    settings = config.analysis.validity
+    tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
+    for design in tqdm(DESIGNS.values(), desc="designs", unit="design"):
+        first, second = samples(design, sample, settings.tokens, rng)
+        for null_id in filter(design.holds_for, settings.nulls):
+            null = NULLS[null_id].fit(first)
+            found = examine(null, second, levels(config), config.statistics.confidence)
+            for name, table in found.items():
+                tables[name].append(table.assign(null=null_id, design=design.name))
+    return {
+        name: _keys_first(pd.concat(parts, ignore_index=True)) for name, parts in tables.items()
+    }
+
+
+def levels(config: StudyConfig) -> list[float]:
+    """Return the levels that are examined, in order."""
+    return sorted({*CURVE, *config.analysis.validity.alpha})
+
+
+def text_sample(results: Path, sample: CalibrationSample) -> CalibrationSample:
+    """Return the stock model's logits on evaluation text in the form that nulls read.
+
+    Raises:
+        InputError: the capture has another number of layers or experts than the sample.
+    """
+    path = results / "baseline" / CAPTURE_FILE
+    capture = Capture.load(path)
+    layers, _, experts = capture.logits_LTE.shape
+    if (layers, experts) != (sample.num_layers, sample.num_experts):
+        raise InputError(
+            f"{path}: has {layers} layers and {experts} experts; allowed: those of the calibration "
+            f"sample, {sample.num_layers} and {sample.num_experts}"
+        )
+    return replace(
+        sample,
+        logits_LTE=capture.logits_LTE,
+        permuted_LTE=capture.logits_LTE,
+        input_norm_LT=capture.input_norm_LT,
+    )
+
+
+def _binding(
+    config: StudyConfig, null_id: str, null: Null, sample: CalibrationSample
+) -> pd.DataFrame:
+    settings = config.analysis.validity
+    table = binding_rows(null, sample, levels(config), min_k=MIN_K, max_k=settings.max_k)
+    return table.assign(null=null_id, max_k=settings.max_k)
+
+
+def _keys_first(table: pd.DataFrame) -> pd.DataFrame:
+    keys = ["null", "design", "layer"]
+    return table[keys + [name for name in table if name not in keys]]

@@ -1,0 +1,166 @@
+"""What may be said about compute, routing, ranks and time: the rest of the findings.
+
+Pure functions from tables to sentences, as in :mod:`moe_routing.reporting.findings`.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from moe_routing.figures.labels import dataset_label, family_label
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import CELLS, MATCHED, Finding, truths
+from moe_routing.statistics.verdict import Verdict
+
+STATIC = ("regular", "normalized", "uniform")
+"""Families with the same number of experts for every token."""
+
+FLOOR_DECIDES = 0.5
+"""Above this share of decisions without any rejection, the floor is called the method."""
+
+FEW_DATASETS = 3
+"""Up to this many data sets, the text says that a test of ranks has little power."""
+
+
+def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Finding]:
+    """Sum up the comparison at matched compute, over data sets and main metrics.
+
+    One sentence for each family whose number of experts is not the same for every token.
+    """
+    if table.empty:
+        return [Finding("The comparison at matched compute was not computed.", MATCHED, "missing")]
+    main = table[truths(table["main"])].assign(family=lambda t: t["strategy"].map(families))
+    return [
+        _matched_family(rows, family_label(family))
+        for family, rows in main.groupby("family", sort=False)
+        if family not in STATIC
+    ]
+
+
+def _matched_family(rows: pd.DataFrame, label: str) -> Finding:
+    inside = rows[rows["status"] == "matched"]
+    if inside.empty:
+        text = f"{label} never used a number of experts that static top-k covers on both sides."
+        return Finding(text, MATCHED, "outside")
+    outcomes = inside["verdict"].value_counts()
+    better, worse = (int(outcomes.get(name, 0)) for name in (Verdict.BETTER, Verdict.WORSE))
+    verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
+    cells = w.plural(len(inside), "comparison")
+    lead = {
+        "mixed": f"{label} was better than static top-k of the same mean number of experts in "
+        f"{better} and worse in {worse} of {cells}",
+        "better": f"{label} was better than static top-k of the same mean number of experts in "
+        f"{better} of {cells}",
+        "worse": f"{label} was worse than static top-k of the same mean number of experts in "
+        f"{worse} of {cells}",
+        "none": f"{label} could in none of {cells} be told from static top-k of the same mean "
+        "number of experts",
+    }[verdict]
+    rest = len(inside) - better - worse
+    text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
+    outside = len(rows) - len(inside)
+    if outside:
+        text += f" ({w.plural(outside, 'more cell')} had no static neighbour on both sides)"
+    return Finding(f"{text}.", MATCHED, verdict)
+
+
+def binding(cells: pd.DataFrame) -> Finding | None:
+    """State how often BH rejected nothing, so that its floor decided; None without BH."""
+    bh = cells[cells["family"] == "bh"]
+    if bh.empty:
+        return None
+    empty = bh.groupby("strategy", sort=False)["share_empty"].mean()
+    low, high = empty.min(), empty.max()
+    nulls = w.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
+    spread = w.percent(low) if high - low < 0.0005 else f"{w.percent(low)} to {w.percent(high)}"
+    text = (
+        f"Under the null {nulls}, BH kept no expert of its own in {spread} of decisions "
+        f"(settings averaged over data sets), where the floor gave the token its one expert. "
+    )
+    many = list(empty.index[empty > FLOOR_DECIDES])
+    if len(many) == len(empty):
+        text += "In every setting the floor, not the test, decided most of the routing."
+        return Finding(text, CELLS, "floor decides")
+    if many:
+        text += f"The floor decided most of the routing in {w.code(many)}."
+        return Finding(text, CELLS, "floor decides in part")
+    text += "In no setting did the floor decide most of the routing."
+    return Finding(text, CELLS, "test decides")
+
+
+def cap(cells: pd.DataFrame) -> Finding | None:
+    """State whether max_k matters: mean experts across max_k at equal alpha and null."""
+    bh = cells[cells["family"] == "bh"]
+    groups = ["alpha", "null", "weighting"]
+    table = bh.groupby([*groups, "k"])["mean_experts"].mean().reset_index()
+    table = table[table.groupby(groups)["k"].transform("nunique") > 1]
+    if table.empty:
+        return None
+    _, widest = max(table.groupby(groups), key=lambda item: len(item[1]))
+    first, last = widest.sort_values("k").iloc[[0, -1]].itertuples(index=False)
+    ratio = last.mean_experts / first.mean_experts
+    text = (
+        f"At alpha {first.alpha}, raising max_k from {first.k} to {last.k} moved the mean experts "
+        f"a token from {w.experts(first.mean_experts)} to {w.experts(last.mean_experts)}"
+    )
+    inert = ratio < 1.05
+    text += ": the cap is nearly inert." if inert else ": the cap shapes the routing."
+    return Finding(text, CELLS, "inert" if inert else "binds")
+
+
+def ranks(friedman: pd.DataFrame) -> Finding | None:
+    """State Friedman's test over data sets; None where it was not made."""
+    if friedman.empty:
+        return None
+    row = friedman.iloc[0]
+    different = row["p_iman_davenport"] <= 0.05
+    said = "differ" if different else "could not be shown to differ"
+    beyond = friedman.loc[truths(friedman["beyond_critical_difference"]), "strategy"]
+    text = (
+        f"Over {w.count(row['n_datasets'])} data sets, average ranks of "
+        f"{w.count(row['n_strategies'])} strategies {said} (Iman-Davenport "
+        f"{w.p_value(row['p_iman_davenport'])}); "
+    )
+    if different and len(beyond):
+        text += f"{w.plural(len(beyond), 'strategy').replace('strategys', 'strategies')} "
+        text += "lie beyond the critical difference from the baseline."
+    else:
+        text += "none lies beyond the critical difference from the baseline."
+    if row["n_datasets"] <= FEW_DATASETS:
+        text += " With so few data sets this test has little power."
+    return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
+
+
+def pareto(table: pd.DataFrame, baseline: str) -> list[Finding]:
+    """State for each data set which strategies no other one beats in both cost and quality."""
+    if table.empty:
+        return []
+    findings = []
+    for dataset, rows in table.groupby("dataset", sort=False):
+        on_front = rows[truths(rows["on_front"])]
+        sure = list(on_front.loc[on_front["front_share"] >= 0.9, "strategy"])
+        text = (
+            f"On {dataset_label(dataset)}, {w.plural(len(on_front), 'setting')} "
+            f"{'is' if len(on_front) == 1 else 'are'} on the Pareto front of mean experts and "
+            f"quality; in at least nine of ten resamples: {w.code(sure)}. "
+        )
+        inside = baseline in set(on_front["strategy"])
+        text += f"`{baseline}` {'is' if inside else 'is not'} on it."
+        verdict = "baseline on front" if inside else "baseline beaten"
+        findings.append(Finding(text, "statistics/pareto.csv", verdict))
+    return findings
+
+
+def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:
+    """State measured speed against the baseline, summed over data sets; None without a baseline."""
+    totals = cells.groupby("strategy", sort=False)[["tokens", "wall_seconds"]].sum()
+    if baseline not in totals.index or len(totals) < 2:
+        return None
+    rate = totals["tokens"] / totals["wall_seconds"]
+    ratio = (rate / rate[baseline]).drop(baseline)
+    text = (
+        f"Measured once on one machine, without repetition and so without an interval: the fastest "
+        f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens a second of "
+        f"`{baseline}`, the slowest `{ratio.idxmin()}` at {ratio.min():.2f} times."
+    )
+    return Finding(text, CELLS, "faster" if ratio.max() > 1 else "not faster")

@@ -1,0 +1,116 @@
+"""What the notebooks' first cell calls: check the GPU, make missing results, export them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from moe_routing.errors import InputError
+from moe_routing.reporting.article import VARIABLE
+
+_STEPS = re.compile(r"(\d+) of (\d+) steps \(")
+
+
+def prepare(config: str, needs: str) -> Path:
+    """Return a results folder that has ``needs``; run the workflow where it is missing.
+
+    The workflow downloads model and data by itself. Run it in the root of the repository.
+
+    Args:
+        config: config file of the study.
+        needs: file under the results folder.
+
+    Raises:
+        InputError: there is no such config, or the workflow fails.
+    """
+    print(device_words())
+    if named := os.environ.get(VARIABLE):
+        return _having(Path(named), needs)
+    root = repository()
+    from moe_routing.config import load_config
+
+    results = root / "results" / load_config(root / config).study
+    if not (results / needs).is_file():
+        run_workflow(root, config, (results / needs).relative_to(root).as_posix())
+    os.environ[VARIABLE] = str(results)
+    return _having(results, needs)
+
+
+def _having(results: Path, needs: str) -> Path:
+    if not (results / needs).is_file():
+        raise InputError(f"{results / needs}: missing; run the workflow to make it")
+    return results
+
+
+def repository() -> Path:
+    """Return the nearest folder above this one that holds the Snakefile.
+
+    Raises:
+        InputError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "Snakefile").is_file():
+            return folder
+    raise InputError(f"no Snakefile in {here} or above; open the notebook in the repository")
+
+
+def device_words() -> str:
+    """Say whether there is a GPU, and which study it is enough for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "No GPU: enough for the default study; OLMoE-1B-7B needs one with 24 GB or more."
+    about = torch.cuda.get_device_properties(0)
+    size = about.total_memory / 2**30
+    enough = "enough for OLMoE-1B-7B" if size >= 22 else "enough for the default study only"
+    return f"GPU: {about.name}, {size:.0f} GB: {enough}."
+
+
+def run_workflow(root: Path, config: str, target: str) -> None:
+    """Make one file with Snakemake, showing a progress bar of its jobs.
+
+    Raises:
+        InputError: Snakemake fails.
+    """
+    from tqdm.auto import tqdm
+
+    command = [
+        sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", config, target,
+    ]  # fmt: skip
+    last = ""
+    with (
+        subprocess.Popen(  # noqa: S603 (our own arguments)
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+        tqdm(total=1, desc="workflow", unit="job") as bar,
+    ):
+        for line in process.stdout or ():
+            last = line.strip() or last
+            if match := _STEPS.search(line):
+                bar.total = int(match[2])
+                bar.update(int(match[1]) - bar.n)
+    if process.returncode:
+        raise InputError(f"snakemake {target} failed: {last}")
+
+
+def export(results: Path, folder: Path | str) -> Path:
+    """Copy the tables, figures and texts of a study to another folder, such as a mounted drive.
+
+    Weights and item tables stay behind.
+
+    Returns:
+        The folder that was written.
+    """
+    target = Path(folder) / results.name
+    keep = (".csv", ".json", ".md", ".png", ".svg", ".html", ".docx", ".ipynb", ".yaml")
+
+    def others(at: str, names: list[str]) -> list[str]:
+        return [n for n in names if not n.endswith(keep) and not (Path(at) / n).is_dir()]
+
+    shutil.copytree(results, target, ignore=others, dirs_exist_ok=True)
+    return target

@@ -1,0 +1,200 @@
+"""Read and run a Quarto page without Quarto: front matter, cells, inline code.
+
+Quarto's rules are followed as far as this repository's pages use them: ``#|`` options (include,
+echo, output), inline code as ``{python} expression`` between backticks, Markdown output verbatim.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from moe_routing.errors import InputError
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
+    from nbformat import NotebookNode
+
+INLINE = re.compile(r"(?<!`)`\{python\}[ \t]([^`]+)`")
+"""Inline code: Quarto's pattern."""
+
+_OPTION = re.compile(r"^#\|\s?(.*)$")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was run.
+
+    Attributes:
+        path: the source.
+        front: its front matter.
+        notebook: cells with outputs; inline code still in place.
+        markdown: what pandoc gets.
+    """
+
+    path: Path
+    front: dict[str, Any]
+    notebook: NotebookNode
+    markdown: str
+
+
+def read_page(path: Path) -> tuple[dict[str, Any], NotebookNode]:
+    """Return front matter and notebook of a .qmd file.
+
+    Raises:
+        InputError: the file is missing, or its front matter is not YAML.
+    """
+    import jupytext
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such page")
+    front, body = _split_front(path)
+    notebook = jupytext.reads(body, fmt="Rmd")
+    notebook.metadata["kernelspec"] = {
+        "name": "python3", "display_name": "Python 3", "language": "python",
+    }  # fmt: skip
+    notebook.metadata.pop("jupytext", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"  # equal sources give equal files
+        cell.metadata = {}
+    return front, notebook
+
+
+def _split_front(path: Path) -> tuple[dict[str, Any], str]:
+    text = path.read_text(encoding="utf-8")
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if not match:
+        return {}, text
+    try:
+        return yaml.safe_load(match[1]) or {}, text[match.end() :]
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: front matter: {' '.join(str(error).split())}") from error
+
+
+def run_page(path: Path, *, echo: bool, timeout: int = 600) -> Page:
+    """Run a page's cells in its folder and return what they say.
+
+    Args:
+        path: the .qmd file.
+        echo: whether code is shown where a cell does not say.
+        timeout: seconds for one cell.
+
+    Raises:
+        InputError: a cell or inline code fails.
+    """
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient import NotebookClient
+
+    front, notebook = read_page(path)
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3",
+        extra_arguments=["--log-level=40"],  # errors only
+        resources={"metadata": {"path": str(path.resolve().parent)}},
+    )  # fmt: skip
+    echo = front.get("execute", {}).get("echo", echo)
+    try:
+        with client.setup_kernel():
+            parts = [
+                _run_cell(client, cell, n, path, echo) for n, cell in enumerate(notebook.cells)
+            ]
+    except NoSuchKernel as error:
+        raise InputError(f"{path}: no Python kernel; install ipykernel") from error
+    return Page(path, front, notebook, "\n\n".join(part for part in parts if part))
+
+
+def _run_cell(
+    client: NotebookClient, cell: NotebookNode, number: int, path: Path, echo: bool
+) -> str:
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+    if cell.cell_type == "markdown":
+        return _fill_inline(client, cell.source, path)
+    try:
+        client.execute_cell(cell, number)
+    except CellExecutionError as error:
+        raise InputError(f"{path}: cell {number}: {error.ename}: {error.evalue}") from error
+    except CellTimeoutError as error:
+        raise InputError(f"{path}: cell {number}: no answer within the time limit") from error
+    return _cell_markdown(cell, echo)
+
+
+def _fill_inline(client: NotebookClient, source: str, path: Path) -> str:
+    """Replace inline code by its value, Markdown where the value has such a form."""
+    expressions = {str(n): code for n, code in enumerate(INLINE.findall(source))}
+    if not expressions:
+        return source
+    message = client.kc.execute("", user_expressions=expressions)
+    results = client.wait_for_reply(message)["content"]["user_expressions"]
+    for key, code in expressions.items():
+        result = results[key]
+        if result["status"] != "ok":
+            raise InputError(f"{path}: inline '{code}': {result['ename']}: {result['evalue']}")
+    values = iter(_inline_value(results[key]["data"]) for key in expressions)
+    return INLINE.sub(lambda _: next(values), source)
+
+
+def _inline_value(data: dict[str, str]) -> str:
+    if "text/markdown" in data:
+        return data["text/markdown"]
+    plain = data.get("text/plain", "")
+    return plain[1:-1] if plain[:1] in "'\"" else plain
+
+
+def cell_options(source: str) -> dict[str, Any]:
+    """Return the ``#|`` options at the head of a cell."""
+    lines = []
+    for line in source.splitlines():
+        match = _OPTION.match(line)
+        if not match:
+            break
+        lines.append(match[1])
+    return yaml.safe_load("\n".join(lines)) or {}
+
+
+def code_of(source: str) -> str:
+    """Return a cell's code without its options."""
+    lines = source.splitlines()
+    while lines and _OPTION.match(lines[0]):
+        lines.pop(0)
+    return "\n".join(lines).strip()
+
+
+def _cell_markdown(cell: NotebookNode, echo: bool) -> str:
+    options = cell_options(cell.source)
+    if options.get("include") is False:
+        return ""
+    parts = []
+    if options.get("echo", echo):
+        parts.append(f"```python\n{code_of(cell.source)}\n```")
+    if options.get("output", True) is not False:
+        parts += [_output(output, options) for output in cell.outputs]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _output(output: NotebookNode, options: dict[str, Any]) -> str:
+    if output.output_type == "stream":
+        text = output.text if output.name == "stdout" else ""
+        return text if options.get("output") == "asis" else _block(text)
+    data = output.get("data", {})
+    if "text/markdown" in data:
+        return data["text/markdown"]
+    if "image/png" in data:
+        return _image(data["image/png"], options)
+    if "<table" in data.get("text/html", ""):
+        return f"```{{=html}}\n{data['text/html']}\n```"
+    return _block(data.get("text/plain", ""))
+
+
+def _image(encoded: str, options: dict[str, Any]) -> str:
+    label = f"#{options['label']} " if str(options.get("label", "")).startswith("fig-") else ""
+    alt = str(options.get("fig-alt", "")).replace('"', "'")
+    source = f"data:image/png;base64,{''.join(encoded.split())}"
+    return f'![{options.get("fig-cap", "")}]({source}){{{label}fig-alt="{alt}"}}'
+
+
+def _block(text: str) -> str:
+    return f"```\n{text.rstrip()}\n```" if text.strip() else ""

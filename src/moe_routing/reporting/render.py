@@ -1,0 +1,201 @@
+"""Render the manuscript: by Quarto where it is installed, else as a preview from the same sources.
+
+Either way the pages are checked before they take their place in the results folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.checks import check_pages
+from moe_routing.reporting.crossref import resolve
+from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
+from moe_routing.reporting.qmd import Page, cell_options, run_page
+
+PREVIEW_NOTE = (
+    "This is a preview made without Quarto: the same text, numbers and figures in a plainer layout."
+)
+
+_FORMAT = "markdown-yaml_metadata_block"
+_QUARTO_LEFTOVERS = ("*_files", ".quarto")
+
+
+def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
+    """Render ``source`` (the folder report/) from ``results`` into ``results``/report.
+
+    Args:
+        source: folder with _quarto.yml and the pages.
+        results: folder of the study.
+        quarto: path of Quarto; None takes the preview.
+
+    Returns:
+        "quarto" or "preview".
+
+    Raises:
+        InputError: a cell fails, a reference, citation or image leads nowhere, a page would call
+            another host, or a tool is missing.
+    """
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; run this in the repository")
+    with tempfile.TemporaryDirectory() as scratch, _results_named(results):
+        made = Path(scratch) / "report"
+        if quarto:
+            _render_by_quarto(source.resolve(), made, quarto)
+        else:
+            _render_preview(source.resolve(), made)
+        check_pages([path for path in sorted(made.rglob("*.html"))])
+        _put(made, results / "report")
+    return "quarto" if quarto else "preview"
+
+
+@contextmanager
+def _results_named(results: Path) -> Iterator[None]:
+    """Tell the pages' cells where the results and this package are."""
+    if not results.is_dir():
+        raise InputError(f"{results}: no such results folder")
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    values = {VARIABLE: str(results.resolve()), "PYTHONPATH": os.pathsep.join(paths)}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Move every expected file to its place, each whole or not at all."""
+    for name in outputs():
+        if not (made / name).is_file():
+            raise InputError(f"{name}: was not rendered")
+    for name in outputs():
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(made / name, temporary)
+
+
+def _run(command: list[str | Path], folder: Path, stdin: str | None = None) -> str:
+    """Run a program; its last line of complaint becomes the error."""
+    result = subprocess.run(  # noqa: S603 (our own arguments)
+        [str(part) for part in command], cwd=folder, input=stdin, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if result.returncode:
+        said = [line for line in result.stderr.splitlines() if line.strip()]
+        complaint = next(
+            (line for line in said if "rror" in line), said[-1] if said else "no reason"
+        )
+        raise InputError(f"{Path(command[0]).name} failed: {complaint.strip()}")
+    return result.stdout
+
+
+# By Quarto.
+
+
+def _render_by_quarto(source: Path, made: Path, quarto: str) -> None:
+    """Render a copy of the sources, so that nothing is left behind in the repository."""
+    shutil.copytree(source, made, ignore=shutil.ignore_patterns(*_QUARTO_LEFTOVERS))
+    _run([quarto, "render", made], made)
+    for name in NOTEBOOKS:
+        page = run_page(made / "notebooks" / f"{name}.qmd", echo=True)
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb")
+
+
+# The preview.
+
+
+def _render_preview(source: Path, made: Path) -> None:
+    pandoc = find_pandoc()
+    bibliography = source / "references.bib"
+    (made / "notebooks").mkdir(parents=True)
+    article = run_page(source / f"{ARTICLE}.qmd", echo=False)
+    document = _document(article, pandoc, bibliography)
+    _write(document, article, made / f"{ARTICLE}.html", pandoc, source)
+    _write(document, article, made / f"{ARTICLE}.docx", pandoc, source)
+    for name in NOTEBOOKS:
+        page = run_page(source / "notebooks" / f"{name}.qmd", echo=True)
+        document = _document(page, pandoc, bibliography)
+        _write(document, page, made / "notebooks" / f"{name}.html", pandoc, source)
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb")
+
+
+def find_pandoc() -> str:
+    """Return the path of pandoc: on the PATH, or as pypandoc-binary ships it.
+
+    Raises:
+        InputError: there is none.
+    """
+    if found := shutil.which("pandoc"):
+        return found
+    try:
+        import pypandoc
+
+        return pypandoc.get_pandoc_path()
+    except (ImportError, OSError) as error:
+        raise InputError("the preview needs pandoc: pip install pypandoc-binary") from error
+
+
+def _document(page: Page, pandoc: str, bibliography: Path) -> dict:
+    """Return pandoc's syntax tree of a page with its references resolved."""
+    text = _run([pandoc, "-f", _FORMAT, "-t", "json"], page.path.parent, page.markdown)
+    keys = set(re.findall(r"^@\w+\{([^,\s]+),", bibliography.read_text(encoding="utf-8"), re.M))
+    return resolve(json.loads(text), str(page.path), keys)
+
+
+def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) -> None:
+    """Write a page as HTML or docx, by the suffix of ``path``."""
+    options = [
+        "--standalone", "--citeproc", f"--bibliography={source / 'references.bib'}",
+        "--metadata=link-citations:true", f"--metadata=title:{page.front.get('title', '')}",
+        f"--metadata=subtitle:{page.front.get('subtitle', '')}", "--metadata=lang:en",
+        "--number-sections", "--toc", "--toc-depth=2", f"--resource-path={page.path.parent}",
+        "--fail-if-warnings",
+    ]  # fmt: skip
+    if path.suffix == ".html":
+        style = Path(__file__).with_name("preview.css")
+        options += ["--to=html5", "--embed-resources", "--mathml", f"--css={style}"]
+        options += [f"--css={source / 'styles.css'}", "--metadata=document-css:false"]
+        note = f'<p class="preview-note">{PREVIEW_NOTE}</p>'
+        options += [f"--variable=include-before:{note}"]
+    else:
+        options += [f"--to={path.suffix[1:]}", f"--metadata=author:{PREVIEW_NOTE}"]
+    command = [pandoc, "--from=json", *options, f"--output={path}"]
+    _run(command, page.path.parent, json.dumps(document))
+
+
+def _write_notebook(page: Page, path: Path) -> None:
+    """Write a page's notebook with outputs, its title as the first cell.
+
+    Cells of Markdown must not hold inline code: a notebook could not run it.
+
+    Raises:
+        InputError: one does.
+    """
+    import nbformat
+
+    for cell in page.notebook.cells:
+        if cell.cell_type == "markdown" and "`{python}" in cell.source:
+            raise InputError(f"{page.path}: inline code; a notebook cannot run it")
+        if cell.cell_type == "code" and cell_options(cell.source).get("include") is False:
+            raise InputError(f"{page.path}: include: false; a notebook shows every cell")
+    title = nbformat.v4.new_markdown_cell(f"# {page.front.get('title', page.path.stem)}")
+    title["id"] = "title"
+    page.notebook.cells.insert(0, title)
+    for cell in page.notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day differ between equal runs
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(page.notebook, path)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from moe_routing.errors import InputError
+from moe_routing.pretraining.config import HubTextSource, LocalTextSource, PretrainConfig
+from moe_routing.pretraining.corpus import (
+    PackedCorpus,
+    leading_documents,
+    read_documents,
+    tokenize_source,
+)
+
+TEXT = "Title\nA line.\n\n\n \nSecond\ndocument, ünïcode\n"
+DOCUMENTS = ["Title\nA line.", "Second\ndocument, ünïcode"]
+
+
+def local(path: Path, **values: object) -> LocalTextSource:
+    about = {"kind": "local", "name": "a", "license": "CC0", "url": "here"}
+    return LocalTextSource(**about, path=str(path), **values)
+
+
+def open_corpus(tokens: Path, config: PretrainConfig, split: str, seed: int = 0) -> PackedCorpus:
+    return PackedCorpus.open(tokens, config.sources, split, config.sequence_length, seed)
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
+def test_documents_are_blocks_of_lines_in_every_format(tmp_path: Path, suffix: str, opener):
+    path = tmp_path / f"a.txt{suffix}"
+    with opener(path, "wt", encoding="utf-8") as stream:
+        stream.write(TEXT)
+    assert list(read_documents(local(path))) == DOCUMENTS
+    assert list(read_documents(local(path, max_documents=1))) == DOCUMENTS[:1]
+
+
+def test_leading_documents_stop_at_the_document_that_reaches_the_size(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(["äb"] * 5), encoding="utf-8")  # 3 bytes each
+    assert [len(list(leading_documents(local(path), size))) for size in (1, 3, 4, 99)] == [
+        1,
+        1,
+        2,
+        5,
+    ]
+
+
+def test_missing_file_and_other_hash_are_named(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(InputError, match=r"source 'a': path: .*a\.txt: no such file"):
+        next(read_documents(local(path)))
+    path.write_text(TEXT, encoding="utf-8")
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert list(read_documents(local(path, sha256=right))) == DOCUMENTS
+    with pytest.raises(InputError, match=f"sha256 is {right}; the config asks for {'0' * 64}"):
+        next(read_documents(local(path, sha256="0" * 64)))
+
+
+def test_hub_rows_are_streamed_from_the_pinned_revision(monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+
+    def load_dataset(*arguments: object, **options: object) -> list[dict]:
+        asked.update(options, place=arguments)
+        return [{"text": document} for document in DOCUMENTS]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    about = {"kind": "hub", "name": "a", "license": "CC0", "url": "here"}
+    source = HubTextSource(**about, dataset="some/set", subset="en", revision="0" * 40)
+    assert list(read_documents(source)) == DOCUMENTS
+    options = {"split": "train", "revision": "0" * 40, "streaming": True}
+    assert asked == {"place": ("some/set", "en"), **options}
+    with pytest.raises(InputError, match="source 'a': no column 'body'; allowed: text"):
+        next(read_documents(source.model_copy(update={"column": "body"})))
+
+
+def test_tokens_are_the_documents_split_by_draw(config: PretrainConfig, tokenizer, tokens: Path):
+    source = config.sources[0]
+    draws = np.random.default_rng(config.seed).random(200)
+    expected = {"train": [], "validation": []}
+    for document, draw in zip(read_documents(source), draws, strict=True):
+        split = "validation" if draw < config.validation_share else "train"
+        expected[split] += [*tokenizer.encode(document), tokenizer.eos_token_id]
+    for split, ids in expected.items():
+        found = np.load(tokens / f"{source.name}.{split}.npy")
+        assert found.dtype == np.uint16
+        assert found.tolist() == ids
+
+
+def test_a_split_without_documents_is_said(config: PretrainConfig, tokenizer, tmp_path: Path):
+    source = config.sources[0].model_copy(update={"max_documents": 3})
+    with pytest.raises(InputError, match="no document for the validation split"):
+        tokenize_source(source, tokenizer, tmp_path, validation_share=1e-9, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_shorter_than_a_window_is_said(tokens: Path, config: PretrainConfig):
+    with pytest.raises(InputError, match=r"source 'first': \d+ train tokens; at least 1000001"):
+        PackedCorpus.open(tokens, config.sources, "train", 1_000_000, seed=0)
+
+
+def test_batches_from_a_later_step_are_the_tail(tokens: Path, config: PretrainConfig):
+    corpus = open_corpus(tokens, config, "train")
+    whole = list(corpus.batches(4, 0, 400))  # several epochs
+    assert whole[0].shape == (4, config.sequence_length + 1)
+    for first in (1, 7, 399):
+        tail = list(corpus.batches(4, first, 400))
+        assert len(tail) == 400 - first
+        assert all(np.array_equal(a, b) for a, b in zip(tail, whole[first:], strict=True))
+    shorter = list(corpus.batches(4, 0, 9))
+    assert all(np.array_equal(a, b) for a, b in zip(shorter, whole[:9], strict=True))
+
+
+def test_order_depends_on_the_seed(tokens: Path, config: PretrainConfig):
+    first, other = (next(open_corpus(tokens, config, "train", s).batches(8, 0, 1)) for s in (0, 1))
+    assert not np.array_equal(first, other)
+
+
+def test_each_window_comes_once_an_epoch_in_a_new_order(tokens: Path, config: PretrainConfig):
+    length = config.sequence_length
+    array = np.load(tokens / "first.train.npy").astype(np.int64)
+    windows = [array[n : n + length + 1].tobytes() for n in range(0, array.size - length, length)]
+    corpus = PackedCorpus((array,), (1.0,), length, seed=0)
+    seen = [batch[0].tobytes() for batch in corpus.batches(1, 0, 2 * len(windows))]
+    first, second = seen[: len(windows)], seen[len(windows) :]
+    assert Counter(first) == Counter(second) == Counter(windows)
+    assert first != second
+    assert first != windows
+
+
+def test_sources_are_mixed_by_weight(config: PretrainConfig):
+    ones, twos = np.full(100, 1), np.full(100, 2)
+    corpus = PackedCorpus((ones, twos), (3.0, 1.0), length=9, seed=0)
+    drawn = np.concatenate([batch[:, 0] for batch in corpus.batches(10, 0, 1000)])
+    # 10,000 draws: 5 standard deviations are 0.022.
+    assert abs((drawn == 1).mean() - 0.75) < 0.022
+
+
+def test_no_validation_window_is_trained_on(tokens: Path, config: PretrainConfig):
+    trained = {
+        row[1:].tobytes()
+        for batch in open_corpus(tokens, config, "train").batches(4, 0, 300)
+        for row in batch
+    }
+    held_out = [
+        row[1:].tobytes()
+        for batch in open_corpus(tokens, config, "validation").batches(4, 0, 10)
+        for row in batch
+    ]
+    assert len(held_out) == 40
+    assert not trained & set(held_out)

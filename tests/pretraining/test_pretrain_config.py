@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_routing.errors import InputError
+from moe_routing.pretraining.config import PretrainConfig, validate_pretrain_config
+from moe_routing.schema import load_yaml
+
+ROOT = Path(__file__).parents[2]
+SOURCE = {"kind": "local", "name": "a", "path": "a.txt", "license": "CC0", "url": "here"}
+
+
+def values(**changes: object) -> dict:
+    return {"name": "run", "sources": [SOURCE], "steps": 10, **changes}
+
+
+def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape():
+    path = ROOT / "config" / "pretrain.yaml"
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = load_yaml(PretrainConfig, path)
+    assert set(written) == set(PretrainConfig.model_fields)
+    assert set(written["model"]) == set(type(config.model).model_fields)
+    assert (config.model.num_hidden_layers, config.model.num_experts) == (16, 64)
+    assert config.model.num_experts_per_tok == 8
+    assert config.max_weights_bytes <= 32_000_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 1}, "config: stepz: unknown key; did you mean 'steps'?"),
+        ({"steps": 0}, "config: steps is 0; input should be greater than 0"),
+        ({"sources": []}, "config: sources is []; list should have at least 1 item"),
+        (
+            {"sources": [SOURCE, SOURCE]},
+            "config: sources: two sources are named 'a'; allowed: distinct names",
+        ),
+        (
+            {"sources": [{**SOURCE, "kind": "ftp"}]},
+            "config: sources.0 is",
+        ),
+        (
+            {"sources": [{**SOURCE, "kind": "hub", "dataset": "d", "revision": "main"}]},
+            "config: sources.0.hub",
+        ),
+        (
+            {"sequence_length": 512},
+            "config: (top level): sequence_length is 512; allowed: at most "
+            "model.max_position_embeddings = 256",
+        ),
+        (
+            {"model": {"num_experts": 4}},
+            "config: model: num_experts_per_tok is 8; allowed: at most num_experts = 4",
+        ),
+        (
+            {"model": {"hidden_size": 30}},
+            "config: model: num_attention_heads is 4; allowed: a divisor of hidden_size = 30",
+        ),
+        ({"validation_share": 1.0}, "config: validation_share is 1.0; input should be less than 1"),
+    ],
+)
+def test_bad_config_is_one_line_naming_the_key(changes: dict, message: str):
+    with pytest.raises(InputError) as error:
+        validate_pretrain_config(values(**changes))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_source_is_named(config: PretrainConfig):
+    with pytest.raises(InputError, match="source 'third' is unknown; allowed: first, second"):
+        config.source("third")
+
+
+def test_local_files_are_those_of_the_named_sources(config: PretrainConfig):
+    paths = [source.path for source in config.sources]
+    assert config.local_files() == paths
+    assert config.local_files("second") == paths[1:]

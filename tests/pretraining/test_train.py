@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_routing.errors import InputError
+from moe_routing.pretraining.config import PretrainConfig
+from moe_routing.pretraining.model import build_model
+from moe_routing.pretraining.train import Trainer
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path) -> Train:
+    """Return a function that trains in a named folder, up to each of some steps in turn."""
+
+    def run(name: str, *stops: int | None, **changes: object) -> Path:
+        for stop in stops or (None,):
+            trainer = Trainer(config.model_copy(update=changes), tokenizer, tokens, tmp_path / name)
+            trainer.run(stop)
+            trainer.save_weights(tmp_path / name / "weights.safetensors")
+        return tmp_path / name
+
+    return run
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    with (folder / "training.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        del row["tokens_per_second"]
+    return rows
+
+
+def test_one_seed_gives_the_same_bytes_and_another_seed_other_ones(train: Train):
+    first, again, other = train("first"), train("again"), train("other", seed=1)
+    assert weights(first) == weights(again)
+    assert log(first) == log(again)
+    assert weights(first) != weights(other)
+    rows = log(first)
+    assert [int(row["step"]) for row in rows] == list(range(1, 25))
+    assert [row["step"] for row in rows if row["validation_loss"]] == ["8", "16", "24"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.5
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(train: Train):
+    whole = train("whole", validation_interval=24)
+    broken = train("broken", 5, 17, None, validation_interval=24)
+    assert weights(broken) == weights(whole)
+    checkpoints = [load_file(run / "checkpoint.safetensors") for run in (whole, broken)]
+    assert checkpoints[0].keys() == checkpoints[1].keys()
+    assert all(torch.equal(checkpoints[0][k], checkpoints[1][k]) for k in checkpoints[0])
+    strip = [{k: v for k, v in row.items() if k != "validation_loss"} for row in log(broken)]
+    assert strip == [{k: v for k, v in r.items() if k != "validation_loss"} for r in log(whole)]
+
+
+def test_a_run_killed_between_checkpoints_starts_at_the_last_one(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    whole = train("whole")
+    step = Trainer._train_step
+
+    def killed(self: Trainer, ids: torch.Tensor) -> dict[str, float]:
+        if self.step == 13:
+            raise KeyboardInterrupt
+        return step(self, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("killed")
+    resumed = train("killed")
+    assert weights(resumed) == weights(whole)
+    assert log(resumed) == log(whole)
+
+
+def test_a_checkpoint_of_another_config_is_refused_untouched(train: Train):
+    folder = train("run", 8)
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(InputError, match="8 steps were done with batch_size = 4, now it is 2"):
+        train("run", batch_size=2)
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_without_a_checkpoint(train: Train, tmp_path: Path):
+    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf); lower learning_rate"):
+        train("run", learning_rate=1e30, warmup_steps=1)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_a_gpu_that_is_not_there_is_said(train: Train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^device is 'cuda', but no GPU is visible"):
+        train("run", device="cuda")
+
+
+def test_the_loss_is_the_models_own_and_trains_every_parameter(
+    config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
+):
+    trainer = Trainer(config, tokenizer, tokens, tmp_path)
+    ids_BL = torch.from_numpy(next(trainer.training.batches(4, 0, 1)))
+    loss, _ = trainer._losses(ids_BL)
+    logits_BLV = trainer.model(ids_BL[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    silent = [n for n, p in trainer.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_building_a_model_leaves_the_global_generator_alone(config: PretrainConfig, tokenizer):
+    before = torch.get_rng_state()
+    first, again = build_model(config, tokenizer), build_model(config, tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = zip(first.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,268 @@
+"""Each sentence both ways, from tables written by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings_routing as g
+from moe_routing.statistics.verdict import Verdict
+
+ROW = {
+    "strategy": "bh_k8_a005", "baseline": "regular_k8", "dataset": "hellaswag",
+    "metric": "accuracy_norm", "main": True, "difference": -0.004, "low": -0.006, "high": -0.002,
+    "p_adjusted": 0.004, "n_items": 10042, "margin": 0.01, "upper_bound": 0.006,
+    "p_noninferiority": 0.001, "mean_experts": 5.3, "baseline_mean_experts": 8.0,
+    "matched_status": "matched", "matched_difference": 0.01, "matched_low": 0.005,
+    "matched_high": 0.015, "matched_verdict": "better", "minimum_detectable_difference": 0.005,
+    "verdict": "worse within margin",
+}  # fmt: skip
+
+
+def primary_table(**changes):
+    other = {**ROW, "metric": "accuracy", "main": False, "difference": 0.5, "verdict": "better"}
+    return pd.DataFrame([other, {**ROW, **changes}])
+
+
+def test_every_verdict_has_a_sentence_of_its_own():
+    texts = {v: f.primary(primary_table(verdict=str(v)), 0.95).text for v in Verdict}
+    assert len(set(texts.values())) == len(Verdict)
+    assert (
+        "was less accurate than `regular_k8`, but a loss of 1 percentage point"
+        in (texts[Verdict.WORSE_WITHIN_MARGIN])
+    )
+    assert "same result on every item" in texts[Verdict.IDENTICAL]
+
+
+def test_the_main_metric_is_stated():
+    assert "length-normalised accuracy: \N{MINUS SIGN}0.40 percentage points" in (
+        f.primary(primary_table(), 0.95).text
+    )
+
+
+def test_a_loss_beyond_the_margin_is_not_called_possible():
+    text = f.primary(primary_table(verdict="worse", low=-0.05, high=-0.02), 0.95).text
+    assert ", by 1 percentage point or more." in text
+    text = f.primary(primary_table(verdict="worse", low=-0.05, high=-0.002), 0.95).text
+    assert "a loss of 1 percentage point or more is not ruled out" in text
+
+
+def test_loss_beyond_the_margin_in_nats_is_positive():
+    changes = {"metric": "nats_per_token", "dataset": "wikitext", "verdict": "worse"}
+    text = f.primary(primary_table(**changes, difference=0.03, low=0.02, high=0.04), 0.95).text
+    assert "predicted worse than `regular_k8`, by 0.01 nats a token or more" in text
+    assert "+0.030 nats a token [+0.020, +0.040]" in text
+
+
+def test_no_margin_no_claim_about_it():
+    text = f.primary(primary_table(verdict="inconclusive", margin=float("nan")), 0.95).text
+    assert "ruled out" not in text
+
+
+@pytest.mark.parametrize(
+    ("experts", "said"), [(5.3, "34 % fewer than"), (12, "50 % more than"), (8, "the same number")]
+)
+def test_compute(experts, said):
+    assert said in f.compute(primary_table(mean_experts=experts)).text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("better", "it was more accurate than a static top-k of the same 5.3 experts would"),
+        ("worse", "it was less accurate than"),
+        ("inconclusive", "no difference from a static top-k"),
+        ("identical", "it equals"),
+    ],
+)
+def test_matched(verdict, said):
+    finding = f.matched(primary_table(matched_verdict=verdict))
+    assert said in finding.text
+    assert finding.verdict == verdict
+
+
+def test_matched_outside_the_curve_says_nothing_about_quality():
+    changes = {"matched_status": "outside the curve", "matched_verdict": None}
+    finding = f.matched(primary_table(**changes))
+    assert finding.verdict == "outside"
+    assert "nothing can be said" in finding.text
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.005, "large enough"), (0.02, "too small")])
+def test_detectable(size, verdict):
+    table = primary_table(minimum_detectable_difference=size)
+    assert f.detectable(table).verdict == verdict
+
+
+def paired(**verdicts):
+    rows = [
+        {"strategy": name, "dataset": "lambada", "metric": "accuracy", "main": True, "verdict": v}
+        for name, v in verdicts.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_against_baseline_without_any_difference():
+    table = paired(bh_k4_a005="inconclusive", uniform_k8="non-inferior")
+    (finding,) = f.against_baseline(table, {"bh_k4_a005": "bh"}, "regular_k8")
+    assert finding.verdict == "no difference shown"
+    assert "none could be shown to differ from `regular_k8`" in finding.text
+    assert "ruled out for 1 setting, none of them BH." in finding.text
+
+
+def test_against_baseline_with_one_of_each():
+    table = paired(a="better", b="worse", c="worse within margin", d="identical", e="inconclusive")
+    (finding,) = f.against_baseline(table, {"c": "bh"}, "regular_k8")
+    assert "1 was better (`a`) and 2 were worse (`b` and `c`) than `regular_k8`" in finding.text
+    assert "`d` gave the same results" in finding.text
+    assert "ruled out for 1 setting, 1 of them BH." in finding.text
+
+
+@pytest.mark.parametrize(
+    ("normal", "uniform", "verdict"),
+    [
+        ("worse", "worse", "worse"),
+        ("better", "worse", "mixed"),
+        ("inconclusive", "non-inferior", "none"),
+    ],
+)
+def test_weighting(normal, uniform, verdict):
+    finding = f.weighting(paired(normalized_k8=normal, uniform_k8=uniform, other="worse"), 8)
+    assert finding.verdict == verdict
+    assert ("could not be shown to differ" in finding.text) == (verdict == "none")
+
+
+def test_weighting_is_silent_without_those_strategies():
+    assert f.weighting(paired(regular_k4="worse"), 8) is None
+
+
+def cells(**columns):
+    base = {
+        "strategy": "regular_k8", "family": "regular", "k": 8, "alpha": "none", "null": "none",
+        "weighting": "softmax", "dataset": "hellaswag", "metric": "accuracy_norm", "value": 0.4,
+        "ci_low": 0.35, "ci_high": 0.45, "mean_experts": 8.0, "share_empty": 0.0, "tokens": 100,
+        "wall_seconds": 1.0,
+    }  # fmt: skip
+    return base | columns
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "verdicts"),
+    [(0.26, 0.22, ["at chance"]), (0.28, 0.26, ["wide margin"]), (0.4, 0.35, [])],
+)
+def test_chance(value, low, verdicts):
+    table = pd.DataFrame([cells(value=value, ci_low=low)])
+    assert [x.verdict for x in f.chance(table, "regular_k8", 0.01)] == verdicts
+
+
+def bh(strategy="bh_k8_a005", **columns):
+    return cells(
+        strategy=strategy, family="bh", alpha="0.05", null="pooled", metric="accuracy", **columns
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ((0.9, 0.7), "floor decides"),
+        ((0.9, 0.1), "floor decides in part"),
+        ((0.3, 0.1), "test decides"),
+    ],
+)
+def test_binding(shares, verdict):
+    rows = [bh(f"bh_k{k}_a005", share_empty=s) for k, s in zip((4, 8), shares, strict=True)]
+    finding = g.binding(pd.DataFrame(rows))
+    assert finding.verdict == verdict
+    assert "`pooled`" in finding.text
+
+
+def test_binding_is_silent_without_bh():
+    assert g.binding(pd.DataFrame([cells()])) is None
+    assert g.cap(pd.DataFrame([cells()])) is None
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(1.02, "inert"), (6.0, "binds")])
+def test_cap(most, verdict):
+    rows = [bh("bh_k8_a005", k=8, mean_experts=1.0), bh("bh_k64_a005", k=64, mean_experts=most)]
+    assert g.cap(pd.DataFrame(rows)).verdict == verdict
+
+
+def matched(*verdicts):
+    rows = [
+        {"strategy": "bh_k8_a005", "main": True, "status": "matched", "verdict": v}
+        for v in verdicts
+    ]
+    rows.append({"strategy": "uniform_k8", "main": True, "status": "matched", "verdict": "worse"})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "outcome"),
+    [
+        (("better", "inconclusive"), "better"),
+        (("worse", "worse"), "worse"),
+        (("better", "worse"), "mixed"),
+        (("inconclusive", "inconclusive"), "none"),
+    ],
+)
+def test_matched_summary(verdicts, outcome):
+    families = {"bh_k8_a005": "bh", "uniform_k8": "uniform"}
+    (finding,) = g.matched_summary(matched(*verdicts), families)
+    assert finding.verdict == outcome
+    assert ("could in none of 2 comparisons be told" in finding.text) == (outcome == "none")
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.01, "different"), (0.4, "not shown")])
+def test_ranks(p, verdict):
+    row = {
+        "strategy": "a", "n_datasets": 3, "n_strategies": 5, "p_iman_davenport": p,
+        "beyond_critical_difference": True,
+    }  # fmt: skip
+    finding = g.ranks(pd.DataFrame([row]))
+    assert finding.verdict == verdict
+    assert "little power" in finding.text
+
+
+def test_pareto_says_whether_the_baseline_is_beaten():
+    rows = [
+        {"dataset": "lambada", "strategy": "regular_k8", "on_front": False, "front_share": 0.1},
+        {"dataset": "lambada", "strategy": "regular_k4", "on_front": True, "front_share": 0.95},
+    ]
+    (beaten,) = g.pareto(pd.DataFrame(rows), "regular_k8")
+    (front,) = g.pareto(pd.DataFrame(rows), "regular_k4")
+    assert (beaten.verdict, front.verdict) == ("baseline beaten", "baseline on front")
+    assert "`regular_k8` is not on it" in beaten.text
+
+
+def test_speed_never_claims_more_than_one_run():
+    rows = [cells(), cells(strategy="regular_k4", wall_seconds=0.5)]
+    finding = g.speed(pd.DataFrame(rows), "regular_k8")
+    assert finding.verdict == "faster"
+    assert "without repetition" in finding.text
+    assert "2.00 times" in finding.text
+
+
+@pytest.mark.parametrize(("safe", "verdict"), [(True, "fewer suffice"), (False, "none")])
+def test_fewest_static(safe, verdict):
+    table = pd.DataFrame([cells(strategy="regular_k4", k=4), cells()])
+    margins = pd.DataFrame(
+        [
+            {"strategy": "regular_k4", "dataset": "hellaswag", "metric": "accuracy_norm",
+             "main": True, "margin": 0.01, "noninferior": safe},
+        ]
+    )  # fmt: skip
+    (finding,) = f.fewest_static(margins, table, 8)
+    assert finding.verdict == verdict
+    assert ("static top-4 already rules out" in finding.text) == safe
+
+
+def test_missing_tables_are_said_to_be_missing():
+    empty = pd.DataFrame()
+    assert f.primary(empty, 0.95).verdict == "missing"
+    assert f.compute(empty).verdict == "missing"
+    assert f.matched(empty).verdict == "missing"
+    assert f.against_baseline(empty, {}, "regular_k8")[0].verdict == "missing"
+    assert g.matched_summary(empty, {})[0].verdict == "missing"
+    assert f.detectable(empty) is None
+    assert g.ranks(empty) is None

@@ -1,0 +1,158 @@
+"""Known effects are found, known nothings are not: in tables, sentences and the article's text."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import EFFECTS, make_study
+from planted_results import planted_config
+
+from moe_routing.reporting import findings as f
+from moe_routing.reporting.article import Article
+from moe_routing.reporting.comparison_report import comparison_report
+from moe_routing.reporting.tables import results_table
+
+LOSS, GAIN, ZERO = "bh_k8_a005", "bh_k16_a005", "bh_k64_a005"
+
+
+def with_primary(planted, strategy, dataset="hellaswag"):
+    """The same study, as if another contrast had been declared primary."""
+    from dataclasses import replace
+
+    from moe_routing.statistics.study import study_tables
+
+    statistics = planted.config.statistics.model_copy(
+        update={
+            "primary": planted.config.statistics.primary.model_copy(
+                update={"strategy": strategy, "dataset": dataset}
+            )
+        }
+    )
+    tables = study_tables(
+        planted.folder / "cells",
+        planted.cells,
+        strategies=planted.config.strategies,
+        datasets={row.dataset: row.task for row in planted.cells.itertuples()},
+        settings=statistics,
+        seed=planted.config.seed,
+    )
+    config = planted.config.model_copy(update={"statistics": statistics})
+    return replace(planted, config=config, statistics={**planted.statistics, **tables})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "verdict", "said", "size"),
+    [
+        (LOSS, "worse", "was less accurate than `regular_k8`", "\N{MINUS SIGN}3.0"),
+        (GAIN, "better", "was more accurate than `regular_k8`", "+3.0"),
+        (ZERO, "non-inferior", "no difference between `bh_k64_a005` and `regular_k8` could", "0.0"),
+    ],
+)
+def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said, size):
+    study = with_primary(planted, strategy)
+    finding = f.primary(study.statistics["primary"], 0.95)
+    assert finding.verdict == verdict
+    assert said in finding.text
+    assert re.search(rf"accuracy: {re.escape(size)} percentage points \[", finding.text)
+    article = Article(study)
+    for text in (article.say("primary"), article.say("headline"), comparison_report(study)):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "verdict", "said"),
+    [
+        (LOSS, "worse", "predicted worse than `regular_k8`, by 0.01 nats a token or more"),
+        (GAIN, "better", "predicted better than `regular_k8`"),
+        (ZERO, "non-inferior", "a loss of 0.01 nats a token or more is ruled out"),
+    ],
+)
+def test_nats_point_the_other_way(planted, strategy, verdict, said):
+    study = with_primary(planted, strategy, "wikipedia")
+    finding = f.primary(study.statistics["primary"], 0.95)
+    assert finding.verdict == verdict
+    assert said in finding.text
+
+
+def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
+    study = make_study(tmp_path / "s", planted_config(), items=60, noise=0.05)
+    finding = f.primary(study.statistics["primary"], 0.95)
+    assert finding.verdict == "inconclusive"
+    assert "could be shown, but neither is a loss of 1 percentage point or more" in finding.text
+    power = f.detectable(study.statistics["primary"])
+    assert power.verdict == "too small"
+    assert "the sample is too small" in Article(study).limits()
+
+
+def test_table_marks_exactly_the_planted_effects(planted):
+    table = results_table(planted)
+    for column in table.columns[3:]:
+        marked = {
+            name.strip("`")
+            for name, value in zip(table["Strategy"], table[column], strict=True)
+            if "\N{DAGGER}" in value
+        }
+        assert marked == set(EFFECTS)
+        best = table.loc[table[column].str.startswith("**"), "Strategy"]
+        assert list(best) == [f"`{GAIN}`"]
+
+
+def test_summaries_count_the_planted_effects(planted):
+    families = dict(zip(planted.cells["strategy"], planted.cells["family"], strict=True))
+    found = f.against_baseline(planted.statistics["paired"], families, "regular_k8")
+    assert len(found) == 3
+    for finding in found:
+        assert "of 8 other settings, 1 was better (`bh_k16_a005`) and 3 were worse" in finding.text
+        assert "for 4 no difference could be shown" in finding.text
+
+
+def test_abstract_and_prose_never_contradict_the_table(planted):
+    text = Article(planted).say("headline") + comparison_report(planted)
+    assert "more accurate than `regular_k8`" not in text
+
+
+def test_report_names_model_data_nulls_and_weighting(planted):
+    text = comparison_report(planted)
+    assert text.startswith("# Routing strategies compared: olmoe-nano")
+    assert "a small model (olmoe-nano, 16 million parameters)" in text
+    assert "1,500 (HellaSwag)" in text
+    assert "BH at 0.05, at most 8, null within_token, weights softmax" in text
+    assert "| Strategy | What it is | Mean experts | Wikipedia" in text
+    assert "![" in text
+
+
+def test_another_study_is_named_by_its_own_files(tmp_path):
+    model = {"path": "allenai/OLMoE-1B-7B-0924", "revision": "a" * 40}
+    config = planted_config(
+        study="real",
+        datasets=("wikitext", "lambada"),
+        primary=("bh_k8_a005", "lambada"),
+        model=model,
+        strategies=("regular_k4", "regular_k8", "bh_k8_a005"),
+    )
+    study = make_study(tmp_path / "real", config, {"bh_k8_a005": -0.03}, parameters=6_919_096_320)
+    article = Article(study)
+    text = comparison_report(study)
+    assert article.model == "OLMoE-1B-7B-0924"
+    assert "small" not in article.model + article.scope
+    assert "WikiText-2" in text
+    assert "Wikipedia" not in text
+    assert "--configfile config/real.yaml" in article.command
+    missing = article.listing("missing")
+    for words in ("equal weights", "uniform weights", "adaptive top-k", "multiple choice"):
+        assert (words in missing) == (words != "equal weights")
+    assert "| Strategy | What it is | Mean experts | WikiText-2" in text
+    assert "HellaSwag" not in text.split("## What is missing")[0]
+
+
+def test_without_bh_the_article_says_so(tmp_path):
+    config = planted_config(
+        strategies=("regular_k4", "regular_k8", "uniform_k8"), primary=("uniform_k8", "hellaswag")
+    )
+    article = Article(make_study(tmp_path / "s", config))
+    assert "no Benjamini-Hochberg routing" in article.table("tbl-routing")
+    assert "no adaptive top-k and no Benjamini-Hochberg routing" in article.listing("missing")
+    assert article.say("binding", "None.") == "None."
+    assert article.ref("tbl-routing", "elsewhere") == "elsewhere"
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from slow_loops import ordered
+
+from moe_routing.routing.ordering import order_experts, sort_rows
+
+VALUES = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 1e-45, -1e-45, 3e38]),
+    st.floats(width=32, allow_nan=False),
+)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=70), elements=VALUES))
+def test_order_is_by_value_then_by_index(values):
+    sorted_TE, order_TE = order_experts(torch.from_numpy(values))
+    for row, in_order, order in zip(
+        values.tolist(), sorted_TE.tolist(), order_TE.tolist(), strict=True
+    ):
+        assert order == ordered(len(row), row)
+        assert in_order == [row[e] for e in order]
+
+
+def test_input_is_left_alone_and_empty_input_is_legal():
+    value_TE = torch.tensor([[1.0, 3.0, 2.0]])
+    order_experts(value_TE)
+    assert value_TE.tolist() == [[1.0, 3.0, 2.0]]
+    sorted_TE, order_TE = order_experts(torch.empty(0, 5))
+    assert sorted_TE.shape == order_TE.shape == (0, 5)
+
+
+def test_stable_sort_of_torch_gives_the_same(rng):
+    value_TE = torch.from_numpy(rng.integers(0, 9, (3000, 64)).astype(np.float32))
+    by_torch = value_TE.sort(dim=1, descending=True, stable=True)
+    sorted_TE, order_TE = order_experts(value_TE)
+    assert torch.equal(sorted_TE, by_torch.values)
+    assert torch.equal(order_TE, by_torch.indices)
+
+
+def test_sort_rows_sorts_upwards(rng):
+    value_TE = torch.from_numpy(rng.standard_normal((7, 33)).astype(np.float32))
+    assert torch.equal(sort_rows(value_TE.clone()), value_TE.sort(1).values)

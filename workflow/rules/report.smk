@@ -1,0 +1,60 @@
+# What people read: the one-page report, and the article with its notebooks.
+from moe_routing.reporting.pages import outputs, sources
+
+
+rule comparison_report:
+    input:
+        config=ancient(f"{RESULTS}/config.yaml"),
+        model=f"{RESULTS}/model.json",
+        cells=rules.collect.output,
+        statistics=rules.statistics.output,
+        figures=rules.plot_comparison.output,
+    output:
+        report(
+            f"{RESULTS}/comparison/ROUTING_COMPARISON_REPORT.md",
+            caption="../report/comparison_report.rst",
+            category="Texts",
+            labels={"text": "comparison on one page"},
+        ),
+    log:
+        f"{RESULTS}/logs/comparison_report.log",
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        results=RESULTS,
+    message:
+        "Writing the comparison report"
+    shell:
+        "python scripts/comparison_report.py --results {params.results} 2> {log}"
+
+
+rule render_article:
+    input:
+        pages=expand("report/{page}", page=sources()),
+        report=rules.comparison_report.output,
+    output:
+        report(
+            f"{RESULTS}/report/index.html",
+            caption="../report/article.rst",
+            category="Texts",
+            labels={"text": "article"},
+        ),
+        [f"{RESULTS}/report/{name}" for name in outputs() if name != "index.html"],
+    log:
+        f"{RESULTS}/logs/render_article.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        results=RESULTS,
+    message:
+        "Rendering the article"
+    shell:
+        "python scripts/render_report.py --results {params.results} > {log} 2>&1"
