@@ -68,9 +68,7 @@ def test_missing_weights(copy):
 
 def test_pickled_weights_are_not_read(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    assert "other weight formats are not read" in error_of(
-        load_model, ModelConfig(path=str(copy))
-    )
+    assert "other weight formats are not read" in error_of(load_model, ModelConfig(path=str(copy)))
 
 
 def test_missing_shard(copy):
@@ -135,5 +133,3 @@ def test_hub_model_loads_from_the_local_cache(hub_cache):
 def test_another_revision_is_not_taken_instead(hub_cache):
     config = ModelConfig(path="allenai/OLMoE-1B-7B-0924", revision=REVISION[::-1])
     assert f"@{REVISION[::-1]}: not in the local hub cache" in error_of(checkpoint_folder, config)
-
-

@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.config import TASKS, StudyConfig
+from moe_routing.evaluation.collect import write_tables
 from moe_routing.models.recorder import RoutingStatistics
+from moe_routing.reporting.study import Study
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
 from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.statistics.study import write_statistics
 from moe_routing.workflow import write_config
 
 LAYERS, EXPERTS = 4, 64
@@ -21,6 +24,9 @@ STRATEGIES = (
     "regular_k4", "regular_k8", "normalized_k8", "uniform_k8", "adaptive_k8",
     "bh_k8_a001", "bh_k8_a005", "bh_k16_a005", "bh_k64_a005",
 )  # fmt: skip
+EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regular_k4": -0.10}
+"""A known loss, a known gain; every other strategy has a known zero."""
+
 NATS_OF_ACCURACY = 1.0
 """A planted accuracy effect of 0.03 comes with 0.03 nats a token."""
 
@@ -48,6 +54,14 @@ def planted_config(
         },
     }
     return parse(StudyConfig, values, "planted config")
+
+
+def make_study(folder, config, effects=None, **options):
+    """Write a planted study with tables and statistics, and read it."""
+    write_results(folder, config, effects, **options)
+    write_tables(config, folder)
+    write_statistics(config, folder)
+    return Study.load(folder)
 
 
 def write_results(

@@ -70,7 +70,8 @@ def test_second_run_does_nothing(smoke_run):
 
 
 def test_changed_items_rerun_that_set_only(smoke_run):
-    config = "datasets={lambada: {source: {kind: local, path: tests/data_files/lambada.jsonl}, items: 7}}"
+    source = "{kind: local, path: tests/data_files/lambada.jsonl}"
+    config = f"datasets={{lambada: {{source: {source}, items: 7}}}}"
     done = snakemake(smoke_run[0], "-n", *SMOKE, "--config", config)
     assert done.returncode == 0, done.stderr
     plan = done.stdout + done.stderr

@@ -37,12 +37,12 @@ def _parts(study: Study) -> list[Finding]:
     findings = []
     absent = [text for name, text in FAMILIES.items() if name not in study.families]
     if absent:
-        text = f"This run has no {w.listed(absent, 'and no')}; nothing is said about it."
+        text = f"This run has {w.listed([f'no {words}' for words in absent])}."
         findings.append(Finding(text, "config.yaml", "family"))
     present = set(study.cells["task"])
     absent = [text for name, text in TASKS.items() if name not in present]
     if absent:
-        text = f"This run has no data set of {w.listed(absent, 'and none of')}."
+        text = f"This run has {w.listed([f'no data set of {words}' for words in absent])}."
         findings.append(Finding(text, "config.yaml", "dataset"))
     if "wikipedia" in study.datasets and "wikitext" not in study.datasets:
         text = (

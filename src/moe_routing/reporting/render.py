@@ -96,11 +96,17 @@ def _run(command: list[str | Path], folder: Path, stdin: str | None = None) -> s
     )  # fmt: skip
     if result.returncode:
         said = [line for line in result.stderr.splitlines() if line.strip()]
-        complaint = next(
-            (line for line in said if "rror" in line), said[-1] if said else "no reason"
-        )
-        raise InputError(f"{Path(command[0]).name} failed: {complaint.strip()}")
+        raise InputError(f"{Path(command[0]).name} failed: {_complaint(said)}")
     return result.stdout
+
+
+def _complaint(lines: list[str]) -> str:
+    """Return the line of a log that says most: an error, else a warning, else the last one."""
+    for word in ("ERROR", "Error", "WARNING"):
+        for line in lines:
+            if word in line:
+                return line.strip()
+    return lines[-1].strip() if lines else "it gave no reason"
 
 
 # By Quarto.

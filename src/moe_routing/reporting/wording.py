@@ -46,7 +46,7 @@ def quality(value: float, metric: str) -> str:
     """
     if metric in SHARES:
         return f"{100 * value:.1f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:#.4g}"
 
 
 def estimate(value: float, low: float, high: float, metric: str) -> str:

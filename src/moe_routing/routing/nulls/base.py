@@ -131,8 +131,10 @@ class Null(ABC):
         """Rebuild a fitted null."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the fitted tensors to a device."""
-        return self.from_tensors({name: value.to(device) for name, value in self.tensors().items()})
+        """Move the fitted tables to a device; single numbers stay on the host."""
+        tensors = self.tensors().items()
+        moved = {name: value.to(device) if value.ndim else value for name, value in tensors}
+        return self.from_tensors(moved)
 
 
 def order_with_ties(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
 from moe_routing.routing.calibration import Calibration
@@ -28,7 +28,7 @@ class Control(Strategy):
 
     codes: ClassVar[dict[str, str]] = {}
 
-    base: Ranked = Field(description="The strategy that is taken apart.")
+    base: SerializeAsAny[Ranked] = Field(description="The strategy that is taken apart.")
 
     @property
     def id(self) -> str:

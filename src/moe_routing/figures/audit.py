@@ -1,0 +1,101 @@
+"""Figures of the audit by intervention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.analysis.tables import read_csv
+from moe_routing.figures.series import (
+    REFERENCE,
+    layer_axis,
+    legend_below,
+    level_axis,
+    plain,
+    series,
+)
+from moe_routing.figures.style import WIDTH, save, use_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ALL_LAYERS = "all"
+
+
+def draw_audit(folder: Path) -> None:
+    """Draw the figures of ``audit/`` into ``audit/audit_plots/``."""
+    use_style()
+    audit = read_csv(folder / "audit.csv")
+    plots = folder / "audit_plots"
+    save(false_discoveries(audit), plots / "false_discoveries")
+    save(weight_importance(read_csv(folder / "weight_importance.csv")), plots / "weight_importance")
+
+
+def false_discoveries(audit: pd.DataFrame) -> Figure:
+    """Draw the empirical false discovery proportion and rate against alpha, by null and epsilon.
+
+    The change is that of the token's own next-token loss; the grey band is the stock top-k.
+    """
+    import matplotlib.pyplot as plt
+
+    audit = audit[(audit["layer"].astype(str) == ALL_LAYERS) & (audit["scope"] == "own")]
+    epsilons = sorted(audit["epsilon"].unique())
+    figure, grid = plt.subplots(
+        2, len(epsilons), figsize=(WIDTH, 4.8), squeeze=False, sharex=True, sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    labels = {"fdp": "False among discoveries", "fdr": "Mean of V / max(R, 1)"}
+    for across, epsilon in enumerate(epsilons):
+        own = audit[np.isclose(audit["epsilon"], epsilon)]
+        for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
+            _proportion(axis, own, name)
+            axis.set(ylabel=label if across == 0 else "", ylim=(-0.02, 1.02))
+        grid[0, across].set(title=f"|change| < {epsilon:g} nats", xlabel="")
+    legend_below(figure, grid[0, 0])
+    row = audit.iloc[0]
+    figure.suptitle(
+        f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
+        f"({row['n_decisions']:,} decisions in {row['n_documents']} passages; bars: intervals)",
+        fontsize=9.5,
+    )
+    return figure
+
+
+def weight_importance(table: pd.DataFrame) -> Figure:
+    """Draw how well the weight of an expert predicts what its removal does, by layer."""
+    import matplotlib.pyplot as plt
+
+    own = table[table["arm"] == table["arm"].iloc[0]].sort_values("layer")
+    figure, axis = plt.subplots(figsize=(0.6 * WIDTH, 2.9), layout="constrained")
+    error = np.abs(own[["low", "high"]].to_numpy().T - own["rho"].to_numpy())
+    axis.errorbar(own["layer"], own["rho"], yerr=error, capsize=2, **series(0))
+    axis.axhline(0, **REFERENCE)
+    layer_axis(axis, int(own["layer"].max()) + 1)
+    axis.set_ylabel("Spearman of weight and |change|")
+    row = own.iloc[0]
+    axis.set_title(
+        f"Weight and effect of removal, {row['arm']}\n({row['n_removals']:,} removals a layer, "
+        f"{row['n_documents']} passages)"
+    )
+    return figure
+
+
+def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
+    stock = own[own["null"] == "none"]
+    if len(stock):
+        row = stock.iloc[0]
+        axis.axhspan(row[f"{name}_low"], row[f"{name}_high"], color="#BBBBBB", alpha=0.6, lw=0,
+                     label=f"{row['arm']} (stock)")  # fmt: skip
+    tested = own[own["null"] != "none"]
+    alphas = sorted(tested["alpha"].unique())
+    for place, (null, rows) in enumerate(tested.groupby("null", sort=False)):
+        error = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+        shift = 1 + 0.06 * place
+        axis.errorbar(rows["alpha"] * shift, rows[name], yerr=error, capsize=1.5, lw=1, ms=4,
+                      elinewidth=0.7, label=plain(null), **series(place))  # fmt: skip
+    axis.plot(alphas, alphas, label="alpha", **REFERENCE)
+    level_axis(axis, alphas)

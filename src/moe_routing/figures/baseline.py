@@ -1,0 +1,130 @@
+"""Figures of the baseline analysis: the stock router, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.analysis.tables import read_csv
+from moe_routing.figures.series import REFERENCE, layer_axis, series
+from moe_routing.figures.style import WIDTH, save, use_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_baseline(folder: Path) -> None:
+    """Draw the figures of ``baseline/`` into ``baseline/baseline_plots/``."""
+    use_style()
+    stats = read_csv(folder / "baseline_routing_stats.csv")
+    prompts = read_csv(folder / "baseline_prompts.csv")
+    plots = folder / "baseline_plots"
+    save(logit_distributions(read_csv(folder / "logit_histogram.csv"), stats),
+         plots / "router_logit_distributions")  # fmt: skip
+    save(expert_usage(read_csv(folder / "expert_usage.csv"), stats), plots / "expert_usage")
+    save(entropy_by_layer(stats, prompts), plots / "entropy_by_layer")
+    save(weight_concentration(stats, prompts), plots / "weight_concentration")
+
+
+def caption(stats: pd.DataFrame) -> str:
+    """Return what was looked at: tokens and passages."""
+    row = stats.iloc[0]
+    return f"{row['n_tokens']:,.0f} tokens of {row['n_documents']:.0f} passages"
+
+
+def logit_distributions(histogram: pd.DataFrame, stats: pd.DataFrame) -> Figure:
+    """Draw the density of router logits, a ridge a layer, the first layer on top."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    layers = stats["layer"].tolist()
+    figure, axis = plt.subplots(
+        figsize=(0.75 * WIDTH, 1.2 + 0.24 * len(layers)), layout="constrained"
+    )
+    scale = 1.8 / histogram["density"].max()
+    for layer, rows in histogram.groupby("layer"):
+        middle = (rows["low"] + rows["high"]) / 2
+        top = -layer + scale * rows["density"]
+        shade = mpl.colormaps["cividis"](layer / max(1, len(layers) - 1))
+        axis.fill_between(middle, -layer, top, color=shade, alpha=0.8, lw=0, zorder=layer + 2)
+        axis.plot(middle, top, color="white", lw=0.8, zorder=layer + 2)
+        mean = stats.loc[stats["layer"] == layer, "logit_mean"]
+        axis.plot(mean, -layer, "o", color="black", mec="white", ms=4, zorder=len(layers) + 3)
+    axis.set_yticks([-layer for layer in layers], [str(layer) for layer in layers])
+    axis.grid(visible=False, axis="y")
+    axis.set(xlabel="Router logit", ylabel="Layer (height: density)")
+    axis.set_title(f"Router logits by layer; black: mean ({caption(stats)})")
+    return figure
+
+
+def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame) -> Figure:
+    """Draw how often each expert is selected, relative to uniform use."""
+    import matplotlib.pyplot as plt
+
+    load_LE = usage.pivot_table(index="layer", columns="expert", values="tokens", sort=True)
+    relative_LE = load_LE.to_numpy() / load_LE.to_numpy().mean(1, keepdims=True)
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+    image = axis.imshow(relative_LE, aspect="auto", cmap="cividis", vmin=0)
+    figure.colorbar(image, label="Load relative to uniform use")
+    axis.grid(visible=False)
+    axis.set(xlabel="Expert", ylabel="Layer", yticks=range(0, len(load_LE), 3))
+    axis.set_title(f"Selections of each expert, stock router ({caption(stats)})")
+    return figure
+
+
+def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
+    """Draw the mean entropy of the router's softmax by layer, with limits, and of the prompts."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.1), layout="constrained")
+    _band(axis, stats, "entropy", 0, "evaluation text")
+    for place, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
+        label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
+        axis.plot(
+            rows["layer"], rows["entropy"], lw=0.7, ms=3.5, alpha=0.9,
+            label=f"{label} ({rows['n_tokens'].iloc[0]} tokens)", **series(place),
+        )  # fmt: skip
+    uniform = (stats["entropy"] / stats["entropy_share"]).iloc[0]
+    axis.axhline(uniform, label="uniform router", **REFERENCE)
+    layer_axis(axis, len(stats))
+    axis.set(ylabel="Entropy (nats)", title=f"Entropy of the router's softmax ({caption(stats)})")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
+    """Draw the largest weight and the mass of the selected experts by layer, with limits."""
+    import matplotlib.pyplot as plt
+
+    mass = next(name for name in stats if name.startswith("top") and name.endswith("_mass"))
+    k = mass.removeprefix("top").removesuffix("_mass")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
+    titles = {"avg_max_weight": "Largest weight", mass: f"Mass of the top {k}"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        _band(axis, stats, name, 0, "evaluation text")
+        by_layer = prompts.groupby("layer")[name]
+        axis.fill_between(
+            by_layer.min().index, by_layer.min(), by_layer.max(), color="#BBBBBB", alpha=0.5,
+            lw=0, label="range of the prompts", zorder=0,
+        )  # fmt: skip
+        layer_axis(axis, len(stats))
+        axis.set(title=title, ylabel="Softmax probability", ylim=(0, None))
+    axes[0].legend(frameon=False, loc="upper left")
+    figure.suptitle(f"How the router concentrates its weight ({caption(stats)})", fontsize=9.5)
+    return figure
+
+
+def _band(axis: object, stats: pd.DataFrame, name: str, place: int, label: str) -> None:
+    look = series(place)
+    low, high = stats[f"{name}_low"], stats[f"{name}_high"]
+    if np.isfinite(low).all():
+        axis.fill_between(stats["layer"], low, high, color=look["color"], alpha=0.25, lw=0)
+    axis.plot(stats["layer"], stats[name], label=label, **look)
+
+
+def _short(text: str, words: int = 4) -> str:
+    parts = text.split()
+    return " ".join(parts[:words]) + (" ..." if len(parts) > words else "")

@@ -1,0 +1,290 @@
+"""Figures of the BH deep dive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moe_routing.analysis.tables import read_csv
+from moe_routing.figures.series import (
+    MARKERS,
+    REFERENCE,
+    experts_axis,
+    layer_axis,
+    legend_below,
+    level_axis,
+    ordered_series,
+    panels,
+    plain,
+)
+from moe_routing.figures.style import LOOKS, WIDTH, save, use_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 3
+_LOSS = "Loss against the baseline\n(nats a token, lower is better)"
+
+
+def draw_bh(folder: Path) -> None:
+    """Draw the figures of ``bh/`` into ``bh/bh_plots/``."""
+    use_style()
+    table = read_csv(folder / "bh_routing_results.csv")
+    counts = read_csv(folder / "bh_counts.csv")
+    static = read_csv(folder / "bh_static_curve.csv")
+    figures = {
+        "counts_distribution": counts_distribution(counts, table),
+        "counts_by_layer": counts_by_layer(counts, table),
+        "alpha_sensitivity": alpha_sensitivity(table),
+        "quality_vs_experts": quality_vs_experts(table, static),
+        "bh_vs_topk_by_max_k": bh_vs_topk(table),
+        "heatmap_alpha_max_k": heatmap(table),
+        "saturation_curve": saturation_curve(read_csv(folder / "bh_saturation.csv"), table),
+        "reduction_percent": reduction(table),
+    }
+    for name, figure in figures.items():
+        save(figure, folder / "bh_plots" / name)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Return what was scored: tokens and passages."""
+    row = table.iloc[0]
+    return f"{row['n_tokens']:,.0f} tokens of {row['n_documents']:.0f} passages"
+
+
+def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Draw the share of decisions with at least c experts, at the largest max_k."""
+    widest = _widest(counts)
+    names = widest["null"].unique()
+    figure, axes = panels(names, columns=COLUMNS, height=2.9, sharey=True)
+    for null, axis in axes.items():
+        for look, alpha, rows in _by_alpha(widest[widest["null"] == null]):
+            share = rows.groupby("experts")["share"].sum() / rows["layer"].nunique()
+            at_least = share[::-1].cumsum()[::-1]
+            axis.step(
+                at_least.index, at_least, where="pre", label=f"alpha {alpha:g}",
+                **(look | {"marker": None}),
+            )  # fmt: skip
+        experts_axis(axis, int(widest["max_k"].iloc[0]))
+        axis.set_yscale("log")
+        axis.set(title=f"Null {plain(null)}", xlabel="Experts c")
+    axes[names[0]].set_ylabel("Share with at least c")
+    legend_below(figure, axes[names[0]])
+    figure.suptitle(
+        f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]} ({caption(table)})",
+        fontsize=9.5,
+    )
+    return figure
+
+
+def counts_by_layer(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Draw mean experts by layer at the largest max_k; the band holds 5 to 95 % of the tokens."""
+    widest = _widest(counts)
+    names = widest["null"].unique()
+    figure, axes = panels(names, columns=2, height=2.9)
+    alphas = sorted(widest["alpha"].unique())
+    for null, axis in axes.items():
+        for look, alpha, rows in _by_alpha(widest[widest["null"] == null]):
+            by_layer = rows.groupby("layer")
+            mean = by_layer.apply(lambda group: (group["experts"] * group["share"]).sum())
+            axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **look)
+            if alpha == alphas[len(alphas) // 2]:
+                limits = by_layer.apply(_central)
+                low, high = np.array(limits.tolist()).T
+                axis.fill_between(limits.index, low, high, color=look["color"], alpha=0.15, lw=0,
+                                  label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
+        layer_axis(axis, widest["layer"].nunique())
+        axis.set(title=f"Null {plain(null)}", ylabel="Experts a token", ylim=(0, None))
+    legend_below(figure, axes[names[0]])
+    figure.suptitle(
+        f"Experts by layer, max_k {widest['max_k'].iloc[0]} ({caption(table)})", fontsize=9.5
+    )
+    return figure
+
+
+def alpha_sensitivity(table: pd.DataFrame) -> Figure:
+    """Draw mean experts and the loss against the baseline against alpha, a line a max_k."""
+    import matplotlib.pyplot as plt
+
+    bh = table[table["kind"] == "bh"]
+    names = bh["null"].unique()
+    figure, grid = plt.subplots(
+        2, len(names), figsize=(WIDTH, 4.6), squeeze=False, sharex=True, sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    labels = {"mean_experts": "Experts a token", "nats_vs_baseline": _LOSS}
+    for across, null in enumerate(names):
+        own = bh[bh["null"] == null]
+        for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
+            caps = sorted(own["max_k"].unique())
+            for place, max_k in enumerate(caps):
+                rows = own[own["max_k"] == max_k].sort_values("alpha")
+                shift = 1 + 0.04 * (place - (len(caps) - 1) / 2)
+                _errorbar(axis, rows, rows["alpha"] * shift, name, f"max_k {max_k}",
+                          ordered_series(place, len(caps)))  # fmt: skip
+            level_axis(axis, sorted(own["alpha"].unique()))
+            axis.set_ylabel(label if across == 0 else "")
+        grid[0, across].set(title=f"Null {plain(null)}", xlabel="")
+    legend_below(figure, grid[0, 0])
+    figure.suptitle(
+        f"What alpha does ({caption(table)}; bars: intervals; shifted sideways for legibility)",
+        fontsize=9.5,
+    )
+    return figure
+
+
+def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
+    """Draw the loss against mean experts: BH, and static top-k as a curve.
+
+    The loss is the paired difference from the baseline, whose interval is free of how much
+    documents differ; the axis on the right translates it into perplexity.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
+    rows = static.dropna(subset="k")
+    look = LOOKS["regular"]
+    _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "static top-k",
+              {"color": look.colour, "marker": look.marker, "ls": look.dash})  # fmt: skip
+    bh = table[table["kind"] == "bh"]
+    alphas = sorted(bh["alpha"].unique())
+    for place, (null, own) in enumerate(bh.groupby("null", sort=False)):
+        for alpha, rows in own.groupby("alpha"):
+            style = ordered_series(alphas.index(alpha), len(alphas))
+            look = {"color": style["color"], "marker": MARKERS[place + 1], "ls": "none"}
+            _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline",
+                      f"{plain(null)}, alpha {alpha:g}", look)  # fmt: skip
+    experts_axis(axis, int(static["mean_experts"].max()))
+    axis.axhline(0, **REFERENCE)
+    axis.set(xlabel="Mean experts a token", ylabel=_LOSS)
+    row = table.iloc[0]
+    stock = row["token_perplexity"] / np.exp(row["nats_vs_baseline"])
+    right = axis.secondary_yaxis(
+        "right",
+        functions=(lambda nats: stock * np.exp(nats), lambda value: np.log(value / stock)),
+    )
+    right.set_ylabel("Perplexity a token")
+    axis.set_title(f"Quality against experts, every max_k ({caption(table)})")
+    legend_below(figure, axis)
+    return figure
+
+
+def bh_vs_topk(table: pd.DataFrame) -> Figure:
+    """Draw mean experts of top-k and of BH at each max_k, as bars."""
+    return _bars(table, "mean_experts", "Mean experts a token", "Experts of BH and of top-k", True)
+
+
+def reduction(table: pd.DataFrame) -> Figure:
+    """Draw how many experts fewer than top-k at the same max_k, in percent."""
+    title = "Experts saved against top-k at k = max_k"
+    return _bars(table, "reduction_pct", "Reduction (%)", title, False)
+
+
+def heatmap(table: pd.DataFrame) -> Figure:
+    """Draw mean experts and perplexity over alpha and max_k, a column of panels a null."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    bh = table[table["kind"] == "bh"]
+    names = bh["null"].unique()
+    figure, grid = plt.subplots(
+        2, len(names), figsize=(WIDTH, 4.4), squeeze=False, layout="constrained"
+    )
+    labels = {"mean_experts": "Mean experts", "token_perplexity": "Perplexity a token"}
+    for down, (value, label) in enumerate(labels.items()):
+        limits = {"vmin": bh[value].min(), "vmax": bh[value].max()}
+        for across, null in enumerate(names):
+            cells = bh[bh["null"] == null].pivot_table(index="alpha", columns="max_k", values=value)
+            axis = grid[down, across]
+            sns.heatmap(
+                cells, ax=axis, cmap="cividis", annot=True, fmt=".4g", annot_kws={"size": 8},
+                cbar_kws={"label": label}, cbar=across == len(names) - 1, **limits,
+            )  # fmt: skip
+            axis.set(xlabel="max_k" if down else "", ylabel="" if across else "alpha")
+            axis.set_title("" if down else f"Null {plain(null)}")
+            axis.tick_params(rotation=0)
+    figure.suptitle(f"BH over alpha and max_k ({caption(table)})", fontsize=9.5)
+    return figure
+
+
+def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Draw mean experts against the cap, and where a higher cap stops to matter."""
+    names = saturation["null"].unique()
+    figure, axes = panels(names, columns=COLUMNS, height=3.1)
+    for null, axis in axes.items():
+        for look, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
+            point = rows["saturation_point"].iloc[0]
+            label = f"alpha {alpha:g}: saturates at {point}"
+            axis.plot(rows["max_k"], rows["mean_experts"], label=label, **(look | {"marker": None}))
+            axis.plot(rows["max_k"], rows["measured"], look["marker"], color=look["color"], ms=4)
+            height = rows.loc[rows["max_k"] == point, "mean_experts"].item()
+            axis.vlines(point, 0, height, color=look["color"], lw=0.8, ls=":")
+        experts_axis(axis, int(rows["max_k"].max()))
+        axis.set(title=f"Null {plain(null)}", xlabel="Cap max_k", ylim=(0, None))
+        axis.legend(frameon=False, fontsize=7.5)
+    axes[names[0]].set_ylabel("Mean experts a token")
+    figure.suptitle(
+        f"Saturation: 95 % of the uncapped mean. Lines: counts of one run, cut; marks: real runs\n"
+        f"({caption(table)})",
+        fontsize=9.5,
+    )
+    return figure
+
+
+def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bool) -> Figure:
+    names = table["null"].unique()
+    figure, axes = panels(names, columns=2, height=2.9, sharey=True)
+    for null, axis in axes.items():
+        own = table[table["null"] == null]
+        caps = sorted(own["max_k"].unique())
+        groups = [(f"BH, alpha {alpha:g}", own[own["alpha"] == alpha], look)
+                  for look, alpha, _ in _by_alpha(own[own["kind"] == "bh"])]  # fmt: skip
+        if with_topk:
+            topk = own[own["kind"] == "topk"]
+            groups.insert(0, ("top-k", topk, {"color": "#BBBBBB"}))
+        width = 0.84 / len(groups)
+        for place, (name, rows, look) in enumerate(groups):
+            heights = rows.set_index("max_k").loc[caps, value]
+            x = np.arange(len(caps)) + (place - (len(groups) - 1) / 2) * width
+            bars = axis.bar(x, heights, width, label=name, color=look["color"], ec="white", lw=0.4)
+            axis.bar_label(bars, fmt="%.3g", fontsize=6.5, rotation=90, padding=2)
+        axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
+        axis.grid(visible=False, axis="x")
+        axis.margins(y=0.2)
+        axis.set(title=f"Null {plain(null)}", xlabel="max_k")
+    axes[names[0]].set_ylabel(label)
+    legend_below(figure, axes[names[0]])
+    figure.suptitle(f"{title} ({caption(table)})", fontsize=9.5)
+    return figure
+
+
+def _errorbar(
+    axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, look: dict[str, object]
+) -> None:
+    limits = rows[[f"{name}_low", f"{name}_high"]].to_numpy().T
+    error = np.abs(limits - rows[name].to_numpy())
+    axis.errorbar(x, rows[name], yerr=error, elinewidth=0.7, capsize=1.5, label=label, **look)
+
+
+def _widest(counts: pd.DataFrame) -> pd.DataFrame:
+    return counts[counts["max_k"] == counts["max_k"].max()]
+
+
+def _by_alpha(rows: pd.DataFrame) -> list[tuple[dict[str, object], float, pd.DataFrame]]:
+    alphas = sorted(rows["alpha"].unique())
+    return [
+        (ordered_series(place, len(alphas)), alpha, rows[rows["alpha"] == alpha])
+        for place, alpha in enumerate(alphas)
+    ]
+
+
+def _central(group: pd.DataFrame) -> tuple[int, int]:
+    """Return the 5 % and 95 % quantiles of the experts of one layer."""
+    ordered = group.sort_values("experts")
+    below = ordered["share"].cumsum() / ordered["share"].sum()
+    low, high = np.searchsorted(below, [0.05, 0.95])
+    return ordered["experts"].iloc[low], ordered["experts"].iloc[min(high, len(ordered) - 1)]

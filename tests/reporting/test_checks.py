@@ -1,0 +1,54 @@
+"""Pages that call another host, lack an image or link into nowhere are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_routing.errors import InputError
+from moe_routing.reporting.checks import check_pages
+
+GOOD = """<html><head><style>b { background: url(data:image/png;base64,AA) }</style></head>
+<body id="top"><img src="data:image/png;base64,AA"/><img src="here.png"/>
+<a href="https://example.org">a source</a><a href="other.html#there">other</a><a href="#top">up</a>
+</body></html>"""
+
+
+def write(folder, text):
+    (folder / "here.png").write_bytes(b"png")
+    (folder / "other.html").write_text('<p id="there">x</p>')
+    (folder / "page.html").write_text(text)
+    return [folder / "page.html", folder / "other.html"]
+
+
+def test_a_page_may_link_to_hosts_but_not_load_from_them(tmp_path):
+    check_pages(write(tmp_path, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ('<script src="https://cdn.example.org/x.js"></script>', "from another host"),
+        ('<link rel="stylesheet" href="http://example.org/x.css"/>', "from another host"),
+        ('<img src="//example.org/x.png"/>', "from another host"),
+        ("<style>@import 'https://example.org/x.css';</style>", "a style loads"),
+        ('<p style="background: url(https://example.org/x.png)">x</p>', "a style loads"),
+        ('<img src="gone.png"/>', "gone.png is missing"),
+        ('<a href="gone.html">x</a>', "leads nowhere"),
+        ('<a href="other.html#gone">x</a>', "no such place"),
+        ('<a href="#gone">x</a>', "no such place"),
+        ("<p>see <strong>?@fig-gone</strong></p>", "cross-reference '@fig-gone' leads nowhere"),
+        (
+            '<span class="citation" data-cites="x">(<strong>x?</strong>)</span>',
+            "citation '@x' is not in references.bib",
+        ),
+    ],
+)
+def test_each_fault_is_found(tmp_path, added, said):
+    pages = write(tmp_path, GOOD.replace("</body>", f"{added}</body>"))
+    with pytest.raises(InputError, match=said):
+        check_pages(pages)
+
+
+def test_a_page_that_was_not_rendered(tmp_path):
+    with pytest.raises(InputError, match="was not rendered"):
+        check_pages([tmp_path / "none.html"])

@@ -1,0 +1,140 @@
+"""The manuscript renders from a results folder, every cell and all; broken sources do not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from moe_routing.errors import InputError
+from moe_routing.reporting.article import Article
+from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
+from moe_routing.reporting.render import PREVIEW_NOTE, render
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "report"
+
+
+@pytest.fixture(scope="module")
+def rendered(planted):
+    assert render(SOURCE, planted.folder) == "preview"
+    return planted.folder / "report"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Path(shutil.copytree(SOURCE, tmp_path / "report"))
+
+
+def text_of(path):
+    body = re.sub(r"(?s)<style.*?</style>|<[^>]+>", "", path.read_text(encoding="utf-8"))
+    return re.sub(r"\s+", " ", body.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def test_every_file_is_there_and_nothing_else(rendered):
+    found = {path.relative_to(rendered).as_posix() for path in rendered.rglob("*.*")}
+    assert found == set(outputs())
+    assert all((SOURCE / name).is_file() for name in sources())
+
+
+def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
+    text = text_of(rendered / "index.html")
+    start = text[: text.index("Abstract A mixture")]
+    assert PREVIEW_NOTE in start
+    assert "Asked. Does every token need the 8 experts" in start
+    assert "Found. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
+    assert "\N{MINUS SIGN}3.0 percentage points [" in start
+    assert "On. a small model (olmoe-nano, 16 million parameters)" in start
+
+
+def test_abstract_says_the_same(rendered):
+    text = text_of(rendered / "index.html")
+    abstract = text[text.index("Abstract A mixture") : text.index("1 Question OLMoE")]
+    assert "bh_k8_a005 was less accurate than regular_k8" in abstract
+    assert "1,500 items" in abstract
+
+
+def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
+    html = (rendered / "index.html").read_text(encoding="utf-8")
+    images = re.findall(r"<img[^>]*>", html)
+    assert len(images) == 7
+    assert all(re.search(r'alt="[^"]{40,}"', image) for image in images)
+    assert all('src="data:image/png;base64,' in image for image in images)
+    assert html.count("<table") >= 6
+    assert "{python}" not in html
+    assert "Benjamini, Yoav" in html
+    assert "<math" in html
+
+
+def test_docx_holds_text_and_figures(rendered):
+    with zipfile.ZipFile(rendered / "index.docx") as archive:
+        names = archive.namelist()
+        text = archive.read("word/document.xml").decode()
+    assert sum(name.startswith("word/media/") for name in names) == 7
+    assert "percentage points" in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_valid_were_run_and_start_by_themselves(rendered, name):
+    path = rendered / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "git" in code[0].source
+    assert "prepare(CONFIG" in code[0].source
+    assert "GPU" in code[0].outputs[0].text
+    assert all(cell.execution_count for cell in code)
+    assert "errors" not in {o.output_type for cell in code for o in cell.outputs}
+    assert str(ROOT) not in path.read_text(encoding="utf-8")
+
+
+def test_rendering_twice_gives_the_same_notebook(rendered):
+    text = (rendered / "notebooks" / "comparison.ipynb").read_text(encoding="utf-8")
+    assert "execution" not in json.dumps([c["metadata"] for c in json.loads(text)["cells"]])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("See @tbl-nowhere.", "cross-reference '@tbl-nowhere' leads nowhere"),
+        ("See [@nobody2024].", "citation '@nobody2024' is not in references.bib"),
+        ("```{python}\n1 / 0\n```", "ZeroDivisionError: division by zero"),
+        ("So `{python} 1 / 0`.", "ZeroDivisionError: division by zero"),
+        ("![Gone](gone.png)", "gone.png"),
+        ("[Gone](gone.html)", "link to gone.html leads nowhere"),
+    ],
+)
+def test_a_broken_article_is_one_line_and_leaves_the_old_one(tmp_path, copy, body, said):
+    (copy / "index.qmd").write_text(f"---\ntitle: x\n---\n\n{body}\n", encoding="utf-8")
+    for name in NOTEBOOKS:
+        page = copy / "notebooks" / f"{name}.qmd"
+        page.write_text("---\ntitle: y\n---\n\nNothing.\n", encoding="utf-8")
+    old = tmp_path / "results" / "report" / "index.html"
+    old.parent.mkdir(parents=True)
+    old.write_text("old", encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        render(copy, tmp_path / "results")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in old.parent.rglob("*")] == ["index.html"]
+    assert old.read_text(encoding="utf-8") == "old"
+
+
+def test_an_unknown_figure_or_table_is_an_error(planted):
+    article = Article(planted)
+    for ask in (article.figure, article.ref):
+        with pytest.raises(InputError, match="figure 'fig-gone'; allowed: fig-pareto"):
+            ask("fig-gone")
+    with pytest.raises(InputError, match="table 'tbl-gone'; allowed: tbl-results"):
+        article.table("tbl-gone")
+
+
+def test_folders_that_are_not_there(planted, tmp_path):
+    with pytest.raises(InputError, match="no such results folder"):
+        render(SOURCE, tmp_path / "none")
+    with pytest.raises(InputError, match="no such folder; run this in the repository"):
+        render(tmp_path / "none", planted.folder)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from slow_loops import router_inputs
+
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.types import RouterInputs, Selection
+
+BASES = ["bh_k16_a010", "threshold_k16_a030_random-direction", "topp_k16_p050", "adaptive_k8"]
+
+
+@pytest.fixture
+def inputs(rng) -> RouterInputs:
+    logits_TE = rng.standard_normal((2500, 64)).astype(np.float32)
+    logits_TE[::2, :6] += 4
+    return router_inputs(torch.from_numpy(rng.permuted(logits_TE, axis=1)), layer=1)
+
+
+@pytest.fixture
+def select(calibration_of, inputs):
+    """Route the inputs by an id, in a context of its own."""
+
+    def run(strategy_id: str, used: RouterInputs = inputs, passes: int = 1) -> Selection:
+        selector = parse_strategy(strategy_id).selector(calibration_of(64), 64)
+        for _ in range(passes):
+            selection = selector(used, used.logits_TE.softmax(-1))
+        return selection
+
+    return run
+
+
+@pytest.mark.parametrize("base_id", BASES)
+def test_shuffle_permutes_counts_and_keeps_each_tokens_order(
+    calibration_of, inputs, select, base_id
+):
+    base, control = select(base_id), select(f"shuffle.{base_id}")
+    assert torch.equal(base.count_T.sort().values, control.count_T.sort().values)
+    assert torch.equal(base.rejected_T.sort().values, control.rejected_T.sort().values)
+    moved = (base.count_T != control.count_T).double().mean()
+    assert moved > 0.3
+    strategy = parse_strategy(base_id)
+    ranking = strategy.ranker(calibration_of(64), 64)(inputs, inputs.logits_TE.softmax(-1))
+    for index_K, order_K, count in zip(
+        control.index_TK, ranking.order_TK, control.count_T.tolist(), strict=True
+    ):
+        assert torch.equal(index_K[:count], order_K[:count])
+        assert (index_K[count:] == 64).all()
+
+
+def test_shuffle_breaks_the_link_between_token_and_count(inputs, select):
+    base, control = select("bh_k16_a010"), select("shuffle.bh_k16_a010")
+    easy_T = inputs.logits_TE.amax(1).numpy()
+    assert abs(stats.spearmanr(easy_T, base.count_T).statistic) > 0.3
+    assert abs(stats.spearmanr(easy_T, control.count_T).statistic) < 0.08
+
+
+def test_shuffle_stays_among_real_tokens(rng, inputs, select):
+    mask_T = torch.from_numpy(rng.random(2500) < 0.6)
+    padded = dataclasses.replace(inputs, mask_T=mask_T)
+    base, control = select("bh_k16_a010"), select("shuffle.bh_k16_a010", padded)
+    assert torch.equal(base.count_T[mask_T].sort().values, control.count_T[mask_T].sort().values)
+    assert not torch.equal(base.count_T[mask_T], control.count_T[mask_T])
+    assert torch.equal(base.count_T[~mask_T], control.count_T[~mask_T])
+
+
+@pytest.mark.parametrize("control", ["shuffle", "randomid"])
+def test_draws_depend_on_seed_layer_and_pass_only(inputs, select, control):
+    first = select(f"{control}.bh_k16_a010")
+    again = select(f"{control}.bh_k16_a010")
+    other = select(f"{control}_s1.bh_k16_a010")
+    later = select(f"{control}.bh_k16_a010", passes=2)
+    layer = select(f"{control}.bh_k16_a010", dataclasses.replace(inputs, layer=0))
+    assert torch.equal(first.index_TK, again.index_TK)
+    for different in (other, later, layer):
+        assert not torch.equal(first.index_TK[:, :1], different.index_TK[:, :1]) or not torch.equal(
+            first.count_T, different.count_T
+        )
+
+
+@pytest.mark.parametrize("base_id", BASES)
+def test_random_identity_keeps_counts_and_draws_every_expert_alike(inputs, select, base_id):
+    base, control = select(base_id), select(f"randomid.{base_id}")
+    assert torch.equal(base.count_T, control.count_T)
+    chosen = control.index_TK[control.index_TK < 64]
+    load_E = torch.bincount(chosen, minlength=64).numpy()
+    assert load_E.sum() == int(base.count_T.sum())
+    assert stats.chisquare(load_E).pvalue > 1e-4
+    for index_K, count in zip(control.index_TK.tolist(), control.count_T.tolist(), strict=True):
+        assert len(set(index_K[:count])) == count
+
+
+def test_random_identity_takes_no_masked_expert(inputs, select):
+    logits_TE = inputs.logits_TE.clone()
+    logits_TE[:, 10:] = -torch.inf
+    masked = dataclasses.replace(inputs, logits_TE=logits_TE)
+    for control in ("randomid", "shuffle", "layermean"):
+        index_TK = select(f"{control}.topp_k16_p090", masked).index_TK
+        assert set(index_TK.unique().tolist()) <= {*range(10), 64}
+
+
+@pytest.mark.parametrize("base_id", BASES[2:])
+def test_layer_mean_gives_every_token_the_rounded_mean(calibration_of, select, base_id):
+    calibration = calibration_of(64)
+    selector = parse_strategy(base_id).selector(calibration, 64)
+    logits_TE = calibration.sample.logits_LTE[1]
+    on_calibration = selector(router_inputs(logits_TE, layer=1), logits_TE.softmax(-1))
+    mean = round(float(on_calibration.count_T.double().mean()))
+    control = select(f"layermean.{base_id}")
+    assert mean > 1
+    assert (control.count_T == mean).all()
+    assert (control.rejected_T == mean).all()
+
+
+def test_controls_inherit_everything_else():
+    base = parse_strategy("bh_k16_a005_pooled_renormalised")
+    for family in ("shuffle", "layermean", "randomid"):
+        control = parse_strategy(f"{family}.{base.id}")
+        assert control.needs_null == "pooled"
+        assert control.needs_calibration
+        assert control.weighting_kind == "renormalised"
+        assert (control.min_experts, control.max_experts) == (1, 16)
+        assert control.model_dump()["base"] == base.model_dump()
+    assert not parse_strategy("shuffle.topp_k8_p050").needs_calibration
+    assert parse_strategy("layermean.topp_k8_p050").needs_calibration

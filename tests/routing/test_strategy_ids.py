@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_routing.errors import InputError
+from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.strategies import CONTROLS, FAMILIES, parse_strategy
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.weighting import WEIGHTINGS
+
+
+@st.composite
+def strategy_objects(draw: st.DrawFn):
+    """Any strategy with any legal parameters, made without an id."""
+    cls = draw(st.sampled_from(FAMILIES))
+    values = {}
+    for name in cls.codes:
+        if cls.model_fields[name].annotation is float:
+            digits = draw(st.integers(1, 5))
+            values[name] = draw(st.integers(1, 10**digits - 1)) / 10**digits
+        elif name == "min_k":
+            values[name] = draw(st.integers(1, 2))
+        else:
+            values[name] = draw(st.integers(2, 128))
+    for word in cls.words:
+        values[word] = draw(st.sampled_from(cls.choices(word)))
+    base = cls(**values)
+    if issubclass(cls, Ranked) and draw(st.booleans()):
+        control = draw(st.sampled_from(CONTROLS))
+        seed = {"seed": draw(st.integers(0, 9))} if "seed" in control.codes else {}
+        return control(base=base, **seed)
+    return base
+
+
+@given(strategy_objects())
+def test_every_id_names_its_strategy_and_fits_a_file_name(strategy):
+    assert parse_strategy(strategy.id) == strategy
+    assert parse_strategy(strategy.id).id == strategy.id
+    assert re.fullmatch(r"[a-z0-9_.-]+", strategy.id)
+
+
+@pytest.mark.parametrize(
+    ("strategy_id", "meaning"),
+    [
+        ("regular_k8", {"k": 8}),
+        ("bh_k16_a005", {"max_k": 16, "alpha": 0.05, "null": "within_token", "min_k": 1}),
+        ("bh_k16_a010_m2_per-expert_mass-matched", {"alpha": 0.1, "min_k": 2}),
+        ("ebh_k64_a0125_random-direction", {"alpha": 0.125, "null": "random_direction"}),
+        ("minp_k8_t010", {"max_k": 8, "ratio": 0.1}),
+        ("topp_k16_p090_renormalised", {"mass": 0.9, "weighting": "renormalised"}),
+        ("dynskip_k8_q050", {"share": 0.5}),
+        ("perlayer_k6", {"mean_k": 6}),
+        ("shuffle_s3.bh_k16_a005", {"seed": 3}),
+    ],
+)
+def test_ids_mean_what_they_say(strategy_id, meaning):
+    strategy = parse_strategy(strategy_id)
+    assert strategy.id == strategy_id
+    assert {name: getattr(strategy, name) for name in meaning} == meaning
+
+
+def test_every_null_and_weighting_can_be_named():
+    for null in NULLS:
+        assert parse_strategy(f"bh_k8_a005_{null.replace('_', '-')}").null == null
+    for weighting in WEIGHTINGS:
+        word = weighting.replace("_", "-")
+        assert parse_strategy(f"bh_k8_a005_{word}").weighting == weighting
+
+
+@pytest.mark.parametrize(
+    ("strategy_id", "line"),
+    [
+        ("", "unknown strategy ''; allowed families: regular"),
+        ("bhh_k8_a005", "unknown strategy 'bhh_k8_a005'; did you mean 'bh'?; allowed families:"),
+        ("top_k8", "unknown strategy 'top_k8'; did you mean 'topp'?"),
+        ("shufle.bh_k8_a005", "did you mean 'shuffle'?; allowed controls (before the point): shuf"),
+        ("bh.bh_k8_a005", "allowed controls (before the point): shuffle, layermean, randomid"),
+        ("shuffle", "unknown strategy 'shuffle'; allowed families:"),
+        ("shuffle.regular_k8", "'regular_k8' cannot be taken apart; allowed families after the"),
+        ("shuffle.shuffle.bh_k8_a005", "'shuffle.bh_k8_a005' cannot be taken apart"),
+        ("layermean_s1.bh_k8_a005", "unknown part 's1'; allowed: none"),
+        ("bh_k8", "strategy 'bh_k8': alpha: Field required"),
+        ("bh_k8_a000", "strategy 'bh_k8_a000': alpha is 0.0; input should be greater than 0"),
+        ("bh_k8_a1", "strategy 'bh_k8_a1': alpha is 1.0; input should be less than 1"),
+        ("bh_k0_a005", "strategy 'bh_k0_a005': max_k is 0; input should be greater than or equal"),
+        ("bh_k2_a005_m4", "max_k is 2; allowed: at least min_k = 4"),
+        ("bh_k8_a005_poold", "unknown part 'poold'; allowed: k<number>, a<number>, m<number>, wi"),
+        ("bh_k8_k9_a005", "max_k is given twice; allowed: once"),
+        ("minp_k8_t000", "ratio is 0.0; input should be greater than 0"),
+        ("dynskip_k1_q050", "max_k is 1; input should be greater than or equal to 2"),
+        ("regular_k-8", "unknown part 'k-8'; allowed: k<number>"),
+    ],
+)
+def test_a_bad_id_ends_in_one_line_that_says_what_is_allowed(strategy_id, line):
+    with pytest.raises(InputError) as error:
+        parse_strategy(strategy_id)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, float("nan")])
+def test_a_level_outside_the_unit_interval_is_refused_by_every_test(alpha):
+    for cls in FAMILIES:
+        if "alpha" in cls.codes:
+            with pytest.raises(ValueError, match="alpha"):
+                cls(max_k=8, alpha=alpha)
