@@ -28,11 +28,19 @@ else:
     include: "workflow/rules/evaluate.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
+    include: "workflow/rules/baseline.smk"
+    include: "workflow/rules/bh.smk"
+    include: "workflow/rules/validity.smk"
+    include: "workflow/rules/audit.smk"
+    include: "workflow/rules/figures.smk"
+    include: "workflow/rules/report.smk"
 
     rule all:
         default_target: True
         input:
             f"{RESULTS}/comparison/full_routing_results.csv",
             rules.statistics.output,
+            rules.comparison_report.output,
+            rules.render_article.output,
         message:
-            "The study is complete: {input}"
+            "The study is complete: {RESULTS}"

@@ -1,7 +1,8 @@
 """Time the routing of one layer against the stock router's softmax and top-k.
 
 Prints a Markdown table: median milliseconds of the stock router at the same cap, of ours (softmax,
-select and weigh), and the median ratio over alternating pairs of runs.
+select and weigh), and the median ratio over alternating pairs of runs. On the CPU, numpy sorts on
+one thread whatever ``--threads`` says, while torch's top-k uses them all.
 
     python benchmarks/selection.py --tokens 8192 --experts 64 --cap 16
 """
@@ -24,6 +25,7 @@ from moe_routing.routing.strategies import Router, parse_strategy
 from moe_routing.routing.types import RouterInputs
 
 HIDDEN = 128
+CALIBRATION_TOKENS = 8192
 
 
 def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> CalibrationSample:
@@ -77,7 +79,7 @@ def compare(
     return (*(statistics.median(column) for column in zip(*times, strict=True)), ratio)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse arguments, time, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,13 +93,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     torch.set_num_threads(arguments.threads)
     rng = np.random.default_rng(arguments.seed)
-    sample = simulated_sample(arguments.tokens, arguments.experts, rng)
+    sample = simulated_sample(CALIBRATION_TOKENS, arguments.experts, rng)
     calibration = Calibration(sample, {name: null.fit(sample) for name, null in NULLS.items()})
-    logits_TE = sample.logits_LTE[0].to(arguments.device, getattr(torch, arguments.dtype))
+    logits_TE = simulated_sample(arguments.tokens, arguments.experts, rng).logits_LTE[0]
+    logits_TE = logits_TE.to(arguments.device, getattr(torch, arguments.dtype))
     inputs = RouterInputs(
         0,
         logits_TE,
@@ -110,6 +113,7 @@ def main() -> None:
     ids = [f"regular_k{cap}"]
     ids += [f"bh_{level}_{null.replace('_', '-')}" for null in NULLS]
     ids += [f"{family}_{level}_pooled" for family in ("by", "storey", "hc")]
+    ids += [f"minp_k{cap}_t010", f"topp_k{cap}_p050", f"shuffle.bh_{level}"]
     print(f"| strategy | stock top-{cap}, ms | ours, ms | ratio |\n|---|---|---|---|")
     for strategy_id in ids:
         strategy = parse_strategy(strategy_id)

@@ -76,7 +76,7 @@ def change(values, key, value):
         ("strategies", ["regulr_k8"], "'regulr_k8'; did you mean 'regular'?"),
         ("strategies", ["bh_k8_a100"], "strategy 'bh_k8_a100': alpha is 1.0; input"),
         ("strategies", ["bh_k8_a000"], "strategy 'bh_k8_a000': alpha is 0.0; input"),
-        ("strategies", ["regular_k8", "bh_k0_a005"], "strategies: strategy 'bh_k0_a005': max_k is 0"),
+        ("strategies", ["regular_k8", "bh_k0_a005"], "'bh_k0_a005': max_k is 0"),
         ("strategies", ["regular_k8", "bh_k8_a005_pooledd"], "unknown part 'pooledd'"),
         ("strategies", ["regular_k8", "regular_k8"], "'regular_k8' is listed twice"),
         ("strategies", ["regular_k2"], "baseline is 'regular_k8'; allowed: regular_k2"),

@@ -177,9 +177,11 @@ class StudyConfig(ClosedModel):
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
         needed = {null for name in self.strategies if (null := parse_strategy(name).needs_null)}
+        needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.audit.nulls or ())}
         missing = sorted(needed - set(self.calibration.nulls))
         if missing:
-            raise ValueError(f"calibration.nulls lacks '{missing[0]}', which a strategy uses")
+            used = "which a strategy or an analysis uses"
+            raise ValueError(f"calibration.nulls lacks '{missing[0]}', {used}")
         return self
 
 

@@ -18,14 +18,16 @@ from moe_routing.models.recorder import Recorder
 from moe_routing.pretraining.card import write_card
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.pretraining.measure import (
-    RandomExperts,
+    FixedCount,
     measure_model,
+    random_experts,
     validation_windows,
     window_losses,
 )
 from moe_routing.pretraining.model import export_model
 from moe_routing.pretraining.plot import plot_training
 from moe_routing.pretraining.train import Trainer
+from moe_routing.routing.strategies.topk import Regular
 
 
 @pytest.fixture(scope="module")
@@ -153,23 +155,35 @@ def test_routing_is_that_of_the_stock_router(
         assert routing["entropy"] == pytest.approx(entropy, rel=1e-5)
 
 
-def test_random_experts_are_distinct_seeded_and_even(
-    config: PretrainConfig, tokenizer, tokens: Path, run: Path
+def test_random_experts_keep_the_scale_of_the_layer(
+    config: PretrainConfig, tokenizer, tokens: Path, run: Path, measured: dict
 ):
     ids_WL = validation_windows(config, tokenizer, tokens).ids_WL
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
-    losses = []
-    for seed in (0, 0, 1):
-        recorder = Recorder()
-        with routed(model, RandomExperts(k=2, seed=seed), recorder=recorder):
-            losses.append(window_losses(model, ids_WL, "random"))
-        statistics = recorder.statistics()
-        assert statistics.count_histogram_LC[:, 2].tolist() == [statistics.tokens] * 2
-        expected = statistics.tokens * 2 / 8
-        # Counts are binomial; 5 standard deviations.
-        assert abs(statistics.load_LE - expected).max() < 5 * math.sqrt(expected * 6 / 8)
-    assert np.array_equal(losses[0], losses[1])
-    assert not np.array_equal(losses[0], losses[2])
+    losses, mass = {}, {}
+    fixed = FixedCount(max_k=2, weighting="mass_matched")
+    for strategy in (Regular(k=2), fixed, random_experts(2, config.seed)):
+        recorder = WeightSums()
+        with routed(model, strategy, recorder=recorder):
+            losses[strategy.family] = window_losses(model, ids_WL, strategy.id)
+        mass[strategy.family] = recorder.sums[0]
+    # The first layer sees the same input under each of them.
+    torch.testing.assert_close(mass["randomid"], mass["regular"])
+    np.testing.assert_allclose(losses["fixed"], losses["regular"], rtol=1e-6)
+    total = losses["randomid"].sum() / (ids_WL[:, 1:]).size
+    assert measured["random_experts"]["loss"] == pytest.approx(total)
+
+
+class WeightSums(Recorder):
+    """Keeps the summed weights of each token, a forward pass and layer after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.sums = []
+
+    def add(self, layer, routing, *bounds):
+        self.sums.append(routing.weight_TK.sum(1))
+        super().add(layer, routing, *bounds)
 
 
 def test_card_tells_what_was_measured(

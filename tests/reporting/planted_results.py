@@ -9,17 +9,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.baseline import write_baseline
+from moe_routing.analysis.bh import write_bh
 from moe_routing.config import TASKS, StudyConfig
+from moe_routing.data.items import write_items
+from moe_routing.data.tasks import load_items
+from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
+from moe_routing.models.loading import LoadedModel
 from moe_routing.models.recorder import RoutingStatistics
 from moe_routing.reporting.study import Study
+from moe_routing.routing.calibration import SAMPLE_FILE, null_path
+from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.study import write_statistics
 from moe_routing.workflow import write_config
 
+ROOT = Path(__file__).resolve().parents[2]
+DATA_FILES = ROOT / "tests" / "data_files"
 LAYERS, EXPERTS = 4, 64
+ANALYSIS = {
+    "baseline": {"tokens": 200, "domain_tokens": 100, "prompts": ["The capital of France is"]},
+    "bh": {
+        "tokens": 200, "max_k": [8, 64], "alpha": [0.05, 0.10], "nulls": ["within_token"],
+        "fewer_k": [4], "prompt": "The theory of", "new_tokens": 2,
+    },
+}  # fmt: skip
+"""Analyses so small that they take seconds."""
+
 STRATEGIES = (
     "regular_k4", "regular_k8", "normalized_k8", "uniform_k8", "adaptive_k8",
     "bh_k8_a001", "bh_k8_a005", "bh_k16_a005", "bh_k64_a005",
@@ -44,7 +63,8 @@ def planted_config(
     values = {
         "study": study,
         "seed": 3,
-        "model": model or {"path": "resources/olmoe-nano"},
+        "model": model or {"path": str(ROOT / "resources" / "olmoe-nano")},
+        "analysis": ANALYSIS,
         "calibration": {"source": local, "tokens": 1024},
         "datasets": {name: {"source": local} for name in datasets},
         "strategies": list(strategies),
@@ -228,3 +248,22 @@ def _routing(low: int, high: int, tokens: int) -> RoutingStatistics:
 def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def add_analyses(study: Study, nano: LoadedModel) -> None:
+    """Calibrate, and run the baseline and BH analyses for real on a few words of real text."""
+    config, folder = study.config, study.folder
+    for name in config.datasets:
+        items = load_items(name, DATA_FILES / f"{name}.jsonl")
+        write_items(items[:4], folder / "data" / f"{name}.parquet")
+    texts = (DATA_FILES / "calibration.txt").read_text(encoding="utf-8").split("\n\n")
+    sample = sample_router_logits(
+        nano.model, nano.tokenizer, texts, tokens=512, window=128, rng=np.random.default_rng(0)
+    )
+    sample.save(folder / "calibration" / SAMPLE_FILE)
+    null = fit_null("within_token", sample)
+    path = null_path(folder / "calibration", "within_token")
+    save_null(null, sample, path)
+    diagnose(null, sample).to_csv(path.with_suffix(".csv"), index=False)
+    write_baseline(config, folder)
+    write_bh(config, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -45,11 +46,11 @@ def tree(text):
 
 
 def plain(document):
-    command = [find_pandoc(), "-f", "json", "-t", "plain", "--wrap=none"]
+    command = [find_pandoc(), "-f", "json", "-t", "html", "--wrap=none"]
     result = subprocess.run(
         command, input=json.dumps(document), capture_output=True, text=True, check=True
     )
-    return result.stdout.replace("\N{NO-BREAK SPACE}", " ")
+    return re.sub(r"<[^>]+>", "", result.stdout).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def resolved(text):

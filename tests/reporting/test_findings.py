@@ -103,20 +103,42 @@ def paired(**verdicts):
     return pd.DataFrame(rows)
 
 
+def margins(**safe):
+    rows = [
+        {"strategy": name, "dataset": "lambada", "metric": "accuracy", "main": True,
+         "margin": 0.01, "noninferior": value}
+        for name, value in safe.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def test_against_baseline_without_any_difference():
     table = paired(bh_k4_a005="inconclusive", uniform_k8="non-inferior")
-    (finding,) = f.against_baseline(table, {"bh_k4_a005": "bh"}, "regular_k8")
-    assert finding.verdict == "no difference shown"
-    assert "none could be shown to differ from `regular_k8`" in finding.text
-    assert "ruled out for 1 setting, none of them BH." in finding.text
+    safe = margins(bh_k4_a005=False, uniform_k8=True)
+    (finding,) = f.against_baseline(table, safe, {"bh_k4_a005": "bh"}, "regular_k8")
+    assert finding.verdict == "none shown"
+    assert "none could be shown to differ from `regular_k8`." in finding.text
+    assert "1 percentage point is ruled out for 1 setting, none of them BH." in finding.text
 
 
 def test_against_baseline_with_one_of_each():
     table = paired(a="better", b="worse", c="worse within margin", d="identical", e="inconclusive")
-    (finding,) = f.against_baseline(table, {"c": "bh"}, "regular_k8")
-    assert "1 was better (`a`) and 2 were worse (`b` and `c`) than `regular_k8`" in finding.text
-    assert "`d` gave the same results" in finding.text
-    assert "ruled out for 1 setting, 1 of them BH." in finding.text
+    safe = margins(a=True, b=False, c=True, d=True, e=False)
+    (finding,) = f.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
+    assert finding.verdict == "some better"
+    assert "1 (`a`) was better and 2 (`b` and `c`) were worse than `regular_k8`" in finding.text
+    assert "for 1 no difference could be shown; 1 (`d`) gave the same result" in finding.text
+    assert "ruled out for 3 settings, 1 of them BH." in finding.text
+
+
+def test_against_baseline_all_worse_and_all_identical():
+    (finding,) = f.against_baseline(paired(a="worse", b="worse"), margins(), {}, "regular_k8")
+    assert "of 2 other settings, all were worse than `regular_k8`" in finding.text
+    table = paired(a="identical", b="identical")
+    (finding,) = f.against_baseline(table, margins(a=False, b=False), {}, "regular_k8")
+    assert finding.verdict == "identical"
+    assert "every other setting gave the same result as `regular_k8` on every item" in finding.text
+    assert "is ruled out for no setting." in finding.text
 
 
 @pytest.mark.parametrize(
@@ -149,7 +171,12 @@ def cells(**columns):
 
 @pytest.mark.parametrize(
     ("value", "low", "verdicts"),
-    [(0.26, 0.22, ["at chance"]), (0.28, 0.26, ["wide margin"]), (0.4, 0.35, [])],
+    [
+        (0.26, 0.22, ["at chance"]),
+        (0.28, 0.26, ["wide margin"]),
+        (0.4, 0.35, []),
+        (0.0, 0.0, ["at zero"]),
+    ],
 )
 def test_chance(value, low, verdicts):
     table = pd.DataFrame([cells(value=value, ci_low=low)])
@@ -226,13 +253,16 @@ def test_ranks(p, verdict):
 
 def test_pareto_says_whether_the_baseline_is_beaten():
     rows = [
-        {"dataset": "lambada", "strategy": "regular_k8", "on_front": False, "front_share": 0.1},
-        {"dataset": "lambada", "strategy": "regular_k4", "on_front": True, "front_share": 0.95},
+        {"strategy": "regular_k8", "value": 0.4, "on_front": False, "front_share": 0.1},
+        {"strategy": "regular_k4", "value": 0.5, "on_front": True, "front_share": 0.95},
     ]
+    rows = [{"dataset": "lambada", **row} for row in rows]
     (beaten,) = g.pareto(pd.DataFrame(rows), "regular_k8")
     (front,) = g.pareto(pd.DataFrame(rows), "regular_k4")
     assert (beaten.verdict, front.verdict) == ("baseline beaten", "baseline on front")
-    assert "`regular_k8` is not on it" in beaten.text
+    assert "`regular_k4` in at least nine of ten resamples; `regular_k8` is not" in beaten.text
+    (tied,) = g.pareto(pd.DataFrame(rows).assign(value=0.0), "regular_k8")
+    assert tied.verdict == "no difference"
 
 
 def test_speed_never_claims_more_than_one_run():
@@ -262,7 +292,7 @@ def test_missing_tables_are_said_to_be_missing():
     assert f.primary(empty, 0.95).verdict == "missing"
     assert f.compute(empty).verdict == "missing"
     assert f.matched(empty).verdict == "missing"
-    assert f.against_baseline(empty, {}, "regular_k8")[0].verdict == "missing"
+    assert f.against_baseline(empty, empty, {}, "regular_k8")[0].verdict == "missing"
     assert g.matched_summary(empty, {})[0].verdict == "missing"
     assert f.detectable(empty) is None
     assert g.ranks(empty) is None

@@ -10,18 +10,25 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from planted_results import add_analyses
 
+from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
 from moe_routing.errors import InputError
 from moe_routing.reporting.article import Article
+from moe_routing.reporting.gallery import GALLERY
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
+from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.render import PREVIEW_NOTE, render
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
+FIGURES = 7
+"""Those of the comparison; those of the analyses were not drawn."""
 
 
 @pytest.fixture(scope="module")
-def rendered(planted):
+def rendered(planted, nano):
+    add_analyses(planted, nano)
     assert render(SOURCE, planted.folder) == "preview"
     return planted.folder / "report"
 
@@ -62,7 +69,7 @@ def test_abstract_says_the_same(rendered):
 def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     html = (rendered / "index.html").read_text(encoding="utf-8")
     images = re.findall(r"<img[^>]*>", html)
-    assert len(images) == 7
+    assert len(images) == FIGURES
     assert all(re.search(r'alt="[^"]{40,}"', image) for image in images)
     assert all('src="data:image/png;base64,' in image for image in images)
     assert html.count("<table") >= 6
@@ -71,11 +78,28 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     assert "<math" in html
 
 
+def test_what_was_not_drawn_is_said(rendered):
+    text = text_of(rendered / "index.html")
+    assert "Not drawn: the analysis validity/ was not made." in text
+    assert "The audit was not made in this run." in text
+
+
+def test_gallery_names_figures_that_are_drawn():
+    made = {
+        part.plot_path("", plot, "png").lstrip("/")
+        for part in (BASELINE, BH, VALIDITY, AUDIT)
+        for plot in part.plots
+    }
+    made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
+    assert {picture.path for picture in GALLERY.values()} <= made
+    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {p.path for p in GALLERY.values()}
+
+
 def test_docx_holds_text_and_figures(rendered):
     with zipfile.ZipFile(rendered / "index.docx") as archive:
         names = archive.namelist()
         text = archive.read("word/document.xml").decode()
-    assert sum(name.startswith("word/media/") for name in names) == 7
+    assert sum(name.startswith("word/media/") for name in names) == FIGURES
     assert "percentage points" in text
 
 

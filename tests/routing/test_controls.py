@@ -70,11 +70,12 @@ def test_shuffle_stays_among_real_tokens(rng, inputs, select):
 
 @pytest.mark.parametrize("control", ["shuffle", "randomid"])
 def test_draws_depend_on_seed_layer_and_pass_only(inputs, select, control):
-    first = select(f"{control}.bh_k16_a010")
-    again = select(f"{control}.bh_k16_a010")
-    other = select(f"{control}_s1.bh_k16_a010")
-    later = select(f"{control}.bh_k16_a010", passes=2)
-    layer = select(f"{control}.bh_k16_a010", dataclasses.replace(inputs, layer=0))
+    # The base treats all layers alike, so that only the draws can differ between them.
+    first = select(f"{control}.topp_k16_p050")
+    again = select(f"{control}.topp_k16_p050")
+    other = select(f"{control}_s1.topp_k16_p050")
+    later = select(f"{control}.topp_k16_p050", passes=2)
+    layer = select(f"{control}.topp_k16_p050", dataclasses.replace(inputs, layer=0))
     assert torch.equal(first.index_TK, again.index_TK)
     for different in (other, later, layer):
         assert not torch.equal(first.index_TK[:, :1], different.index_TK[:, :1]) or not torch.equal(
@@ -101,6 +102,16 @@ def test_random_identity_takes_no_masked_expert(inputs, select):
     for control in ("randomid", "shuffle", "layermean"):
         index_TK = select(f"{control}.topp_k16_p090", masked).index_TK
         assert set(index_TK.unique().tolist()) <= {*range(10), 64}
+
+
+def test_shuffle_gives_no_token_more_experts_than_it_has(inputs, select):
+    logits_TE = inputs.logits_TE.clone()
+    logits_TE[::2, 3:] = -torch.inf
+    masked = dataclasses.replace(inputs, logits_TE=logits_TE)
+    control = select("shuffle.topp_k16_p090", masked)
+    assert int(control.count_T[1::2].max()) > 3
+    assert int(control.count_T[::2].max()) == 3
+    assert set(control.index_TK[::2].unique().tolist()) == {0, 1, 2, 64}
 
 
 @pytest.mark.parametrize("base_id", BASES[2:])

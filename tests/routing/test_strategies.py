@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_loops import router_inputs, slow_selection
+from slow_loops import router_inputs, sample_of, slow_selection
 
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.procedures import bh_levels
 from moe_routing.routing.strategies import FAMILIES, Router, parse_strategy
 from moe_routing.routing.strategies.ranked import BLOCK, Ranked
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
@@ -113,6 +114,21 @@ def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype)
         assert torch.equal(fast.order_TK, slow.order_TK)
 
 
+@pytest.mark.parametrize("null", ["pooled", "pooled_kde", "permuted_context"])
+def test_a_logit_at_the_critical_value_is_selected(calibration_of, null):
+    calibration = calibration_of(64)
+    critical_E = calibration.null(null).critical(0, bh_levels(64, 0.05))
+    # One token for each i: i logits at the i-th critical value, the others far below.
+    at_TE = torch.where(torch.arange(64) <= torch.arange(64)[:, None], critical_E[:, None], -50.0)
+    below_TE = torch.nextafter(at_TE, torch.tensor(-math.inf))
+    strategy = BH(max_k=64, alpha=0.05, null=null)
+    select = strategy.selector(calibration, 64)
+    at = select(router_inputs(at_TE), at_TE.softmax(-1)).rejected_T
+    below = select(router_inputs(below_TE), below_TE.softmax(-1)).rejected_T
+    assert at.tolist() == list(range(1, 65))
+    assert (below == 0).all()
+
+
 def test_tokens_beyond_one_block_are_routed_as_within(rng, calibration_of):
     tokens = 2 * (BLOCK // 64) + 77
     inputs = router_inputs(torch.from_numpy(rng.standard_normal((tokens, 64))).float())
@@ -172,6 +188,22 @@ def test_adaptive_rules_spread_counts_as_documented(calibration_of):
     )
     strategy = parse_strategy("perlayer_k6")
     assert sum(strategy.allocation(calibration)) == 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("minp_k3_t050", 1), ("minp_k3_t049", 3), ("topp_k3_p050", 1), ("topp_k3_p051", 2)],
+)
+def test_rivals_at_their_own_boundary(name, count):
+    probability_TE = torch.tensor([[0.5, 0.25, 0.25]])
+    select = parse_strategy(name).selector(None, 3)
+    assert int(select(router_inputs(probability_TE.log()), probability_TE).count_T) == count
+
+
+def test_dynamic_skipping_keeps_an_expert_at_the_ratio():
+    level = Calibration(sample_of(np.zeros((1, 50, 4)), native_k=1))
+    select = parse_strategy("dynskip_k3_q050").selector(level, 4)
+    assert int(select(router_inputs(torch.zeros(1, 4)), torch.full((1, 4), 0.25)).count_T) == 3
 
 
 def test_entropy_and_confidence_move_the_count_the_right_way(calibration_of):

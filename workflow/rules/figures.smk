@@ -4,7 +4,6 @@ from moe_routing.reporting.plots import planned
 
 rule plot_comparison:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         model=f"{RESULTS}/model.json",
         cells=rules.collect.output,
         statistics=rules.statistics.output,
@@ -28,7 +27,7 @@ rule plot_comparison:
         mem_mb=2000,
         runtime=10,
     params:
-        results=RESULTS,
+        results=subpath(input.model, parent=True),
     message:
         "Drawing the comparison"
     shell:

@@ -4,7 +4,6 @@ from moe_routing.reporting.pages import outputs, sources
 
 rule comparison_report:
     input:
-        config=ancient(f"{RESULTS}/config.yaml"),
         model=f"{RESULTS}/model.json",
         cells=rules.collect.output,
         statistics=rules.statistics.output,
@@ -25,7 +24,7 @@ rule comparison_report:
         mem_mb=2000,
         runtime=10,
     params:
-        results=RESULTS,
+        results=subpath(input.model, parent=True),
     message:
         "Writing the comparison report"
     shell:
@@ -35,7 +34,13 @@ rule comparison_report:
 rule render_article:
     input:
         pages=expand("report/{page}", page=sources()),
-        report=rules.comparison_report.output,
+        report=rules.comparison_report.output[0],
+        analyses=[
+            rules.plot_baseline.output,
+            rules.plot_bh_routing.output,
+            rules.plot_validity.output,
+            rules.plot_audit.output,
+        ],
     output:
         report(
             f"{RESULTS}/report/index.html",
@@ -53,7 +58,7 @@ rule render_article:
         mem_mb=4000,
         runtime=30,
     params:
-        results=RESULTS,
+        results=subpath(input.report, ancestor=2),
     message:
         "Rendering the article"
     shell:

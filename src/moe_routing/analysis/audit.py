@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
 
 TOKENS_A_DOCUMENT = 4
+"""More where there are too few documents."""
 FIRST_POSITION = 8
 """Tokens with less context than this are not intervened on."""
 
@@ -118,12 +119,13 @@ def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> li
     rng = np.random.default_rng(config.seed)
     items = read_text(config, results)
     probes, left = [], settings.tokens
+    each = max(TOKENS_A_DOCUMENT, -(-settings.tokens // len(items)))
     for place in rng.permutation(len(items)):
         if left <= 0:
             break
         request = encoder.rolling([item_text(items[place])])[0][0]
         ids = [*request.input_ids, request.target_ids[-1]]
-        positions = _positions(len(ids), min(left, TOKENS_A_DOCUMENT), settings.horizon, rng)
+        positions = _positions(len(ids), min(left, each), settings.horizon, rng)
         if positions:
             probes.append(Probe(items[place].id, torch.tensor(ids), positions))
             left -= len(positions)
@@ -174,14 +176,15 @@ def _probe_rows(
     recorder: SelectionRecorder,
 ) -> Iterator[dict[str, object]]:
     ids_S = probe.ids_S.to(loaded.model.device)
-    found = loss_changes(loaded.model, ids_S, probe.positions, layers, horizon, recorder)
-    for position, removals, change_RS in found:
-        for removal, change_S in zip(removals, change_RS, strict=True):
+    model = loaded.model
+    for found in loss_changes(model, ids_S, probe.positions, layers, horizon, recorder):
+        for removal, change_S in zip(found.removals, found.change_RS, strict=True):
             yield {
                 "document": probe.document,
-                "position": position,
+                "position": found.position,
                 **asdict(removal),
                 "change": change_S[0],
                 "change_window": change_S.sum(),
                 "followed": change_S.size,
+                "noise": found.noise,
             }

@@ -44,7 +44,7 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     loaded = load_model(config.model, config.resources.threads)
     native_k = find_routers(loaded.model)[0].native_k
     rng = np.random.default_rng(config.seed)
-    name = text_dataset(list(config.datasets))
+    name = text_dataset(config.datasets)
     captures = {
         dataset: _capture(config, results, loaded, dataset, first=dataset == name)
         for dataset in config.datasets

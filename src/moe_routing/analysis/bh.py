@@ -99,7 +99,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
         {"prompt": config.analysis.bh.prompt, "generated": generations},
         folder / "bh_generation.json",
     )
-    advice = {"dataset": text_dataset(list(config.datasets)), **_advice(runs, config)}
+    advice = {"dataset": text_dataset(config.datasets), **_advice(runs, config)}
     write_json(advice, folder / "recommendation.json")
     return table
 
@@ -169,7 +169,8 @@ def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
     # One token more: the last one generated is never read, so that it is not routed.
     output = loaded.model.generate(
-        **inputs,
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
         do_sample=False,
         min_new_tokens=new_tokens + 1,
         max_new_tokens=new_tokens + 1,

@@ -92,7 +92,9 @@ class ValidityAnalysis(ClosedModel):
 class AuditAnalysis(ClosedModel):
     """What happens to the loss when one selected expert is left out."""
 
-    tokens: PositiveInt = Field(200, description="Tokens, four a document where it is long enough.")
+    tokens: PositiveInt = Field(
+        200, description="Tokens, four a document, more where documents are few."
+    )
     layers: PositiveInt = Field(4, description="Layers, evenly spaced, first and last included.")
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     nulls: list[str] | None = Field(

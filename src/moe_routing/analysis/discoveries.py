@@ -2,7 +2,8 @@
 
 Pure functions of tables. A removal is one row: ``arm``, ``null``, ``alpha``, ``document``,
 ``position``, ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``change`` (of the
-token's own next-token loss, nats) and ``change_window`` (summed over the followed tokens).
+token's own next-token loss, nats), ``change_window`` (summed over the followed tokens) and
+``noise`` (what rounding alone does to that loss).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def false_discoveries(
     have Wilson intervals with the design effect of documents (for ``fdr`` conservative, since its
     values are fractions). ``harmful`` is the share of discoveries whose removal lowers the loss by
     epsilon or more. Experts that only the floor put in are no discoveries: ``floor_only`` counts
-    them.
+    them. ``noise`` is the 95 % quantile of what rounding alone does to a loss: an epsilon below it
+    tells nothing.
     """
     rows = []
     keys = ["arm", "null", "alpha"]
@@ -73,6 +75,7 @@ def _proportions(
         **_share("fdr", share, decisions["document"], confidence),
         "harmful": float((found[column] <= -epsilon).mean()) if some else np.nan,
         "mean_change": float(found[column].mean()) if some else np.nan,
+        "noise": float(group["noise"].quantile(0.95)),
     }
 
 

@@ -6,7 +6,7 @@ attention only the token itself and later ones can change, so that the tokens be
 once and kept as a cache; the interventions on a token are the rows of one batch, and the first row
 is the same token untouched.
 
-Shape letters: L layers, T tokens, K slots, R rows of a batch, S positions, V vocabulary.
+Shape letters: T tokens, K slots, R rows of a batch, S positions, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -112,6 +112,25 @@ def _without(router: RouterModule, pairs: Sequence[tuple[int, int]]) -> Iterator
         router.module.forward = inner
 
 
+@dataclass(frozen=True)
+class Intervened:
+    """What removing every selected pair of one token did.
+
+    Attributes:
+        position: the token.
+        removals: the pairs.
+        change_RS: change of the next-token loss against the untouched row, nats, float64,
+            (removals, positions followed).
+        noise: difference between the token's loss in the untouched row and in the pass that read
+            the whole document, which is 0 but for rounding, nats.
+    """
+
+    position: int
+    removals: list[Removal]
+    change_RS: np.ndarray
+    noise: float
+
+
 @torch.inference_mode()
 def loss_changes(
     model: PreTrainedModel,
@@ -120,8 +139,11 @@ def loss_changes(
     layers: Sequence[int],
     horizon: int,
     recorder: SelectionRecorder,
-) -> Iterator[tuple[int, list[Removal], np.ndarray]]:
+) -> Iterator[Intervened]:
     """Remove every selected pair of some tokens, one at a time; use inside ``routed``.
+
+    Losses are computed in float32 at least from the final hidden states, whatever the dtype of the
+    model: half-precision logits are coarser than most effects.
 
     Args:
         model: the model, with a strategy in place that writes to ``recorder``.
@@ -132,28 +154,37 @@ def loss_changes(
         recorder: the recorder given to ``routed``.
 
     Yields:
-        The position, its removals, and the change of loss in nats against the untouched row,
-        float64, (removals, positions followed).
+        One result a position.
     """
     routers = find_routers(model)
     # The last token is never read, only predicted.
-    cache = model(ids_S[None, :-1], use_cache=True).past_key_values
+    whole = model.base_model(ids_S[None, :-1], use_cache=True)
     by_position = {position: recorder.removals(position, layers) for position in positions}
     for position, removals in by_position.items():
         end = min(position + horizon, ids_S.numel() - 1)
         input_S, target_S = ids_S[position:end], ids_S[position + 1 : end + 1]
         rows = len(removals) + 1
         with removed(routers, removals, input_S.numel()):
-            logits_RSV = model(
+            hidden_RSH = model.base_model(
                 input_S.expand(rows, -1),
-                past_key_values=_cut(cache, position, rows, model),
+                past_key_values=_cut(whole.past_key_values, position, rows, model),
                 use_cache=True,
-            ).logits
-        loss_RS = F.cross_entropy(
-            logits_RSV.flatten(0, 1).double(), target_S.expand(rows, -1).flatten(),
-            reduction="none",
-        ).view(rows, -1)  # fmt: skip
-        yield position, removals, (loss_RS[1:] - loss_RS[:1]).cpu().numpy()
+            ).last_hidden_state
+        loss_RS = _losses(model, hidden_RSH, target_S.expand(rows, -1))
+        read = _losses(model, whole.last_hidden_state[:, position:end], target_S[None])
+        change_RS = (loss_RS[1:] - loss_RS[:1]).cpu().numpy()
+        noise = float((loss_RS[0, 0] - read[0, 0]).abs())
+        yield Intervened(position, removals, change_RS, noise)
+
+
+def _losses(model: PreTrainedModel, hidden_RSH: Tensor, target_RS: Tensor) -> Tensor:
+    """Return next-token losses in nats, float64, (rows, positions)."""
+    head_VH = model.get_output_embeddings().weight
+    dtype = torch.promote_types(hidden_RSH.dtype, torch.float32)
+    logits_RSV = F.linear(hidden_RSH.to(head_VH.device, dtype), head_VH.to(dtype))
+    target = target_RS.to(head_VH.device).flatten()
+    losses = F.cross_entropy(logits_RSV.flatten(0, 1).double(), target, reduction="none")
+    return losses.view(target_RS.shape)
 
 
 def _cut(cache: DynamicCache, length: int, rows: int, model: PreTrainedModel) -> DynamicCache:

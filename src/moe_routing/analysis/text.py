@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
 
 
-def text_dataset(datasets: Sequence[str]) -> str:
+def text_dataset(datasets: Iterable[str]) -> str:
     """Return the name of the study's first perplexity set.
 
     Raises:
@@ -36,7 +36,7 @@ def data_path(results: Path, name: str) -> Path:
 
 def read_text(config: StudyConfig, results: Path) -> list[Item]:
     """Return the passages of the study's perplexity set."""
-    return read_items(data_path(results, text_dataset(list(config.datasets))))
+    return read_items(data_path(results, text_dataset(config.datasets)))
 
 
 def first_items(

@@ -73,7 +73,7 @@ class SlicedLayout:
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
-        masks: dict[int, Tensor] = {}
+        masks: dict[tuple[int, int], Tensor] = {}
         self.calls: list[Call] = []
         for (trunk, size), trees in groupby(
             spans, key=lambda s: (s.fork - s.start, s.end - s.start)
@@ -84,12 +84,10 @@ class SlicedLayout:
             for batch in batches:
                 place = (batch[0].start, len(batch), size)
                 for first, last in _blocks(trunk):
-                    if first and first not in masks:
-                        masks[first] = _hide(np.tri(QUERY_BLOCK, first + QUERY_BLOCK, first)).to(
-                            device, dtype
-                        )
-                    mask = masks[first][: last - first, :last] if first else None
-                    self.calls.append(Call(*place, first, last, mask))
+                    if first and (first, last) not in masks:
+                        visible = np.tri(last - first, last, first, dtype=bool)
+                        masks[first, last] = _hide(visible).to(device, dtype)
+                    self.calls.append(Call(*place, first, last, masks.get((first, last))))
                 if trunk < size:
                     mask = _hide(_visible(batch[0], size)[trunk:]).to(device, dtype)
                     self.calls.append(Call(*place, trunk, size, mask))
@@ -189,7 +187,9 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _blocks(trunk: int) -> Iterator[tuple[int, int]]:
-    step = QUERY_BLOCK if trunk <= BLOCKWISE_LIMIT else trunk
+    """Return the stretches of queries that one call each computes."""
+    blocks = trunk // QUERY_BLOCK if trunk <= BLOCKWISE_LIMIT else 1
+    step = -(-trunk // max(1, blocks))
     return ((first, min(first + step, trunk)) for first in range(0, trunk, step))
 
 

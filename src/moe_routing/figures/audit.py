@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.outputs import AUDIT
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
@@ -15,9 +16,10 @@ from moe_routing.figures.series import (
     legend_below,
     level_axis,
     plain,
+    save_all,
     series,
 )
-from moe_routing.figures.style import WIDTH, save, use_style
+from moe_routing.figures.style import WIDTH, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,10 +31,11 @@ ALL_LAYERS = "all"
 def draw_audit(folder: Path) -> None:
     """Draw the figures of ``audit/`` into ``audit/audit_plots/``."""
     use_style()
-    audit = read_csv(folder / "audit.csv")
-    plots = folder / "audit_plots"
-    save(false_discoveries(audit), plots / "false_discoveries")
-    save(weight_importance(read_csv(folder / "weight_importance.csv")), plots / "weight_importance")
+    figures = {
+        "false_discoveries": false_discoveries(read_csv(folder / "audit.csv")),
+        "weight_importance": weight_importance(read_csv(folder / "weight_importance.csv")),
+    }
+    save_all(figures, folder, AUDIT)
 
 
 def false_discoveries(audit: pd.DataFrame) -> Figure:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
-from moe_routing.figures.series import REFERENCE, layer_axis, series
-from moe_routing.figures.style import WIDTH, save, use_style
+from moe_routing.figures.series import REFERENCE, layer_axis, save_all, series
+from moe_routing.figures.style import WIDTH, use_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -21,12 +23,14 @@ def draw_baseline(folder: Path) -> None:
     use_style()
     stats = read_csv(folder / "baseline_routing_stats.csv")
     prompts = read_csv(folder / "baseline_prompts.csv")
-    plots = folder / "baseline_plots"
-    save(logit_distributions(read_csv(folder / "logit_histogram.csv"), stats),
-         plots / "router_logit_distributions")  # fmt: skip
-    save(expert_usage(read_csv(folder / "expert_usage.csv"), stats), plots / "expert_usage")
-    save(entropy_by_layer(stats, prompts), plots / "entropy_by_layer")
-    save(weight_concentration(stats, prompts), plots / "weight_concentration")
+    histogram = read_csv(folder / "logit_histogram.csv")
+    figures = {
+        "router_logit_distributions": logit_distributions(histogram, stats),
+        "expert_usage": expert_usage(read_csv(folder / "expert_usage.csv"), stats),
+        "entropy_by_layer": entropy_by_layer(stats, prompts),
+        "weight_concentration": weight_concentration(stats, prompts),
+    }
+    save_all(figures, folder, BASELINE)
 
 
 def caption(stats: pd.DataFrame) -> str:
@@ -117,7 +121,7 @@ def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     return figure
 
 
-def _band(axis: object, stats: pd.DataFrame, name: str, place: int, label: str) -> None:
+def _band(axis: Axes, stats: pd.DataFrame, name: str, place: int, label: str) -> None:
     look = series(place)
     low, high = stats[f"{name}_low"], stats[f"{name}_high"]
     if np.isfinite(low).all():

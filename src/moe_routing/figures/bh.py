@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     MARKERS,
@@ -19,8 +20,9 @@ from moe_routing.figures.series import (
     ordered_series,
     panels,
     plain,
+    save_all,
 )
-from moe_routing.figures.style import LOOKS, WIDTH, save, use_style
+from moe_routing.figures.style import LOOKS, WIDTH, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +48,7 @@ def draw_bh(folder: Path) -> None:
         "saturation_curve": saturation_curve(read_csv(folder / "bh_saturation.csv"), table),
         "reduction_percent": reduction(table),
     }
-    for name, figure in figures.items():
-        save(figure, folder / "bh_plots" / name)
+    save_all(figures, folder, BH)
 
 
 def caption(table: pd.DataFrame) -> str:
@@ -165,7 +166,10 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
     stock = row["token_perplexity"] / np.exp(row["nats_vs_baseline"])
     right = axis.secondary_yaxis(
         "right",
-        functions=(lambda nats: stock * np.exp(nats), lambda value: np.log(value / stock)),
+        functions=(
+            lambda nats: stock * np.exp(nats),
+            lambda value: np.log(np.maximum(value, 1e-9) / stock),
+        ),
     )
     right.set_ylabel("Perplexity a token")
     axis.set_title(f"Quality against experts, every max_k ({caption(table)})")

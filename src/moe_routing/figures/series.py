@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_routing.figures.style import WIDTH
+from moe_routing.analysis.outputs import Outputs
+from moe_routing.figures.style import WIDTH, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +90,10 @@ def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") 
     """Use a logarithmic axis with a tick at every level."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+    # By hand, since matplotlib cannot scale an axis to a single level.
+    axis.set_autoscalex_on(False)
+    drawn = [end for end in axis.dataLim.intervalx if end > 0 and math.isfinite(end)]
+    axis.set_xlim(min([*levels, *drawn]) / 1.25, max([*levels, *drawn]) * 1.25)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(levels))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -101,3 +108,9 @@ def experts_axis(axis: Axes, most: int) -> None:
     ticks = [2**power for power in range(most.bit_length()) if 2**power <= most]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.xaxis.minorticks_off()
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path, outputs: Outputs) -> None:
+    """Write the planned figures of an analysis, given by name, under its folder."""
+    for plot in outputs.plots:
+        save(figures[plot], folder / f"{outputs.folder}_plots" / plot)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.outputs import VALIDITY
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
@@ -16,9 +17,10 @@ from moe_routing.figures.series import (
     level_axis,
     panels,
     plain,
+    save_all,
     series,
 )
-from moe_routing.figures.style import WIDTH, save, use_style
+from moe_routing.figures.style import WIDTH, use_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +44,7 @@ def draw_validity(folder: Path) -> None:
         "binding_by_layer": binding_by_layer(binding, verdict["level"].iloc[0]),
         "simulation": simulation(read_csv(folder / "simulation.csv")),
     }
-    for name, figure in figures.items():
-        save(figure, folder / "validity_plots" / name)
+    save_all(figures, folder, VALIDITY)
 
 
 def _tokens(size: pd.DataFrame) -> str:

@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 EXPERTS_IMPLEMENTATION = "ragged"
-TILE_BYTES = 16 << 20
+TILE_BYTES = 24 << 20
 """Output rows in work at once when computing by expert."""
+TILE_PAIRS_AN_EXPERT = 512
+"""Pairs an expert, on average, that a tile holds at least, so that reading weights pays."""
 PAIRS_AN_EXPERT = 128
 """With fewer pairs an expert, on average, the loop over experts costs more than it saves."""
 DENSE_SHARE = 0.6
@@ -59,7 +61,7 @@ def _order(expert_S: Tensor, num_experts: int) -> Tensor:
     # Ids of one byte are sorted by radix: on the CPU in a ninth of the time, and by numpy, because
     # torch does so from 32,768 ids on only.
     small_S = expert_S.to(torch.uint8) if num_experts < 256 else expert_S
-    if small_S.device.type == "cpu" and not torch.compiler.is_compiling():
+    if small_S.device.type == "cpu":
         return torch.from_numpy(np.argsort(small_S.numpy(), kind="stable"))
     return small_S.argsort(stable=True)
 
@@ -151,22 +153,36 @@ def _grouped(
         tail_S = torch.arange(weight_S.numel(), device=weight_S.device) >= pairs.ends_E[-1]
         weight_S = weight_S.masked_fill(tail_S, 0.0)
     rows_SH = _Dispatch.apply(hidden_TH, pairs.token_S, pairs.row_TK)
-    inner_SI = module._apply_gate(F.grouped_mm(rows_SH, weights.up_EHI, offs=pairs.ends_E))
+    inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, pairs.ends_E))
     # Folding the weight in here touches I numbers a pair; after the down projection, H.
     inner_SI = inner_SI * weight_S.unsqueeze(1).to(inner_SI.dtype)
-    out_SH = F.grouped_mm(inner_SI, weights.down_EIH, offs=pairs.ends_E)
+    out_SH = _grouped_product(inner_SI, weights.down_EIH, pairs.ends_E)
     return _Combine.apply(out_SH, pairs.token_S, pairs.row_TK)
+
+
+def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Tensor:
+    """Multiply the rows of each expert's pairs by that expert's weight."""
+    if rows_SX.dtype != torch.float64:
+        return F.grouped_mm(rows_SX, weight_EXY, offs=ends_E)
+    # torch has no grouped product in double precision.
+    ends = ends_E.tolist()
+    groups = zip([0, *ends[:-1]], ends, weight_EXY, strict=True)
+    parts = [rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups]
+    tail = rows_SX.new_zeros(rows_SX.shape[0] - ends[-1], weight_EXY.shape[2])
+    return torch.cat([*parts, tail])
 
 
 def _by_expert(
     module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
 ) -> Tensor:
     """Compute expert after expert, a tile of tokens at a time."""
-    slots = TILE_BYTES // (hidden_TH.element_size() * hidden_TH.shape[1])
-    tile = max(1, slots // index_TK.shape[1])
+    row = hidden_TH.element_size() * hidden_TH.shape[1]
+    slots = max(TILE_BYTES // row, TILE_PAIRS_AN_EXPERT * module.num_experts)
+    tiles = -(-index_TK.numel() // slots)
+    tile = -(-index_TK.shape[0] // tiles)  # equal tiles: a small last one is all overhead
     parts = zip(hidden_TH.split(tile), index_TK.split(tile), weight_TK.split(tile), strict=True)
-    tiles = [_tile_by_expert(module, *part, weights) for part in parts]
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    sums = [_tile_by_expert(module, *part, weights) for part in parts]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _tile_by_expert(
@@ -225,7 +241,7 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, index_TK: Tensor) -> Callabl
     """Choose by device, dtype and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
-    if not (inference and on_cpu) or torch.compiler.is_compiling():
+    if not (inference and on_cpu):
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
     pairs = int((index_TK < experts).sum())
@@ -238,10 +254,14 @@ def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
     return hidden_TH.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
+@torch.compiler.disable
 def ragged_experts_forward(
     module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
 ) -> Tensor:
     """Run the experts of the selected pairs only.
+
+    ``torch.compile`` leaves this function out of its graphs: sizes follow the routing, and
+    grouped products cannot be traced in single precision.
 
     Args:
         module: an experts module of transformers (fused 3-D weights, gated, no bias).

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,10 +22,12 @@ from moe_routing.evaluation.provenance import environment
 from moe_routing.models.loading import describe_checkpoint, load_model
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import Recorder, RoutingStatistics
-from moe_routing.routing.strategies import Selector, Strategy
+from moe_routing.routing.strategies import Strategy
+from moe_routing.routing.strategies.controls import RandomIdentity
+from moe_routing.routing.strategies.ranked import Ranker, Ranking, by_logit
+from moe_routing.routing.strategies.rivals import Capped
 from moe_routing.routing.strategies.topk import Regular
-from moe_routing.routing.types import RouterInputs, Selection
-from moe_routing.routing.weighting import Weighting
+from moe_routing.routing.types import RouterInputs
 from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
 
 if TYPE_CHECKING:
@@ -41,28 +42,20 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-class RandomExperts(Regular):
-    """As many experts as the model was trained with, drawn anew for every token and layer.
+class FixedCount(Capped):
+    """Top ``max_k`` for every token, as a ranking, so that a control can put other experts in."""
 
-    Their weights are rescaled to the mass of the token's own top k, so that the layer's output
-    keeps its scale and only the choice of experts is lost.
-    """
+    family: ClassVar[str] = "fixed"
 
-    family: ClassVar[str] = "random"
-    weighting: ClassVar[Weighting] = "mass_matched"
+    def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
+        """Return ranking by logit with a constant count."""
 
-    seed: int = Field(0, ge=0, description="Seed of the draws.")
+        def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+            logits_TE, order_TE = by_logit(inputs)
+            count_T = torch.full_like(order_TE[:, 0], self.max_k)
+            return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
 
-    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
-        """Return selection of k distinct experts with equal probability."""
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def select(_: RouterInputs, probability_TE: Tensor) -> Selection:
-            draws_TE = torch.rand(probability_TE.shape, generator=generator)
-            index_TK = draws_TE.topk(self.k, dim=-1).indices
-            return Selection.fixed(index_TK.to(probability_TE.device))
-
-        return select
+        return rank
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
     native_k, experts = config.model.num_experts_per_tok, config.model.num_experts
     recorder = Recorder()
     nats_W = _losses(model, windows, Regular(k=native_k), recorder)
-    random_W = _losses(model, windows, RandomExperts(k=native_k, seed=config.seed))
+    random_W = _losses(model, windows, random_experts(native_k, config.seed))
     sweep = sorted({native_k, *(k for k in STATIC_K if k <= experts)})
     static = {k: nats_W if k == native_k else _losses(model, windows, Regular(k=k)) for k in sweep}
     rng = np.random.default_rng(config.seed)
@@ -182,6 +175,15 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         "random_experts": {"loss": float(random_W.sum() / tokens), "difference": difference},
         "provenance": {**loaded.provenance, **environment(config.seed)},
     }
+
+
+def random_experts(k: int, seed: int) -> Strategy:
+    """Return the control that keeps k experts a token but draws which.
+
+    Weights are rescaled to the mass of the token's own top k, so that the layer's output keeps its
+    scale and only the choice of experts is lost.
+    """
+    return RandomIdentity(base=FixedCount(max_k=k, weighting="mass_matched"), seed=seed)
 
 
 def _losses(

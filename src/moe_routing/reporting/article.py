@@ -21,9 +21,11 @@ from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.comparison_report import headline
-from moe_routing.reporting.gallery import GALLERY, SHEETS, Picture, Sheet
+from moe_routing.reporting.findings_analyses import audit, recommendation, router, validity
+from moe_routing.reporting.gallery import GALLERY, Picture
 from moe_routing.reporting.missing import FAMILIES, missing
-from moe_routing.reporting.study import Study, read_json
+from moe_routing.reporting.sheets import SHEETS, Sheet
+from moe_routing.reporting.study import Study
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
@@ -199,7 +201,9 @@ class Article:
             "matched": [f.matched(table["primary"])],
             "power": [f.detectable(table["primary"])],
             "chance": f.chance(study.cells, baseline, margin),
-            "baseline": f.against_baseline(table["paired"], families, baseline),
+            "baseline": f.against_baseline(
+                table["paired"], table["noninferiority"], families, baseline
+            ),
             "matched_summary": g.matched_summary(table["matched_compute"], families),
             "fewest": f.fewest_static(table["noninferiority"], study.cells, native_k),
             "weighting": [f.weighting(table["paired"], native_k)],
@@ -209,18 +213,12 @@ class Article:
             "ranks": [g.ranks(table["friedman"])],
             "speed": [g.speed(study.cells, baseline)],
             "missing": missing(study),
-            "router": self._router_findings(),
+            "router": router(study.folder),
+            "recommendation": recommendation(study.folder),
+            "validity": validity(study.table("validity/verdict.csv"), study.cells["null"]),
+            "audit": audit(study.table("audit/audit.csv")),
         }
         return {name: [x for x in listed if x is not None] for name, listed in found.items()}
-
-    def _router_findings(self) -> list[f.Finding]:
-        """Return what the baseline analysis found about the stock router."""
-        source = "baseline/baseline_findings.json"
-        if not (self.study.folder / source).is_file():
-            return []
-        values = read_json(self.study.folder / source).values()
-        statements = [v["statement"] for v in values if isinstance(v, dict) and "statement" in v]
-        return [f.Finding(statement, source) for statement in statements]
 
     def say(self, name: str, otherwise: str = "") -> Markdown:
         """Return the sentences of a topic as running text."""

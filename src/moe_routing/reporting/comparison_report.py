@@ -65,7 +65,7 @@ def said(study: Study) -> list[f.Finding]:
         *headline(study),
         f.detectable(tables_["primary"]),
         *f.chance(study.cells, baseline, study.config.statistics.margin_accuracy),
-        *f.against_baseline(tables_["paired"], families, baseline),
+        *f.against_baseline(tables_["paired"], tables_["noninferiority"], families, baseline),
         *g.matched_summary(tables_["matched_compute"], families),
         *f.fewest_static(tables_["noninferiority"], study.cells, native_k),
         f.weighting(tables_["paired"], native_k),

@@ -18,6 +18,9 @@ from moe_routing.statistics.verdict import Verdict
 CHANCE = {"hellaswag": 0.25}
 """Accuracy of guessing, where a data set has one."""
 
+NAMED = 4
+"""Up to this many strategies are named; more are counted."""
+
 WEAK_MARGIN = 0.2
 """A margin above this share of what the baseline achieves beyond guessing is called wide."""
 
@@ -157,66 +160,79 @@ def matched(table: pd.DataFrame) -> Finding:
 
 
 def against_baseline(
-    paired: pd.DataFrame, families: dict[str, str], baseline: str
+    paired: pd.DataFrame, noninferiority: pd.DataFrame, families: dict[str, str], baseline: str
 ) -> list[Finding]:
-    """Sum up every comparison with the baseline on main metrics, a sentence a data set.
+    """Sum up every comparison with the baseline on main metrics, a finding a data set.
 
     Args:
         paired: ``statistics/paired.csv``.
+        noninferiority: ``statistics/noninferiority.csv``.
         families: family of each strategy.
         baseline: the strategy compared with.
     """
     if paired.empty:
         return [Finding("The paired comparisons were not computed.", PAIRED, "missing")]
     main = paired[truths(paired["main"])]
-    return [
-        _dataset_summary(rows, dataset, families, baseline)
-        for dataset, rows in main.groupby("dataset", sort=False)
-    ]
+    findings = []
+    for dataset, rows in main.groupby("dataset", sort=False):
+        text, verdict = _differences(rows, dataset, baseline)
+        text += _ruled_out(noninferiority, dataset, families)
+        findings.append(Finding(text, PAIRED, verdict))
+    return findings
 
 
-def _dataset_summary(
-    rows: pd.DataFrame, dataset: str, families: dict[str, str], baseline: str
-) -> Finding:
-    groups = {
-        outcome: list(rows.loc[rows["verdict"] == outcome, "strategy"]) for outcome in Verdict
-    }
-    clauses = [
-        _clause(groups[Verdict.BETTER], "better"),
-        _clause(groups[Verdict.WORSE] + groups[Verdict.WORSE_WITHIN_MARGIN], "worse"),
-    ]
-    shown = [clause for clause in clauses if clause]
-    unshown = len(groups[Verdict.NON_INFERIOR]) + len(groups[Verdict.INCONCLUSIVE])
-    text = f"On {dataset_label(dataset)}, of {w.plural(len(rows), 'other setting')}, "
-    text += w.listed(shown) if shown else f"none could be shown to differ from `{baseline}`"
-    if shown:
-        text += f" than `{baseline}` after correction for multiplicity"
-        text += f"; for {w.count(unshown)} no difference could be shown" if unshown else ""
+def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, str]:
+    """Return what was shown on one data set, and the outcome in short."""
+    where, n = dataset_label(dataset), len(rows)
+    groups = {v: list(rows.loc[rows["verdict"] == v, "strategy"]) for v in Verdict}
     same = groups[Verdict.IDENTICAL]
-    text += f"; {w.code(same)} gave the same results" if same else ""
-    safe = groups[Verdict.NON_INFERIOR] + groups[Verdict.WORSE_WITHIN_MARGIN]
-    text += f". A loss as large as the margin is ruled out for {w.plural(len(safe), 'setting')}"
-    text += _of_family(safe, families) + "."
-    if groups[Verdict.BETTER]:
-        verdict = "some better"
+    if len(same) == n:
+        text = (
+            f"On {where}, every other setting gave the same result as `{baseline}` on every item."
+        )
+        return text, "identical"
+    worse = groups[Verdict.WORSE] + groups[Verdict.WORSE_WITHIN_MARGIN]
+    unshown = n - len(same) - len(worse) - len(groups[Verdict.BETTER])
+    shown = [_clause(groups[Verdict.BETTER], n, "better"), _clause(worse, n, "worse")]
+    shown = [clause for clause in shown if clause]
+    text = f"On {where}, of {w.plural(n, 'other setting')}, "
+    if shown:
+        text += f"{w.listed(shown)} than `{baseline}` after correction for multiplicity"
+        text += f"; for {w.count(unshown)} no difference could be shown" if unshown else ""
     else:
-        verdict = "some worse" if shown else "no difference shown"
-    return Finding(text, PAIRED, verdict)
+        text += f"none could be shown to differ from `{baseline}`"
+    if same:
+        text += f"; {_some(same)} gave the same result on every item"
+    verdict = "some better" if groups[Verdict.BETTER] else "some worse" if shown else "none shown"
+    return f"{text}.", verdict
 
 
-def _clause(strategies: list[str], word: str) -> str:
+def _clause(strategies: list[str], n: int, word: str) -> str:
     if not strategies:
         return ""
-    verb = "was" if len(strategies) == 1 else "were"
-    names = f" ({w.code(strategies)})" if len(strategies) <= 4 else ""
-    return f"{w.count(len(strategies))} {verb} {word}{names}"
+    if len(strategies) == n:
+        return f"all were {word}"
+    return f"{_some(strategies)} {'was' if len(strategies) == 1 else 'were'} {word}"
 
 
-def _of_family(strategies: list[str], families: dict[str, str]) -> str:
-    bh = [name for name in strategies if families.get(name) == "bh"]
-    if not strategies:
+def _some(strategies: list[str]) -> str:
+    """Return how many, and which if they are few."""
+    names = f" ({w.code(strategies)})" if len(strategies) <= NAMED else ""
+    return f"{w.count(len(strategies))}{names}"
+
+
+def _ruled_out(table: pd.DataFrame, dataset: str, families: dict[str, str]) -> str:
+    """Return for how many settings a loss of the margin is ruled out."""
+    if table.empty:
         return ""
-    return f", {len(bh) or 'none'} of them BH"
+    rows = table[(table["dataset"] == dataset) & truths(table["main"])]
+    if rows.empty:
+        return ""
+    safe = list(rows.loc[truths(rows["noninferior"]), "strategy"])
+    margin = w.magnitude(rows["margin"].iloc[0], rows["metric"].iloc[0])
+    text = f" A loss of {margin} is ruled out for {w.plural(len(safe), 'setting')}"
+    bh = [name for name in safe if families.get(name) == "bh"]
+    return f"{text}, {len(bh) or 'none'} of them BH." if safe else f"{text}."
 
 
 def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
@@ -228,7 +244,13 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
         guess = CHANCE.get(row.dataset, 0.0)
         value = w.estimate(row.value, row.ci_low, row.ci_high, row.metric)
         name = f"{dataset_label(row.dataset)} ({metric_label(row.metric)} {value} %)"
-        if guess and row.ci_low <= guess:
+        if row.value == 0:
+            text = (
+                f"On {name}, the stock model `{baseline}` gets no item right, so this set cannot "
+                "show what routing costs."
+            )
+            findings.append(Finding(text, CELLS, "at zero"))
+        elif guess and row.ci_low <= guess:
             text = (
                 f"On {name}, the stock model `{baseline}` cannot be told from guessing "
                 f"({w.percent(guess, 0)}), so this set cannot show what routing costs."

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moe_routing.figures.labels import dataset_label, family_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import CELLS, MATCHED, Finding, truths
+from moe_routing.reporting.findings import CELLS, MATCHED, NAMED, Finding, truths
 from moe_routing.statistics.verdict import Verdict
 
 STATIC = ("regular", "normalized", "uniform")
@@ -17,6 +17,9 @@ STATIC = ("regular", "normalized", "uniform")
 
 FLOOR_DECIDES = 0.5
 """Above this share of decisions without any rejection, the floor is called the method."""
+
+SURE = 0.9
+"""Share of resamples on the front from which a strategy is said to belong there."""
 
 FEW_DATASETS = 3
 """Up to this many data sets, the text says that a test of ranks has little power."""
@@ -133,22 +136,39 @@ def ranks(friedman: pd.DataFrame) -> Finding | None:
 
 def pareto(table: pd.DataFrame, baseline: str) -> list[Finding]:
     """State for each data set which strategies no other one beats in both cost and quality."""
+    source = "statistics/pareto.csv"
     if table.empty:
         return []
     findings = []
     for dataset, rows in table.groupby("dataset", sort=False):
+        where = dataset_label(dataset)
+        if rows["value"].nunique() == 1:
+            text = f"On {where}, every setting has the same quality, so the front says nothing."
+            findings.append(Finding(text, source, "no difference"))
+            continue
         on_front = rows[truths(rows["on_front"])]
-        sure = list(on_front.loc[on_front["front_share"] >= 0.9, "strategy"])
-        text = (
-            f"On {dataset_label(dataset)}, {w.plural(len(on_front), 'setting')} "
-            f"{'is' if len(on_front) == 1 else 'are'} on the Pareto front of mean experts and "
-            f"quality; in at least nine of ten resamples: {w.code(sure)}. "
-        )
+        sure = list(on_front.loc[on_front["front_share"] >= SURE, "strategy"])
         inside = baseline in set(on_front["strategy"])
-        text += f"`{baseline}` {'is' if inside else 'is not'} on it."
-        verdict = "baseline on front" if inside else "baseline beaten"
-        findings.append(Finding(text, "statistics/pareto.csv", verdict))
+        text = (
+            f"On {where}, {_are(len(on_front))} on the Pareto front of mean experts and quality, "
+            f"{_which(sure, len(on_front))} in at least nine of ten resamples; `{baseline}` "
+            f"{'is' if inside else 'is not'} on it."
+        )
+        findings.append(Finding(text, source, "baseline on front" if inside else "baseline beaten"))
     return findings
+
+
+def _are(n: int) -> str:
+    return f"{w.plural(n, 'setting')} {'is' if n == 1 else 'are'}"
+
+
+def _which(strategies: list[str], n: int) -> str:
+    """Return which strategies of ``n``, or how many if they are many."""
+    if len(strategies) == n > 1:
+        return "all of them"
+    if len(strategies) > NAMED:
+        return f"{w.count(len(strategies))} of them"
+    return w.code(strategies) if strategies else "none of them"
 
 
 def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:

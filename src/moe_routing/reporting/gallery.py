@@ -1,21 +1,11 @@
-"""The figures and tables of the manuscript: caption, source, and what each needs."""
+"""The figures of the manuscript: file, caption, alternative text, and what each needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from moe_routing.reporting import tables
-from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import CELLS
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from moe_routing.reporting.study import Study
-
-CELLS = "comparison/full_routing_results.csv"
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,11 @@ class Picture:
 
 def _comparison(name: str, alt: str, source: str, needs: str) -> Picture:
     return Picture(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, source, needs)
+
+
+def _analysis(folder: str, name: str, caption: str, alt: str, source: str) -> Picture:
+    needs = f"the analysis {folder}/ was not made"
+    return Picture(f"{folder}/{folder}_plots/{name}.png", caption, alt, f"{folder}/{source}", needs)
 
 
 GALLERY: dict[str, Picture] = {
@@ -91,81 +86,118 @@ GALLERY: dict[str, Picture] = {
         CELLS,
         "the table of cells was not plotted",
     ),
-}
-"""By cross-reference label."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table.
-
-    Attributes:
-        build: makes it.
-        caption: what it shows and where its numbers stand.
-        align: a letter (l, r, c) a column; None aligns numbers right.
-        ready: whether a study has its inputs.
-        needs: what is missing where it has not.
-    """
-
-    build: Callable[[Study], pd.DataFrame]
-    caption: Callable[[Study], str]
-    align: str | None = None
-    ready: Callable[[Study], bool] = lambda _: True
-    needs: str = ""
-
-
-def _results_caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
-    return (
-        f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
-        f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
-        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`."
-    )
-
-
-SHEETS: dict[str, Sheet] = {
-    "tbl-results": Sheet(tables.results_table, _results_caption),
-    "tbl-data": Sheet(
-        tables.data_table,
-        lambda _: "Evaluation sets. Tokens: all that the model read, contexts included.",
-        "llrrll",
+    "fig-logits": _analysis(
+        "baseline",
+        "router_logit_distributions",
+        "Router logits of the stock model: density by layer, the mean in black.",
+        "One ridge a layer, the first on top: logit across, density up, a dot at the mean.",
+        "logit_histogram.csv",
     ),
-    "tbl-strategies": Sheet(
-        tables.strategy_table, lambda _: "The strategies of this run, by family.", "llll"
+    "fig-usage": _analysis(
+        "baseline",
+        "expert_usage",
+        "How often the stock router uses each expert.",
+        "Layers and experts, with the share of tokens that each expert gets.",
+        "expert_usage.csv",
     ),
-    "tbl-environment": Sheet(
-        tables.environment_table,
-        lambda _: "What produced the numbers. From the provenance of the cells.",
-        "ll",
+    "fig-entropy": _analysis(
+        "baseline",
+        "entropy_by_layer",
+        "Entropy of the stock router's softmax by layer, on text and on prompts.",
+        "Layer across, entropy up, with a band for the interval and one thin line a prompt.",
+        "baseline_routing_stats.csv",
     ),
-    "tbl-nulls": Sheet(
-        tables.null_table,
-        lambda _: (
-            "Nulls that were fitted, and what they look like over layers: the spread above "
-            "the median over that below it (1 if symmetric), and the smallest p-value they can "
-            "give. From `calibration/nulls/<null>.csv`."
-        ),
-        "llrr",
-        lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
-        "this run has no diagnostics of its nulls",
+    "fig-weights": _analysis(
+        "baseline",
+        "weight_concentration",
+        "How concentrated the stock router's weights are, by layer.",
+        "Layer across, largest weight and mass of the chosen experts up, with intervals.",
+        "baseline_routing_stats.csv",
     ),
-    "tbl-primary": Sheet(
-        tables.contrast_table,
-        lambda _: "The primary contrast. From `statistics/primary.csv`.",
-        "ll",
-        lambda study: not study.statistics["primary"].empty,
-        "the primary contrast was not computed",
+    "fig-bh-counts": _analysis(
+        "bh",
+        "counts_distribution",
+        "Share of decisions with at least c experts under BH, at the largest max_k.",
+        "One panel a null: experts across, share of decisions up, one line an alpha.",
+        "bh_counts.csv",
     ),
-    "tbl-routing": Sheet(
-        tables.routing_table,
-        lambda _: (
-            "How BH routed, averaged over data sets. A decision is a token in a layer. "
-            "Nothing rejected: BH kept no expert, so that the floor gave one. At floor, at cap: "
-            f"exactly the fewest or the most experts allowed. From `{CELLS}`."
-        ),
-        "llrrrrr",
-        lambda study: "bh" in study.families,
-        "this run has no Benjamini-Hochberg routing",
+    "fig-bh-layers": _analysis(
+        "bh",
+        "counts_by_layer",
+        "Experts under BH by layer.",
+        "One panel a null: layer across, number of experts up, one line an alpha.",
+        "bh_counts.csv",
+    ),
+    "fig-bh-alpha": _analysis(
+        "bh",
+        "alpha_sensitivity",
+        "Mean experts and loss of BH against alpha.",
+        "Alpha across, mean experts or loss up, one line a max_k and null.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-quality": _analysis(
+        "bh",
+        "quality_vs_experts",
+        "Loss against mean experts: BH at every max_k and alpha, and the static curve.",
+        "Mean experts across, loss against the baseline up, the static curve as a line.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-topk": _analysis(
+        "bh",
+        "bh_vs_topk_by_max_k",
+        "Mean experts of BH beside top-k at the same limit.",
+        "Bars by max_k, one a level alpha, beside a bar for top-k.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-heatmap": _analysis(
+        "bh",
+        "heatmap_alpha_max_k",
+        "Mean experts of BH by alpha and max_k.",
+        "A grid of alpha and max_k with the mean experts in each field.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-saturation": _analysis(
+        "bh",
+        "saturation_curve",
+        "Mean experts of BH as max_k grows, and where it stops mattering.",
+        "Max_k across, mean experts up, one line an alpha and null.",
+        "bh_saturation.csv",
+    ),
+    "fig-bh-reduction": _analysis(
+        "bh",
+        "reduction_percent",
+        "Experts saved by BH against the baseline.",
+        "Bars by max_k and alpha: share of experts saved.",
+        "bh_routing_results.csv",
+    ),
+    "fig-size": _analysis(
+        "validity",
+        "size_by_layer",
+        "Size of BH where its null holds: share of tokens for which it selects anything.",
+        "One panel a null: layer across, share of tokens up, one line a design, and the limit.",
+        "size.csv",
+    ),
+    "fig-bound": _analysis(
+        "validity",
+        "marginal_bound",
+        "How often BH selects anything on real text, and the bound on it for marginal nulls.",
+        "One panel a null: alpha across, share of tokens up, with the bound as a line.",
+        "binding.csv",
+    ),
+    "fig-audit": _analysis(
+        "audit",
+        "false_discoveries",
+        "Audit by intervention: chosen experts whose removal changes the loss by less than "
+        "a threshold, as a share, against alpha.",
+        "One panel a null and threshold: alpha across, share up, with intervals.",
+        "audit.csv",
+    ),
+    "fig-importance": _analysis(
+        "audit",
+        "weight_importance",
+        "How well a router weight predicts what removing its expert does, by layer.",
+        "Layer across, rank correlation of weight and change of loss up, with intervals.",
+        "weight_importance.csv",
     ),
 }
 """By cross-reference label."""

@@ -128,10 +128,12 @@ def _head(dataset: str, metric: str) -> str:
 def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
     higher = HIGHER_IS_BETTER[rows["metric"].dropna().iloc[0]]
     best = rows["value"].max() if higher else rows["value"].min()
+    if rows["value"].nunique() == 1:
+        best = None  # nothing is better than anything
     return [_entry(row, best, row.Index in shown) for row in rows.itertuples()]
 
 
-def _entry(row: object, best: float, shown: bool) -> str:
+def _entry(row: object, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
     value = w.quality(row.value, row.metric)

@@ -1,0 +1,149 @@
+"""A model for lm-evaluation-harness: any of its tasks, under any routing strategy.
+
+The harness finds models that have been imported, and has no other way to extend them; so this
+module is also its command line, with the model known::
+
+    moe-routing-lm-eval run --model moe_routing --tasks hellaswag \
+        --model_args pretrained=allenai/OLMoE-1B-7B-0924,strategy=regular_k4
+    python -m moe_routing.lm_eval_plugin ...  # the same
+
+In Python, import this module before ``lm_eval.simple_evaluate(model="moe_routing", ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from moe_routing.evaluation.requests import TokenRequest
+from moe_routing.evaluation.scoring import Score, Scorer
+from moe_routing.models.patch import routed
+from moe_routing.routing.strategies import parse_strategy
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel
+
+    from moe_routing.routing.calibration import Calibration
+
+MODEL_NAME = "moe_routing"
+
+
+@register_model(MODEL_NAME)
+class RoutedLM(HFLM):
+    """A Hugging Face model of the harness, routed, and scored by this package's engine.
+
+    Tokenisation, truncation and windows are the harness's own. ``batch_size`` matters to
+    generation only; scoring packs requests under ``token_budget``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        strategy: str = "regular_k8",
+        calibration: Calibration | str | None = None,
+        token_budget: int = 8192,
+        **kwargs: object,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            pretrained: folder, hub id, or a model.
+            strategy: id of the routing strategy.
+            calibration: folder written by the calibrate step, for strategies that need it.
+            token_budget: most tokens of a forward pass.
+            **kwargs: as for ``HFLM``.
+
+        Raises:
+            InputError: an unknown strategy, or a calibration that is missing or does not fit.
+        """
+        self._strategy = parse_strategy(strategy)
+        self._calibration = calibration
+        self._token_budget = token_budget
+        super().__init__(pretrained, **kwargs)
+        with self._routed():
+            pass  # what cannot work is told before the tasks are built
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate under the strategy."""
+        with self._routed():
+            return super().generate_until(requests, disable_tqdm)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Score whole texts under the strategy, in the harness's windows."""
+        texts = [instance.args[0] for instance in requests]
+        windows = [self._windows(text) for text in texts]
+        flat = [window for group in windows for window in group]
+        groups = [[place] for place in range(len(flat))]
+        scores = iter(self._score(flat, groups, disable_tqdm, greedy=False))
+        totals = [sum(next(scores).log_likelihood for _ in group) for group in windows]
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def get_model_info(self) -> dict:
+        """Return what the harness writes beside its results, with the strategy."""
+        return {**super().get_model_info(), "routing_strategy": self._strategy.id}
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, context, _) in enumerate(requests):
+            groups.setdefault(tuple(context), []).append(place)
+        tokens = [self._truncated(context, target) for _, context, target in requests]
+        scores = self._score(tokens, list(groups.values()), disable_tqdm)
+        answers = [(score.log_likelihood, score.greedy) for score in scores]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def _windows(self, text: str) -> list[TokenRequest]:
+        pairs = get_rolling_token_windows(
+            self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
+        )
+        return [self._truncated(*make_disjoint_window(pair)) for pair in pairs]
+
+    def _truncated(self, context: list[int], target: list[int]) -> TokenRequest:
+        return TokenRequest((context + target)[-(self.max_length + 1) :][:-1], target)
+
+    def _score(
+        self,
+        requests: Sequence[TokenRequest],
+        groups: Sequence[Sequence[int]],
+        disable_tqdm: bool,
+        *,
+        greedy: bool = True,
+    ) -> list[Score]:
+        scorer = Scorer(
+            self.model,
+            self.tokenizer,
+            token_budget=self._token_budget,
+            progress=False if disable_tqdm or self.rank != 0 else None,
+        )
+        with self._routed():
+            return scorer.score_tokens(requests, groups, greedy=greedy, label=self._strategy.id)
+
+    def _routed(self) -> AbstractContextManager:
+        return routed(self.model, self._strategy, calibration=self._calibration)
+
+
+def main() -> None:
+    """Run the harness's command line with this model known to it."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What may be said from the analyses: stock router, BH in depth, validity, audit.
+
+The analyses choose most of their own sentences; here they are read, or made from their tables.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.study import read_json
+
+ALL_LAYERS = "all"
+
+
+def router(folder: Path) -> list[Finding]:
+    """Return what the baseline analysis found about the stock router."""
+    source = "baseline/baseline_findings.json"
+    if not (folder / source).is_file():
+        return []
+    values = read_json(folder / source).values()
+    answers = [value for value in values if isinstance(value, dict) and "statement" in value]
+    return [Finding(_spaced(answer["statement"]), source) for answer in answers]
+
+
+def recommendation(folder: Path) -> list[Finding]:
+    """Return what the BH analysis recommends, or that it recommends nothing."""
+    source = "bh/recommendation.json"
+    if not (folder / source).is_file():
+        return []
+    advice = read_json(folder / source)
+    better, worse = advice.get("beats_static_curve", []), advice.get("loses_to_static_curve", [])
+    adaptive = len(advice.get("against_static_curve", {}))
+    text = _spaced(advice["statement"])
+    if adaptive:
+        text += (
+            f" Of {w.plural(adaptive, 'adaptive setting')} that static routing of the same mean "
+            f"number of experts can be compared with, {len(better) or 'none'} "
+            f"{'was' if len(better) == 1 else 'were'} shown to be better and "
+            f"{len(worse) or 'none'} worse."
+        )
+    verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
+    return [Finding(text, source, verdict)]
+
+
+def _spaced(text: str) -> str:
+    """Write percent and minus signs as the rest of the article does."""
+    text = re.sub(r"(?<=\d)%", " %", text)
+    return re.sub(r"(?<![\w.])-(?=\d)", w.MINUS, text)
+
+
+def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
+    """Return the verdict on each null, those that the cells use first.
+
+    Args:
+        verdicts: ``validity/verdict.csv``.
+        used: null of each cell.
+    """
+    if verdicts.empty:
+        return []
+    first = verdicts["null"].isin(set(used))
+    ordered = pd.concat([verdicts[first], verdicts[~first]])
+    return [
+        Finding(_as_code(row.verdict, row.null), "validity/verdict.csv", _validity_of(row))
+        for row in ordered.itertuples()
+    ]
+
+
+def _as_code(text: str, null: str) -> str:
+    return text.replace(null, f"`{null}`", 1)
+
+
+def _validity_of(row: object) -> str:
+    if str(row.valid).lower() == "true":
+        return "valid"
+    on_average = str(getattr(row, "valid_on_average", False)).lower() == "true"
+    return "valid on average" if on_average else "not valid"
+
+
+def audit(table: pd.DataFrame) -> list[Finding]:
+    """State for each null at its smallest alpha how many discoveries make no difference.
+
+    The largest threshold and the first scope of ``audit/audit.csv`` are taken, over all layers.
+    """
+    if table.empty:
+        return []
+    rows = table[
+        (table["layer"].astype(str) == ALL_LAYERS)
+        & (table["epsilon"] == table["epsilon"].max())
+        & (table["scope"] == table["scope"].iloc[0])
+        & table["alpha"].notna()
+    ]
+    return [_audited(group) for _, group in rows.groupby("null", sort=False)]
+
+
+def _audited(group: pd.DataFrame) -> Finding:
+    row = group.sort_values("alpha").iloc[0]
+    source = "audit/audit.csv"
+    alpha, null = f"{row['alpha']:g}", row["null"]
+    if not row["n_discoveries"]:
+        text = f"Under `{null}` at alpha {alpha}, BH discovered no expert on the audited tokens."
+        return Finding(text, source, "no discovery")
+    held = row["fdr_low"] <= row["alpha"]
+    exceeded = "not demonstrably above" if held else "demonstrably above"
+    text = (
+        f"Under `{null}` at alpha {alpha}, {w.percent(row['fdp'])} "
+        f"[{w.percent(row['fdp_low'])}, {w.percent(row['fdp_high'])}] of "
+        f"{w.count(row['n_discoveries'])} discovered experts could be removed with less than "
+        f"{row['epsilon']:g} nats of change; averaged over decisions, silent ones included, that "
+        f"is {w.percent(row['fdr'])} [{w.percent(row['fdr_low'])}, {w.percent(row['fdr_high'])}], "
+        f"{exceeded} alpha."
+    )
+    return Finding(text, source, "held" if held else "exceeded")

@@ -1,0 +1,44 @@
+"""The analysis section refuses what cannot work, in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_routing.analysis.config import AnalysisConfig
+from moe_routing.analysis.text import text_dataset
+from moe_routing.errors import InputError
+from moe_routing.schema import parse
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"bh": {"nulls": ["poled"]}}, "bh: nulls has 'poled'; allowed: within_token"),
+        ({"bh": {"alpha": [1.5]}}, "bh.alpha.0 is 1.5"),
+        ({"bh": {"max_k": [0]}}, "bh.max_k.0 is 0"),
+        ({"validity": {"level": 0.2}}, "validity: level is 0.2; allowed: one of alpha"),
+        ({"validity": {"nulls": ["x"]}}, "validity: nulls has 'x'"),
+        ({"audit": {"horizon": 40}}, "audit: horizon is 40; allowed: less than half of context"),
+        ({"audit": {"epsilon": []}}, "audit.epsilon is []"),
+        ({"baseline": {"token": 5}}, "baseline.token: unknown key; did you mean 'tokens'?"),
+    ],
+)
+def test_one_line_that_says_what_is_allowed(section, message):
+    with pytest.raises(InputError) as caught:
+        parse(AnalysisConfig, section, "config.yaml")
+    assert str(caught.value).startswith(f"config.yaml: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_those_of_the_study():
+    bh = AnalysisConfig().bh
+    assert bh.max_k == [8, 16, 32, 64]
+    assert bh.alpha == [0.01, 0.05, 0.1]
+    assert bh.prompt == "The theory of relativity fundamentally changed our understanding of"
+    assert AnalysisConfig().audit.tokens >= 200
+
+
+def test_the_first_perplexity_set_is_the_text():
+    assert text_dataset(["hellaswag", "wikitext", "wikipedia"]) == "wikitext"
+    with pytest.raises(InputError, match="add one of wikitext, wikipedia"):
+        text_dataset(["hellaswag", "lambada"])

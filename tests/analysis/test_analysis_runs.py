@@ -1,0 +1,237 @@
+"""The four analyses run from files to files on the embedded model, and draw their figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from moe_routing.analysis.audit import choose_probes, write_audit
+from moe_routing.analysis.baseline import write_baseline
+from moe_routing.analysis.bh import write_bh
+from moe_routing.analysis.capture import Capture
+from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
+from moe_routing.analysis.validity import write_validity
+from moe_routing.config import load_config
+from moe_routing.data.items import Item, document_item, write_items
+from moe_routing.errors import InputError
+from moe_routing.figures.audit import draw_audit
+from moe_routing.figures.baseline import draw_baseline
+from moe_routing.figures.bh import draw_bh
+from moe_routing.figures.validity import draw_validity
+from moe_routing.routing.calibration import SAMPLE_FILE, null_path
+from moe_routing.routing.nulls import save_null
+from moe_routing.statistics.intervals import metric_intervals
+
+ROOT = Path(__file__).resolve().parents[2]
+ANALYSIS = {
+    "baseline": {"tokens": 400, "domain_tokens": 60},
+    "bh": {
+        "tokens": 300, "max_k": [4, 64], "alpha": [0.1], "nulls": ["within_token"],
+        "fewer_k": [1], "new_tokens": 3, "union": 8,
+    },
+    "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
+    "audit": {"tokens": 9, "layers": 2, "alpha": [0.1], "nulls": ["pooled"], "horizon": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, nano, calibration):
+    """A study folder with everything that the analyses read."""
+    root = tmp_path_factory.mktemp("study")
+    _write_config(root, ANALYSIS)
+    texts = [json.loads(line)["passage"] for line in _data("wikipedia.jsonl")]
+    passages = [document_item("wikipedia", row, text, text) for row, text in enumerate(texts)]
+    write_items(passages, root / "data" / "wikipedia.parquet")
+    last_words = [
+        Item(f"lambada-{row}", f"lambada-{row}", "The river flows into the", (" sea",), 0)
+        for row in range(12)
+    ]
+    write_items(last_words, root / "data" / "lambada.parquet")
+    calibration.sample.save(root / "calibration" / SAMPLE_FILE)
+    for name in ("within_token", "pooled"):
+        save_null(
+            calibration.nulls[name], calibration.sample, null_path(root / "calibration", name)
+        )
+    return root
+
+
+def _data(name):
+    return (ROOT / "tests" / "data_files" / name).read_text(encoding="utf-8").splitlines()
+
+
+def _write_config(root, analysis):
+    local = {"kind": "local", "path": "unused"}
+    config = {
+        "study": "test",
+        "model": {"path": str(ROOT / "resources" / "olmoe-nano")},
+        "calibration": {"source": local, "nulls": ["within_token", "pooled"]},
+        "datasets": {"wikipedia": {"source": local}, "lambada": {"source": local}},
+        "strategies": ["regular_k8", "bh_k8_a010"],
+        "statistics": {
+            "primary": {"strategy": "bh_k8_a010", "dataset": "lambada"}, "resamples": 100,
+        },
+        "analysis": analysis,
+    }  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def config(results):
+    return load_config(results / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def baseline(results, config):
+    return write_baseline(config, results)
+
+
+@pytest.fixture(scope="module")
+def bh(results, config):
+    return write_bh(config, results)
+
+
+@pytest.fixture(scope="module")
+def audit(results, config):
+    return write_audit(config, results)
+
+
+@pytest.fixture(scope="module")
+def validity(results, config, baseline):
+    return write_validity(config, results)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "run", "draw"),
+    [
+        (BASELINE, "baseline", draw_baseline),
+        (BH, "bh", draw_bh),
+        (VALIDITY, "validity", draw_validity),
+        (AUDIT, "audit", draw_audit),
+    ],
+)
+def test_exactly_the_promised_files_are_made(results, request, outputs, run, draw):
+    request.getfixturevalue(run)
+    folder = results / outputs.folder
+    draw(folder)
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == set(outputs.files)
+    plots = folder / f"{outputs.folder}_plots"
+    expected = {f"{name}.{suffix}" for name in outputs.plots for suffix in ("png", "svg")}
+    assert {path.name for path in plots.iterdir()} == expected
+    assert all(path.stat().st_size > 2000 for path in plots.iterdir())
+    assert outputs.plot_path(str(results), outputs.plots[0], "png") == str(
+        plots / f"{outputs.plots[0]}.png"
+    )
+
+
+def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, baseline):
+    assert baseline["layer"].tolist() == list(range(16))
+    text = Capture.load(results / "baseline" / "router_logits.safetensors")
+    assert baseline["n_tokens"].iloc[0] == text.tokens >= 400
+    largest = text.logits_LTE.double().softmax(-1).amax(-1).mean(1)
+    assert np.allclose(baseline["avg_max_weight"], largest, atol=1e-6)
+    prompts = pd.read_csv(results / "baseline" / "baseline_prompts.csv")
+    assert prompts["prompt"].nunique() == 3
+    assert len(prompts) == 3 * 16
+    findings = json.loads((results / "baseline" / "baseline_findings.json").read_text())
+    assert findings["ease_and_weight"]["n_tokens"] == text.tokens
+
+
+def test_bh_rows_and_top_k_rows(bh):
+    assert bh["strategy"].tolist() == ["bh_k4_a010", "bh_k64_a010", "regular_k4", "regular_k64"]
+    assert set(bh["null"]) == {"within_token"}
+    top = bh[bh["kind"] == "topk"]
+    assert np.allclose(top["mean_experts"], top["max_k"])
+    assert np.allclose(top["reduction_pct"], 0.0)
+    tested = bh[bh["kind"] == "bh"]
+    assert (tested["mean_experts"] <= tested["max_k"]).all()
+    assert (tested["mean_experts_low"] <= tested["mean_experts"] + 1e-9).all()
+    assert np.allclose(tested["reduction_pct"], 100 * (1 - tested["mean_experts"] / [4, 64]))
+    assert (bh["generation_tokens"] == 3).all()
+
+
+def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh):
+    from moe_routing.analysis.text import first_items, read_text
+    from moe_routing.evaluation.cells import score_items
+    from moe_routing.routing.strategies import parse_strategy
+
+    items = first_items(read_text(config, results), nano.tokenizer, 300)
+    frame, _, _ = score_items(
+        nano, parse_strategy("bh_k4_a010"), items, "perplexity", config, calibration, "test"
+    )
+    rng = np.random.default_rng(0)
+    estimate = metric_intervals(frame, "perplexity", confidence=0.95, resamples=100, rng=rng)[0]
+    row = bh[bh["strategy"] == "bh_k4_a010"].iloc[0]
+    assert row["token_perplexity"] == pytest.approx(estimate.value, rel=1e-5)
+    assert row["n_documents"] == len(items)
+
+
+def test_the_advice_covers_every_arm_but_the_baseline(results, bh):
+    advice = json.loads((results / "bh" / "recommendation.json").read_text())
+    arms = {"regular_k1", "regular_k4", "regular_k64", "bh_k4_a010", "bh_k64_a010"}
+    assert set(advice["differences"]) == arms
+    assert advice["baseline"]["strategy"] == "regular_k8"
+    assert advice["statement"]
+
+
+def test_the_saturation_curve_is_made_of_the_widest_run(results, bh):
+    curve = pd.read_csv(results / "bh" / "bh_saturation.csv")
+    assert curve["max_k"].tolist() == list(range(1, 65))
+    assert curve["mean_experts"].is_monotonic_increasing
+    widest = bh.set_index("strategy").loc["bh_k64_a010", "mean_experts"]
+    assert curve["mean_experts"].iloc[-1] == pytest.approx(widest)
+    assert curve.loc[curve["max_k"] == 64, "measured"].item() == pytest.approx(widest)
+
+
+def test_verdicts_cover_the_nulls_asked_for(validity):
+    assert validity["null"].tolist() == ["pooled", "within_token"]
+    assert validity.loc[0, "worst_size"] < 0.12
+
+
+def test_the_audit_removes_every_selected_pair_of_the_stock_router(results, audit):
+    removals = pd.read_parquet(results / "audit" / "removals.parquet")
+    stock = removals[removals["arm"] == "regular_k8"]
+    assert len(stock) == 9 * 2 * 8
+    assert set(stock["layer"]) == {0, 15}
+    assert stock["discovered"].all()
+    assert set(audit["arm"]) == {"regular_k8", "bh_k64_a010_pooled"}
+
+
+def test_probes_are_drawn_by_the_seed(results, config, nano):
+    def draw(seed):
+        seeded = config.model_copy(update={"seed": seed})
+        return [(p.document, p.positions) for p in choose_probes(seeded, results, nano)]
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+def test_more_tokens_than_the_text_has_is_one_line(results, config, nano):
+    audit = config.analysis.audit.model_copy(update={"tokens": 5000})
+    analysis = config.analysis.model_copy(update={"audit": audit})
+    greedy = config.model_copy(update={"analysis": analysis})
+    with pytest.raises(InputError, match=r"audit\.tokens is 5000; allowed: at most \d+"):
+        choose_probes(greedy, results, nano)
+
+
+@pytest.mark.parametrize("draw", [draw_baseline, draw_bh, draw_validity, draw_audit])
+def test_figures_before_their_tables_are_an_error(tmp_path, draw):
+    with pytest.raises(InputError, match="no such file; run the analysis before its figures"):
+        draw(tmp_path)
+
+
+def test_a_script_says_so_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bh_routing.py", "--results", tmp_path, "--figures"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

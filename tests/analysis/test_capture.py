@@ -1,0 +1,123 @@
+"""What the stock model is seen to do is what it does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_routing.analysis import capture as module
+from moe_routing.analysis.capture import Capture, capture_texts, item_text
+from moe_routing.data.items import Item
+from moe_routing.errors import InputError
+from moe_routing.evaluation.scoring import Scorer
+from moe_routing.models.adapters import find_routers
+
+WINDOW = 16
+
+
+@pytest.fixture
+def seen(tiny, tokenizer, texts):
+    return capture_texts(tiny, tokenizer, texts, tokens=10**6, window=WINDOW, label="test")
+
+
+def test_losses_are_those_of_the_scoring_engine(tiny, tokenizer, texts, seen):
+    scores = Scorer(tiny, tokenizer, window=WINDOW, progress=False).score_rolling(texts)
+    for document, score in enumerate(scores):
+        own = seen.document_T == document
+        assert int(own.sum()) == score.tokens
+        assert float(seen.loss_T[own].double().sum()) == pytest.approx(
+            -score.log_likelihood, rel=1e-4
+        )
+
+
+def test_every_token_of_a_long_document_is_predicted_once(tokenizer, texts, seen):
+    for document, text in enumerate(texts):
+        ids = tokenizer(text)["input_ids"]
+        own = seen.document_T == document
+        assert sorted(seen.next_T[own].tolist()) == sorted(ids)
+        # Every token is read once too, the last one excepted; the prefix token stands before.
+        assert sorted(seen.token_T[own].tolist()) == sorted([tokenizer.eos_token_id, *ids[:-1]])
+
+
+def test_router_logits_are_the_router_applied_to_its_input(tiny, tokenizer):
+    text = "The river rises in the hills."
+    seen = capture_texts(tiny, tokenizer, [text], tokens=1, window=WINDOW, label="test")
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text)["input_ids"][:-1]]])
+    inputs = []
+    routers = find_routers(tiny)
+    handles = [
+        router.module.register_forward_hook(lambda _, given, __: inputs.append(given[0]))
+        for router in routers
+    ]
+    with torch.no_grad():
+        logits = tiny(ids).logits[0]
+    for handle in handles:
+        handle.remove()
+    for router, hidden in zip(routers, inputs, strict=True):
+        expected = F.linear(hidden.reshape(-1, 32), router.module.weight.detach())
+        assert torch.allclose(seen.logits_LTE[router.layer], expected, atol=1e-5)
+        assert torch.allclose(
+            seen.input_norm_LT[router.layer], hidden.reshape(-1, 32).norm(dim=1), atol=1e-4
+        )
+    assert torch.equal(seen.predicted_T, logits.argmax(1))
+
+
+def test_batching_and_padding_change_nothing(tiny, tokenizer, texts, seen, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+    alone = capture_texts(tiny, tokenizer, texts, tokens=10**6, window=WINDOW, label="test")
+    for document in range(len(texts)):
+        a, b = seen.document_T == document, alone.document_T == document
+        assert torch.equal(seen.next_T[a], alone.next_T[b])
+        assert torch.allclose(seen.loss_T[a], alone.loss_T[b], atol=1e-4)
+        assert torch.allclose(seen.logits_LTE[:, a], alone.logits_LTE[:, b], atol=1e-4)
+
+
+def test_whole_documents_up_to_the_tokens_asked_for(tiny, tokenizer, texts):
+    first = len(tokenizer(texts[0])["input_ids"])
+    seen = capture_texts(tiny, tokenizer, texts, tokens=first, window=WINDOW, label="test")
+    assert seen.tokens == first
+    more = capture_texts(tiny, tokenizer, texts, tokens=first + 1, window=WINDOW, label="test")
+    assert more.document_T.unique().tolist() == [0, 1]
+
+
+def test_the_model_is_left_as_it_was(tiny, seen):
+    assert seen.tokens > 0
+    for router in find_routers(tiny):
+        assert "forward" not in vars(router.module)
+        assert not router.module._forward_hooks
+
+
+def test_a_capture_survives_its_file(tmp_path, seen):
+    seen.save(tmp_path / "capture.safetensors")
+    again = Capture.load(tmp_path / "capture.safetensors")
+    assert all(torch.equal(getattr(seen, name), getattr(again, name)) for name in Capture.FIELDS)
+
+
+def test_a_missing_or_wrong_file_is_one_line(tmp_path):
+    for name, content in (("absent", None), ("broken", b"no safetensors")):
+        path = tmp_path / name
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(InputError, match="missing or not a capture") as caught:
+            Capture.load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny, tokenizer, texts):
+    router = find_routers(tiny)[1].module
+    before = router.weight[0, 0].item()
+    with torch.no_grad():
+        router.weight[0, 0] = float("nan")
+    try:
+        with pytest.raises(InputError, match="test: router logits of layer 1 are not finite"):
+            capture_texts(tiny, tokenizer, texts, tokens=5, window=WINDOW, label="test")
+    finally:
+        with torch.no_grad():
+            router.weight[0, 0] = before
+
+
+def test_the_text_of_an_item_has_its_right_continuation():
+    item = Item("a", "a", "He said", (" no", " yes"), 1)
+    assert item_text(item) == "He said yes"
+    assert item_text(Item("b", "b", "", ("A document.",), None)) == "A document."

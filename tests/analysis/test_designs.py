@@ -1,0 +1,114 @@
+"""Logits made under H0 have the law they claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from moe_routing.analysis.designs import (
+    DESIGNS,
+    FIT_TIMES,
+    from_grid,
+    quantile_grid,
+    samples,
+    symmetric_grid,
+)
+from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.sample import CalibrationSample
+
+
+@pytest.fixture
+def real(rng):
+    """Two layers of skewed logits, of different location and scale."""
+    logits = rng.gamma(2.0, 1.0, (2, 600, 8)) * np.array([1.0, 3.0])[:, None, None] - 4
+    return CalibrationSample(
+        logits_LTE=torch.from_numpy(logits.astype(np.float32)),
+        permuted_LTE=torch.from_numpy(logits[:, ::-1].astype(np.float32).copy()),
+        input_norm_LT=torch.rand(2, 600, generator=torch.Generator().manual_seed(1)) + 1,
+        weight_norm_LE=torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) + 0.5,
+        hidden_size=16,
+        native_k=2,
+        fingerprint="none",
+    )
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_design_makes_two_samples_of_one_law(real, rng, name):
+    first, second = samples(DESIGNS[name], real, 200, rng)
+    assert second.logits_LTE.shape == (2, 200, 8)
+    assert first.logits_LTE.shape == (2, 200 * FIT_TIMES, 8)
+    for layer in range(2):
+        a, b = first.logits_LTE[layer].ravel().numpy(), second.logits_LTE[layer].ravel().numpy()
+        assert stats.ks_2samp(a, b).pvalue > 1e-4
+        assert np.intersect1d(a, b).size < 0.1 * b.size
+    for sample in (first, second):
+        assert sample.input_norm_LT.shape == sample.logits_LTE.shape[:2]
+
+
+@pytest.mark.parametrize("name", ["normal", "t4", "real_marginal", "symmetric_marginal"])
+def test_simulated_experts_are_exchangeable(real, rng, name):
+    logits = samples(DESIGNS[name], real, 4000, rng)[1].logits_LTE[0].numpy()
+    correlation = np.corrcoef(logits.T)[np.triu_indices(8, 1)]
+    assert np.abs(correlation).max() < 0.08
+    assert stats.kruskal(*logits.T).pvalue > 1e-4
+
+
+def test_the_real_marginal_is_the_layers_own_law(real, rng):
+    logits = samples(DESIGNS["real_marginal"], real, 4000, rng)[1].logits_LTE
+    for layer in range(2):
+        found = logits[layer].ravel().numpy()
+        assert stats.ks_2samp(found, real.logits_LTE[layer].ravel().numpy()).pvalue > 1e-3
+        assert stats.skew(found) > 0.8
+
+
+def test_parametric_designs_have_the_layers_moments_and_their_own_tails(real, rng):
+    for name, kurtosis in (("normal", (2.8, 3.2)), ("t4", (4.0, np.inf))):
+        logits = samples(DESIGNS[name], real, 8000, rng)[1].logits_LTE[1].ravel().numpy()
+        assert logits.mean() == pytest.approx(float(real.logits_LTE[1].mean()), abs=0.1)
+        assert logits.std() == pytest.approx(float(real.logits_LTE[1].std()), rel=0.1)
+        assert kurtosis[0] < stats.kurtosis(logits, fisher=False) < kurtosis[1]
+
+
+def test_the_symmetric_grid_is_symmetric_and_keeps_the_lower_half(real, rng):
+    grid = quantile_grid(real.logits_LTE)
+    mirrored = symmetric_grid(grid)
+    middle = grid.shape[1] // 2
+    assert np.array_equal(mirrored[:, : middle + 1], grid[:, : middle + 1])
+    assert np.allclose(mirrored + mirrored[:, ::-1], 2 * grid[:, [middle]])
+    assert (np.diff(mirrored, axis=1) >= 0).all()
+    assert abs(stats.skew(from_grid(mirrored, 4000, 8, rng)[0].ravel().numpy())) < 0.1
+
+
+def test_random_directions_are_those_of_real_random_vectors(real, rng):
+    found = samples(DESIGNS["random_directions"], real, 3000, rng)[1]
+    scale = found.input_norm_LT[..., None] * real.weight_norm_LE[:, None]
+    cosine = (found.logits_LTE / scale)[0].ravel().numpy()
+    vectors = rng.normal(size=(20000, 16))
+    expected = vectors[:, 0] / np.linalg.norm(vectors, axis=1)
+    assert stats.ks_2samp(cosine, expected).pvalue > 1e-3
+    assert np.abs(cosine).max() <= 1
+
+
+def test_permuted_contexts_split_the_sample_without_overlap(real, rng):
+    first, second = samples(DESIGNS["permuted_contexts"], real, 10_000, rng)
+    assert (first.logits_LTE.shape[1], second.logits_LTE.shape[1]) == (400, 200)
+    both = torch.cat([first.permuted_LTE, second.permuted_LTE], dim=1)[0, :, 0]
+    assert torch.equal(both.sort().values, real.permuted_LTE[0, :, 0].sort().values)
+
+
+def test_h0_of_a_null_holds_where_it_is_said_to():
+    assert DESIGNS["normal"].holds_for("pooled")
+    assert not DESIGNS["normal"].holds_for("random_direction")
+    assert all(DESIGNS["random_directions"].holds_for(null) for null in NULLS)
+    assert DESIGNS["permuted_contexts"].holds_for("permuted_context")
+    assert not DESIGNS["permuted_contexts"].holds_for("within_token")
+
+
+def test_the_seed_decides(real):
+    def draw(seed):
+        return samples(DESIGNS["t4"], real, 20, np.random.default_rng(seed))[1].logits_LTE
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))

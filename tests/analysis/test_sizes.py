@@ -1,0 +1,171 @@
+"""Size, uniformity, the bound of marginal nulls, what binds, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moe_routing.analysis.designs import DESIGNS, samples
+from moe_routing.analysis.sizes import (
+    ALL_LAYERS,
+    BINS,
+    binding_rows,
+    call_nulls,
+    examine,
+    harmonic,
+    histogram_rows,
+    layer_p_values,
+    qq_rows,
+    rejections,
+    size_row,
+)
+from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.sample import CalibrationSample
+
+
+@pytest.fixture
+def real(rng):
+    """Two layers in which 4 of 32 experts of every token stand out."""
+    logits = rng.normal(0, 1, (2, 1500, 32))
+    strong = np.argsort(rng.random(logits.shape), axis=-1)[..., :4]
+    np.put_along_axis(logits, strong, np.take_along_axis(logits, strong, -1) + 5, -1)
+    logits_LTE = torch.from_numpy(logits.astype(np.float32))
+    return CalibrationSample(
+        logits_LTE=logits_LTE,
+        permuted_LTE=logits_LTE,
+        input_norm_LT=torch.ones(2, 1500),
+        weight_norm_LE=torch.ones(2, 32),
+        hidden_size=64,
+        native_k=4,
+        fingerprint="none",
+    )
+
+
+def test_rejections_equal_a_loop(rng):
+    p_TE = torch.from_numpy(rng.beta(0.4, 1, (200, 16))).float().sort(1).values
+    for row, count in zip(p_TE.double().tolist(), rejections(p_TE, 0.1).tolist(), strict=True):
+        passing = [i for i, p in enumerate(row, start=1) if p <= i * 0.1 / 16]
+        assert count == max(passing, default=0)
+
+
+def test_uniform_p_values_have_size_alpha_and_flat_tables(rng):
+    p_TE = torch.from_numpy(rng.random((6000, 64))).sort(1).values
+    row = size_row(rejections(p_TE, 0.05), 0.95)
+    assert abs(row["size"] - 0.05) <= 3 * np.sqrt(0.05 * 0.95 / 6000)
+    assert row["low"] < row["size"] < row["high"]
+    histogram = histogram_rows(p_TE)
+    assert len(histogram) == BINS
+    assert np.allclose(histogram["share"], 1 / BINS, atol=0.002)
+    qq = qq_rows(p_TE)
+    assert np.allclose(qq["share"], qq["level"], atol=0.003)
+    assert qq["share"].iloc[-1] == 1.0
+
+
+def test_small_p_values_show_up_in_size_and_tables(rng):
+    p_TE = torch.from_numpy(rng.random((500, 64)) ** 2).sort(1).values
+    assert size_row(rejections(p_TE, 0.05), 0.95)["size"] > 0.5
+    assert histogram_rows(p_TE)["share"].iloc[0] > 3 / BINS
+
+
+@pytest.mark.parametrize("null", ["pooled", "per_expert"])
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.2])
+def test_marginal_nulls_select_rarely_however_strong_the_signal(real, null, alpha):
+    fitted = NULLS[null].fit(real)
+    rows = binding_rows(fitted, real, [alpha], min_k=1, max_k=8)
+    assert (rows["bound"] == min(1, alpha * harmonic(32))).all()
+    assert (rows["share_any"] <= rows["bound"]).all()
+
+
+def test_a_null_that_sees_the_signal_exceeds_that_bound(real):
+    rows = binding_rows(NULLS["within_token"].fit(real), real, [0.05], min_k=1, max_k=8)
+    assert (rows["share_any"] > 0.9).all()
+
+
+def test_binding_shares_equal_a_loop(real):
+    null = NULLS["within_token"].fit(real)
+    rows = binding_rows(null, real, [0.1], min_k=3, max_k=4)
+    for layer, row in rows.iterrows():
+        counts = rejections(layer_p_values(null, real, layer), 0.1).tolist()
+        assert row["share_floor"] == pytest.approx(np.mean([count < 3 for count in counts]))
+        assert row["share_cap"] == pytest.approx(np.mean([count > 4 for count in counts]))
+        assert row["share_empty"] == pytest.approx(np.mean([count == 0 for count in counts]))
+        assert row["mean_rejected"] == pytest.approx(np.mean(counts))
+
+
+def test_examine_covers_every_layer_and_all_of_them(real, rng):
+    first, second = samples(DESIGNS["normal"], real, 400, rng)
+    found = examine(NULLS["pooled"].fit(first), second, [0.05, 0.1], 0.95)
+    sizes = found["size"]
+    assert sizes.groupby("alpha")["layer"].apply(list).tolist() == [[0, 1, ALL_LAYERS]] * 2
+    at = sizes[sizes["alpha"] == 0.05].set_index("layer")
+    assert at.loc[ALL_LAYERS, "size"] == pytest.approx(at.loc[[0, 1], "size"].mean())
+    assert at.loc[ALL_LAYERS, "n_tokens"] == 800
+    assert found["histogram"].groupby("layer")["share"].sum().to_numpy() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("null", ["pooled", "within_token", "permuted_context"])
+def test_nulls_called_valid_hold_their_size_in_noise(real, rng, null):
+    first, second = samples(DESIGNS["normal"], real, 1500, rng)
+    sizes = examine(NULLS[null].fit(first), second, [0.05], 0.95)["size"]
+    overall = sizes.loc[sizes["layer"] == ALL_LAYERS, "size"].item()
+    assert 0.03 <= overall <= 0.065
+
+
+def test_a_selected_null_is_shown_failing(real, rng):
+    first, second = samples(DESIGNS["normal"], real, 600, rng)
+    sizes = examine(NULLS["unselected"].fit(first), second, [0.05], 0.95)["size"]
+    call = call_nulls(
+        sizes.assign(null="unselected", design="normal"),
+        level=0.05, largest_size=0.06, confidence=0.95,
+    ).iloc[0]  # fmt: skip
+    assert not call["valid"]
+    assert call["worst_size"] > 0.8
+    assert "not valid" in call["verdict"]
+
+
+def _sizes(by_layer, tokens=2000):
+    rows = [
+        {"layer": layer, "size": size, "n_tokens": tokens} for layer, size in enumerate(by_layer)
+    ]
+    rows.append(
+        {"layer": ALL_LAYERS, "size": np.mean(by_layer), "n_tokens": tokens * len(by_layer)}
+    )
+    return pd.DataFrame(rows).assign(null="n", design="d", alpha=0.05, low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("by_layer", "valid", "on_average"),
+    [
+        ([0.05] * 8, True, True),
+        ([0.05] * 7 + [0.065], True, True),  # within the noise of 2,000 tokens
+        ([0.04] * 7 + [0.15], False, True),
+        ([0.08] * 8, False, False),
+    ],
+)
+def test_verdict_follows_its_rule(by_layer, valid, on_average):
+    call = call_nulls(_sizes(by_layer), level=0.05, largest_size=0.06, confidence=0.95).iloc[0]
+    assert (call["valid"], call["valid_on_average"]) == (valid, on_average)
+    assert call["worst_layer_size"] == max(by_layer)
+
+
+def test_verdict_looks_at_one_level_and_at_the_worst_design():
+    bad = _sizes([0.2] * 3).assign(design="other")
+    other_level = _sizes([0.9] * 3).assign(alpha=0.1)
+    table = pd.concat([_sizes([0.05] * 3), bad, other_level])
+    call = call_nulls(table, level=0.05, largest_size=0.06, confidence=0.95).iloc[0]
+    assert call["worst_design"] == "other"
+    assert call["worst_size"] == pytest.approx(0.2)
+    assert call["n_designs"] == 2
+
+
+def test_norms_reach_the_random_direction_null(real, rng):
+    first, second = samples(DESIGNS["random_directions"], real, 800, rng)
+    null = NULLS["random_direction"].fit(first)
+    size = examine(null, second, [0.05], 0.95)["size"].iloc[-1]["size"]
+    assert size == pytest.approx(0.05, abs=0.025)
+    longer = replace(second, logits_LTE=second.logits_LTE * 1.5)
+    assert examine(null, longer, [0.05], 0.95)["size"].iloc[-1]["size"] > 0.3

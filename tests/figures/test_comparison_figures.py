@@ -1,0 +1,227 @@
+"""The figures of the comparison show the numbers of their tables."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_routing.figures import comparison, comparison_routing, comparison_statistics
+from moe_routing.figures.style import LOOKS, look, save, use_style
+
+DATASETS = {"wikipedia": "token_perplexity", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
+STRATEGIES = {
+    "regular_k4": ("regular", 4, 4.0), "regular_k8": ("regular", 8, 8.0),
+    "adaptive_k8": ("adaptive", 8, 6.0), "bh_k8_a005": ("bh", 8, 2.0),
+    "bh_k16_a005": ("bh", 16, 3.0),
+}  # fmt: skip
+FAMILIES = {name: values[0] for name, values in STRATEGIES.items()}
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def cells():
+    rows = []
+    for dataset, metric in DATASETS.items():
+        for place, (name, (family, k, experts)) in enumerate(STRATEGIES.items()):
+            value = (20.0 if "perplexity" in metric else 0.4) * (1 + place / 10)
+            rows.append(
+                {
+                    "strategy": name, "family": family, "k": k, "dataset": dataset,
+                    "alpha": "0.05" if family == "bh" else "none", "null": "within_token",
+                    "weighting": "softmax", "metric": metric, "value": value,
+                    "ci_low": value * 0.9, "ci_high": value * 1.2, "mean_experts": experts,
+                    "tokens_per_second": 1000 / experts,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def points(axis):
+    """Every plotted x, y of an axis, bars and rings included."""
+    return {
+        (round(float(x), 6), round(float(y), 6))
+        for line in axis.get_lines()
+        for x, y in zip(
+            np.atleast_1d(line.get_xdata()), np.atleast_1d(line.get_ydata()), strict=True
+        )
+    }
+
+
+def test_pareto_shows_every_cell_with_its_interval(cells):
+    figure = comparison.pareto(cells, "regular_k8")
+    assert len(figure.axes) == 3
+    for axis, dataset in zip(figure.axes, DATASETS, strict=True):
+        shown = points(axis)
+        for row in cells[cells["dataset"] == dataset].itertuples():
+            for y in (row.value, row.ci_low, row.ci_high):
+                assert (round(row.mean_experts, 6), round(y, 6)) in shown
+
+
+def test_arrows_say_which_way_is_better(cells):
+    titles = [axis.get_title() for axis in comparison.pareto(cells, "regular_k8").axes]
+    assert titles[0].endswith("perplexity a token \N{DOWNWARDS ARROW}")
+    assert titles[1].endswith("length-normalised accuracy \N{UPWARDS ARROW}")
+
+
+def test_ring_is_on_the_baseline(cells):
+    axis = comparison.pareto(cells, "regular_k8").axes[1]
+    (ring,) = [line for line in axis.get_lines() if line.get_label() == "Baseline"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (8.0, pytest.approx(0.4 * 1.1))
+
+
+def test_front_follows_the_orientation_of_the_metric(cells):
+    low, high = comparison.pareto(cells, "regular_k8").axes[:2]
+    front = {
+        axis: next(line for line in axis.get_lines() if line.get_label() == "Pareto front")
+        for axis in (low, high)
+    }
+    # Perplexity: the cheapest is not the best; accuracy rises with the order of the strategies.
+    assert list(front[low].get_xdata()) == [2.0, 4.0]
+    assert list(front[high].get_xdata()) == [2.0, 3.0]
+
+
+def test_speed_starts_at_zero(cells):
+    axis = comparison.speed(cells, "regular_k8").axes[0]
+    assert axis.get_ylim()[0] == 0
+    assert (2.0, 500.0) in points(axis)
+
+
+def test_sweeps_need_two_caps_at_equal_alpha(cells):
+    assert set(comparison.max_k_sweeps(cells)["strategy"]) == {"bh_k8_a005", "bh_k16_a005"}
+    assert comparison.max_k_sweeps(cells[cells["strategy"] != "bh_k16_a005"]).empty
+    assert comparison.max_k_sweeps(cells[cells["family"] != "bh"]).empty
+
+
+def test_quality_by_max_k_writes_the_experts_used(cells):
+    axis = comparison.quality_by_max_k(cells).axes[0]
+    assert {text.get_text() for text in axis.texts} == {"2.0", "3.0"}
+    assert (
+        "BH, alpha 0.05, null within_token, weights softmax"
+        in (axis.get_legend_handles_labels()[1])
+    )
+
+
+def test_one_data_set_is_enough(cells):
+    one = cells[cells["dataset"] == "lambada"]
+    assert len(comparison.pareto(one, "regular_k8").axes) == 1
+    assert len(comparison.speed(one, "regular_k8").axes) == 1
+
+
+@pytest.fixture
+def counts():
+    rows = [
+        (name, FAMILIES[name], "lambada", layer, experts, share)
+        for name in ("adaptive_k8", "bh_k8_a005")
+        for layer in range(3)
+        for experts, share in ((1, 0.25), (4 + layer, 0.75))
+    ]
+    rows += [("regular_k8", "regular", "lambada", layer, 8, 1.0) for layer in range(3)]
+    columns = ["strategy", "family", "dataset", "layer", "experts", "share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_experts_by_layer_are_means(counts):
+    names = ["adaptive_k8", "bh_k8_a005"]
+    figure = comparison_routing.experts_by_layer(counts, names, "regular_k8")
+    assert len(figure.axes) == 2  # a row a family
+    line = figure.axes[1].get_lines()[0]
+    assert line.get_label() == "bh_k8_a005"
+    assert np.allclose(line.get_ydata(), [0.25 + 0.75 * (4 + layer) for layer in range(3)])
+    assert np.allclose(figure.axes[1].get_lines()[1].get_ydata(), 8)
+
+
+def test_experts_per_token_is_a_distribution(counts):
+    axis = comparison_routing.experts_per_token(counts, ["bh_k8_a005"]).axes[0]
+    x, y = (np.asarray(values) for values in axis.get_lines()[0].get_data())
+    assert y[0] == 0
+    assert y[-1] == pytest.approx(1)
+    assert (np.diff(y) >= -1e-12).all()
+    assert y[x == 1][-1] == pytest.approx(0.25)
+    assert y[x == 5][-1] == pytest.approx(0.75)
+
+
+@pytest.fixture
+def paired():
+    rows = []
+    for dataset, metric, higher in (
+        ("wikipedia", "nats_per_token", False), ("hellaswag", "accuracy_norm", True),
+    ):  # fmt: skip
+        for name, difference, verdict in (
+            ("regular_k4", -0.03, "worse"), ("bh_k8_a005", 0.0, "inconclusive"),
+        ):  # fmt: skip
+            rows.append(
+                {
+                    "strategy": name, "dataset": dataset, "metric": metric, "main": True,
+                    "higher_is_better": higher, "difference": difference,
+                    "low": difference - 0.01, "high": difference + 0.01, "verdict": verdict,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def margins(value=0.01):
+    names = ("wikipedia", "hellaswag")
+    return pd.DataFrame([{"dataset": name, "margin": value} for name in names])
+
+
+def test_forest_shades_the_side_of_losses(paired):
+    figure = comparison_statistics.forest(paired, margins(), FAMILIES, "regular_k8")
+    nats, accuracy = figure.axes
+    assert nats.patches[0].get_x() == pytest.approx(0.01)  # more nats are a loss
+    edge = accuracy.patches[0].get_x() + accuracy.patches[0].get_width()
+    assert edge == pytest.approx(-1.0)  # percentage points
+
+
+def test_forest_fills_only_what_was_shown(paired):
+    axis = comparison_statistics.forest(paired, margins(), FAMILIES, "regular_k8").axes[1]
+    markers = {
+        round(float(line.get_xdata()[0]), 3): line.get_markerfacecolor()
+        for line in axis.get_lines()
+        if line.get_marker() in (look("regular").marker, look("bh").marker)
+    }
+    assert markers == {-3.0: look("regular").colour, 0.0: "white"}
+
+
+def test_forest_without_margins(paired):
+    figure = comparison_statistics.forest(paired, pd.DataFrame(), FAMILIES, "regular_k8")
+    assert not figure.axes[0].patches
+
+
+def test_critical_difference_band_is_around_the_baseline():
+    table = pd.DataFrame(
+        {
+            "strategy": ["regular_k8", "regular_k4", "bh_k8_a005"], "average_rank": [2.0, 1.5, 2.5],
+            "critical_difference": 0.4, "n_datasets": 3,
+        }
+    )  # fmt: skip
+    axis = comparison_statistics.critical_difference(table, FAMILIES, "regular_k8").axes[0]
+    band = axis.patches[0]
+    assert (band.get_x(), band.get_x() + band.get_width()) == (
+        pytest.approx(1.6), pytest.approx(2.4),
+    )  # fmt: skip
+    labels = [text.get_text() for text in axis.get_yticklabels()]
+    assert labels == ["regular_k4", "regular_k8", "bh_k8_a005"]
+
+
+def test_looks_differ_in_marker_and_lightness():
+    assert len({value.marker for value in LOOKS.values()}) == len(LOOKS)
+    assert len({value.colour for value in LOOKS.values()}) == len(LOOKS)
+    assert look("something new").marker not in {value.marker for value in LOOKS.values()}
+
+
+def test_saved_figures_are_equal_files(tmp_path, cells):
+    for name in ("one", "two"):
+        save(comparison.speed(cells, "regular_k8"), tmp_path / name)
+    for suffix in ("png", "svg"):
+        first, second = (tmp_path / f"{name}.{suffix}" for name in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
+        assert first.stat().st_size > 1000
+    assert plt.get_fignums() == []

@@ -1,0 +1,209 @@
+"""The ragged experts against a per-token loop, stock implementations, and calculus."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import OlmoeConfig
+from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+
+from moe_routing.models import experts as implementation
+
+E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
+WAYS = {
+    "grouped": implementation._grouped,
+    "by_expert": implementation._by_expert,
+    "dense": implementation._dense,
+}
+
+
+def make_experts(dtype=torch.float32, name="ragged", num_experts=E):
+    config = OlmoeConfig(
+        hidden_size=H, intermediate_size=I, num_experts=num_experts, num_experts_per_tok=1
+    )
+    config._experts_implementation = name
+    module = OlmoeExperts(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 3
+    return module.to(dtype).requires_grad_(False)
+
+
+def make_routing(tokens, k, seed=0, drop=0.0, num_experts=E):
+    """Distinct experts a token, some slots padded, padded ones last, as strategies make them."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, H, generator=generator)
+    index = torch.rand(tokens, num_experts, generator=generator).topk(k, dim=1).indices
+    keep = torch.rand(tokens, k, generator=generator) >= drop
+    index = index.masked_fill(~keep, num_experts).sort(dim=1).values
+    weight = torch.rand(tokens, k, generator=generator).masked_fill(index == num_experts, 0.0)
+    return hidden, index, weight
+
+
+def loop(module, hidden, index, weight):
+    """Token by token, slot by slot."""
+    out = torch.zeros_like(hidden)
+    for token, (experts, weights) in enumerate(zip(index.tolist(), weight, strict=True)):
+        for expert, w in zip(experts, weights, strict=True):
+            if expert == module.num_experts:
+                continue
+            gate, up = (module.gate_up_proj[expert] @ hidden[token]).chunk(2)
+            inner = torch.nn.functional.silu(gate) * up
+            out[token] += w * (module.down_proj[expert] @ inner)
+    return out
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("tokens", "k", "drop"), [(1, 1, 0), (7, 3, 0.5), (40, 8, 0), (9, 64, 0.2)]
+)
+def test_every_way_is_the_loop(way, tokens, k, drop):
+    module = make_experts()
+    hidden, index, weight = make_routing(tokens, k, drop=drop)
+    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    torch.testing.assert_close(out, loop(module, hidden, index, weight), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 300),
+    k=st.integers(1, E),
+    drop=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_ways_agree_with_eager_for_any_number_of_experts(tokens, k, drop, seed):
+    module = make_experts()
+    hidden, index, weight = make_routing(tokens, k, seed, drop)
+    stock = make_experts(name="eager")(hidden, index, weight)
+    for way in WAYS.values():
+        out = way(module, hidden, index, weight, implementation._weights(module))
+        torch.testing.assert_close(out, stock, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["eager", "grouped_mm", "batched_mm", "ragged"])
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+def test_every_implementation_of_transformers(name, drop):
+    module = make_experts(name=name)
+    hidden, index, weight = make_routing(30, 8, drop=drop)
+    reference = loop(module, hidden, index, weight)
+    if name in ("grouped_mm", "batched_mm"):
+        # They misread the id E: padded slots get a valid id, and count by their weight 0 only.
+        index = index.where(index < E, 0)
+    out = module(hidden, index, weight)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 400])
+def test_tokens_without_experts_get_zero(tokens):
+    module = make_experts()
+    hidden, index, weight = make_routing(tokens, 4, drop=1.0)
+    assert (module(hidden, index, weight) == 0).all()
+    index[0, 0], weight[0, 0] = 5, 0.5
+    out = module(hidden, index, weight)
+    assert out[0].abs().sum() > 0
+    assert (out[1:] == 0).all()
+
+
+@pytest.mark.parametrize("way", ["grouped", "by_expert"])
+def test_experts_that_nobody_selects_are_not_read(way):
+    module = make_experts()
+    hidden, index, weight = make_routing(300, 4, drop=0.3)
+    index = index.where(index < 50, E)
+    weight = weight.where(index < E, torch.nan)  # nor is the weight of a padded slot
+    module.gate_up_proj[50:] = torch.nan
+    module.down_proj[50:] = torch.nan
+    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "k"), [(20, 8), (40, 64)])
+def test_half_precisions(dtype, tokens, k):
+    module = make_experts(dtype)
+    hidden, index, weight = make_routing(tokens, k, drop=0.2)
+    hidden = hidden.to(dtype)
+    out = module(hidden, index, weight.to(dtype))
+    assert out.dtype == dtype
+    reference = loop(module.float(), hidden.float(), index, weight.to(dtype).float())
+    error = (out.float() - reference).norm() / reference.norm()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_gradients(drop):
+    module = make_experts(torch.float64, num_experts=5)
+    hidden, index, weight = make_routing(6, 3, drop=drop, num_experts=5)
+    inputs = [hidden.double(), weight.double(), module.gate_up_proj.data, module.down_proj.data]
+    inputs = [value.clone().requires_grad_(True) for value in inputs]
+
+    def forward(hidden, weight, up, down):
+        weights = {"gate_up_proj": up, "down_proj": down}
+        return torch.func.functional_call(module, weights, (hidden, index, weight))
+
+    assert torch.autograd.gradcheck(forward, inputs)
+
+
+def test_inference_and_training_agree():
+    module = make_experts()
+    hidden, index, weight = make_routing(500, 24, drop=0.1)
+    fast = module(hidden, index, weight)
+    slow = module(hidden.requires_grad_(True), index, weight)
+    assert slow.requires_grad
+    torch.testing.assert_close(fast, slow.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "k", "grad", "way"),
+    [
+        (16, 8, False, "_grouped"),
+        (1024, 8, False, "_by_expert"),
+        (1024, 8, True, "_grouped"),
+        (1024, 48, False, "_dense"),
+        (16, 64, False, "_grouped"),
+    ],
+)
+def test_the_way_follows_the_work(tokens, k, grad, way):
+    hidden, index, _ = make_routing(tokens, k)
+    hidden.requires_grad_(grad)
+    assert implementation._best_way(make_experts(), hidden, index).__name__ == way
+
+
+def test_tiles_do_not_change_the_sum(monkeypatch):
+    module = make_experts()
+    hidden, index, weight = make_routing(333, 8, drop=0.2)
+    weights = implementation._weights(module)
+    whole = implementation._by_expert(module, hidden, index, weight, weights)
+    monkeypatch.setattr(implementation, "TILE_BYTES", 4 * H * 800)
+    monkeypatch.setattr(implementation, "TILE_PAIRS_AN_EXPERT", 1)
+    tiled = implementation._by_expert(module, hidden, index, weight, weights)
+    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_graphs_leave_the_experts_out():
+    module = make_experts()
+    hidden, index, weight = make_routing(500, 8, drop=0.2)
+    compiled = torch.compile(lambda h, i, w: module(2 * h, i, w) + 1, backend="eager")
+    expected = module(2 * hidden, index, weight) + 1
+    assert torch.equal(compiled(hidden, index, weight), expected)
+
+
+def test_transposed_weights():
+    module = make_experts()
+    hidden, index, weight = make_routing(500, 8)
+    expected = module(hidden, index, weight)
+    module.is_transposed = True
+    module.gate_up_proj.data = module.gate_up_proj.data.transpose(1, 2).contiguous()
+    module.down_proj.data = module.down_proj.data.transpose(1, 2).contiguous()
+    for way in WAYS.values():
+        out = way(module, hidden, index, weight, implementation._weights(module))
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_unsupported_experts_are_refused():
+    module = make_experts()
+    module.has_bias = True
+    with pytest.raises(NotImplementedError, match="OlmoeExperts"):
+        module(*make_routing(4, 2))

@@ -1,0 +1,97 @@
+"""Sentences from the analyses, both ways."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from moe_routing.reporting import findings_analyses as h
+from moe_routing.reporting.wording import MINUS
+
+
+def write(folder, name, value):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_router_findings_are_the_statements_of_the_analysis(tmp_path):
+    assert h.router(tmp_path) == []
+    found = {"dataset": "wikipedia", "trend": {"statement": "Falls (rho -0.36, 95% interval)."}}
+    write(tmp_path, "baseline/baseline_findings.json", found)
+    (finding,) = h.router(tmp_path)
+    assert finding.text == f"Falls (rho {MINUS}0.36, 95 % interval)."
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict", "said"),
+    [
+        (["a"], [], "better", "1 was shown to be better and none worse"),
+        ([], ["a", "b"], "worse", "none were shown to be better and 2 worse"),
+        (["a"], ["b"], "mixed", "1 was shown to be better and 1 worse"),
+        ([], [], "none", "none were shown to be better and none worse"),
+    ],
+)
+def test_recommendation(tmp_path, better, worse, verdict, said):
+    advice = {
+        "statement": "For efficiency: regular_k6.",
+        "beats_static_curve": better,
+        "loses_to_static_curve": worse,
+        "against_static_curve": {"a": {}, "b": {}, "c": {}},
+    }
+    write(tmp_path, "bh/recommendation.json", advice)
+    (finding,) = h.recommendation(tmp_path)
+    assert finding.verdict == verdict
+    assert said in finding.text
+    assert "Of 3 adaptive settings" in finding.text
+
+
+def test_validity_puts_the_nulls_in_use_first():
+    rows = [
+        ("pooled", True, True, "pooled is valid: ..."),
+        ("within_token", False, True, "within_token is valid on average ..."),
+        ("unselected", False, False, "unselected is not valid: ..."),
+    ]
+    table = pd.DataFrame(rows, columns=["null", "valid", "valid_on_average", "verdict"])
+    found = h.validity(table, pd.Series(["none", "within_token"]))
+    assert [x.verdict for x in found] == ["valid on average", "valid", "not valid"]
+    assert found[0].text.startswith("`within_token` is valid on average")
+    assert h.validity(pd.DataFrame(), pd.Series(["none"])) == []
+
+
+def audit_row(**changes):
+    row = {
+        "null": "pooled", "alpha": 0.01, "scope": "next token", "epsilon": 0.1, "layer": "all",
+        "n_discoveries": 142, "fdp": 0.887, "fdp_low": 0.735, "fdp_high": 0.957, "fdr": 0.007,
+        "fdr_low": 0.003, "fdr_high": 0.017,
+    }  # fmt: skip
+    return row | changes
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict", "said"),
+    [
+        (0.003, "held", ", not demonstrably above alpha."),
+        (0.02, "exceeded", ", demonstrably above"),
+    ],
+)
+def test_audit(low, verdict, said):
+    rows = [
+        audit_row(fdr_low=low),
+        audit_row(alpha=0.1, fdr_low=0.9),
+        audit_row(layer="3", fdr_low=0.9),
+        audit_row(epsilon=0.001, fdr_low=0.9),
+        audit_row(null=None, alpha=float("nan")),
+    ]
+    (finding,) = h.audit(pd.DataFrame(rows))
+    assert finding.verdict == verdict
+    assert said in finding.text
+    assert "88.7 % [73.5 %, 95.7 %] of 142 discovered experts" in finding.text
+
+
+def test_audit_without_discoveries_claims_nothing():
+    (finding,) = h.audit(pd.DataFrame([audit_row(n_discoveries=0, fdp=float("nan"))]))
+    assert finding.verdict == "no discovery"
+    assert h.audit(pd.DataFrame()) == []

@@ -1,0 +1,87 @@
+"""What the code imports is declared, and every place that pins a version pins the same one."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {
+    "matplotlib-base": "matplotlib",
+    "pytorch": "torch",
+    "pytorch-cpu": "torch",
+    "seaborn-base": "seaborn",
+    "snakemake-minimal": "snakemake",
+}
+CONDA_ONLY = {"pandoc", "pip", "python", "quarto"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement_name(requirement: str) -> str:
+    return canonical(re.match(r"[\w.-]+", requirement)[0])
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonical(name): version for name, version in pins}
+
+
+def imported_packages(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules.add(node.module.split(".")[0])
+    return modules - set(sys.stdlib_module_names) - {"moe_routing"}
+
+
+def test_every_import_of_the_package_is_a_declared_dependency():
+    extras = project()["optional-dependencies"]
+    declared = {requirement_name(r) for r in [*project()["dependencies"], *extras["report"]]}
+    # They come with pydantic and nbclient, whose errors they are.
+    declared |= {"pydantic-core", "jupyter-client"}
+    distributions = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for folder in ("src", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        for module in imported_packages(path)
+        if not {canonical(name) for name in distributions.get(module, [module])} & declared
+    }
+    assert undeclared == set()
+
+
+def test_constraints_pin_every_declared_dependency():
+    extras = project()["optional-dependencies"].values()
+    declared = {requirement_name(r) for r in sum(extras, project()["dependencies"])}
+    assert declared <= constraints().keys()
+    assert constraints()["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
+def test_conda_environments_pin_the_constraints_versions(path: Path):
+    environment = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    pins = dict([*dependency.split(" ="), ""][:2] for dependency in environment["dependencies"])
+    assert pins.pop("python") == "3.12"
+    for name, version in pins.items():
+        if name not in CONDA_ONLY:
+            assert version, f"{name} is not pinned"
+            pinned = constraints()[canonical(CONDA_NAMES.get(name, name))]
+            assert f"{pinned}.".startswith(f"{version}."), name
