@@ -81,6 +81,7 @@ def change(values, key, value):
         ("strategies", ["regular_k8", "regular_k8"], "'regular_k8' is listed twice"),
         ("strategies", ["regular_k2"], "baseline is 'regular_k8'; allowed: regular_k2"),
         ("strategies", [], "strategies is []"),
+        ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
         ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'within_token'"),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.errors import InputError
+from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import ClosedModel, load_yaml
 
@@ -149,6 +150,14 @@ class StudyConfig(ClosedModel):
         for name in value:
             if name not in TASKS:
                 raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(TASKS)}")
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _known_nulls(cls, value: CalibrationConfig) -> CalibrationConfig:
+        for name in value.nulls:
+            if name not in NULLS:
+                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULLS)}")
         return value
 
     @field_validator("strategies")

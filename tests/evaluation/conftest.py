@@ -8,7 +8,9 @@ agree to ten digits, and so must the engine.
 
 from __future__ import annotations
 
+import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +19,6 @@ import torch
 @pytest.fixture(scope="session")
 def double(nano):
     """Return the embedded model in float64, with stock experts."""
-    import copy
-
     model = copy.deepcopy(nano.model).to(torch.float64)
     model.set_experts_implementation("eager")
     return model
@@ -27,12 +27,11 @@ def double(nano):
 @pytest.fixture(scope="session")
 def rows():
     """Return a reader of the rows of a data set's excerpt."""
-    from pathlib import Path
-
     folder = Path(__file__).parents[1] / "data_files"
 
     def read(name):
-        return [json.loads(line) for line in (folder / f"{name}.jsonl").open(encoding="utf-8")]
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     return read
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -15,7 +15,9 @@ from moe_routing.evaluation.requests import Encoder, Request, max_length
 
 
 class HarnessEncoding(HFLM):
-    """The harness's encoding and truncation, without a model; keeps what would be scored."""
+    """The harness's encoding, without a model: it returns what would be scored."""
+
+    enable_thinking = False
 
     def __init__(self, tokenizer, longest):
         self.tokenizer = tokenizer
@@ -38,9 +40,8 @@ def byte_tokenizer():
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", model_max_length=64
-    )
+    special = {"bos_token": "<s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
 
 
 def encoded(tokenizer, longest, requests, ask):
@@ -76,7 +77,9 @@ def test_pairs_with_a_beginning_of_sequence_token(byte_tokenizer, ask):
     assert ours[0][0][0] == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(context=st.text(max_size=30), continuation=st.text(min_size=1, max_size=20))
 def test_any_text(context, continuation, tokenizer, ask):
     if context and not context.strip():

@@ -1,4 +1,5 @@
 # Loads and validates the config; names paths and wildcards. No science here.
+import re
 import sys
 
 from moe_routing.errors import InputError
@@ -29,7 +30,7 @@ shell.prefix(
 
 
 wildcard_constraints:
-    strategy="|".join(study.strategies),
+    strategy="|".join(map(re.escape, study.strategies)),
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
     file=r"[^/]+",

@@ -70,6 +70,7 @@ VALIDITY = Outputs(
     "validity",
     (
         "verdict.csv",
+        "designs.csv",
         "size.csv",
         "pvalue_histogram.csv",
         "pvalue_qq.csv",

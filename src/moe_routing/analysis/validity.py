@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,8 @@ CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     """Examine every null and procedure, write ``validity/``, and return the verdicts.
 
-    Files: ``size.csv``, ``pvalue_histogram.csv`` and ``pvalue_qq.csv`` (by null, design and
-    layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal nulls),
+    Files: ``designs.csv``, ``size.csv``, ``pvalue_histogram.csv`` and ``pvalue_qq.csv`` (by null,
+    design and layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal nulls),
     ``simulation.csv`` (procedures) and ``verdict.csv``.
 
     Raises:
@@ -51,6 +52,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     tables = design_tables(config, sample, rng)
     for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
         write_csv(tables[name], folder / f"{file}.csv")
+    write_csv(designs_table(settings.nulls), folder / "designs.csv")
     text = text_sample(results, sample)
     parts = []
     for null_id in tqdm(settings.nulls, desc="binding", unit="null"):
@@ -75,6 +77,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
         largest_size=settings.largest_size,
         confidence=confidence,
     )
+    verdict["hypothesis"] = [NULLS[null].hypothesis for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
     return verdict
 
@@ -99,6 +102,19 @@ def design_tables(
     return {
         name: _keys_first(pd.concat(parts, ignore_index=True)) for name, parts in tables.items()
     }
+
+
+def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
+    """Return what each design is, and for which nulls H0 holds in it."""
+    rows = [
+        {
+            "design": design.name,
+            "why": design.why,
+            "nulls": " ".join(filter(design.holds_for, nulls)),
+        }
+        for design in DESIGNS.values()
+    ]
+    return pd.DataFrame(rows)
 
 
 def levels(config: StudyConfig) -> list[float]:

@@ -69,14 +69,15 @@ def _interval(estimate: dict) -> dict[str, object]:
 def _cell_row(record: dict) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
     strategy, routing = record["strategy"], record["routing"]
+    rule = strategy.get("base", strategy)  # a control has the counts of another strategy
     primary = PRIMARY_METRIC[record["task"]]
     estimate = _interval(next(m for m in record["metrics"] if m["metric"] == primary))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],
-        "k": strategy.get("k", strategy.get("max_k")),
-        "alpha": strategy.get("alpha", NOT_APPLICABLE),
-        "null": strategy.get("null", NOT_APPLICABLE),
+        "k": rule.get("k", rule.get("max_k")),
+        "alpha": rule.get("alpha", NOT_APPLICABLE),
+        "null": rule.get("null", NOT_APPLICABLE),
         "weighting": strategy["weighting"],
         "dataset": record["dataset"],
         "task": record["task"],

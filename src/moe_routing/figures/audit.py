@@ -57,7 +57,8 @@ def false_discoveries(audit: pd.DataFrame) -> Figure:
         for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
             _proportion(axis, own, name)
             axis.set(ylabel=label if across == 0 else "", ylim=(-0.02, 1.02))
-        grid[0, across].set(title=f"|change| < {epsilon:g} nats", xlabel="")
+        noisy = "\n(below rounding)" if epsilon < own["noise"].max() else ""
+        grid[0, across].set(title=f"|change| < {epsilon:g} nats{noisy}", xlabel="")
     legend_below(figure, grid[0, 0])
     row = audit.iloc[0]
     figure.suptitle(

@@ -1,0 +1,52 @@
+"""Chunked log-likelihoods against the log-softmax of all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from moe_routing.evaluation import head
+
+
+def make(dtype, tokens=50, vocabulary=300):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(8, vocabulary, bias=False, dtype=dtype).requires_grad_(False)
+    layer.weight.data = (5 * torch.randn(vocabulary, 8, generator=generator)).to(dtype)
+    hidden = torch.randn(tokens, 8, generator=generator).to(dtype)
+    return layer, hidden, torch.randint(vocabulary, (tokens,), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_chunks_are_the_whole(dtype, chunk_bytes, greedy, monkeypatch):
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", chunk_bytes)
+    layer, hidden, target = make(dtype)
+    target[:25] = layer(hidden[:25]).argmax(-1)
+    likelihood, best = head.target_log_likelihoods(layer, hidden, target, greedy=greedy)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = layer(hidden).to(wide).log_softmax(-1)
+    assert likelihood.dtype == wide
+    torch.testing.assert_close(likelihood, expected.gather(1, target[:, None])[:, 0])
+    if greedy:
+        assert torch.equal(best, expected.argmax(-1) == target)
+        assert best[:25].all()
+    else:
+        assert best is None
+
+
+def test_of_equal_tokens_the_first_is_greedy():
+    layer, hidden, target = make(torch.float32, tokens=4)
+    layer.weight.data[:] = layer.weight.data[0]
+    target[:] = torch.tensor([0, 1, 2, 0])
+    _, best = head.target_log_likelihoods(layer, hidden, target)
+    assert best.tolist() == [True, False, False, True]
+
+
+def test_large_logits_do_not_overflow():
+    layer, hidden, target = make(torch.float32)
+    layer.weight.data *= 1e4
+    likelihood, _ = head.target_log_likelihoods(layer, hidden, target)
+    assert likelihood.isfinite().all()
+    assert (likelihood <= 0).all()
