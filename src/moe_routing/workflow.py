@@ -48,6 +48,18 @@ def nulls_of(strategy_id: str) -> list[str]:
     return [null] if null else []
 
 
+def model_files(study: StudyConfig) -> list[str]:
+    """Return the files of a local checkpoint, so that new weights rerun the study.
+
+    A hub id has none: its revision says which weights they are. Nor has a missing folder, which
+    the job then names.
+    """
+    if study.model.revision is not None:
+        return []
+    folder = Path(study.model.path)
+    return sorted(str(p) for pattern in ("*.json", "*.safetensors") for p in folder.glob(pattern))
+
+
 def raw_file(study: StudyConfig, results: str, name: str) -> str:
     """Return the fetched file of an evaluation set or of ``calibration``."""
     return str(raw_path(Path(results) / "data" / "raw", name, source_of(study, name)))

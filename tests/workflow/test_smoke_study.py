@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,3 +102,16 @@ def test_killed_run_resumes_to_the_same_table(smoke_run, tmp_path, seconds):
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = cells_of(smoke_run[0]), cells_of(folder)
     assert first.drop(columns=TIMINGS).to_csv() == second.drop(columns=TIMINGS).to_csv()
+
+
+def test_new_weights_rerun_the_study(smoke_run, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(smoke_run[0], folder, symlinks=True)
+    model = (folder / "resources").resolve() / "olmoe-nano"
+    (folder / "resources").unlink()
+    shutil.copytree(model, folder / "resources" / "olmoe-nano")
+    (folder / "resources" / "olmoe-nano" / "model.safetensors").touch()
+    done = snakemake(folder, "-n", *SMOKE)
+    plan = done.stdout + done.stderr
+    assert "Fetching and checking the model" in plan
+    assert "Scoring regular_k8" in plan

@@ -6,6 +6,7 @@ from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     dataset_of,
+    model_files,
     nulls_of,
     raw_file,
     sections,

@@ -2,6 +2,8 @@
 
 
 rule fetch_model:
+    input:
+        model_files(study),
     output:
         f"{RESULTS}/model.json",
     log:
