@@ -64,7 +64,12 @@ def test_a_pack_without_layout_is_refused():
 
 def test_the_model_s_attention_is_restored(model):
     before = model.config._attn_implementation
-    with pytest.raises(RuntimeError, match="stop"), attention.packed_attention(model):
-        assert model.config._attn_implementation == attention.ATTENTION_IMPLEMENTATION
-        raise RuntimeError("stop")
+
+    def fail():
+        with attention.packed_attention(model):
+            assert model.config._attn_implementation == attention.ATTENTION_IMPLEMENTATION
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert model.config._attn_implementation == before

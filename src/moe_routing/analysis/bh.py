@@ -254,7 +254,7 @@ def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
     pivot = long.pivot_table(
         index=["null", "quantity", "alpha"], columns="max_k", values="value", sort=False
     ).reset_index()
-    pivot.columns = [f"max_k_{name}" if isinstance(name, int) else name for name in pivot.columns]
+    pivot.columns = [name if isinstance(name, str) else f"max_k_{name}" for name in pivot.columns]
     write_csv(pivot, folder / "bh_pivot.csv")
     with atomic_path(folder / "bh_pivot.md") as temporary:
         temporary.write_text(markdown(pivot), encoding="utf-8")

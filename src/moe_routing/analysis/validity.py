@@ -38,29 +38,21 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     """Examine every null and procedure, write ``validity/``, and return the verdicts.
 
     Files: ``designs.csv``, ``size.csv``, ``pvalue_histogram.csv`` and ``pvalue_qq.csv`` (by null,
-    design and layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal nulls),
-    ``simulation.csv`` (procedures) and ``verdict.csv``.
+    design and layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal
+    nulls), ``simulation.csv`` (procedures) and ``verdict.csv``.
 
     Raises:
         InputError: no calibration sample, or no capture of the same model.
     """
     settings = config.analysis.validity
-    confidence = config.statistics.confidence
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)
     sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
+    write_csv(binding_table(config, sample, text_sample(results, sample)), folder / "binding.csv")
     tables = design_tables(config, sample, rng)
     for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
         write_csv(tables[name], folder / f"{file}.csv")
     write_csv(designs_table(settings.nulls), folder / "designs.csv")
-    text = text_sample(results, sample)
-    parts = []
-    for null_id in tqdm(settings.nulls, desc="binding", unit="null"):
-        fitted = NULLS[null_id].fit(sample)
-        parts.append(_binding(config, null_id, fitted, text).assign(text="evaluation"))
-        if null_id in MARGINAL:
-            parts.append(_binding(config, null_id, fitted, sample).assign(text="calibration"))
-    write_csv(pd.concat(parts, ignore_index=True), folder / "binding.csv")
     simulation = simulate_procedures(
         rng,
         repeats=settings.repeats,
@@ -75,11 +67,24 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
         tables["size"],
         level=settings.level,
         largest_size=settings.largest_size,
-        confidence=confidence,
+        confidence=config.statistics.confidence,
     )
     verdict["hypothesis"] = [NULLS[null].hypothesis for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
     return verdict
+
+
+def binding_table(
+    config: StudyConfig, sample: CalibrationSample, text: CalibrationSample
+) -> pd.DataFrame:
+    """Return what binds on evaluation text, and for marginal nulls on calibration text too."""
+    parts = []
+    for null_id in tqdm(config.analysis.validity.nulls, desc="binding", unit="null"):
+        fitted = NULLS[null_id].fit(sample)
+        parts.append(_binding(config, null_id, fitted, text).assign(text="evaluation"))
+        if null_id in MARGINAL:
+            parts.append(_binding(config, null_id, fitted, sample).assign(text="calibration"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def design_tables(
