@@ -3,7 +3,7 @@
 Top-k is discontinuous: in single precision two right computations now and then route a token
 differently where two experts are nearly tied, and the likelihoods of its request differ visibly.
 Stock experts implementations differ from each other in the same way. In double precision they
-agree to ten digits, and so must the engine.
+agree, and so must the engine.
 """
 
 from __future__ import annotations

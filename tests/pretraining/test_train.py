@@ -119,8 +119,10 @@ def test_the_loss_is_the_models_own_and_trains_every_parameter(
 
 
 def test_building_a_model_leaves_the_global_generator_alone(config: PretrainConfig, tokenizer):
-    before = torch.get_rng_state()
-    first, again = build_model(config, tokenizer), build_model(config, tokenizer)
-    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.get_rng_state()
+        first, again = build_model(config, tokenizer), build_model(config, tokenizer)
+        assert torch.equal(torch.get_rng_state(), before)
     pairs = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

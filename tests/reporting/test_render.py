@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from planted_results import add_analyses
 
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
@@ -18,7 +20,7 @@ from moe_routing.reporting.article import Article
 from moe_routing.reporting.gallery import GALLERY
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
-from moe_routing.reporting.render import PREVIEW_NOTE, render
+from moe_routing.reporting.render import OUTPUT_DIR, PREVIEW_NOTE, render
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
@@ -135,9 +137,7 @@ def test_rendering_twice_gives_the_same_notebook(rendered):
 )
 def test_a_broken_article_is_one_line_and_leaves_the_old_one(tmp_path, copy, body, said):
     (copy / "index.qmd").write_text(f"---\ntitle: x\n---\n\n{body}\n", encoding="utf-8")
-    for name in NOTEBOOKS:
-        page = copy / "notebooks" / f"{name}.qmd"
-        page.write_text("---\ntitle: y\n---\n\nNothing.\n", encoding="utf-8")
+    stubbed(copy)
     old = tmp_path / "results" / "report" / "index.html"
     old.parent.mkdir(parents=True)
     old.write_text("old", encoding="utf-8")
@@ -155,6 +155,65 @@ def test_an_unknown_figure_or_table_is_an_error(planted):
             ask("fig-gone")
     with pytest.raises(InputError, match="table 'tbl-gone'; allowed: tbl-results"):
         article.table("tbl-gone")
+
+
+FAKE = """#!{python}
+import pathlib, sys
+made = pathlib.Path(sys.argv[2]) / "_rendered"
+(made / "notebooks").mkdir(parents=True)
+if not (made.parent / "_quarto.yml").is_file() or (made.parent / "_environment").exists():
+    sys.exit("wrong copy")
+(made / "index.docx").write_bytes(b"docx")
+(made / "index.html").write_text('<a href="notebooks/baseline.html">x</a>{added}')
+for name in ("baseline", "bh_routing", "comparison"):
+    (made / "notebooks" / f"{{name}}.html").write_text("<p>x</p>")
+sys.exit({status!r})
+"""
+
+
+def quarto(folder, added="", status=0):
+    """A program that is called like Quarto and leaves pages like Quarto's."""
+    path = folder / "quarto"
+    path.write_text(FAKE.format(python=sys.executable, added=added, status=status))
+    path.chmod(0o755)
+    return str(path)
+
+
+def stubbed(copy):
+    for name in NOTEBOOKS:
+        page = copy / "notebooks" / f"{name}.qmd"
+        page.write_text("---\ntitle: y\n---\n\nNothing.\n", encoding="utf-8")
+
+
+def test_quarto_renders_where_it_is_installed(tmp_path, copy):
+    stubbed(copy)
+    (tmp_path / "results").mkdir()
+    assert render(copy, tmp_path / "results", quarto=quarto(tmp_path)) == "quarto"
+    made = tmp_path / "results" / "report"
+    assert {p.relative_to(made).as_posix() for p in made.rglob("*.*")} == set(outputs())
+    assert not (copy / "_rendered").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"status": "ERROR: no such engine"}, "quarto failed: ERROR: no such engine"),
+        ({"added": "<strong>?@fig-gone</strong>"}, "cross-reference '@fig-gone' leads nowhere"),
+        ({"added": "<script src=https://x.org/y.js></script>"}, "from another host"),
+    ],
+)
+def test_what_quarto_lets_pass_is_refused(tmp_path, copy, fault, said):
+    stubbed(copy)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(InputError, match=re.escape(said)):
+        render(copy, tmp_path / "results", quarto=quarto(tmp_path, **fault))
+    assert not (tmp_path / "results" / "report").exists()
+
+
+def test_output_folder_is_that_of_quarto():
+    assert (
+        yaml.safe_load((SOURCE / "_quarto.yml").read_text())["project"]["output-dir"] == OUTPUT_DIR
+    )
 
 
 def test_folders_that_are_not_there(planted, tmp_path):

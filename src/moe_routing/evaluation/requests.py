@@ -76,14 +76,14 @@ class Encoder:
         """
         split = [_move_spaces(request) for request in requests]
         bare = [place for place, request in enumerate(requests) if request.context == ""]
-        contexts = sorted({context for context, _ in split})
-        cuts = dict(zip(contexts, map(len, self._encode(contexts)), strict=True))
+        texts = sorted({context for context, _ in split})
+        contexts = dict(zip(texts, self._encode(texts), strict=True))
         whole = self._encode([context + continuation for context, continuation in split])
         bare_ids = self._encode([split[place][1] for place in bare], special=False)
         for place, ids in zip(bare, bare_ids, strict=True):
             whole[place] = ids
         return [
-            self._token_request(request, ids, cuts[context] if request.context else 0)
+            self._token_request(request, contexts[context] if request.context else [], ids)
             for request, (context, _), ids in zip(requests, split, whole, strict=True)
         ]
 
@@ -111,13 +111,14 @@ class Encoder:
             # The last window is filled up from the left, so that its targets have more context.
             yield TokenRequest(read[max(0, end - self.max_length) : end], ids[start:end])
 
-    def _token_request(self, request: Request, ids: list[int], cut: int) -> TokenRequest:
-        targets = ids[cut:]
-        # No context, or one of spaces only: the prefix token, unless the text itself starts so.
-        if cut == 0 and ids[:1] == [self.prefix_token] and request.context == "":
-            targets = ids[1:]
-        elif cut == 0:
-            ids = [self.prefix_token, *ids]
+    def _token_request(
+        self, request: Request, context: list[int], whole: list[int]
+    ) -> TokenRequest:
+        targets = whole[len(context) :]
+        if not context:
+            # No context, or one of spaces only: the prefix token, unless the text starts with it.
+            starts_with_it = request.context == "" and targets[:1] == [self.prefix_token]
+            context, targets = [self.prefix_token], targets[1:] if starts_with_it else targets
         if not targets:
             raise InputError(f"continuation {request.continuation!r} has no token to score")
         if len(targets) > self.max_length:
@@ -125,7 +126,8 @@ class Encoder:
                 f"continuation {request.continuation[:40]!r} has {len(targets)} tokens; allowed: "
                 f"at most the window of {self.max_length}"
             )
-        return TokenRequest(ids[-(self.max_length + 1) :][:-1], targets)
+        # The context's own tokens are read, even where the whole text begins with other ones.
+        return TokenRequest((context + targets)[-(self.max_length + 1) :][:-1], targets)
 
     def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
         """Tokenise texts; those that start with the prefix token's text get no special tokens."""

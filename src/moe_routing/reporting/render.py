@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,11 @@ PREVIEW_NOTE = (
 )
 
 _FORMAT = "markdown-yaml_metadata_block"
-_QUARTO_LEFTOVERS = ("*_files", ".quarto")
+OUTPUT_DIR = "_rendered"
+"""The output folder that _quarto.yml names."""
+
+# Left-overs of Quarto; and _environment, whose paths do not fit a copy.
+_NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
 
 
 def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
@@ -51,10 +56,10 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
     with tempfile.TemporaryDirectory() as scratch, _results_named(results):
         made = Path(scratch) / "report"
         if quarto:
-            _render_by_quarto(source.resolve(), made, quarto)
+            made = _render_by_quarto(source.resolve(), made, quarto)
         else:
             _render_preview(source.resolve(), made)
-        check_pages([path for path in sorted(made.rglob("*.html"))])
+        check_pages(sorted(made.rglob("*.html")))
         _put(made, results / "report")
     return "quarto" if quarto else "preview"
 
@@ -66,7 +71,11 @@ def _results_named(results: Path) -> Iterator[None]:
         raise InputError(f"{results}: no such results folder")
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    values = {VARIABLE: str(results.resolve()), "PYTHONPATH": os.pathsep.join(paths)}
+    values = {
+        VARIABLE: str(results.resolve()),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "QUARTO_PYTHON": sys.executable,
+    }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -112,13 +121,15 @@ def _complaint(lines: list[str]) -> str:
 # By Quarto.
 
 
-def _render_by_quarto(source: Path, made: Path, quarto: str) -> None:
-    """Render a copy of the sources, so that nothing is left behind in the repository."""
-    shutil.copytree(source, made, ignore=shutil.ignore_patterns(*_QUARTO_LEFTOVERS))
-    _run([quarto, "render", made], made)
+def _render_by_quarto(source: Path, copy: Path, quarto: str) -> Path:
+    """Render a copy of the sources, so that nothing is left behind; return the output folder."""
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+    _run([quarto, "render", copy], copy)
+    made = copy / OUTPUT_DIR
     for name in NOTEBOOKS:
-        page = run_page(made / "notebooks" / f"{name}.qmd", echo=True)
+        page = run_page(copy / "notebooks" / f"{name}.qmd", echo=True)
         _write_notebook(page, made / "notebooks" / f"{name}.ipynb")
+    return made
 
 
 # The preview.
