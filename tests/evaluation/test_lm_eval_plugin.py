@@ -60,13 +60,14 @@ def test_text_is_generated_under_the_strategy(plug_in, double, tokenizer, ask):
 
 def test_the_model_is_as_before(plug_in, double, tokenizer, ask):
     ids = tokenizer("The river flows through", return_tensors="pt")["input_ids"]
+    experts = double.get_experts_implementation()
     with torch.inference_mode():
         before = double(ids).logits
     lm = plug_in("uniform_k2")
     lm.loglikelihood(ask("loglikelihood", [("The river", " flows")]), disable_tqdm=True)
     with torch.inference_mode():
         assert torch.equal(double(ids).logits, before)
-    assert double.get_experts_implementation() == "eager"
+    assert double.get_experts_implementation() == experts
 
 
 def test_a_strategy_with_calibration(plug_in, calibration, ask):

@@ -35,6 +35,13 @@ def test_every_verdict_has_a_sentence_of_its_own():
     assert "same result on every item" in texts[Verdict.IDENTICAL]
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_identical_results_prove_no_more_than_their_number(safe):
+    text = f.primary(primary_table(verdict="identical", noninferior=safe), 0.95).text
+    assert "same result on every item" in text
+    assert ("a loss of 1 percentage point or more is not ruled out" in text) != safe
+
+
 def test_the_main_metric_is_stated():
     assert "length-normalised accuracy: \N{MINUS SIGN}0.40 percentage points" in (
         f.primary(primary_table(), 0.95).text

@@ -22,8 +22,9 @@ RULE = (
     "with fewer experts than the baseline whose upper limit is below the margin, the one with the "
     "fewest experts. For quality: of the arms whose upper limit is below 0, the one with the "
     "lowest loss. An adaptive arm beats static routing at its own compute if the upper limit of "
-    "its difference from the static curve, interpolated at its mean experts, is below 0. Where no "
-    "arm qualifies, no recommendation is supported."
+    "its difference from the static curve, interpolated linearly at its mean experts, is below 0; "
+    "where loss is convex in k that line lies above the curve, which favours the arm. Where no arm "
+    "qualifies, no recommendation is supported."
 )
 
 

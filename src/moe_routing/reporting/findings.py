@@ -71,8 +71,10 @@ def _contrast(row: pd.Series, outcome: Verdict) -> str:
     margin = row.get("margin", float("nan"))
     limit = f"{w.magnitude(margin, row['metric'])} or more" if pd.notna(margin) else ""
     better, worse = _directions(row["metric"])
+    open_ = limit and str(row.get("noninferior", "")).lower() == "false"
     sentences = {
-        Verdict.IDENTICAL: f"On {where}, {arm} and {baseline} had the same result on every item.",
+        Verdict.IDENTICAL: f"On {where}, {arm} and {baseline} had the same result on every item"
+        + (f", but with so few items a loss of {limit} is not ruled out." if open_ else "."),
         Verdict.BETTER: f"On {where}, {arm} {better} than {baseline}.",
         Verdict.WORSE: f"On {where}, {arm} {worse} than {baseline}{_beyond(row, limit)}.",
         Verdict.WORSE_WITHIN_MARGIN: f"On {where}, {arm} {worse} than {baseline}, but a loss of "
