@@ -37,8 +37,8 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert done.returncode == 0, plan
     lines = plan.splitlines()
     assert any(line.split() == ["evaluate", "23"] for line in lines)
-    resources = [line for line in lines if "gpu=1" in line]
-    assert len(resources) >= 24
+    scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
+    assert len(scoring) == 23
 
 
 @pytest.mark.parametrize(
