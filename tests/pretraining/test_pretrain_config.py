@@ -32,6 +32,10 @@ def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape():
     ("changes", "message"),
     [
         ({"stepz": 1}, "config: stepz: unknown key; did you mean 'steps'?"),
+        (
+            {"continue_from": {"weights": "w", "sha256": "0" * 64, "steps": 10}},
+            "config: (top level): steps is 10; allowed: more than continue_from.steps = 10",
+        ),
         ({"steps": 0}, "config: steps is 0; input should be greater than 0"),
         ({"sources": []}, "config: sources is []; list should have at least 1 item"),
         (

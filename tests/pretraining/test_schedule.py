@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig
+from moe_routing.pretraining.config import ContinueFrom, PretrainConfig
 from moe_routing.pretraining.schedule import learning_rate, record_start
 
 CORPUS = {"first.train.npy": "0" * 64}
@@ -25,6 +25,14 @@ def test_warm_up_constant_and_square_root_decay(config: PretrainConfig):
     assert rates[91] == pytest.approx(0.008 * (1 - 0.8))  # 16 of 25
     assert 0 < rates[99] < 0.0002
     assert rates[75:] == sorted(rates[75:], reverse=True)
+
+
+def test_a_continued_run_warms_up_and_decays_in_its_own_steps(config: PretrainConfig):
+    run = changed(config, steps=100, warmup_steps=10, decay_share=0.25, learning_rate=0.008)
+    before = ContinueFrom(weights="w.safetensors", sha256="0" * 64, steps=1000)
+    continued = changed(run, steps=1100, continue_from=before)
+    rates = [learning_rate(step, run) for step in range(100)]
+    assert [learning_rate(step, continued) for step in range(1000, 1100)] == rates
 
 
 def test_no_decay_and_decay_from_the_start(config: PretrainConfig):

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig
+from moe_routing.pretraining.config import ContinueFrom, PretrainConfig
 from moe_routing.pretraining.model import build_model
 from moe_routing.pretraining.train import Trainer
 
@@ -82,6 +83,40 @@ def test_a_run_killed_between_checkpoints_starts_at_the_last_one(
     resumed = train("killed")
     assert weights(resumed) == weights(whole)
     assert log(resumed) == log(whole)
+
+
+def continuing(weights: Path, steps: int) -> ContinueFrom:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return ContinueFrom(weights=str(weights), sha256=digest, steps=steps)
+
+
+def test_a_run_goes_on_from_the_weights_and_the_text_of_another(
+    train: Train, config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
+):
+    first = train("first") / "weights.safetensors"
+    changes = {"continue_from": continuing(first, 24), "steps": 40}
+    whole = train("whole", validation_interval=40, **changes)
+    assert [int(row["step"]) for row in log(whole)] == list(range(25, 41))
+    assert int(log(whole)[0]["tokens"]) == 25 * 4 * 16
+    assert float(log(whole)[0]["learning_rate"]) == config.learning_rate / config.warmup_steps
+    trainer = Trainer(config, tokenizer, tokens, tmp_path / "first")
+    ids_BL = torch.from_numpy(next(trainer.training.batches(4, 24, 25)))
+    assert float(log(whole)[0]["loss"]) == trainer._losses(ids_BL)[0].item()
+    assert weights(train("broken", 31, None, validation_interval=40, **changes)) == weights(whole)
+
+
+def test_weights_that_cannot_be_continued_are_named(train: Train, tmp_path: Path):
+    before = continuing(train("first") / "weights.safetensors", 24)
+    for change, message in (
+        ({"sha256": "0" * 64}, r"^continue_from\.weights: .*: sha256 is .* asks for 0{64}$"),
+        ({"weights": "gone.safetensors"}, r"^continue_from\.weights: gone.*: no such file$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train("run", continue_from=before.model_copy(update=change), steps=40)
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    other = continuing(tmp_path / "other.safetensors", 24)
+    with pytest.raises(InputError, match=r"other\.safetensors: not the weights of this config"):
+        train("run", continue_from=other, steps=40)
 
 
 def test_a_checkpoint_of_another_config_is_refused_untouched(train: Train):

@@ -104,6 +104,7 @@ rule pretrain_train:
             source=TEXT,
             split=("train", "validation"),
         ),
+        before=[pretraining.continue_from.weights] if pretraining.continue_from else [],
     output:
         weights=f"{RUN}/weights.safetensors",
         log=f"{RUN}/training.csv",

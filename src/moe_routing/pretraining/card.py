@@ -27,8 +27,8 @@ tags: [mixture-of-experts, olmoe, routing]
 
 A small `OlmoeForCausalLM`, the architecture of OLMoE-1B-7B: {num_hidden_layers} layers,
 {num_experts} experts a layer, top-{num_experts_per_tok}, softmax router, weights not renormalised.
-It was trained from scratch by this repository, to study routing where a large model would be
-impractical. It is no language model to be used for anything else.
+It was trained by this repository, from random weights, to study routing where a large model would
+be impractical. It is no language model to be used for anything else.
 
     snakemake pretrain --cores all --configfile config/pretrain.yaml
 
@@ -54,7 +54,7 @@ AdamW (betas 0.9 and 0.95, weight decay {weight_decay:g} on matrices), gradient 
 {gradient_clip:g}; {warmup_steps} steps of warm-up, a constant rate, and a 1 - sqrt decay to zero
 over the last {decay_percent:g} % of the steps. Added to the loss: load balancing,
 {load_balancing:g} a layer, computed for each layer (over all layers together it can be at its
-optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.
+optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{continued}
 
 ![Loss and expert load over the tokens of training](training.png)
 
@@ -147,6 +147,7 @@ def write_card(
         decay_percent=100 * config.decay_share,
         load_balancing=config.load_balancing_coefficient,
         z_loss=config.z_loss_coefficient,
+        continued=_continued(config),
         data=_data(config, corpus, training_tokens),
         validation_percent=100 * config.validation_share,
         tokenizer_megabytes=config.tokenizer_bytes / 1e6,
@@ -210,11 +211,24 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
             {"": "peak learning rate", "value": f"{config.learning_rate:g}"},
             {"": "device", "value": config.device},
             {"": "tokens a second (median)", "value": f"{log['tokens_per_second'].median():,.0f}"},
-            {"": "hours in training steps", "value": f"{seconds / 3600:.1f}"},
+            {"": "hours in this run's steps", "value": f"{seconds / 3600:.1f}"},
             {"": "last validation loss, nats a token", "value": f"{last['validation_loss']:.3f}"},
             {"": "seed", "value": str(config.seed)},
         ]
     )
+
+
+def _continued(config: PretrainConfig) -> str:
+    before = config.continue_from
+    if before is None:
+        return ""
+    tokens = before.steps * config.batch_size * config.sequence_length
+    return f"""
+
+The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were a run of their own, decay
+included, whose weights have the sha256 `{before.sha256[:16]}`. This run took them up with a new
+optimiser and a new warm-up and went on in the data; schedule and speed above, and the figure, are
+those of this run. `config/pretrain.yaml` says how to get at the first."""
 
 
 def _data(config: PretrainConfig, corpus: dict[str, dict[str, float]], tokens: int) -> str:
@@ -270,6 +284,7 @@ def _benchmarks(cells: list[dict], weights_sha256: str) -> str:
                 "value": _interval({"estimate": metric["value"], **metric}),
             }
             for metric in cell["metrics"]
+            if metric["metric"] != "kl_from_baseline"  # of the baseline itself it is 0
         ]
     return f"""
 By the definitions of EleutherAI's lm-evaluation-harness, without examples in the context:

@@ -70,6 +70,14 @@ class ModelShape(ClosedModel):
         return self
 
 
+class ContinueFrom(ClosedModel):
+    """An earlier run of the same architecture, tokenizer and data, that this one goes on from."""
+
+    weights: str = Field(description="Its exported safetensors, relative to the repository.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash that the file must have.")
+    steps: PositiveInt = Field(description="Steps behind it; the data go on from there.")
+
+
 class PretrainConfig(ClosedModel):
     """Everything that decides the weights of a pretraining run."""
 
@@ -82,12 +90,15 @@ class PretrainConfig(ClosedModel):
     seed: int = Field(0, ge=0, description="Seed of initialisation, split and data order.")
     device: str = Field("cpu", description="torch device, such as cpu or cuda.")
     threads: PositiveInt | None = Field(None, description="CPU threads; default: torch's choice.")
-    steps: PositiveInt = Field(description="Optimiser steps.")
+    continue_from: ContinueFrom | None = Field(
+        None, description="Weights of an earlier run to start from; null starts from random ones."
+    )
+    steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
     batch_size: PositiveInt = Field(16, description="Sequences a step.")
     sequence_length: PositiveInt = Field(256, description="Tokens a sequence.")
     learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
-    decay_share: float = Field(0.25, ge=0, le=1, description="Share of the steps in decay.")
+    decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
     gradient_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
     load_balancing_coefficient: float = Field(0.01, ge=0, description="Weight of the loss.")
@@ -120,6 +131,19 @@ class PretrainConfig(ClosedModel):
                 f"model.max_position_embeddings = {self.model.max_position_embeddings}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> PretrainConfig:
+        if self.steps <= self.first_step:
+            raise ValueError(
+                f"steps is {self.steps}; allowed: more than continue_from.steps = {self.first_step}"
+            )
+        return self
+
+    @property
+    def first_step(self) -> int:
+        """Steps that were done before this run."""
+        return self.continue_from.steps if self.continue_from else 0
 
     def source(self, name: str) -> TextSource:
         """Return the source of this name.

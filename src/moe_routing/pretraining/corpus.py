@@ -49,17 +49,23 @@ def leading_documents(source: TextSource, size: int) -> Iterator[str]:
 
 def _read_file(source: LocalTextSource) -> Iterator[str]:
     path = Path(source.path)
-    if not path.is_file():
-        raise InputError(f"pretraining source '{source.name}': path: {path}: no such file")
-    if source.sha256 is not None and (found := _sha256(path)) != source.sha256:
-        raise InputError(
-            f"pretraining source '{source.name}': {path}: sha256 is {found}; "
-            f"the config asks for {source.sha256}"
-        )
+    check_file(path, source.sha256, f"pretraining source '{source.name}': path")
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
         for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
             if has_text:
                 yield "".join(block).rstrip("\n")
+
+
+def check_file(path: Path, sha256: str | None, where: str) -> None:
+    """Check that a file is there, and is the one that the config means if it says so.
+
+    Raises:
+        InputError: no such file, or another hash.
+    """
+    if not path.is_file():
+        raise InputError(f"{where}: {path}: no such file")
+    if sha256 is not None and (found := _sha256(path)) != sha256:
+        raise InputError(f"{where}: {path}: sha256 is {found}; the config asks for {sha256}")
 
 
 def _read_hub(source: HubTextSource) -> Iterator[str]:

@@ -38,6 +38,21 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> O
     return model
 
 
+def load_weights(model: OlmoeForCausalLM, path: Path) -> None:
+    """Copy parameters by name from a safetensors file into the model.
+
+    Raises:
+        InputError: the weights are of another shape.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: not the weights of this config: {reason}") from error
+
+
 def export_model(
     config: PretrainConfig, weights: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
@@ -55,14 +70,8 @@ def export_model(
     Raises:
         InputError: the weights are of another shape, or larger than ``max_weights_bytes``.
     """
-    from safetensors.torch import load_file
-
     model = build_model(config, tokenizer)
-    try:
-        model.load_state_dict(load_file(weights))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{weights}: not the weights of this config: {reason}") from error
+    load_weights(model, weights)
     model.to(torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as partial:

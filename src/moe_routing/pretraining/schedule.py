@@ -26,9 +26,10 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     Warmup-stable-decay (Hägele et al. 2024, 2405.18392): until the decay begins the run does not
     depend on ``steps``, so a run can be prolonged from a checkpoint of its constant phase.
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    decay_steps = max(1, round(config.decay_share * config.steps))
+    since = step - config.first_step
+    if since < config.warmup_steps:
+        return config.learning_rate * (since + 1) / config.warmup_steps
+    decay_steps = max(1, round(config.decay_share * (config.steps - config.first_step)))
     done = max(0.0, (step + decay_steps - config.steps) / decay_steps)
     return config.learning_rate * (1 - math.sqrt(done))
 
@@ -70,7 +71,10 @@ def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: 
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
     pairs = [(key, getattr(before, key), getattr(config, key)) for key in fixed]
     pairs.append(("sources", _mixture(before), _mixture(config)))
-    rates = ((n, learning_rate(n, before), learning_rate(n, config)) for n in range(steps_done))
+    rates = (
+        (n, learning_rate(n, before), learning_rate(n, config))
+        for n in range(config.first_step, steps_done)
+    )
     pairs += ((f"learning rate of step {n}", old, new) for n, old, new in rates)
     for key, old, new in pairs:
         if old != new:

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.models.loading import check_device
-from moe_routing.pretraining.corpus import PackedCorpus, corpus_hashes
+from moe_routing.pretraining.corpus import PackedCorpus, check_file, corpus_hashes
 from moe_routing.pretraining.loss import RouterLosses, linear_cross_entropy, router_losses
-from moe_routing.pretraining.model import build_model
+from moe_routing.pretraining.model import build_model, load_weights
 from moe_routing.pretraining.schedule import learning_rate, record_start
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             (self.folder / "training.csv").unlink(missing_ok=True)
+            self._start()
             record_start(self.config, corpus, self.folder, steps_done=0)
             return
         with safe_open(path, "pt") as checkpoint:
@@ -205,6 +206,16 @@ class Trainer:
         record_start(self.config, corpus, self.folder, self.step)
         self._restore(load_file(path))
         self._cut_log()
+
+    def _start(self) -> None:
+        """Take the weights and the place in the data of the run that this one continues."""
+        before = self.config.continue_from
+        if before is None:
+            return
+        path = Path(before.weights)
+        check_file(path, before.sha256, "continue_from.weights")
+        load_weights(self.model, path)
+        self.step = before.steps
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         with torch.no_grad():
