@@ -16,6 +16,7 @@ from moe_routing.analysis.audit import choose_probes, write_audit
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
 from moe_routing.analysis.capture import Capture
+from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
 from moe_routing.analysis.validity import write_validity
 from moe_routing.config import load_config
@@ -39,6 +40,9 @@ ANALYSIS = {
     "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
     "audit": {"tokens": 9, "layers": 2, "alpha": [0.1], "nulls": ["pooled"], "horizon": 2},
 }  # fmt: skip
+
+
+RUN = {"bh": "run_arm", "audit": "run_audit"}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,19 @@ def test_exactly_the_promised_files_are_made(results, request, outputs, run, dra
     )
 
 
+def test_the_figures_are_those_that_were_asked_for():
+    assert len(BASELINE.plots) == 4
+    assert len(BH.plots) == 7
+    assert BH.plots[-4:] == (
+        "bh_vs_topk_by_max_k", "heatmap_alpha_max_k", "saturation_curve", "reduction_percent",
+    )  # fmt: skip
+
+
+def test_by_default_a_null_has_16_rows():
+    study = AnalysisConfig().bh
+    assert len(study.max_k) * (len(study.alpha) + 1) == 16
+
+
 def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, baseline):
     assert baseline["layer"].tolist() == list(range(16))
     text = Capture.load(results / "baseline" / "router_logits.safetensors")
@@ -190,9 +207,14 @@ def test_the_saturation_curve_is_made_of_the_widest_run(results, bh):
     assert curve.loc[curve["max_k"] == 64, "measured"].item() == pytest.approx(widest)
 
 
-def test_verdicts_cover_the_nulls_asked_for(validity):
+def test_verdicts_cover_the_nulls_asked_for(results, validity):
     assert validity["null"].tolist() == ["pooled", "within_token"]
-    assert validity.loc[0, "worst_size"] < 0.12
+    assert validity.loc[0, "worst_size"] < 0.12  # a marginal null, whatever the weights
+    designs = pd.read_csv(results / "validity" / "verdict_by_design.csv")
+    assert len(designs) == validity["n_designs"].sum()
+    assert (designs["layers"] == 16).all()
+    broken = designs[designs["breaks"].notna()]
+    assert broken[["null", "design"]].to_numpy().tolist() == [["within_token", "real_marginal"]]
 
 
 def test_the_audit_removes_every_selected_pair_of_the_stock_router(results, audit):
@@ -219,6 +241,24 @@ def test_more_tokens_than_the_text_has_is_one_line(results, config, nano):
     greedy = config.model_copy(update={"analysis": analysis})
     with pytest.raises(InputError, match=r"audit\.tokens is 5000; allowed: at most \d+"):
         choose_probes(greedy, results, nano)
+
+
+@pytest.mark.parametrize(("write", "section"), [(write_bh, "bh"), (write_audit, "audit")])
+def test_too_few_calibration_tokens_stop_before_any_text_is_scored(
+    results, config, monkeypatch, write, section
+):
+    settings = getattr(config.analysis, section).model_copy(update={"alpha": [0.1, 1e-6]})
+    analysis = config.analysis.model_copy(update={section: settings})
+    monkeypatch.setattr(f"moe_routing.analysis.{section}.{RUN[section]}", _must_not_run)
+    with pytest.raises(
+        InputError, match="has 262144 calibration draws; allowed: at least 640"
+    ) as caught:
+        write(config.model_copy(update={"analysis": analysis}), results)
+    assert "\n" not in str(caught.value)
+
+
+def _must_not_run(*_):
+    pytest.fail("ran before the check")
 
 
 @pytest.mark.parametrize("draw", [draw_baseline, draw_bh, draw_validity, draw_audit])

@@ -106,6 +106,15 @@ def test_h0_of_a_null_holds_where_it_is_said_to():
     assert not DESIGNS["permuted_contexts"].holds_for("within_token")
 
 
+def test_broken_assumptions_are_those_of_nulls_that_are_tested_there():
+    for design in DESIGNS.values():
+        assert all(null in NULLS and design.holds_for(null) for null in design.breaks)
+    assert "within_token" in DESIGNS["real_marginal"].breaks
+    for name in ("normal", "t4", "symmetric_marginal", "random_directions"):
+        assert "within_token" not in DESIGNS[name].breaks
+    assert not any("pooled" in design.breaks for design in DESIGNS.values())
+
+
 def test_the_seed_decides(real):
     def draw(seed):
         return samples(DESIGNS["t4"], real, 20, np.random.default_rng(seed))[1].logits_LTE

@@ -18,6 +18,7 @@ from moe_routing.analysis.sizes import (
     examine,
     harmonic,
     histogram_rows,
+    judge_designs,
     layer_p_values,
     qq_rows,
     rejections,
@@ -25,6 +26,9 @@ from moe_routing.analysis.sizes import (
 )
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.statistics.proportions import wilson_interval
+
+RULE = {"level": 0.05, "largest_size": 0.06, "confidence": 0.95}
 
 
 @pytest.fixture
@@ -118,48 +122,128 @@ def test_nulls_called_valid_hold_their_size_in_noise(real, rng, null):
 def test_a_selected_null_is_shown_failing(real, rng):
     first, second = samples(DESIGNS["normal"], real, 600, rng)
     sizes = examine(NULLS["unselected"].fit(first), second, [0.05], 0.95)["size"]
-    call = call_nulls(
-        sizes.assign(null="unselected", design="normal"),
-        level=0.05, largest_size=0.06, confidence=0.95,
-    ).iloc[0]  # fmt: skip
-    assert not call["valid"]
-    assert call["worst_size"] > 0.8
-    assert "not valid" in call["verdict"]
+    call = call_nulls(judge_designs(sizes.assign(null="unselected", design="normal"), **RULE))
+    assert not call["valid"].item()
+    assert call["worst_size"].item() > 0.8
+    assert call["failing_layers"].item() == "0 1"
+    assert "unselected is not valid" in call["verdict"].item()
 
 
-def _sizes(by_layer, tokens=2000):
+def _sizes(by_layer, tokens=2000, design="d"):
     rows = [
         {"layer": layer, "size": size, "n_tokens": tokens} for layer, size in enumerate(by_layer)
     ]
     rows.append(
         {"layer": ALL_LAYERS, "size": np.mean(by_layer), "n_tokens": tokens * len(by_layer)}
     )
-    return pd.DataFrame(rows).assign(null="n", design="d", alpha=0.05, low=0.0, high=1.0)
+    return pd.DataFrame(rows).assign(null="n", design=design, alpha=0.05, low=0.0, high=1.0)
 
 
 @pytest.mark.parametrize(
-    ("by_layer", "valid", "on_average"),
+    ("by_layer", "valid", "failing"),
     [
-        ([0.05] * 8, True, True),
-        ([0.05] * 7 + [0.065], True, True),  # within the noise of 2,000 tokens
-        ([0.04] * 7 + [0.15], False, True),
-        ([0.08] * 8, False, False),
+        ([0.05] * 8, True, ""),
+        ([0.05] * 7 + [0.065], True, ""),  # within the noise of 2,000 tokens
+        ([0.04] * 7 + [0.15], False, "7"),  # fine on average, but not in the last layer
+        ([0.12, 0.01, 0.23, 0.01], False, "0 2"),
+        ([0.063] * 8, False, ""),  # no single layer beyond chance, but all of them together
+        ([0.08] * 8, False, "0 1 2 3 4 5 6 7"),
     ],
 )
-def test_verdict_follows_its_rule(by_layer, valid, on_average):
-    call = call_nulls(_sizes(by_layer), level=0.05, largest_size=0.06, confidence=0.95).iloc[0]
-    assert (call["valid"], call["valid_on_average"]) == (valid, on_average)
+def test_verdict_follows_its_rule(by_layer, valid, failing):
+    designs = judge_designs(_sizes(by_layer), **RULE)
+    call = call_nulls(designs).iloc[0]
+    assert call["valid"] == designs["valid"].item() == valid
+    assert call["valid_under_assumption"] == valid
+    assert call["failing_layers"] == failing
+    assert call["layers_above"] == len(failing.split())
     assert call["worst_layer_size"] == max(by_layer)
+    assert call["worst_layer"] == np.argmax(by_layer)
+    assert call["worst_layer_low"] < max(by_layer) < call["worst_layer_high"]
+    assert f"{max(by_layer):.3f}" in call["verdict"]
+    assert ("is valid" in call["verdict"]) == valid
+    if failing:
+        expected = f"fails in {len(failing.split())} of {len(by_layer)} layers"
+        assert f"{expected} ({', '.join(failing.split())})" in call["verdict"]
+
+
+def test_more_layers_widen_the_limits_of_each():
+    few = judge_designs(_sizes([0.05] * 2), **RULE)
+    many = judge_designs(_sizes([0.05] * 40), **RULE)
+    assert few["worst_layer_high"].item() < many["worst_layer_high"].item()
+    low, high = wilson_interval(100, 2000, 1 - 0.05 / 40)
+    assert many[["worst_layer_low", "worst_layer_high"]].iloc[0].tolist() == [low, high]
+
+
+@pytest.mark.parametrize("really_valid", [True, False])
+def test_a_valid_null_is_rarely_failed_and_a_bad_layer_always(rng, really_valid):
+    size_L = np.full(16, 0.05)
+    size_L[3] = 0.05 if really_valid else 0.12
+    calls = [
+        judge_designs(_sizes(rng.binomial(2000, size_L) / 2000), **RULE)["valid"].item()
+        for _ in range(100)
+    ]
+    assert np.mean(calls) == 1.0 if really_valid else np.mean(calls) == 0.0
 
 
 def test_verdict_looks_at_one_level_and_at_the_worst_design():
-    bad = _sizes([0.2] * 3).assign(design="other")
+    bad = _sizes([0.05, 0.2, 0.05], design="other")
     other_level = _sizes([0.9] * 3).assign(alpha=0.1)
-    table = pd.concat([_sizes([0.05] * 3), bad, other_level])
-    call = call_nulls(table, level=0.05, largest_size=0.06, confidence=0.95).iloc[0]
-    assert call["worst_design"] == "other"
-    assert call["worst_size"] == pytest.approx(0.2)
+    designs = judge_designs(pd.concat([_sizes([0.05] * 3), bad, other_level]), **RULE)
+    assert designs[["design", "valid"]].to_numpy().tolist() == [["d", True], ["other", False]]
+    call = call_nulls(designs).iloc[0]
+    assert (call["worst_design"], call["worst_layer_design"]) == ("other", "other")
+    assert call["worst_size"] == pytest.approx(0.1)
     assert call["n_designs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "broken", "under_assumption"), [(0.05, 0.2, True), (0.2, 0.2, False)]
+)
+def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assumption):
+    sizes = pd.concat([_sizes([kept] * 3), _sizes([broken] * 3, design="skewed")])
+    designs = judge_designs(
+        sizes, **RULE, breaks=lambda null, design: "symmetry" if design == "skewed" else ""
+    )
+    call = call_nulls(designs).iloc[0]
+    assert not call["valid"]
+    assert call["valid_under_assumption"] == under_assumption
+    sentence = "fails only where its assumption is broken: skewed (symmetry)"
+    assert (sentence in call["verdict"]) == under_assumption
+
+
+@pytest.fixture
+def skewed(real, rng):
+    """Layers whose law leans down (0) and up (1)."""
+    square = rng.standard_normal((2, 1500, 32)) ** 2
+    square[0] *= -1
+    return replace(real, logits_LTE=torch.from_numpy(square.astype(np.float32)))
+
+
+def _judged(null, real, rng, design):
+    first, second = samples(DESIGNS[design], real, 1500, rng)
+    sizes = examine(NULLS[null].fit(first), second, [0.05], 0.95)["size"]
+    breaks = DESIGNS[design].breaks.get(null, "")
+    sizes = sizes.assign(null=null, design=design)
+    return judge_designs(sizes, **RULE, breaks=lambda *_: breaks).iloc[0]
+
+
+def test_the_mirror_fails_on_a_law_that_leans_up_and_is_silent_where_it_leans_down(skewed, rng):
+    judged = _judged("within_token", skewed, rng, "real_marginal")
+    assert not judged["valid"]
+    assert judged["failing_layers"] == "1"
+    assert judged["worst_layer_size"] > 0.5
+    assert judged["breaks"] == "symmetric tails"
+    assert judged["size"] == pytest.approx(judged["worst_layer_size"] / 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("null", "design"), [("within_token", "symmetric_marginal"), ("pooled", "real_marginal")]
+)
+def test_the_same_layers_are_no_trouble_where_the_assumption_holds(skewed, rng, null, design):
+    judged = _judged(null, skewed, rng, design)
+    assert judged["valid"]
+    assert judged["breaks"] == ""
 
 
 def test_norms_reach_the_random_direction_null(real, rng):

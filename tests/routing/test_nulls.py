@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy import stats
-from slow_loops import HIDDEN, router_inputs, sample_of
+from slow_loops import HIDDEN, ordered, router_inputs, sample_of
 
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS, diagnose, fit_null, load_null, sample_inputs, save_null
+from moe_routing.routing.nulls.base import order_with_ties
 from moe_routing.routing.nulls.marginal import kernel_survival, silverman_bandwidth
 from moe_routing.routing.nulls.random_direction import RandomDirection
 from moe_routing.routing.nulls.tails import EmpiricalTail
-from moe_routing.routing.nulls.within_token import WithinTokenEfron
+from moe_routing.routing.nulls.within_token import WithinTokenEfron, median_deviation
 from moe_routing.routing.procedures import bh_levels, step_up
 
 MONOTONE = [name for name, null in NULLS.items() if null.layer_monotone]
@@ -108,6 +109,50 @@ def test_within_token_statistic_is_the_robust_z(rng, name, experts):
     z = fit_null(name, sample).statistic(router_inputs(torch.from_numpy(logits_TE))).numpy()
     slow = np.array([SCORES[name](row) for row in logits_TE.astype(float)])
     np.testing.assert_allclose(z, slow, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 3, 5, 8, 63, 64])
+@pytest.mark.parametrize("digits", [None, 0], ids=["distinct", "tied"])
+def test_median_deviation_equals_that_of_sorted_deviations_to_the_bit(rng, experts, digits):
+    value_TE = rng.standard_t(2, (500, experts)).astype(np.float32)
+    value_TE = value_TE if digits is None else value_TE.round(digits)
+    sorted_TE = torch.from_numpy(-np.sort(-value_TE, axis=1))
+    centre_T1 = torch.from_numpy(np.median(value_TE, axis=1, keepdims=True).astype(np.float32))
+    fast_T1 = median_deviation(sorted_TE, centre_T1, experts)
+    slow_T1 = median_deviation(sorted_TE, centre_T1, torch.full((500, 1), experts))
+    assert torch.equal(fast_T1, slow_T1)
+    by_numpy = np.median(np.abs(value_TE - centre_T1.numpy()), axis=1, keepdims=True)
+    np.testing.assert_allclose(fast_T1, by_numpy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_scores_of_the_upper_half_are_those_of_the_whole(rng, calibration_of, name):
+    null = calibration_of(64).null(name)
+    sorted_TE = torch.from_numpy(-np.sort(-rng.standard_t(3, (300, 64)).astype(np.float32)))
+    upper_TN = null.z(sorted_TE[:, :32], sorted_TE, upper=True)
+    assert torch.equal(upper_TN, null.z(sorted_TE, sorted_TE)[:, :32])
+
+
+def test_places_below_the_median_are_left_out_only_where_none_can_pass(calibration_of):
+    null = calibration_of(64).null("within_token")
+    critical_LE = torch.linspace(4.0, 0.5, 64).repeat(2, 1)
+    assert torch.equal(null.reachable(critical_LE), critical_LE[:, :32])
+    critical_LE[1, 63] = 0.0
+    assert torch.equal(null.reachable(critical_LE), critical_LE)
+    assert null.reachable(torch.ones(2, 1)).shape == (2, 1)
+    pooled = calibration_of(64).null("pooled")
+    assert pooled.reachable(critical_LE) is critical_LE
+
+
+@pytest.mark.parametrize("values", [3, 1000], ids=["ties", "few ties"])
+def test_ties_are_settled_by_the_second_key_then_by_the_index(rng, values):
+    first_TE = torch.from_numpy(rng.integers(0, values, (200, 16)).astype(np.float32))
+    then_TE = torch.from_numpy(rng.integers(0, 3, (200, 16)).astype(np.float32))
+    sorted_TE, order_TE = order_with_ties(first_TE, then_TE)
+    rows = zip(first_TE.tolist(), then_TE.tolist(), sorted_TE.tolist(), strict=True)
+    for order, (first, then, in_order) in zip(order_TE.tolist(), rows, strict=True):
+        assert order == ordered(16, first, then)
+        assert in_order == [first[e] for e in order]
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))

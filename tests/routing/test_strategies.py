@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_loops import router_inputs, sample_of, slow_selection
+from slow_loops import HIDDEN, router_inputs, sample_of, slow_selection
 
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.procedures import bh_levels
-from moe_routing.routing.strategies import FAMILIES, Router, parse_strategy
+from moe_routing.routing.strategies import FAMILIES, Router, parse_strategy, ranked, testing
 from moe_routing.routing.strategies.ranked import BLOCK, Ranked
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 
@@ -114,6 +114,39 @@ def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype)
         assert torch.equal(fast.order_TK, slow.order_TK)
 
 
+@pytest.mark.parametrize("null", [name for name in NULLS if NULLS[name].layer_monotone])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [0.0, 0.4])
+def test_ordering_only_what_is_selected_selects_the_same(
+    rng, calibration_of, monkeypatch, null, dtype, masked
+):
+    logits_TE = 2 * torch.from_numpy(rng.standard_normal((900, 64)))
+    logits_TE[rng.random((900, 64)) < masked] = -math.inf
+    inputs = router_inputs(logits_TE.to(dtype), layer=1)
+    probability_TE = inputs.logits_TE.float().softmax(-1)
+    monkeypatch.setattr(testing, "FEW", 64)  # whatever is selected
+    monkeypatch.setattr(ranked, "BLOCK", 64 * 400)  # more than one block
+    for alpha, min_k, max_k in ((0.01, 1, 8), (0.05, 3, 16), (0.5, 1, 64)):
+        strategy = BH(max_k=max_k, min_k=min_k, alpha=alpha, null=null)
+        fast = strategy.selector(calibration_of(64), 64)(inputs, probability_TE)
+        slow = Ranked.selector(strategy, calibration_of(64), 64)(inputs, probability_TE)
+        assert torch.equal(fast.rejected_T, slow.rejected_T)
+        assert torch.equal(fast.count_T, slow.count_T)
+        assert torch.equal(fast.index_TK, slow.index_TK)
+
+
+def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibration_of, monkeypatch):
+    # Experts 1 and 2 are equally aligned; the longer vector has the larger logit.
+    logits_TE = torch.full((100, 64), -1.0)
+    logits_TE[:, 1], logits_TE[:, 2] = 200.0, 400.0
+    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=torch.ones(64, HIDDEN))
+    inputs.weight_EH[2] = 2.0
+    monkeypatch.setattr(testing, "FEW", 64)
+    strategy = parse_strategy("bh_k8_a005_random-direction")
+    selection = strategy.selector(calibration_of(64), 64)(inputs, logits_TE.softmax(-1))
+    assert (selection.index_TK[:, :2] == torch.tensor([2, 1])).all()
+
+
 @pytest.mark.parametrize("null", ["pooled", "pooled_kde", "permuted_context"])
 def test_a_logit_at_the_critical_value_is_selected(calibration_of, null):
     calibration = calibration_of(64)
@@ -132,7 +165,7 @@ def test_a_logit_at_the_critical_value_is_selected(calibration_of, null):
 def test_tokens_beyond_one_block_are_routed_as_within(rng, calibration_of):
     tokens = 2 * (BLOCK // 64) + 77
     inputs = router_inputs(torch.from_numpy(rng.standard_normal((tokens, 64))).float())
-    for name in ("bh_k16_a010", "bh_k16_a010_random-direction", "topp_k16_p050"):
+    for name in ("bh_k16_a010", "bh_k16_a050", "bh_k16_a010_random-direction", "topp_k16_p050"):
         strategy = parse_strategy(name)
         rank = strategy.ranker(calibration_of(64), 64)
         probability_TE = inputs.logits_TE.softmax(-1)

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from moe_routing.analysis.arms import check_arms
 from moe_routing.analysis.capture import item_text
 from moe_routing.analysis.discoveries import false_discoveries, weight_and_importance
 from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
@@ -54,7 +55,7 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Raises:
         InputError: no perplexity set, text too short for the tokens asked for, or a null that was
-            not fitted.
+            not fitted or on too few tokens for a level.
     """
     settings = config.analysis.audit
     nulls = settings.nulls or config.calibration.nulls
@@ -63,9 +64,9 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
     probes = choose_probes(config, results, loaded)
     routers = find_routers(loaded.model)
     layers = spaced_layers(len(routers), settings.layers)
-    tables = []
-    for strategy in audit_arms(config, nulls, routers[0].num_experts, routers[0].native_k):
-        tables.append(run_audit(loaded, strategy, calibration, probes, layers, config))
+    arms = audit_arms(config, nulls, routers[0].num_experts, routers[0].native_k)
+    check_arms(loaded, arms, calibration)
+    tables = [run_audit(loaded, arm, calibration, probes, layers, config) for arm in arms]
     removals = pd.concat(tables, ignore_index=True)
     folder = results / "audit"
     with atomic_path(folder / "removals.parquet") as temporary:

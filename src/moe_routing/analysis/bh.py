@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from moe_routing.analysis.arms import check_arms
 from moe_routing.analysis.counts import (
     QUANTILES,
     capped_means,
@@ -77,16 +78,19 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     ``recommendation.json``.
 
     Raises:
-        InputError: no perplexity set, a null that was not fitted, or more experts than there are.
+        InputError: no perplexity set, a null that was not fitted or on too few tokens for a level,
+            or more experts than there are; before any text is scored.
     """
     folder = results / "bh"
     nulls = config.analysis.bh.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
     loaded = load_model(config.model, config.resources.threads)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
+    arms = arms_of(config, nulls)
+    check_arms(loaded, arms, calibration)
     runs = {
         strategy.id: run_arm(loaded, strategy, items, calibration, config)
-        for strategy in tqdm(arms_of(config, nulls), desc="arms", unit="arm")
+        for strategy in tqdm(arms, desc="arms", unit="arm")
     }
     table = results_table(runs, config, nulls)
     write_csv(table, folder / "bh_routing_results.csv")

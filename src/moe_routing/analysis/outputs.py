@@ -57,7 +57,6 @@ BH = Outputs(
     ),
     (
         "counts_distribution",
-        "counts_by_layer",
         "alpha_sensitivity",
         "quality_vs_experts",
         "bh_vs_topk_by_max_k",
@@ -70,6 +69,7 @@ VALIDITY = Outputs(
     "validity",
     (
         "verdict.csv",
+        "verdict_by_design.csv",
         "designs.csv",
         "size.csv",
         "pvalue_histogram.csv",

@@ -5,7 +5,7 @@ Shape letters: L layers, T tokens, E experts, N points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -126,17 +126,26 @@ def binding_rows(
     return pd.DataFrame(rows)
 
 
-def call_nulls(
-    sizes: pd.DataFrame, *, level: float, largest_size: float, confidence: float
+def judge_designs(
+    sizes: pd.DataFrame,
+    *,
+    level: float,
+    largest_size: float,
+    confidence: float,
+    breaks: Callable[[str, str], str] = lambda null, design: "",
 ) -> pd.DataFrame:
-    """Say which nulls are valid: one row a null.
+    """Say which nulls hold their size in which designs: one row a null and design.
 
-    The size is the share of tokens for which BH at ``level`` selects anything, in a design in
-    which H0 holds. A null is ``valid`` if its size is at most ``largest_size`` over the tokens of
-    all layers, in every design, and no single layer is above it by more than chance (Wilson
-    interval at a level that all its layers and designs share, Bonferroni). It is
-    ``valid_on_average`` if only the first holds. ``worst_*`` is the design, and the layer of a
-    design, with the largest size.
+    The size is the share of tokens for which BH at ``level`` selects anything where H0 holds. A
+    null is fitted, and used, layer by layer; so it must hold its size in each of them. It is
+    ``valid`` in a design if no layer is above ``largest_size`` by more than chance, and all layers
+    together are not above it at all. By chance: the lower limit of a Wilson interval that all
+    layers and designs of the null share (Bonferroni), so that a truly valid null is failed by any
+    of them with probability at most 1 - ``confidence``. What the fit varies is not in it.
+
+    Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``size`` with
+    ``low`` and ``high`` over all layers; ``worst_layer_*`` with simultaneous limits;
+    ``failing_layers`` by number, and how many, ``layers_above``, of ``layers``.
 
     Args:
         sizes: rows for which H0 holds; columns ``null``, ``design``, ``alpha``, ``layer``,
@@ -144,49 +153,102 @@ def call_nulls(
         level: level of BH.
         largest_size: most that a valid null may have.
         confidence: joint level of the intervals of single layers.
+        breaks: maps null and design to the assumption that does not hold.
     """
     used = sizes[np.isclose(sizes["alpha"], level)].reset_index(drop=True)
-    rows = [_call(group, largest_size, confidence) for _, group in used.groupby("null", sort=False)]
-    return pd.DataFrame(rows).assign(level=level, largest_size=largest_size)
+    is_all = used["layer"].astype(str) == ALL_LAYERS
+    rows = []
+    for null, single in used[~is_all].groupby("null", sort=False):
+        limits = _joint_limits(single, 1 - (1 - confidence) / len(single))
+        for design, layers in single.join(limits).groupby("design", sort=False):
+            overall = used[is_all & (used["null"] == null) & (used["design"] == design)].iloc[0]
+            worst = layers.loc[layers["size"].idxmax()]
+            failing = layers.loc[layers["joint_low"] > largest_size, "layer"]
+            rows.append(
+                {
+                    "null": null,
+                    "design": design,
+                    "breaks": breaks(null, design),
+                    "valid": bool(overall["size"] <= largest_size) and failing.empty,
+                    **overall[["size", "low", "high"]],
+                    "worst_layer": worst["layer"],
+                    "worst_layer_size": worst["size"],
+                    "worst_layer_low": worst["joint_low"],
+                    "worst_layer_high": worst["joint_high"],
+                    "failing_layers": " ".join(str(layer) for layer in failing),
+                    "layers_above": len(failing),
+                    "layers": len(layers),
+                    "n_tokens": worst["n_tokens"],
+                }
+            )
+    return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
 
 
-def _call(group: pd.DataFrame, largest_size: float, confidence: float) -> dict[str, object]:
-    is_all = group["layer"].astype(str) == ALL_LAYERS
-    overall, single = group[is_all], group[~is_all]
-    joint = 1 - (1 - confidence) / len(single)
-    low_N = [
-        wilson_interval(row["size"] * row["n_tokens"], row["n_tokens"], joint)[0]
-        for _, row in single.iterrows()
+def _joint_limits(single: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    limits = [
+        wilson_interval(size * tokens, tokens, confidence)
+        for size, tokens in zip(single["size"], single["n_tokens"], strict=True)
     ]
-    above = single[np.array(low_N) > largest_size]
-    worst, layer = overall.loc[overall["size"].idxmax()], single.loc[single["size"].idxmax()]
-    on_average = bool(worst["size"] <= largest_size)
+    return pd.DataFrame(limits, index=single.index, columns=["joint_low", "joint_high"])
+
+
+def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
+    """Say which nulls are valid: one row a null, from :func:`judge_designs`.
+
+    A null is ``valid`` if it is in every design in which H0 holds, those that break its assumption
+    included: nobody knows that real logits keep it. ``valid_under_assumption`` leaves these out.
+    ``worst_*`` is the design with the largest size over all layers, ``worst_layer_*`` the layer of
+    any design with the largest, with its simultaneous limits.
+    """
+    rows = [_call(group) for _, group in designs.groupby("null", sort=False)]
+    constants = designs[["level", "largest_size"]].iloc[0]
+    return pd.DataFrame(rows).assign(**constants)
+
+
+def _call(group: pd.DataFrame) -> dict[str, object]:
+    worst = group.loc[group["size"].idxmax()]
+    layer = group.loc[group["worst_layer_size"].idxmax()]
+    kept = group[group["breaks"] == ""]
+    failing = {name for names in group["failing_layers"] for name in names.split()}
     row = {
         "null": worst["null"],
-        "valid": on_average and above.empty,
-        "valid_on_average": on_average,
+        "valid": bool(group["valid"].all()),
+        "valid_under_assumption": bool(kept["valid"].all()) and not kept.empty,
         "worst_design": worst["design"],
         "worst_size": worst["size"],
         "worst_low": worst["low"],
         "worst_high": worst["high"],
-        "worst_layer": layer["layer"],
+        "worst_layer": layer["worst_layer"],
         "worst_layer_design": layer["design"],
-        "worst_layer_size": layer["size"],
-        "layers_above": above["layer"].nunique(),
-        "n_designs": len(overall),
+        "worst_layer_size": layer["worst_layer_size"],
+        "worst_layer_low": layer["worst_layer_low"],
+        "worst_layer_high": layer["worst_layer_high"],
+        "failing_layers": " ".join(sorted(failing, key=int)),
+        "layers_above": len(failing),
+        "n_layers": layer["layers"],
+        "n_designs": len(group),
     }
-    return {**row, "verdict": _verdict(row, largest_size)}
+    return {**row, "verdict": _verdict(row, layer, group)}
 
 
-def _verdict(row: dict[str, object], largest_size: float) -> str:
-    word = "not valid"
-    if row["valid"]:
-        word = "valid"
-    elif row["valid_on_average"]:
-        word = f"valid on average over layers, but not in {row['layers_above']} of them"
-    return (
-        f"{row['null']} is {word}: where H0 holds, BH selects an expert for "
-        f"{row['worst_size']:.3f} of the tokens in the worst design ({row['worst_design']}), "
-        f"{row['worst_layer_size']:.3f} in the worst layer (layer {row['worst_layer']}, "
-        f"{row['worst_layer_design']}); allowed: {largest_size:g}."
+def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> str:
+    allowed, failed = layer["largest_size"], group[~group["valid"]]
+    text = (
+        f"{row['null']} is {'valid' if row['valid'] else 'not valid'}: where H0 holds, BH at "
+        f"{layer['level']:g} selects an expert for {row['worst_layer_size']:.3f} of the tokens in "
+        f"the worst layer (layer {row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
+        f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
+        f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
+        f"worst design ({row['worst_design']}); allowed: {allowed:g}."
     )
+    if row["valid"]:
+        return text
+    if row["layers_above"]:
+        text += (
+            f" It fails in {row['layers_above']} of {row['n_layers']} layers "
+            f"({row['failing_layers'].replace(' ', ', ')})."
+        )
+    if row["valid_under_assumption"]:
+        broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
+        text += f" It fails only where its assumption is broken: {broken}."
+    return text

@@ -15,7 +15,7 @@ from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.designs import DESIGNS, samples
 from moe_routing.analysis.simulation import simulate_procedures
-from moe_routing.analysis.sizes import binding_rows, call_nulls, examine
+from moe_routing.analysis.sizes import binding_rows, call_nulls, examine, judge_designs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
@@ -39,7 +39,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Files: ``designs.csv``, ``size.csv``, ``pvalue_histogram.csv`` and ``pvalue_qq.csv`` (by null,
     design and layer), ``binding.csv`` (real text: floor, cap, empty sets, and the bound of marginal
-    nulls), ``simulation.csv`` (procedures) and ``verdict.csv``.
+    nulls), ``simulation.csv`` (procedures), ``verdict_by_design.csv`` and ``verdict.csv``.
 
     Raises:
         InputError: no calibration sample, or no capture of the same model.
@@ -63,12 +63,15 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
         alphas=settings.alpha,
     )
     write_csv(simulation, folder / "simulation.csv")
-    verdict = call_nulls(
+    designs = judge_designs(
         tables["size"],
         level=settings.level,
         largest_size=settings.largest_size,
         confidence=config.statistics.confidence,
+        breaks=lambda null, design: DESIGNS[design].breaks.get(null, ""),
     )
+    write_csv(designs, folder / "verdict_by_design.csv")
+    verdict = call_nulls(designs)
     verdict["hypothesis"] = [NULLS[null].hypothesis for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
     return verdict
@@ -110,12 +113,15 @@ def design_tables(
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
-    """Return what each design is, and for which nulls H0 holds in it."""
+    """Return what each design is, for which nulls H0 holds there, and what of theirs it breaks."""
     rows = [
         {
             "design": design.name,
             "why": design.why,
             "nulls": " ".join(filter(design.holds_for, nulls)),
+            "breaks": "; ".join(
+                f"{null}: {design.breaks[null]}" for null in design.breaks if null in nulls
+            ),
         }
         for design in DESIGNS.values()
     ]

@@ -33,14 +33,13 @@ _LOSS = "Loss against the baseline\n(nats a token, lower is better)"
 
 
 def draw_bh(folder: Path) -> None:
-    """Draw the figures of ``bh/`` into ``bh/bh_plots/``."""
+    """Draw the seven figures of ``bh/`` into ``bh/bh_plots/``."""
     use_style()
     table = read_csv(folder / "bh_routing_results.csv")
     counts = read_csv(folder / "bh_counts.csv")
     static = read_csv(folder / "bh_static_curve.csv")
     figures = {
         "counts_distribution": counts_distribution(counts, table),
-        "counts_by_layer": counts_by_layer(counts, table),
         "alpha_sensitivity": alpha_sensitivity(table),
         "quality_vs_experts": quality_vs_experts(table, static),
         "bh_vs_topk_by_max_k": bh_vs_topk(table),
@@ -58,23 +57,26 @@ def caption(table: pd.DataFrame) -> str:
 
 
 def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw the share of decisions with at least c experts, at the largest max_k."""
+    """Draw how many experts a token gets at the largest max_k: their distribution, and by layer.
+
+    Above, the share of decisions with at least c experts; below, mean experts by layer, with a band
+    that holds 5 to 95 % of the tokens at the middle alpha.
+    """
+    import matplotlib.pyplot as plt
+
     widest = _widest(counts)
     names = widest["null"].unique()
-    figure, axes = panels(names, columns=COLUMNS, height=2.9, sharey=True)
-    for null, axis in axes.items():
-        for look, alpha, rows in _by_alpha(widest[widest["null"] == null]):
-            share = rows.groupby("experts")["share"].sum() / rows["layer"].nunique()
-            at_least = share[::-1].cumsum()[::-1]
-            axis.step(
-                at_least.index, at_least, where="pre", label=f"alpha {alpha:g}",
-                **(look | {"marker": None}),
-            )  # fmt: skip
-        experts_axis(axis, int(widest["max_k"].iloc[0]))
-        axis.set_yscale("log")
-        axis.set(title=f"Null {plain(null)}", xlabel="Experts c")
-    axes[names[0]].set_ylabel("Share with at least c")
-    legend_below(figure, axes[names[0]])
+    figure, grid = plt.subplots(
+        2, len(names), figsize=(WIDTH, 5.4), squeeze=False, sharey="row", layout="constrained"
+    )
+    for (above, below), null in zip(grid.T, names, strict=True):
+        own = widest[widest["null"] == null]
+        _at_least(above, own)
+        _by_layer(below, own)
+        above.set_title(f"Null {plain(null)}")
+    grid[0, 0].set_ylabel("Share of decisions\nwith at least c")
+    grid[1, 0].set_ylabel("Experts a token")
+    legend_below(figure, grid[1, 0])
     figure.suptitle(
         f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]} ({caption(table)})",
         fontsize=9.5,
@@ -82,29 +84,29 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     return figure
 
 
-def counts_by_layer(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw mean experts by layer at the largest max_k; the band holds 5 to 95 % of the tokens."""
-    widest = _widest(counts)
-    names = widest["null"].unique()
-    figure, axes = panels(names, columns=2, height=2.9)
+def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
+    for look, _, rows in _by_alpha(widest):
+        share = rows.groupby("experts")["share"].sum() / rows["layer"].nunique()
+        at_least = share[::-1].cumsum()[::-1]
+        axis.step(at_least.index, at_least, where="pre", **(look | {"marker": None}))
+    experts_axis(axis, int(widest["max_k"].iloc[0]))
+    axis.set_yscale("log")
+    axis.set_xlabel("Experts c")
+
+
+def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
     alphas = sorted(widest["alpha"].unique())
-    for null, axis in axes.items():
-        for look, alpha, rows in _by_alpha(widest[widest["null"] == null]):
-            by_layer = rows.groupby("layer")
-            mean = by_layer.apply(lambda group: (group["experts"] * group["share"]).sum())
-            axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **look)
-            if alpha == alphas[len(alphas) // 2]:
-                limits = by_layer.apply(_central)
-                low, high = np.array(limits.tolist()).T
-                axis.fill_between(limits.index, low, high, color=look["color"], alpha=0.15, lw=0,
-                                  label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
-        layer_axis(axis, widest["layer"].nunique())
-        axis.set(title=f"Null {plain(null)}", ylabel="Experts a token", ylim=(0, None))
-    legend_below(figure, axes[names[0]])
-    figure.suptitle(
-        f"Experts by layer, max_k {widest['max_k'].iloc[0]} ({caption(table)})", fontsize=9.5
-    )
-    return figure
+    for look, alpha, rows in _by_alpha(widest):
+        by_layer = rows.groupby("layer")
+        mean = by_layer.apply(lambda group: (group["experts"] * group["share"]).sum())
+        axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **look)
+        if alpha == alphas[len(alphas) // 2]:
+            limits = by_layer.apply(_central)
+            low, high = np.array(limits.tolist()).T
+            axis.fill_between(limits.index, low, high, color=look["color"], alpha=0.15, lw=0,
+                              label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
+    layer_axis(axis, widest["layer"].nunique())
+    axis.set_ylim(0, None)
 
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:

@@ -121,8 +121,7 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
         axis.plot(levels, levels, **REFERENCE)
         axis.set_yscale("log")
         level_axis(axis, [0.01, 0.05, 0.2])
-        call = verdict[verdict["null"] == null].iloc[0]
-        word = "valid" if call["valid"] else "on average" if call["valid_on_average"] else "fails"
+        word = _word(verdict[verdict["null"] == null].iloc[0])
         axis.set_title(f"{plain(null)}: {word}")
     _left_labels(figure, axes, names, "Size P(R > 0)")
     _all_designs_legend(figure, looks, "both")
@@ -131,6 +130,12 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
         fontsize=9.5,
     )
     return figure
+
+
+def _word(call: pd.Series) -> str:
+    if call["valid"]:
+        return "valid"
+    return f"fails in {call['layers_above']} layers" if call["layers_above"] else "fails"
 
 
 def size_by_layer(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:

@@ -1,10 +1,11 @@
 """Sort the experts of every token, exactly and fast.
 
-Shape letters: T tokens, E experts.
+Shape letters: T tokens, K slots a token, E experts, P (token, expert) pairs.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,8 @@ def order_experts(value_TE: Tensor) -> tuple[Tensor, Tensor]:
     """
     value_TE = value_TE.detach()
     experts = value_TE.shape[1]
-    index_bits = max(1, (experts - 1).bit_length())
-    # Read as integers, floats of one sign are ordered; flipping the other bits of the negative
-    # ones orders them all. 0 - x reverses the order and makes one zero of 0.0 and -0.0.
-    bits_TE = (0.0 - value_TE).view(torch.int32)
-    bits_TE ^= (bits_TE >> 31).bitwise_and_(0x7FFFFFFF)
-    key_TE = bits_TE.long().bitwise_left_shift_(index_bits)
+    index_bits = _index_bits(experts)
+    key_TE = _falling_bits(value_TE).long().bitwise_left_shift_(index_bits)
     key_TE |= torch.arange(experts, device=value_TE.device)
     order_TE = sort_rows(key_TE).bitwise_and_((1 << index_bits) - 1)
     return value_TE.gather(1, order_TE), order_TE
@@ -41,3 +38,58 @@ def sort_rows(value_TE: Tensor) -> Tensor:
         return value_TE.sort(dim=-1).values
     value_TE.numpy().sort(axis=-1)
     return value_TE
+
+
+def sort_down(value_TE: Tensor) -> Tensor:
+    """Return each row sorted downwards, without the order: half the bytes of a key with index."""
+    return sort_rows(0.0 - value_TE).neg_()
+
+
+def first_experts(value_TE: Tensor, sorted_TE: Tensor, count_T: Tensor) -> tuple[Tensor, bool]:
+    """Return each token's ``count_T`` experts with the largest values, in order, on the CPU.
+
+    Equal to the first columns of :func:`order_experts`, but only what is selected is ordered: all
+    pairs of all tokens in one sort, with token, value and index in one 64-bit key. Worth it where
+    few are selected.
+
+    Args:
+        value_TE: float32, (tokens, experts).
+        sorted_TE: its rows sorted downwards.
+        count_T: experts to select, int64, (tokens,).
+
+    Returns:
+        Expert ids, int64, (tokens, largest count), padded with E; and whether equal values had to
+        be ordered by index.
+    """
+    tokens, experts = value_TE.shape
+    if tokens == 0:
+        return count_T.new_empty(0, 0), False
+    index_bits = _index_bits(experts)
+    last_T1 = sorted_TE.gather(1, (count_T[:, None] - 1).clamp_(min=0))
+    flat_P = np.flatnonzero((value_TE >= last_T1).numpy())
+    bits_P = _falling_bits(value_TE.flatten()[torch.from_numpy(flat_P)]).numpy()
+    token_P, key_P = np.divmod(flat_P, experts)
+    # Integer ranks from 0: adding 2^31 keeps the sign out of the token's bits.
+    ranked_P = (token_P << 32) + (bits_P.astype(np.int64) + (1 << 31))
+    key_P += ranked_P << index_bits
+    key_P.sort()
+    expert_P, ranked_P = key_P & ((1 << index_bits) - 1), key_P >> index_bits
+    token_P, count = ranked_P >> 32, count_T.numpy()
+    found_T = np.bincount(token_P, minlength=tokens)
+    slot_P = np.arange(key_P.size) - np.repeat(found_T.cumsum() - found_T, found_T)
+    kept_P = slot_P < count[token_P]
+    index_TK = np.full((tokens, count.max()), experts)
+    index_TK[token_P[kept_P], slot_P[kept_P]] = expert_P[kept_P]
+    return torch.from_numpy(index_TK), bool((ranked_P[1:] == ranked_P[:-1]).any())
+
+
+def _index_bits(experts: int) -> int:
+    return max(1, (experts - 1).bit_length())
+
+
+def _falling_bits(value: Tensor) -> Tensor:
+    """Map float32 to int32 that rise as the values fall."""
+    # Read as integers, floats of one sign are ordered; flipping the other bits of the negative
+    # ones orders them all. 0 - x reverses the order and makes one zero of 0.0 and -0.0.
+    bits = (0.0 - value).view(torch.int32)
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -72,6 +73,19 @@ class Selection:
         slot_K = torch.arange(order_TK.shape[1], device=order_TK.device)
         padded_TK = slot_K >= count_T[:, None]
         return cls(order_TK.masked_fill(padded_TK, experts), count_T, rejected_T)
+
+    @classmethod
+    def concatenated(cls, parts: list[Selection], experts: int) -> Selection:
+        """Join the selections of consecutive tokens, padded to the widest."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.index_TK.shape[1] for part in parts)
+        index_TK = torch.cat([
+            F.pad(part.index_TK, (0, width - part.index_TK.shape[1]), value=experts)
+            for part in parts
+        ])  # fmt: skip
+        count_T = torch.cat([part.count_T for part in parts])
+        return cls(index_TK, count_T, torch.cat([part.rejected_T for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The interface of a null hypothesis for router logits.
 
-Shape letters: L layers, T tokens, E experts, N levels.
+Shape letters: L layers, T tokens, E experts, N levels or places, R rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
+from moe_routing.routing.procedures import last_passing
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
@@ -35,6 +36,7 @@ class Null(ABC):
         id: name in config, ids and file names.
         hypothesis: H0 in words.
         layer_monotone: whether all experts and tokens of a layer share the map to p-values.
+        ranks_by_logit: whether within a token the statistic is in the order of the logits.
         draws: number n of null draws behind each tail; p-values are at least 1 / (n + 1). Infinite
             for a null with a formula.
     """
@@ -42,6 +44,7 @@ class Null(ABC):
     id: ClassVar[str]
     hypothesis: ClassVar[str]
     layer_monotone: ClassVar[bool]
+    ranks_by_logit: ClassVar[bool] = True
     draws: float
 
     @classmethod
@@ -71,6 +74,13 @@ class Null(ABC):
         Equal statistics are ordered by the larger logit, then by the lower index.
         """
         return order_with_ties(self.statistic(inputs), inputs.logits_TE)
+
+    def ranked(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Return :meth:`rank_value`, sorted downwards, and the experts in that order."""
+        value_TE = self.rank_value(inputs)
+        if self.ranks_by_logit:
+            return order_experts(value_TE)
+        return order_with_ties(value_TE, inputs.logits_TE)
 
     def ordered_p_values(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
         """Return each token's p-values, sorted upwards, and the experts in that order.
@@ -107,6 +117,35 @@ class Null(ABC):
             low_N = torch.where(passes_N, low_N, middle_N)
         return _from_rank(high_N)
 
+    def reachable(self, critical_LE: Tensor) -> Tensor:
+        """Return the critical values of the places that an expert can pass at, (layers, places).
+
+        The others need not be looked at. Runs once, when a router is built.
+
+        Args:
+            critical_LE: for each place, first to last, its critical statistic.
+        """
+        return critical_LE
+
+    def rank_value(self, inputs: RouterInputs) -> Tensor:
+        """Return what a token's experts are ranked by, float32, (tokens, experts).
+
+        The statistic, or something in the same order within a token. Ties are those of
+        :meth:`ordered`. Only for layer-monotone nulls.
+        """
+        return self.statistic(inputs)
+
+    def passing(self, sorted_TE: Tensor, critical_N: Tensor) -> Tensor:
+        """Return the largest i whose i-th statistic reaches the i-th critical value, (tokens,).
+
+        The same decisions as on p-values, without them.
+
+        Args:
+            sorted_TE: :meth:`rank_value`, each row sorted downwards.
+            critical_N: critical statistics of the layer at :meth:`reachable` places.
+        """
+        return last_passing(sorted_TE >= critical_N)
+
     def check_level(self, level: float, strategy_id: str) -> None:
         """Check that the null has the draws to reach a level.
 
@@ -138,10 +177,25 @@ class Null(ABC):
 
 
 def order_with_ties(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort rows of ``first_TE`` downwards; ties by the larger ``then_TE``, then the lower index."""
-    _, by_logit_TE = order_experts(then_TE.float())
-    sorted_TE, place_TE = order_experts(first_TE.gather(1, by_logit_TE))
-    return sorted_TE, by_logit_TE.gather(1, place_TE)
+    """Sort rows of ``first_TE`` downwards; ties by the larger ``then_TE``, then the lower index.
+
+    On the CPU only rows that have ties are sorted by both; an accelerator would have to wait for
+    their number.
+    """
+    if first_TE.device.type != "cpu":
+        return _order_by_both(first_TE, then_TE)
+    sorted_TE, order_TE = order_experts(first_TE)
+    tied_TE = sorted_TE[:, 1:] == sorted_TE[:, :-1]
+    if bool(tied_TE.any()):
+        row_R = tied_TE.any(1).nonzero()[:, 0]
+        sorted_TE[row_R], order_TE[row_R] = _order_by_both(first_TE[row_R], then_TE[row_R])
+    return sorted_TE, order_TE
+
+
+def _order_by_both(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:
+    _, by_then_TE = order_experts(then_TE.float())
+    sorted_TE, place_TE = order_experts(first_TE.gather(1, by_then_TE))
+    return sorted_TE, by_then_TE.gather(1, place_TE)
 
 
 def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:

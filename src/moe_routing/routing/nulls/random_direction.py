@@ -17,6 +17,9 @@ from moe_routing.routing.nulls.tails import SmoothTail
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
+SMALLEST_LENGTH = 1e-30
+"""Length of a vector of zeros: its logits are 0, and so is the statistic."""
+
 
 class RandomDirection(Null):
     """The expert's vector as one of its length in a uniformly random direction.
@@ -30,6 +33,7 @@ class RandomDirection(Null):
     id: ClassVar[str] = "random_direction"
     hypothesis: ClassVar[str] = "the expert's vector is no closer to the token than a random one"
     layer_monotone: ClassVar[bool] = True
+    ranks_by_logit: ClassVar[bool] = False
     KNOTS: ClassVar[int] = 8193
     """256 a standard unit: p-values above 1e-10 are right to 1 in 100,000."""
 
@@ -61,9 +65,8 @@ class RandomDirection(Null):
             raise ValueError("null 'random_direction' needs the router's input and weight")
         token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
         expert_E = torch.linalg.vector_norm(inputs.weight_EH.float(), dim=1)
-        smallest = torch.finfo(torch.float32).tiny
-        length_TE = (token_T1 * expert_E).clamp(min=smallest)
-        return inputs.logits_TE.float() * self.hidden_size.sqrt().float() / length_TE
+        scale_E = self.hidden_size.sqrt().float() / expert_E.clamp(min=SMALLEST_LENGTH)
+        return (inputs.logits_TE.float() * scale_E).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
 
     def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return p-values; see :meth:`Null.tail`."""

@@ -1,6 +1,6 @@
 """Nulls that compare an expert with the bulk of its token's own experts.
 
-Shape letters: L layers, T tokens, E experts, n draws; 1 a kept axis.
+Shape letters: L layers, T tokens, E experts, N places, n draws; 1 a kept axis.
 """
 
 from __future__ import annotations
@@ -16,47 +16,53 @@ from torch import Tensor
 from moe_routing.routing.nulls.base import SMALLEST_P, Null, check_finite
 from moe_routing.routing.nulls.tails import EmpiricalTail
 from moe_routing.routing.ordering import order_experts, sort_rows
+from moe_routing.routing.procedures import last_passing
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
+Spread = Callable[[Tensor, Tensor, Tensor | int], Tensor]
+"""Maps (logits sorted downwards, their medians, experts not masked) to a spread, (tokens, 1)."""
 NORMAL_MAD = 1.482602218505602
 """Standard deviation of a normal law in units of its median absolute deviation."""
 SMALLEST_SCALE = 1e-30
 """Scale of a token whose logits are mostly equal: then every other logit is far out."""
 
 
-def symmetric_z(value_TE: Tensor, sorted_TE: Tensor) -> Tensor:
-    """Return (value - median) / MAD, the MAD scaled to a normal law's standard deviation.
+def median_deviation(sorted_TE: Tensor, centre_T1: Tensor, count: Tensor | int) -> Tensor:
+    """Return the median absolute deviation, (tokens, 1).
 
-    With an even number of experts both medians are the midpoint of the two middle values: then
-    reflecting the logits reflects the z-scores exactly. Masked experts (minus infinity) are left
-    out of both.
-
-    Args:
-        value_TE: logits, float32, in any order.
-        sorted_TE: the same logits sorted downwards.
+    Without masked experts in O(E): on either side of the median the sorted row is a sorted row of
+    deviations, the upper one falling and the lower one rising. Of two such rows of n, the smaller
+    entries place by place are the n smallest of all 2n, and the larger ones the n largest (the
+    split of a bitonic sort; Batcher 1968), so that one maximum and one minimum are the two middle
+    deviations.
     """
-    count = _unmasked(sorted_TE)
-    centre_T1 = _median(sorted_TE, 0, count)
-    # Deviations of masked experts are infinite, so that they come last here too.
-    deviation_TE = sort_rows((sorted_TE - centre_T1).abs_())
-    return (value_TE - centre_T1).div_(_as_scale(_median(deviation_TE, 0, count)))
+    deviation_TE = (sorted_TE - centre_T1).abs_()
+    if not isinstance(count, int):
+        # Deviations of masked experts are infinite, so that they come last here too.
+        return _median(sort_rows(deviation_TE), 0, count)
+    half = count // 2
+    if half == 0:
+        return deviation_TE[:, :1]
+    above_TN, below_TN = deviation_TE[:, :half], deviation_TE[:, count - half :]
+    left_T1 = torch.minimum(above_TN, below_TN).amax(1, keepdim=True)
+    if count % 2:  # the middle expert's own deviation, 0, is the smallest
+        return left_T1
+    return (left_T1 + torch.maximum(above_TN, below_TN).amin(1, keepdim=True)) / 2
 
 
-def split_z(value_TE: Tensor, sorted_TE: Tensor) -> Tensor:
-    """Return (value - median) / scale with a scale for each side, as :func:`symmetric_z` does.
+def upper_hinge(sorted_TE: Tensor, centre_T1: Tensor, count: Tensor | int) -> Tensor:
+    """Return the distance from the median to the median of the upper half, (tokens, 1).
 
-    The scale above the median is the distance to the median of the upper half, below it that to
-    the median of the lower half (Tukey's hinges: the middle one of an odd number is in both), in
-    units of a normal law's standard deviation.
+    Tukey's hinges: the middle one of an odd number of experts is in both halves.
     """
-    count = _unmasked(sorted_TE)
+    return _median(sorted_TE, 0, (count + 1) // 2) - centre_T1
+
+
+def lower_hinge(sorted_TE: Tensor, centre_T1: Tensor, count: Tensor | int) -> Tensor:
+    """Return the distance from the median to the median of the lower half, (tokens, 1)."""
     half = (count + 1) // 2
-    centre_T1 = _median(sorted_TE, 0, count)
-    scale_up_T1 = _as_scale(_median(sorted_TE, 0, half) - centre_T1)
-    scale_down_T1 = _as_scale(centre_T1 - _median(sorted_TE, count - half, half))
-    distance_TE = value_TE - centre_T1
-    return distance_TE.div_(torch.where(distance_TE > 0, scale_up_T1, scale_down_T1))
+    return centre_T1 - _median(sorted_TE, count - half, half)
 
 
 def _unmasked(sorted_TE: Tensor) -> Tensor | int:
@@ -89,13 +95,37 @@ def _as_scale(median_deviation_T1: Tensor) -> Tensor:
 class RobustZNull(Null):
     """A null whose statistic is a robust z-score of the logit among its token's own logits.
 
-    z does not change when a constant is added to all logits of a token, nor does the softmax; nor
-    when they are multiplied by a positive one.
+    z = (logit - median) / scale, the scale in units of a normal law's standard deviation. It does
+    not change when a constant is added to all logits of a token, nor does the softmax; nor when
+    they are multiplied by a positive one. With an even number of experts medians are the midpoint
+    of the two middle values: then reflecting the logits reflects z exactly. Masked experts (minus
+    infinity) are left out of median and scale.
     """
 
     hypothesis: ClassVar[str] = "the expert belongs to the bulk of this token's experts"
     layer_monotone: ClassVar[bool] = True
-    score: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+    spread_above: ClassVar[Spread] = staticmethod(median_deviation)
+    """What the scale above the median is made of."""
+    spread_below: ClassVar[Spread | None] = None
+    """What the scale below it is made of; None: the same."""
+
+    @classmethod
+    def z(cls, value_TN: Tensor, sorted_TE: Tensor, *, upper: bool = False) -> Tensor:
+        """Return z-scores.
+
+        Args:
+            value_TN: float32 logits to score, (tokens, any number).
+            sorted_TE: all logits of the tokens, sorted downwards.
+            upper: only the scores above 0 matter; the others need only be at most 0.
+        """
+        count = _unmasked(sorted_TE)
+        centre_T1 = _median(sorted_TE, 0, count)
+        distance_TN = value_TN - centre_T1
+        scale_T1 = _as_scale(cls.spread_above(sorted_TE, centre_T1, count))
+        if upper or cls.spread_below is None:
+            return distance_TN.div_(scale_T1)
+        below_T1 = _as_scale(cls.spread_below(sorted_TE, centre_T1, count))
+        return distance_TN.div_(torch.where(distance_TN > 0, scale_T1, below_T1))
 
     @classmethod
     def calibration_z_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -106,17 +136,33 @@ class RobustZNull(Null):
         """
         check_finite(sample)
         sorted_TE, _ = order_experts(sample.logits_LTE.flatten(0, 1).float())
-        return cls.score(sorted_TE, sorted_TE).view(sample.num_layers, -1)
+        return cls.z(sorted_TE, sorted_TE).view(sample.num_layers, -1)
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return the z-scores."""
         logits_TE = inputs.logits_TE.float()
-        return type(self).score(logits_TE, order_experts(logits_TE)[0])
+        return self.z(logits_TE, order_experts(logits_TE)[0])
 
     def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
         """Sort once for order, median and test; see :meth:`Null.ordered`."""
         sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
-        return type(self).score(sorted_TE, sorted_TE), order_TE
+        return self.z(sorted_TE, sorted_TE), order_TE
+
+    def reachable(self, critical_LE: Tensor) -> Tensor:
+        """Drop the places below the median where z must be positive; see :meth:`Null.reachable`."""
+        half = max(1, critical_LE.shape[1] // 2)
+        return critical_LE[:, :half] if bool((critical_LE > 0).all()) else critical_LE
+
+    def rank_value(self, inputs: RouterInputs) -> Tensor:
+        """Return the logits, which are in the order of z; see :meth:`Null.rank_value`."""
+        return inputs.logits_TE.float()
+
+    def passing(self, sorted_TE: Tensor, critical_N: Tensor) -> Tensor:
+        """Score the places that can pass only; see :meth:`Null.passing`."""
+        places = critical_N.shape[0]
+        upper = places < sorted_TE.shape[1]
+        z_TN = self.z(sorted_TE[:, :places], sorted_TE, upper=upper)
+        return last_passing(z_TN >= critical_N)
 
 
 class WithinToken(RobustZNull):
@@ -145,7 +191,6 @@ class WithinToken(RobustZNull):
     """
 
     id: ClassVar[str] = "within_token"
-    score = staticmethod(symmetric_z)
 
     def __init__(self, table: EmpiricalTail) -> None:
         self.table = table
@@ -173,14 +218,15 @@ class WithinToken(RobustZNull):
 class WithinTokenSplit(WithinToken):
     """As ``within_token``, for a bulk that may be wider on one side of its median.
 
-    Each side is measured in its own scale (:func:`split_z`), as in a two-piece normal law; then
-    the sides are assumed to have the same shape. Exactly valid under the same symmetric nulls,
-    less powerful there (a quarter of the experts sets the scale, and signal widens it), and less
-    wrong where the bulk is skewed.
+    Each side is measured in its own scale, the distance from the median to its hinge, as in a
+    two-piece normal law; then the sides are assumed to have the same shape. Exactly valid under the
+    same symmetric nulls, less powerful there (a quarter of the experts sets the scale, and signal
+    widens it), and less wrong where the bulk is skewed.
     """
 
     id: ClassVar[str] = "within_token_split"
-    score = staticmethod(split_z)
+    spread_above: ClassVar[Spread] = staticmethod(upper_hinge)
+    spread_below: ClassVar[Spread | None] = staticmethod(lower_hinge)
 
 
 class WithinTokenEfron(RobustZNull):
@@ -192,7 +238,6 @@ class WithinTokenEfron(RobustZNull):
     """
 
     id: ClassVar[str] = "within_token_efron"
-    score = staticmethod(symmetric_z)
     CENTRAL: ClassVar[tuple[float, float]] = (0.1, 0.9)
     BINS: ClassVar[int] = 60
 

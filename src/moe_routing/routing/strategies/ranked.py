@@ -18,8 +18,9 @@ from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.strategies.base import Selector, Strategy
 from moe_routing.routing.types import RouterInputs, Selection
 
-BLOCK = 1 << 16
-"""Logits that the CPU works on at a time: 1,024 tokens of 64 experts."""
+BLOCK = 1 << 18
+"""Logits that the CPU works on at a time: 4,096 tokens of 64 experts. With fewer the overhead of a
+hundred small operators shows, with more they leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Ranking:
     def bounded(
         cls, order_TE: Tensor, value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int
     ) -> Ranking:
-        """Apply floor and cap to a rule that chose no masked expert; nor does the floor."""
-        floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
-        count_T = rejected_T.clamp(max=cap).maximum(floor_T)
+        """Apply floor and cap; see :func:`bounded_count`."""
+        count_T = bounded_count(value_TE, rejected_T, floor, cap)
         return cls(order_TE[:, :cap], value_TE[:, :cap], count_T, rejected_T)
 
     @classmethod
@@ -66,6 +66,19 @@ class Ranking:
         return (self.value_TK > -math.inf).sum(1)
 
 
+def bounded_count(value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int) -> Tensor:
+    """Apply floor and cap to a rule that chose no masked expert; nor does the floor.
+
+    Args:
+        value_TE: values sorted downwards, -inf for masked experts.
+        rejected_T: how many the rule chose.
+        floor: fewest experts a token.
+        cap: most experts a token.
+    """
+    floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
+    return rejected_T.clamp(max=cap).maximum(floor_T)
+
+
 Ranker = Callable[[RouterInputs, Tensor], Ranking]
 """Maps (inputs, float32 softmax probabilities (tokens, experts)) to a ranking."""
 
@@ -74,15 +87,18 @@ def blockwise(rank: Ranker) -> Ranker:
     """Return a ranker that works on the CPU in blocks of tokens, which fit its cache."""
 
     def rank_blocks(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-        tokens, experts = probability_TE.shape
-        rows = BLOCK // experts + 1
-        if tokens <= rows or probability_TE.device.type != "cpu":
+        blocks = blocks_of(*probability_TE.shape)
+        if len(blocks) == 1 or probability_TE.device.type != "cpu":
             return rank(inputs, probability_TE)
-        starts = range(0, tokens, rows)
-        blocks = [slice(start, start + rows) for start in starts]
         return Ranking.concatenated([rank(inputs.rows(b), probability_TE[b]) for b in blocks])
 
     return rank_blocks
+
+
+def blocks_of(tokens: int, experts: int) -> list[slice]:
+    """Return blocks of tokens that fit the processor's cache, at least one."""
+    rows = BLOCK // experts + 1
+    return [slice(start, start + rows) for start in range(0, max(1, tokens), rows)]
 
 
 class Ranked(Strategy):
@@ -94,15 +110,18 @@ class Ranked(Strategy):
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the function that chooses experts."""
-        rank = blockwise(self.ranker(calibration, num_experts))
+        return prefix_selector(self.ranker(calibration, num_experts), num_experts)
 
-        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            ranking = rank(inputs, probability_TE)
-            return Selection.prefix(
-                ranking.order_TK, ranking.count_T, num_experts, ranking.rejected_T
-            )
 
-        return select
+def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
+    """Return the selector that keeps what a ranker says."""
+    rank = blockwise(rank)
+
+    def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+        ranking = rank(inputs, probability_TE)
+        return Selection.prefix(ranking.order_TK, ranking.count_T, num_experts, ranking.rejected_T)
+
+    return select
 
 
 def by_logit(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
