@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_routing.config import StudyConfig, load_config
+from moe_routing.config import StudyConfig, control_of, load_config
 from moe_routing.errors import InputError
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.reference import reference_files
 from moe_routing.schema import load_yaml
-from moe_routing.workflow import sections
+from moe_routing.workflow import nulls_of, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = {"kind": "local", "path": "items.jsonl"}
@@ -52,6 +52,38 @@ def test_full_studies_have_69_cells(name):
     assert len(config.strategies) * len(config.datasets) == 69
 
 
+@pytest.mark.parametrize(
+    ("control", "kind", "base"),
+    [
+        ("regular_k1", "static", "regular_k8"),
+        ("shuffle.bh_k8_a005", "shuffle", "bh_k8_a005"),
+        ("layermean.bh_k8_a005_pooled", "layermean", "bh_k8_a005_pooled"),
+        ("randomid_s3.adaptive_k8", "randomid", "adaptive_k8"),
+        ("bh_k8_a005_pooled_mass-matched", "weighting", "bh_k8_a005_pooled"),
+        ("by_k8_a005", "other", "regular_k8"),
+        ("normalized_k3", "other", "regular_k8"),
+    ],
+)
+def test_what_a_control_takes_apart(control, kind, base):
+    assert control_of(control, "regular_k8") == (kind, base)
+
+
+def test_a_noise_arm_changes_one_setting(values):
+    study = StudyConfig.model_validate(values)
+    eager, half, small = (study.under(arm) for arm in study.noise)
+    assert (eager.model.experts_implementation, half.model.dtype) == ("eager", "bfloat16")
+    assert small.evaluation.token_budget == 1024
+    assert [arm.changed for arm in study.noise][1] == "dtype = bfloat16"
+    back = half.model.model_copy(update={"dtype": study.model.dtype})
+    assert half.model_copy(update={"model": back}) == study
+
+
+def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against():
+    assert nulls_of("regular_k8", "regular_k8") == []
+    assert nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "within_token"]
+    assert nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
+
+
 def change(values, key, value):
     values = copy.deepcopy(values)
     *parents, last = key.split(".")
@@ -81,6 +113,20 @@ def change(values, key, value):
         ("strategies", ["regular_k8", "regular_k8"], "'regular_k8' is listed twice"),
         ("strategies", ["regular_k2"], "baseline is 'regular_k8'; allowed: regular_k2"),
         ("strategies", [], "strategies is []"),
+        ("controls", ["regulr_k1"], "'regulr_k1'; did you mean 'regular'?"),
+        ("controls", ["regular_k1", "regular_k1"], "'regular_k1' is listed twice"),
+        ("controls", ["regular_k4"], "controls has 'regular_k4', a strategy already; allowed: eac"),
+        ("controls", ["shuffle.bh_k9_a005"], "is compared with 'bh_k9_a005'; allowed: controls of"),
+        ("controls", ["bh_k9_a005_uniform"], "is compared with 'bh_k9_a005'; allowed: controls of"),
+        ("controls", ["bh_k8_a005_unselected"], "calibration.nulls lacks 'unselected'"),
+        ("noise", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the study"),
+        ("noise", [{"name": "a", "dtype": "float8"}], "noise.0.dtype is 'float8'; input should be"),
+        ("noise", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),
+        ("noise", [{"name": "a"}], "arm 'a' changes nothing; allowed: one of experts_impl"),
+        ("noise", [{"name": "a", "dtype": "float16", "token_budget": 256}], "changes dtype, token"),
+        ("noise", [{"name": "a/b", "dtype": "float16"}], "noise.0.name is 'a/b'; string should"),
+        ("noise", [{"name": "a", "dtype": "float16"}] * 2, "two arms 'a'; allowed: each name once"),
+        ("evaluation.kl_items", -1, "evaluation.kl_items is -1; input should be greater than or"),
         ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
         ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'within_token'"),
     ],

@@ -10,10 +10,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies import CONTROLS, parse_strategy
+from moe_routing.routing.strategies.topk import Regular
 from moe_routing.schema import ClosedModel, load_yaml
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+ExpertsImplementation = Literal["ragged", "eager", "grouped_mm"]
 TASKS = {
     "wikitext": "perplexity",
     "wikipedia": "perplexity",
@@ -59,14 +62,12 @@ class ModelConfig(ClosedModel):
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="Commit hash of a hub id; null for a folder."
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Precision of the weights and matrix products."
-    )
+    dtype: Dtype = Field("float32", description="Precision of the weights and matrix products.")
     device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
     device_map: str | None = Field(
         None, description="accelerate's device map (auto) for a model larger than one GPU."
     )
-    experts_implementation: Literal["ragged", "eager", "grouped_mm"] = Field(
+    experts_implementation: ExpertsImplementation = Field(
         "ragged", description="How experts are computed; ragged is this package's own."
     )
 
@@ -97,6 +98,42 @@ class EvaluationConfig(ClosedModel):
     window: int | None = Field(
         None, ge=16, description="Longest context; null takes the model's own limit."
     )
+    kl_items: int = Field(
+        24,
+        ge=0,
+        description="Items of each set, the same for every strategy, on which the divergence from "
+        "the baseline's next-token distribution is measured; 0 switches it off.",
+    )
+
+
+class NoiseArm(ClosedModel):
+    """The baseline against itself with one setting changed: what is no finding."""
+
+    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under noise/.")
+    experts_implementation: ExpertsImplementation | None = Field(
+        None, description="In place of the model's."
+    )
+    dtype: Dtype | None = Field(None, description="In place of the model's.")
+    token_budget: int | None = Field(None, ge=128, description="In place of the evaluation's.")
+
+    @model_validator(mode="after")
+    def _one_change(self) -> NoiseArm:
+        if len(self.changes) != 1:
+            raise ValueError(
+                f"arm '{self.name}' changes {', '.join(self.changes) or 'nothing'}; allowed: one "
+                "of experts_implementation, dtype, token_budget"
+            )
+        return self
+
+    @property
+    def changes(self) -> dict[str, str | int]:
+        """What differs from the study: setting and value."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+    @property
+    def changed(self) -> str:
+        """The same in words, such as ``dtype = bfloat16``."""
+        return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
 
 
 class Contrast(ClosedModel):
@@ -135,6 +172,14 @@ class StudyConfig(ClosedModel):
     calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
     datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Evaluation sets.")
     strategies: list[str] = Field(min_length=1, description="Strategy ids.")
+    controls: list[str] = Field(
+        [],
+        description="Ids of strategies scored beside the comparison: points of the static curve, "
+        "and strategies with one part replaced.",
+    )
+    noise: list[NoiseArm] = Field(
+        [], description="The baseline against itself, with one setting changed."
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
     analysis: AnalysisConfig = Field(
@@ -160,7 +205,7 @@ class StudyConfig(ClosedModel):
                 raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULLS)}")
         return value
 
-    @field_validator("strategies")
+    @field_validator("strategies", "controls")
     @classmethod
     def _known_strategies(cls, value: list[str]) -> list[str]:
         for name in value:
@@ -185,13 +230,86 @@ class StudyConfig(ClosedModel):
         ):
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
-        needed = {null for name in self.strategies if (null := parse_strategy(name).needs_null)}
+        needed = {null for name in self.scored if (null := parse_strategy(name).needs_null)}
         needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.audit.nulls or ())}
         missing = sorted(needed - set(self.calibration.nulls))
         if missing:
             used = "which a strategy or an analysis uses"
             raise ValueError(f"calibration.nulls lacks '{missing[0]}', {used}")
         return self
+
+    @model_validator(mode="after")
+    def _consistent_controls(self) -> StudyConfig:
+        for name in self.controls:
+            if name in self.strategies:
+                raise ValueError(
+                    f"controls has '{name}', a strategy already; allowed: each id once"
+                )
+            _, base = control_of(name, self.statistics.baseline)
+            if base not in self.scored:
+                raise ValueError(
+                    f"controls has '{name}', which is compared with '{base}'; allowed: controls of "
+                    "what strategies or controls has too"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent_noise(self) -> StudyConfig:
+        names = [arm.name for arm in self.noise]
+        for arm in self.noise:
+            if names.count(arm.name) > 1:
+                raise ValueError(f"noise has two arms '{arm.name}'; allowed: each name once")
+            if self.under(arm) == self:
+                raise ValueError(
+                    f"noise arm '{arm.name}' has {arm.changed}, as the study has; allowed: another"
+                )
+        return self
+
+    @property
+    def scored(self) -> list[str]:
+        """Every strategy that has cells: those compared, then the controls."""
+        return [*self.strategies, *self.controls]
+
+    def under(self, arm: NoiseArm) -> StudyConfig:
+        """Return this study with the setting of a noise arm."""
+        changes = arm.changes
+
+        def changed(part: ClosedModel) -> ClosedModel:
+            own = {key: value for key, value in changes.items() if key in type(part).model_fields}
+            return part.model_copy(update=own)
+
+        parts = {"model": changed(self.model), "evaluation": changed(self.evaluation)}
+        return self.model_copy(update=parts)
+
+
+def control_of(control_id: str, baseline: str) -> tuple[str, str]:
+    """Return what a control replaces, and the id of the strategy that it is compared with.
+
+    Args:
+        control_id: id of a strategy among the controls.
+        baseline: the study's baseline.
+
+    Returns:
+        ``static`` and the baseline for a point of the static curve; ``shuffle``, ``layermean`` or
+        ``randomid`` and the strategy taken apart; ``weighting`` and the same strategy under its
+        family's default weights; ``other`` and the baseline for any other strategy.
+
+    >>> control_of("shuffle.bh_k8_a005", "regular_k8")
+    ('shuffle', 'bh_k8_a005')
+    >>> control_of("bh_k8_a005_mass-matched", "regular_k8")
+    ('weighting', 'bh_k8_a005')
+    """
+    strategy = parse_strategy(control_id)
+    if isinstance(strategy, CONTROLS):
+        return strategy.family, strategy.base.id
+    if type(strategy) is Regular:
+        return "static", baseline
+    if "weighting" in strategy.words:
+        default = type(strategy).model_fields["weighting"].default
+        base = strategy.model_copy(update={"weighting": default})
+        if base != strategy:
+            return "weighting", base.id
+    return "other", baseline
 
 
 def load_config(path: Path | str) -> StudyConfig:

@@ -42,10 +42,10 @@ def write_config(study: StudyConfig, path: Path | str) -> None:
         temporary.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
 
 
-def nulls_of(strategy_id: str) -> list[str]:
-    """Return the ids of the nulls a strategy tests against: none or one."""
-    null = parse_strategy(strategy_id).needs_null
-    return [null] if null else []
+def nulls_of(*strategy_ids: str) -> list[str]:
+    """Return the ids of the nulls that strategies test against, each once."""
+    nulls = [parse_strategy(name).needs_null for name in strategy_ids]
+    return [null for null in dict.fromkeys(nulls) if null]
 
 
 def model_files(study: StudyConfig) -> list[str]:

@@ -18,10 +18,10 @@ def make(dtype, tokens=50, vocabulary=300):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("blocks", [(7, 64), (50, 299), (1000, 1000)])
 @pytest.mark.parametrize("greedy", [True, False])
-def test_chunks_are_the_whole(dtype, chunk_bytes, greedy, monkeypatch):
-    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", chunk_bytes)
+def test_blocks_are_the_whole(dtype, blocks, greedy, monkeypatch):
+    monkeypatch.setattr(head, "CPU_BLOCKS", head.Blocks(*blocks))
     layer, hidden, target = make(dtype)
     target[:25] = layer(hidden[:25]).argmax(-1)
     likelihood, best = head.target_log_likelihoods(layer, hidden, target, greedy=greedy)
@@ -36,10 +36,11 @@ def test_chunks_are_the_whole(dtype, chunk_bytes, greedy, monkeypatch):
         assert best is None
 
 
-def test_of_equal_tokens_the_first_is_greedy():
+def test_of_equal_tokens_the_first_is_greedy(monkeypatch):
+    monkeypatch.setattr(head, "CPU_BLOCKS", head.Blocks(2, 100))
     layer, hidden, target = make(torch.float32, tokens=4)
     layer.weight.data[:] = layer.weight.data[0]
-    target[:] = torch.tensor([0, 1, 2, 0])
+    target[:] = torch.tensor([0, 1, 200, 0])
     _, best = head.target_log_likelihoods(layer, hidden, target)
     assert best.tolist() == [True, False, False, True]
 
@@ -50,3 +51,11 @@ def test_large_logits_do_not_overflow():
     likelihood, _ = head.target_log_likelihoods(layer, hidden, target)
     assert likelihood.isfinite().all()
     assert (likelihood <= 0).all()
+
+
+def test_a_head_with_bias():
+    layer, hidden, target = make(torch.float64)
+    layer.bias = nn.Parameter(torch.linspace(-3, 3, 300, dtype=torch.float64))
+    likelihood, _ = head.target_log_likelihoods(layer, hidden, target)
+    expected = layer(hidden).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(likelihood, expected)

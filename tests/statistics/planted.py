@@ -24,11 +24,12 @@ MAIN_METRIC = {
 TASK_OF = {"wikitext": "perplexity", "hellaswag": "multiple_choice", "lambada": "last_word"}
 ITEMS = {"wikitext": 120, "hellaswag": 4000, "lambada": 5000}
 DISCORDANCE = 0.06
+BASELINE = "regular_k8"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A strategy and what it does to the baseline: gain in accuracy, loss in nats, compute."""
+    """A strategy and what it does to its base: gain in accuracy, loss in nats; its compute."""
 
     family: str
     k: int
@@ -36,9 +37,9 @@ class Arm:
     gain: float = 0.0
     nats: float = 0.0
     tokens_per_second: float = 1000.0
+    base: str = BASELINE
 
 
-BASELINE = "regular_k8"
 LOSS, ZERO, GAIN = "bh_k4_a005", "bh_k8_a005", "bh_k16_a005"
 ARMS = {
     "regular_k2": Arm("regular", 2, 2.0, gain=-0.05, nats=0.30, tokens_per_second=2000),
@@ -51,6 +52,16 @@ ARMS = {
     ZERO: Arm("bh", 8, 5.0, tokens_per_second=1400),
     GAIN: Arm("bh", 16, 7.0, gain=0.03, nats=-0.05, tokens_per_second=900),
 }
+CONTROLS = {
+    "regular_k1": Arm("regular", 1, 1.0, gain=-0.20, nats=0.80),
+    f"shuffle.{ZERO}": Arm("shuffle", 8, 5.0, base=ZERO),
+    f"randomid.{GAIN}": Arm("randomid", 16, 7.0, gain=-0.02, nats=0.03, base=GAIN),
+    f"{ZERO}_mass-matched": Arm("bh", 8, 5.0, gain=0.03, nats=-0.05, base=ZERO),
+}
+"""As good as its base: the shuffle. Worse: one expert, random experts. Better: the weighting."""
+NOISE = {"same": "token_budget = 128", "coarse": "dtype = float16"}
+COARSE_NATS, COARSE_FLIPS = 0.02, 4
+"""The coarse arm loses so many nats a token, and so many answers flip, half of them each way."""
 
 
 def settings(
@@ -67,7 +78,7 @@ def write_planted(
     items: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write ``cells/*/*.parquet`` and ``comparison/full_routing_results.csv``; return the folder.
+    """Write ``cells/``, ``noise/``, ``comparison/*.csv``; return the folder.
 
     Args:
         folder: what ``results/<study>`` would be.
@@ -75,20 +86,46 @@ def write_planted(
         items: number of items of each data set.
         seed: seed of everything that is not planted.
     """
-    rows = []
+    arms = arms or ARMS
+    rows, frames = [], {}
     for dataset, n in (items or ITEMS).items():
         rng = np.random.default_rng([seed, *dataset.encode()])
         base = _base_items(TASK_OF[dataset], n, rng)
-        for strategy, arm in (arms or ARMS).items():
-            frame = base if strategy == BASELINE else _apply(arm, base, TASK_OF[dataset], rng)
-            frame = frame.assign(mean_experts=arm.experts)
-            path = folder / "cells" / strategy / f"{dataset}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_parquet(path, index=False)
+        for strategy, arm in (arms | CONTROLS).items():
+            frame = base
+            if strategy != BASELINE:
+                frame = _apply(arm, frames.get((arm.base, dataset), base), TASK_OF[dataset], rng)
+            frame = frames[strategy, dataset] = frame.assign(mean_experts=arm.experts)
+            _write_items(frame, folder / "cells" / strategy / f"{dataset}.parquet")
             rows.append(_overview_row(strategy, arm, dataset, frame))
+        _write_items(base, folder / "noise" / "same" / f"{dataset}.parquet")
+        _write_items(_coarse(base), folder / "noise" / "coarse" / f"{dataset}.parquet")
     (folder / "comparison").mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(folder / "comparison" / "full_routing_results.csv", index=False)
+    table = pd.DataFrame(rows)
+    is_control = table["strategy"].isin(CONTROLS)
+    for name, part in (
+        ("full_routing_results", table[~is_control]),
+        ("controls", table[is_control]),
+    ):
+        part.to_csv(folder / "comparison" / f"{name}.csv", index=False)
     return folder
+
+
+def _write_items(frame: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path, index=False)
+
+
+def _coarse(base: pd.DataFrame) -> pd.DataFrame:
+    """Return the baseline with the planted noise."""
+    frame = base.assign(log_likelihood=base["log_likelihood"] - COARSE_NATS * base["tokens"])
+    for name in ("correct", "correct_norm"):
+        if base[name].notna().all():
+            correct = base[name].to_numpy(dtype=bool, copy=True)
+            chosen = [np.flatnonzero(correct == was)[: COARSE_FLIPS // 2] for was in (True, False)]
+            correct[np.concatenate(chosen)] ^= True
+            frame[name] = correct
+    return frame
 
 
 def _base_items(task: str, n: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -13,9 +13,13 @@ import pytest
 from planted import (
     ARMS,
     BASELINE,
+    COARSE_FLIPS,
+    COARSE_NATS,
+    CONTROLS,
     GAIN,
     ITEMS,
     LOSS,
+    NOISE,
     TASK_OF,
     ZERO,
     Arm,
@@ -23,10 +27,11 @@ from planted import (
     write_planted,
 )
 
-from moe_routing.config import StudyConfig
+from moe_routing.config import StudyConfig, control_of
 from moe_routing.errors import InputError
 from moe_routing.statistics.cells import load_cells, make_panel
 from moe_routing.statistics.columns import TABLES
+from moe_routing.statistics.controls import Control
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.measures import MEASURES
 from moe_routing.statistics.study import study_tables, write_statistics
@@ -46,9 +51,30 @@ def tables_of(folder, datasets=tuple(ITEMS), strategies=tuple(ARMS), seed=0, **c
     )
 
 
+def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
+    """Return the tables with controls and noise arms."""
+    comparison = folder / "comparison"
+    parts = [pd.read_csv(comparison / f"{n}.csv") for n in ("full_routing_results", "controls")]
+    return study_tables(
+        folder / "cells",
+        pd.concat(parts),
+        strategies=tuple(ARMS),
+        datasets={name: TASK_OF[name] for name in datasets},
+        settings=settings(),
+        seed=seed,
+        controls={name: Control(*control_of(name, BASELINE)) for name in CONTROLS},
+        noise=NOISE,
+    )
+
+
 @pytest.fixture(scope="module")
 def tables(planted_folder):
-    return tables_of(planted_folder)
+    return full_tables_of(planted_folder)
+
+
+@pytest.fixture(scope="module")
+def small_tables(small_folder):
+    return full_tables_of(small_folder)
 
 
 def row_of(table, strategy, dataset, metric=None):
@@ -133,10 +159,112 @@ def test_matched_compute_finds_who_beats_the_static_curve(tables):
     # On a point of the curve, against that point.
     worse = row_of(matched, "normalized_k2", "wikitext")
     assert (worse["k_low"], worse["k_high"], worse["verdict"]) == (2, 2, "worse")
-    outside = row_of(matched, "adaptive_k2", "lambada")
+    assert not set(matched["strategy"]) & {"regular_k2", BASELINE, *CONTROLS}
+
+
+def test_static_controls_prolong_the_curve_of_matched_compute(tables, small_folder):
+    """At 1.5 experts the curve is half-way between one expert, a control, and two."""
+    inside = row_of(tables["matched_compute"], "adaptive_k2", "wikitext")
+    assert (inside["k_low"], inside["k_high"], inside["weight_high"]) == (1, 2, 0.5)
+    assert inside["difference"] == pytest.approx(0.50 - (0.80 + 0.30) / 2)
+    assert set(tables["matched_compute"]["status"]) == {"matched"}
+    alone = tables_of(small_folder)["matched_compute"]
+    outside = row_of(alone, "adaptive_k2", "lambada")
     assert outside["status"] == "outside the curve"
     assert np.isnan(outside["difference"])
-    assert not set(matched["strategy"]) & {"regular_k2", BASELINE}
+
+
+@pytest.mark.parametrize("dataset", ITEMS)
+@pytest.mark.parametrize(
+    ("control", "kind", "base", "expected"),
+    [
+        ("regular_k1", "static", BASELINE, Verdict.WORSE),
+        (f"shuffle.{ZERO}", "shuffle", ZERO, Verdict.NON_INFERIOR),
+        (f"randomid.{GAIN}", "randomid", GAIN, Verdict.WORSE),
+        (f"{ZERO}_mass-matched", "weighting", ZERO, Verdict.BETTER),
+    ],
+)
+def test_planted_controls_get_the_right_verdict(tables, control, kind, base, expected, dataset):
+    row = row_of(tables["controls"], control, dataset)
+    arms, effect = ARMS | CONTROLS, "nats" if dataset == "wikitext" else "gain"
+    assert CONTROLS[control].base == base
+    planted = getattr(CONTROLS[control], effect)
+    assert (row["kind"], row["base"], row["verdict"]) == (kind, base, expected)
+    assert row["difference"] == pytest.approx(planted, abs=5e-4)
+    assert row["control_value"] - row["base_value"] == pytest.approx(row["difference"])
+    assert row["low"] < planted < row["high"]
+    assert (row["base_mean_experts"], row["control_mean_experts"]) == (
+        arms[base].experts,
+        arms[control].experts,
+    )
+    assert row["p_adjusted"] >= row["p_value"]
+
+
+def test_controls_are_compared_by_the_functions_of_the_paired_table(small_tables, small_folder):
+    """One expert against the baseline: as a control, and had it been a strategy."""
+    names = (BASELINE, "regular_k1")
+    paired = tables_of(small_folder, strategies=names)["paired"]
+    control = small_tables["controls"].query("strategy == 'regular_k1'")
+    exact = ["dataset", "metric", "n_items", "n_clusters", "difference", "standard_error"]
+    pd.testing.assert_frame_equal(
+        paired[exact].reset_index(drop=True), control[exact].reset_index(drop=True)
+    )
+    # Shares have an exact interval; that of nats is resampled.
+    shares = paired["higher_is_better"].to_numpy()
+    for name in ("low", "high"):
+        one, other = paired[name].to_numpy(), control[name].to_numpy()
+        np.testing.assert_array_equal(one[shares], other[shares])
+        np.testing.assert_allclose(one[~shares], other[~shares], rtol=0.1)
+
+
+def test_controls_and_noise_change_no_other_table(small_tables, small_folder):
+    alone = tables_of(small_folder)
+    for name in set(TABLES) - {"controls", "noise", "matched_compute", "primary"}:
+        pd.testing.assert_frame_equal(alone[name], small_tables[name])
+    assert alone["controls"].empty
+    assert alone["noise"].empty
+
+
+def test_a_control_without_its_base_is_left_out_and_what_is_missing_is_listed(tmp_path):
+    folder = write_planted(tmp_path, items={"lambada": 60, "wikitext": 20})
+    shutil.rmtree(folder / "cells" / GAIN)
+    (folder / "cells" / "regular_k1" / "wikitext.parquet").unlink()
+    (folder / "noise" / "coarse" / "lambada.parquet").unlink()
+    tables = full_tables_of(folder, datasets=("lambada", "wikitext"))
+    controls = tables["controls"].drop_duplicates(["strategy", "dataset"])
+    assert controls["strategy"].value_counts().to_dict() == {
+        "regular_k1": 1, f"shuffle.{ZERO}": 2, f"{ZERO}_mass-matched": 2,
+    }  # fmt: skip
+    reasons = tables["missing"].set_index(["dataset", "strategy"])["reason"]
+    assert reasons["wikitext", "regular_k1"] == "no cell"
+    assert reasons["lambada", BASELINE] == "no cell of noise arm 'coarse'"
+    assert set(tables["noise"].query("dataset == 'lambada'")["arm"]) == {"same"}
+
+
+def test_noise_is_measured_and_nothing_is_nothing(tables):
+    noise = tables["noise"].set_index(["arm", "dataset", "metric"])
+    same = noise.loc["same"]
+    assert (same[["difference", "largest_item_difference"]] == 0).all(axis=None)
+    nats = same["flips"].isna()  # of documents, and of words
+    assert same.index[nats].get_level_values("metric").str.startswith("nats").sum() == 2
+    assert (same.loc[nats, ["low", "high"]] == 0).all(axis=None)
+    # Of shares an interval has a width also where no item flips.
+    shares = same[~nats]
+    assert (shares["flips"] == 0).all()
+    assert ((shares["low"] < 0) & (shares["high"] > 0) & (shares["high"] < 0.001)).all()
+    coarse = noise.loc["coarse"]
+    assert set(coarse["changed"]) == {"dtype = float16"}
+    nats = coarse.loc[("wikitext", "nats_per_token")]
+    assert nats["difference"] == pytest.approx(COARSE_NATS)
+    assert nats["arm_value"] - nats["baseline_value"] == pytest.approx(COARSE_NATS)
+    assert nats["low"] == pytest.approx(nats["high"])  # the same for every token
+    # The longest document has 799 tokens or few less.
+    assert COARSE_NATS * 700 < nats["largest_item_difference"] < COARSE_NATS * 800
+    for dataset, metric in (("hellaswag", "accuracy_norm"), ("lambada", "accuracy")):
+        row = coarse.loc[(dataset, metric)]
+        assert (row["difference"], row["flips"]) == (0, COARSE_FLIPS)
+        assert row["low"] < 0 < row["high"]
+        assert row["n_items"] == ITEMS[dataset]
 
 
 def test_fronts(tables):
@@ -304,12 +432,15 @@ def test_strategies_without_telemetry_are_unknown_and_off_the_front(small_folder
 
 def study_config(**changes) -> StudyConfig:
     source = {"kind": "local", "path": "text.jsonl"}
+    settings_of = {"same": {"token_budget": 128}, "coarse": {"dtype": "float16"}}
     return StudyConfig(
         study="planted",
         model={"path": "resources/olmoe-nano"},
         calibration={"source": source},
         datasets={name: {"source": source} for name in ITEMS},
         strategies=list(ARMS),
+        controls=list(CONTROLS),
+        noise=[{"name": name, **changed} for name, changed in settings_of.items()],
         statistics=settings(),
         **changes,
     )
@@ -323,11 +454,16 @@ def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, 
     assert set(first) == {f"{name}.csv" for name in (*TABLES, "columns")}
     write_statistics(study_config(), folder)
     assert first == {path.name: path.read_bytes() for path in (folder / "statistics").iterdir()}
+    read = {name: pd.read_csv(folder / "statistics" / f"{name}.csv") for name in TABLES}
+    assert read["controls"]["strategy"].drop_duplicates().tolist() == list(CONTROLS)
+    assert read["noise"]["changed"].drop_duplicates().tolist() == list(NOISE.values())
     dictionary = pd.read_csv(folder / "statistics" / "columns.csv")
     for name in TABLES:
-        header = list(pd.read_csv(folder / "statistics" / f"{name}.csv", nrows=0))
-        assert header == dictionary.query(f"table == '{name}.csv'")["column"].tolist()
+        assert list(read[name]) == dictionary.query(f"table == '{name}.csv'")["column"].tolist()
     assert dictionary.notna().all(axis=None)
+    described = dictionary.query("table == 'cells/<strategy>/<dataset>.parquet'")["column"].tolist()
+    cell = pd.read_parquet(folder / "cells" / BASELINE / "lambada.parquet")
+    assert described == [*cell.columns, "kl"]
 
 
 def test_every_described_column_is_filled_somewhere(tables):

@@ -46,8 +46,74 @@ def test_every_strategy_saw_the_same_items(smoke_run):
     cells = smoke_run[0] / "results/smoke/cells"
     for dataset in ("wikipedia", "hellaswag", "lambada"):
         ids = [pd.read_parquet(p / f"{dataset}.parquet")["id"].tolist() for p in cells.iterdir()]
-        assert len(ids) == 6
+        assert len(ids) == 6 + 3
         assert all(other == ids[0] for other in ids)
+
+
+def test_controls_stand_beside_the_cells(smoke_run):
+    comparison = smoke_run[0] / "results/smoke/comparison"
+    cells, controls, metrics = (
+        pd.read_csv(comparison / f"{name}.csv", keep_default_na=False)
+        for name in ("full_routing_results", "controls", "all_metrics")
+    )
+    assert list(controls.columns) == list(cells.columns)
+    names = ["regular_k1", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched"]
+    assert controls["strategy"].tolist() == [name for name in names for _ in range(3)]
+    assert set(metrics["strategy"]) == set(cells["strategy"]) | set(names)
+    # Static, shuffled and reweighted: the same numbers of experts as their bases.
+    experts = pd.concat([cells, controls]).pivot(
+        index="strategy", columns="dataset", values="mean_experts"
+    )
+    assert (experts.loc["regular_k1"] == 1).all()
+    table = pd.read_csv(smoke_run[0] / "results/smoke/statistics/controls.csv")
+    assert table.groupby("strategy")["kind"].unique().map(list).to_dict() == {
+        "regular_k1": ["static"],
+        "shuffle.bh_k8_a005": ["shuffle"],
+        "bh_k8_a005_mass-matched": ["weighting"],
+    }
+    assert (table.query("base == 'bh_k8_a005'")["base_mean_experts"] < 8).all()
+
+
+def test_divergence_from_the_baseline(smoke_run):
+    results = smoke_run[0] / "results/smoke"
+    metrics = pd.read_csv(results / "comparison/all_metrics.csv")
+    kl = metrics[metrics["metric"] == "kl_from_baseline"].set_index(["strategy", "dataset"])
+    assert len(kl) == 9 * 3
+    assert (kl["n"] == 4).all()
+    assert (kl.loc["regular_k8", ["value", "ci_low", "ci_high"]] == 0).all(axis=None)
+    assert (kl.drop("regular_k8", level="strategy")["value"] > 1e-4).all()
+    assert (kl["ci_low"] <= kl["value"]).all()
+    for dataset in ("wikipedia", "hellaswag", "lambada"):
+        measured = [
+            pd.read_parquet(folder / f"{dataset}.parquet").dropna(subset="kl")
+            for folder in (results / "cells").iterdir()
+        ]
+        assert len({tuple(items["id"]) for items in measured}) == 1
+    items = pd.read_parquet(results / "cells/regular_k4/wikipedia.parquet").dropna(subset="kl")
+    mean = items["kl"].sum() / items["tokens"].sum()
+    assert kl.loc[("regular_k4", "wikipedia"), "value"] == pytest.approx(mean)
+
+
+def test_noise_arms_score_the_baseline_under_changed_settings(smoke_run):
+    results = smoke_run[0] / "results/smoke"
+    stock = json.loads((results / "cells/regular_k8/hellaswag.json").read_text())
+    for arm, key, value in (
+        ("bfloat16", "dtype", "bfloat16"),
+        ("small_batches", "token_budget", 256),
+    ):
+        record = json.loads((results / "noise" / arm / "hellaswag.json").read_text())
+        assert record["noise"] == {"arm": arm, key: value}
+        assert record["strategy"] == stock["strategy"]
+        changed = {
+            name for name, now in record["provenance"].items() if now != stock["provenance"][name]
+        }
+        assert changed == {key}
+    noise = pd.read_csv(results / "statistics/noise.csv").set_index("arm")
+    assert set(noise.index) == {"bfloat16", "small_batches"}
+    # Rounding in half precision moves every likelihood, another packing hardly any.
+    assert noise.loc["bfloat16", "largest_item_difference"].min() > 1e-3
+    assert noise.loc["small_batches", "largest_item_difference"].max() < 0.1
+    assert (noise["largest_item_difference"] < 2).all()
 
 
 def test_cell_record_carries_its_provenance(smoke_run):

@@ -36,9 +36,22 @@ def test_real_study_is_planned_with_gpus(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     lines = plan.splitlines()
-    assert any(line.split() == ["evaluate", "23"] for line in lines)
+    # 23 strategies, 5 points of the static curve, and 4 controls of each of two BH strategies.
+    assert any(line.split() == ["evaluate", "36"] for line in lines)
+    assert any(line.split() == ["noise", "1"] for line in lines)
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 23
+    assert len(scoring) == 36 + 1
+
+
+def test_study_without_controls_is_planned_without_their_jobs(checkout):
+    config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
+    plain = {key: value for key, value in config.items() if key not in ("controls", "noise")}
+    (checkout / "plain.yaml").write_text(yaml.safe_dump(plain))
+    done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    assert ["evaluate", "6"] in jobs
+    assert not any(job[:1] == ["noise"] for job in jobs)
 
 
 @pytest.mark.parametrize(

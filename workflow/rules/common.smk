@@ -31,7 +31,7 @@ shell.prefix(
 
 
 wildcard_constraints:
-    strategy="|".join(map(re.escape, study.strategies)),
+    strategy="|".join(map(re.escape, study.scored)),
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
     file=r"[^/]+",

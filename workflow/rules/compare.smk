@@ -1,15 +1,16 @@
-# From cells to one table.
+# From cells to one table, and from controls to another.
 
 
 rule collect:
     input:
         cells=expand(
             f"{RESULTS}/cells/{{strategy}}/{{dataset}}.json",
-            strategy=study.strategies,
+            strategy=study.scored,
             dataset=study.datasets,
         ),
     output:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
+        controls=f"{RESULTS}/comparison/controls.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
     log:
         f"{RESULTS}/logs/collect.log",
@@ -20,6 +21,7 @@ rule collect:
         mem_mb=2000,
         runtime=10,
     params:
+        settings=sections(study, "strategies", "controls"),
         results=subpath(output.cells, ancestor=2),
     message:
         "Collecting the cells"

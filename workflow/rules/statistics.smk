@@ -1,14 +1,17 @@
-# Paired tests of every strategy against the baseline, and what goes with them.
+# Paired tests: every strategy against the baseline, every control against what it takes apart, the
+# baseline against itself.
 
 
 rule statistics:
     input:
         cells=rules.collect.output.cells,
+        controls=rules.collect.output.controls,
         tables=expand(
             f"{RESULTS}/cells/{{strategy}}/{{dataset}}.parquet",
-            strategy=study.strategies,
+            strategy=study.scored,
             dataset=study.datasets,
         ),
+        noise=rules.noise.output.tables,
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:
@@ -22,7 +25,7 @@ rule statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=sections(study, "statistics", "seed"),
+        settings=sections(study, "statistics", "seed", "strategies", "controls", "noise"),
         results=subpath(output[0], ancestor=2),
     message:
         "Testing every strategy against {study.statistics.baseline}"

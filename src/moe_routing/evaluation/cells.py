@@ -15,6 +15,7 @@ import pandas as pd
 from moe_routing.config import TASKS
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.errors import InputError
+from moe_routing.evaluation.divergence import divergence_subset, divergences
 from moe_routing.evaluation.provenance import environment
 from moe_routing.evaluation.scoring import Score, Scorer
 from moe_routing.files import atomic_path
@@ -23,7 +24,7 @@ from moe_routing.models.patch import routed
 from moe_routing.models.recorder import Recorder, RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
-from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.statistics.intervals import Estimate, divergence_interval, metric_intervals
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -42,29 +43,64 @@ def evaluate_strategy(
         InputError: an unknown strategy or set, or non-finite router logits.
     """
     strategy = parse_strategy(strategy_id)
+    baseline = parse_strategy(config.statistics.baseline)
     names = list(datasets or config.datasets)
     unknown = [name for name in names if name not in config.datasets]
     if unknown:
         raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
-    calibration = None
-    if strategy.needs_calibration:
-        nulls = (strategy.needs_null,) if strategy.needs_null else ()
-        calibration = Calibration.load(results / "calibration", nulls)
+    calibration = load_calibration(results, strategy, baseline)
     loaded = load_model(config.model, config.resources.threads)
-    study_model = json.loads((results / "model.json").read_text(encoding="utf-8"))
     for name in names:
-        items = read_items(results / "data" / f"{name}.parquet")
-        frame, statistics, seconds = score_items(
-            loaded, strategy, items, TASKS[name], config, calibration, label=name
-        )
-        record = _record(config, strategy, name, frame, statistics, seconds)
-        record["provenance"] = {
-            **loaded.provenance,
-            "weights_sha256": study_model["weights_sha256"],
-            "data_sha256": fingerprint(items),
-            **environment(config.seed),
-        }
-        _write_cell(results / "cells" / strategy.id / name, frame, record)
+        frame, record = score_dataset(loaded, strategy, name, config, results, calibration)
+        started = time.perf_counter()
+        items = divergence_subset(read_items(_items_file(results, name)), name, config)
+        kl = divergences(loaded, strategy, items, TASKS[name], config, calibration)
+        record["timings"]["divergence_seconds"] = time.perf_counter() - started
+        frame["kl"] = frame["id"].map(kl).astype(float)
+        record["metrics"] += [asdict(estimate) for estimate in _divergence(frame, config)]
+        write_cell(results / "cells" / strategy.id / name, frame, record)
+
+
+def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:
+    """Return what strategies need to know of the model beforehand; None if none needs anything."""
+    if not any(strategy.needs_calibration for strategy in strategies):
+        return None
+    nulls = dict.fromkeys(strategy.needs_null for strategy in strategies)
+    return Calibration.load(results / "calibration", tuple(null for null in nulls if null))
+
+
+def score_dataset(
+    loaded: LoadedModel,
+    strategy: Strategy,
+    dataset: str,
+    config: StudyConfig,
+    results: Path,
+    calibration: Calibration | None,
+) -> tuple[pd.DataFrame, dict]:
+    """Return the item table of a strategy on an evaluation set, and the record of the cell.
+
+    Raises:
+        InputError: no items, or router logits or likelihoods that are not finite.
+    """
+    items = read_items(_items_file(results, dataset))
+    study_model = json.loads((results / "model.json").read_text(encoding="utf-8"))
+    frame, statistics, seconds = score_items(
+        loaded, strategy, items, TASKS[dataset], config, calibration, label=dataset
+    )
+    record = _record(config, strategy, dataset, frame, statistics, seconds)
+    record["provenance"] = {
+        **loaded.provenance,
+        "experts_implementation": config.model.experts_implementation,
+        "token_budget": config.evaluation.token_budget,
+        "weights_sha256": study_model["weights_sha256"],
+        "data_sha256": fingerprint(items),
+        **environment(config.seed),
+    }
+    return frame, record
+
+
+def _items_file(results: Path, dataset: str) -> Path:
+    return results / "data" / f"{dataset}.parquet"
 
 
 def score_items(
@@ -185,7 +221,17 @@ def _record(
     }
 
 
-def _write_cell(path: Path, frame: pd.DataFrame, record: dict) -> None:
+def _divergence(frame: pd.DataFrame, config: StudyConfig) -> list[Estimate]:
+    return divergence_interval(
+        frame,
+        confidence=config.statistics.confidence,
+        resamples=config.statistics.resamples,
+        rng=np.random.default_rng(config.seed),
+    )
+
+
+def write_cell(path: Path, frame: pd.DataFrame, record: dict) -> None:
+    """Write the items of a cell as Parquet and its record as JSON."""
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         frame.to_parquet(temporary, index=False)
     with atomic_path(path.with_suffix(".json")) as temporary:

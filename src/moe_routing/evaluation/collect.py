@@ -1,4 +1,4 @@
-"""All cells of a study as one table."""
+"""All cells of a study as one table, and the controls beside them as another."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ NOT_APPLICABLE = "none"
 def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of cells, one row each in config order, and the long table of metrics.
 
+    Controls are among both, after the strategies.
+
     Raises:
         InputError: a cell is missing.
     """
     cells, metrics = [], []
-    for strategy in config.strategies:
+    for strategy in config.scored:
         for dataset in config.datasets:
             record = _read_cell(results / "cells" / strategy / f"{dataset}.json")
             cells.append(_cell_row(record))
@@ -43,9 +45,15 @@ def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.
 
 
 def write_tables(config: StudyConfig, results: Path) -> None:
-    """Write ``comparison/full_routing_results.csv`` and ``comparison/all_metrics.csv``."""
+    """Write ``full_routing_results.csv``, ``controls.csv``, ``all_metrics.csv`` (of both)."""
     cells, metrics = collect_cells(config, results)
-    for name, table in (("full_routing_results", cells), ("all_metrics", metrics)):
+    is_control = cells["strategy"].isin(config.controls)
+    tables = {
+        "full_routing_results": cells[~is_control],
+        "controls": cells[is_control],
+        "all_metrics": metrics,
+    }
+    for name, table in tables.items():
         with atomic_path(results / "comparison" / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
 

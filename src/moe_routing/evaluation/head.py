@@ -1,20 +1,33 @@
 """Log-likelihoods of target tokens without the (tokens x vocabulary) logits.
 
-Shape letters: N scored positions, C positions of a chunk, H hidden size, V vocabulary.
+Shape letters: N scored positions, C positions of a chunk, H hidden size, W words of a block of the
+vocabulary, B blocks.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_BYTES = {"cpu": 4 << 20}
-"""Logits in work at once: on the CPU what stays in cache."""
-CHUNK_BYTES_ACCELERATOR = 256 << 20
+
+class Blocks(NamedTuple):
+    """How many positions and words of the vocabulary are worked on at once."""
+
+    positions: int
+    words: int
+
+
+CPU_BLOCKS = Blocks(256, 1024)
+"""A megabyte of single-precision logits: they stay in cache from the product to the sum."""
+ACCELERATOR_BLOCKS = Blocks(1024, 1 << 20)
+"""The whole vocabulary: on a GPU what counts is the number of kernels."""
 
 
 def target_log_likelihoods(
-    head: nn.Module, hidden_NH: Tensor, target_N: Tensor, *, greedy: bool = True
+    head: nn.Linear, hidden_NH: Tensor, target_N: Tensor, *, greedy: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Return the log-likelihood of each target and whether it is the most likely token.
 
@@ -28,22 +41,48 @@ def target_log_likelihoods(
         Log-likelihoods in nats, (N,), and booleans, (N,), or None without ``greedy``. Logits of
         half precision are turned to float32 before the softmax.
     """
-    vocabulary = head.weight.shape[0]
-    limit = CHUNK_BYTES.get(hidden_NH.device.type, CHUNK_BYTES_ACCELERATOR)
-    chunk = max(16, limit // (4 * vocabulary))
-    dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
-    likelihood_N = torch.empty(target_N.shape, dtype=dtype, device=hidden_NH.device)
-    best_N = torch.empty_like(target_N) if greedy else None
-    for start in range(0, target_N.numel(), chunk):
-        part = slice(start, start + chunk)
-        logits_CV = head(hidden_NH[part]).to(dtype)
-        chosen_C = logits_CV.gather(1, target_N[part, None])[:, 0]
-        if best_N is None:
-            top_C1 = logits_CV.amax(-1, keepdim=True)
-        else:
-            top_C1, best_C1 = logits_CV.max(-1, keepdim=True)
-            best_N[part] = best_C1[:, 0]
-        # In place: the logits are this loop's own, and writing them anew costs more than the sums.
-        log_sum_C = logits_CV.sub_(top_C1).exp_().sum(-1).log_()
-        likelihood_N[part] = chosen_C - top_C1[:, 0] - log_sum_C
-    return likelihood_N, None if best_N is None else best_N == target_N
+    blocks = CPU_BLOCKS if hidden_NH.device.type == "cpu" else ACCELERATOR_BLOCKS
+    parts = zip(hidden_NH.split(blocks.positions), target_N.split(blocks.positions), strict=True)
+    results = [_chunk(head, *part, blocks.words, greedy=greedy) for part in parts]
+    likelihood_N = torch.cat([likelihood_C for likelihood_C, _ in results])
+    return likelihood_N, torch.cat([best_C for _, best_C in results]) if greedy else None
+
+
+def _chunk(
+    head: nn.Linear, hidden_CH: Tensor, target_C: Tensor, words: int, *, greedy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Go through the vocabulary block by block, then join the blocks."""
+    within, totals, firsts, tops = [], [], [], []
+    for start in range(0, head.weight.shape[0], words):
+        block = slice(start, start + words)
+        bias_W = None if head.bias is None else head.bias[block]
+        logits_CW = F.linear(hidden_CH, head.weight[block], bias_W)
+        # One fused pass, where maximum, exponential and sum would be three.
+        dtype = torch.promote_types(logits_CW.dtype, torch.float32)
+        log_share_CW = logits_CW.log_softmax(1, dtype=dtype)
+        totals.append(logits_CW[:, 0] - log_share_CW[:, 0])
+        place_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
+        within.append(log_share_CW.gather(1, place_C[:, None])[:, 0])
+        if greedy:
+            tops.append(logits_CW.amax(1))
+            firsts.append(_is_first(logits_CW, place_C, tops[-1]))
+    home_C1 = (target_C // words)[:, None]
+    total_CB = torch.stack(totals, 1)
+    elsewhere_C1 = total_CB.gather(1, home_C1) - total_CB.logsumexp(1, keepdim=True)
+    likelihood_C = (torch.stack(within, 1).gather(1, home_C1) + elsewhere_C1)[:, 0]
+    if not greedy:
+        return likelihood_C, None
+    first_C = torch.stack(firsts, 1).gather(1, home_C1)[:, 0]
+    return likelihood_C, first_C & (torch.stack(tops, 1).argmax(1) == home_C1[:, 0])
+
+
+def _is_first(logits_CW: Tensor, place_C: Tensor, top_C: Tensor) -> Tensor:
+    """Say whether the word at a place is the first of the most likely ones.
+
+    Finding the largest value is fast, finding its place is not: it is looked for only where the
+    word has that value.
+    """
+    first_C = logits_CW.gather(1, place_C[:, None])[:, 0] == top_C
+    row_M = first_C.nonzero()[:, 0]
+    first_C[row_M] = logits_CW[row_M].argmax(1) == place_C[row_M]
+    return first_C

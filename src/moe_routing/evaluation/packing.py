@@ -73,6 +73,11 @@ class Pack:
     first_target: np.ndarray
     paths: np.ndarray
 
+    @property
+    def targets(self) -> np.ndarray:
+        """Number of targets of each request."""
+        return np.diff(self.first_target, append=self.target_N.size)
+
 
 def plant(requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]) -> list[Tree]:
     """Return one tree a group, or one a request where a group shares too little."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.errors import InputError
@@ -142,7 +144,6 @@ class Scorer:
         scores = iter(self.score(requests, label))
         return [[next(scores) for _ in item.continuations] for item in items]
 
-    @torch.inference_mode()
     def score_tokens(
         self,
         requests: Sequence[TokenRequest],
@@ -159,30 +160,57 @@ class Scorer:
             greedy: whether to tell if each target is the most likely token.
             label: name of the progress bar.
         """
-        trees = plant(requests, groups)
         scores: list[Score | None] = [None] * len(requests)
+        work = partial(self._score_pack, greedy=greedy, scores=scores)
+        self._each_pack(requests, groups, work, label)
+        return scores
+
+    def final_states(self, requests: Sequence[TokenRequest], label: str = "read") -> list[Tensor]:
+        """Return each request's final hidden states, those that predict its targets.
+
+        Returns:
+            On the host, (targets, hidden size) each, in the order of the requests.
+        """
+        states: list[Tensor | None] = [None] * len(requests)
+
+        def keep(pack: Pack) -> None:
+            parts = self._final_states(pack).cpu().split(pack.targets.tolist())
+            for member, part in zip(pack.members, parts, strict=True):
+                states[member] = part
+
+        self._each_pack(requests, [[place] for place in range(len(requests))], keep, label)
+        return states
+
+    @torch.inference_mode()
+    def _each_pack(
+        self,
+        requests: Sequence[TokenRequest],
+        groups: Sequence[Sequence[int]],
+        work: Callable[[Pack], None],
+        label: str,
+    ) -> None:
+        """Pack the requests and do the work on every pack, with a progress bar."""
+        trees = plant(requests, groups)
         disable = None if self._progress is None else not self._progress
         bar = tqdm(
             total=sum(tree.size for tree in trees), desc=label, unit="tok", unit_scale=True,
             disable=disable,
         )  # fmt: skip
         with bar, packed_attention(self.model), lean_kernels(self.model):
-            for pack in self._packs(requests, trees, greedy, scores):
+            for pack in self._packs(requests, trees, work):
                 bar.update(pack.ids_T.size)
-        return scores
 
     def _packs(
         self,
         requests: Sequence[TokenRequest],
         trees: Sequence[Tree],
-        greedy: bool,
-        scores: list[Score | None],
+        work: Callable[[Pack], None],
     ) -> Iterable[Pack]:
-        """Score pack after pack, and yield each when its scores are in place."""
+        """Work on pack after pack, and yield each when it is done."""
         waiting = fill(trees, self.token_budget)[::-1]
         while waiting:
             pack = build(requests, waiting[-1])
-            if self._fits(pack, greedy, scores):
+            if self._fits(pack, work):
                 waiting.pop()
                 yield pack
             else:
@@ -190,11 +218,11 @@ class Scorer:
                 rest = [tree for group in waiting for tree in group]
                 waiting = fill(rest, self.token_budget)[::-1]
 
-    def _fits(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> bool:
-        """Score a pack; return False, with everything as before, if memory ran out."""
+    def _fits(self, pack: Pack, work: Callable[[Pack], None]) -> bool:
+        """Work on a pack; return False, with everything as before, if memory ran out."""
         before = copy.deepcopy(self._recorder)
         try:
-            self._score_pack(pack, greedy, scores)
+            work(pack)
         except torch.OutOfMemoryError:
             if self._recorder is not None:
                 vars(self._recorder).update(vars(before))
@@ -213,7 +241,8 @@ class Scorer:
         message = f"out of memory: evaluation.token_budget is now {self.token_budget}"
         tqdm.write(message, file=sys.stderr)
 
-    def _score_pack(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> None:
+    def _final_states(self, pack: Pack) -> Tensor:
+        """Run the model on a pack, and return the final states at its scored positions."""
         device = self.model.device
         plan = PaddedLayout if self._padded else SlicedLayout
         hidden_TH = self.model.base_model(
@@ -222,19 +251,21 @@ class Scorer:
             use_cache=False,
             layout=plan(pack.spans, self.model.dtype, device),
         ).last_hidden_state[0]
-        scored_N = torch.from_numpy(pack.scored_N).to(hidden_TH.device)
+        return hidden_TH.index_select(0, torch.from_numpy(pack.scored_N).to(hidden_TH.device))
+
+    def _score_pack(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> None:
+        hidden_NH = self._final_states(pack)
         likelihood_N, greedy_N = target_log_likelihoods(
             self.model.get_output_embeddings(),
-            hidden_TH.index_select(0, scored_N),
-            torch.from_numpy(pack.target_N).to(hidden_TH.device),
+            hidden_NH,
+            torch.from_numpy(pack.target_N).to(hidden_NH.device),
             greedy=greedy,
         )
         totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), pack.first_target)
         greedies = [None] * len(totals)
         if greedy_N is not None:
             greedies = np.logical_and.reduceat(greedy_N.cpu().numpy(), pack.first_target).tolist()
-        tokens = np.diff(pack.first_target, append=pack.target_N.size)
-        rows = zip(pack.members, totals, greedies, tokens, self._experts(pack), strict=True)
+        rows = zip(pack.members, totals, greedies, pack.targets, self._experts(pack), strict=True)
         for member, total, best, count, experts in rows:
             scores[member] = Score(float(total), best, int(count), experts)
 

@@ -6,7 +6,7 @@ Shape letters: N items, C clusters, S strategies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,12 @@ class Panel:
     def n_clusters(self) -> int:
         """Number of clusters."""
         return int(self.clusters.max()) + 1
+
+    def only(self, strategies: Iterable[str]) -> Panel:
+        """Return the panel of some strategies, in their order."""
+        items = dict(zip(self.strategies, self.items, strict=True))
+        names = tuple(strategies)
+        return replace(self, strategies=names, items=tuple(items[name] for name in names))
 
     def values(self, measure: Measure) -> Array:
         """Return the numerator of a measure for each item and strategy, (N, S)."""

@@ -152,6 +152,46 @@ PRIMARY = {
     "minimum_detectable_difference": "from the observed standard error, power.csv",
 }
 
+CONTROLS = {
+    "strategy": "the control: strategy id",
+    "kind": "static (a point of the static curve), what of the base is replaced (shuffle: which "
+    "token gets how many experts; layermean: every token its layer's mean number; randomid: which "
+    "experts; weighting: how they are weighted), or other",
+    "base": "strategy compared with: the one taken apart, or the study's baseline",
+    "dataset": _KEY["dataset"],
+    "metric": _KEY["metric"],
+    "n_items": "items, the same for base and control",
+    "n_clusters": _ABOUT["n_clusters"],
+    "base_value": "value of the base",
+    "control_value": "value of the control",
+    "difference": "control_value minus base_value",
+    "low": "lower limit of the difference, by the method of paired.csv",
+    "high": "upper limit of the difference",
+    "standard_error": "clustered standard error of the difference",
+    "p_value": "two-sided p-value of no difference, by the test of paired.csv",
+    "p_adjusted": "p_value adjusted over this table: Benjamini-Hochberg",
+    "higher_is_better": _ABOUT["higher_is_better"],
+    "identical": "whether every item has the same result",
+    "verdict": "of the control against its base, in the words of paired.csv",
+    "base_mean_experts": "mean experts a token of the base on this data set",
+    "control_mean_experts": "the same of the control",
+}
+
+NOISE = {
+    "arm": "name of the noise arm: the baseline with one setting changed",
+    "changed": "the setting",
+    "dataset": _KEY["dataset"],
+    "metric": _KEY["metric"],
+    "n_items": "items, the same in both",
+    "baseline_value": "value of the baseline as the study runs it",
+    "arm_value": "value of the baseline under the changed setting",
+    "difference": "arm_value minus baseline_value",
+    "low": "lower limit of the difference, by the method of paired.csv",
+    "high": "upper limit of the difference",
+    "flips": "items that are right in one and wrong in the other; empty for nats",
+    "largest_item_difference": "largest change of an item's log-likelihood, nats",
+}
+
 MISSING = {
     "dataset": "evaluation set",
     "strategy": "strategy id",
@@ -167,6 +207,24 @@ TABLES = {
     "pareto_time": PARETO_TIME,
     "power": POWER,
     "primary": PRIMARY,
+    "controls": CONTROLS,
+    "noise": NOISE,
     "missing": MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""
+
+ITEMS = {
+    "id": "item",
+    "cluster": "items of one cluster are not independent",
+    "log_likelihood": "of the document, the last word or the right choice, nats",
+    "tokens": "scored tokens of the same",
+    "words": "words of the document, for word perplexity",
+    "bytes": "bytes of the document, for byte perplexity",
+    "correct": "whether the item is answered right; empty for documents",
+    "correct_norm": "the same by log-likelihood a character; empty but for multiple choice",
+    "greedy": "whether every scored token is the model's most likely one; empty for documents",
+    "mean_experts": "experts a token and layer over the tokens read for the item",
+    "kl": "KL(baseline || strategy) of the next token's distribution, nats, summed over the scored "
+    "tokens; empty where not measured; the mean a token is sum(kl) / sum(tokens) over the others",
+}
+"""Columns of ``cells/<strategy>/<dataset>.parquet``; those of ``noise/`` lack ``kl``."""

@@ -68,23 +68,27 @@ class Contrasts:
         return margins.get(self.measure.margin, np.nan)
 
 
-def contrasts(panel: Panel, settings: StatisticsConfig, seed: int) -> list[Contrasts]:
-    """Compare every strategy of a panel with the baseline on every measure of its task."""
+def contrasts(
+    panel: Panel, settings: StatisticsConfig, seed: int, table: str = "paired"
+) -> list[Contrasts]:
+    """Compare every strategy of a panel with the baseline on every measure of its task.
+
+    Args:
+        panel: the cells of one data set.
+        settings: baseline, levels and margins.
+        seed: seed of the study.
+        table: what the comparisons are for; each table draws resamples of its own.
+    """
     baseline = panel.strategies.index(settings.baseline)
     arms = tuple(s for s in range(len(panel.strategies)) if s != baseline)
     if not arms:
         return []
-    return [
-        Contrasts(
-            panel,
-            measure,
-            settings,
-            arms,
-            baseline,
-            _compare(panel, measure, settings, arms, baseline, seed),
-        )
-        for measure in MEASURES[panel.task]
-    ]
+    found = []
+    for measure in MEASURES[panel.task]:
+        rng = stream(seed, table, panel.dataset, measure.name)
+        comparison = _compare(panel, measure, settings, arms, baseline, rng)
+        found.append(Contrasts(panel, measure, settings, arms, baseline, comparison))
+    return found
 
 
 def _compare(
@@ -93,7 +97,7 @@ def _compare(
     settings: StatisticsConfig,
     arms: tuple[int, ...],
     baseline: int,
-    seed: int,
+    rng: np.random.Generator,
 ) -> Comparison:
     value_NS = panel.values(measure)
     return compare(
@@ -102,7 +106,7 @@ def _compare(
         value_NS[:, list(arms)] - value_NS[:, [baseline]],
         confidence=settings.confidence,
         resamples=settings.resamples,
-        rng=stream(seed, "paired", panel.dataset, measure.name),
+        rng=rng,
     )
 
 

@@ -61,6 +61,9 @@ NATS_METRICS: dict[str, dict[str, Nats]] = {
 }
 """Metrics from log-likelihoods by task, by the definitions of lm-evaluation-harness."""
 
+DIVERGENCE = "kl_from_baseline"
+"""Metric of every task, measured on some items: KL(baseline || strategy), nats a token."""
+
 PROPORTION_METRICS: dict[str, dict[str, str]] = {
     "perplexity": {},
     "multiple_choice": {"accuracy": "correct", "accuracy_norm": "correct_norm"},
@@ -110,6 +113,34 @@ def metric_intervals(
         for metric, column in PROPORTION_METRICS[task].items()
     ]
     return shares + _nats(items, NATS_METRICS[task], confidence, resamples, rng)
+
+
+def divergence_interval(
+    items: pd.DataFrame, *, confidence: float, resamples: int, rng: np.random.Generator
+) -> list[Estimate]:
+    """Return the mean divergence from the baseline, nats a token, over the items that have one.
+
+    A ratio of sums, long items counting more, with the studentised bootstrap over clusters cut off
+    at 0, below which no divergence lies.
+
+    Args:
+        items: one row an item; columns cluster, tokens and kl (nats, summed over the item's scored
+            positions; missing where not measured).
+        confidence: level of the interval.
+        resamples: number of bootstrap resamples.
+        rng: source of randomness.
+
+    Returns:
+        One estimate, or none where fewer than two clusters were measured.
+    """
+    measured = items[items["kl"].notna()]
+    if measured["cluster"].nunique() < 2:
+        return []
+    sums_CS = cluster_sums(measured[["kl", "tokens"]].to_numpy(dtype=float), measured["cluster"])
+    boot = bootstrap_ratios(sums_CS[:, 0], sums_CS[:, 1], resamples=resamples, rng=rng)
+    (low,), (high,) = studentised_interval(boot, confidence)
+    value = float(boot.ratio_S[0])
+    return [Estimate(DIVERGENCE, value, max(float(low), 0.0), float(high), len(measured))]
 
 
 def column(items: pd.DataFrame, name: str, origin: str = "a cell") -> np.ndarray:

@@ -13,13 +13,14 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
-from moe_routing.statistics.columns import TABLES
+from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
     contrasts,
     noninferiority_rows,
     paired_rows,
     power_rows,
 )
+from moe_routing.statistics.controls import Control, control_rows, noise_rows
 from moe_routing.statistics.matched import matched_rows
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.overview import friedman_rows, pareto_rows
@@ -38,9 +39,9 @@ _KEY = ["strategy", "dataset", "metric"]
 def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """Compute every table from ``cells/`` and write it to ``statistics/``.
 
-    Needs ``comparison/full_routing_results.csv`` for families and costs. Cells of the config that
-    do not exist are left out and listed in ``missing.csv``. Of the tables only ``pareto_time.csv``
-    depends on timings.
+    Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` if there are controls, for
+    families and costs. Cells of the config that do not exist are left out and listed in
+    ``missing.csv``. Of the tables only ``pareto_time.csv`` depends on timings.
 
     Args:
         config: the study.
@@ -50,17 +51,24 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         InputError: no data set has a baseline, cells do not hold the same items, or the table of
             cells is missing or lacks a column.
     """
-    from moe_routing.config import TASKS  # torch comes with it, unless it is there already
+    from moe_routing.config import TASKS, control_of  # torch comes with it
 
     results = Path(results_dir)
+    comparison = results / "comparison"
+    overview = [_read_overview(comparison / "full_routing_results.csv")]
+    if config.controls:
+        overview.append(_read_overview(comparison / "controls.csv"))
+    baseline = config.statistics.baseline
     datasets = {name: TASKS[name] for name in config.datasets}
     tables = study_tables(
         results / "cells",
-        _read_overview(results / "comparison" / "full_routing_results.csv"),
+        pd.concat(overview, ignore_index=True),
         strategies=config.strategies,
         datasets=datasets,
         settings=config.statistics,
         seed=config.seed,
+        controls={name: Control(*control_of(name, baseline)) for name in config.controls},
+        noise={arm.name: arm.changed for arm in config.noise},
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
@@ -76,22 +84,28 @@ def study_tables(
     datasets: Mapping[str, str],
     settings: StatisticsConfig,
     seed: int,
+    controls: Mapping[str, Control] | None = None,
+    noise: Mapping[str, str] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Return every table by name, with the columns of :mod:`moe_routing.statistics.columns`.
 
     Args:
-        cells: folder of cells.
-        overview: one row a cell with strategy, family, k, dataset, mean_experts and, if measured,
-            tokens_per_second.
+        cells: folder of cells; those of noise arms are in the folder ``noise`` beside it.
+        overview: one row a cell, controls included, with strategy, family, k, dataset, mean_experts
+            and, if measured, tokens_per_second.
         strategies: strategy ids, in the order of the tables.
         datasets: task of each data set.
         settings: baseline, primary contrast, levels and margins.
         seed: seed of the study.
+        controls: the controls by id; of the other tables they are in the static curve of
+            matched_compute only.
+        noise: what each noise arm changes.
 
     Raises:
         InputError: see :func:`write_statistics`.
     """
-    present, missing = find_cells(cells, strategies, datasets, settings.baseline)
+    controls, noise = controls or {}, noise or {}
+    present, missing = find_cells(cells, [*strategies, *controls], datasets, settings.baseline)
     if not present:
         raise InputError(f"{cells}: no data set has a cell of the baseline '{settings.baseline}'")
     panels = [
@@ -99,8 +113,16 @@ def study_tables(
         for dataset, names in present.items()
     ]
     costs = _Costs(overview)
-    rows = _all_rows(panels, costs, settings, seed)
+    rows = _all_rows(panels, costs, settings, seed, controls)
     tables = {name: pd.DataFrame(rows[name]) for name in rows}
+    margins = judge_margins(tables.pop("control_margins"), settings)
+    tables["controls"] = judge(tables["controls"], settings, margins)
+    with_baseline = {dataset: datasets[dataset] for dataset in present}
+    noise_cells, missing_noise = _noise_panels(cells, with_baseline, settings.baseline, noise)
+    tables["noise"] = pd.DataFrame(
+        [row for panel in noise_cells for row in noise_rows(panel, noise, settings, seed)]
+    )
+    missing += missing_noise
     tables["noninferiority"] = judge_margins(tables["noninferiority"], settings)
     tables["paired"] = judge(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = judge(tables["matched_compute"], settings)
@@ -134,11 +156,30 @@ def find_cells(
     return present, missing
 
 
+def _noise_panels(
+    cells: Path, datasets: Mapping[str, str], baseline: str, noise: Mapping[str, str]
+) -> tuple[list[Panel], Rows]:
+    """Put the baseline and its noise arms side by side, and return what is missing."""
+    folder, panels, missing = cells.parent / "noise", [], []
+    for dataset, task in datasets.items():
+        arms = [arm for arm in noise if cell_path(folder, arm, dataset).is_file()]
+        missing += [
+            {"dataset": dataset, "strategy": baseline, "reason": f"no cell of noise arm '{arm}'"}
+            for arm in noise
+            if arm not in arms
+        ]
+        if arms:
+            usual = load_cells(cells, [baseline], {dataset: task})
+            panels.append(make_panel(usual + load_cells(folder, arms, {dataset: task})))
+    return panels, missing
+
+
 def data_dictionary() -> pd.DataFrame:
-    """Return table, column and description of everything under ``statistics/``."""
+    """Return table, column and description of ``statistics/`` and of the items of cells."""
+    tables = {f"{name}.csv": columns for name, columns in TABLES.items()}
     rows = [
-        {"table": f"{table}.csv", "column": column, "description": description}
-        for table, columns in TABLES.items()
+        {"table": table, "column": column, "description": description}
+        for table, columns in (tables | {"cells/<strategy>/<dataset>.parquet": ITEMS}).items()
         for column, description in columns.items()
     ]
     return pd.DataFrame(rows)
@@ -207,21 +248,35 @@ def _is_primary(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
 
 
 def _all_rows(
-    panels: Sequence[Panel], costs: _Costs, settings: StatisticsConfig, seed: int
+    panels: Sequence[Panel],
+    costs: _Costs,
+    settings: StatisticsConfig,
+    seed: int,
+    controls: Mapping[str, Control],
 ) -> dict[str, Rows]:
+    """Return the rows of every table; ``control_margins`` are the non-inferiority of controls."""
     names = ("paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power")
-    rows: dict[str, Rows] = {name: [] for name in names}
-    for panel in panels:
+    rows: dict[str, Rows] = {name: [] for name in (*names, "controls", "control_margins")}
+    compared = []
+    for everything in panels:
+        panel = everything.only(s for s in everything.strategies if s not in controls)
+        compared.append(panel)
         for contrast in contrasts(panel, settings, seed):
             rows["paired"] += paired_rows(contrast)
             rows["noninferiority"] += noninferiority_rows(contrast)
             rows["power"] += power_rows(contrast)
         experts, seconds = costs.experts(panel.dataset), costs.seconds(panel.dataset)
-        rows["matched_compute"] += matched_rows(panel, settings, seed, costs.static, experts)
+        curve = everything.only(
+            s for s in everything.strategies if s not in controls or s in costs.static
+        )
+        rows["matched_compute"] += matched_rows(curve, settings, seed, costs.static, experts)
+        found, margins = control_rows(everything, controls, settings, seed, experts)
+        rows["controls"] += found
+        rows["control_margins"] += margins
         rows["pareto"] += pareto_rows(panel, settings, seed, experts, "mean_experts")
         time = "seconds_per_1000_tokens"
         rows["pareto_time"] += pareto_rows(panel, settings, seed, seconds, time)
-    rows["friedman"] = friedman_rows(panels, settings)
+    rows["friedman"] = friedman_rows(compared, settings)
     return rows
 
 

@@ -1,0 +1,25 @@
+"""Score the baseline under every noise arm: noise/<arm>/<dataset>.parquet and .json.
+
+By hand: python scripts/noise.py --results results/default
+"""
+
+import argparse
+from pathlib import Path
+
+from moe_routing.cli import run
+
+
+def main() -> None:
+    """Parse arguments, evaluate every arm."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    results = parser.parse_args().results
+
+    from moe_routing.config import load_config
+    from moe_routing.evaluation.noise import evaluate_noise
+
+    evaluate_noise(load_config(results / "config.yaml"), results)
+
+
+if __name__ == "__main__":
+    run(main)

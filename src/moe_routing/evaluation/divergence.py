@@ -1,0 +1,128 @@
+"""How far a strategy moves the model's predictions: KL from the baseline's next-token distribution.
+
+Accuracies can agree while answers flip; the divergence of the distributions shows it (Dutta et al.
+2024, arXiv 2407.09141). It is measured on some items of each set, the same for every strategy: both
+strategies read them in the same packs, and logits are made a block of positions at a time.
+
+Shape letters: N scored positions, C positions of a block, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_routing.config import StudyConfig
+from moe_routing.data.items import Item
+from moe_routing.data.subset import data_rng, seeded_subset
+from moe_routing.errors import InputError
+from moe_routing.evaluation.requests import Encoder, Request, TokenRequest
+from moe_routing.evaluation.scoring import Scorer
+from moe_routing.models.loading import LoadedModel
+from moe_routing.models.patch import routed
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy, parse_strategy
+
+BLOCK = 256
+"""Positions whose logits are in memory at once, under both strategies."""
+
+
+def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) -> list[Item]:
+    """Return the items that divergences are measured on: a seeded subset, or all if there are few.
+
+    The draw depends on seed and data set only, so that it is the same for every strategy.
+    """
+    size = min(config.evaluation.kl_items, len(items))
+    return seeded_subset(items, size, data_rng(config.seed, f"{dataset} divergence"))
+
+
+def divergences(
+    loaded: LoadedModel,
+    strategy: Strategy,
+    items: Sequence[Item],
+    task: str,
+    config: StudyConfig,
+    calibration: Calibration | None,
+) -> dict[str, float]:
+    """Return KL(baseline || strategy) of each item by id, nats, summed over its scored positions.
+
+    These are the positions that predict the document's tokens (perplexity), the last word's, or
+    the right choice's. Of the baseline itself the divergence is 0, and nothing is computed.
+
+    Raises:
+        InputError: an item does not fit into the window, or a divergence is not finite.
+    """
+    baseline = parse_strategy(config.statistics.baseline)
+    if strategy == baseline:
+        return {item.id: 0.0 for item in items}
+    scorer = Scorer(
+        loaded.model,
+        loaded.tokenizer,
+        token_budget=config.evaluation.token_budget,
+        window=config.evaluation.window,
+    )
+    windows = _windows(scorer.encoder, items, task)
+    requests = [request for group in windows for request in group]
+    states = []
+    for arm in (baseline, strategy):
+        with routed(
+            loaded.model,
+            arm,
+            calibration=calibration,
+            experts_implementation=config.model.experts_implementation,
+        ):
+            states.append(scorer.final_states(requests, label=f"{arm.id} divergence"))
+    totals = iter(_totals(loaded, *states))
+    divergence = {
+        item.id: sum(next(totals) for _ in group)
+        for item, group in zip(items, windows, strict=True)
+    }
+    for name, value in divergence.items():
+        if not value < float("inf"):
+            raise InputError(f"{strategy.id}: the divergence of item '{name}' is not finite")
+    return divergence
+
+
+def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[TokenRequest]]:
+    """Return the token requests of each item; those of a multiple choice are of the right one."""
+    if task == "perplexity":
+        return encoder.rolling([item.continuations[0] for item in items])
+    right = [Request(item.context, item.continuations[item.label or 0]) for item in items]
+    return [[request] for request in encoder.requests(right)]
+
+
+@torch.inference_mode()
+def _totals(loaded: LoadedModel, reference: Sequence[Tensor], arm: Sequence[Tensor]) -> list[float]:
+    head = loaded.model.get_output_embeddings()
+    pairs = zip(reference, arm, strict=True)
+    return [float(next_token_divergences(head, *pair).sum()) for pair in pairs]
+
+
+def next_token_divergences(head: nn.Linear, reference_NH: Tensor, arm_NH: Tensor) -> Tensor:
+    """Return KL(reference || arm) of the next token's distribution at each position.
+
+    Args:
+        head: the model's output embedding.
+        reference_NH: final hidden states under the reference, on any device.
+        arm_NH: final hidden states at the same positions under the arm.
+
+    Returns:
+        Nats, (N,), float64. Logits of half precision are turned to float32 before the softmax.
+    """
+    blocks = zip(reference_NH.split(BLOCK), arm_NH.split(BLOCK), strict=True)
+    return torch.cat([_divergence(head, *block) for block in blocks])
+
+
+def _divergence(head: nn.Linear, reference_CH: Tensor, arm_CH: Tensor) -> Tensor:
+    log_p_CV, log_q_CV = (_log_shares(head, rows_CH) for rows_CH in (reference_CH, arm_CH))
+    kl_CV = F.kl_div(log_q_CV, log_p_CV, reduction="none", log_target=True)
+    # A divergence is never negative; a sum of rounding errors may be.
+    return kl_CV.sum(1, dtype=torch.float64).clamp_(min=0)
+
+
+def _log_shares(head: nn.Linear, hidden_CH: Tensor) -> Tensor:
+    logits_CV = head(hidden_CH.to(head.weight.device))
+    return logits_CV.log_softmax(1, dtype=torch.promote_types(logits_CV.dtype, torch.float32))
