@@ -38,7 +38,7 @@ def cells():
                     "alpha": "0.05" if family == "bh" else "none", "null": "within_token",
                     "weighting": "softmax", "metric": metric, "value": value,
                     "ci_low": value * 0.9, "ci_high": value * 1.2, "mean_experts": experts,
-                    "tokens_per_second": 1000 / experts,
+                    "tokens_per_second": 1000 / experts, "n_items": 1500,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -57,24 +57,53 @@ def points(axis):
 
 def test_pareto_shows_every_cell_with_its_interval(cells):
     figure = comparison.pareto(cells, "regular_k8")
-    assert len(figure.axes) == 3
-    for axis, dataset in zip(figure.axes, DATASETS, strict=True):
+    assert len(figure.axes) == 4  # the last holds the legend
+    for axis, dataset in zip(figure.axes[:3], DATASETS, strict=True):
         shown = points(axis)
+        scale = 1 if dataset == "wikipedia" else 100  # accuracies in percent
         for row in cells[cells["dataset"] == dataset].itertuples():
             for y in (row.value, row.ci_low, row.ci_high):
-                assert (round(row.mean_experts, 6), round(y, 6)) in shown
+                assert (round(row.mean_experts, 6), round(scale * y, 6)) in shown
 
 
-def test_arrows_say_which_way_is_better(cells):
-    titles = [axis.get_title() for axis in comparison.pareto(cells, "regular_k8").axes]
-    assert titles[0].endswith("perplexity a token \N{DOWNWARDS ARROW}")
-    assert titles[1].endswith("length-normalised accuracy \N{UPWARDS ARROW}")
+def test_axes_say_unit_items_and_which_way_is_better(cells):
+    axes = comparison.pareto(cells, "regular_k8").axes
+    assert axes[0].get_title() == "Wikipedia (n = 1,500)"
+    assert axes[0].get_ylabel() == "Perplexity a token \N{DOWNWARDS ARROW}"
+    assert axes[1].get_ylabel() == "Length-normalised accuracy, % \N{UPWARDS ARROW}"
+
+
+def test_static_curve_is_drawn_whole_and_does_not_squeeze_the_strategies(cells):
+    stock = cells[cells["strategy"] == "regular_k8"]
+    far = [
+        stock.assign(strategy=f"regular_k{k}", k=k, mean_experts=float(k), value=stock["value"] * f)
+        for k, f in ((1, 0.2), (32, 1.05), (64, 40.0))
+    ]
+    curve = pd.concat([cells[cells["family"] == "regular"], *far])
+    axis = comparison.pareto(cells, "regular_k8", curve).axes[0]
+    line = next(
+        container.lines[0]
+        for container in axis.containers
+        if container.get_label() == "Top-k, softmax"
+    )
+    assert list(line.get_xdata()) == [1, 4, 8, 32, 64]
+    assert axis.get_ylim()[1] < 50  # 64 experts: far outside
+    assert 32 < axis.get_xlim()[1] < 64
+
+
+def test_a_front_is_that_of_the_strategies_alone(cells):
+    stock = cells[cells["strategy"] == "regular_k8"]
+    best = stock.assign(strategy="regular_k1", k=1, mean_experts=1.0, value=1.0)
+    curve = pd.concat([cells[cells["family"] == "regular"], best])
+    axis = comparison.pareto(cells, "regular_k8", curve).axes[0]
+    front = next(line for line in axis.get_lines() if line.get_label() == "Pareto front")
+    assert 1.0 not in front.get_xdata()
 
 
 def test_ring_is_on_the_baseline(cells):
     axis = comparison.pareto(cells, "regular_k8").axes[1]
     (ring,) = [line for line in axis.get_lines() if line.get_label() == "Baseline"]
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (8.0, pytest.approx(0.4 * 1.1))
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (8.0, pytest.approx(40 * 1.1))
 
 
 def test_front_follows_the_orientation_of_the_metric(cells):
@@ -88,9 +117,9 @@ def test_front_follows_the_orientation_of_the_metric(cells):
     assert list(front[high].get_xdata()) == [2.0, 3.0]
 
 
-def test_speed_starts_at_zero(cells):
+def test_speed_starts_at_zero_and_cuts_no_marker(cells):
     axis = comparison.speed(cells, "regular_k8").axes[0]
-    assert axis.get_ylim()[0] == 0
+    assert axis.get_ylim() == (0, pytest.approx(550))
     assert (2.0, 500.0) in points(axis)
 
 
@@ -113,6 +142,17 @@ def test_one_data_set_is_enough(cells):
     one = cells[cells["dataset"] == "lambada"]
     assert len(comparison.pareto(one, "regular_k8").axes) == 1
     assert len(comparison.speed(one, "regular_k8").axes) == 1
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+def test_every_family_is_in_the_legend(cells, sets):
+    chosen = cells[cells["dataset"].isin(list(DATASETS)[:sets])]
+    figure = comparison.pareto(chosen, "regular_k8")
+    (legend,) = figure.legends or [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [
+        "Top-k, softmax", "Adaptive", "Benjamini-Hochberg", "Baseline", "Pareto front",
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -162,6 +202,7 @@ def paired():
                     "strategy": name, "dataset": dataset, "metric": metric, "main": True,
                     "higher_is_better": higher, "difference": difference,
                     "low": difference - 0.01, "high": difference + 0.01, "verdict": verdict,
+                    "n_items": 1500,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)

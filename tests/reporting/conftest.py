@@ -13,7 +13,7 @@ from moe_routing.reporting.plots import write_plots
 def planted(tmp_path_factory):
     """A study with known effects; the primary contrast is the known loss."""
     folder = tmp_path_factory.mktemp("planted") / "planted"
-    study = make_study(folder, planted_config(), EFFECTS)
+    study = make_study(folder, planted_config(beside=True), EFFECTS)
     write_plots(study)
     write_report(study)
     return study

@@ -23,7 +23,7 @@ from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
-from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.statistics.intervals import DIVERGENCE, metric_intervals
 from moe_routing.statistics.study import write_statistics
 from moe_routing.workflow import write_config
 
@@ -46,6 +46,18 @@ STRATEGIES = (
 EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regular_k4": -0.10}
 """A known loss, a known gain; every other strategy has a known zero."""
 
+CONTROLS = {
+    "regular_k1": -0.20, "regular_k64": -0.15, "shuffle.bh_k8_a005": -0.09,
+    "layermean.bh_k8_a005": -0.03, "randomid.bh_k8_a005": -0.25, "bh_k8_a005_mass-matched": 0.0,
+}  # fmt: skip
+"""Effects against the stock model; bh_k8_a005 itself has -0.03, so that layer means equal it."""
+
+NOISE = {"eager": 0, "bfloat16": 3}
+"""Items that the numerics of each arm turn wrong, and as many right; 0 changes nothing at all."""
+
+NOISE_NATS = 0.002
+"""Loss of the second arm on text, nats a token."""
+
 NATS_OF_ACCURACY = 1.0
 """A planted accuracy effect of 0.03 comes with 0.03 nats a token."""
 
@@ -57,8 +69,9 @@ def planted_config(
     primary: tuple[str, str] = ("bh_k8_a005", "hellaswag"),
     model: dict | None = None,
     study: str = "planted",
+    beside: bool = False,
 ) -> StudyConfig:
-    """A valid config; its sources are never read."""
+    """A valid config; its sources are never read. With ``beside``: controls and noise arms."""
     local = {"kind": "local", "path": "nowhere.jsonl"}
     values = {
         "study": study,
@@ -73,6 +86,12 @@ def planted_config(
             "resamples": 400,
         },
     }
+    if beside:
+        values["controls"] = list(CONTROLS)
+        values["noise"] = [
+            {"name": "eager", "experts_implementation": "eager"},
+            {"name": "bfloat16", "dtype": "bfloat16"},
+        ]
     return parse(StudyConfig, values, "planted config")
 
 
@@ -111,12 +130,33 @@ def write_results(
     for name in config.datasets:
         base = _base_items(name, items, rng)
         _write_json(folder / "data" / f"{name}.json", {"items": len(base)})
-        for strategy_id in config.strategies:
-            effect = (effects or {}).get(strategy_id, 0.0)
+        for strategy_id in config.scored:
+            effect = (CONTROLS | (effects or {})).get(strategy_id, 0.0)
             stock = strategy_id == config.statistics.baseline
             shifted = base if stock else _shift(base, TASKS[name], effect, noise, rng)
-            _write_cell(folder, config, strategy_id, name, shifted)
+            _write_cell(folder, config, strategy_id, name, shifted, abs(effect) / 10)
+        for arm in config.noise:
+            path = folder / "noise" / arm.name / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _shake(base, TASKS[name], NOISE[arm.name], rng).to_parquet(path, index=False)
     return folder
+
+
+def _shake(base: pd.DataFrame, task: str, flips: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Return the baseline under other numerics."""
+    if not flips:
+        return base
+    if task == "perplexity":
+        nats = NOISE_NATS * base["tokens"]
+        return base.assign(log_likelihood=base["log_likelihood"] - nats)
+    # As many lost as gained but one, so that a difference is left.
+    correct = base["greedy"].to_numpy(copy=True)
+    right, wrong = (rng.permutation(np.flatnonzero(correct == side)) for side in (True, False))
+    correct[right[:flips]], correct[wrong[: flips - 1]] = False, True
+    names = [name for name in ("correct", "correct_norm", "greedy") if base[name].notna().any()]
+    return base.assign(
+        log_likelihood=base["log_likelihood"] - 0.001, **dict.fromkeys(names, correct)
+    )
 
 
 def _model(config: StudyConfig, parameters: int) -> dict:
@@ -177,7 +217,12 @@ def _shift(
 
 
 def _write_cell(
-    folder: Path, config: StudyConfig, strategy_id: str, dataset: str, items: pd.DataFrame
+    folder: Path,
+    config: StudyConfig,
+    strategy_id: str,
+    dataset: str,
+    items: pd.DataFrame,
+    divergence: float,
 ) -> None:
     strategy = parse_strategy(strategy_id)
     routing = _routing(strategy.min_experts, strategy.max_experts, int(items["tokens"].sum()))
@@ -198,7 +243,7 @@ def _write_cell(
         "dataset": dataset,
         "task": TASKS[dataset],
         "n_items": len(items),
-        "metrics": [asdict(estimate) for estimate in metrics],
+        "metrics": [*map(asdict, metrics), *_divergence(config, divergence, len(items))],
         "routing": {
             "tokens": routing.tokens,
             "mean_experts": routing.mean_experts(),
@@ -222,6 +267,14 @@ def _write_cell(
     path = folder / "cells" / strategy.id / dataset
     _write_json(path.with_suffix(".json"), record)
     items.to_parquet(path.with_suffix(".parquet"), index=False)
+
+
+def _divergence(config: StudyConfig, value: float, n: int) -> list[dict]:
+    """The planted divergence; none where the config does not ask for one."""
+    if not config.evaluation.kl_items:
+        return []
+    low, high = 0.9 * value, 1.1 * value
+    return [{"metric": DIVERGENCE, "value": value, "low": low, "high": high, "n": n}]
 
 
 def _routing(low: int, high: int, tokens: int) -> RoutingStatistics:

@@ -50,14 +50,13 @@ def test_recommendation(tmp_path, better, worse, verdict, said):
 
 def test_validity_puts_the_nulls_in_use_first():
     rows = [
-        ("pooled", True, True, "pooled is valid: ..."),
-        ("within_token", False, True, "within_token is valid on average ..."),
-        ("unselected", False, False, "unselected is not valid: ..."),
+        ("pooled", True, "pooled is valid: ..."),
+        ("within_token", False, "within_token is not valid: ..."),
     ]
-    table = pd.DataFrame(rows, columns=["null", "valid", "valid_on_average", "verdict"])
+    table = pd.DataFrame(rows, columns=["null", "valid", "verdict"])
     found = h.validity(table, pd.Series(["none", "within_token"]))
-    assert [x.verdict for x in found] == ["valid on average", "valid", "not valid"]
-    assert found[0].text.startswith("`within_token` is valid on average")
+    assert [x.verdict for x in found] == ["not valid", "valid"]
+    assert found[0].text.startswith("`within_token` is not valid")
     assert h.validity(pd.DataFrame(), pd.Series(["none"])) == []
 
 

@@ -36,6 +36,7 @@ def with_primary(planted, strategy, dataset="hellaswag"):
         settings=statistics,
         seed=planted.config.seed,
     )
+    tables = {name: tables[name] for name in tables if name not in ("controls", "noise")}
     config = planted.config.model_copy(update={"statistics": statistics})
     return replace(planted, config=config, statistics={**planted.statistics, **tables})
 
@@ -86,7 +87,8 @@ def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
 
 def test_table_marks_exactly_the_planted_effects(planted):
     table = results_table(planted)
-    for column in table.columns[3:]:
+    assert table.columns[3] == "KL, nats"
+    for column in table.columns[4:]:
         marked = {
             name.strip("`")
             for name, value in zip(table["Strategy"], table[column], strict=True)
@@ -119,7 +121,7 @@ def test_report_names_model_data_nulls_and_weighting(planted):
     assert "a small model (olmoe-nano, 16 million parameters)" in text
     assert "1,500 (HellaSwag)" in text
     assert "BH at 0.05, at most 8, null within_token, weights softmax" in text
-    assert "| Strategy | What it is | Mean experts | Wikipedia" in text
+    assert "| Strategy | What it is | Mean experts | KL, nats | Wikipedia" in text
     assert "![" in text
 
 
@@ -143,8 +145,82 @@ def test_another_study_is_named_by_its_own_files(tmp_path):
     missing = article.listing("missing")
     assert "no static top-k with uniform weights and no adaptive top-k" in missing
     assert "no data set of multiple choice (HellaSwag)" in missing
-    assert "| Strategy | What it is | Mean experts | WikiText-2" in text
+    assert "| Strategy | What it is | Mean experts | KL, nats | WikiText-2" in text
     assert "HellaSwag" not in text.split("## What is missing")[0]
+
+
+def test_planted_controls_say_what_was_planted(planted):
+    article = Article(planted)
+    found = {finding.text.split(",")[0]: finding for finding in article._topic("controls")}
+    verdicts = [finding.verdict for finding in found.values()]
+    assert verdicts == ["worse", "none", "worse", "better"]  # in the order of the text
+    for text in (article.listing("controls"), comparison_report(planted)):
+        assert "which tokens get more experts matters" in text
+        assert "nothing shows that numbers by token do better than numbers by layer" in text
+        assert "it matters which experts are chosen" in text
+        assert "part of what the strategy loses is due to its smaller weights" in text
+
+
+def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
+    article = Article(planted)
+    assert list(planted.static_curve["k"].unique()) == [1, 4, 8, 64]
+    table = article.table("tbl-static")
+    assert [f"`regular_k{k}` | {k} |" in table for k in (1, 4, 8, 64)] == [True] * 4
+    assert article.listing("static_curve").count("more static experts were worse at k = 64.") == 3
+
+
+def test_planted_noise_is_measured_and_no_smaller_than_it(planted):
+    article = Article(planted)
+    said = article.listing("noise")
+    assert "nothing changed but `experts_implementation = eager` or `dtype = bfloat16`" in said
+    assert "Wikipedia by up to 0.002 nats a token" in said
+    assert "HellaSwag by up to 0.067 percentage points (5 items changed)" in said
+    assert "All of the 12 differences shown against the baseline are larger than that." in said
+    assert "{#tbl-noise}" in article.table("tbl-noise")
+
+
+def test_divergence_of_every_strategy_is_in_the_table(planted):
+    column = results_table(planted).set_index("Strategy")["KL, nats"]
+    assert column["`regular_k8`"] == "0"
+    assert column["`bh_k8_a005`"] == "0.003"
+    said = Article(planted).say("divergence")
+    assert "`regular_k4` goes furthest (0.01)" in said
+
+
+def test_what_was_not_scored_beside_the_comparison_is_said(tmp_path):
+    config = planted_config(strategies=("regular_k4", "regular_k8", "bh_k8_a005"))
+    config = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"kl_items": 0})}
+    )
+    study = make_study(tmp_path / "s", config)
+    article = Article(study)
+    missing = article.listing("missing")
+    assert "Of the controls, this run lacks the longer static curve, counts shuffled" in missing
+    assert "numerical noise is not known" in missing
+    assert "Divergence from the baseline's predictions was not measured." in missing
+    assert article.table("tbl-controls") == "*Not made: no controls were scored.*"
+    assert article.table("tbl-noise").startswith("*Not made: the baseline was not scored again")
+    assert article.listing("controls", "None.") == "None."
+    assert "KL" not in article.table("tbl-results")
+    assert list(study.static_curve["k"].unique()) == [4, 8]
+    assert study.static_curve["value"].dtype == float
+    assert "Controls" not in comparison_report(study)
+
+
+def test_one_data_set_is_enough_and_the_others_are_missed(tmp_path):
+    config = planted_config(
+        datasets=("lambada",),
+        primary=("bh_k8_a005", "lambada"),
+        strategies=("regular_k4", "regular_k8", "bh_k8_a005"),
+    )
+    article = Article(make_study(tmp_path / "one", config, {"bh_k8_a005": -0.03}))
+    assert article.datasets == "LAMBADA (1,500 items)"
+    assert "was less accurate than `regular_k8`" in article.say("headline")
+    missing = article.listing("missing")
+    assert "no data set of running text (WikiText-2 or Wikipedia)" in missing
+    assert "no data set of multiple choice (HellaSwag)" in missing
+    assert article.say("ranks", "One set has no ranks.") == "One set has no ranks."
+    assert article.figure("fig-ranks").startswith("*Not drawn: ranks need at least two data sets")
 
 
 def test_without_bh_the_article_says_so(tmp_path):

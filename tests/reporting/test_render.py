@@ -16,11 +16,13 @@ from planted_results import add_analyses
 
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
 from moe_routing.errors import InputError
-from moe_routing.reporting.article import Article
+from moe_routing.reporting.article import CITATIONS, Article, results_folder
 from moe_routing.reporting.gallery import GALLERY
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
+from moe_routing.reporting.qmd import read_page
 from moe_routing.reporting.render import OUTPUT_DIR, PREVIEW_NOTE, render
+from moe_routing.reporting.tables import SELECTION
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
@@ -58,7 +60,8 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     assert "Asked. Does every token need the 8 experts" in start
     assert "Found. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
     assert "\N{MINUS SIGN}3.0 percentage points [" in start
-    assert "On. a small model (olmoe-nano, 16 million parameters)" in start
+    assert "On a small model (olmoe-nano, 16 million parameters)" in start
+    assert "statistics/primary.csv" in start
 
 
 def test_abstract_says_the_same(rendered):
@@ -117,6 +120,80 @@ def test_notebooks_are_valid_were_run_and_start_by_themselves(rendered, name):
     assert all(cell.execution_count for cell in code)
     assert "errors" not in {o.output_type for cell in code for o in cell.outputs}
     assert str(ROOT) not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_show_no_markup_of_pandoc(rendered, name):
+    text = (rendered / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert "{.source}" not in text
+    assert "{#tbl" not in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outside_the_repository_a_notebook_asks_for_an_address_and_does_nothing(
+    tmp_path, monkeypatch, name
+):
+    _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOE_ROUTING_REPOSITORY", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("ran a program"))
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell to the address to clone"):
+        exec(first, {})  # noqa: S102 (the page's own code)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeypatch, name):
+    _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    setup = first[: first.index("from moe_routing")]
+    ran = []
+
+    def run(command, *, check):
+        ran.append((command, check))
+        if command[0] == "git":
+            Path(command[-1]).mkdir()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_ROUTING_REPOSITORY", "file:///somewhere")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("subprocess.run", run)
+    exec(setup, {})  # noqa: S102 (the page's own code)
+    assert [check for _, check in ran] == [True, True]
+    assert ran[0][0][:2] == ["git", "clone"]
+    assert ran[0][0][-2:] == ["file:///somewhere", "moe-routing-study"]
+    assert ran[1][0][1:4] == ["-m", "pip", "install"]
+    assert Path.cwd() == tmp_path / "moe-routing-study"
+
+
+def test_pages_load_nothing_and_lead_to_one_another(rendered):
+    links = {}
+    for page in ("index.html", *(f"notebooks/{name}.html" for name in NOTEBOOKS)):
+        html = (rendered / page).read_text(encoding="utf-8")
+        loaded = re.findall(
+            r'<(?:img|script|link|iframe|source)\b[^>]*?(?:src|href)="([^"]+)"', html
+        )
+        assert [address for address in loaded if not address.startswith("data:")] == []
+        links[page] = set(re.findall(r'<a\b[^>]*?href="([^"]+)"', html))
+    assert {f"notebooks/{name}.html" for name in NOTEBOOKS} <= links["index.html"]
+    assert all("../index.html" in links[f"notebooks/{name}.html"] for name in NOTEBOOKS)
+
+
+def test_wide_tables_and_figures_scroll_in_themselves():
+    css = (SOURCE / "styles.css").read_text(encoding="utf-8")
+    assert re.search(r'div\[id\^="tbl-"\] \{ overflow-x: auto; \}', css)
+    assert re.search(r"figure:has\(img\), p:has\(> img\) \{ overflow-x: auto; \}", css)
+
+
+def test_bibliography_and_citations_agree():
+    entries = re.findall(r"^@\w+\{([^,\s]+),", (SOURCE / "references.bib").read_text(), re.M)
+    texts = [(SOURCE / name).read_text() for name in sources() if name.endswith(".qmd")]
+    texts += [*CITATIONS.values(), *SELECTION.values()]
+    cited = set(re.findall(r"@([a-z]+\d{4})\b", " ".join(texts)))
+    assert cited == set(entries)
+    assert len(entries) == len(set(entries))
 
 
 def test_rendering_twice_gives_the_same_notebook(rendered):
@@ -214,6 +291,24 @@ def test_output_folder_is_that_of_quarto():
     assert (
         yaml.safe_load((SOURCE / "_quarto.yml").read_text())["project"]["output-dir"] == OUTPUT_DIR
     )
+
+
+def test_a_study_is_found_from_the_folder_of_a_page(tmp_path, monkeypatch):
+    for study in ("default", "other"):
+        (tmp_path / "results" / study).mkdir(parents=True)
+        (tmp_path / "results" / study / "config.yaml").touch()
+    pages = tmp_path / "report" / "notebooks"
+    pages.mkdir(parents=True)
+    monkeypatch.chdir(pages)
+    monkeypatch.delenv("MOE_ROUTING_RESULTS", raising=False)
+    assert results_folder() == tmp_path / "results" / "default"
+    monkeypatch.setenv("MOE_ROUTING_RESULTS", "results/other")
+    assert results_folder() == tmp_path / "results" / "other"
+    monkeypatch.setenv("MOE_ROUTING_RESULTS", str(tmp_path / "results" / "other"))
+    assert results_folder() == tmp_path / "results" / "other"
+    monkeypatch.setenv("MOE_ROUTING_RESULTS", "results/gone")
+    with pytest.raises(InputError, match=r"=results/gone: no config\.yaml in"):
+        results_folder()
 
 
 def test_folders_that_are_not_there(planted, tmp_path):

@@ -11,7 +11,7 @@ from moe_routing.reporting import wording as w
 
 def test_examples():
     result = doctest.testmod(w)
-    assert result.attempted == 12
+    assert result.attempted == 15
     assert result.failed == 0
 
 

@@ -19,24 +19,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 3
+_COLUMNS = 2
+_SHARES = ("accuracy", "accuracy_norm")
+_HEADROOM = 1.1
+"""Room above the highest marker, so that none is cut."""
+_INTERVALS = ["value", "ci_low", "ci_high"]
 
 
-def pareto(cells: pd.DataFrame, baseline: str) -> Figure:
+def pareto(cells: pd.DataFrame, baseline: str, curve: pd.DataFrame | None = None) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
-    The line of each family joins its settings; the grey step is the Pareto front, the settings
-    that no other one beats in both. The ring marks the baseline, an arrow which way is better.
+    The black line is static top-k: a strategy is compared with it at its own mean experts. The
+    lines of other families join their settings; the grey step is the Pareto front of ``cells``,
+    the settings that no other one beats in both. The ring marks the baseline, an arrow which way
+    is better. The axes cover the strategies; a static curve may leave them.
+
+    Args:
+        cells: table of cells.
+        baseline: strategy to mark.
+        curve: cells of static top-k, more than those in ``cells`` perhaps; None takes those.
     """
+    cells = _in_percent(cells)
+    static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
     figure, axes = _panels(cells)
     for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
-        metric = rows["metric"].iloc[0]
-        _front(axis, rows, "mean_experts", metric)
-        for family, group in rows.groupby("family", sort=False):
+        own = static[static["dataset"] == dataset]
+        _front(axis, rows, "mean_experts", rows["metric"].iloc[0])
+        if not own.empty:
+            _points(axis, own.sort_values("mean_experts"), "mean_experts", "regular")
+        for family, group in rows[rows["family"] != "regular"].groupby("family", sort=False):
             _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
-        _quality_axis(axis, dataset, metric)
-        _experts_axis(axis, rows["mean_experts"])
+        _quality_axis(axis, dataset, rows)
+        inside = own[own["value"].between(*axis.get_ylim())]
+        _experts_axis(axis, pd.concat([rows["mean_experts"], inside["mean_experts"]]))
         axis.set_xlabel("Mean experts a token")
     _legend(figure, axes, cells)
     return figure
@@ -58,11 +74,12 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
             )  # fmt: skip
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
         axis.set(
-            title=dataset_label(dataset),
+            title=_title(dataset, rows),
             xlabel="Mean experts a token",
             ylabel="Tokens a second",
-            ylim=(0, None),
+            ylim=(0, _HEADROOM * rows["tokens_per_second"].max()),
         )
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         _experts_axis(axis, rows["mean_experts"])
     _legend(figure, axes, cells)
     return figure
@@ -73,6 +90,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
 
     Static top-k stands beside it, at its own k; numbers are the mean experts BH really used.
     """
+    cells = _in_percent(cells)
     chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
     figure, axes = _panels(cells)
     for axis, (dataset, rows) in zip(axes, _by_dataset(chosen), strict=True):
@@ -82,11 +100,11 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
             _points(axis, ordered, "k", family, label=label, hollow=number > 1)
             if family == "bh":
                 _counts(axis, ordered)
-        _quality_axis(axis, dataset, rows["metric"].iloc[0])
+        _quality_axis(axis, dataset, rows)
         _experts_axis(axis, rows["k"])
         axis.set_xlabel("Most experts a token (k or max_k)")
     handles, labels = axes[0].get_legend_handles_labels()
-    _place_legend(figure, dict(zip(labels, handles, strict=True)))
+    _place_legend(figure, axes, dict(zip(labels, handles, strict=True)))
     return figure
 
 
@@ -98,7 +116,15 @@ def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
     return bh[bh.groupby(["dataset", "alpha", "null", "weighting"])["k"].transform("nunique") > 1]
 
 
+def _in_percent(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return cells with accuracies in percent, as texts and tables give them."""
+    share = cells["metric"].isin(_SHARES)
+    scaled = cells[_INTERVALS].mul(np.where(share, 100.0, 1.0), axis=0)
+    return cells.assign(**{name: scaled[name] for name in _INTERVALS})
+
+
 def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel a data set; a place left over is for the legend."""
     import matplotlib.pyplot as plt
 
     names = cells["dataset"].nunique()
@@ -110,7 +136,11 @@ def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     )
     for axis in axes.flat[names:]:
         axis.set_axis_off()
+        axis.set_label(_SPARE)
     return figure, list(axes.flat[:names])
+
+
+_SPARE = "spare"
 
 
 def _by_dataset(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -129,8 +159,9 @@ def _points(
     error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
     axis.errorbar(
         rows[x], rows["value"], yerr=error, fmt=style.marker, color=style.colour, ls=style.dash,
-        lw=0.9, elinewidth=0.7, capsize=1.5, alpha=0.95, label=label or family_label(family),
-        mfc="white" if hollow else style.colour,
+        lw=0.9, elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
+        label=label or family_label(family),
+        mfc="white" if hollow else style.colour, mec=style.colour, mew=0.9,
     )  # fmt: skip
 
 
@@ -166,12 +197,27 @@ def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(label, group) for label, group in lines if not group.empty]
 
 
-def _quality_axis(axis: Axes, dataset: str, metric: str) -> None:
+def _title(dataset: str, rows: pd.DataFrame) -> str:
+    return f"{dataset_label(dataset)} (n = {int(rows['n_items'].iloc[0]):,})"
+
+
+def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
+    """Label an axis of quality; its limits cover the intervals of ``rows``."""
+    metric = rows["metric"].iloc[0]
     arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER.get(metric, False) else "\N{DOWNWARDS ARROW}"
-    axis.set_title(f"{dataset_label(dataset)}\n{metric_label(metric)} {arrow}")
+    unit = ", %" if metric in _SHARES else ""
+    axis.set(
+        title=_title(dataset, rows), ylabel=f"{metric_label(metric).capitalize()}{unit} {arrow}"
+    )
+    low, high = rows["ci_low"].min(), rows["ci_high"].max()
     if "perplexity" in metric:
         axis.set_yscale("log")
+        room = (high / low) ** 0.06
+        axis.set_ylim(low / room, high * room)
         _plain_ticks(axis)
+    elif high > low:
+        room = 0.06 * (high - low)
+        axis.set_ylim(low - room, high + room)
 
 
 def _plain_ticks(axis: Axes) -> None:
@@ -181,7 +227,7 @@ def _plain_ticks(axis: Axes) -> None:
     low, high = axis.get_ylim()
     decades = np.log10(high / low)
     steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
-    if decades <= 0.25:
+    if decades <= 0.6:
         axis.set_yscale("linear")
         return
     axis.yaxis.set_major_locator(LogLocator(subs=steps))
@@ -190,17 +236,18 @@ def _plain_ticks(axis: Axes) -> None:
 
 
 def _experts_axis(axis: Axes, values: pd.Series) -> None:
-    """Use a logarithmic axis of base 2 where the values span more than a factor of 3."""
+    """Cover numbers of experts, on a logarithmic axis of base 2 where they span a factor of 3."""
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    if values.max() <= 3 * values.min():
+    low, high = values.min(), values.max()
+    if high <= 3 * low:
+        room = 0.08 * (high - low) or 0.5
+        axis.set_xlim(low - room, high + room)
         return
     axis.set_xscale("log", base=2)
-    axis.margins(x=0.12)
-    powers = 2.0 ** np.arange(np.floor(np.log2(values.min())), np.ceil(np.log2(values.max())) + 1)
-    low, high = axis.get_xlim()
-    axis.set_xticks(powers)
-    axis.set_xlim(low, high)
+    axis.set_xticks(2.0 ** np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1))
+    room = (high / low) ** 0.1
+    axis.set_xlim(low / room, high * room)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
@@ -210,11 +257,16 @@ def _legend(figure: Figure, axes: list[Axes], cells: pd.DataFrame) -> None:
     found = dict(zip(labels, handles, strict=True))
     order = [family_label(family) for family in cells["family"].drop_duplicates()]
     order += [label for label in ("Baseline", "Pareto front") if label in found]
-    _place_legend(figure, {label: found[label] for label in order if label in found})
+    _place_legend(figure, axes, {label: found[label] for label in order if label in found})
 
 
-def _place_legend(figure: Figure, entries: dict[str, object]) -> None:
+def _place_legend(figure: Figure, axes: list[Axes], entries: dict[str, object]) -> None:
+    """Put the legend into the place that panels leave over, or under the figure."""
+    spare = [axis for axis in figure.axes if axis.get_label() == _SPARE]
+    if spare:
+        spare[0].legend(entries.values(), entries.keys(), loc="center", frameon=False)
+        return
     figure.legend(
         entries.values(), entries.keys(), loc="outside lower center", frameon=False,
-        ncols=min(4, len(entries)),
+        ncols=min(2 * len(axes), len(entries)),
     )  # fmt: skip

@@ -48,9 +48,9 @@ def forest(
         rows = main[main["dataset"] == dataset].set_index("strategy")
         margin = margins.loc[margins["dataset"] == dataset, "margin"] if len(margins) else []
         _forest_panel(axis, rows, names, families, float(margin.iloc[0]) if len(margin) else None)
-        axis.set_title(dataset_label(dataset))
+        axis.set_title(f"{dataset_label(dataset)} (n = {int(rows['n_items'].iloc[0]):,})")
     axes.flat[0].set_yticks(range(len(names)), names)
-    axes.flat[0].invert_yaxis()
+    axes.flat[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top, no marker cut
     figure.supxlabel(
         f"Difference from {baseline}; shaded: losses of the margin or more", fontsize=9
     )
@@ -77,9 +77,8 @@ def _forest_panel(
             mfc=style.colour if row["verdict"] in SHOWN else "white", capsize=1.5, elinewidth=0.8,
         )  # fmt: skip
     axis.axvline(0, color="#444444", lw=0.8)
-    axis.margins(y=0.02)
     label = metric_label(rows["metric"].iloc[0])
-    axis.set_xlabel(f"{label},\npoints" if higher else label.replace("_", " "))
+    axis.set_xlabel(f"{label},\npercentage points" if higher else label)
     if margin is not None:
         _shade(axis, -scale * margin if higher else margin)
 
@@ -124,12 +123,11 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
         style = look(families.get(row.strategy, row.strategy))
         axis.plot(row.average_rank, row.Index, style.marker, color=style.colour)
     axis.set_yticks(range(len(ranked)), ranked["strategy"])
-    axis.invert_yaxis()
+    axis.set_ylim(len(ranked) - 0.4, -0.6)  # the best on top, no marker cut
     axis.set(
         xlabel=f"Average rank over {int(ranked['n_datasets'].iloc[0])} data sets (1 is best)",
         xlim=(0.5, len(ranked) + 0.5),
     )
-    axis.margins(y=0.02)
     figure.legend(loc="outside lower center", frameon=False)
     return figure
 

@@ -27,6 +27,7 @@ FAMILIES = {
     "shuffle": "Control: counts shuffled",
     "layermean": "Control: layer means",
     "randomid": "Control: random experts",
+    "weighting": "Control: mass-matched weights",
 }
 METRICS = {
     "token_perplexity": "perplexity a token",
@@ -38,6 +39,7 @@ METRICS = {
     "last_word_perplexity": "perplexity of the last word",
     "nats_per_token": "nats a token",
     "nats_per_target": "nats a last word",
+    "kl_from_baseline": "KL from the baseline, nats a token",
 }
 HIGHER_IS_BETTER = {
     name: name.startswith("accuracy") for name in METRICS

@@ -17,6 +17,7 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.figures.labels import dataset_label, family_label, metric_label
 from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
@@ -56,30 +57,40 @@ class Markdown(str):
 
 
 def results_folder() -> Path:
-    """Return the folder that the environment names, or results/default of this repository.
+    """Return the folder that the environment names, or results/default.
+
+    A relative path is looked for here and in every folder above.
 
     Raises:
-        InputError: neither exists.
+        InputError: it holds no study.
     """
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
+    named = os.environ.get(VARIABLE)
+    wanted = Path(named) if named else DEFAULT
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / DEFAULT / "config.yaml").is_file():
-            return folder / DEFAULT
-    raise InputError(f"{VARIABLE} is not set, and no folder above {here} holds {DEFAULT}")
+    for folder in (here, *here.parents):  # a page's cells run in its own folder
+        if (folder / wanted / "config.yaml").is_file():
+            return folder / wanted
+    said = f"{VARIABLE}={named}" if named else f"{VARIABLE} is not set"
+    raise InputError(f"{said}: no config.yaml in {wanted}, here ({here}) or in a folder above")
 
 
 @dataclass(frozen=True)
 class Article:
-    """A study as the manuscript shows it."""
+    """A study as the manuscript shows it.
+
+    Attributes:
+        study: what is shown.
+        plain: write captions and sources without pandoc's labels and classes, which a notebook
+            would show as they are.
+    """
 
     study: Study
+    plain: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str | None = None) -> Article:
+    def load(cls, folder: Path | str | None = None, *, plain: bool = False) -> Article:
         """Read the results folder; see :func:`results_folder`."""
-        return cls(Study.load(folder or results_folder()))
+        return cls(Study.load(folder or results_folder()), plain)
 
     # Names and small numbers for running text.
 
@@ -193,6 +204,7 @@ class Article:
         study, table = self.study, self.study.statistics
         families = dict(zip(study.cells["strategy"], study.cells["family"], strict=True))
         native_k, baseline = study.model.native_k, study.baseline
+        main = study.main_measures
         margin = study.config.statistics.margin_accuracy
         found = {
             "headline": headline(study),
@@ -212,6 +224,14 @@ class Article:
             "pareto": g.pareto(table["pareto"], baseline),
             "ranks": [g.ranks(table["friedman"])],
             "speed": [g.speed(study.cells, baseline)],
+            "static_curve": c.static_curve(study.static_curve, table["controls"], main, native_k),
+            "controls": c.controls(table["controls"], main),
+            "noise": [
+                *c.noise(table["noise"], main),
+                *c.beyond_noise(table["noise"], table["paired"], main),
+            ],
+            "primary_noise": [c.primary_noise(table["primary"], table["noise"], main)],
+            "divergence": [c.divergence(study.divergence, baseline)],
             "missing": missing(study),
             "router": router(study.folder),
             "recommendation": recommendation(study.folder),
@@ -227,8 +247,12 @@ class Article:
 
     def listing(self, name: str, otherwise: str = "Nothing.") -> Markdown:
         """Return the sentences of a topic as a list, each with the file of its numbers."""
-        lines = [f"- {finding.text} [{finding.source}]{{.source}}" for finding in self._topic(name)]
+        lines = map(self._bullet, self._topic(name))
         return Markdown("\n".join(lines) or otherwise)
+
+    def _bullet(self, finding: f.Finding) -> str:
+        source = f"({finding.source})" if self.plain else f"[{finding.source}]{{.source}}"
+        return f"- {_tied(finding.text)} {source}"
 
     def limits(self) -> Markdown:
         """Return what limits the findings, as a list."""
@@ -241,7 +265,7 @@ class Article:
             "- Interpolation between static settings stands for a random mixture of them; where "
             "loss is convex in the number of experts it favours the strategy compared with it.",
         )
-        return Markdown("\n".join([*map(_bullet, found), *fixed]))
+        return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
     def _topic(self, name: str) -> list[f.Finding]:
         if name not in self._sentences:
@@ -263,8 +287,13 @@ class Article:
         sheet = self._sheet(label)
         if not sheet.ready(self.study):
             return Markdown(f"*Not made: {sheet.needs}.*")
-        body = tables.markdown(sheet.build(self.study), sheet.align)
-        return Markdown(f"{body}\n\n: {sheet.caption(self.study)} {{#{label}}}\n")
+        body, caption = (
+            tables.markdown(sheet.build(self.study), sheet.align),
+            sheet.caption(self.study),
+        )
+        if self.plain:
+            return Markdown(f"{body}\n\n*{caption}*\n")
+        return Markdown(f"{body}\n\n: {caption} {{#{label}}}\n")
 
     def _sheet(self, label: str) -> Sheet:
         if label not in SHEETS:
@@ -318,7 +347,3 @@ def _present(column: pd.Series) -> list[str]:
 
 def _tied(text: str) -> str:
     return _TIES.sub("\N{NO-BREAK SPACE}", text)
-
-
-def _bullet(finding: f.Finding) -> str:
-    return f"- {_tied(finding.text)} [{finding.source}]{{.source}}"

@@ -7,16 +7,28 @@ from typing import TYPE_CHECKING
 from moe_routing.figures.labels import dataset_label
 from moe_routing.files import atomic_path
 from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
+from moe_routing.reporting.sheets import SHEETS
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
+
+TABLES = {
+    "Results": "tbl-results",
+    "Static top-k": "tbl-static",
+    "Controls": "tbl-controls",
+    "The baseline against itself": "tbl-noise",
+    "How BH routed": "tbl-routing",
+    "Data": "tbl-data",
+}
+"""Tables of the report by title."""
 
 
 def comparison_report(study: Study) -> str:
@@ -24,13 +36,7 @@ def comparison_report(study: Study) -> str:
     sections = [
         _head(study),
         _section("Findings", *(f"- {finding.text} ({finding.source})" for finding in said(study))),
-        _section("Results", _caption(study), "", tables.markdown(tables.results_table(study))),
-        _section(
-            "How BH routed", tables.markdown(tables.routing_table(study), "llrrrrr"), "", _legend()
-        )
-        if "bh" in study.families
-        else "",
-        _section("Data", tables.markdown(tables.data_table(study), "llrrll")),
+        *(_table(study, title, label) for title, label in TABLES.items()),
         _figures(study),
         _section("What is missing", *(f"- {finding.text}" for finding in missing(study)))
         if missing(study)
@@ -47,10 +53,15 @@ def write_report(study: Study) -> None:
 
 
 def headline(study: Study) -> list[f.Finding]:
-    """Return what was found on the primary contrast: difference, compute, matched compute."""
-    primary = study.statistics["primary"]
+    """Return what was found on the primary contrast: difference, compute, matched compute.
+
+    A difference no larger than the numerical noise is said to be so at once.
+    """
+    primary, noise = study.statistics["primary"], study.statistics["noise"]
+    drowned = c.primary_noise(primary, noise, study.main_measures)
     return [
         f.primary(primary, study.config.statistics.confidence),
+        *([drowned] if drowned and drowned.verdict == "within" else []),
         f.compute(primary),
         f.matched(primary),
     ]
@@ -60,13 +71,18 @@ def said(study: Study) -> list[f.Finding]:
     """Return every finding of the comparison, in the order of the report."""
     tables_ = study.statistics
     families = dict(zip(study.cells["strategy"], study.cells["family"], strict=True))
-    native_k, baseline = study.model.native_k, study.baseline
+    native_k, baseline, main = study.model.native_k, study.baseline, study.main_measures
     found = [
         *headline(study),
         f.detectable(tables_["primary"]),
         *f.chance(study.cells, baseline, study.config.statistics.margin_accuracy),
         *f.against_baseline(tables_["paired"], tables_["noninferiority"], families, baseline),
         *g.matched_summary(tables_["matched_compute"], families),
+        *c.controls(tables_["controls"], main),
+        *c.static_curve(study.static_curve, tables_["controls"], main, native_k),
+        *c.noise(tables_["noise"], main),
+        *c.beyond_noise(tables_["noise"], tables_["paired"], main),
+        c.divergence(study.divergence, baseline),
         *f.fewest_static(tables_["noninferiority"], study.cells, native_k),
         f.weighting(tables_["paired"], native_k),
         g.binding(study.cells),
@@ -102,21 +118,13 @@ def _section(title: str, *lines: str) -> str:
     return "\n".join([f"## {title}", "", *lines])
 
 
-def _caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
-    return (
-        f"Values with {confidence} intervals; bold: best of its column; \N{DAGGER}: a difference "
-        f"from `{study.baseline}` was shown after correction for multiplicity. Mean experts are "
-        "averaged over data sets."
-    )
-
-
-def _legend() -> str:
-    return (
-        "Averages over data sets. Nothing rejected: decisions (a token in a layer) for which BH "
-        "kept no expert, so that the floor gave one. At floor, at cap: decisions with exactly the "
-        "fewest or the most experts allowed."
-    )
+def _table(study: Study, title: str, label: str) -> str:
+    """Return a table of the article with its caption; nothing if the study has none."""
+    sheet = SHEETS[label]
+    if not sheet.ready(study):
+        return ""
+    body = tables.markdown(sheet.build(study), sheet.align)
+    return _section(title, sheet.caption(study), "", body)
 
 
 def _figures(study: Study) -> str:
@@ -130,7 +138,8 @@ def _figures(study: Study) -> str:
 
 def _files() -> str:
     return (
-        "`comparison/full_routing_results.csv` (cells), `comparison/all_metrics.csv` (every "
-        "metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every column), "
+        "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells scored "
+        "beside them), `comparison/all_metrics.csv` (every metric), `statistics/*.csv` (tests; "
+        "`statistics/columns.csv` explains every column), "
         "`cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
     )

@@ -65,20 +65,17 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
     first = verdicts["null"].isin(set(used))
     ordered = pd.concat([verdicts[first], verdicts[~first]])
     return [
-        Finding(_as_code(row.verdict, row.null), "validity/verdict.csv", _validity_of(row))
+        Finding(
+            _as_code(row.verdict, row.null),
+            "validity/verdict.csv",
+            "valid" if str(row.valid).lower() == "true" else "not valid",
+        )
         for row in ordered.itertuples()
     ]
 
 
 def _as_code(text: str, null: str) -> str:
     return text.replace(null, f"`{null}`", 1)
-
-
-def _validity_of(row: object) -> str:
-    if str(row.valid).lower() == "true":
-        return "valid"
-    on_average = str(getattr(row, "valid_on_average", False)).lower() == "true"
-    return "valid on average" if on_average else "not valid"
 
 
 def audit(table: pd.DataFrame) -> list[Finding]:

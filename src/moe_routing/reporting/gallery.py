@@ -40,7 +40,8 @@ GALLERY: dict[str, Picture] = {
     "fig-pareto": _comparison(
         "pareto",
         "One panel a data set: mean experts a token across, quality up, one marker and line a "
-        "family of strategies, vertical bars for intervals, a grey step for the Pareto front.",
+        "family of strategies, the static curve in black, vertical bars for intervals, a grey "
+        "step for the Pareto front.",
         CELLS,
         "the table of cells was not plotted",
     ),
@@ -117,15 +118,10 @@ GALLERY: dict[str, Picture] = {
     "fig-bh-counts": _analysis(
         "bh",
         "counts_distribution",
-        "Share of decisions with at least c experts under BH, at the largest max_k.",
-        "One panel a null: experts across, share of decisions up, one line an alpha.",
-        "bh_counts.csv",
-    ),
-    "fig-bh-layers": _analysis(
-        "bh",
-        "counts_by_layer",
-        "Experts under BH by layer.",
-        "One panel a null: layer across, number of experts up, one line an alpha.",
+        "Experts under BH at the largest max_k: share of decisions with at least c of them, and "
+        "their mean by layer.",
+        "One column a null, one line an alpha. Above: experts across, share of decisions up. "
+        "Below: layer across, mean experts up, a band for 5 to 95 % of the tokens.",
         "bh_counts.csv",
     ),
     "fig-bh-alpha": _analysis(

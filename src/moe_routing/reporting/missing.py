@@ -28,9 +28,19 @@ TASKS = {
 """The kinds of evaluation set of the complete comparison."""
 
 
+CONTROLS = {
+    "static": "the longer static curve",
+    "shuffle": "counts shuffled over tokens",
+    "layermean": "one number of experts a layer",
+    "randomid": "experts drawn at random",
+    "weighting": "mass-matched weights",
+}
+"""The controls of the complete comparison, by kind."""
+
+
 def missing(study: Study) -> list[Finding]:
     """State what the complete comparison has and this run lacks; empty where nothing is missing."""
-    return [*_parts(study), *_cells(study), *_tables(study)]
+    return [*_parts(study), *_cells(study), *_tables(study), *_beside(study)]
 
 
 def _parts(study: Study) -> list[Finding]:
@@ -50,6 +60,24 @@ def _parts(study: Study) -> list[Finding]:
             "not comparable with published WikiText numbers."
         )
         findings.append(Finding(text, "config.yaml", "dataset"))
+    return findings
+
+
+def _beside(study: Study) -> list[Finding]:
+    """State what was not scored beside the comparison: controls, noise arms, divergence."""
+    findings = []
+    table = study.statistics["controls"]
+    kinds = set() if table.empty else set(table["kind"])
+    absent = [words for kind, words in CONTROLS.items() if kind not in kinds]
+    if absent:
+        text = f"Of the controls, this run lacks {w.listed(absent)}."
+        findings.append(Finding(text, "statistics/controls.csv", "control"))
+    if study.statistics["noise"].empty:
+        text = "The baseline was not scored against itself, so numerical noise is not known."
+        findings.append(Finding(text, "statistics/noise.csv", "noise"))
+    if study.divergence.empty:
+        text = "Divergence from the baseline's predictions was not measured."
+        findings.append(Finding(text, "comparison/all_metrics.csv", "divergence"))
     return findings
 
 

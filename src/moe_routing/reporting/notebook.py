@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from moe_routing.errors import InputError
-from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.article import VARIABLE, results_folder
 
 _STEPS = re.compile(r"(\d+) of (\d+) steps \(")
 
@@ -28,8 +28,8 @@ def prepare(config: str, needs: str) -> Path:
         InputError: there is no such config, or the workflow fails.
     """
     print(device_words())
-    if named := os.environ.get(VARIABLE):
-        return _having(Path(named), needs)
+    if os.environ.get(VARIABLE):
+        return _having(results_folder(), needs)
     root = repository()
     from moe_routing.config import load_config
 

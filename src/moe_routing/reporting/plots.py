@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
-    "pareto": "Quality against mean experts a token, with intervals. The line of a family joins "
-    "its settings; the grey step is the Pareto front; the ring marks the baseline; arrows say "
-    "which way is better.",
+    "pareto": "Quality against mean experts a token, with intervals. The black line is static "
+    "top-k at every k that was scored, cut where it leaves the range of the strategies: an "
+    "adaptive setting is worth its counts if it lies on the better side of that line. Other lines "
+    "join the settings of a family; the grey step is the Pareto front of the strategies; the "
+    "ring marks the baseline; arrows say which way is better.",
     "forest": "Paired differences from the baseline with intervals. Filled markers: a difference "
     "was shown after correction for multiplicity. Shaded: losses as large as the non-inferiority "
     "margin.",
@@ -72,7 +74,7 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(cells["strategy"].drop_duplicates())
     figures = {
-        "pareto": lambda: comparison.pareto(cells, baseline),
+        "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve),
         "forest": lambda: comparison_statistics.forest(
             tables["paired"], tables["noninferiority"], families, baseline
         ),

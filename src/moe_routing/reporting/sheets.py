@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import CELLS
+from moe_routing.reporting.findings_controls import CONTROLS, METRICS, NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,33 @@ def _results_caption(study: Study) -> str:
     return (
         f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
         f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
-        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`."
+        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`.{_kl_words(study)}"
+    )
+
+
+def _kl_words(study: Study) -> str:
+    if study.divergence.empty:
+        return ""
+    return (
+        f" KL: divergence of the strategy's next-token predictions from those of "
+        f"`{study.baseline}`, nats a token, averaged over data sets, from `{METRICS}`."
+    )
+
+
+def _has(study: Study, name: str, *kinds: str) -> bool:
+    """Return whether a table of the statistics has rows, of one of these kinds if given."""
+    table = study.statistics.get(name)
+    if table is None or table.empty:
+        return False
+    return bool(table["kind"].isin(kinds).any()) if kinds else True
+
+
+def _controls_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    return (
+        f"Each control against its base: difference, control minus base, with {confidence} "
+        f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
+        f"way is better; experts are means a token, over data sets. From `{CONTROLS}`."
     )
 
 
@@ -48,15 +75,23 @@ SHEETS: dict[str, Sheet] = {
     "tbl-results": Sheet(tables.results_table, _results_caption),
     "tbl-data": Sheet(
         tables.data_table,
-        lambda _: "Evaluation sets. Tokens: all that the model read, contexts included.",
+        lambda _: (
+            "Evaluation sets. Tokens: all that the model read, contexts included. From "
+            f"`{CELLS}` and `config.yaml`."
+        ),
         "llrrll",
     ),
     "tbl-strategies": Sheet(
-        tables.strategy_table, lambda _: "The strategies of this run, by family.", "llll"
+        tables.strategy_table,
+        lambda _: f"The strategies of this run, by family. From `{CELLS}`.",
+        "llll",
     ),
     "tbl-environment": Sheet(
         tables.environment_table,
-        lambda _: "What produced the numbers. From the provenance of the cells.",
+        lambda _: (
+            "What produced the numbers. From `model.json`, `config.yaml` and the provenance in "
+            "`cells/<strategy>/<dataset>.json`."
+        ),
         "ll",
     ),
     "tbl-nulls": Sheet(
@@ -76,6 +111,34 @@ SHEETS: dict[str, Sheet] = {
         "ll",
         lambda study: not study.statistics["primary"].empty,
         "the primary contrast was not computed",
+    ),
+    "tbl-controls": Sheet(
+        tables.controls_table,
+        _controls_caption,
+        None,
+        lambda study: _has(study, "controls", *tables.CONTROL_KINDS),
+        "no controls were scored",
+    ),
+    "tbl-static": Sheet(
+        tables.static_table,
+        lambda study: (
+            f"Static top-k with softmax weights at every k that was scored, with "
+            f"{w.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of its "
+            f"column. From `{CELLS}` and `comparison/controls.csv`."
+        ),
+        None,
+        lambda study: study.static_curve["k"].nunique() > 1,
+        "this run has fewer than two static settings",
+    ),
+    "tbl-noise": Sheet(
+        tables.noise_table,
+        lambda study: (
+            f"The baseline `{study.baseline}` against itself with other numerics. The largest "
+            f"change of an item is that of its log-likelihood, nats. From `{NOISE}`."
+        ),
+        "llrrrr",
+        lambda study: _has(study, "noise"),
+        "the baseline was not scored again with other numerics",
     ),
     "tbl-routing": Sheet(
         tables.routing_table,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moe_routing.errors import InputError
+from moe_routing.statistics.intervals import DIVERGENCE
+from moe_routing.statistics.measures import MEASURES
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -19,7 +21,7 @@ SMALL_MODEL = 100_000_000
 
 STATISTICS = (
     "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
-    "primary", "missing",
+    "primary", "missing", "controls", "noise",
 )  # fmt: skip
 
 
@@ -81,6 +83,8 @@ class Study:
         cells: ``comparison/full_routing_results.csv``.
         metrics: ``comparison/all_metrics.csv``.
         statistics: tables under ``statistics/`` by name; one that was not written is empty.
+        controls: ``comparison/controls.csv``, the cells scored beside the comparison; empty if it
+            was not written.
     """
 
     folder: Path
@@ -89,6 +93,7 @@ class Study:
     cells: pd.DataFrame
     metrics: pd.DataFrame
     statistics: dict[str, pd.DataFrame] = field(default_factory=dict)
+    controls: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
     def load(cls, folder: Path | str) -> Study:
@@ -112,6 +117,7 @@ class Study:
             statistics={
                 name: _optional(folder / "statistics" / f"{name}.csv") for name in STATISTICS
             },
+            controls=_optional(comparison / "controls.csv"),
         )
 
     @property
@@ -128,6 +134,27 @@ class Study:
     def families(self) -> list[str]:
         """Families of strategies that have cells."""
         return list(self.cells["family"].drop_duplicates())
+
+    @property
+    def main_measures(self) -> dict[str, str]:
+        """The measure that stands for each data set in tests: nats a token, or accuracy."""
+        tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
+        return {name: MEASURES[task][0].name for name, task in tasks.items()}
+
+    @property
+    def static_curve(self) -> pd.DataFrame:
+        """Cells of static top-k, those of the controls included, in ascending k by data set."""
+        parts = [part for part in (self.cells, self.controls) if not part.empty]
+        both = pd.concat([part[part["family"] == "regular"] for part in parts])
+        both = both.drop_duplicates(["strategy", "dataset"])
+        return both.sort_values("k", kind="stable").reset_index(drop=True)
+
+    @property
+    def divergence(self) -> pd.Series:
+        """KL divergence from the baseline in nats a token, by compared strategy and data set."""
+        compared = self.metrics["strategy"].isin(self.cells["strategy"])
+        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE)]
+        return rows.set_index(["strategy", "dataset"])["value"]
 
     def cell(self, strategy: str, dataset: str) -> pd.Series:
         """Return one row of the table of cells.

@@ -51,6 +51,7 @@ SELECTION = {
     "shuffle": "the counts of another strategy, permuted over tokens",
     "layermean": "the mean count of another strategy in each layer, for every token",
     "randomid": "the counts of another strategy, experts drawn at random",
+    "weighting": "the experts of another strategy, weights rescaled",
 }
 """What each family chooses, for readers of the article."""
 
@@ -112,6 +113,9 @@ def results_table(study: Study) -> pd.DataFrame:
             ],
         }
     )
+    if not study.divergence.empty:
+        means = study.divergence.groupby(level="strategy").mean().reindex(strategies.index)
+        table["KL, nats"] = ["not run" if pd.isna(x) else w.divergence(x) for x in means]
     for dataset in datasets_by_task(study):
         rows = cells[cells["dataset"] == dataset].set_index("strategy")
         head = _head(dataset, rows["metric"].iloc[0])
@@ -119,10 +123,95 @@ def results_table(study: Study) -> pd.DataFrame:
     return table
 
 
+def static_table(study: Study) -> pd.DataFrame:
+    """Return the static curve: a row a number of experts, a column a data set."""
+    curve = study.static_curve
+    names = curve.drop_duplicates("k").set_index("k")["strategy"].sort_index()
+    ks = list(names.index)
+    table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names], "k": map(str, map(int, ks))})
+    for dataset in datasets_by_task(study):
+        rows = curve[curve["dataset"] == dataset].drop_duplicates("k").set_index("k")
+        head = _head(dataset, study.cell(study.baseline, dataset)["metric"])
+        table[head] = _column(rows.reindex(ks), set())
+    return table
+
+
+CONTROL_KINDS = {
+    "shuffle": "counts shuffled over tokens",
+    "layermean": "one number a layer",
+    "randomid": "random experts",
+    "weighting": "other weights",
+    "other": "another strategy",
+}
+
+
+def controls_table(study: Study) -> pd.DataFrame:
+    """Return each control against its base: experts of both, and a difference a data set."""
+    main = study.main_measures
+    rows = study.statistics["controls"]
+    rows = rows[rows["kind"].isin(CONTROL_KINDS) & (rows["metric"] == rows["dataset"].map(main))]
+    names = rows.drop_duplicates("strategy")
+    experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
+    table = pd.DataFrame(
+        {
+            "Base": [f"`{name}`" for name in names["base"]],
+            "Control": [
+                f"`{name}`, {CONTROL_KINDS[kind]}"
+                for name, kind in zip(names["strategy"], names["kind"], strict=True)
+            ],
+            "Experts, base and control": [
+                " and ".join(w.experts(x) for x in experts.loc[name]) for name in names["strategy"]
+            ],
+        }
+    )
+    for dataset in datasets_by_task(study):
+        own = rows[rows["dataset"] == dataset].set_index("strategy").reindex(names["strategy"])
+        table[_difference_head(dataset, main[dataset])] = [
+            _difference_entry(row, main[dataset]) for row in own.itertuples()
+        ]
+    return table
+
+
+def _difference_head(dataset: str, metric: str) -> str:
+    better = "\N{UPWARDS ARROW}" if w.is_share(metric) else "\N{DOWNWARDS ARROW}"
+    return f"{dataset_label(dataset)}, {w.unit(metric)}\N{NO-BREAK SPACE}{better}"
+
+
+def _difference_entry(row: object, metric: str) -> str:
+    if pd.isna(row.difference):
+        return "not run"
+    text = w.difference(row.difference, row.low, row.high, metric).replace(f" {w.unit(metric)}", "")
+    mark = DAGGER if row.verdict in ("better", "worse", "worse within margin") else ""
+    return text.replace(" [", f"{mark} [", 1)
+
+
+def noise_table(study: Study) -> pd.DataFrame:
+    """Return the baseline against itself: a row an arm and data set."""
+    main = study.main_measures
+    rows = study.statistics["noise"]
+    rows = rows[rows["metric"] == rows["dataset"].map(main)]
+    return pd.DataFrame(
+        {
+            "Changed": [f"`{name}`" for name in rows["changed"]],
+            "Data set": rows["dataset"].map(dataset_label),
+            "Items": rows["n_items"].map(w.count),
+            "Difference": [
+                f"{w.MINUS if row.difference < 0 else ''}{w.noise(abs(row.difference), row.metric)}"
+                for row in rows.itertuples()
+            ],
+            "Items that changed sides": [
+                w.count(row.flips) if w.is_share(row.metric) else "does not apply"
+                for row in rows.itertuples()
+            ],
+            "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
+        }
+    )
+
+
 def _head(dataset: str, metric: str) -> str:
     arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER[metric] else "\N{DOWNWARDS ARROW}"
     unit = ", %" if w.is_share(metric) else ""
-    return f"{dataset_label(dataset)} {metric_label(metric)}{unit} {arrow}"
+    return f"{dataset_label(dataset)} {metric_label(metric)}{unit}\N{NO-BREAK SPACE}{arrow}"
 
 
 def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:

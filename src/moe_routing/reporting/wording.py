@@ -94,13 +94,22 @@ def difference(value: float, low: float, high: float, metric: str) -> str:
     >>> difference(0.031, 0.02, 0.04, "nats_per_token")
     '+0.031 nats a token [+0.020, +0.040]'
     """
-    scale, unit = (100, "percentage points") if is_share(metric) else (1, UNITS[metric])
+    scale = 100 if is_share(metric) else 1
     decimals = _decimals(scale * (high - low), fewest=1 if is_share(metric) else 3)
     middle, *limits = (signed(scale * x, decimals) for x in (value, low, high))
-    return f"{middle} {unit} [{', '.join(limits)}]"
+    return f"{middle} {unit(metric)} [{', '.join(limits)}]"
 
 
 UNITS = {"nats_per_token": "nats a token", "nats_per_target": "nats a last word"}
+
+
+def unit(metric: str) -> str:
+    """Return the unit of a difference.
+
+    >>> unit("accuracy"), unit("nats_per_token")
+    ('percentage points', 'nats a token')
+    """
+    return "percentage points" if is_share(metric) else UNITS[metric]
 
 
 def magnitude(value: float, metric: str) -> str:
@@ -113,6 +122,24 @@ def magnitude(value: float, metric: str) -> str:
         return f"{value:.2g} {UNITS[metric]}"
     text = f"{100 * value:.2g}"
     return f"{text} percentage point{'' if text == '1' else 's'}"
+
+
+def noise(value: float, metric: str) -> str:
+    """Write a difference that may be tiny, without sign: 0, 0.05 percentage points, 3e-07 nats.
+
+    >>> noise(0.0005, "accuracy"), noise(3.2e-7, "nats_per_token"), noise(0.0, "accuracy")
+    ('0.05 percentage points', '3.2e-07 nats a token', '0 percentage points')
+    """
+    return f"{100 * value if is_share(metric) else value:.2g} {unit(metric)}"
+
+
+def divergence(value: float) -> str:
+    """Write a KL divergence in nats with two digits.
+
+    >>> divergence(0.01234), divergence(0.0), divergence(2.345)
+    ('0.012', '0', '2.3')
+    """
+    return "0" if value == 0 else f"{value:.2g}"
 
 
 def measure_words(metric: str) -> str:

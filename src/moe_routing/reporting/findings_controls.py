@@ -1,0 +1,274 @@
+"""What may be said from the controls and from the noise arms, chosen by the numbers.
+
+A control changes one thing of a strategy and keeps the rest, so that a difference from that
+strategy, its base, is due to that thing. Pure functions from tables to sentences, as in
+:mod:`moe_routing.reporting.findings`.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from moe_routing.figures.labels import dataset_label
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import NAMED, PAIRED, Finding, main_row, truths
+from moe_routing.statistics.verdict import Verdict
+
+CONTROLS = "statistics/controls.csv"
+NOISE = "statistics/noise.csv"
+METRICS = "comparison/all_metrics.csv"
+
+WORSE = (Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
+SHOWN = (Verdict.BETTER, *WORSE)
+
+DONE = {
+    "shuffle": "With the counts of {base} dealt out to other tokens of the same layer",
+    "layermean": "With one number of experts a layer, the rounded mean of {base}, for every token",
+    "randomid": "With the counts of {base} but experts drawn at random",
+    "weighting": "With the weights of {base} rescaled to the mass of the token's own top experts",
+}
+"""What each kind of control does to its base; the order of the text."""
+
+MEANING = {
+    "shuffle": {
+        "worse": "which tokens get more experts matters",
+        "better": "tokens drawn at random use the same experts better than those of the rule",
+        "none": "nothing shows that it matters which tokens get more experts",
+    },
+    "layermean": {
+        "worse": "a number for each token carries more than a number for each layer",
+        "better": "fixed numbers by layer do better than numbers by token",
+        "none": "nothing shows that numbers by token do better than numbers by layer",
+    },
+    "randomid": {
+        "worse": "it matters which experts are chosen",
+        "better": "the chosen experts are no better than random ones",
+        "none": "nothing shows that it matters which experts are chosen",
+    },
+    "weighting": {
+        "worse": "the rescaled weights cost quality",
+        "better": "part of what the strategy loses is due to its smaller weights",
+        "none": "nothing shows that the smaller weights matter",
+    },
+}
+"""What each outcome means; better and worse are those of the control."""
+
+COUNTS_DIFFER = 0.05
+"""Mean experts of control and base further apart than this share are stated."""
+
+
+def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+    """State for each control and base on which data sets the control was worse or better.
+
+    Args:
+        table: ``statistics/controls.csv``; differences are control minus base.
+        main: main measure of each data set; rows of others are not counted.
+    """
+    if table.empty:
+        return []
+    rows = _main_rows(table, main)
+    return [
+        _control(kind, base, group)
+        for kind in DONE
+        for base, group in rows[rows["kind"] == kind].groupby("base", sort=False)
+    ]
+
+
+def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
+    return table[table["metric"] == table["dataset"].map(main)]
+
+
+def _control(kind: str, base: str, rows: pd.DataFrame) -> Finding:
+    worse, better = (_difference_by_set(rows, set_) for set_ in (WORSE, (Verdict.BETTER,)))
+    same = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
+    safe = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
+    unshown = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
+    clauses = [f"quality was {word} on {w.listed(names)}"
+               for word, names in (("worse", worse), ("better", better)) if names]  # fmt: skip
+    if same:
+        clauses.append(f"every item of {w.listed(same)} had the same result")
+    if safe:
+        clauses.append(
+            f"no difference could be shown on {w.listed(safe)}, where a loss of the margin is "
+            "ruled out"
+        )
+    if unshown:
+        clauses.append(f"no difference could be shown on {w.listed(unshown)}")
+    outcome = "mixed" if worse and better else "worse" if worse else "better" if better else "none"
+    text = f"{DONE[kind].format(base=f'`{base}`')}{_counts(rows)}, {'; '.join(clauses)}"
+    meaning = (
+        "data sets disagree, so neither can be said in general"
+        if outcome == "mixed"
+        else MEANING[kind][outcome]
+    )
+    return Finding(f"{text}: {meaning}.", CONTROLS, outcome)
+
+
+def _sets(rows: pd.DataFrame) -> list[str]:
+    return [dataset_label(name) for name in rows["dataset"].drop_duplicates()]
+
+
+def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
+    return [
+        f"{dataset_label(row.dataset)} "
+        f"({w.difference(row.difference, row.low, row.high, row.metric)})"
+        for row in rows[rows["verdict"].isin(verdicts)].itertuples()
+    ]
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    """Return the mean experts of both where they are not the same."""
+    own, base = rows["control_mean_experts"].mean(), rows["base_mean_experts"].mean()
+    if abs(own - base) <= COUNTS_DIFFER * base:
+        return ""
+    return f" ({w.experts(own)} experts a token instead of {w.experts(base)})"
+
+
+def static_curve(
+    curve: pd.DataFrame, table: pd.DataFrame, main: dict[str, str], native_k: int
+) -> list[Finding]:
+    """State for each data set what fewer and more static experts than the native number do.
+
+    Args:
+        curve: cells of static top-k, for the numbers of experts.
+        table: ``statistics/controls.csv``, whose rows of kind static are counted.
+        main: main measure of each data set; rows of others are not counted.
+        native_k: experts a token that the model was trained with.
+    """
+    if table.empty or curve.empty:
+        return []
+    experts = curve.drop_duplicates("strategy").set_index("strategy")["k"]
+    rows = table[table["kind"] == "static"]
+    rows = _main_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
+    rows = rows.dropna(subset=["k"])
+    findings = []
+    for dataset, group in rows.groupby("dataset", sort=False):
+        sides = {"fewer": group[group["k"] < native_k], "more": group[group["k"] > native_k]}
+        clauses = [_static_side(word, side) for word, side in sides.items() if len(side)]
+        if not clauses:
+            continue
+        lead = f"On {dataset_label(dataset)}, compared with `{group['base'].iloc[0]}`"
+        text = f"{lead}, {'; '.join(clauses)}."
+        shown = set(sides["more"]["verdict"])
+        outcome = "worse" if shown & set(WORSE) else "better" if Verdict.BETTER in shown else "none"
+        findings.append(Finding(text, CONTROLS, f"more {outcome}"))
+    return findings
+
+
+def _static_side(word: str, rows: pd.DataFrame) -> str:
+    """Return at which k fewer, or more, static experts were worse, better or neither."""
+    groups = {
+        "worse": rows["verdict"].isin(WORSE),
+        "better": rows["verdict"] == Verdict.BETTER,
+        "not shown to differ": ~rows["verdict"].isin(SHOWN),
+    }
+    parts = [
+        f"{outcome} at k = {w.listed([str(int(k)) for k in sorted(rows.loc[chosen, 'k'])])}"
+        for outcome, chosen in groups.items()
+        if chosen.any()
+    ]
+    return f"{word} static experts were {w.listed(parts)}"
+
+
+def noise_limits(table: pd.DataFrame, main: dict[str, str]) -> pd.Series:
+    """Return for each data set the largest difference of the baseline from itself."""
+    if table.empty:
+        return pd.Series(dtype=float)
+    rows = _main_rows(table, main)
+    return rows["difference"].abs().groupby(rows["dataset"], sort=False).max()
+
+
+def noise(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+    """State how far the baseline differs from itself when only its numerics change."""
+    if table.empty:
+        return []
+    rows = _main_rows(table, main)
+    changed = [f"`{name}`" for name in rows["changed"].drop_duplicates()]
+    lead = f"The baseline was scored again with nothing changed but {w.listed(changed, 'or')}"
+    if (rows["largest_item_difference"] == 0).all() and (rows["flips"].fillna(0) == 0).all():
+        text = f"{lead}: every result stayed the same, so numerical noise hides nothing."
+        return [Finding(text, NOISE, "none")]
+    parts = [
+        f"{dataset_label(dataset)} by up to {w.noise(limit, main[dataset])}{_flips(rows, dataset)}"
+        for dataset, limit in noise_limits(table, main).items()
+    ]
+    text = f"{lead}. That moved {w.listed(parts)}. No smaller difference is a finding."
+    return [Finding(text, NOISE, "some")]
+
+
+def _flips(rows: pd.DataFrame, dataset: str) -> str:
+    """Return how many items at most changed sides, where items are right or wrong."""
+    own = rows[rows["dataset"] == dataset]
+    if not w.is_share(own["metric"].iloc[0]):
+        return ""
+    return f" ({w.plural(int(own['flips'].max()), 'item')} changed)"
+
+
+def beyond_noise(table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+    """State which differences that were shown are no larger than the noise."""
+    limits = noise_limits(table, main)
+    if limits.empty or paired.empty:
+        return []
+    rows = paired[truths(paired["main"]) & paired["verdict"].isin(SHOWN)]
+    rows = rows[rows["dataset"].isin(limits.index)]
+    if rows.empty:
+        return []
+    within = rows[rows["difference"].abs() <= rows["dataset"].map(limits)]
+    total = w.plural(len(rows), "difference")
+    if within.empty:
+        text = f"All of the {total} shown against the baseline are larger than that."
+        if len(rows) == 1:
+            text = "The one difference shown against the baseline is larger than that."
+        return [Finding(text, PAIRED, "beyond")]
+    names = [f"`{row.strategy}` on {dataset_label(row.dataset)}" for row in within.itertuples()]
+    which = f" ({w.listed(names)})" if len(names) <= NAMED else ""
+    text = (
+        f"Of {total} shown against the baseline, {len(names)}{which} "
+        f"{'is' if len(names) == 1 else 'are'} no larger than that and must not be read as "
+        f"{'an effect' if len(names) == 1 else 'effects'} of routing."
+    )
+    return [Finding(text, PAIRED, "within")]
+
+
+def primary_noise(
+    primary: pd.DataFrame, table: pd.DataFrame, main: dict[str, str]
+) -> Finding | None:
+    """State whether the primary difference is larger than the noise; None where either is missing.
+
+    Where no difference was shown, nothing is said: there is none to explain away.
+    """
+    limits = noise_limits(table, main)
+    if primary.empty:
+        return None
+    row = main_row(primary)
+    if row["dataset"] not in limits or row["verdict"] not in SHOWN:
+        return None
+    limit = limits[row["dataset"]]
+    size = w.noise(limit, row["metric"])
+    if abs(row["difference"]) > limit:
+        text = f"Numerical noise alone moves the baseline by at most {size} there."
+        return Finding(text, NOISE, "beyond")
+    text = f"Numerical noise alone moves the baseline by {size} there, so this is no finding."
+    return Finding(text, NOISE, "within")
+
+
+def divergence(values: pd.Series, baseline: str) -> Finding | None:
+    """State which strategies stay nearest to and go furthest from the baseline's predictions.
+
+    Args:
+        values: KL divergence by strategy and data set.
+        baseline: left out.
+    """
+    means = values.groupby(level="strategy", sort=False).mean().drop(baseline, errors="ignore")
+    if means.empty:
+        return None
+    near, far = means.idxmin(), means.idxmax()
+    lead = "By the KL divergence of next-token predictions from the baseline's, averaged over data "
+    if near == far:
+        text = f"{lead}sets, `{near}` is {w.divergence(means[near])} nats a token away."
+        return Finding(text, METRICS, "one")
+    text = (
+        f"{lead}sets, `{near}` stays nearest ({w.divergence(means[near])} nats a token) and "
+        f"`{far}` goes furthest ({w.divergence(means[far])})."
+    )
+    return Finding(text, METRICS, "several")

@@ -1,0 +1,192 @@
+"""Sentences from controls and noise arms, both ways, from tables written by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from moe_routing.reporting import findings_controls as c
+from moe_routing.reporting.wording import MINUS
+
+MAIN = {"wikipedia": "nats_per_token", "hellaswag": "accuracy_norm"}
+
+
+def control(kind, verdict, dataset="hellaswag", **columns):
+    base = {
+        "strategy": f"{kind}.bh_k8_a005", "kind": kind, "base": "bh_k8_a005", "dataset": dataset,
+        "metric": MAIN[dataset], "difference": -0.03, "low": -0.04, "high": -0.02,
+        "base_mean_experts": 5.3, "control_mean_experts": 5.3, "verdict": verdict,
+    }  # fmt: skip
+    return base | columns
+
+
+def table(*rows):
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "outcome", "said"),
+    [
+        ("shuffle", "worse", "worse", "which tokens get more experts matters"),
+        ("shuffle", "inconclusive", "none", "nothing shows that it matters which tokens"),
+        ("shuffle", "better", "better", "tokens drawn at random use the same experts better"),
+        ("layermean", "worse", "worse", "carries more than a number for each layer"),
+        ("layermean", "non-inferior", "none", "nothing shows that numbers by token do better"),
+        ("layermean", "better", "better", "fixed numbers by layer do better"),
+        ("randomid", "worse within margin", "worse", "it matters which experts are chosen"),
+        ("randomid", "identical", "none", "nothing shows that it matters which experts"),
+        ("weighting", "better", "better", "due to its smaller weights"),
+        ("weighting", "worse", "worse", "the rescaled weights cost quality"),
+        ("weighting", "inconclusive", "none", "nothing shows that the smaller weights matter"),
+    ],
+)
+def test_every_control_both_ways(kind, verdict, outcome, said):
+    (finding,) = c.controls(table(control(kind, verdict)), MAIN)
+    assert finding.verdict == outcome
+    assert said in finding.text
+    assert "`bh_k8_a005`" in finding.text
+    assert finding.source == "statistics/controls.csv"
+
+
+def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
+    rows = table(
+        control("shuffle", "worse"),
+        control("shuffle", "inconclusive", "wikipedia"),
+        control("shuffle", "worse", metric="accuracy", difference=-0.5),  # not the main metric
+    )
+    (finding,) = c.controls(rows, MAIN)
+    assert (
+        f"worse on HellaSwag ({MINUS}3.0 percentage points [{MINUS}4.0, {MINUS}2.0]); no "
+        "difference could be shown on Wikipedia: which tokens" in finding.text
+    )
+
+
+def test_a_loss_that_is_ruled_out_is_said_to_be():
+    (finding,) = c.controls(table(control("layermean", "non-inferior")), MAIN)
+    assert "could be shown on HellaSwag, where a loss of the margin is ruled out:" in finding.text
+
+
+def test_data_sets_that_disagree_give_no_general_answer():
+    rows = table(control("shuffle", "worse"), control("shuffle", "better", "wikipedia"))
+    (finding,) = c.controls(rows, MAIN)
+    assert finding.verdict == "mixed"
+    assert "neither can be said in general" in finding.text
+
+
+def test_controls_with_another_number_of_experts_say_so():
+    (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=6.1)), MAIN)
+    assert "(6.1 experts a token instead of 5.3)" in finding.text
+    (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=5.4)), MAIN)
+    assert "instead" not in finding.text
+
+
+def curve(*ks):
+    return pd.DataFrame({"strategy": [f"regular_k{k}" for k in ks], "k": ks})
+
+
+def static(k, verdict):
+    return control("static", verdict, strategy=f"regular_k{k}", base="regular_k8")
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "outcome", "said"),
+    [
+        ("worse", "worse", "more worse", "more static experts were worse at k = 32."),
+        ("worse", "better", "more better", "more static experts were better at k = 32."),
+        ("worse", "inconclusive", "more none", "were not shown to differ at k = 32."),
+    ],
+)
+def test_static_curve(few, many, outcome, said):
+    rows = table(static(1, few), static(2, "better"), static(32, many))
+    (finding,) = c.static_curve(curve(1, 2, 32), rows, MAIN, 8)
+    assert finding.verdict == outcome
+    assert said in finding.text
+    assert (
+        "compared with `regular_k8`, fewer static experts were worse at k = 1 and better at k = 2; "
+        in finding.text
+    )
+
+
+def noise(difference, flips, item, dataset="hellaswag", changed="dtype = bfloat16"):
+    return {
+        "arm": "arm", "changed": changed, "dataset": dataset, "metric": MAIN[dataset],
+        "difference": difference, "flips": flips, "largest_item_difference": item, "n_items": 1500,
+    }  # fmt: skip
+
+
+def test_noise_is_the_largest_of_all_arms():
+    rows = table(
+        noise(-0.002, 4, 0.1),
+        noise(0.001, 9, 0.1, changed="token_budget = 128"),
+        noise(3e-7, float("nan"), 0.1, "wikipedia"),
+    )
+    (finding,) = c.noise(rows, MAIN)
+    assert finding.verdict == "some"
+    assert "but `dtype = bfloat16` or `token_budget = 128`" in finding.text
+    assert "HellaSwag by up to 0.2 percentage points (9 items changed)" in finding.text
+    assert "Wikipedia by up to 3e-07 nats a token." in finding.text
+    assert "No smaller difference is a finding." in finding.text
+
+
+def test_noise_without_any_change_hides_nothing():
+    rows = table(noise(0.0, 0, 0.0), noise(0.0, float("nan"), 0.0, "wikipedia"))
+    (finding,) = c.noise(rows, MAIN)
+    assert finding.verdict == "none"
+    assert "numerical noise hides nothing" in finding.text
+    assert c.noise(table(noise(0.0, 0, 1e-6)), MAIN)[0].verdict == "some"
+
+
+def paired(*differences):
+    rows = [
+        {"strategy": f"s{n}", "dataset": "hellaswag", "main": True, "verdict": "worse",
+         "difference": value}
+        for n, value in enumerate(differences)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_differences_within_the_noise_are_named():
+    rows = table(noise(-0.002, 4, 0.1))
+    (within,) = c.beyond_noise(rows, paired(-0.03, 0.001), MAIN)
+    assert within.verdict == "within"
+    assert "Of 2 differences shown" in within.text
+    assert "1 (`s1` on HellaSwag) is no larger than that" in within.text
+    (beyond,) = c.beyond_noise(rows, paired(-0.03, -0.04), MAIN)
+    assert (beyond.verdict, "All of the 2 differences" in beyond.text) == ("beyond", True)
+    assert c.beyond_noise(rows, paired().assign(main=[], verdict=[]), MAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict", "said"),
+    [(-0.03, "beyond", "at most 0.2 percentage"), (-0.001, "within", "so this is no finding")],
+)
+def test_primary_contrast_against_the_noise(difference, verdict, said):
+    primary = pd.DataFrame(
+        [{"main": True, "dataset": "hellaswag", "metric": "accuracy_norm", "verdict": "worse",
+          "difference": difference}]
+    )  # fmt: skip
+    finding = c.primary_noise(primary, table(noise(-0.002, 4, 0.1)), MAIN)
+    assert (finding.verdict, said in finding.text) == (verdict, True)
+    unshown = primary.assign(verdict="inconclusive")
+    assert c.primary_noise(unshown, table(noise(-0.002, 4, 0.1)), MAIN) is None
+
+
+def test_divergence_names_the_nearest_and_the_furthest():
+    index = pd.MultiIndex.from_tuples(
+        [("regular_k8", "a"), ("regular_k4", "a"), ("regular_k4", "b"), ("bh", "a")],
+        names=["strategy", "dataset"],
+    )
+    finding = c.divergence(pd.Series([0.0, 0.1, 0.3, 0.01], index), "regular_k8")
+    assert "`bh` stays nearest (0.01 nats a token) and `regular_k4` goes furthest (0.2)" in (
+        finding.text
+    )
+    assert c.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
+
+
+def test_without_tables_nothing_is_said():
+    empty = pd.DataFrame()
+    assert c.controls(empty, MAIN) == []
+    assert c.static_curve(curve(1), empty, MAIN, 8) == []
+    assert c.noise(empty, MAIN) == []
+    assert c.beyond_noise(empty, paired(-0.03), MAIN) == []
+    assert c.primary_noise(empty, empty, MAIN) is None
