@@ -1,19 +1,58 @@
-"""What the benchmarks share: fair timing, the machine, tables."""
+"""What the benchmarks share: options, fair timing, memory, the machine, tables."""
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("torch", "transformers", "numpy", "lm_eval")
+KEEP_MEMORY = {"M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 64 << 20)}
+KEEP_MEMORY |= {"M_MMAP_THRESHOLD": (-3, 32 << 20)}
+"""Parameters of glibc's ``mallopt`` and their values: buffers of up to 32 MB, the most that glibc
+allows, are used again instead of being returned and faulted in anew."""
+
+
+def options(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add the options that timing scripts share."""
+    threads = min(2, os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:<n>")
+    parser.add_argument("--threads", type=int, default=threads, help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=rounds, help="times that every way is run")
+    parser.add_argument(
+        "--allocator",
+        default="keep",
+        choices=["keep", "default"],
+        help="keep: glibc keeps freed buffers, for every way alike (default)",
+    )
+    parser.add_argument("--json", type=Path, help="write everything here too")
+
+
+def prepare(arguments: argparse.Namespace) -> dict[str, object]:
+    """Set threads and allocator; return what the numbers depend on."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    kept = arguments.allocator == "keep" and _keep_memory()
+    cuda = arguments.device.startswith("cuda")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "device": torch.cuda.get_device_name(arguments.device) if cuda else "cpu",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "allocator": "freed buffers kept" if kept else "default",
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
 
 
 def interleave(
@@ -24,7 +63,7 @@ def interleave(
     What else the machine does then falls on all of them alike, and ratios within a round mean
     something where times do not.
     """
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait = _waiter(device)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -44,23 +83,34 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def machine(device: str, threads: int) -> dict[str, object]:
-    """Return what the numbers depend on."""
-    allocator = {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")}
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "allocator": allocator or "default",
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+def peak_megabytes(run: Callable[[], object], device: str = "cpu") -> float | None:
+    """Return the most memory in use during a run, above what was in use before, in MiB.
+
+    On the CPU that is resident memory, whose peak Linux alone counts anew; None elsewhere.
+    """
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if platform.system() != "Linux":
+        return None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # else memory that the allocator keeps would hide the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = _resident("VmRSS")
+    run()
+    return (_resident("VmHWM") - before) / 1024
 
 
 def sgemm_rate(threads: int, size: int = 1024, repeats: int = 9) -> float:
     """Return floating-point operations a second of a square single-precision product."""
+    import torch
+
     torch.set_num_threads(threads)
     left, right, out = (torch.rand(size, size) for _ in range(3))
     seconds = interleave({"mm": lambda: torch.mm(left, right, out=out)}, repeats)["mm"]
@@ -71,18 +121,54 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return a Markdown table; the first row names the columns."""
     names = list(rows[0])
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    lines += [" | ".join(_cell(row.get(name, "")) for name in names) for row in rows]
+    lines += [" | ".join(_cell(row.get(name)) for name in names) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def write(path: Path | None, record: Mapping[str, object]) -> None:
-    """Write a record as JSON, if a path was given."""
+def show(record: Mapping[str, object], path: Path | None) -> None:
+    """Print a record's tables, then the rest of it; write it as JSON, if a path was given."""
+    for name, value in record.items():
+        if isinstance(value, list) and value:
+            print(f"{name}\n\n{table(value)}\n")
+        elif name != "arguments":
+            print(f"{name}: {value}\n")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, default=str)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _keep_memory() -> bool:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    return all([libc.mallopt(parameter, value) for parameter, value in KEEP_MEMORY.values()])
+
+
+def _waiter(device: str) -> Callable[[], None]:
+    if not device.startswith("cuda"):
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
+
+
+def _resident(field: str) -> int:
+    """Return a field of this process's status, kB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)

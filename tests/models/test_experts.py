@@ -202,6 +202,27 @@ def test_transposed_weights():
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gate_of_the_class_s_own_is_used(way):
+    class OwnGate(OlmoeExperts):
+        def _apply_gate(self, inner):
+            gate, up = inner.chunk(2, dim=-1)
+            return torch.sigmoid(gate) * (up + 1)
+
+    module = make_experts()
+    hidden, index, weight = make_routing(300, 8)
+    stock = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    module.__class__ = OwnGate
+    inner = [(module.gate_up_proj[e] @ hidden.T).T for e in range(E)]
+    rows = torch.stack([OwnGate._apply_gate(module, x) for x in inner], 1)
+    rows = torch.einsum("tei,ehi->teh", rows, module.down_proj)
+    weights = torch.zeros(300, E).scatter(1, index, weight)
+    expected = torch.einsum("te,teh->th", weights, rows)
+    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    assert (out - stock).abs().max() > 0.1
+
+
 def test_unsupported_experts_are_refused():
     module = make_experts()
     module.has_bias = True

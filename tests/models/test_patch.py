@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from moe_routing.errors import InputError
 from moe_routing.models.adapters import find_routers
@@ -213,3 +214,22 @@ def test_other_families_route(family):
         torch.testing.assert_close(logits_of(other, tokens), stock, rtol=0, atol=1e-5)
     with routed(other, "regular_k1"):
         assert not torch.allclose(logits_of(other, tokens), stock, atol=1e-5)
+
+
+def test_a_compiled_model_is_routed_and_restored():
+    config = OlmoeConfig(
+        hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_experts=8, num_experts_per_tok=4, vocab_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    small = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    compiled = torch.compile(small, backend="eager")
+    ids = torch.arange(20)[None]
+    stock = logits_of(small, ids)
+    torch.testing.assert_close(logits_of(compiled, ids), stock)
+    with routed(small, "regular_k1", recorder=(recorder := Recorder())):
+        expected = logits_of(small, ids)
+        torch.testing.assert_close(logits_of(compiled, ids), expected)
+    assert (expected - stock).abs().max() > 1e-4
+    assert recorder.forwards == 2
+    torch.testing.assert_close(logits_of(compiled, ids), stock)

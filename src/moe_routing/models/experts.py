@@ -193,15 +193,11 @@ def _tile_by_expert(
     counts = torch.bincount(flat_S, minlength=experts + 1)[:experts].tolist()
     slot_S = _order(flat_S, experts)[: sum(counts)]
     rows_SH = hidden_TH.new_empty(slot_S.numel(), hidden_TH.shape[1])
-    gathered_NH = hidden_TH.new_empty(max(counts), hidden_TH.shape[1])
-    inner_NI = hidden_TH.new_empty(max(counts), weights.up_EHI.shape[2])
-    work = zip(counts, (slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
-    for pairs, token_N, out_NH, up_HI, down_IH in work:
-        if pairs == 0:
-            continue
-        torch.index_select(hidden_TH, 0, token_N, out=gathered_NH[:pairs])
-        torch.mm(gathered_NH[:pairs], up_HI, out=inner_NI[:pairs])
-        torch.mm(module._apply_gate(inner_NI[:pairs]), down_IH, out=out_NH)
+    work = zip((slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
+    for token_N, out_NH, up_HI, down_IH in work:
+        if token_N.numel():
+            inner_NI = module._apply_gate(hidden_TH.index_select(0, token_N) @ up_HI)
+            torch.mm(inner_NI, down_IH, out=out_NH)
     row_S = slot_S.new_empty(flat_S.numel())
     row_S.scatter_(0, slot_S, torch.arange(slot_S.numel()))
     weight_TK = weight_TK.to(hidden_TH.dtype)

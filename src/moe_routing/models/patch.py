@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -131,6 +132,8 @@ def _forward(
     """Return a router forward: hidden states to (logits, weights, expert ids)."""
     floor, cap = strategy.min_experts, strategy.max_experts
 
+    # Not for torch.compile's graphs: sizes follow the routing, numpy sorts, a recorder sums.
+    @torch.compiler.disable
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight_EH = router.module.weight
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])

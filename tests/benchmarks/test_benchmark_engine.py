@@ -1,0 +1,42 @@
+"""The benchmark of the engine at a tiny size: every way computes the same, every table is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+OPTIONS = ["--tokens", "96", "--window", "32", "--calibration-tokens", "512", "--rounds", "1"]
+OPTIONS += ["--threads", "1", "--allocator", "default"]
+STRATEGIES = ["--strategies", "regular_k1,regular_k4,bh_k16_a005_unselected"]
+
+
+def test_every_way_scores_the_same(script):
+    engine = script("engine")
+    bench = engine.load(engine.parse([*OPTIONS, "--strategies", "regular_k8"]))
+    expected = bench.stock("eager")
+    assert bench.stock("grouped_mm") == pytest.approx(expected, rel=1e-5)
+    assert bench.engine(None) == pytest.approx(expected, rel=1e-5)
+    assert bench.engine(None, "regular_k8") == pytest.approx(expected, rel=1e-5)
+    assert bench.engine(None, "regular_k1") != pytest.approx(expected, rel=1e-3)
+    assert bench.windows("stock batched_mm") == 2
+    assert expected < bench.stock("batched_mm") < 0  # two of the three windows
+
+
+def test_the_tables(script, tmp_path):
+    path = tmp_path / "engine.json"
+    script("engine").main([*OPTIONS, *STRATEGIES, "--json", str(path)])
+    record = json.loads(path.read_text())
+    stock = ["stock eager", "stock grouped_mm", "stock batched_mm"]
+    ways = [row["way"] for row in record["scoring"]]
+    assert ways == [*stock, "engine, perplexity", "engine, short"]
+    assert record["scoring"][1]["times stock grouped_mm"] == 1
+    assert all(row["tokens/s"] > 0 for row in record["scoring"])
+    experts = {row["strategy"]: row["mean experts"] for row in record["experts"]}
+    assert experts["regular_k8"] == 8
+    mean = experts["bh_k16_a005_unselected"]
+    assert 1 <= mean <= 16
+    assert f"regular_k{-int(-mean // 1)}" in experts  # its static peer is timed too
+    assert list(experts.values()) == sorted(experts.values())
+    assert record["line"][0]["strategies"] >= 3
+    assert record["machine"]["versions"]["torch"]

@@ -1,0 +1,45 @@
+"""Timing, memory and tables of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import numpy as np
+import pytest
+
+
+def test_runs_alternate_and_are_warmed_up(script):
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = script("measure").interleave(runs, 3)
+    assert "".join(order) == "ababbaab"
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_ratios_are_within_rounds(script):
+    # The machine was ten times slower in the second round, for both.
+    assert script("measure").ratio([2, 20, 3], [1, 10, 3]) == 2
+
+
+def test_the_peak_is_that_of_the_run(script):
+    peak = script("measure").peak_megabytes
+    np.ones(30 << 20)  # an earlier peak does not count
+    megabytes = [peak(lambda: np.ones(100 << 17)), peak(lambda: None)]
+    if platform.system() == "Linux":
+        assert megabytes[0] == pytest.approx(100, abs=5)
+        assert megabytes[1] < 5
+    else:
+        assert megabytes == [None, None]
+
+
+def test_tables_and_json(script, tmp_path, capsys):
+    rows = [{"way": "a", "tokens/s": 1234.5, "share": 0.12345}, {"way": "b", "share": None}]
+    path = tmp_path / "new" / "record.json"
+    script("measure").show({"machine": {"cores": 2}, "scoring": rows}, path)
+    out = capsys.readouterr().out
+    assert (
+        "| way | tokens/s | share |\n| --- | --- | --- |\n| a | 1,234 | 0.123 |\n| b |  |  |" in out
+    )
+    assert "machine: {'cores': 2}" in out
+    assert json.loads(path.read_text())["scoring"] == rows
