@@ -22,7 +22,7 @@ INTRODUCTION = """# Configuration
 | `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on complete sets, one GPU a job |
 | `smoke.yaml` | the same graph on a few items, in a minute or two |
 | `pretrain.yaml` | training of the embedded model |
-| `card.yaml` | the benchmarks of its model card, on whole sets |
+| `card.yaml` | the benchmarks of its model card, WikiText-2 among them |
 
 `snakemake --configfile FILE` replaces the default file; it does not extend it. A config is checked
 before any job runs: an unknown key, a wrong type or a value out of range ends the run with one

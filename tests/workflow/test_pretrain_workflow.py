@@ -84,9 +84,11 @@ def test_shipped_config_is_linted_and_asks_for_its_files(checkout):
     shipped = ("--configfile", "config/pretrain.yaml")
     done = snakemake(checkout, "--lint", *shipped)
     assert done.returncode == 0, done.stdout + done.stderr
-    for source in yaml.safe_load((ROOT / "config" / "pretrain.yaml").read_text())["sources"]:
-        (checkout / source["path"]).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / source["path"]).touch()
+    written = yaml.safe_load((ROOT / "config" / "pretrain.yaml").read_text())
+    files = [source["path"] for source in written["sources"]]
+    for path in (*files, written["continue_from"]["weights"]):
+        (checkout / path).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / path).touch()
     done = snakemake(checkout, "pretrain", "-n", *shipped)
     assert done.returncode == 0, done.stdout + done.stderr
     plan = [line.split() for line in done.stdout.splitlines()]
