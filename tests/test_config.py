@@ -69,6 +69,8 @@ def test_what_a_control_takes_apart(control, kind, base):
 
 
 def test_a_noise_arm_changes_one_setting(values):
+    half = {"name": "bfloat16", "dtype": "bfloat16"}
+    values["noise"] = [values["noise"][0], half, values["noise"][1]]
     study = StudyConfig.model_validate(values)
     eager, half, small = (study.under(arm) for arm in study.noise)
     assert (eager.model.experts_implementation, half.model.dtype) == ("eager", "bfloat16")
