@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_routing.config import load_config
+from moe_routing.config import NoiseArm, load_config
 from moe_routing.evaluation import noise
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
@@ -27,7 +27,9 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
 
     for function in (load_model, score_dataset, write_cell):
         monkeypatch.setattr(noise, function.__name__, function)
-    config = load_config(CONFIG)
+    study = load_config(CONFIG)
+    arms = [study.noise[0], NoiseArm(name="bfloat16", dtype="bfloat16"), study.noise[1]]
+    config = study.model_copy(update={"noise": arms})
     noise.evaluate_noise(config, tmp_path)
     assert loaded == ["float32", "bfloat16"]
     assert settings[::3] == [
