@@ -6,8 +6,9 @@
 From the files under ``benchmarks/`` that Snakemake writes at the end of each job, and the timings
 in ``cells/``:
 
-- rules: jobs, CPU and wall seconds, and the highest peak of memory (resident set) of a job.
-- scoring: for the jobs that score, what is left of their CPU time when scoring itself is taken
+- rules: jobs, wall and CPU seconds, and the highest peak of memory (resident set) of a job.
+  Snakemake looks at a job every half minute, so that CPU seconds are of the last look: too few.
+- scoring: for the jobs that score, what is left of their wall time when scoring itself is taken
   off: process start-up, loading the model, and writing.
 - study: wall clock from the start of the first of these jobs to the end of the last; of use if the
   study ran in one go. Rules that take no time worth measuring write no such file.
@@ -64,49 +65,46 @@ def read_jobs(results: Path) -> pd.DataFrame:
 def rules_table(jobs: pd.DataFrame) -> list[dict]:
     """Sum the jobs by rule, the dearest rule first, and in all."""
     groups = jobs.groupby("rule")
-    rules = groups[["CPU seconds", "wall seconds"]].sum()
+    rules = groups[["wall seconds", "CPU seconds"]].sum()
     rules["peak MB"] = groups["peak MB"].max()
     rules.insert(0, "jobs", groups.size())
-    rules = rules.sort_values("CPU seconds", ascending=False)
-    rules["share of CPU"] = rules["CPU seconds"] / rules["CPU seconds"].sum()
+    rules = rules.sort_values("wall seconds", ascending=False)
+    rules["share of wall"] = rules["wall seconds"] / rules["wall seconds"].sum()
     rows = _records(rules.reset_index())
     total = {**rules.sum(), "jobs": len(jobs), "peak MB": float(rules["peak MB"].max())}
     return [*rows, {"rule": "all", **total}]
 
 
 def scoring_table(jobs: pd.DataFrame, results: Path) -> list[dict]:
-    """Split the CPU time of the scoring jobs; no row if the study has none.
+    """Split the wall time of the scoring jobs; no row if the study has none.
 
-    Cells record wall seconds of scoring. A scoring job has one thread by default; with more, or
-    on a machine that is busy, wall is not CPU time and the split is rough.
+    Every cell records the wall seconds of its scoring.
     """
-    scoring = jobs[jobs["rule"] == SCORING_RULE].set_index("job")
-    rows = []
-    for strategy, job in scoring.iterrows():
-        cells = sorted((results / "cells" / str(strategy)).glob("*.json"))
-        timings = [json.loads(path.read_text(encoding="utf-8"))["timings"] for path in cells]
-        inside = sum(cell.get(name, 0.0) for cell in timings for name in SCORING_SECONDS)
-        rows.append({"strategy": strategy, "CPU seconds": job["CPU seconds"], "scoring": inside})
-    if not rows:
+    walls = jobs.loc[jobs["rule"] == SCORING_RULE, "wall seconds"]
+    if walls.empty:
         return []
-    cpu, inside = (sum(row[name] for row in rows) for name in ("CPU seconds", "scoring"))
+    cells = sorted((results / "cells").glob("*/*.json"))
+    timings = [json.loads(path.read_text(encoding="utf-8"))["timings"] for path in cells]
+    inside = sum(cell.get(name, 0.0) for cell in timings for name in SCORING_SECONDS)
+    wall = walls.sum()
     return [
         {
-            "jobs": len(rows),
-            "CPU seconds": cpu,
+            "jobs": len(walls),
+            "cells": len(cells),
+            "wall seconds": wall,
             "scoring seconds": inside,
-            "start-up and loading": cpu - inside,
-            "its share": (cpu - inside) / cpu,
+            "start-up and loading": wall - inside,
+            "its share": (wall - inside) / wall,
         }
     ]
 
 
 def study_table(jobs: pd.DataFrame) -> list[dict]:
-    """Return the study's wall clock and CPU time, minutes."""
+    """Return the study's wall clock and the sum of its jobs', minutes."""
     start = (jobs["end"] - jobs["wall seconds"]).min()
-    cpu = jobs["CPU seconds"].sum()
+    total = jobs["wall seconds"].sum()
     wall = jobs["end"].max() - start
-    return [{"wall minutes": wall / 60, "CPU minutes": cpu / 60, "cores busy": cpu / wall}]
+    return [{"wall minutes": wall / 60, "job minutes": total / 60, "jobs at a time": total / wall}]
 
 
 def _records(frame: pd.DataFrame) -> list[dict]:
@@ -126,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {"arguments": vars(arguments), "rules": rules_table(jobs)}
     record["scoring"] = scoring_table(jobs, arguments.results)
     record["study"] = study_table(jobs)
-    record["jobs"] = _records(jobs.sort_values("CPU seconds", ascending=False))
+    record["jobs"] = _records(jobs.sort_values("wall seconds", ascending=False))
     show(record, arguments.json)
 
 

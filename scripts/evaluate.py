@@ -1,6 +1,6 @@
-"""Score one strategy on evaluation sets: cells/<strategy>/<dataset>.parquet and .json.
+"""Score strategies on evaluation sets: cells/<strategy>/<dataset>.parquet and .json.
 
-By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_a005
+By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_a005 regular_k8
 """
 
 import argparse
@@ -10,18 +10,22 @@ from moe_routing.cli import run
 
 
 def main() -> None:
-    """Parse arguments, load the model once, evaluate every set."""
+    """Parse arguments, load the model once, evaluate every strategy on every set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--strategy", required=True, help="strategy id, such as regular_k8")
-    parser.add_argument("--dataset", action="append", help="evaluation set (default: all)")
+    parser.add_argument(
+        "--strategy", required=True, nargs="+", metavar="ID", help="such as regular_k8"
+    )
+    parser.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help="evaluation sets (default: all)"
+    )
     arguments = parser.parse_args()
 
     from moe_routing.config import load_config
-    from moe_routing.evaluation.cells import evaluate_strategy
+    from moe_routing.evaluation.cells import evaluate_strategies
 
     config = load_config(arguments.results / "config.yaml")
-    evaluate_strategy(config, arguments.results, arguments.strategy, arguments.dataset)
+    evaluate_strategies(config, arguments.results, arguments.strategy, arguments.dataset)
 
 
 if __name__ == "__main__":

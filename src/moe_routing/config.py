@@ -161,6 +161,10 @@ class ResourcesConfig(ClosedModel):
     mem_mb: PositiveInt = Field(3000, description="Memory; doubled at every retry.")
     runtime: PositiveInt = Field(60, description="Minutes.")
     gpu: int = Field(0, ge=0, description="GPUs.")
+    strategies_per_job: PositiveInt = Field(
+        1,
+        description="Strategies of a family that one job scores, loading the model once for them.",
+    )
 
 
 class StudyConfig(ClosedModel):
@@ -269,6 +273,24 @@ class StudyConfig(ClosedModel):
     def scored(self) -> list[str]:
         """Every strategy that has cells: those compared, then the controls."""
         return [*self.strategies, *self.controls]
+
+    @property
+    def scoring_jobs(self) -> list[tuple[str, ...]]:
+        """What each scoring job scores: strategies of one family, or controls.
+
+        A strategy more in the config changes the jobs of its family only.
+        """
+        size = self.resources.strategies_per_job
+        families = [parse_strategy(name).family for name in self.strategies]
+        groups = [
+            [name for name, own in zip(self.strategies, families, strict=True) if own == family]
+            for family in dict.fromkeys(families)
+        ]
+        return [
+            tuple(group[start : start + size])
+            for group in (*groups, self.controls)
+            for start in range(0, len(group), size)
+        ]
 
     def under(self, arm: NoiseArm) -> StudyConfig:
         """Return this study with the setting of a noise arm."""

@@ -15,8 +15,8 @@ from moe_routing.config import load_config
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation import divergence
 from moe_routing.evaluation.divergence import (
+    BaselineDivergence,
     divergence_subset,
-    divergences,
     next_token_divergences,
 )
 from moe_routing.evaluation.requests import Encoder, Request
@@ -67,9 +67,8 @@ def test_divergence_is_that_of_plain_calls(
 ):
     items = items_of(dataset, 2)
     loaded = LoadedModel(double, tokenizer, {})
-    found = divergences(
-        loaded, parse_strategy(strategy), items, TASKS[dataset], config, calibration
-    )
+    divergence = BaselineDivergence(loaded, items, TASKS[dataset], config, calibration)
+    found = divergence.of(parse_strategy(strategy))
     assert list(found) == [item.id for item in items]
     for item in items:
         slow = slow_divergence(double, tokenizer, strategy, item, TASKS[dataset], calibration)
@@ -78,10 +77,20 @@ def test_divergence_is_that_of_plain_calls(
         assert slow > 1e-3
 
 
+def test_it_does_not_depend_on_the_strategies_before(nano, config):
+    items, (first, second) = (
+        items_of("lambada", 3),
+        map(parse_strategy, ("uniform_k2", "regular_k4")),
+    )
+    both = BaselineDivergence(nano, items, "last_word", config, None)
+    assert both.of(first) != (after := both.of(second))
+    assert after == BaselineDivergence(nano, items, "last_word", config, None).of(second)
+
+
 def test_of_the_baseline_it_is_exactly_zero(nano, config):
     items = items_of("hellaswag", 3)
     baseline = parse_strategy("regular_k8")
-    found = divergences(nano, baseline, items, "multiple_choice", config, None)
+    found = BaselineDivergence(nano, items, "multiple_choice", config, None).of(baseline)
     assert found == {item.id: 0.0 for item in items}
 
 
@@ -93,7 +102,9 @@ def test_of_the_same_routing_by_another_name_too(nano, config):
         }
     )
     items = items_of("lambada", 3)
-    found = divergences(nano, parse_strategy("regular_k8"), items, "last_word", study, None)
+    found = BaselineDivergence(nano, items, "last_word", study, None).of(
+        parse_strategy("regular_k8")
+    )
     assert set(found.values()) == {0.0}
 
 

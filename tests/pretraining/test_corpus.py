@@ -13,6 +13,7 @@ import pytest
 from moe_routing.errors import InputError
 from moe_routing.pretraining.config import HubTextSource, LocalTextSource, PretrainConfig
 from moe_routing.pretraining.corpus import (
+    SHORTEST_PERIOD,
     PackedCorpus,
     leading_documents,
     read_documents,
@@ -30,6 +31,12 @@ def local(path: Path, **values: object) -> LocalTextSource:
 
 def open_corpus(tokens: Path, config: PretrainConfig, split: str, seed: int = 0) -> PackedCorpus:
     return PackedCorpus.open(tokens, config.sources, split, config.sequence_length, seed)
+
+
+def period_of(window) -> int | None:
+    """Return the least distance at which a window repeats itself up to its end."""
+    distances = range(1, window.size // 2 + 1)
+    return next((d for d in distances if (window[d:] == window[:-d]).all()), None)
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
@@ -155,3 +162,30 @@ def test_no_validation_window_is_trained_on(tokens: Path, config: PretrainConfig
     ]
     assert len(held_out) == 40
     assert not trained & set(held_out)
+
+
+def test_a_share_of_the_windows_repeats_its_first_tokens(tokens: Path, config: PretrainConfig):
+    length = 40
+    plain, corpus = (
+        PackedCorpus.open(tokens, config.sources, "train", length, seed=0, repeats=repeats)
+        for repeats in (0.0, 0.3)
+    )
+    pairs = [
+        (before, after)
+        for batches in zip(plain.batches(4, 0, 200), corpus.batches(4, 0, 200), strict=True)
+        for before, after in zip(*batches, strict=True)
+    ]
+    changed = [(before, after) for before, after in pairs if (before != after).any()]
+    assert len(changed) / len(pairs) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 800) ** 0.5)
+    for before, after in changed:
+        period = period_of(after)
+        assert (after[:period] == before[:period]).all()
+    periods = {period_of(after) for _, after in changed}
+    assert (min(periods), max(periods)) == (SHORTEST_PERIOD, (length + 1) // 2)
+
+
+def test_repeats_do_not_depend_on_the_first_step(tokens: Path, config: PretrainConfig):
+    length = config.sequence_length
+    corpus = PackedCorpus.open(tokens, config.sources, "train", length, seed=0, repeats=0.5)
+    whole = np.stack(list(corpus.batches(4, 0, 40)))
+    np.testing.assert_array_equal(np.stack(list(corpus.batches(4, 17, 40))), whole[17:])

@@ -136,6 +136,24 @@ def test_measures_equal_a_plain_forward_pass(
     assert low < total < high
 
 
+def test_copying_is_the_loss_of_a_second_reading(
+    config: PretrainConfig, tokenizer, tokens: Path, run: Path, measured: dict
+):
+    windows = validation_windows(config, tokenizer, tokens)
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
+    half = windows.ids_WL.shape[1] // 2
+    first, second = [], []
+    for row in windows.ids_WL:
+        ids = torch.from_numpy(np.tile(row[:half], 2))
+        with torch.no_grad():
+            losses = F.cross_entropy(model(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+        first += losses[: half - 1].tolist()
+        second += losses[half - 1 :].tolist()
+    assert measured["copying"]["tokens"] == half
+    assert measured["copying"]["first"] == pytest.approx(np.mean(first), rel=1e-5)
+    assert measured["copying"]["second"] == pytest.approx(np.mean(second), rel=1e-5)
+
+
 def test_routing_is_that_of_the_stock_router(
     config: PretrainConfig, tokenizer, tokens: Path, run: Path, measured: dict
 ):
@@ -199,9 +217,21 @@ def test_card_tells_what_was_measured(
         assert f"{part['nats_per_token']['estimate']:.3f} (" in card
     best = min(measured["static_k"], key=measured["static_k"].__getitem__)
     assert f"The loss is lowest at {best} experts" in card
+    assert f"second {measured['copying']['second']:.3f}: what the model can copy" in card
+    assert "repeated to the end" not in card
     assert "lm-evaluation-harness" not in card
     assert "{" not in card
     assert "nan" not in card
+
+
+def test_card_says_that_windows_were_repeats(
+    config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path
+):
+    log = pd.read_csv(run / "training.csv")
+    repeated = config.model_copy(update={"repeat_share": 0.2})
+    write_card(repeated, measured, log, corpus(config, tokens), tmp_path / "README.md")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "20 % of the windows are a short text from the data, repeated to the end." in card
 
 
 def test_card_takes_benchmarks_of_these_weights_only(

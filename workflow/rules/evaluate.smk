@@ -1,53 +1,58 @@
-# The GPU jobs: one strategy or control a job, so that loading the model serves every evaluation
-# set; and one job for the baseline under every noise arm.
+# The GPU jobs. One scores a few strategies of a family, or a few controls, on every evaluation set,
+# so that starting Python and loading the model serves them all; and one scores the baseline under
+# every noise arm. A rule has the same number of outputs for any wildcard, hence one rule a job.
+for strategies in study.scoring_jobs:
 
-
-rule evaluate:
-    input:
-        model=f"{RESULTS}/model.json",
-        data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
-        sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        nulls=lambda wildcards: expand(
-            f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-            null=nulls_of(wildcards.strategy, study.statistics.baseline),
-        ),
-    output:
-        tables=expand(
-            f"{RESULTS}/cells/{{{{strategy}}}}/{{dataset}}.parquet",
-            dataset=study.datasets,
-        ),
-        cells=expand(
-            f"{RESULTS}/cells/{{{{strategy}}}}/{{dataset}}.json",
-            dataset=study.datasets,
-        ),
-    log:
-        f"{RESULTS}/logs/evaluate/{{strategy}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/evaluate/{{strategy}}.tsv"
-    conda:
-        "../../envs/model.yaml"
-    threads: study.resources.threads
-    resources:
-        mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
-        runtime=study.resources.runtime,
-        gpu=study.resources.gpu,
-    params:
-        settings=sections(
-            study,
-            "model",
-            "evaluation",
-            "seed",
-            "statistics.baseline",
-            "statistics.confidence",
-            "statistics.resamples",
-        ),
-        datasets=", ".join(study.datasets),
-        results=subpath(input.model, parent=True),
-    message:
-        "Scoring {wildcards.strategy} on {params.datasets} ({threads} threads, gpu={resources.gpu})"
-    shell:
-        "python scripts/evaluate.py --results {params.results} --strategy {wildcards.strategy} "
-        "2> {log}"
+    rule:
+        name:
+            f"evaluate_{strategies[0]}".replace(".", "_")
+        input:
+            model=f"{RESULTS}/model.json",
+            data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
+            sample=f"{RESULTS}/calibration/router_logits.safetensors",
+            nulls=expand(
+                f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
+                null=nulls_of(*strategies, study.statistics.baseline),
+            ),
+        output:
+            expand(
+                f"{RESULTS}/cells/{{strategy}}/{{dataset}}.{{kind}}",
+                strategy=strategies,
+                dataset=study.datasets,
+                kind=["parquet", "json"],
+            ),
+        log:
+            f"{RESULTS}/logs/evaluate/{strategies[0]}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/evaluate/{strategies[0]}.tsv"
+        # Controls with many experts are the longest jobs, so that they start with the first.
+        priority: int(strategies[0] in study.controls)
+        conda:
+            "../../envs/model.yaml"
+        threads: study.resources.threads
+        resources:
+            mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
+            runtime=study.resources.runtime * len(strategies),
+            gpu=study.resources.gpu,
+        params:
+            settings=sections(
+                study,
+                "model",
+                "evaluation",
+                "seed",
+                "statistics.baseline",
+                "statistics.confidence",
+                "statistics.resamples",
+            ),
+            strategies=strategies,
+            datasets=", ".join(study.datasets),
+            results=subpath(input.model, parent=True),
+        message:
+            "Scoring {params.strategies} on {params.datasets} ({threads} threads, "
+            "gpu={resources.gpu})"
+        shell:
+            "python scripts/evaluate.py --results {params.results} "
+            "--strategy {params.strategies} 2> {log}"
 
 
 rule noise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import pandas as pd
 from moe_routing.config import TASKS
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.errors import InputError
-from moe_routing.evaluation.divergence import divergence_subset, divergences
+from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
 from moe_routing.evaluation.provenance import environment
 from moe_routing.evaluation.scoring import Score, Scorer
 from moe_routing.files import atomic_path
@@ -32,33 +33,46 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def evaluate_strategy(
-    config: StudyConfig, results: Path, strategy_id: str, datasets: Iterable[str] | None = None
+def evaluate_strategies(
+    config: StudyConfig,
+    results: Path,
+    strategy_ids: Iterable[str],
+    datasets: Iterable[str] | None = None,
 ) -> None:
-    """Score a strategy on evaluation sets and write ``cells/<strategy>/<dataset>.*``.
+    """Score strategies on evaluation sets and write ``cells/<strategy>/<dataset>.*``.
 
-    The model is loaded once for all sets.
+    The model is loaded once for all of them, and the baseline's predictions are made once for all
+    divergences from them. A cell does not depend on what was scored before it.
 
     Raises:
         InputError: an unknown strategy or set, or non-finite router logits.
     """
-    strategy = parse_strategy(strategy_id)
-    baseline = parse_strategy(config.statistics.baseline)
+    strategies = [parse_strategy(strategy_id) for strategy_id in strategy_ids]
     names = list(datasets or config.datasets)
     unknown = [name for name in names if name not in config.datasets]
     if unknown:
         raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
-    calibration = load_calibration(results, strategy, baseline)
+    baseline = parse_strategy(config.statistics.baseline)
+    calibration = load_calibration(results, *strategies, baseline)
     loaded = load_model(config.model, config.resources.threads)
     for name in names:
-        frame, record = score_dataset(loaded, strategy, name, config, results, calibration)
-        started = time.perf_counter()
         items = divergence_subset(read_items(_items_file(results, name)), name, config)
-        kl = divergences(loaded, strategy, items, TASKS[name], config, calibration)
-        record["timings"]["divergence_seconds"] = time.perf_counter() - started
-        frame["kl"] = frame["id"].map(kl).astype(float)
-        record["metrics"] += [asdict(estimate) for estimate in _divergence(frame, config)]
-        write_cell(results / "cells" / strategy.id / name, frame, record)
+        divergence = BaselineDivergence(loaded, items, TASKS[name], config, calibration)
+        for strategy in strategies:
+            frame, record = score_dataset(loaded, strategy, name, config, results, calibration)
+            started = time.perf_counter()
+            frame["kl"] = frame["id"].map(divergence.of(strategy)).astype(float)
+            record["timings"]["divergence_seconds"] = time.perf_counter() - started
+            record["metrics"] += [asdict(estimate) for estimate in _divergence(frame, config)]
+            write_cell(results / "cells" / strategy.id / name, frame, record)
+            _report(record)
+
+
+def _report(record: dict) -> None:
+    """Tell whoever follows the log that a cell is done."""
+    speed = f"{record['timings']['tokens_per_second']:,.0f} tokens/s"
+    cell = f"{record['strategy']['id']} on {record['dataset']}"
+    print(f"{cell}: {record['n_items']:,} items, {speed}", file=sys.stderr, flush=True)
 
 
 def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:

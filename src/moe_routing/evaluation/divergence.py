@@ -10,6 +10,7 @@ Shape letters: N scored positions, C positions of a block, H hidden size, V voca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -39,51 +40,78 @@ def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) 
     return seeded_subset(items, size, data_rng(config.seed, f"{dataset} divergence"))
 
 
-def divergences(
-    loaded: LoadedModel,
-    strategy: Strategy,
-    items: Sequence[Item],
-    task: str,
-    config: StudyConfig,
-    calibration: Calibration | None,
-) -> dict[str, float]:
-    """Return KL(baseline || strategy) of each item by id, nats, summed over its scored positions.
+class BaselineDivergence:
+    """KL(baseline || strategy) on the same items, for one strategy after another.
 
-    These are the positions that predict the document's tokens (perplexity), the last word's, or
-    the right choice's. Of the baseline itself the divergence is 0, and nothing is computed.
-
-    Raises:
-        InputError: an item does not fit into the window, or a divergence is not finite.
+    The baseline reads the items once, before the first strategy that needs it; its final hidden
+    states are kept on the host.
     """
-    baseline = parse_strategy(config.statistics.baseline)
-    if strategy == baseline:
-        return {item.id: 0.0 for item in items}
-    scorer = Scorer(
-        loaded.model,
-        loaded.tokenizer,
-        token_budget=config.evaluation.token_budget,
-        window=config.evaluation.window,
-    )
-    windows = _windows(scorer.encoder, items, task)
-    requests = [request for group in windows for request in group]
-    states = []
-    for arm in (baseline, strategy):
-        with routed(
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        items: Sequence[Item],
+        task: str,
+        config: StudyConfig,
+        calibration: Calibration | None,
+    ) -> None:
+        """Encode the items.
+
+        Args:
+            loaded: the model.
+            items: what to measure on; see :func:`divergence_subset`.
+            task: kind of the evaluation set.
+            config: the study.
+            calibration: of the baseline and of every strategy to come, if one needs it.
+
+        Raises:
+            InputError: an item does not fit into the window.
+        """
+        self.loaded, self.config, self.calibration = loaded, config, calibration
+        self.baseline = parse_strategy(config.statistics.baseline)
+        self.items = items
+        self._scorer = Scorer(
             loaded.model,
-            arm,
-            calibration=calibration,
-            experts_implementation=config.model.experts_implementation,
+            loaded.tokenizer,
+            token_budget=config.evaluation.token_budget,
+            window=config.evaluation.window,
+        )
+        self._windows = _windows(self._scorer.encoder, items, task)
+
+    def of(self, strategy: Strategy) -> dict[str, float]:
+        """Return the divergence of each item by id, nats, summed over its scored positions.
+
+        These are the positions that predict the document's tokens (perplexity), the last word's, or
+        the right choice's. Of the baseline itself it is 0, and nothing is computed.
+
+        Raises:
+            InputError: a divergence is not finite.
+        """
+        if strategy == self.baseline:
+            return {item.id: 0.0 for item in self.items}
+        totals = iter(_totals(self.loaded, self._baseline_states, self._states(strategy)))
+        divergence = {
+            item.id: sum(next(totals) for _ in group)
+            for item, group in zip(self.items, self._windows, strict=True)
+        }
+        for name, value in divergence.items():
+            if not value < float("inf"):
+                raise InputError(f"{strategy.id}: the divergence of item '{name}' is not finite")
+        return divergence
+
+    @cached_property
+    def _baseline_states(self) -> list[Tensor]:
+        return self._states(self.baseline)
+
+    def _states(self, strategy: Strategy) -> list[Tensor]:
+        requests = [request for group in self._windows for request in group]
+        with routed(
+            self.loaded.model,
+            strategy,
+            calibration=self.calibration,
+            experts_implementation=self.config.model.experts_implementation,
         ):
-            states.append(scorer.final_states(requests, label=f"{arm.id} divergence"))
-    totals = iter(_totals(loaded, *states))
-    divergence = {
-        item.id: sum(next(totals) for _ in group)
-        for item, group in zip(items, windows, strict=True)
-    }
-    for name, value in divergence.items():
-        if not value < float("inf"):
-            raise InputError(f"{strategy.id}: the divergence of item '{name}' is not finite")
-    return divergence
+            return self._scorer.final_states(requests, label=f"{strategy.id} divergence")
 
 
 def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[TokenRequest]]:

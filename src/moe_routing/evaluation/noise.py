@@ -16,7 +16,7 @@ def evaluate_noise(config: StudyConfig, results: Path) -> None:
     Arms of the same dtype share one loading of the model, and no two models are held at once.
 
     Raises:
-        InputError: see :func:`moe_routing.evaluation.cells.evaluate_strategy`.
+        InputError: see :func:`moe_routing.evaluation.cells.evaluate_strategies`.
     """
     dtypes = {arm.name: config.under(arm).model.dtype for arm in config.noise}
     for dtype in dict.fromkeys(dtypes.values()):

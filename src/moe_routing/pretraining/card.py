@@ -54,7 +54,7 @@ AdamW (betas 0.9 and 0.95, weight decay {weight_decay:g} on matrices), gradient 
 {gradient_clip:g}; {warmup_steps} steps of warm-up, a constant rate, and a 1 - sqrt decay to zero
 over the last {decay_percent:g} % of the steps. Added to the loss: load balancing,
 {load_balancing:g} a layer, computed for each layer (over all layers together it can be at its
-optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{continued}
+optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{repeats}{continued}
 
 ![Loss and expert load over the tokens of training](training.png)
 
@@ -73,6 +73,8 @@ On {tokens} tokens of held-out text, in windows of {sequence_length} tokens that
 them; intervals ({confidence:g} %) from resampling documents.
 
 {validation}
+
+{copying}
 {benchmarks}
 ## Routing
 
@@ -147,6 +149,7 @@ def write_card(
         decay_percent=100 * config.decay_share,
         load_balancing=config.load_balancing_coefficient,
         z_loss=config.z_loss_coefficient,
+        repeats=_repeats(config),
         continued=_continued(config),
         data=_data(config, corpus, training_tokens),
         validation_percent=100 * config.validation_share,
@@ -155,6 +158,7 @@ def write_card(
         sequence_length=config.sequence_length,
         confidence=100 * measured["confidence"],
         validation=_validation(measured["validation"]),
+        copying=_copying(measured["copying"]),
         benchmarks=_benchmarks(cells, measured["weights_sha256"]) if cells else "",
         max_entropy=np.log(config.model.num_experts),
         routing=_routing(measured["routing"]),
@@ -218,6 +222,16 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
     )
 
 
+def _repeats(config: PretrainConfig) -> str:
+    if not config.repeat_share:
+        return ""
+    return f"""
+
+{100 * config.repeat_share:g} % of the windows are a short text from the data, repeated to the end.
+They teach attention to copy from the context, which plain text teaches only over far more tokens.
+The loss of training, not that of validation, is lower for them."""
+
+
 def _continued(config: PretrainConfig) -> str:
     before = config.continue_from
     if before is None:
@@ -265,6 +279,15 @@ def _validation(validation: dict) -> str:
             }
             for name, part in parts.items()
         ]
+    )
+
+
+def _copying(copying: dict[str, float]) -> str:
+    first, second = copying["first"], copying["second"]
+    return (
+        f"When the same {copying['tokens']} tokens of these texts stand twice in a window, the "
+        f"first reading costs {first:.3f} nats a token and the second {second:.3f}: what the model "
+        "can copy from its context."
     )
 
 

@@ -96,6 +96,12 @@ class PretrainConfig(ClosedModel):
     steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
     batch_size: PositiveInt = Field(16, description="Sequences a step.")
     sequence_length: PositiveInt = Field(256, description="Tokens a sequence.")
+    repeat_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the training windows that repeat their first tokens to the end.",
+    )
     learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
     decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from moe_routing.pretraining.config import HubTextSource, LocalTextSource, TextSource
 
+SHORTEST_PERIOD = 8
+"""Tokens of the shortest text that is repeated to fill a window."""
+
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -143,17 +146,27 @@ class PackedCorpus:
 
     The window at place n of the schedule depends on (seed, n) only, so that a run resumed at any
     step reads what an unbroken run would have read. A source is passed over in a new order each
-    epoch, without replacement within one.
+    epoch, without replacement within one. In a share ``repeats`` of the windows the first tokens
+    are repeated to the end. It teaches attention to copy what followed the last time (induction
+    heads, Olsson et al. 2022, 2209.11895), as a name that comes back in a story asks for; in plain
+    text there is too little of that for a short run to learn it.
     """
 
     tokens: tuple[np.ndarray, ...]
     weights: tuple[float, ...]
     length: int
     seed: int
+    repeats: float = 0.0
 
     @classmethod
     def open(
-        cls, folder: Path, sources: list[TextSource], split: str, length: int, seed: int
+        cls,
+        folder: Path,
+        sources: list[TextSource],
+        split: str,
+        length: int,
+        seed: int,
+        repeats: float = 0.0,
     ) -> PackedCorpus:
         """Map the token files of ``sources`` into memory."""
         tokens = tuple(np.load(folder / f"{s.name}.{split}.npy", mmap_mode="r") for s in sources)
@@ -163,7 +176,7 @@ class PackedCorpus:
                     f"pretraining source '{source.name}': {array.size} {split} tokens; "
                     f"at least {length + 1} are needed"
                 )
-        return cls(tokens, tuple(s.weight for s in sources), length, seed)
+        return cls(tokens, tuple(s.weight for s in sources), length, seed, repeats)
 
     def batches(self, batch_size: int, first_step: int, last_step: int) -> Iterator[np.ndarray]:
         """Yield int64 arrays (batch_size, length + 1) for steps first_step ... last_step - 1."""
@@ -178,8 +191,23 @@ class PackedCorpus:
         for step in range(first_step, last_step):
             places = range(step * batch_size, (step + 1) * batch_size)
             yield np.stack(
-                [self._window(int(source_of[n]), int(turn_of[n]), orders) for n in places]
+                [
+                    self._with_repeat(self._window(int(source_of[n]), int(turn_of[n]), orders), n)
+                    for n in places
+                ]
             )
+
+    def _with_repeat(self, window: np.ndarray, place: int) -> np.ndarray:
+        """Fill the window at this place of the schedule with its own beginning, or leave it."""
+        if self.repeats:
+            # A generator of its own for each place, so that any step can be the first.
+            rng = np.random.default_rng([self.seed, 0, place])
+            if rng.random() < self.repeats:
+                # No fixed distance, which would give the copy away.
+                longest = window.size // 2
+                period = rng.integers(min(SHORTEST_PERIOD, longest), longest, endpoint=True)
+                return np.resize(window[:period], window.size)
+        return window
 
     def _window(
         self, source: int, turn: int, orders: dict[tuple[int, int], np.ndarray]

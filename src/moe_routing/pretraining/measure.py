@@ -141,12 +141,12 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         corpus_folder: token files, as :func:`tokenize_source` writes them.
 
     Returns:
-        ``parameters`` (total and active a token), ``weights_bytes`` and
-        ``weights_sha256``, ``validation`` (loss in nats
-        a token and bits a byte, overall and by source, with intervals of level ``confidence``),
-        ``routing`` by layer, ``static_k`` (loss by fixed number of experts), ``random_experts``
-        (the loss without the router's choice, and its difference from the loss with it), and
-        ``provenance``.
+        ``parameters`` (total and active a token), ``weights_bytes`` and ``weights_sha256``,
+        ``validation`` (loss in nats a token and bits a byte, overall and by source, with intervals
+        of level ``confidence``), ``copying`` (loss at a text's first and second reading in one
+        window), ``routing`` by layer, ``static_k`` (loss by fixed number of experts),
+        ``random_experts`` (the loss without the router's choice, and its difference from the loss
+        with it), and ``provenance``.
 
     Raises:
         InputError: the folder holds no model that can be loaded.
@@ -170,6 +170,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         "weights_sha256": describe_checkpoint(checkpoint)["weights_sha256"],
         "confidence": CONFIDENCE,
         "validation": _validation(windows, nats_W, rng),
+        "copying": _copying(model, windows, Regular(k=native_k)),
         "routing": _routing(recorder.statistics()),
         "static_k": {str(k): float(loss_W.sum() / tokens) for k, loss_W in static.items()},
         "random_experts": {"loss": float(random_W.sum() / tokens), "difference": difference},
@@ -219,6 +220,20 @@ def _validation(windows: Windows, nats_W: np.ndarray, rng: np.random.Generator) 
     return {
         "all": summary(np.ones(len(nats_W), dtype=bool)),
         "sources": {name: summary(windows.source_W == name) for name in names},
+    }
+
+
+def _copying(model: PreTrainedModel, windows: Windows, strategy: Strategy) -> dict[str, float]:
+    """Return the loss in nats a token of the windows' first halves, and of the same once more."""
+    half_WL = windows.ids_WL[:, : windows.ids_WL.shape[1] // 2]
+    count, size = half_WL.shape
+    with routed(model, strategy):
+        once_W = window_losses(model, half_WL, "read once")
+        twice_W = window_losses(model, np.concatenate([half_WL, half_WL], axis=1), "read twice")
+    return {
+        "tokens": size,
+        "first": float(once_W.sum() / (count * (size - 1))),
+        "second": float((twice_W - once_W).sum() / (count * size)),
     }
 
 

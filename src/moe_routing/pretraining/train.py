@@ -84,8 +84,8 @@ class Trainer:
             torch.set_num_threads(config.threads)
         length = config.sequence_length
         self.training, self.validation = (
-            PackedCorpus.open(corpus_folder, config.sources, split, length, config.seed)
-            for split in ("train", "validation")
+            PackedCorpus.open(corpus_folder, config.sources, split, length, config.seed, repeats)
+            for split, repeats in (("train", config.repeat_share), ("validation", 0.0))
         )
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(self.model, config)
