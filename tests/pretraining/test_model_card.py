@@ -228,10 +228,10 @@ def test_card_says_that_windows_were_repeats(
     config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path
 ):
     log = pd.read_csv(run / "training.csv")
-    repeated = config.model_copy(update={"repeat_share": 0.2})
+    repeated = config.model_copy(update={"repeat_share": 0.2, "repeat_steps": 3})
     write_card(repeated, measured, log, corpus(config, tokens), tmp_path / "README.md")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "20 % of the windows are a short text from the data, repeated to the end." in card
+    assert "20 % of the windows of the run's first 3 steps are a short text" in card
 
 
 def test_card_takes_benchmarks_of_these_weights_only(

@@ -50,6 +50,14 @@ def test_a_run_can_be_prolonged_before_its_decay(config: PretrainConfig, tmp_pat
         record_start(changed(config, steps=80), CORPUS, tmp_path, steps_done=76)
 
 
+def test_repeats_can_be_ended_after_the_steps_done(config: PretrainConfig, tmp_path: Path):
+    run = changed(config, steps=100, repeat_share=0.5)
+    record_start(run, CORPUS, tmp_path, steps_done=0)
+    with pytest.raises(InputError, match=r"8 steps were .* steps with repeats = 8, now it is 7"):
+        record_start(changed(run, repeat_steps=7), CORPUS, tmp_path, steps_done=8)
+    record_start(changed(run, repeat_steps=8), CORPUS, tmp_path, steps_done=8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

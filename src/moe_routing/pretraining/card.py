@@ -225,11 +225,12 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
 def _repeats(config: PretrainConfig) -> str:
     if not config.repeat_share:
         return ""
+    steps = f" of the run's first {config.repeat_steps:,} steps" if config.repeat_steps else ""
     return f"""
 
-{100 * config.repeat_share:g} % of the windows are a short text from the data, repeated to the end.
-They teach attention to copy from the context, which plain text teaches only over far more tokens.
-The loss of training, not that of validation, is lower for them."""
+{100 * config.repeat_share:g} % of the windows{steps} are a short text from the data, repeated to
+the end. They teach attention to copy from the context, which plain text teaches only over far more
+tokens. The loss of training, not that of validation, is lower for them."""
 
 
 def _continued(config: PretrainConfig) -> str:

@@ -102,6 +102,9 @@ class PretrainConfig(ClosedModel):
         le=1,
         description="Share of the training windows that repeat their first tokens to the end.",
     )
+    repeat_steps: PositiveInt | None = Field(
+        None, description="Steps of this run that have such windows, its first ones; null: all."
+    )
     learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
     decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")
@@ -150,6 +153,12 @@ class PretrainConfig(ClosedModel):
     def first_step(self) -> int:
         """Steps that were done before this run."""
         return self.continue_from.steps if self.continue_from else 0
+
+    @property
+    def repeats_end(self) -> int:
+        """Steps after which no window repeats itself."""
+        own = self.steps if self.repeat_steps is None else self.repeat_steps
+        return min(self.steps, self.first_step + own)
 
     def source(self, name: str) -> TextSource:
         """Return the source of this name.

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -146,10 +147,10 @@ class PackedCorpus:
 
     The window at place n of the schedule depends on (seed, n) only, so that a run resumed at any
     step reads what an unbroken run would have read. A source is passed over in a new order each
-    epoch, without replacement within one. In a share ``repeats`` of the windows the first tokens
-    are repeated to the end. It teaches attention to copy what followed the last time (induction
-    heads, Olsson et al. 2022, 2209.11895), as a name that comes back in a story asks for; in plain
-    text there is too little of that for a short run to learn it.
+    epoch, without replacement within one. In a share ``repeats`` of the windows, up to place
+    ``repeats_end``, the first tokens are repeated to the end. It teaches attention to copy what
+    followed the last time (induction heads, Olsson et al. 2022, 2209.11895), as a name that comes
+    back in a story asks for; in plain text there is too little of that for a short run to learn it.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -157,18 +158,13 @@ class PackedCorpus:
     length: int
     seed: int
     repeats: float = 0.0
+    repeats_end: float = math.inf
 
     @classmethod
     def open(
-        cls,
-        folder: Path,
-        sources: list[TextSource],
-        split: str,
-        length: int,
-        seed: int,
-        repeats: float = 0.0,
+        cls, folder: Path, sources: list[TextSource], split: str, length: int, seed: int
     ) -> PackedCorpus:
-        """Map the token files of ``sources`` into memory."""
+        """Map the token files of ``sources`` into memory; no window repeats itself."""
         tokens = tuple(np.load(folder / f"{s.name}.{split}.npy", mmap_mode="r") for s in sources)
         for source, array in zip(sources, tokens, strict=True):
             if array.size <= length:
@@ -176,7 +172,7 @@ class PackedCorpus:
                     f"pretraining source '{source.name}': {array.size} {split} tokens; "
                     f"at least {length + 1} are needed"
                 )
-        return cls(tokens, tuple(s.weight for s in sources), length, seed, repeats)
+        return cls(tokens, tuple(s.weight for s in sources), length, seed)
 
     def batches(self, batch_size: int, first_step: int, last_step: int) -> Iterator[np.ndarray]:
         """Yield int64 arrays (batch_size, length + 1) for steps first_step ... last_step - 1."""
@@ -199,7 +195,7 @@ class PackedCorpus:
 
     def _with_repeat(self, window: np.ndarray, place: int) -> np.ndarray:
         """Fill the window at this place of the schedule with its own beginning, or leave it."""
-        if self.repeats:
+        if self.repeats and place < self.repeats_end:
             # A generator of its own for each place, so that any step can be the first.
             rng = np.random.default_rng([self.seed, 0, place])
             if rng.random() < self.repeats:

@@ -15,7 +15,7 @@ STARTED_WITH = "started_with.json"
 MAY_CHANGE = {
     "name", "sources", "device", "threads", "steps", "decay_share", "learning_rate",
     "warmup_steps", "validation_interval", "validation_batches", "checkpoint_interval",
-    "card_tokens", "max_weights_bytes",
+    "repeat_steps", "card_tokens", "max_weights_bytes",
 }  # fmt: skip
 """Keys that do not decide the weights, or are compared by what they come to."""
 
@@ -71,6 +71,8 @@ def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: 
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
     pairs = [(key, getattr(before, key), getattr(config, key)) for key in fixed]
     pairs.append(("sources", _mixture(before), _mixture(config)))
+    repeated = (min(steps_done, run.repeats_end) for run in (before, config))
+    pairs.append(("steps with repeats", *repeated))
     rates = (
         (n, learning_rate(n, before), learning_rate(n, config))
         for n in range(config.first_step, steps_done)

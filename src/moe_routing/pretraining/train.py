@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,13 @@ class Trainer:
             torch.set_num_threads(config.threads)
         length = config.sequence_length
         self.training, self.validation = (
-            PackedCorpus.open(corpus_folder, config.sources, split, length, config.seed, repeats)
-            for split, repeats in (("train", config.repeat_share), ("validation", 0.0))
+            PackedCorpus.open(corpus_folder, config.sources, split, length, config.seed)
+            for split in ("train", "validation")
+        )
+        self.training = replace(
+            self.training,
+            repeats=config.repeat_share,
+            repeats_end=config.repeats_end * config.batch_size,
         )
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(self.model, config)
