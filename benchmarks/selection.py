@@ -3,7 +3,8 @@
 Prints a Markdown table: what BH compares (the logit or another statistic with critical values, or
 p-values), median milliseconds a layer of the stock router at the model's own k and of ours
 (softmax, select and weigh), the median and quartiles of the ratio over alternating pairs of runs,
-and the ratio of the fastest runs, which other load on the machine disturbs least. On the CPU times
+the ratio of the fastest runs, which other load on the machine disturbs least, and the median ratio
+of selection alone to ``torch.topk`` alone, both given the softmax. On the CPU times
 are processor time, so that what else the machine does counts less; numpy sorts on one thread
 whatever ``--threads`` says, while torch's top-k uses them all.
 
@@ -128,9 +129,13 @@ def main(argv: list[str] | None = None) -> None:
     layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
     synchronise = torch.cuda.synchronize if layers[0].logits_TE.is_cuda else None
 
+    probabilities = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
     k = sample.native_k
-    print(f"| strategy | compares | stock top-{k}, ms | ours, ms | ratio | quartiles | fastest |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        f"| strategy | compares | stock top-{k}, ms | ours, ms | ratio | quartiles | fastest "
+        "| alone |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for strategy_id in arguments.strategies or default_ids(arguments.cap, arguments.alpha):
         strategy = parse_strategy(strategy_id)
         select = strategy.selector(fitted, arguments.experts)
@@ -143,8 +148,15 @@ def main(argv: list[str] | None = None) -> None:
             arguments.rounds,
             synchronise,
         )
+        *_, (_, alone, _), _ = compare(
+            lambda layer: probabilities[layer].topk(k, dim=-1),
+            lambda layer, select=select: select(layers[layer], probabilities[layer]),
+            len(layers),
+            arguments.rounds,
+            synchronise,
+        )
         cells = [strategy.id, compared(strategy, null, layers[0]), f"{before:.2f}", f"{after:.2f}"]
-        cells += [f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{fastest:.2f}"]
+        cells += [f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{fastest:.2f}", f"{alone:.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

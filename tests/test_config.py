@@ -86,6 +86,23 @@ def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against():
     assert nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
 
 
+def test_a_job_scores_strategies_of_one_family_or_controls(values):
+    values["strategies"] = ["uniform_k4", "regular_k8", "bh_k8_a005", "regular_k2", "regular_k4"]
+    values["controls"] = ["regular_k1", "shuffle.bh_k8_a005", "regular_k16"]
+    values["resources"] = {"strategies_per_job": 2}
+    assert StudyConfig.model_validate(values).scoring_jobs == [
+        ("uniform_k4",),
+        ("regular_k8", "regular_k2"),
+        ("regular_k4",),
+        ("bh_k8_a005",),
+        ("regular_k1", "shuffle.bh_k8_a005"),
+        ("regular_k16",),
+    ]
+    values["resources"] = {}
+    study = StudyConfig.model_validate(values)
+    assert sorted(study.scoring_jobs) == sorted((name,) for name in study.scored)
+
+
 def change(values, key, value):
     values = copy.deepcopy(values)
     *parents, last = key.split(".")

@@ -163,7 +163,8 @@ class ResourcesConfig(ClosedModel):
     gpu: int = Field(0, ge=0, description="GPUs.")
     strategies_per_job: PositiveInt = Field(
         1,
-        description="Strategies of a family that one job scores, loading the model once for them.",
+        description="Strategies of a family that one job scores, loading the model once for them; "
+        "a job that fails is done again as a whole.",
     )
 
 

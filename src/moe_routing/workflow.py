@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -73,3 +74,8 @@ def dataset_of(file: str) -> str:
 def source_section(study: StudyConfig, file: str) -> dict[str, object]:
     """Return the source of a fetched file, so that only its change fetches again."""
     return source_of(study, dataset_of(file)).model_dump(mode="json")
+
+
+def unique_folders(paths: Iterable[str]) -> list[str]:
+    """Return the names of the folders that files lie in, each once, in order."""
+    return list(dict.fromkeys(Path(path).parent.name for path in paths))

@@ -11,6 +11,7 @@ from moe_routing.workflow import (
     raw_file,
     sections,
     source_section,
+    unique_folders,
     validate_config,
     write_config,
 )

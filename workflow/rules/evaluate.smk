@@ -44,7 +44,8 @@ for strategies in study.scoring_jobs:
                 "statistics.confidence",
                 "statistics.resamples",
             ),
-            strategies=strategies,
+            # From the outputs: another grouping into jobs is then no reason to score again.
+            strategies=lambda wildcards, output: unique_folders(output),
             datasets=", ".join(study.datasets),
             results=subpath(input.model, parent=True),
         message:

@@ -10,7 +10,6 @@ Shape letters: N scored positions, C positions of a block, H hidden size, V voca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +42,7 @@ def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) 
 class BaselineDivergence:
     """KL(baseline || strategy) on the same items, for one strategy after another.
 
-    The baseline reads the items once, before the first strategy that needs it; its final hidden
-    states are kept on the host.
+    The baseline reads the items once; its final hidden states are kept on the host.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class BaselineDivergence:
         config: StudyConfig,
         calibration: Calibration | None,
     ) -> None:
-        """Encode the items.
+        """Let the baseline read the items.
 
         Args:
             loaded: the model.
@@ -77,6 +75,7 @@ class BaselineDivergence:
             window=config.evaluation.window,
         )
         self._windows = _windows(self._scorer.encoder, items, task)
+        self._baseline_states = self._states(self.baseline)
 
     def of(self, strategy: Strategy) -> dict[str, float]:
         """Return the divergence of each item by id, nats, summed over its scored positions.
@@ -98,10 +97,6 @@ class BaselineDivergence:
             if not value < float("inf"):
                 raise InputError(f"{strategy.id}: the divergence of item '{name}' is not finite")
         return divergence
-
-    @cached_property
-    def _baseline_states(self) -> list[Tensor]:
-        return self._states(self.baseline)
 
     def _states(self, strategy: Strategy) -> list[Tensor]:
         requests = [request for group in self._windows for request in group]
