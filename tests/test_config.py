@@ -60,8 +60,9 @@ def test_full_studies_have_69_cells(name):
         ("layermean.bh_k8_a005_pooled", "layermean", "bh_k8_a005_pooled"),
         ("randomid_s3.adaptive_k8", "randomid", "adaptive_k8"),
         ("bh_k8_a005_pooled_mass-matched", "weighting", "bh_k8_a005_pooled"),
-        ("by_k8_a005", "other", "regular_k8"),
-        ("normalized_k3", "other", "regular_k8"),
+        ("topp_k8_p050", "rival", "regular_k8"),
+        ("by_k8_a005", "rival", "regular_k8"),
+        ("normalized_k3", "static", "regular_k8"),
     ],
 )
 def test_what_a_control_takes_apart(control, kind, base):

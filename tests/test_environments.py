@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ CONDA_NAMES = {
     "snakemake-minimal": "snakemake",
 }
 CONDA_ONLY = {"pandoc", "pip", "python", "quarto"}
+BIOCONDA = {"snakemake-minimal"}
+"""Packages that conda-forge does not have."""
 
 
 def canonical(name: str) -> str:
@@ -68,6 +70,20 @@ def test_every_import_of_the_package_is_a_declared_dependency():
     assert undeclared == set()
 
 
+def test_runner_has_what_snakemake_needs_for_its_report():
+    """The minimal package leaves out what snakemake[reports] names."""
+    environment = yaml.safe_load((ROOT / "envs" / "runner.yaml").read_text(encoding="utf-8"))
+    needed = {requirement_name(r) for r in requires("snakemake") if 'extra == "reports"' in r}
+    assert needed
+    assert needed <= {requirement_name(r) for r in environment["dependencies"]}
+
+
+def test_no_dependency_is_declared_twice():
+    lists = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    for names in (list(map(requirement_name, declared)) for declared in lists):
+        assert sorted(set(names)) == sorted(names)
+
+
 def test_constraints_pin_every_declared_dependency():
     extras = project()["optional-dependencies"].values()
     declared = {requirement_name(r) for r in sum(extras, project()["dependencies"])}
@@ -78,8 +94,9 @@ def test_constraints_pin_every_declared_dependency():
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
 def test_conda_environments_pin_the_constraints_versions(path: Path):
     environment = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert environment["channels"] == ["conda-forge", "nodefaults"]
     pins = dict([*dependency.split(" ="), ""][:2] for dependency in environment["dependencies"])
+    channels = ["conda-forge", *(["bioconda"] if BIOCONDA & pins.keys() else []), "nodefaults"]
+    assert environment["channels"] == channels
     assert pins.pop("python") == "3.12"
     for name, version in pins.items():
         if name not in CONDA_ONLY:

@@ -175,12 +175,16 @@ class StudyConfig(ClosedModel):
     seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
     model: ModelConfig = Field(description="The model under study.")
     calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
-    datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Evaluation sets.")
+    datasets: dict[str, DatasetConfig] = Field(
+        min_length=1,
+        description="Evaluation sets. The workflow needs one of running text (wikitext or "
+        "wikipedia), which its analyses read.",
+    )
     strategies: list[str] = Field(min_length=1, description="Strategy ids.")
     controls: list[str] = Field(
         [],
-        description="Ids of strategies scored beside the comparison: points of the static curve, "
-        "and strategies with one part replaced.",
+        description="Ids of strategies scored beside the comparison: points of static curves, "
+        "strategies with one part replaced, and rivals.",
     )
     noise: list[NoiseArm] = Field(
         [], description="The baseline against itself, with one setting changed."
@@ -313,9 +317,9 @@ def control_of(control_id: str, baseline: str) -> tuple[str, str]:
         baseline: the study's baseline.
 
     Returns:
-        ``static`` and the baseline for a point of the static curve; ``shuffle``, ``layermean`` or
+        ``static`` and the baseline for a point of a static curve; ``shuffle``, ``layermean`` or
         ``randomid`` and the strategy taken apart; ``weighting`` and the same strategy under its
-        family's default weights; ``other`` and the baseline for any other strategy.
+        family's default weights; ``rival`` and the baseline for any other strategy.
 
     >>> control_of("shuffle.bh_k8_a005", "regular_k8")
     ('shuffle', 'bh_k8_a005')
@@ -325,14 +329,14 @@ def control_of(control_id: str, baseline: str) -> tuple[str, str]:
     strategy = parse_strategy(control_id)
     if isinstance(strategy, CONTROLS):
         return strategy.family, strategy.base.id
-    if type(strategy) is Regular:
+    if isinstance(strategy, Regular):  # or one of its subclasses, with other weights
         return "static", baseline
     if "weighting" in strategy.words:
         default = type(strategy).model_fields["weighting"].default
         base = strategy.model_copy(update={"weighting": default})
         if base != strategy:
             return "weighting", base.id
-    return "other", baseline
+    return "rival", baseline
 
 
 def load_config(path: Path | str) -> StudyConfig:

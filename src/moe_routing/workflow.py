@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +43,25 @@ def write_config(study: StudyConfig, path: Path | str) -> None:
     """Write the complete config, defaults included."""
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+
+
+def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None:
+    """Write ``run.json``: which config file makes the study again, relative to this folder.
+
+    That is the file the workflow was given. Where it was given several, or settings on the command
+    line besides, no file says all; and one from elsewhere comes with no copy of the repository.
+    Then it is the complete config beside ``path``.
+
+    Args:
+        files: config files of the run.
+        changed: whether the command line changed settings.
+        path: file to write.
+    """
+    given = [Path(os.path.relpath(file)) for file in files]
+    whole = len(given) == 1 and not changed and ".." not in given[0].parts
+    file = given[0] if whole else Path(os.path.relpath(path.with_name("config.yaml")))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"config_file": file.as_posix()}) + "\n")
 
 
 def nulls_of(*strategy_ids: str) -> list[str]:

@@ -20,6 +20,10 @@ from moe_routing.schema import parse
         ({"validity": {"nulls": ["x"]}}, "validity: nulls has 'x'"),
         ({"audit": {"horizon": 40}}, "audit: horizon is 40; allowed: less than half of context"),
         ({"audit": {"epsilon": []}}, "audit.epsilon is []"),
+        (
+            {"audit": {"epsilon": [0.1, 0.5]}},
+            "audit: primary_epsilon is 0.01; allowed: one of epsilon, [0.1, 0.5]",
+        ),
         ({"baseline": {"token": 5}}, "baseline.token: unknown key; did you mean 'tokens'?"),
     ],
 )

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from moe_routing.analysis.audit import choose_probes, write_audit
 from moe_routing.analysis.baseline import write_baseline
-from moe_routing.analysis.bh import write_bh
+from moe_routing.analysis.bh import run_arm, write_bh
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
-from moe_routing.analysis.validity import write_validity
+from moe_routing.analysis.telemetry import UnionRecorder
+from moe_routing.analysis.text import first_items, read_text
+from moe_routing.analysis.validity import design_tables, write_validity
 from moe_routing.config import load_config
 from moe_routing.data.items import Item, document_item, write_items
 from moe_routing.errors import InputError
+from moe_routing.evaluation.cells import score_dataset, score_items
+from moe_routing.figures import baseline as baseline_figures
+from moe_routing.figures import bh as bh_figures
 from moe_routing.figures.audit import draw_audit
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.figures.validity import draw_validity
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import save_null
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,10 +184,6 @@ def test_bh_rows_and_top_k_rows(bh):
 
 
 def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh):
-    from moe_routing.analysis.text import first_items, read_text
-    from moe_routing.evaluation.cells import score_items
-    from moe_routing.routing.strategies import parse_strategy
-
     items = first_items(read_text(config, results), nano.tokenizer, 300)
     frame, _, _ = score_items(
         nano, parse_strategy("bh_k4_a010"), items, "perplexity", config, calibration, "test"
@@ -188,6 +193,62 @@ def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh)
     row = bh[bh["strategy"] == "bh_k4_a010"].iloc[0]
     assert row["token_perplexity"] == pytest.approx(estimate.value, rel=1e-5)
     assert row["n_documents"] == len(items)
+
+
+@pytest.mark.parametrize("strategy", ["bh_k4_a010_pooled", "regular_k4"])
+def test_cells_count_floor_and_cap_where_they_bind(results, config, nano, calibration, strategy):
+    (results / "model.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    _, record = score_dataset(
+        nano, parse_strategy(strategy), "wikipedia", config, results, calibration
+    )
+    routing = record["routing"]
+    histogram_C = np.sum(routing["by_layer"]["count_histogram"], axis=0)
+    at_one, at_four = histogram_C[[1, 4]] / histogram_C.sum()
+    if strategy == "regular_k4":
+        assert (at_four, routing["share_floor"], routing["share_cap"]) == (1.0, 0.0, 0.0)
+    else:
+        # Where the rule itself wants one expert, the floor of one does not bind.
+        assert 0 < routing["share_empty"] == routing["share_floor"] < at_one
+        assert routing["share_cap"] < at_four
+
+
+def test_tables_and_captions_name_data_set_and_window(results, nano, bh, baseline):
+    window = nano.model.config.max_position_embeddings
+    static = pd.read_csv(results / "bh" / "bh_static_curve.csv")
+    for table in (bh, static, baseline):
+        assert list(table)[-2:] == ["dataset", "window"]
+        assert set(table["dataset"]) == {"wikipedia"}
+        assert set(table["window"]) == {window}
+    for caption in (bh_figures.caption(bh), baseline_figures.caption(baseline)):
+        assert caption.startswith(f"Wikipedia, window {window:,}: ")
+
+
+def test_likelihoods_that_are_not_finite_stop_the_deep_dive(results, config, nano, calibration):
+    broken = copy.deepcopy(nano.model)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[-1] = torch.nan
+    items = read_text(config, results)[:1]
+    with pytest.raises(InputError, match="regular_k8 on wikipedia: a log-likelihood is not finite"):
+        run_arm(
+            replace(nano, model=broken), parse_strategy("regular_k8"), items, calibration, config
+        )
+
+
+def test_router_logits_that_are_not_finite_stop_the_deep_dive(
+    results, config, nano, calibration, monkeypatch
+):
+    """As on an accelerator, where the router itself does not look."""
+
+    def spoilt(self):
+        statistics = super(UnionRecorder, self).statistics()
+        entropy_L = statistics.entropy_L.copy()
+        entropy_L[3] = np.nan
+        return replace(statistics, entropy_L=entropy_L)
+
+    monkeypatch.setattr(UnionRecorder, "statistics", spoilt, raising=False)
+    items = read_text(config, results)[:1]
+    with pytest.raises(InputError, match="router logits of layer 3 are not finite"):
+        run_arm(nano, parse_strategy("regular_k8"), items, calibration, config)
 
 
 def test_the_advice_covers_every_arm_but_the_baseline(results, bh):
@@ -217,12 +278,26 @@ def test_verdicts_cover_the_nulls_asked_for(results, validity):
     assert broken[["null", "design"]].to_numpy().tolist() == [["within_token", "real_marginal"]]
 
 
+def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
+    settings = config.analysis.validity.model_copy(update={"nulls": ["per_expert"]})
+    analysis = config.analysis.model_copy(update={"validity": settings})
+    with pytest.raises(InputError) as caught:
+        design_tables(config.model_copy(update={"analysis": analysis}), calibration.sample, rng)
+    assert str(caught.value) == (
+        "analysis.validity.tokens is 256; allowed: more, since null 'per_expert' then has 512 "
+        "draws and a verdict at level 0.05 needs 1280"
+    )
+
+
 def test_the_audit_removes_every_selected_pair_of_the_stock_router(results, audit):
     removals = pd.read_parquet(results / "audit" / "removals.parquet")
     stock = removals[removals["arm"] == "regular_k8"]
     assert len(stock) == 9 * 2 * 8
     assert set(stock["layer"]) == {0, 15}
     assert stock["discovered"].all()
+    assert stock["hit"].mean() > 0.95
+    missed = audit[(audit["layer"] == "all") & (audit["scope"] == "own")].groupby("arm")["n_missed"]
+    assert missed.first().to_dict() == (~removals["hit"]).groupby(removals["arm"]).sum().to_dict()
     assert set(audit["arm"]) == {"regular_k8", "bh_k64_a010_pooled"}
 
 

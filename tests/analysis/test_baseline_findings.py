@@ -111,6 +111,39 @@ def test_a_planted_relation_of_ease_and_weight_is_shown(rng, documents, sign, wo
     assert [row["layer"] for row in found["by_layer"]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("sign", "word"), [(-1, "larger"), (1, "smaller")])
+def test_the_relation_within_documents_is_reported_whatever_that_between_them(
+    rng, documents, sign, word
+):
+    """Simpson's paradox: between documents the sign is the opposite one."""
+    token_T = rng.normal(size=400)
+    loss_T = token_T - sign * 4 * documents
+    weight_LT = sign * token_T + 4 * documents + rng.normal(0, 0.3, (3, 400))
+    assert sign * spearman(loss_T, weight_LT.mean(0)) < -0.9
+    found = ease_and_weight(loss_T, weight_LT, documents, **SETTINGS, rng=rng)
+    assert found["shown"]
+    assert sign * found["rho"] > 0.5
+    assert sign * found["low"] > 0
+    assert sign * found["high"] > 0
+    assert f"a {word} largest weight" in found["statement"]
+    assert "position in the document is not controlled" in found["statement"]
+    # The slow way: rank all tokens, take each document's mean away, correlate.
+    ranks = [stats.rankdata(loss_T), stats.rankdata(weight_LT.mean(0))]
+    for document in range(40):
+        for rank_T in ranks:
+            rank_T[documents == document] -= rank_T[documents == document].mean()
+    assert found["rho"] == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-9)
+
+
+def test_a_relation_between_documents_alone_is_not_claimed(rng, documents):
+    loss_T = documents + rng.normal(size=400)
+    weight_LT = documents + rng.normal(size=(3, 400))
+    found = ease_and_weight(loss_T, weight_LT, documents, **SETTINGS, rng=rng)
+    assert not found["shown"]
+    assert abs(found["rho"]) < 0.2
+    assert found["low"] < 0 < found["high"]
+
+
 def test_no_relation_is_claimed_without_one(rng, documents):
     found = ease_and_weight(
         rng.gamma(2, 1, 400), rng.random((3, 400)), documents, **SETTINGS, rng=rng

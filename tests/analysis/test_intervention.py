@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from moe_routing.analysis.audit import spaced_layers
-from moe_routing.analysis.intervention import SelectionRecorder, loss_changes, removed
+from moe_routing.analysis.intervention import (
+    Removal,
+    SelectionRecorder,
+    loss_changes,
+    removed,
+)
+from moe_routing.errors import InputError
 from moe_routing.models.adapters import find_routers
 from moe_routing.models.patch import routed
 
@@ -56,6 +64,7 @@ def test_changes_equal_a_complete_recomputation(tiny, tiny_calibration, ids, arm
             position = found.position
             assert found.change_RS.shape == (len(found.removals), horizon)
             assert found.noise < 1e-4
+            assert found.hit_R.all()
             for removal, change_S in zip(found.removals, found.change_RS, strict=True):
                 slow = slow_change(tiny, ids, position, removal)
                 assert np.allclose(change_S, slow[position : position + horizon], atol=2e-5)
@@ -83,25 +92,76 @@ def test_every_selected_pair_of_the_layers_is_removed_once(tiny, ids):
 
 
 def test_experts_that_the_floor_put_in_are_no_discoveries(tiny, tiny_calibration, ids):
+    recorder, whole = SelectionRecorder(), SelectionRecorder()
+    arm, layers = "bh_k8_a010_m2", [0, 1, 2]
+    with routed(tiny, arm, calibration=tiny_calibration, recorder=recorder):
+        found = list(loss_changes(tiny, ids, range(4, 20), layers, 1, recorder))
+    with routed(tiny, arm, calibration=tiny_calibration, recorder=whole), torch.inference_mode():
+        tiny(ids[None, :-1])
+    rejected = {layer: whole.routings[layer].selection.rejected_T.tolist() for layer in layers}
+    values = set()
+    for result in found:
+        for removal in result.removals:
+            by_rule = removal.place < rejected[removal.layer][result.position]
+            assert removal.discovered == by_rule
+            values.add(removal.discovered)
+        places = {(removal.layer, removal.place) for removal in result.removals}
+        assert all((layer, 1) in places for layer in layers)
+    assert values == {True, False}
+
+
+class Planted(SelectionRecorder):
+    """Asks for an expert that was not selected, too; its weight is -1 to tell it apart."""
+
+    def removals(self, token, layers):
+        found = super().removals(token, layers)
+        absent = sorted(set(range(8)) - {removal.expert for removal in found})[:1]
+        return [*found, *(Removal(layers[0], expert, 8, True, -1.0) for expert in absent)]
+
+
+@pytest.mark.parametrize("implementation", ["ragged", "eager", "batched_mm"])
+def test_a_removal_of_an_expert_that_is_not_selected_is_a_miss(
+    tiny, tiny_calibration, ids, implementation
+):
+    recorder = Planted()
+    with routed(
+        tiny,
+        "bh_k8_a010",
+        calibration=tiny_calibration,
+        recorder=recorder,
+        experts_implementation=implementation,
+    ):
+        found = list(loss_changes(tiny, ids, range(4, 20), [1], 2, recorder))
+    planted = set()
+    for result in found:
+        assert result.hit_R.tolist() == [removal.weight > 0 for removal in result.removals]
+        assert np.abs(result.change_RS[~result.hit_R]).max(initial=0.0) < 1e-5
+        assert np.abs(result.change_RS[result.hit_R]).max() > 1e-4
+        planted |= {removal.expert for removal in result.removals if removal.weight < 0}
+    # Padded slots carry the id 0 under some implementations.
+    assert 0 in planted
+
+
+@pytest.mark.parametrize("position", [9, 12])
+def test_losses_that_are_not_finite_are_one_line(tiny, ids, position):
+    broken = copy.deepcopy(tiny)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[-1] = torch.nan
     recorder = SelectionRecorder()
-    floor = "bh_k8_a001_m2"
-    with routed(tiny, floor, calibration=tiny_calibration, recorder=recorder):
-        found = list(loss_changes(tiny, ids, [6, 7, 8], [0, 1, 2], 1, recorder))
-        rejected = {
-            layer: routing.selection.rejected_T for layer, routing in recorder.routings.items()
-        }
-    assert set(rejected) == {0, 1, 2}
-    removals = [removal for result in found for removal in result.removals]
-    assert any(not removal.discovered for removal in removals)
-    places = {(removal.layer, removal.place) for removal in removals}
-    assert all((layer, 1) in places for layer in range(3))
+    with (
+        routed(broken, "regular_k3", recorder=recorder),
+        pytest.raises(InputError, match=f"a loss at position {position} is not finite") as caught,
+    ):
+        list(loss_changes(broken, ids, [position], [0], 1, recorder))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_removal_changes_nothing(tiny, ids):
     with routed(tiny, "regular_k3"):
         expected = losses(tiny, ids)
-        with removed(find_routers(tiny), [], 4):
+        with removed(find_routers(tiny), [], 4) as hit_R:
             assert np.array_equal(losses(tiny, ids), expected)
+        assert hit_R.numel() == 0
 
 
 def test_the_model_is_restored_even_after_an_error(tiny, ids):
@@ -133,8 +193,6 @@ def test_layers_are_spread_over_the_model():
 
 
 def test_losses_are_finer_than_half_precision_logits(tiny, ids):
-    import copy
-
     half = copy.deepcopy(tiny).to(torch.bfloat16)
     recorder = SelectionRecorder()
     with routed(half, "regular_k3", recorder=recorder):

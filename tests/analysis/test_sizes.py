@@ -16,14 +16,17 @@ from moe_routing.analysis.sizes import (
     binding_rows,
     call_nulls,
     examine,
+    fails_above,
     harmonic,
     histogram_rows,
     judge_designs,
     layer_p_values,
     qq_rows,
+    reachable,
     rejections,
     size_row,
 )
+from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
@@ -75,13 +78,41 @@ def test_small_p_values_show_up_in_size_and_tables(rng):
     assert histogram_rows(p_TE)["share"].iloc[0] > 3 / BINS
 
 
-@pytest.mark.parametrize("null", ["pooled", "per_expert"])
-@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize(
+    ("null", "alpha"),
+    [
+        ("pooled", 0.01),
+        *((null, alpha) for null in ("pooled", "per_expert") for alpha in (0.05, 0.1, 0.2)),
+    ],
+)
 def test_marginal_nulls_select_rarely_however_strong_the_signal(real, null, alpha):
     fitted = NULLS[null].fit(real)
     rows = binding_rows(fitted, real, [alpha], min_k=1, max_k=8)
+    assert len(rows) == real.num_layers
     assert (rows["bound"] == min(1, alpha * harmonic(32))).all()
     assert (rows["share_any"] <= rows["bound"]).all()
+
+
+def test_levels_that_the_draws_cannot_reach_are_left_out(real):
+    """1,500 draws an expert: alpha 0.05 of 32 experts needs 640, alpha 0.02 needs 1,600."""
+    levels = [0.01, 0.02, 0.05]
+    for name, left in (("per_expert", [0.05]), ("pooled", levels)):
+        null = NULLS[name].fit(real)
+        assert examine(null, real, levels, 0.95)["size"]["alpha"].unique().tolist() == left
+        rows = binding_rows(null, real, levels, min_k=1, max_k=8)
+        assert sorted(rows["alpha"].unique()) == left
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.02, 32 / 1500, 0.05])
+def test_routing_refuses_exactly_the_levels_that_are_left_out(real, alpha):
+    null = NULLS["per_expert"].fit(real)
+    if alpha > 0.02:
+        assert reachable(null, [alpha], 32) == [alpha]
+        null.check_level(alpha / 32, "any")
+    else:
+        assert reachable(null, [alpha], 32) == []
+        with pytest.raises(InputError, match="has 1500 calibration draws"):
+            null.check_level(alpha / 32, "any")
 
 
 def test_a_null_that_sees_the_signal_exceeds_that_bound(real):
@@ -113,10 +144,10 @@ def test_examine_covers_every_layer_and_all_of_them(real, rng):
 
 @pytest.mark.parametrize("null", ["pooled", "within_token", "permuted_context"])
 def test_nulls_called_valid_hold_their_size_in_noise(real, rng, null):
-    first, second = samples(DESIGNS["normal"], real, 1500, rng)
+    first, second = samples(DESIGNS["normal"], real, 6000, rng)
     sizes = examine(NULLS[null].fit(first), second, [0.05], 0.95)["size"]
     overall = sizes.loc[sizes["layer"] == ALL_LAYERS, "size"].item()
-    assert 0.03 <= overall <= 0.065
+    assert 0.03 <= overall <= RULE["largest_size"]
 
 
 def test_a_selected_null_is_shown_failing(real, rng):
@@ -162,9 +193,21 @@ def test_verdict_follows_its_rule(by_layer, valid, failing):
     assert call["worst_layer_low"] < max(by_layer) < call["worst_layer_high"]
     assert f"{max(by_layer):.3f}" in call["verdict"]
     assert ("is valid" in call["verdict"]) == valid
+    edge = call["layer_fails_above"]
+    assert (max(by_layer) > edge) == bool(failing)
+    assert f"allowed: 0.06. At 2,000 tokens a layer fails above {edge:.3f}." in call["verdict"]
     if failing:
         expected = f"fails in {len(failing.split())} of {len(by_layer)} layers"
         assert f"{expected} ({', '.join(failing.split())})" in call["verdict"]
+
+
+@pytest.mark.parametrize(("tokens", "confidence"), [(300, 0.95), (2048, 1 - 0.05 / 80)])
+def test_a_layer_fails_exactly_above_its_operating_point(tokens, confidence):
+    edge = fails_above(0.06, tokens, confidence)
+    below, above = (
+        wilson_interval((edge + step) * tokens, tokens, confidence)[0] for step in (-1e-6, 1e-6)
+    )
+    assert below < 0.06 < above
 
 
 def test_more_layers_widen_the_limits_of_each():

@@ -27,7 +27,7 @@ ROUTING = (
 
 @pytest.fixture
 def results(tmp_path):
-    for strategy_id in load_config(CONFIG).scored:
+    for strategy_id in (*load_config(CONFIG).scored, "perlayer_k6"):
         strategy = parse_strategy(strategy_id)
         for dataset, (task, metric) in METRIC.items():
             record = {
@@ -82,6 +82,11 @@ def test_without_controls_their_table_has_a_header_only(results):
     assert controls.empty
     assert list(controls.columns) == list(cells.columns)
     assert set(metrics["strategy"]) == set(cells["strategy"])
+
+
+def test_a_rule_with_a_mean_number_of_experts_has_a_k(results):
+    _, _, controls, _ = tables_of(results, controls=["perlayer_k6"])
+    assert controls["k"].tolist() == [6] * 3
 
 
 def test_a_missing_control_is_one_line(results):

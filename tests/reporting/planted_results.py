@@ -49,6 +49,7 @@ EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regul
 CONTROLS = {
     "regular_k1": -0.20, "regular_k64": -0.15, "shuffle.bh_k8_a005": -0.09,
     "layermean.bh_k8_a005": -0.03, "randomid.bh_k8_a005": -0.25, "bh_k8_a005_mass-matched": 0.0,
+    "topp_k8_p050": -0.20,
 }  # fmt: skip
 """Effects against the stock model; bh_k8_a005 itself has -0.03, so that layer means equal it."""
 
@@ -248,8 +249,8 @@ def _write_cell(
             "tokens": routing.tokens,
             "mean_experts": routing.mean_experts(),
             "sd_experts": routing.sd_experts(),
-            "share_floor": routing.share_at(strategy.min_experts),
-            "share_cap": routing.share_at(strategy.max_experts),
+            "share_floor": float(routing.floor_binds_L.mean()),
+            "share_cap": float(routing.cap_binds_L.mean()),
             "share_empty": float(routing.empty_L.mean()),
             "router_entropy": float(routing.entropy_L.mean()),
             "max_weight": float(routing.max_probability_L.mean()),
@@ -314,9 +315,10 @@ def add_analyses(study: Study, nano: LoadedModel) -> None:
         nano.model, nano.tokenizer, texts, tokens=512, window=128, rng=np.random.default_rng(0)
     )
     sample.save(folder / "calibration" / SAMPLE_FILE)
-    null = fit_null("within_token", sample)
-    path = null_path(folder / "calibration", "within_token")
-    save_null(null, sample, path)
-    diagnose(null, sample).to_csv(path.with_suffix(".csv"), index=False)
+    for name in config.analysis.bh.nulls:
+        null = fit_null(name, sample)
+        path = null_path(folder / "calibration", name)
+        save_null(null, sample, path)
+        diagnose(null, sample).to_csv(path.with_suffix(".csv"), index=False)
     write_baseline(config, folder)
     write_bh(config, folder)

@@ -14,8 +14,9 @@ ROW = {
     "metric": "accuracy_norm", "main": True, "difference": -0.004, "low": -0.006, "high": -0.002,
     "p_adjusted": 0.004, "n_items": 10042, "margin": 0.01, "upper_bound": 0.006,
     "p_noninferiority": 0.001, "mean_experts": 5.3, "baseline_mean_experts": 8.0,
-    "matched_status": "matched", "matched_difference": 0.01, "matched_low": 0.005,
-    "matched_high": 0.015, "matched_verdict": "better", "minimum_detectable_difference": 0.005,
+    "matched_status": "matched", "matched_static_family": "regular",
+    "matched_difference": 0.01, "matched_low": 0.005, "matched_high": 0.015,
+    "matched_verdict": "better", "minimum_detectable_difference": 0.005,
     "verdict": "worse within margin",
 }  # fmt: skip
 
@@ -77,10 +78,17 @@ def test_compute(experts, said):
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        ("better", "it was more accurate than a static top-k of the same 5.3 experts would"),
-        ("worse", "it was less accurate than"),
-        ("inconclusive", "no difference from a static top-k"),
-        ("identical", "it equals"),
+        (
+            "better",
+            "it was more accurate than static top-k with softmax weights and the same mean ",
+        ),
+        ("worse", "it was less accurate than static top-k with softmax weights"),
+        (
+            "inconclusive",
+            "no difference from static top-k with softmax weights and the same mean of "
+            "5.3 experts could be shown",
+        ),
+        ("identical", "it equals static top-k with softmax weights"),
     ],
 )
 def test_matched(verdict, said):
@@ -89,11 +97,30 @@ def test_matched(verdict, said):
     assert finding.verdict == verdict
 
 
-def test_matched_outside_the_curve_says_nothing_about_quality():
-    changes = {"matched_status": "outside the curve", "matched_verdict": None}
+def test_matched_names_the_curve_of_the_strategy_s_own_weights():
+    text = f.matched(primary_table(matched_static_family="normalized")).text
+    assert "than static top-k with renormalised weights and the same mean of 5.3 experts" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "curve", "said"),
+    [
+        (
+            "outside the curve",
+            "uniform",
+            "its 5.3 experts lie outside the curve of static top-k with uniform weights.",
+        ),
+        ("no curve", None, "no static top-k has its weights."),
+        ("unknown experts", None, "its experts were not counted."),
+        (None, None, "it is static top-k itself."),
+    ],
+)
+def test_matched_without_a_place_on_a_curve_says_nothing_about_quality(status, curve, said):
+    changes = {"matched_status": status, "matched_static_family": curve, "matched_verdict": None}
     finding = f.matched(primary_table(**changes))
     assert finding.verdict == "outside"
     assert "nothing can be said" in finding.text
+    assert finding.text.endswith(said)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.005, "large enough"), (0.02, "too small")])
@@ -222,12 +249,11 @@ def test_cap(most, verdict):
     assert g.cap(pd.DataFrame(rows)).verdict == verdict
 
 
-def matched(*verdicts):
+def matched(*verdicts, strategy="bh_k8_a005", curve="regular", status="matched"):
     rows = [
-        {"strategy": "bh_k8_a005", "main": True, "status": "matched", "verdict": v}
+        {"strategy": strategy, "main": True, "static_family": curve, "status": status, "verdict": v}
         for v in verdicts
     ]
-    rows.append({"strategy": "uniform_k8", "main": True, "status": "matched", "verdict": "worse"})
     return pd.DataFrame(rows)
 
 
@@ -241,10 +267,39 @@ def matched(*verdicts):
     ],
 )
 def test_matched_summary(verdicts, outcome):
-    families = {"bh_k8_a005": "bh", "uniform_k8": "uniform"}
-    (finding,) = g.matched_summary(matched(*verdicts), families)
+    (finding,) = g.matched_summary(matched(*verdicts), {"bh_k8_a005": "bh"})
     assert finding.verdict == outcome
     assert ("could in none of 2 comparisons be told" in finding.text) == (outcome == "none")
+    assert "static top-k with softmax weights and the same mean number of experts" in finding.text
+
+
+def test_matched_summary_names_the_curve_of_each_family_s_weights():
+    table = pd.concat(
+        [
+            matched("worse", "inconclusive"),
+            matched("better", strategy="adaptive_k8", curve="normalized"),
+            matched(None, strategy="adaptive_k2", curve="normalized", status="outside the curve"),
+            matched("inconclusive", strategy="topp_k8_p050"),
+            matched(None, strategy="minp_k8_t010", status="outside the curve"),
+            matched(None, strategy="bh_k8_a005_mass-matched", curve=None, status="no curve"),
+        ]
+    )
+    families = {name: name.split("_")[0] for name in table["strategy"]}
+    bh, adaptive, topp, minp, unmatched = g.matched_summary(table, families)
+    renormalised = "static top-k with renormalised weights and the same mean number of experts"
+    assert bh.text.startswith("Benjamini-Hochberg was worse than static top-k with softmax weights")
+    assert adaptive.text == (
+        f"Adaptive was better than {renormalised} in 1 of 1 comparison (1 more cell had no static "
+        "neighbour on both sides)."
+    )
+    assert topp.text.startswith("Top-p could in none of 1 comparison be told from static top-k")
+    assert "that static top-k with softmax weights covers on both sides." in minp.text
+    assert unmatched.text == (
+        "Benjamini-Hochberg was not compared at matched compute: no static top-k has its weights."
+    )
+    assert [x.verdict for x in (bh, adaptive, topp, minp, unmatched)] == [
+        "worse", "better", "none", "outside", "no curve",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("p", "verdict"), [(0.01, "different"), (0.4, "not shown")])
@@ -253,9 +308,24 @@ def test_ranks(p, verdict):
         "strategy": "a", "n_datasets": 3, "n_strategies": 5, "p_iman_davenport": p,
         "beyond_critical_difference": True,
     }  # fmt: skip
-    finding = g.ranks(pd.DataFrame([row]))
+    finding = g.ranks(pd.DataFrame([row]), 0.95)
     assert finding.verdict == verdict
     assert "little power" in finding.text
+    beyond = "; 1 strategy lies beyond the critical difference from the baseline"
+    assert f"{beyond}{'.' if p < 0.05 else ', which alone shows nothing.'}" in finding.text
+    none = pd.DataFrame([row | {"beyond_critical_difference": False}])
+    assert "; none lies beyond the critical difference" in g.ranks(none, 0.95).text
+
+
+def test_ranks_are_tested_at_the_level_of_the_study():
+    row = {
+        "strategy": "a", "n_datasets": 9, "n_strategies": 5, "p_iman_davenport": 0.03,
+        "beyond_critical_difference": True,
+    }  # fmt: skip
+    table = pd.DataFrame([row, row | {"strategy": "b"}])
+    assert "; 2 strategies lie beyond" in g.ranks(table, 0.95).text
+    found = {level: g.ranks(table, level).verdict for level in (0.95, 0.97, 0.99)}
+    assert found == {0.95: "different", 0.97: "different", 0.99: "not shown"}
 
 
 def test_pareto_says_whether_the_baseline_is_beaten():
@@ -270,6 +340,13 @@ def test_pareto_says_whether_the_baseline_is_beaten():
     assert "`regular_k4` in at least nine of ten resamples; `regular_k8` is not" in beaten.text
     (tied,) = g.pareto(pd.DataFrame(rows).assign(value=0.0), "regular_k8")
     assert tied.verdict == "no difference"
+    assert "front of mean experts and quality" in beaten.text
+    (timed,) = g.pareto(pd.DataFrame(rows), "regular_k8", "seconds_per_1000_tokens")
+    assert "front of measured time and quality" in timed.text
+    assert (beaten.source, timed.source) == (
+        "statistics/pareto.csv",
+        "statistics/pareto_time.csv",
+    )
 
 
 def test_speed_never_claims_more_than_one_run():
@@ -302,4 +379,5 @@ def test_missing_tables_are_said_to_be_missing():
     assert f.against_baseline(empty, empty, {}, "regular_k8")[0].verdict == "missing"
     assert g.matched_summary(empty, {})[0].verdict == "missing"
     assert f.detectable(empty) is None
-    assert g.ranks(empty) is None
+    assert g.ranks(empty, 0.95) is None
+    assert g.pareto(empty, "regular_k8", "seconds_per_1000_tokens") == []

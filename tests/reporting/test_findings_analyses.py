@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from planted_results import planted_config
 
 from moe_routing.reporting import findings_analyses as h
 from moe_routing.reporting.wording import MINUS
@@ -62,7 +63,7 @@ def test_validity_puts_the_nulls_in_use_first():
 
 def audit_row(**changes):
     row = {
-        "null": "pooled", "alpha": 0.01, "scope": "next token", "epsilon": 0.1, "layer": "all",
+        "null": "pooled", "alpha": 0.05, "scope": "next token", "epsilon": 0.01, "layer": "all",
         "n_discoveries": 142, "fdp": 0.887, "fdp_low": 0.735, "fdp_high": 0.957, "fdr": 0.007,
         "fdr_low": 0.003, "fdr_high": 0.017,
     }  # fmt: skip
@@ -73,24 +74,52 @@ def audit_row(**changes):
     ("low", "verdict", "said"),
     [
         (0.003, "held", ", not demonstrably above alpha."),
-        (0.02, "exceeded", ", demonstrably above"),
+        (0.07, "exceeded", ", demonstrably above"),
     ],
 )
-def test_audit(low, verdict, said):
+@pytest.mark.parametrize("other", [0.0, 0.9])
+def test_audit(low, verdict, said, other):
     rows = [
+        audit_row(epsilon=0.1, fdr_low=other),
+        audit_row(alpha=0.01, fdr_low=other),
         audit_row(fdr_low=low),
-        audit_row(alpha=0.1, fdr_low=0.9),
-        audit_row(layer="3", fdr_low=0.9),
-        audit_row(epsilon=0.001, fdr_low=0.9),
+        audit_row(alpha=0.1, fdr_low=other),
+        audit_row(layer="3", fdr_low=other),
+        audit_row(epsilon=0.001, fdr_low=other),
+        audit_row(scope="window", fdr_low=other),
         audit_row(null=None, alpha=float("nan")),
     ]
-    (finding,) = h.audit(pd.DataFrame(rows))
+    (finding,) = h.audit(pd.DataFrame(rows), planted_config())
     assert finding.verdict == verdict
     assert said in finding.text
+    assert "Under `pooled` at alpha 0.05, " in finding.text
+    assert "less than 0.01 nats" in finding.text
     assert "88.7 % [73.5 %, 95.7 %] of 142 discovered experts" in finding.text
 
 
+@pytest.mark.parametrize(
+    ("strategy", "audited"),
+    [("bh_k8_a005", "0.04"), ("bh_k8_a001", "0.02"), ("adaptive_k8", "0.1")],
+)
+def test_audit_speaks_of_the_level_of_the_primary_strategy(strategy, audited):
+    rows = [audit_row(alpha=alpha) for alpha in (0.1, 0.02, 0.04)]
+    config = planted_config(primary=(strategy, "hellaswag"))
+    (finding,) = h.audit(pd.DataFrame(rows), config)
+    assert f"at alpha {audited}, " in finding.text
+
+
+def test_audit_speaks_of_the_declared_threshold():
+    config = planted_config()
+    audited = config.analysis.audit.model_copy(update={"primary_epsilon": 0.1})
+    analysis = config.analysis.model_copy(update={"audit": audited})
+    rows = [audit_row(), audit_row(epsilon=0.1, fdr_low=0.9)]
+    (finding,) = h.audit(pd.DataFrame(rows), config.model_copy(update={"analysis": analysis}))
+    assert finding.verdict == "exceeded"
+    assert "less than 0.1 nats" in finding.text
+
+
 def test_audit_without_discoveries_claims_nothing():
-    (finding,) = h.audit(pd.DataFrame([audit_row(n_discoveries=0, fdp=float("nan"))]))
+    rows = pd.DataFrame([audit_row(n_discoveries=0, fdp=float("nan"))])
+    (finding,) = h.audit(rows, planted_config())
     assert finding.verdict == "no discovery"
-    assert h.audit(pd.DataFrame()) == []
+    assert h.audit(pd.DataFrame(), planted_config()) == []

@@ -38,6 +38,9 @@ def table(*rows):
         ("weighting", "better", "better", "due to its smaller weights"),
         ("weighting", "worse", "worse", "the rescaled weights cost quality"),
         ("weighting", "inconclusive", "none", "nothing shows that the smaller weights matter"),
+        ("rival", "worse", "worse", "the rule does worse, at the number of experts that it takes"),
+        ("rival", "better", "better", "the rule does better, at the number of experts"),
+        ("rival", "inconclusive", "none", "nothing shows that the rule does better or worse"),
     ],
 )
 def test_every_control_both_ways(kind, verdict, outcome, said):
@@ -78,6 +81,22 @@ def test_controls_with_another_number_of_experts_say_so():
     assert "(6.1 experts a token instead of 5.3)" in finding.text
     (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=5.4)), MAIN)
     assert "instead" not in finding.text
+
+
+def test_every_rival_has_a_sentence_of_its_own():
+    rows = table(
+        *(
+            control("rival", verdict, strategy=name, base="regular_k8", base_mean_experts=8)
+            for name, verdict in (("topp_k8_p050", "worse"), ("dynskip_k8_q030", "inconclusive"))
+        )
+    )
+    worse, none = c.controls(rows, MAIN)
+    assert worse.text.startswith(
+        "With the rule of `topp_k8_p050` in place of that of `regular_k8` (5.3 experts a token "
+        "instead of 8), quality was worse on HellaSwag"
+    )
+    assert (worse.verdict, none.verdict) == ("worse", "none")
+    assert "`dynskip_k8_q030`" in none.text
 
 
 def curve(*ks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from planted_results import EFFECTS, make_study, planted_config
@@ -11,14 +12,13 @@ from moe_routing.reporting import findings as f
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.comparison_report import comparison_report
 from moe_routing.reporting.tables import results_table
+from moe_routing.statistics.power import detectable_accuracy
 
 LOSS, GAIN, ZERO = "bh_k8_a005", "bh_k16_a005", "bh_k64_a005"
 
 
 def with_primary(planted, strategy, dataset="hellaswag"):
     """The same study, as if another contrast had been declared primary."""
-    from dataclasses import replace
-
     from moe_routing.statistics.study import study_tables
 
     statistics = planted.config.statistics.model_copy(
@@ -73,6 +73,32 @@ def test_nats_point_the_other_way(planted, strategy, verdict, said):
     finding = f.primary(study.statistics["primary"], 0.95)
     assert finding.verdict == verdict
     assert said in finding.text
+
+
+def test_primary_table_has_flips_and_what_would_have_been_found(planted):
+    text = Article(planted).table("tbl-primary")
+    # 1 % of 1,500 items flip each way, and 3 % more are lost.
+    assert "| Items lost and gained | 60 and 15 of 1,500 |" in text
+    sizes = [f"{100 * detectable_accuracy(1500, share):.2g}" for share in (0.02, 0.05, 0.1)]
+    observed = planted.statistics["primary"].query("main")["minimum_detectable_difference"].item()
+    assert (
+        f"| Minimum detectable difference | {100 * observed:.2g} percentage points at the spread "
+        f"observed; {sizes[0]}, {sizes[1]} and {sizes[2]} if 2, 5 and 10 % of items changed sides |"
+    ) in text
+    assert "found in 80 % of runs" in text
+    nats = Article(with_primary(planted, LOSS, "wikipedia")).table("tbl-primary")
+    assert "lost and gained |" not in nats
+    assert re.search(r"detectable difference \| [\d.]+ nats a token at the spread .*d \|", nats)
+
+
+def test_front_against_measured_time_is_said(planted):
+    """The setting of the best quality is on every front, and the slowest there."""
+    said = "on the Pareto front of measured time and quality"
+    for text in (Article(planted).say("pareto_time"), comparison_report(planted)):
+        assert text.count(said) == 3
+    for _, rows in planted.statistics["pareto_time"].groupby("dataset"):
+        front = rows[rows["on_front"]].set_index("strategy")
+        assert front["seconds_per_1000_tokens"].idxmax() == GAIN
 
 
 def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
@@ -141,7 +167,11 @@ def test_another_study_is_named_by_its_own_files(tmp_path):
     assert "small" not in article.model + article.scope
     assert "WikiText-2" in text
     assert "Wikipedia" not in text
-    assert "--configfile config/real.yaml" in article.command
+    assert article.command == "`snakemake --cores all --configfile results/real/config.yaml`"
+    (study.folder / "run.json").write_text('{"config_file": "config/olmoe.yaml"}')
+    assert article.command == "`snakemake --cores all --configfile config/olmoe.yaml`"
+    (study.folder / "run.json").write_text('{"config_file": "config/config.yaml"}')
+    assert article.command == "`snakemake --cores all`"
     missing = article.listing("missing")
     assert "no static top-k with uniform weights and no adaptive top-k" in missing
     assert "no data set of multiple choice (HellaSwag)" in missing
@@ -153,12 +183,25 @@ def test_planted_controls_say_what_was_planted(planted):
     article = Article(planted)
     found = {finding.text.split(",")[0]: finding for finding in article._topic("controls")}
     verdicts = [finding.verdict for finding in found.values()]
-    assert verdicts == ["worse", "none", "worse", "better"]  # in the order of the text
+    assert verdicts == ["worse", "none", "worse", "better", "worse"]  # in the order of the text
     for text in (article.listing("controls"), comparison_report(planted)):
         assert "which tokens get more experts matters" in text
         assert "nothing shows that numbers by token do better than numbers by layer" in text
         assert "it matters which experts are chosen" in text
         assert "part of what the strategy loses is due to its smaller weights" in text
+        assert "With the rule of `topp_k8_p050` in place of that of `regular_k8`" in text
+
+
+def test_planted_rival_is_compared_at_matched_compute(planted):
+    """Static top-k at 4.5 experts, between 4 and 8, loses 8.75 points; the rival loses 20."""
+    rows = planted.statistics["matched_compute"].query("strategy == 'topp_k8_p050' and main")
+    row = rows.set_index("dataset").loc["hellaswag"]
+    assert (row["mean_experts"], row["static_family"]) == (4.5, "regular")
+    assert row["difference"] == pytest.approx(0.0875 - 0.20, abs=1e-3)
+    said = "Top-p was worse than static top-k with softmax weights and the same mean number of "
+    for text in (Article(planted).listing("matched_summary"), comparison_report(planted)):
+        assert f"{said}experts in 3 of 3 comparisons." in text
+    assert "topp_k8_p050" not in results_table(planted)["Strategy"].str.cat()
 
 
 def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
@@ -177,6 +220,15 @@ def test_planted_noise_is_measured_and_no_smaller_than_it(planted):
     assert "HellaSwag by up to 0.067 percentage points (5 items changed)" in said
     assert "All of the 12 differences shown against the baseline are larger than that." in said
     assert "{#tbl-noise}" in article.table("tbl-noise")
+
+
+def test_without_an_arm_in_another_format_the_article_says_so(planted):
+    said = "it is not known what half precision would do"
+    assert said not in Article(planted).listing("missing")
+    noise = planted.statistics["noise"]
+    noise = noise[noise["arm"] == "eager"]
+    study = replace(planted, statistics={**planted.statistics, "noise": noise})
+    assert said in Article(study).listing("missing")
 
 
 def test_divergence_of_every_strategy_is_in_the_table(planted):

@@ -33,6 +33,7 @@ FIGURES = 7
 @pytest.fixture(scope="module")
 def rendered(planted, nano):
     add_analyses(planted, nano)
+    (planted.folder / "run.json").write_text('{"config_file": "config/mine.yaml"}')
     assert render(SOURCE, planted.folder) == "preview"
     return planted.folder / "report"
 
@@ -98,6 +99,18 @@ def test_gallery_names_figures_that_are_drawn():
     made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
     assert {picture.path for picture in GALLERY.values()} <= made
     assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {p.path for p in GALLERY.values()}
+    parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, AUDIT)}
+    for picture in GALLERY.values():
+        for folder, _, name in (source.partition("/") for source in picture.sources):
+            assert name in parts.get(folder, [name]), name
+
+
+@pytest.mark.parametrize("figure", ["fig-binding", "fig-simulation"])
+def test_the_validity_section_has_the_figure(figure):
+    text = (SOURCE / "index.qmd").read_text(encoding="utf-8")
+    section = text[text.index("{#sec-validity}") : text.index("{#sec-audit}")]
+    assert f'a.figure("{figure}")' in section
+    assert f'a.ref("{figure}"' in section
 
 
 def test_docx_holds_text_and_figures(rendered):
@@ -115,7 +128,9 @@ def test_notebooks_are_valid_were_run_and_start_by_themselves(rendered, name):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "git" in code[0].source
-    assert "prepare(CONFIG" in code[0].source
+    assert "prepare(" in code[0].source
+    assert code[0].source.count("CONFIG = ") == 1
+    assert '\nCONFIG = "config/mine.yaml"\n' in code[0].source
     assert "GPU" in code[0].outputs[0].text
     assert all(cell.execution_count for cell in code)
     assert "errors" not in {o.output_type for cell in code for o in cell.outputs}
@@ -167,6 +182,10 @@ def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeyp
     assert ran[1][0][1:4] == ["-m", "pip", "install"]
     assert Path.cwd() == tmp_path / "moe-routing-study"
 
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "999")
+    with pytest.raises(SystemExit, match="Restart session, then run all cells again"):
+        exec(setup, {})  # noqa: S102 (the page's own code)
+
 
 def test_pages_load_nothing_and_lead_to_one_another(rendered):
     links = {}
@@ -178,6 +197,7 @@ def test_pages_load_nothing_and_lead_to_one_another(rendered):
         assert [address for address in loaded if not address.startswith("data:")] == []
         links[page] = set(re.findall(r'<a\b[^>]*?href="([^"]+)"', html))
     assert {f"notebooks/{name}.html" for name in NOTEBOOKS} <= links["index.html"]
+    assert {f"notebooks/{name}.ipynb" for name in NOTEBOOKS} <= links["index.html"]
     assert all("../index.html" in links[f"notebooks/{name}.html"] for name in NOTEBOOKS)
 
 
@@ -235,31 +255,41 @@ def test_an_unknown_figure_or_table_is_an_error(planted):
 
 
 FAKE = """#!{python}
-import pathlib, sys
+import pathlib, sys, yaml
 made = pathlib.Path(sys.argv[2]) / "_rendered"
 (made / "notebooks").mkdir(parents=True)
 if not (made.parent / "_quarto.yml").is_file() or (made.parent / "_environment").exists():
     sys.exit("wrong copy")
 (made / "index.docx").write_bytes(b"docx")
-(made / "index.html").write_text('<a href="notebooks/baseline.html">x</a>{added}')
+links = ("index.docx", "notebooks/baseline.html", "notebooks/baseline.ipynb")
+links = "".join(f'<a href="{{link}}">x</a>' for link in links)
+(made / "index.html").write_text(links + '{added}')
 for name in ("baseline", "bh_routing", "comparison"):
-    (made / "notebooks" / f"{{name}}.html").write_text("<p>x</p>")
+    page = made / "notebooks" / f"{{name}}.html"
+    page.write_text("<p>x</p>")
+    source = made.parent / "notebooks" / f"{{name}}.qmd"
+    if "format" not in yaml.safe_load(source.read_text().split("---")[1]):
+        page.with_suffix(".docx").write_bytes(b"docx")
+        page.write_text(f'<a href="{{name}}.docx">MS Word</a>')
 sys.exit({status!r})
 """
 
 
 def quarto(folder, added="", status=0):
-    """A program that is called like Quarto and leaves pages like Quarto's."""
+    """A program that is called like Quarto and leaves pages like Quarto's.
+
+    A page that names no formats gets those of the project, each linked from the HTML page.
+    """
     path = folder / "quarto"
     path.write_text(FAKE.format(python=sys.executable, added=added, status=status))
     path.chmod(0o755)
     return str(path)
 
 
-def stubbed(copy):
+def stubbed(copy, formats="format: html"):
     for name in NOTEBOOKS:
         page = copy / "notebooks" / f"{name}.qmd"
-        page.write_text("---\ntitle: y\n---\n\nNothing.\n", encoding="utf-8")
+        page.write_text(f"---\ntitle: y\n{formats}\n---\n\nNothing.\n", encoding="utf-8")
 
 
 def test_quarto_renders_where_it_is_installed(tmp_path, copy):
@@ -285,6 +315,20 @@ def test_what_quarto_lets_pass_is_refused(tmp_path, copy, fault, said):
     with pytest.raises(InputError, match=re.escape(said)):
         render(copy, tmp_path / "results", quarto=quarto(tmp_path, **fault))
     assert not (tmp_path / "results" / "report").exists()
+
+
+def test_a_link_to_a_page_that_is_not_kept_is_refused(tmp_path, copy):
+    stubbed(copy, formats="")
+    (tmp_path / "results").mkdir()
+    with pytest.raises(InputError, match=r"link to baseline\.docx leads nowhere"):
+        render(copy, tmp_path / "results", quarto=quarto(tmp_path))
+    assert not (tmp_path / "results" / "report").exists()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_rendered_in_the_formats_that_are_kept(name):
+    front, _ = read_page(SOURCE / "notebooks" / f"{name}.qmd")
+    assert front["format"] == {"html": "default"}
 
 
 def test_output_folder_is_that_of_quarto():

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.config import Contrast, StatisticsConfig
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
 
 MAIN_METRIC = {
@@ -41,13 +42,14 @@ class Arm:
 
 
 LOSS, ZERO, GAIN = "bh_k4_a005", "bh_k8_a005", "bh_k16_a005"
+RIVAL = "topp_k8_p050"
 ARMS = {
     "regular_k2": Arm("regular", 2, 2.0, gain=-0.05, nats=0.30, tokens_per_second=2000),
     "regular_k4": Arm("regular", 4, 4.0, gain=-0.03, nats=0.10, tokens_per_second=1600),
     "regular_k6": Arm("regular", 6, 6.0, gain=-0.01, nats=0.04, tokens_per_second=1300),
     BASELINE: Arm("regular", 8, 8.0),
     "normalized_k2": Arm("normalized", 2, 2.0, gain=-0.06, nats=0.40, tokens_per_second=2000),
-    "adaptive_k2": Arm("adaptive", 2, 1.5, gain=-0.06, nats=0.50, tokens_per_second=2100),
+    "adaptive_k2": Arm("adaptive", 2, 1.5, gain=-0.06, nats=0.60, tokens_per_second=2100),
     LOSS: Arm("bh", 4, 3.0, gain=-0.03, nats=0.05, tokens_per_second=1700),
     ZERO: Arm("bh", 8, 5.0, tokens_per_second=1400),
     GAIN: Arm("bh", 16, 7.0, gain=0.03, nats=-0.05, tokens_per_second=900),
@@ -57,8 +59,11 @@ CONTROLS = {
     f"shuffle.{ZERO}": Arm("shuffle", 8, 5.0, base=ZERO),
     f"randomid.{GAIN}": Arm("randomid", 16, 7.0, gain=-0.02, nats=0.03, base=GAIN),
     f"{ZERO}_mass-matched": Arm("bh", 8, 5.0, gain=0.03, nats=-0.05, base=ZERO),
+    "normalized_k1": Arm("normalized", 1, 1.0, gain=-0.30, nats=1.00),
+    RIVAL: Arm("topp", 8, 4.0, gain=-0.02, nats=0.05),
 }
-"""As good as its base: the shuffle. Worse: one expert, random experts. Better: the weighting."""
+"""As good as its base: the shuffle. Worse: one expert, random experts, the rival. Better: the
+weighting. At its own compute the rival is better, too."""
 NOISE = {"same": "token_budget = 128", "coarse": "dtype = float16"}
 COARSE_NATS, COARSE_FLIPS = 0.02, 4
 """The coarse arm loses so many nats a token, and so many answers flip, half of them each way."""
@@ -185,7 +190,7 @@ def _overview_row(strategy: str, arm: Arm, dataset: str, frame: pd.DataFrame) ->
         "k": arm.k,
         "alpha": 0.05 if is_bh else "none",
         "null": "within_token" if is_bh else "none",
-        "weighting": "softmax",
+        "weighting": parse_strategy(strategy).weighting_kind,
         "dataset": dataset,
         "task": task,
         "n_items": len(frame),

@@ -20,6 +20,7 @@ from planted import (
     ITEMS,
     LOSS,
     NOISE,
+    RIVAL,
     TASK_OF,
     ZERO,
     Arm,
@@ -51,13 +52,18 @@ def tables_of(folder, datasets=tuple(ITEMS), strategies=tuple(ARMS), seed=0, **c
     )
 
 
-def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
-    """Return the tables with controls and noise arms."""
+def overview_of(folder):
+    """Return the cells of strategies and controls."""
     comparison = folder / "comparison"
     parts = [pd.read_csv(comparison / f"{n}.csv") for n in ("full_routing_results", "controls")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
+    """Return the tables with controls and noise arms."""
     return study_tables(
         folder / "cells",
-        pd.concat(parts),
+        overview_of(folder),
         strategies=tuple(ARMS),
         datasets={name: TASK_OF[name] for name in datasets},
         settings=settings(),
@@ -156,22 +162,63 @@ def test_matched_compute_finds_who_beats_the_static_curve(tables):
     loss = row_of(matched, LOSS, "wikitext")
     assert loss["difference"] == pytest.approx(-0.15)
     assert loss["low"] < -0.15 < loss["high"] < 0
-    # On a point of the curve, against that point.
-    worse = row_of(matched, "normalized_k2", "wikitext")
-    assert (worse["k_low"], worse["k_high"], worse["verdict"]) == (2, 2, "worse")
-    assert not set(matched["strategy"]) & {"regular_k2", BASELINE, *CONTROLS}
+    # On a point of the curve, against that point; a rival, which is worse than the baseline.
+    rival = row_of(matched, RIVAL, "wikitext")
+    assert (rival["k_low"], rival["k_high"], rival["verdict"]) == (4, 4, "better")
+    assert rival["difference"] == pytest.approx(0.05 - 0.10)
+    # Points of a curve have nothing to be compared with, nor have controls that take apart.
+    assert set(matched["strategy"]) == {"adaptive_k2", LOSS, ZERO, GAIN, RIVAL}
 
 
 def test_static_controls_prolong_the_curve_of_matched_compute(tables, small_folder):
     """At 1.5 experts the curve is half-way between one expert, a control, and two."""
     inside = row_of(tables["matched_compute"], "adaptive_k2", "wikitext")
     assert (inside["k_low"], inside["k_high"], inside["weight_high"]) == (1, 2, 0.5)
-    assert inside["difference"] == pytest.approx(0.50 - (0.80 + 0.30) / 2)
+    assert inside["difference"] == pytest.approx(0.60 - (1.00 + 0.40) / 2)
     assert set(tables["matched_compute"]["status"]) == {"matched"}
     alone = tables_of(small_folder)["matched_compute"]
     outside = row_of(alone, "adaptive_k2", "lambada")
-    assert outside["status"] == "outside the curve"
+    assert (outside["status"], outside["static_family"]) == ("outside the curve", "normalized")
     assert np.isnan(outside["difference"])
+
+
+def test_matched_compute_does_not_mix_weighting_with_selection(tables, planted_folder):
+    """Against the curve of its own weights, by hand; of other weights it would be the opposite."""
+    overview = overview_of(planted_folder)
+    overview.loc[overview["task"] == "perplexity", "value"] = np.log(overview["value"])
+    values = overview.set_index(["strategy", "dataset"])
+
+    def static_value(family, dataset, experts):
+        rows = overview.query("family == @family and dataset == @dataset").sort_values("k")
+        return np.interp(experts, rows["k"], rows["value"])
+
+    matched = tables["matched_compute"]
+    for row in matched[matched["main"]].itertuples():
+        assert row.static_family == ("normalized" if row.strategy == "adaptive_k2" else "regular")
+        by_hand = static_value(row.static_family, row.dataset, row.mean_experts)
+        assert row.static_value == pytest.approx(by_hand)
+        assert row.difference == pytest.approx(
+            values.loc[(row.strategy, row.dataset), "value"] - by_hand
+        )
+    adaptive = row_of(matched, "adaptive_k2", "wikitext")
+    assert adaptive["verdict"] == "better"
+    assert adaptive["value"] > static_value("regular", "wikitext", 1.5) + 0.04
+
+
+def test_weights_that_no_static_family_has_are_not_compared(small_folder):
+    name = f"{ZERO}_mass-matched"
+    tables = study_tables(
+        small_folder / "cells",
+        overview_of(small_folder),
+        strategies=(*ARMS, name),
+        datasets={"lambada": "last_word"},
+        settings=settings(strategy=name, dataset="lambada"),
+        seed=0,
+    )
+    row = row_of(tables["matched_compute"], name, "lambada")
+    assert row["status"] == "no curve"
+    assert row[["static_family", "difference", "p_value", "verdict"]].isna().all()
+    assert set(tables["primary"]["matched_status"]) == {"no curve"}
 
 
 @pytest.mark.parametrize("dataset", ITEMS)
@@ -182,6 +229,8 @@ def test_static_controls_prolong_the_curve_of_matched_compute(tables, small_fold
         (f"shuffle.{ZERO}", "shuffle", ZERO, Verdict.NON_INFERIOR),
         (f"randomid.{GAIN}", "randomid", GAIN, Verdict.WORSE),
         (f"{ZERO}_mass-matched", "weighting", ZERO, Verdict.BETTER),
+        ("normalized_k1", "static", BASELINE, Verdict.WORSE),
+        (RIVAL, "rival", BASELINE, Verdict.WORSE),
     ],
 )
 def test_planted_controls_get_the_right_verdict(tables, control, kind, base, expected, dataset):
@@ -233,7 +282,8 @@ def test_a_control_without_its_base_is_left_out_and_what_is_missing_is_listed(tm
     tables = full_tables_of(folder, datasets=("lambada", "wikitext"))
     controls = tables["controls"].drop_duplicates(["strategy", "dataset"])
     assert controls["strategy"].value_counts().to_dict() == {
-        "regular_k1": 1, f"shuffle.{ZERO}": 2, f"{ZERO}_mass-matched": 2,
+        "regular_k1": 1, f"shuffle.{ZERO}": 2, f"{ZERO}_mass-matched": 2, "normalized_k1": 2,
+        RIVAL: 2,
     }  # fmt: skip
     reasons = tables["missing"].set_index(["dataset", "strategy"])["reason"]
     assert reasons["wikitext", "regular_k1"] == "no cell"
@@ -304,6 +354,7 @@ def test_primary_gathers_what_is_known(tables):
     assert row["verdict"] == "worse"
     assert row["difference"] == pytest.approx(-0.03)
     assert row["matched_difference"] == pytest.approx(0.01)
+    assert row["matched_static_family"] == "regular"
     assert (row["mean_experts"], row["baseline_mean_experts"]) == (3, 8)
     assert not row["noninferior"]
     assert row["minimum_detectable_difference"] == pytest.approx(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,14 @@ def test_second_run_does_nothing(smoke_run):
     done = snakemake(smoke_run[0], "--cores", "2", *SMOKE)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_report_of_the_workflow_names_a_baseline_left_to_its_default(smoke_run, tmp_path):
+    report = tmp_path / "report.html"
+    done = snakemake(smoke_run[0], "--report", str(report), *SMOKE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = report.read_text(encoding="utf-8")
+    assert re.findall(r"Paired differences from (?:<[^>]*>)*([^<]*)<", html) == ["regular_k8"]
 
 
 def test_changed_items_rerun_that_set_only(smoke_run):

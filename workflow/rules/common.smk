@@ -1,6 +1,7 @@
 # Loads and validates the config; names paths and wildcards. No science here.
 import re
 import sys
+from pathlib import Path
 
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
@@ -14,12 +15,15 @@ from moe_routing.workflow import (
     unique_folders,
     validate_config,
     write_config,
+    write_run,
 )
 
 try:
     study = validate_config(config)
 except InputError as error:
     sys.exit(f"error: {error}")
+# Captions of the report read the raw config, which may leave this key to its default.
+config["statistics"]["baseline"] = study.statistics.baseline
 
 RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
@@ -42,3 +46,8 @@ wildcard_constraints:
 # rule would not be asked whether their own settings have changed.
 onstart:
     write_config(study, CONFIG)
+    write_run(
+        workflow.configfiles,
+        changed=bool(workflow.config_settings.config),
+        path=Path(f"{RESULTS}/run.json"),
+    )

@@ -54,8 +54,8 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
     ``weight_importance.csv``.
 
     Raises:
-        InputError: no perplexity set, text too short for the tokens asked for, or a null that was
-            not fitted or on too few tokens for a level.
+        InputError: no perplexity set, text too short for the tokens asked for, a null that was not
+            fitted or on too few tokens for a level, or a loss that is not finite.
     """
     settings = config.analysis.audit
     nulls = settings.nulls or config.calibration.nulls
@@ -179,11 +179,14 @@ def _probe_rows(
     ids_S = probe.ids_S.to(loaded.model.device)
     model = loaded.model
     for found in loss_changes(model, ids_S, probe.positions, layers, horizon, recorder):
-        for removal, change_S in zip(found.removals, found.change_RS, strict=True):
+        for removal, hit, change_S in zip(
+            found.removals, found.hit_R.tolist(), found.change_RS, strict=True
+        ):
             yield {
                 "document": probe.document,
                 "position": found.position,
                 **asdict(removal),
+                "hit": hit,
                 "change": change_S[0],
                 "change_window": change_S.sum(),
                 "followed": change_S.size,

@@ -19,6 +19,7 @@ from moe_routing.analysis.specialisation import (
 from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.data.items import read_items
+from moe_routing.evaluation.requests import max_length
 from moe_routing.models.adapters import find_routers
 from moe_routing.models.loading import LoadedModel, load_model
 
@@ -51,7 +52,8 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     }
     text = captures[name]
     text.save(folder / CAPTURE_FILE)
-    table = _layers(text, native_k, config, rng)
+    window = max_length(loaded.model.config, config.evaluation.window)
+    table = _layers(text, native_k, config, rng).assign(dataset=name, window=window)
     write_csv(table, folder / "baseline_routing_stats.csv")
     write_csv(_prompts(config, loaded, native_k, rng), folder / "baseline_prompts.csv")
     write_json(

@@ -31,6 +31,7 @@ from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
+from moe_routing.evaluation.cells import check_finite
 from moe_routing.evaluation.scoring import Scorer
 from moe_routing.files import atomic_path
 from moe_routing.models.loading import LoadedModel, load_model
@@ -60,6 +61,7 @@ class ArmRun:
         distinct: distinct experts of a batch.
         generation: routing of the decoding steps.
         text: what was generated.
+        window: most tokens of a document that the model read at once.
     """
 
     strategy: Strategy
@@ -68,6 +70,7 @@ class ArmRun:
     distinct: float
     generation: RoutingStatistics
     text: str
+    window: int
 
 
 def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
@@ -79,7 +82,8 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Raises:
         InputError: no perplexity set, a null that was not fitted or on too few tokens for a level,
-            or more experts than there are; before any text is scored.
+            or more experts than there are, all before any text is scored; or router logits or
+            likelihoods that are not finite.
     """
     folder = results / "bh"
     nulls = config.analysis.bh.nulls or config.calibration.nulls
@@ -132,7 +136,11 @@ def run_arm(
     calibration: Calibration,
     config: StudyConfig,
 ) -> ArmRun:
-    """Score the passages and go on from the prompt under one strategy."""
+    """Score the passages and go on from the prompt under one strategy.
+
+    Raises:
+        InputError: router logits or a log-likelihood that are not finite.
+    """
     recorder = UnionRecorder(config.analysis.bh.union)
     scorer = Scorer(
         loaded.model,
@@ -145,7 +153,10 @@ def run_arm(
     implementation = config.model.experts_implementation
     context = {"calibration": calibration, "experts_implementation": implementation}
     with routed(loaded.model, strategy, recorder=recorder, **context):
-        scores = [group[0] for group in scorer.score_items(items, "perplexity")]
+        groups = scorer.score_items(items, "perplexity")
+    statistics = recorder.statistics()
+    check_finite(groups, statistics, strategy.id, text_dataset(config.datasets))
+    scores = [group[0] for group in groups]
     rows = pd.DataFrame(
         {
             "cluster": [item.cluster for item in items],
@@ -157,13 +168,16 @@ def run_arm(
     decoding = DecodingRecorder()
     with routed(loaded.model, strategy, recorder=decoding, **context):
         text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
+    generation = decoding.statistics()
+    check_finite([], generation, strategy.id, "analysis.bh.prompt")
     return ArmRun(
         strategy,
         rows,
-        recorder.statistics(),
+        statistics,
         recorder.mean_distinct(),
-        decoding.statistics(),
+        generation,
         text,
+        scorer.encoder.max_length,
     )
 
 
@@ -205,7 +219,7 @@ def results_table(
 def measure(
     run: ArmRun, runs: dict[str, ArmRun], config: StudyConfig, rng: np.random.Generator
 ) -> dict[str, object]:
-    """Return the columns of one arm."""
+    """Return the columns of one arm; the last ones name the protocol."""
     statistics, items = run.statistics, run.items
     baseline = runs[config.statistics.baseline].items
     histogram_C = statistics.count_histogram_LC.sum(0)
@@ -247,6 +261,8 @@ def measure(
         "generation_tokens": run.generation.tokens,
         "n_tokens": int(items["tokens"].sum()),
         "n_documents": len(items),
+        "dataset": text_dataset(config.datasets),
+        "window": run.window,
     }
 
 

@@ -105,6 +105,9 @@ class AuditAnalysis(ClosedModel):
         min_length=1,
         description="Changes of the loss that count as none, nats: a table and a panel for each.",
     )
+    primary_epsilon: PositiveFloat = Field(
+        0.01, description="The one of epsilon that the sentences of the report are about, nats."
+    )
     context: int = Field(64, ge=16, description="Tokens of a document that are read.")
     horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")
 
@@ -113,6 +116,11 @@ class AuditAnalysis(ClosedModel):
         _known_nulls(self.nulls, "nulls")
         if self.horizon >= self.context // 2:
             raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
+        if self.primary_epsilon not in self.epsilon:
+            raise ValueError(
+                f"primary_epsilon is {self.primary_epsilon}; allowed: one of epsilon, "
+                f"{self.epsilon}"
+            )
         return self
 
 

@@ -1,9 +1,10 @@
 """Empirical false discovery proportions from interventions.
 
 Pure functions of tables. A removal is one row: ``arm``, ``null``, ``alpha``, ``document``,
-``position``, ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``change`` (of the
-token's own next-token loss, nats), ``change_window`` (summed over the followed tokens) and
-``noise`` (what rounding alone does to that loss).
+``position``, ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``hit`` (whether the
+expert was there to be removed), ``change`` (of the token's own next-token loss, nats),
+``change_window`` (summed over the followed tokens) and ``noise`` (what rounding alone does to that
+loss).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def false_discoveries(
     have Wilson intervals with the design effect of documents (for ``fdr`` conservative, since its
     values are fractions). ``harmful`` is the share of discoveries whose removal lowers the loss by
     epsilon or more. Experts that only the floor put in are no discoveries: ``floor_only`` counts
-    them. ``noise`` is the 95 % quantile of what rounding alone does to a loss: an epsilon below it
-    tells nothing.
+    them. A removal that hit nothing changes nothing, whatever the expert does: ``n_missed`` counts
+    them, discovered or not, and all other columns leave them out. ``noise`` is the 95 % quantile of
+    what rounding alone does to a loss: an epsilon below it tells nothing.
     """
     rows = []
     keys = ["arm", "null", "alpha"]
@@ -55,6 +57,8 @@ def false_discoveries(
 def _proportions(
     group: pd.DataFrame, column: str, epsilon: float, confidence: float
 ) -> dict[str, float]:
+    missed = int((~group["hit"]).sum())
+    group = group[group["hit"]]
     false = group["discovered"] & (group[column].abs() < epsilon)
     found = group[group["discovered"]]
     decisions = (
@@ -70,6 +74,7 @@ def _proportions(
         "n_decisions": len(decisions),
         "n_documents": group["document"].nunique(),
         "floor_only": int((~group["discovered"]).sum()),
+        "n_missed": missed,
         "share_any": float((decisions["discovered"] > 0).mean()),
         **_share("fdp", false[group["discovered"]], found["document"], confidence),
         **_share("fdr", share, decisions["document"], confidence),
@@ -97,10 +102,10 @@ def weight_and_importance(
     """Return by arm and layer how the weight of an expert goes with what its removal does.
 
     Spearman's correlation of the weight and the size of the change of the own loss, with
-    percentile limits over resampled documents.
+    percentile limits over resampled documents. Removals that hit nothing are left out.
     """
     rows = []
-    for (arm, layer), group in removals.groupby(["arm", "layer"], sort=False):
+    for (arm, layer), group in removals[removals["hit"]].groupby(["arm", "layer"], sort=False):
         rho, low, high = spearman_limits(
             group["weight"].to_numpy(),
             group["change"].abs().to_numpy()[None],

@@ -115,14 +115,18 @@ def ease_and_weight(
 ) -> dict[str, object]:
     """Ask whether easy tokens (small next-token loss) have a larger first weight.
 
-    Spearman's correlation of a token's own loss with its largest weight, averaged over layers;
-    negative if easy tokens are routed more decisively. The interval is by percentiles over
-    resampled documents, each with all its tokens; the p-value permutes losses within documents.
+    Spearman's correlation within documents of a token's own loss with its largest weight, averaged
+    over layers; negative if easy tokens are routed more decisively. Ranks are taken over all tokens
+    and centred within documents, so that differences between documents play no part; estimate,
+    interval and p-value are about this one quantity. The interval is by percentiles over resampled
+    documents, each with all its tokens; the p-value permutes losses within documents. The position
+    in the document is not controlled: a loss that falls with context and weights that rise with it
+    would show up here too.
     """
     weight_T = max_weight_LT.mean(0)
     rho_S, low_S, high_S = spearman_limits(
         loss_T, np.vstack([weight_T, max_weight_LT]), document_T,
-        confidence=confidence, resamples=resamples, rng=rng,
+        confidence=confidence, resamples=resamples, rng=rng, within_documents=True,
     )  # fmt: skip
     rho, low, high = rho_S[0], low_S[0], high_S[0]
     p_value = within_document_p(loss_T, weight_T, document_T, permutations=999, rng=rng)
@@ -147,8 +151,9 @@ def ease_and_weight(
         "n_documents": np.unique(document_T).size,
         "shown": shown,
         "statement": (
-            f"{answer} (Spearman of loss and weight {rho:.3f}, {confidence:.0%} interval "
-            f"{low:.3f} to {high:.3f} over documents, permutation p = {p_value:.3f})."
+            f"{answer} (Spearman of loss and weight within documents {rho:.3f}, {confidence:.0%} "
+            f"interval {low:.3f} to {high:.3f} over documents, permutation p = {p_value:.3f}; the "
+            "position in the document is not controlled)."
         ),
     }
 
@@ -183,19 +188,30 @@ def spearman_limits(
     confidence: float,
     resamples: int,
     rng: np.random.Generator,
+    within_documents: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Return Spearman's correlation of one variable with S others, and percentile limits.
 
     Documents are resampled, each with all its tokens. Ranks are those of the whole sample: a
     resample is the correlation of its ranks, not of its ranks ranked again.
 
+    Args:
+        first_T: one variable.
+        second_ST: the others.
+        document_T: document of each token.
+        confidence: level of the limits.
+        resamples: number of resamples.
+        rng: source of randomness.
+        within_documents: centre the ranks within documents, so that differences between documents
+            play no part.
+
     Returns:
         Correlations, lower and upper limits, each (S,).
     """
-    a_T1 = stats.rankdata(first_T)[:, None]
-    b_TS = stats.rankdata(second_ST, axis=1).T
-    # Centring changes nothing but keeps the moments small.
-    a_T1, b_TS = a_T1 - a_T1.mean(), b_TS - b_TS.mean(0)
+    # Centring on the mean of all tokens changes nothing but keeps the moments small.
+    centre_T = document_T if within_documents else np.zeros(len(document_T))
+    a_T1 = _centred_ranks(first_T, centre_T)[:, None]
+    b_TS = np.stack([_centred_ranks(second_T, centre_T) for second_T in second_ST], axis=1)
     a_TS = np.broadcast_to(a_T1, b_TS.shape)
     moments = [a_TS, b_TS, a_TS * b_TS, a_TS**2, b_TS**2]
     sums = [_document_sums(moment_TS, document_T) for moment_TS in moments]
@@ -240,6 +256,7 @@ def within_document_p(
 
 
 def _centred_ranks(value_T: Array, document_T: NDArray[np.int64]) -> Array:
+    """Return ranks over all tokens less their mean in the document."""
     rank_T = stats.rankdata(value_T)
     _, place_T, count_D = np.unique(document_T, return_inverse=True, return_counts=True)
     return rank_T - (np.bincount(place_T, rank_T) / count_D)[place_T]

@@ -6,6 +6,10 @@ attention only the token itself and later ones can change, so that the tokens be
 once and kept as a cache; the interventions on a token are the rows of one batch, and the first row
 is the same token untouched.
 
+Which pairs there are to remove is read from the pass over the whole document. The batch routes the
+token again, and where rounding tips the choice, the expert is not there any more: such a removal
+hits nothing and says nothing about the expert. It is marked.
+
 Shape letters: T tokens, K slots, R rows of a batch, S positions, H hidden size, V vocabulary.
 """
 
@@ -21,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from moe_routing.errors import InputError
 from moe_routing.models.adapters import RouterModule, find_routers
 from moe_routing.models.recorder import Recorder
 from moe_routing.routing.types import Routing
@@ -74,33 +79,43 @@ class SelectionRecorder(Recorder):
 @contextmanager
 def removed(
     routers: Sequence[RouterModule], removals: Sequence[Removal], steps: int
-) -> Iterator[None]:
+) -> Iterator[Tensor]:
     """Take one pair out of each row but the first of a batch; use inside ``routed``.
 
     Args:
         routers: the routers of the model.
         removals: what row 1, 2, ... loses at its first position.
         steps: positions of a row.
+
+    Yields:
+        Whether each removal hit an expert that its row had selected, bool, (removals,); filled in
+        by the forward pass.
     """
+    hit_R = torch.zeros(len(removals), dtype=torch.bool)
     by_layer: dict[int, list[tuple[int, int]]] = {}
-    for row, removal in enumerate(removals, start=1):
-        by_layer.setdefault(removal.layer, []).append((row * steps, removal.expert))
+    for place, removal in enumerate(removals):
+        by_layer.setdefault(removal.layer, []).append((place, removal.expert))
     with ExitStack() as stack:
         for router in routers:
             if router.layer in by_layer:
-                stack.enter_context(_without(router, by_layer[router.layer]))
-        yield
+                stack.enter_context(_without(router, by_layer[router.layer], steps, hit_R))
+        yield hit_R
 
 
 @contextmanager
-def _without(router: RouterModule, pairs: Sequence[tuple[int, int]]) -> Iterator[None]:
+def _without(
+    router: RouterModule, pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor
+) -> Iterator[None]:
     inner: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = router.module.forward
-    token_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    place_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    token_R = (place_R + 1) * steps
 
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_TE, weight_TK, index_TK = inner(hidden_states)
         token, expert = token_R.to(index_TK.device), expert_R.to(index_TK.device)
-        hit_RK = index_TK[token] == expert[:, None]
+        # A padded slot may carry the id of an expert, with weight 0.
+        hit_RK = (index_TK[token] == expert[:, None]) & (weight_TK[token] != 0)
+        hit_R[place_R] = hit_RK.any(1).cpu()
         weight_TK = weight_TK.clone()
         weight_TK[token] = weight_TK[token].masked_fill(hit_RK, 0.0)
         return logits_TE, weight_TK, index_TK
@@ -119,6 +134,8 @@ class Intervened:
     Attributes:
         position: the token.
         removals: the pairs.
+        hit_R: whether the intervened batch had selected the pair too, so that there was something
+            to remove; bool, (removals,).
         change_RS: change of the next-token loss against the untouched row, nats, float64,
             (removals, positions followed).
         noise: difference between the token's loss in the untouched row and in the pass that read
@@ -127,6 +144,7 @@ class Intervened:
 
     position: int
     removals: list[Removal]
+    hit_R: np.ndarray
     change_RS: np.ndarray
     noise: float
 
@@ -155,6 +173,9 @@ def loss_changes(
 
     Yields:
         One result a position.
+
+    Raises:
+        InputError: a loss is not finite.
     """
     routers = find_routers(model)
     # The last token is never read, only predicted.
@@ -164,7 +185,7 @@ def loss_changes(
         end = min(position + horizon, ids_S.numel() - 1)
         input_S, target_S = ids_S[position:end], ids_S[position + 1 : end + 1]
         rows = len(removals) + 1
-        with removed(routers, removals, input_S.numel()):
+        with removed(routers, removals, input_S.numel()) as hit_R:
             hidden_RSH = model.base_model(
                 input_S.expand(rows, -1),
                 past_key_values=_cut(whole.past_key_values, position, rows, model),
@@ -172,9 +193,14 @@ def loss_changes(
             ).last_hidden_state
         loss_RS = _losses(model, hidden_RSH, target_S.expand(rows, -1))
         read = _losses(model, whole.last_hidden_state[:, position:end], target_S[None])
+        if not (loss_RS.isfinite().all() and read.isfinite().all()):
+            raise InputError(
+                f"audit: a loss at position {position} is not finite; allowed: numbers (check the "
+                "weights and the dtype)"
+            )
         change_RS = (loss_RS[1:] - loss_RS[:1]).cpu().numpy()
         noise = float((loss_RS[0, 0] - read[0, 0]).abs())
-        yield Intervened(position, removals, change_RS, noise)
+        yield Intervened(position, removals, hit_R.numpy(), change_RS, noise)
 
 
 def _losses(model: PreTrainedModel, hidden_RSH: Tensor, target_RS: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from moe_routing.routing.nulls import Null, sample_inputs
@@ -54,6 +55,15 @@ def rejections(sorted_p_TE: Tensor, alpha: float) -> Tensor:
     return step_up(sorted_p_TE, bh_levels(sorted_p_TE.shape[1], alpha))
 
 
+def reachable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
+    """Return the levels of BH that the null's draws can reach, by the rule that routing enforces.
+
+    Below 1 / draws there is no p-value, so that BH at a smaller alpha / E could never select a
+    single expert, and its size would be small for that reason alone.
+    """
+    return [alpha for alpha in alphas if null.reaches(alpha / experts)]
+
+
 def size_row(rejected_T: Tensor, confidence: float) -> dict[str, float]:
     """Return the share of tokens with any rejection, its Wilson interval, and the mean number."""
     tokens, some = rejected_T.numel(), int((rejected_T > 0).sum())
@@ -72,8 +82,10 @@ def examine(
 ) -> dict[str, pd.DataFrame]:
     """Return ``size``, ``histogram`` and ``qq`` of a fitted null on a sample, by layer.
 
-    ``size`` has a row ``all`` too, over the tokens of all layers.
+    ``size`` has a row ``all`` too, over the tokens of all layers. Levels that the draws cannot
+    reach are left out of it; see :func:`reachable`.
     """
+    alphas = reachable(null, alphas, sample.num_experts)
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     for layer in range(sample.num_layers):
@@ -103,8 +115,11 @@ def binding_rows(
 
     ``share_floor``: fewer rejections than ``min_k``; ``share_cap``: more than ``max_k``;
     ``share_empty``: none; ``share_any``: at least one, to hold against ``bound`` = alpha * H_E,
-    which no marginal null can exceed on the tokens that it was fitted on.
+    which no marginal null can exceed on the tokens that it was fitted on: exactly for the empirical
+    laws, approximately for the kernel ones. Levels that the draws cannot reach are left out; see
+    :func:`reachable`.
     """
+    alphas = reachable(null, alphas, sample.num_experts)
     rows = []
     for layer in range(sample.num_layers):
         p_TE = layer_p_values(null, sample, layer)
@@ -141,11 +156,14 @@ def judge_designs(
     ``valid`` in a design if no layer is above ``largest_size`` by more than chance, and all layers
     together are not above it at all. By chance: the lower limit of a Wilson interval that all
     layers and designs of the null share (Bonferroni), so that a truly valid null is failed by any
-    of them with probability at most 1 - ``confidence``. What the fit varies is not in it.
+    of them with probability at most 1 - ``confidence``. What the fit varies is not in it. The
+    price is that a single layer may be above ``largest_size`` and pass: it fails only above
+    ``layer_fails_above``, which more tokens bring closer.
 
     Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``size`` with
     ``low`` and ``high`` over all layers; ``worst_layer_*`` with simultaneous limits;
-    ``failing_layers`` by number, and how many, ``layers_above``, of ``layers``.
+    ``layer_fails_above``; ``failing_layers`` by number, and how many, ``layers_above``, of
+    ``layers``; ``n_tokens`` of a layer.
 
     Args:
         sizes: rows for which H0 holds; columns ``null``, ``design``, ``alpha``, ``layer``,
@@ -159,7 +177,8 @@ def judge_designs(
     is_all = used["layer"].astype(str) == ALL_LAYERS
     rows = []
     for null, single in used[~is_all].groupby("null", sort=False):
-        limits = _joint_limits(single, 1 - (1 - confidence) / len(single))
+        joint = 1 - (1 - confidence) / len(single)
+        limits = _joint_limits(single, joint)
         for design, layers in single.join(limits).groupby("design", sort=False):
             overall = used[is_all & (used["null"] == null) & (used["design"] == design)].iloc[0]
             worst = layers.loc[layers["size"].idxmax()]
@@ -175,6 +194,7 @@ def judge_designs(
                     "worst_layer_size": worst["size"],
                     "worst_layer_low": worst["joint_low"],
                     "worst_layer_high": worst["joint_high"],
+                    "layer_fails_above": fails_above(largest_size, worst["n_tokens"], joint),
                     "failing_layers": " ".join(str(layer) for layer in failing),
                     "layers_above": len(failing),
                     "layers": len(layers),
@@ -182,6 +202,19 @@ def judge_designs(
                 }
             )
     return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
+
+
+def fails_above(largest_size: float, tokens: int, confidence: float) -> float:
+    """Return the size above which the lower Wilson limit is above ``largest_size``.
+
+    Wilson's limits invert the score test, whose standard error is that under H0: p0 + z
+    sqrt(p0 (1 - p0) / n).
+
+    >>> round(fails_above(0.06, 2048, 1 - 0.05 / 80), 3)
+    0.078
+    """
+    z = stats.norm.ppf((1 + confidence) / 2)
+    return float(largest_size + z * np.sqrt(largest_size * (1 - largest_size) / tokens))
 
 
 def _joint_limits(single: pd.DataFrame, confidence: float) -> pd.DataFrame:
@@ -198,7 +231,8 @@ def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
     A null is ``valid`` if it is in every design in which H0 holds, those that break its assumption
     included: nobody knows that real logits keep it. ``valid_under_assumption`` leaves these out.
     ``worst_*`` is the design with the largest size over all layers, ``worst_layer_*`` the layer of
-    any design with the largest, with its simultaneous limits.
+    any design with the largest, with its simultaneous limits, and ``layer_fails_above`` the size
+    above which it would fail.
     """
     rows = [_call(group) for _, group in designs.groupby("null", sort=False)]
     constants = designs[["level", "largest_size"]].iloc[0]
@@ -223,6 +257,7 @@ def _call(group: pd.DataFrame) -> dict[str, object]:
         "worst_layer_size": layer["worst_layer_size"],
         "worst_layer_low": layer["worst_layer_low"],
         "worst_layer_high": layer["worst_layer_high"],
+        "layer_fails_above": layer["layer_fails_above"],
         "failing_layers": " ".join(sorted(failing, key=int)),
         "layers_above": len(failing),
         "n_layers": layer["layers"],
@@ -239,7 +274,8 @@ def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> s
         f"the worst layer (layer {row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
         f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
         f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
-        f"worst design ({row['worst_design']}); allowed: {allowed:g}."
+        f"worst design ({row['worst_design']}); allowed: {allowed:g}. At {layer['n_tokens']:,} "
+        f"tokens a layer fails above {row['layer_fails_above']:.3f}."
     )
     if row["valid"]:
         return text

@@ -20,18 +20,22 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
 from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.nulls.base import needed_draws
 from moe_routing.routing.sample import CalibrationSample
 
 if TYPE_CHECKING:
+    from moe_routing.analysis.config import ValidityAnalysis
     from moe_routing.config import StudyConfig
 
 MIN_K = 1
 """The floor of every BH arm."""
 MARGINAL = ("pooled", "pooled_kde", "per_expert", "per_expert_kde")
-"""Nulls that are the law of the logits themselves, so that the bound alpha * H_E holds for them
-exactly on the tokens that they were fitted on."""
+"""Nulls that are the law of the logits themselves, so that the bound alpha * H_E holds for them on
+the tokens that they were fitted on: exactly for the empirical laws, approximately for the kernel
+ones."""
 CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Levels of the curves of size against alpha, beside those of the config."""
+"""Levels of the curves of size against alpha, beside those of the config; each null is examined at
+those that its draws can reach."""
 
 
 def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
@@ -42,7 +46,8 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     nulls), ``simulation.csv`` (procedures), ``verdict_by_design.csv`` and ``verdict.csv``.
 
     Raises:
-        InputError: no calibration sample, or no capture of the same model.
+        InputError: no calibration sample, no capture of the same model, or too few tokens to fit
+            a null that reaches the level of the verdict.
     """
     settings = config.analysis.validity
     folder = results / "validity"
@@ -96,7 +101,10 @@ def design_tables(
     """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
 
     Only nulls whose H0 holds in a design are examined there. They are fitted anew on the first
-    sample of the design and tested on the second.
+    sample of the design and tested on the second, at the levels that its draws can reach.
+
+    Raises:
+        InputError: the level of the verdict is not among them.
     """
     settings = config.analysis.validity
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
@@ -104,12 +112,23 @@ def design_tables(
         first, second = samples(design, sample, settings.tokens, rng)
         for null_id in filter(design.holds_for, settings.nulls):
             null = NULLS[null_id].fit(first)
+            _check_verdict(settings, null, sample.num_experts)
             found = examine(null, second, levels(config), config.statistics.confidence)
             for name, table in found.items():
                 tables[name].append(table.assign(null=null_id, design=design.name))
     return {
         name: _keys_first(pd.concat(parts, ignore_index=True)) for name, parts in tables.items()
     }
+
+
+def _check_verdict(settings: ValidityAnalysis, null: Null, experts: int) -> None:
+    level = settings.level / experts
+    if not null.reaches(level):
+        raise InputError(
+            f"analysis.validity.tokens is {settings.tokens}; allowed: more, since null "
+            f"'{null.id}' then has {null.draws:.0f} draws and a verdict at level "
+            f"{settings.level:g} needs {needed_draws(level)}"
+        )
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:

@@ -152,7 +152,7 @@ def score_items(
         scores = scorer.score_items(items, task, label=f"{strategy.id} {label}")
     seconds = time.perf_counter() - started
     statistics = recorder.statistics()
-    _check_finite(scores, statistics, strategy.id, label)
+    check_finite(scores, statistics, strategy.id, label)
     return pd.DataFrame(_rows(items, scores, task)), statistics, seconds
 
 
@@ -188,9 +188,14 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     return rows
 
 
-def _check_finite(
+def check_finite(
     scores: list[list[Score]], statistics: RoutingStatistics, strategy: str, label: str
 ) -> None:
+    """Check what came out of a run: accelerators go on where a router meets NaN.
+
+    Raises:
+        InputError: router logits or a log-likelihood that are not finite.
+    """
     layers = np.flatnonzero(~np.isfinite(statistics.entropy_L))
     if layers.size:
         raise InputError(
@@ -229,8 +234,8 @@ def _record(
             "tokens": statistics.tokens,
             "mean_experts": statistics.mean_experts(),
             "sd_experts": statistics.sd_experts(),
-            "share_floor": statistics.share_at(strategy.min_experts),
-            "share_cap": statistics.share_at(strategy.max_experts),
+            "share_floor": float(statistics.floor_binds_L.mean()),
+            "share_cap": float(statistics.cap_binds_L.mean()),
             "share_empty": float(statistics.empty_L.mean()),
             "router_entropy": float(statistics.entropy_L.mean()),
             "max_weight": float(statistics.max_probability_L.mean()),

@@ -83,7 +83,7 @@ def _cell_row(record: dict) -> dict[str, object]:
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],
-        "k": rule.get("k", rule.get("max_k")),
+        "k": rule.get("k", rule.get("max_k", rule.get("mean_k"))),
         "alpha": rule.get("alpha", NOT_APPLICABLE),
         "null": rule.get("null", NOT_APPLICABLE),
         "weighting": strategy["weighting"],

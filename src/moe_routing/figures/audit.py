@@ -42,6 +42,7 @@ def false_discoveries(audit: pd.DataFrame) -> Figure:
     """Draw the empirical false discovery proportion and rate against alpha, by null and epsilon.
 
     The change is that of the token's own next-token loss; the grey band is the stock top-k.
+    Removals that found no expert to remove are left out, and counted in the title.
     """
     import matplotlib.pyplot as plt
 
@@ -61,9 +62,11 @@ def false_discoveries(audit: pd.DataFrame) -> Figure:
         grid[0, across].set(title=f"|change| < {epsilon:g} nats{noisy}", xlabel="")
     legend_below(figure, grid[0, 0])
     row = audit.iloc[0]
+    missed = audit.groupby("arm")["n_missed"].first().sum()
     figure.suptitle(
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
-        f"({row['n_decisions']:,} decisions in {row['n_documents']} passages; bars: intervals)",
+        f"({row['n_decisions']:,} decisions in {row['n_documents']} passages; bars: intervals; "
+        f"{missed:,} removals that hit no expert left out)",
         fontsize=9.5,
     )
     return figure

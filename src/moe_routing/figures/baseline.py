@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
+from moe_routing.figures.labels import dataset_label
 from moe_routing.figures.series import REFERENCE, layer_axis, save_all, series
 from moe_routing.figures.style import WIDTH, use_style
 
@@ -34,9 +35,12 @@ def draw_baseline(folder: Path) -> None:
 
 
 def caption(stats: pd.DataFrame) -> str:
-    """Return what was looked at: tokens and passages."""
+    """Return what was looked at, and how: data set, window, tokens and passages."""
     row = stats.iloc[0]
-    return f"{row['n_tokens']:,.0f} tokens of {row['n_documents']:.0f} passages"
+    return (
+        f"{dataset_label(row['dataset'])}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
+        f"tokens of {row['n_documents']:.0f} passages"
+    )
 
 
 def logit_distributions(histogram: pd.DataFrame, stats: pd.DataFrame) -> Figure:
@@ -60,7 +64,7 @@ def logit_distributions(histogram: pd.DataFrame, stats: pd.DataFrame) -> Figure:
     axis.set_yticks([-layer for layer in layers], [str(layer) for layer in layers])
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="Router logit", ylabel="Layer (height: density)")
-    axis.set_title(f"Router logits by layer; black: mean ({caption(stats)})")
+    axis.set_title(f"Router logits by layer; black: mean\n({caption(stats)})")
     return figure
 
 
@@ -75,7 +79,7 @@ def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame) -> Figure:
     figure.colorbar(image, label="Load relative to uniform use")
     axis.grid(visible=False)
     axis.set(xlabel="Expert", ylabel="Layer", yticks=range(0, len(load_LE), 3))
-    axis.set_title(f"Selections of each expert, stock router ({caption(stats)})")
+    axis.set_title(f"Selections of each expert, stock router\n({caption(stats)})")
     return figure
 
 
@@ -94,7 +98,7 @@ def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     uniform = (stats["entropy"] / stats["entropy_share"]).iloc[0]
     axis.axhline(uniform, label="uniform router", **REFERENCE)
     layer_axis(axis, len(stats))
-    axis.set(ylabel="Entropy (nats)", title=f"Entropy of the router's softmax ({caption(stats)})")
+    axis.set(ylabel="Entropy (nats)", title=f"Entropy of the router's softmax\n({caption(stats)})")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
@@ -117,7 +121,7 @@ def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
         layer_axis(axis, len(stats))
         axis.set(title=title, ylabel="Softmax probability", ylim=(0, None))
     axes[0].legend(frameon=False, loc="upper left")
-    figure.suptitle(f"How the router concentrates its weight ({caption(stats)})", fontsize=9.5)
+    figure.suptitle(f"How the router concentrates its weight\n({caption(stats)})", fontsize=9.5)
     return figure
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import read_csv
+from moe_routing.figures.labels import dataset_label
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
@@ -51,9 +52,12 @@ def draw_bh(folder: Path) -> None:
 
 
 def caption(table: pd.DataFrame) -> str:
-    """Return what was scored: tokens and passages."""
+    """Return what was scored, and how: data set, window, tokens and passages."""
     row = table.iloc[0]
-    return f"{row['n_tokens']:,.0f} tokens of {row['n_documents']:.0f} passages"
+    return (
+        f"{dataset_label(row['dataset'])}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
+        f"tokens of {row['n_documents']:.0f} passages"
+    )
 
 
 def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -78,7 +82,7 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     grid[1, 0].set_ylabel("Experts a token")
     legend_below(figure, grid[1, 0])
     figure.suptitle(
-        f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]} ({caption(table)})",
+        f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]}\n({caption(table)})",
         fontsize=9.5,
     )
     return figure
@@ -134,7 +138,7 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
         grid[0, across].set(title=f"Null {plain(null)}", xlabel="")
     legend_below(figure, grid[0, 0])
     figure.suptitle(
-        f"What alpha does ({caption(table)}; bars: intervals; shifted sideways for legibility)",
+        f"What alpha does; bars: intervals, shifted sideways for legibility\n({caption(table)})",
         fontsize=9.5,
     )
     return figure
@@ -174,7 +178,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
         ),
     )
     right.set_ylabel("Perplexity a token")
-    axis.set_title(f"Quality against experts, every max_k ({caption(table)})")
+    axis.set_title(f"Quality against experts, every max_k\n({caption(table)})")
     legend_below(figure, axis)
     return figure
 
@@ -213,7 +217,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
             axis.set(xlabel="max_k" if down else "", ylabel="" if across else "alpha")
             axis.set_title("" if down else f"Null {plain(null)}")
             axis.tick_params(rotation=0)
-    figure.suptitle(f"BH over alpha and max_k ({caption(table)})", fontsize=9.5)
+    figure.suptitle(f"BH over alpha and max_k\n({caption(table)})", fontsize=9.5)
     return figure
 
 
@@ -264,7 +268,7 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
         axis.set(title=f"Null {plain(null)}", xlabel="max_k")
     axes[names[0]].set_ylabel(label)
     legend_below(figure, axes[names[0]])
-    figure.suptitle(f"{title} ({caption(table)})", fontsize=9.5)
+    figure.suptitle(f"{title}\n({caption(table)})", fontsize=9.5)
     return figure
 
 

@@ -29,10 +29,11 @@ _INTERVALS = ["value", "ci_low", "ci_high"]
 def pareto(cells: pd.DataFrame, baseline: str, curve: pd.DataFrame | None = None) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
-    The black line is static top-k: a strategy is compared with it at its own mean experts. The
-    lines of other families join their settings; the grey step is the Pareto front of ``cells``,
-    the settings that no other one beats in both. The ring marks the baseline, an arrow which way
-    is better. The axes cover the strategies; a static curve may leave them.
+    The black line is static top-k with softmax weights: a strategy with these weights is compared
+    with it at its own mean experts. The lines of other families join their settings; the grey step
+    is the Pareto front of ``cells``, the settings that no other one beats in both. The ring marks
+    the baseline, an arrow which way is better. The axes cover the strategies; a static curve may
+    leave them.
 
     Args:
         cells: table of cells.

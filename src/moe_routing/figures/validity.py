@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALL_LAYERS = "all"
+LEFT_OUT = "levels too small for the draws of a null are left out"
 COLUMNS = 4
 
 
@@ -108,7 +109,10 @@ def pvalue_qq(qq: pd.DataFrame, size: pd.DataFrame) -> Figure:
 
 
 def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
-    """Draw the share of tokens with any selection against alpha, over all layers."""
+    """Draw the share of tokens with any selection against alpha, over all layers.
+
+    A null's line begins at the smallest level that its draws can reach.
+    """
     overall = size[size["layer"].astype(str) == ALL_LAYERS]
     names = overall["null"].unique()
     looks = _looks(overall["design"])
@@ -126,7 +130,8 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
     _left_labels(figure, axes, names, "Size P(R > 0)")
     _all_designs_legend(figure, looks, "both")
     figure.suptitle(
-        f"Size of BH where H0 holds, all layers ({_tokens(size)} tokens a layer); dotted: alpha",
+        f"Size of BH where H0 holds, all layers ({_tokens(size)} tokens a layer); dotted: alpha\n"
+        f"({LEFT_OUT})",
         fontsize=9.5,
     )
     return figure
@@ -194,6 +199,10 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
         tokens = own["n_tokens"].iloc[0] if len(own) else 0
         axis.set_title(f"{title} ({tokens:,} tokens)")
     axes[0].set_ylabel("Tokens with any selection,\nmean over layers")
+    figure.suptitle(
+        f"The bound is exact for empirical laws, approximate for kernel ones\n({LEFT_OUT})",
+        fontsize=9.5,
+    )
     legend_below(figure, axes[1], columns=5)
     return figure
 

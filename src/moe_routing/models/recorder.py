@@ -62,11 +62,6 @@ class RoutingStatistics:
         mean = float(share_C @ counts_C)
         return float(np.sqrt(share_C @ (counts_C - mean) ** 2))
 
-    def share_at(self, count: int) -> float:
-        """Share of decisions with exactly ``count`` experts."""
-        histogram_C = self.count_histogram_LC.sum(0)
-        return float(histogram_C[count] / max(1, histogram_C.sum()))
-
     def by_layer(self) -> dict[str, list]:
         """Return plain lists by layer, for JSON."""
         fields = (

@@ -19,6 +19,7 @@ from moe_routing.figures.labels import dataset_label, family_label, metric_label
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting import findings_routing as g
+from moe_routing.reporting import findings_validity as v
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.comparison_report import headline
@@ -26,12 +27,14 @@ from moe_routing.reporting.findings_analyses import audit, recommendation, route
 from moe_routing.reporting.gallery import GALLERY, Picture
 from moe_routing.reporting.missing import FAMILIES, missing
 from moe_routing.reporting.sheets import SHEETS, Sheet
-from moe_routing.reporting.study import Study
+from moe_routing.reporting.study import Study, read_json
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
 
 DEFAULT = Path("results") / "default"
+DEFAULT_CONFIG = "config/config.yaml"
+"""The config file that the workflow reads where none is given."""
 
 
 CITATIONS = {
@@ -72,6 +75,18 @@ def results_folder() -> Path:
             return folder / wanted
     said = f"{VARIABLE}={named}" if named else f"{VARIABLE} is not set"
     raise InputError(f"{said}: no config.yaml in {wanted}, here ({here}) or in a folder above")
+
+
+def config_file(folder: Path) -> str:
+    """Return the config file that makes a study again, relative to the repository.
+
+    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
+    the results folder.
+    """
+    noted = folder / "run.json"
+    if not noted.is_file():
+        return f"results/{folder.resolve().name}/config.yaml"
+    return read_json(noted)["config_file"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,8 @@ class Article:
     @property
     def command(self) -> Markdown:
         """The command that makes the study."""
-        name = self.study.config.study
-        given = "" if name == "default" else f" --configfile config/{name}.yaml"
+        file = config_file(self.study.folder)
+        given = "" if file == DEFAULT_CONFIG else f" --configfile {file}"
         return Markdown(f"`snakemake --cores all{given}`")
 
     @property
@@ -202,7 +217,7 @@ class Article:
     @cached_property
     def _sentences(self) -> dict[str, list[f.Finding]]:
         study, table = self.study, self.study.statistics
-        families = dict(zip(study.cells["strategy"], study.cells["family"], strict=True))
+        families = study.family_of
         native_k, baseline = study.model.native_k, study.baseline
         main = study.main_measures
         margin = study.config.statistics.margin_accuracy
@@ -222,7 +237,8 @@ class Article:
             "binding": [g.binding(study.cells)],
             "cap": [g.cap(study.cells)],
             "pareto": g.pareto(table["pareto"], baseline),
-            "ranks": [g.ranks(table["friedman"])],
+            "pareto_time": g.pareto(table["pareto_time"], baseline, "seconds_per_1000_tokens"),
+            "ranks": [g.ranks(table["friedman"], study.config.statistics.confidence)],
             "speed": [g.speed(study.cells, baseline)],
             "static_curve": c.static_curve(study.static_curve, table["controls"], main, native_k),
             "controls": c.controls(table["controls"], main),
@@ -235,8 +251,16 @@ class Article:
             "missing": missing(study),
             "router": router(study.folder),
             "recommendation": recommendation(study.folder),
+            "procedures": v.procedures(
+                study.table("validity/simulation.csv"), study.config.statistics.confidence
+            ),
+            "specialisation": [
+                v.domains(study.table("baseline/domain_specialisation.csv")),
+                v.coactivation(study.table("baseline/coactivation.csv")),
+                v.vocabulary(study.table("baseline/vocabulary_specialisation.csv")),
+            ],
             "validity": validity(study.table("validity/verdict.csv"), study.cells["null"]),
-            "audit": audit(study.table("audit/audit.csv")),
+            "audit": audit(study.table("audit/audit.csv"), study.config),
         }
         return {name: [x for x in listed if x is not None] for name, listed in found.items()}
 
@@ -311,7 +335,7 @@ class Article:
         if not path.is_file():
             return Markdown(f"*Not drawn: {picture.needs}.*")
         shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()
-        caption = f"{picture.caption} From `{picture.source}`."
+        caption = f"{picture.caption} From {w.code(picture.sources)}."
         alt = picture.alt.replace('"', "'")
         return Markdown(f'![{caption}]({shown}){{#{label} fig-alt="{alt}" width=100%}}\n')
 

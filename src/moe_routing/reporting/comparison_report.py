@@ -70,7 +70,7 @@ def headline(study: Study) -> list[f.Finding]:
 def said(study: Study) -> list[f.Finding]:
     """Return every finding of the comparison, in the order of the report."""
     tables_ = study.statistics
-    families = dict(zip(study.cells["strategy"], study.cells["family"], strict=True))
+    families = study.family_of
     native_k, baseline, main = study.model.native_k, study.baseline, study.main_measures
     found = [
         *headline(study),
@@ -88,8 +88,9 @@ def said(study: Study) -> list[f.Finding]:
         g.binding(study.cells),
         g.cap(study.cells),
         *g.pareto(tables_["pareto"], baseline),
-        g.ranks(tables_["friedman"]),
+        g.ranks(tables_["friedman"], study.config.statistics.confidence),
         g.speed(study.cells, baseline),
+        *g.pareto(tables_["pareto_time"], baseline, "seconds_per_1000_tokens"),
     ]
     return [finding for finding in found if finding is not None]
 

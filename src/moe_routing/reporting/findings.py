@@ -13,10 +13,18 @@ import pandas as pd
 
 from moe_routing.figures.labels import dataset_label, metric_label
 from moe_routing.reporting import wording as w
+from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.verdict import Verdict
 
 CHANCE = {"hellaswag": 0.25}
 """Accuracy of guessing, where a data set has one."""
+
+STATIC = {
+    "regular": "static top-k with softmax weights",
+    "normalized": "static top-k with renormalised weights",
+    "uniform": "static top-k with uniform weights",
+}
+"""Families with the same number of experts for every token, in words."""
 
 NAMED = 4
 """Up to this many strategies are named; more are counted."""
@@ -135,25 +143,30 @@ def compute(table: pd.DataFrame) -> Finding:
 
 
 def matched(table: pd.DataFrame) -> Finding:
-    """State the primary strategy against the static curve at its own compute."""
+    """State the primary strategy against the static curve of its weights at its own compute."""
     if table.empty:
         return Finding("The comparison at matched compute is missing.", PRIMARY, "missing")
     row = main_row(table)
+    experts, curve = w.experts(row["mean_experts"]), STATIC.get(row["matched_static_family"])
     if row["matched_status"] != "matched":
-        text = (
-            f"At matched compute nothing can be said of `{row['strategy']}`: its "
-            f"{w.experts(row['mean_experts'])} experts lie {row['matched_status']} of static top-k."
-        )
+        reasons = {
+            OUTSIDE: f"its {experts} experts lie outside the curve of {curve}",
+            NO_CURVE: "no static top-k has its weights",
+            UNKNOWN: "its experts were not counted",
+        }
+        # No row of matched compute: a point of a static curve.
+        reason = reasons.get(row["matched_status"], "it is static top-k itself")
+        text = f"At matched compute nothing can be said of `{row['strategy']}`: {reason}."
         return Finding(text, PRIMARY, "outside")
     outcome = Verdict(row["matched_verdict"])
     numbers = w.difference(
         row["matched_difference"], row["matched_low"], row["matched_high"], row["metric"]
     )
-    subject = f"a static top-k of the same {w.experts(row['mean_experts'])} experts"
+    subject = f"{curve} and the same mean of {experts} experts"
     better, worse = _directions(row["metric"])
     sentences = {
-        Verdict.BETTER: f"it {better} than {subject} would",
-        Verdict.WORSE: f"it {worse} than {subject} would",
+        Verdict.BETTER: f"it {better} than {subject}",
+        Verdict.WORSE: f"it {worse} than {subject}",
         Verdict.IDENTICAL: f"it equals {subject} on every item",
         Verdict.INCONCLUSIVE: f"no difference from {subject} could be shown",
     }

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import Finding
 from moe_routing.reporting.study import read_json
+from moe_routing.routing.strategies import parse_strategy
+
+if TYPE_CHECKING:
+    from moe_routing.config import StudyConfig
 
 ALL_LAYERS = "all"
 
@@ -78,24 +84,33 @@ def _as_code(text: str, null: str) -> str:
     return text.replace(null, f"`{null}`", 1)
 
 
-def audit(table: pd.DataFrame) -> list[Finding]:
-    """State for each null at its smallest alpha how many discoveries make no difference.
+def audit(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
+    """State for each null how many discoveries make no difference.
 
-    The largest threshold and the first scope of ``audit/audit.csv`` are taken, over all layers.
+    What the sentences are about is declared in the config, not chosen from the results: the
+    threshold ``analysis.audit.primary_epsilon``, and the level of the primary strategy or the
+    audited one nearest to it (the first, if that strategy has none). The first scope of
+    ``audit/audit.csv`` is taken, over all layers.
     """
     if table.empty:
         return []
     rows = table[
         (table["layer"].astype(str) == ALL_LAYERS)
-        & (table["epsilon"] == table["epsilon"].max())
+        & np.isclose(table["epsilon"], config.analysis.audit.primary_epsilon)
         & (table["scope"] == table["scope"].iloc[0])
         & table["alpha"].notna()
     ]
-    return [_audited(group) for _, group in rows.groupby("null", sort=False)]
+    wanted = getattr(parse_strategy(config.statistics.primary.strategy), "alpha", None)
+    return [_audited(_at(group, wanted)) for _, group in rows.groupby("null", sort=False)]
 
 
-def _audited(group: pd.DataFrame) -> Finding:
-    row = group.sort_values("alpha").iloc[0]
+def _at(group: pd.DataFrame, alpha: float | None) -> pd.Series:
+    """Return the row whose level is nearest to one; the first row without one."""
+    place = 0 if alpha is None else int((group["alpha"] - alpha).abs().argmin())
+    return group.iloc[place]
+
+
+def _audited(row: pd.Series) -> Finding:
     source = "audit/audit.csv"
     alpha, null = f"{row['alpha']:g}", row["null"]
     if not row["n_discoveries"]:

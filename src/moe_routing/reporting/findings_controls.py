@@ -1,7 +1,8 @@
 """What may be said from the controls and from the noise arms, chosen by the numbers.
 
 A control changes one thing of a strategy and keeps the rest, so that a difference from that
-strategy, its base, is due to that thing. Pure functions from tables to sentences, as in
+strategy, its base, is due to that thing. A rival is another rule, compared with the baseline here
+and with static top-k at matched compute. Pure functions from tables to sentences, as in
 :mod:`moe_routing.reporting.findings`.
 """
 
@@ -26,6 +27,7 @@ DONE = {
     "layermean": "With one number of experts a layer, the rounded mean of {base}, for every token",
     "randomid": "With the counts of {base} but experts drawn at random",
     "weighting": "With the weights of {base} rescaled to the mass of the token's own top experts",
+    "rival": "With the rule of {control} in place of that of {base}",
 }
 """What each kind of control does to its base; the order of the text."""
 
@@ -50,6 +52,12 @@ MEANING = {
         "better": "part of what the strategy loses is due to its smaller weights",
         "none": "nothing shows that the smaller weights matter",
     },
+    "rival": {
+        "worse": "the rule does worse, at the number of experts that it takes",
+        "better": "the rule does better, at the number of experts that it takes",
+        "none": "nothing shows that the rule does better or worse, at the number of experts that "
+        "it takes",
+    },
 }
 """What each outcome means; better and worse are those of the control."""
 
@@ -58,7 +66,7 @@ COUNTS_DIFFER = 0.05
 
 
 def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
-    """State for each control and base on which data sets the control was worse or better.
+    """State for each control and base, and each rival, where the control was worse or better.
 
     Args:
         table: ``statistics/controls.csv``; differences are control minus base.
@@ -68,9 +76,11 @@ def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
         return []
     rows = _main_rows(table, main)
     return [
-        _control(kind, base, group)
+        _control(kind, group)
         for kind in DONE
-        for base, group in rows[rows["kind"] == kind].groupby("base", sort=False)
+        for _, group in rows[rows["kind"] == kind].groupby(
+            "strategy" if kind == "rival" else "base", sort=False
+        )
     ]
 
 
@@ -78,7 +88,7 @@ def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
     return table[table["metric"] == table["dataset"].map(main)]
 
 
-def _control(kind: str, base: str, rows: pd.DataFrame) -> Finding:
+def _control(kind: str, rows: pd.DataFrame) -> Finding:
     worse, better = (_difference_by_set(rows, set_) for set_ in (WORSE, (Verdict.BETTER,)))
     same = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
     safe = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
@@ -95,7 +105,9 @@ def _control(kind: str, base: str, rows: pd.DataFrame) -> Finding:
     if unshown:
         clauses.append(f"no difference could be shown on {w.listed(unshown)}")
     outcome = "mixed" if worse and better else "worse" if worse else "better" if better else "none"
-    text = f"{DONE[kind].format(base=f'`{base}`')}{_counts(rows)}, {'; '.join(clauses)}"
+    control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
+    done = DONE[kind].format(control=control, base=base)
+    text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
     meaning = (
         "data sets disagree, so neither can be said in general"
         if outcome == "mixed"

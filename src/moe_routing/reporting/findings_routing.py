@@ -9,17 +9,21 @@ import pandas as pd
 
 from moe_routing.figures.labels import dataset_label, family_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import CELLS, MATCHED, NAMED, Finding, truths
+from moe_routing.reporting.findings import CELLS, MATCHED, NAMED, STATIC, Finding, truths
+from moe_routing.statistics.matched import NO_CURVE
 from moe_routing.statistics.verdict import Verdict
-
-STATIC = ("regular", "normalized", "uniform")
-"""Families with the same number of experts for every token."""
 
 FLOOR_DECIDES = 0.5
 """Above this share of decisions without any rejection, the floor is called the method."""
 
 SURE = 0.9
 """Share of resamples on the front from which a strategy is said to belong there."""
+
+COSTS = {
+    "mean_experts": ("mean experts", "statistics/pareto.csv"),
+    "seconds_per_1000_tokens": ("measured time", "statistics/pareto_time.csv"),
+}
+"""The costs of Pareto fronts by column: in words, and the file that the front stands in."""
 
 FEW_DATASETS = 3
 """Up to this many data sets, the text says that a test of ranks has little power."""
@@ -28,36 +32,42 @@ FEW_DATASETS = 3
 def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Finding]:
     """Sum up the comparison at matched compute, over data sets and main metrics.
 
-    One sentence for each family whose number of experts is not the same for every token.
+    One sentence for each family whose number of experts is not the same for every token, and static
+    curve that it was compared with.
+
+    Args:
+        table: ``statistics/matched_compute.csv``.
+        families: family of each strategy in it.
     """
     if table.empty:
         return [Finding("The comparison at matched compute was not computed.", MATCHED, "missing")]
     main = table[truths(table["main"])].assign(family=lambda t: t["strategy"].map(families))
     return [
-        _matched_family(rows, family_label(family))
-        for family, rows in main.groupby("family", sort=False)
-        if family not in STATIC
+        _matched_family(rows, family_label(family), STATIC.get(curve))
+        for (family, curve), rows in main.groupby(
+            ["family", "static_family"], sort=False, dropna=False
+        )
     ]
 
 
-def _matched_family(rows: pd.DataFrame, label: str) -> Finding:
+def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Finding:
     inside = rows[rows["status"] == "matched"]
+    if (rows["status"] == NO_CURVE).all():
+        text = f"{label} was not compared at matched compute: no static top-k has its weights."
+        return Finding(text, MATCHED, "no curve")
     if inside.empty:
-        text = f"{label} never used a number of experts that static top-k covers on both sides."
+        text = f"{label} never used a number of experts that {curve} covers on both sides."
         return Finding(text, MATCHED, "outside")
     outcomes = inside["verdict"].value_counts()
     better, worse = (int(outcomes.get(name, 0)) for name in (Verdict.BETTER, Verdict.WORSE))
     verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
     cells = w.plural(len(inside), "comparison")
+    static = f"{curve} and the same mean number of experts"
     lead = {
-        "mixed": f"{label} was better than static top-k of the same mean number of experts in "
-        f"{better} and worse in {worse} of {cells}",
-        "better": f"{label} was better than static top-k of the same mean number of experts in "
-        f"{better} of {cells}",
-        "worse": f"{label} was worse than static top-k of the same mean number of experts in "
-        f"{worse} of {cells}",
-        "none": f"{label} could in none of {cells} be told from static top-k of the same mean "
-        "number of experts",
+        "mixed": f"{label} was better than {static} in {better} and worse in {worse} of {cells}",
+        "better": f"{label} was better than {static} in {better} of {cells}",
+        "worse": f"{label} was worse than {static} in {worse} of {cells}",
+        "none": f"{label} could in none of {cells} be told from {static}",
     }[verdict]
     rest = len(inside) - better - worse
     text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
@@ -111,12 +121,12 @@ def cap(cells: pd.DataFrame) -> Finding | None:
     return Finding(text, CELLS, "inert" if inert else "binds")
 
 
-def ranks(friedman: pd.DataFrame) -> Finding | None:
-    """State Friedman's test over data sets; None where it was not made."""
+def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
+    """State Friedman's test over data sets at level 1 - confidence; None where it was not made."""
     if friedman.empty:
         return None
     row = friedman.iloc[0]
-    different = row["p_iman_davenport"] <= 0.05
+    different = row["p_iman_davenport"] <= 1 - confidence
     said = "differ" if different else "could not be shown to differ"
     beyond = friedman.loc[truths(friedman["beyond_critical_difference"]), "strategy"]
     text = (
@@ -124,19 +134,24 @@ def ranks(friedman: pd.DataFrame) -> Finding | None:
         f"{w.count(row['n_strategies'])} strategies {said} (Iman-Davenport "
         f"{w.p_value(row['p_iman_davenport'])}); "
     )
-    if different and len(beyond):
-        text += f"{w.plural(len(beyond), 'strategy').replace('strategys', 'strategies')} "
-        text += "lie beyond the critical difference from the baseline."
-    else:
-        text += "none lies beyond the critical difference from the baseline."
+    many = "1 strategy lies" if len(beyond) == 1 else f"{w.count(len(beyond))} strategies lie"
+    text += many if len(beyond) else "none lies"
+    text += " beyond the critical difference from the baseline"
+    text += "." if different or beyond.empty else ", which alone shows nothing."
     if row["n_datasets"] <= FEW_DATASETS:
         text += " With so few data sets this test has little power."
     return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
 
 
-def pareto(table: pd.DataFrame, baseline: str) -> list[Finding]:
-    """State for each data set which strategies no other one beats in both cost and quality."""
-    source = "statistics/pareto.csv"
+def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> list[Finding]:
+    """State for each data set which strategies no other one beats in both cost and quality.
+
+    Args:
+        table: ``statistics/pareto.csv`` or ``statistics/pareto_time.csv``.
+        baseline: the strategy that is looked for on the front.
+        cost: column of the table that is the cost; see :data:`COSTS`.
+    """
+    words, source = COSTS[cost]
     if table.empty:
         return []
     findings = []
@@ -150,7 +165,7 @@ def pareto(table: pd.DataFrame, baseline: str) -> list[Finding]:
         sure = list(on_front.loc[on_front["front_share"] >= SURE, "strategy"])
         inside = baseline in set(on_front["strategy"])
         text = (
-            f"On {where}, {_are(len(on_front))} on the Pareto front of mean experts and quality, "
+            f"On {where}, {_are(len(on_front))} on the Pareto front of {words} and quality, "
             f"{_which(sure, len(on_front))} in at least nine of ten resamples; `{baseline}` "
             f"{'is' if inside else 'is not'} on it."
         )

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.findings import STATIC, Finding
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
 
 FAMILIES = {
-    "regular": "static top-k with softmax weights",
-    "normalized": "static top-k with renormalised weights",
-    "uniform": "static top-k with uniform weights",
+    **STATIC,
     "adaptive": "adaptive top-k",
     "bh": "Benjamini-Hochberg routing",
 }
@@ -34,6 +32,7 @@ CONTROLS = {
     "layermean": "one number of experts a layer",
     "randomid": "experts drawn at random",
     "weighting": "mass-matched weights",
+    "rival": "rival rules",
 }
 """The controls of the complete comparison, by kind."""
 
@@ -74,6 +73,12 @@ def _beside(study: Study) -> list[Finding]:
         findings.append(Finding(text, "statistics/controls.csv", "control"))
     if study.statistics["noise"].empty:
         text = "The baseline was not scored against itself, so numerical noise is not known."
+        findings.append(Finding(text, "statistics/noise.csv", "noise"))
+    elif not study.statistics["noise"]["changed"].str.startswith("dtype").any():
+        text = (
+            "The baseline was not scored in another number format, so it is not known what half "
+            "precision would do to these results."
+        )
         findings.append(Finding(text, "statistics/noise.csv", "noise"))
     if study.divergence.empty:
         text = "Divergence from the baseline's predictions was not measured."

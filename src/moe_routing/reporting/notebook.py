@@ -15,34 +15,35 @@ from moe_routing.reporting.article import VARIABLE, results_folder
 _STEPS = re.compile(r"(\d+) of (\d+) steps \(")
 
 
-def prepare(config: str, needs: str) -> Path:
-    """Return a results folder that has ``needs``; run the workflow where it is missing.
+def prepare(config: str, needs: str, *also: str) -> Path:
+    """Return a results folder for a notebook; run the workflow for files that it lacks.
 
-    The workflow downloads model and data by itself. Run it in the root of the repository.
+    The workflow downloads model and data by itself. Run it in the root of the repository. Where the
+    environment names the results, as for the article, nothing is run: ``needs`` must be there, and
+    of ``also`` the notebook says what is missing.
 
     Args:
         config: config file of the study.
-        needs: file under the results folder.
+        needs: file under the results folder that the notebook cannot do without.
+        *also: further files under it. With ``needs`` and all that these are made from, they are
+            every file that the notebook reads.
 
     Raises:
-        InputError: there is no such config, or the workflow fails.
+        InputError: there is no such config, a file is missing, or the workflow fails.
     """
     print(device_words())
     if os.environ.get(VARIABLE):
-        return _having(results_folder(), needs)
-    root = repository()
+        results = results_folder()
+        if not (results / needs).is_file():
+            raise InputError(f"{results / needs}: missing; run the workflow to make it")
+        return results
     from moe_routing.config import load_config
 
+    root = repository()
     results = root / "results" / load_config(root / config).study
-    if not (results / needs).is_file():
-        run_workflow(root, config, (results / needs).relative_to(root).as_posix())
-    os.environ[VARIABLE] = str(results)
-    return _having(results, needs)
-
-
-def _having(results: Path, needs: str) -> Path:
-    if not (results / needs).is_file():
-        raise InputError(f"{results / needs}: missing; run the workflow to make it")
+    missing = [results / name for name in (needs, *also) if not (results / name).is_file()]
+    if missing:
+        run_workflow(root, config, *(path.relative_to(root).as_posix() for path in missing))
     return results
 
 
@@ -71,8 +72,8 @@ def device_words() -> str:
     return f"GPU: {about.name}, {size:.0f} GB: {enough}."
 
 
-def run_workflow(root: Path, config: str, target: str) -> None:
-    """Make one file with Snakemake, showing a progress bar of its jobs.
+def run_workflow(root: Path, config: str, *targets: str) -> None:
+    """Make files with Snakemake, showing a progress bar of its jobs.
 
     Raises:
         InputError: Snakemake fails.
@@ -80,7 +81,7 @@ def run_workflow(root: Path, config: str, target: str) -> None:
     from tqdm.auto import tqdm
 
     command = [
-        sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", config, target,
+        sys.executable, "-m", "snakemake", *targets, "--cores", "all", "--configfile", config,
     ]  # fmt: skip
     last = ""
     with (
@@ -95,7 +96,7 @@ def run_workflow(root: Path, config: str, target: str) -> None:
                 bar.total = int(match[2])
                 bar.update(int(match[1]) - bar.n)
     if process.returncode:
-        raise InputError(f"snakemake {target} failed: {last}")
+        raise InputError(f"snakemake {' '.join(targets)} failed: {last}")
 
 
 def export(results: Path, folder: Path | str) -> Path:

@@ -18,11 +18,11 @@ FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
     "pareto": "Quality against mean experts a token, with intervals. The black line is static "
-    "top-k at every k that was scored (beside the strategies' own, those of "
+    "top-k with softmax weights at every k that was scored (beside the strategies' own, those of "
     "`comparison/controls.csv`), cut where it leaves the range of the strategies: an adaptive "
-    "setting is worth its counts if it lies on the better side of that line. Other lines "
-    "join the settings of a family; the grey step is the Pareto front of the strategies; the "
-    "ring marks the baseline; arrows say which way is better.",
+    "setting with these weights is worth its counts if it lies on the better side of that line. "
+    "Other lines join the settings of a family; the grey step is the Pareto front of the "
+    "strategies; the ring marks the baseline; arrows say which way is better.",
     "forest": "Paired differences from the baseline with intervals. Filled markers: a difference "
     "was shown after correction for multiplicity. Shaded: losses as large as the non-inferiority "
     "margin.",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.article import VARIABLE, config_file
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
@@ -31,6 +31,9 @@ PREVIEW_NOTE = (
 _FORMAT = "markdown-yaml_metadata_block"
 OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
+
+_CONFIG = re.compile(r"^CONFIG = .*$", re.MULTILINE)
+"""The line of a notebook's first cell that names the study."""
 
 # Left-overs of Quarto; and _environment, whose paths do not fit a copy.
 _NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
@@ -54,13 +57,15 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; run this in the repository")
     with tempfile.TemporaryDirectory() as scratch, _results_named(results):
-        made = Path(scratch) / "report"
+        made, staged = Path(scratch) / "report", Path(scratch) / "staged"
+        config = config_file(results)
         if quarto:
-            made = _render_by_quarto(source.resolve(), made, quarto)
+            made = _render_by_quarto(source.resolve(), made, quarto, config)
         else:
-            _render_preview(source.resolve(), made)
-        check_pages(sorted(made.rglob("*.html")))
-        _put(made, results / "report")
+            _render_preview(source.resolve(), made, config)
+        _put(made, staged)  # checked as they will lie: without what a renderer made besides
+        check_pages(sorted(staged.rglob("*.html")))
+        _put(staged, results / "report")
     return "quarto" if quarto else "preview"
 
 
@@ -88,7 +93,7 @@ def _results_named(results: Path) -> Iterator[None]:
 
 
 def _put(made: Path, folder: Path) -> None:
-    """Move every expected file to its place, each whole or not at all."""
+    """Copy every expected file to its place, each whole or not at all."""
     for name in outputs():
         if not (made / name).is_file():
             raise InputError(f"{name}: was not rendered")
@@ -121,21 +126,21 @@ def _complaint(lines: list[str]) -> str:
 # By Quarto.
 
 
-def _render_by_quarto(source: Path, copy: Path, quarto: str) -> Path:
+def _render_by_quarto(source: Path, copy: Path, quarto: str, config: str) -> Path:
     """Render a copy of the sources, so that nothing is left behind; return the output folder."""
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     _run([quarto, "render", copy], copy)
     made = copy / OUTPUT_DIR
     for name in NOTEBOOKS:
         page = run_page(copy / "notebooks" / f"{name}.qmd", echo=True)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb")
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config)
     return made
 
 
 # The preview.
 
 
-def _render_preview(source: Path, made: Path) -> None:
+def _render_preview(source: Path, made: Path, config: str) -> None:
     pandoc = find_pandoc()
     bibliography = source / "references.bib"
     (made / "notebooks").mkdir(parents=True)
@@ -147,7 +152,7 @@ def _render_preview(source: Path, made: Path) -> None:
         page = run_page(source / "notebooks" / f"{name}.qmd", echo=True)
         document = _document(page, pandoc, bibliography)
         _write(document, page, made / "notebooks" / f"{name}.html", pandoc, source)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb")
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config)
 
 
 def find_pandoc() -> str:
@@ -194,10 +199,11 @@ def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) ->
     _run(command, page.path.parent, json.dumps(document))
 
 
-def _write_notebook(page: Page, path: Path) -> None:
+def _write_notebook(page: Page, path: Path, config: str) -> None:
     """Write a page's notebook with outputs, its title as the first cell.
 
-    Cells of Markdown must not hold inline code: a notebook could not run it.
+    It names the study's own config, so that run elsewhere it makes the same study. Cells of
+    Markdown must not hold inline code: a notebook could not run it.
 
     Raises:
         InputError: one does.
@@ -214,5 +220,7 @@ def _write_notebook(page: Page, path: Path) -> None:
     page.notebook.cells.insert(0, title)
     for cell in page.notebook.cells:
         cell.metadata.pop("execution", None)  # times of day differ between equal runs
+        if cell.cell_type == "code":
+            cell.source = _CONFIG.sub(lambda _: f"CONFIG = {json.dumps(config)}", cell.source)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(page.notebook, path)

@@ -10,6 +10,7 @@ from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import CELLS
 from moe_routing.reporting.findings_controls import CONTROLS, METRICS, NOISE
+from moe_routing.statistics.power import POWER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,14 @@ def _has(study: Study, name: str, *kinds: str) -> bool:
     return bool(table["kind"].isin(kinds).any()) if kinds else True
 
 
+def _primary_caption(_: Study) -> str:
+    return (
+        "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
+        f"has right. A difference as large as the minimum detectable one is found in "
+        f"{w.percent(POWER, 0)} of runs. From `statistics/primary.csv` and `statistics/power.csv`."
+    )
+
+
 def _controls_caption(study: Study) -> str:
     confidence = w.percent(study.config.statistics.confidence, 0)
     return (
@@ -107,7 +116,7 @@ SHEETS: dict[str, Sheet] = {
     ),
     "tbl-primary": Sheet(
         tables.contrast_table,
-        lambda _: "The primary contrast. From `statistics/primary.csv`.",
+        _primary_caption,
         "ll",
         lambda study: not study.statistics["primary"].empty,
         "the primary contrast was not computed",
@@ -144,8 +153,8 @@ SHEETS: dict[str, Sheet] = {
         tables.routing_table,
         lambda _: (
             "How BH routed, averaged over data sets. A decision is a token in a layer. "
-            "Nothing rejected: BH kept no expert, so that the floor gave one. At floor, at cap: "
-            f"exactly the fewest or the most experts allowed. From `{CELLS}`."
+            "Nothing rejected: BH kept no expert, so that the floor gave one. At floor, at cap: BH "
+            f"kept fewer or more experts than allowed, so that the limit decided. From `{CELLS}`."
         ),
         "llrrrrr",
         lambda study: "bh" in study.families,

@@ -136,6 +136,12 @@ class Study:
         return list(self.cells["family"].drop_duplicates())
 
     @property
+    def family_of(self) -> dict[str, str]:
+        """Family of every strategy that has cells, controls included."""
+        parts = (self.cells, self.controls)
+        return {row.strategy: row.family for part in parts for row in part.itertuples()}
+
+    @property
     def main_measures(self) -> dict[str, str]:
         """The measure that stands for each data set in tests: nats a token, or accuracy."""
         tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]

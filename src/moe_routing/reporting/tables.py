@@ -141,7 +141,7 @@ CONTROL_KINDS = {
     "layermean": "one number a layer",
     "randomid": "random experts",
     "weighting": "other weights",
-    "other": "another strategy",
+    "rival": "another rule",
 }
 
 
@@ -279,15 +279,42 @@ def contrast_table(study: Study) -> pd.DataFrame:
         "Data set": dataset_label(row["dataset"]),
         "Metric": metric_label(metric),
         "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
+        **_flips(row),
         "p, two-sided, Holm": w.p_value(row["p_adjusted"]).removeprefix("p = ").removeprefix("p "),
         "Non-inferiority margin": w.magnitude(row["margin"], metric),
         "Upper limit of the loss": w.magnitude(max(row["upper_bound"], 0), metric),
         "p of non-inferiority": w.p_value(row["p_noninferiority"])
         .removeprefix("p = ")
         .removeprefix("p "),
+        "Minimum detectable difference": _detectable(study.statistics["power"], row),
         "Verdict": row["verdict"],
     }
     return pd.DataFrame({"": lines.keys(), "Primary contrast": lines.values()})
+
+
+def _flips(row: pd.Series) -> dict[str, str]:
+    """Return the line of items that changed sides; none where items are not right or wrong."""
+    if not w.is_share(row["metric"]):
+        return {}
+    counts = f"{w.count(row['lost'])} and {w.count(row['gained'])}"
+    return {"Items lost and gained": f"{counts} of {w.count(row['n_items'])}"}
+
+
+def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
+    """Return what the contrast would have found: as observed, and at assumed discordances."""
+    name = "minimum_detectable_difference"
+    text = "not known, since no item differs"
+    if pd.notna(row[name]):
+        text = f"{w.magnitude(row[name], row['metric'])} at the spread observed"
+    if power.empty:
+        return text
+    rows = power[(power["dataset"] == row["dataset"]) & (power["metric"] == row["metric"])]
+    assumed = rows[rows["basis"] == "assumed discordance"]
+    if assumed.empty:
+        return text
+    sizes = w.listed([f"{100 * size:.2g}" for size in assumed[name]])
+    shares = w.listed([f"{100 * share:g}" for share in assumed["discordance"]])
+    return f"{text}; {sizes} if {shares} % of items changed sides"
 
 
 def routing_table(study: Study) -> pd.DataFrame:

@@ -69,7 +69,10 @@ MATCHED = {
     "main": _ABOUT["main"],
     "higher_is_better": _ABOUT["higher_is_better"],
     "mean_experts": "mean experts a token of the strategy on this data set",
-    "status": "matched; outside the curve (no static strategies on both sides); unknown experts",
+    "static_family": "family of the static curve, the one with the strategy's own weights: regular "
+    "(softmax), normalized (renormalised) or uniform",
+    "status": "matched; outside the curve (no static strategies on both sides); no curve (no "
+    "static family has its weights); unknown experts",
     "k_low": "experts of the static strategy below",
     "k_high": "experts of the static strategy above",
     "weight_high": "weight of the upper one in the interpolation",
@@ -144,7 +147,8 @@ PRIMARY = {
     "noninferior": NONINFERIORITY["noninferior"],
     "mean_experts": "mean experts a token of the strategy on this data set",
     "baseline_mean_experts": "the same of the baseline",
-    "matched_status": "status of matched_compute.csv",
+    "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
+    "matched_static_family": "static_family of matched_compute.csv",
     "matched_difference": "difference from the static curve at mean_experts",
     "matched_low": "its lower limit",
     "matched_high": "its upper limit",
@@ -154,9 +158,10 @@ PRIMARY = {
 
 CONTROLS = {
     "strategy": "the control: strategy id",
-    "kind": "static (a point of the static curve), what of the base is replaced (shuffle: which "
+    "kind": "static (a point of a static curve); what of the base is replaced (shuffle: which "
     "token gets how many experts; layermean: every token its layer's mean number; randomid: which "
-    "experts; weighting: how they are weighted), or other",
+    "experts; weighting: how they are weighted); or rival (another rule, with the number of "
+    "experts that it chooses), which is compared in matched_compute.csv too",
     "base": "strategy compared with: the one taken apart, or the study's baseline",
     "dataset": _KEY["dataset"],
     "metric": _KEY["metric"],

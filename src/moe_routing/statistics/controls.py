@@ -23,7 +23,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Control:
-    """What a control replaces, and the strategy that it is compared with."""
+    """What a control replaces, or ``rival``, and the strategy that it is compared with."""
 
     kind: str
     base: str

@@ -1,4 +1,6 @@
-"""Comparison at equal compute: a strategy against the static curve at its own mean experts.
+"""Comparison at equal compute: a strategy against a static curve at its own mean experts.
+
+The curve is that of the strategy's own weighting, so that a difference is one of selection.
 
 Shape letters: N items, S strategies.
 """
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
+NO_CURVE = "no curve"
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,31 @@ def matched_rows(
     panel: Panel,
     settings: StatisticsConfig,
     seed: int,
-    static: Mapping[str, float],
+    static: Mapping[str, Mapping[str, float]],
+    curve_of: Mapping[str, str],
     mean_experts: Mapping[str, float],
 ) -> list[dict[str, object]]:
-    """Compare the strategies of a panel with the static curve at their own mean experts.
+    """Compare the strategies of a panel with a static curve at their own mean experts.
 
     Args:
         panel: the cells of one data set.
         settings: levels.
         seed: seed of the study.
-        static: number of experts of each strategy that makes up the static curve.
+        static: number of experts of each strategy of a static curve, by the curve's family; these
+            strategies are not compared.
+        curve_of: family of the curve that a strategy is compared with; a strategy whose weights no
+            static family has is absent.
         mean_experts: mean experts a token on this data set; strategies may be absent.
     """
-    arms = [name for name in panel.strategies if name not in static]
-    curve = sorted((name for name in panel.strategies if name in static), key=static.__getitem__)
-    ks = [static[name] for name in curve]
-    places = {name: bracket(mean_experts.get(name, np.nan), ks) for name in arms}
+    points = {name for curve in static.values() for name in curve}
+    arms = [name for name in panel.strategies if name not in points]
+    curves = {name: _ascending(static.get(curve_of.get(name), {}), panel) for name in arms}
+    places = {
+        name: bracket(mean_experts.get(name, np.nan), list(curves[name].values())) for name in arms
+    }
     rows = []
     for measure in MEASURES[panel.task]:
-        gaps = _gaps(panel, measure, settings, seed, curve, places)
+        gaps = _gaps(panel, measure, settings, seed, curves, places)
         for name in arms:
             row = {
                 "strategy": name,
@@ -107,17 +116,32 @@ def matched_rows(
                 "higher_is_better": measure.higher_is_better,
                 "mean_experts": mean_experts.get(name, np.nan),
                 "value": panel.value(measure, name),
-                "status": OUTSIDE if name in mean_experts else UNKNOWN,
+                "static_family": curve_of.get(name),
+                "status": _unmatched(name, curve_of, mean_experts),
             }
             place = places[name]
             if place is not None:
                 row |= gaps[name]
                 row["status"] = MATCHED
                 row["static_value"] = row["value"] - row["difference"]
+                ks = list(curves[name].values())
                 row["k_low"], row["k_high"] = ks[place.low], ks[place.high]
                 row["weight_high"] = place.weight
             rows.append(row)
     return rows
+
+
+def _ascending(curve: Mapping[str, float], panel: Panel) -> dict[str, float]:
+    """Return the points of a curve that a panel has, fewest experts first."""
+    there = (name for name in curve if name in panel.strategies)
+    return {name: curve[name] for name in sorted(there, key=curve.__getitem__)}
+
+
+def _unmatched(name: str, curve_of: Mapping[str, str], mean_experts: Mapping[str, float]) -> str:
+    """Return why a strategy has no place on a curve."""
+    if name not in mean_experts:
+        return UNKNOWN
+    return OUTSIDE if name in curve_of else NO_CURVE
 
 
 def _gaps(
@@ -125,7 +149,7 @@ def _gaps(
     measure: Measure,
     settings: StatisticsConfig,
     seed: int,
-    curve: list[str],
+    curves: Mapping[str, Mapping[str, float]],
     places: Mapping[str, Bracket | None],
 ) -> dict[str, dict[str, object]]:
     """Return difference, interval and test of every strategy inside the curve."""
@@ -133,10 +157,11 @@ def _gaps(
     if not names:
         return {}
     value_NS = panel.values(measure)
-    static_NK = value_NS[:, [panel.strategies.index(name) for name in curve]]
+    column = panel.strategies.index
     difference_NS = np.stack(
         [
-            value_NS[:, panel.strategies.index(name)] - interpolate(static_NK, places[name])
+            value_NS[:, column(name)]
+            - interpolate(value_NS[:, list(map(column, curves[name]))], places[name])
             for name in names
         ],
         axis=1,

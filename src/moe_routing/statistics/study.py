@@ -29,8 +29,12 @@ from moe_routing.statistics.verdict import verdict
 if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig, StudyConfig
 
-STATIC_FAMILY = "regular"
-"""The family whose members make up the static curve."""
+STATIC_FAMILIES = {"softmax": "regular", "renormalised": "normalized", "uniform": "uniform"}
+"""The family that makes up the static curve of each weighting; mass-matched weights have none."""
+
+ON_CURVES = ("static", "rival")
+"""Kinds of controls that the comparison at matched compute takes in. The others are made to be
+compared with the strategy that they take apart."""
 
 Rows = list[dict[str, object]]
 _KEY = ["strategy", "dataset", "metric"]
@@ -91,14 +95,14 @@ def study_tables(
 
     Args:
         cells: folder of cells; those of noise arms are in the folder ``noise`` beside it.
-        overview: one row a cell, controls included, with strategy, family, k, dataset, mean_experts
-            and, if measured, tokens_per_second.
+        overview: one row a cell, controls included, with strategy, family, k, weighting, dataset,
+            mean_experts and, if measured, tokens_per_second.
         strategies: strategy ids, in the order of the tables.
         datasets: task of each data set.
         settings: baseline, primary contrast, levels and margins.
         seed: seed of the study.
-        controls: the controls by id; of the other tables they are in the static curve of
-            matched_compute only.
+        controls: the controls by id; of the other tables they are in matched_compute only, as
+            points of static curves and as rivals.
         noise: what each noise arm changes.
 
     Raises:
@@ -266,10 +270,12 @@ def _all_rows(
             rows["noninferiority"] += noninferiority_rows(contrast)
             rows["power"] += power_rows(contrast)
         experts, seconds = costs.experts(panel.dataset), costs.seconds(panel.dataset)
-        curve = everything.only(
-            s for s in everything.strategies if s not in controls or s in costs.static
+        on_curves = everything.only(
+            s for s in everything.strategies if s not in controls or controls[s].kind in ON_CURVES
         )
-        rows["matched_compute"] += matched_rows(curve, settings, seed, costs.static, experts)
+        rows["matched_compute"] += matched_rows(
+            on_curves, settings, seed, costs.static, costs.curve_of, experts
+        )
         found, margins = control_rows(everything, controls, settings, seed, experts)
         rows["controls"] += found
         rows["control_margins"] += margins
@@ -287,10 +293,20 @@ class _Costs:
     table: pd.DataFrame
 
     @property
-    def static(self) -> dict[str, float]:
-        """Experts of each strategy of the static curve."""
-        chosen = self.table[self.table["family"] == STATIC_FAMILY]
-        return dict(zip(chosen["strategy"], chosen["k"].astype(float), strict=True))
+    def static(self) -> dict[str, dict[str, float]]:
+        """Experts of each strategy of a static curve, by family."""
+        return {
+            family: dict(zip(rows["strategy"], rows["k"].astype(float), strict=True))
+            for family, rows in self.table.groupby("family")
+            if family in STATIC_FAMILIES.values()
+        }
+
+    @property
+    def curve_of(self) -> dict[str, str]:
+        """Family of the static curve with each strategy's weights, where there is one."""
+        rows = self.table[self.table["weighting"].isin(STATIC_FAMILIES)]
+        families = rows["weighting"].map(STATIC_FAMILIES)
+        return dict(zip(rows["strategy"], families, strict=True))
 
     def experts(self, dataset: str) -> dict[str, float]:
         """Mean experts a token of each strategy."""
@@ -312,7 +328,7 @@ def _read_overview(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the statistics need the table of cells")
     table = pd.read_csv(path)
-    for name in ("strategy", "family", "k", "dataset", "mean_experts"):
+    for name in ("strategy", "family", "k", "weighting", "dataset", "mean_experts"):
         if name not in table:
             raise InputError(f"{path}: column '{name}' is missing")
     return table
@@ -336,7 +352,8 @@ def _primary(
         "p_adjusted": "p_noninferiority",
     }
     matched = {
-        name: f"matched_{name}" for name in ("status", "difference", "low", "high", "verdict")
+        name: f"matched_{name}"
+        for name in ("status", "static_family", "difference", "low", "high", "verdict")
     }
     detectable = "minimum_detectable_difference"
     for table, renamed in (

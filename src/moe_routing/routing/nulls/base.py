@@ -146,18 +146,21 @@ class Null(ABC):
         """
         return last_passing(sorted_TE >= critical_N)
 
+    def reaches(self, level: float) -> bool:
+        """Return whether the null has the draws for a p-value as small as a level."""
+        return self.draws >= needed_draws(level)
+
     def check_level(self, level: float, strategy_id: str) -> None:
         """Check that the null has the draws to reach a level.
 
         Raises:
             InputError: fewer than 1 / level draws.
         """
-        needed = math.ceil(1 / level - 1e-6)
-        if self.draws < needed:
+        if not self.reaches(level):
             raise InputError(
                 f"strategy '{strategy_id}': null '{self.id}' has {self.draws:.0f} calibration "
-                f"draws; allowed: at least {needed}, so that a p-value can reach its smallest "
-                f"level {level:.3g} (raise calibration.tokens)"
+                f"draws; allowed: at least {needed_draws(level)}, so that a p-value can reach its "
+                f"smallest level {level:.3g} (raise calibration.tokens)"
             )
 
     @abstractmethod
@@ -174,6 +177,15 @@ class Null(ABC):
         tensors = self.tensors().items()
         moved = {name: value.to(device) if value.ndim else value for name, value in tensors}
         return self.from_tensors(moved)
+
+
+def needed_draws(level: float) -> int:
+    """Return how many null draws a p-value as small as a level needs: 1 / level.
+
+    >>> needed_draws(0.05 / 64)
+    1280
+    """
+    return math.ceil(1 / level - 1e-6)
 
 
 def order_with_ties(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:

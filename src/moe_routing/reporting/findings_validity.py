@@ -1,0 +1,138 @@
+"""What may be said of procedures where the truth is known, and of what experts specialise in.
+
+Pure functions from the tables of two analyses to sentences, as in
+:mod:`moe_routing.reporting.findings`.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from scipy import stats
+
+from moe_routing.figures.labels import dataset_label
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import Finding
+
+SIMULATION = "validity/simulation.csv"
+DOMAINS = "baseline/domain_specialisation.csv"
+COACTIVATION = "baseline/coactivation.csv"
+VOCABULARY = "baseline/vocabulary_specialisation.csv"
+
+FEWEST_TOKENS = 100
+"""Experts that got fewer tokens are left out: their shares are noise."""
+
+SPECIAL = 2.0
+"""A domain that uses an expert this many times as much as domains do on average is its domain."""
+
+TOGETHER = 0.5
+"""Above this share of one expert's tokens, a pair of experts is said to work together."""
+
+
+def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
+    """State which procedures kept the false discovery rate at alpha, a sentence a correlation.
+
+    A procedure is above alpha if its rate is in some setting, at a one-sided level shared among
+    all settings (Bonferroni, normal limits), so that Monte-Carlo error alone names none.
+
+    Args:
+        simulation: ``validity/simulation.csv``.
+        confidence: level of the statement as a whole.
+    """
+    if simulation.empty:
+        return []
+    z = stats.norm.ppf(1 - (1 - confidence) / len(simulation))
+    excess = simulation["fdr"] - simulation["alpha"]
+    table = simulation.assign(excess=excess, above=excess > z * simulation["fdr_se"])
+    return [_kept(rows, rho) for rho, rows in table.groupby("correlation")]
+
+
+def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
+    above = rows.groupby("procedure", sort=False)["above"].any()
+    kept, broke = list(above.index[~above]), list(above.index[above])
+    text = f"Where {_dependence(correlation)} were simulated, "
+    if broke:
+        worst = rows.loc[rows.loc[rows["above"], "excess"].idxmax()]
+        text += (
+            f"{w.code(broke)} had a false discovery rate above alpha, at worst "
+            f"{w.percent(worst['fdr'])} at alpha {worst['alpha']:g} (`{worst['procedure']}`); "
+        )
+    if kept:
+        text += f"the rate of {w.code(kept)} was not shown to be above alpha anywhere"
+    else:
+        text += "no procedure kept it at alpha"
+    text += f" ({w.count(rows['repeats'].iloc[0])} tokens a setting)."
+    verdict = "none kept" if not kept else "some kept" if broke else "all kept"
+    return Finding(text, SIMULATION, verdict)
+
+
+def _dependence(correlation: float) -> str:
+    if correlation == 0:
+        return "independent p-values"
+    return f"p-values of statistics that are all correlated by {correlation:g}"
+
+
+def domains(table: pd.DataFrame) -> Finding | None:
+    """State the largest lift of a domain, and for how many experts one is large; None without.
+
+    Args:
+        table: ``baseline/domain_specialisation.csv``.
+    """
+    names = table["domain"].unique() if len(table) else []
+    if len(names) < 2:  # with one domain every lift is 1
+        return None
+    tokens = (table["share"] * table["n_tokens"]).groupby([table["layer"], table["expert"]])
+    used = table[tokens.transform("sum") >= FEWEST_TOKENS]
+    if used.empty:
+        return None
+    best = used.loc[used["lift"].idxmax()]
+    lifts = used.groupby(["layer", "expert"])["lift"].max()
+    special = int((lifts >= SPECIAL).sum())
+    text = (
+        f"Of {w.count(len(lifts))} experts (each in its layer, with at least {FEWEST_TOKENS} "
+        f"tokens), {w.count(special) if special else 'none'} {'was' if special == 1 else 'were'} "
+        f"used by one of {len(names)} domains at least {SPECIAL:g} times as much as by domains on "
+        f"average; the largest lift in this sample is {best['lift']:.2f} "
+        f"({dataset_label(best['domain'])}, layer {best['layer']}), where {len(names)} is the most "
+        "possible."
+    )
+    return Finding(text, DOMAINS, "specialised" if special else "not specialised")
+
+
+def coactivation(table: pd.DataFrame) -> Finding | None:
+    """State how often two experts are chosen together, and which pair most; None without.
+
+    Args:
+        table: ``baseline/coactivation.csv``.
+    """
+    used = table[table["tokens_a"] >= FEWEST_TOKENS] if len(table) else table
+    if used.empty:
+        return None
+    best = used.loc[used["share"].idxmax()]
+    often = int((used["share"] > TOGETHER).sum())
+    text = (
+        f"In {w.count(often) if often else 'none'} of {w.count(len(used))} ordered pairs of a "
+        f"layer's experts, the second got more than {w.percent(TOGETHER, 0)} of the first one's "
+        f"tokens; the most is {w.percent(best['share'])} (layer {best['layer']:g}), "
+        f"{best['lift']:.1f} times the second one's share of all tokens."
+    )
+    return Finding(text, COACTIVATION, "together" if often else "apart")
+
+
+def vocabulary(table: pd.DataFrame) -> Finding | None:
+    """State whether frequent input tokens go to experts of their own; None without.
+
+    Args:
+        table: ``baseline/vocabulary_specialisation.csv``.
+    """
+    rows = table[table["role"] == "input"].dropna() if len(table) else table
+    if rows.empty:
+        return None
+    layers = int((rows["mean_frequent"] > rows["shuffled_frequent"]).sum())
+    everywhere = layers == len(rows)
+    text = (
+        f"Averaged over layers and frequent token ids, {w.percent(rows['mean_frequent'].mean())} "
+        "of an id's tokens have the same first-choice expert, against "
+        f"{w.percent(rows['shuffled_frequent'].mean())} after ids were shuffled; it is more in "
+        + ("every layer." if everywhere else f"{layers or 'none'} of {len(rows)} layers.")
+    )
+    return Finding(text, VOCABULARY, "more" if everywhere else "not everywhere")

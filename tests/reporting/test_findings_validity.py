@@ -1,0 +1,146 @@
+"""Sentences about procedures and about what experts specialise in, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from moe_routing.reporting import findings_validity as v
+from moe_routing.reporting.article import Article
+
+
+def setting(procedure, fdr, *, alpha=0.05, correlation=0.0, error=0.002):
+    return {
+        "procedure": procedure, "alpha": alpha, "signals": 0, "correlation": correlation,
+        "fdr": fdr, "fdr_se": error, "repeats": 10000,
+    }  # fmt: skip
+
+
+def simulation(*settings):
+    return pd.DataFrame(settings)
+
+
+def test_procedures_that_kept_alpha_and_those_that_did_not():
+    table = simulation(
+        setting("bh", 0.051),
+        setting("bh", 0.007, alpha=0.01),
+        setting("storey", 0.05),
+        setting("hc", 0.04),
+        setting("hc", 0.3, alpha=0.1),
+        setting("bh", 0.035, correlation=0.5),
+        setting("storey", 0.1, correlation=0.5),
+        setting("hc", 0.35, correlation=0.5),
+    )
+    independent, correlated = v.procedures(table, 0.95)
+    assert independent.text == (
+        "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
+        "at worst 30.0 % at alpha 0.1 (`hc`); the rate of `bh` and `storey` was not shown to be "
+        "above alpha anywhere (10,000 tokens a setting)."
+    )
+    assert "that are all correlated by 0.5 were simulated, `storey` and `hc` had" in correlated.text
+    assert "at worst 35.0 % at alpha 0.05 (`hc`); the rate of `bh` was not" in correlated.text
+    assert (independent.verdict, correlated.verdict) == ("some kept", "some kept")
+
+
+@pytest.mark.parametrize(
+    ("fdr", "verdict", "said"),
+    [
+        (0.05, "all kept", "the rate of `bh` and `by` was not shown to be above alpha anywhere ("),
+        (0.5, "none kept", "(`bh`); no procedure kept it at alpha ("),
+    ],
+)
+def test_procedures_that_agree(fdr, verdict, said):
+    (finding,) = v.procedures(simulation(setting("bh", fdr), setting("by", fdr)), 0.95)
+    assert finding.verdict == verdict
+    assert said in finding.text
+
+
+def test_chance_among_many_settings_names_no_procedure():
+    """2.5 standard errors above alpha: shown in a single setting, but not in one of a hundred."""
+    above = setting("bh", 0.055)
+    assert v.procedures(simulation(above), 0.95)[0].verdict == "none kept"
+    rest = [setting("bh", 0.01)] * 99
+    assert v.procedures(simulation(above, *rest), 0.95)[0].verdict == "all kept"
+    assert v.procedures(simulation(above, *rest), 0.2)[0].verdict == "none kept"
+
+
+def domains(lift, tokens=1000):
+    """Expert 0 of layer 3 for lifts; expert 1 is rare, and its lift says nothing."""
+    shares = {"wikipedia": 0.2 * lift, "hellaswag": 0.4 - 0.2 * lift}
+    rows = [
+        {"domain": name, "layer": 3, "expert": expert, "share": scale * share, "n_tokens": tokens,
+         "lift": share / 0.2}
+        for name, share in shares.items()
+        for expert, scale in ((0, 1.0), (1, 0.001))
+    ]  # fmt: skip
+    rows[1]["lift"] = 2.0
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("lift", "verdict", "said"),
+    [(2.0, "specialised", "1 was used by one of 2"), (1.5, "not specialised", "none were used by")],
+)
+def test_domains(lift, verdict, said):
+    finding = v.domains(domains(lift))
+    assert finding.verdict == verdict
+    assert "Of 1 experts (each in its layer, with at least 100 tokens), " + said in finding.text
+    assert f"is {lift:.2f} (Wikipedia, layer 3), where 2 is the most possible." in finding.text
+
+
+def test_domains_say_nothing_of_one_domain_or_of_few_tokens():
+    table = domains(1.5)
+    assert v.domains(table[table["domain"] == "wikipedia"]) is None
+    assert v.domains(domains(1.5, tokens=100)) is None
+    assert v.domains(pd.DataFrame()) is None
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.8, "together"), (0.4, "apart")])
+def test_coactivation(share, verdict):
+    rows = [
+        {"layer": 2, "tokens_a": 500, "share": share, "lift": 4 * share},
+        {"layer": 2, "tokens_a": 500, "share": 0.1, "lift": 0.4},
+        {"layer": 1, "tokens_a": 20, "share": 1.0, "lift": 9.0},
+    ]
+    finding = v.coactivation(pd.DataFrame(rows))
+    assert finding.verdict == verdict
+    many = "1" if share > 0.5 else "none"
+    assert finding.text.startswith(f"In {many} of 2 ordered pairs of a layer's experts, the second")
+    assert f"the most is {100 * share:.1f} % (layer 2), {4 * share:.1f} times" in finding.text
+    assert v.coactivation(pd.DataFrame(rows[2:])) is None
+    assert v.coactivation(pd.DataFrame()) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict", "said"),
+    [(0.5, "more", "in every layer."), (0.1, "not everywhere", "in 1 of 2 layers.")],
+)
+def test_vocabulary(last, verdict, said):
+    rows = [
+        {"role": "input", "layer": 0, "mean_frequent": 0.7, "shuffled_frequent": 0.2},
+        {"role": "input", "layer": 1, "mean_frequent": last, "shuffled_frequent": 0.2},
+        {"role": "next", "layer": 0, "mean_frequent": 0.0, "shuffled_frequent": 0.2},
+        {"role": "input", "layer": 2, "mean_frequent": None, "shuffled_frequent": None},
+    ]
+    finding = v.vocabulary(pd.DataFrame(rows))
+    assert finding.verdict == verdict
+    assert finding.text.endswith(said)
+    assert f"ids, {50 * (0.7 + last):.1f} % of an id's tokens" in finding.text
+    assert "against 20.0 % after" in finding.text
+    assert v.vocabulary(pd.DataFrame()) is None
+
+
+def test_the_article_reads_them_from_the_analyses(planted, tmp_path):
+    article = Article(replace(planted, folder=tmp_path))
+    assert article.say("procedures", "None.") == article.say("specialisation", "None.") == "None."
+    for name, table in (
+        (v.SIMULATION, simulation(setting("bh", 0.01))),
+        (v.DOMAINS, domains(1.5)),
+    ):
+        (tmp_path / name).parent.mkdir()
+        table.to_csv(tmp_path / name, index=False)
+    article = Article(replace(planted, folder=tmp_path))
+    assert "`bh` was not shown to be above alpha" in article.say("procedures")
+    assert "the largest lift in this sample is 1.50 (Wikipedia" in article.say("specialisation")

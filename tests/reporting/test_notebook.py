@@ -1,0 +1,115 @@
+"""A notebook asks the workflow for what it lacks, and for no more; then it runs on that alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planted_results import add_analyses, planted_config, write_results
+
+from moe_routing.config import StudyConfig
+from moe_routing.errors import InputError
+from moe_routing.evaluation.collect import write_tables
+from moe_routing.reporting import notebook
+from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.notebook import prepare, run_workflow
+from moe_routing.reporting.qmd import run_page
+from moe_routing.reporting.study import Study
+from moe_routing.schema import parse
+from moe_routing.workflow import write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with one config and, in its results, one file."""
+    (tmp_path / "Snakefile").touch()
+    write_config(planted_config(), tmp_path / "config" / "mine.yaml")
+    results = tmp_path / "results" / "planted"
+    results.mkdir(parents=True)
+    (results / "there.csv").touch()
+    (tmp_path / "report").mkdir()
+    monkeypatch.chdir(tmp_path / "report")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    return tmp_path
+
+
+def test_every_missing_file_is_asked_for(repository, monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebook, "run_workflow", lambda *arguments: asked.append(arguments))
+    results = prepare("config/mine.yaml", "bh/a.csv", "there.csv", "audit/b.csv")
+    assert results == repository / "results" / "planted"
+    files = ("results/planted/bh/a.csv", "results/planted/audit/b.csv")
+    assert asked == [(repository, "config/mine.yaml", *files)]
+
+
+def test_nothing_is_run_where_nothing_is_missing(repository, monkeypatch):
+    monkeypatch.setattr(notebook, "run_workflow", lambda *_: pytest.fail("ran the workflow"))
+    assert prepare("config/mine.yaml", "there.csv").name == "planted"
+
+
+def test_results_that_are_named_are_taken_as_they_are(repository, monkeypatch):
+    results = repository / "results" / "planted"
+    (results / "config.yaml").touch()
+    monkeypatch.setenv(VARIABLE, str(results))
+    monkeypatch.setattr(notebook, "run_workflow", lambda *_: pytest.fail("ran the workflow"))
+    assert prepare("config/other.yaml", "there.csv", "audit/gone.csv") == results
+    with pytest.raises(InputError, match=r"gone\.csv: missing; run the workflow to make it"):
+        prepare("config/other.yaml", "gone.csv", "there.csv")
+
+
+class Program:
+    """Stands for a running Snakemake."""
+
+    def __init__(self, returncode):
+        self.stdout = ["1 of 2 steps (50%) done\n", "Error: a rule failed\n"]
+        self.returncode = returncode
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_snakemake_takes_files_for_targets_and_the_config_for_a_config(tmp_path, monkeypatch):
+    from snakemake.cli import get_argument_parser
+
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return Program(0)
+
+    monkeypatch.setattr(notebook.subprocess, "Popen", run)
+    run_workflow(tmp_path, "config/mine.yaml", "results/a.csv", "results/b.csv")
+    assert commands[0][1:3] == ["-m", "snakemake"]
+    arguments = get_argument_parser().parse_args(commands[0][3:])
+    assert sorted(arguments.targets) == ["results/a.csv", "results/b.csv"]
+    assert [str(path) for path in arguments.configfile] == ["config/mine.yaml"]
+
+
+def test_a_failing_workflow_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook.subprocess, "Popen", lambda *_, **__: Program(1))
+    with pytest.raises(InputError, match=r"^snakemake a b failed: Error: a rule failed$"):
+        run_workflow(tmp_path, "config/mine.yaml", "a", "b")
+
+
+def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
+    tmp_path, monkeypatch, nano
+):
+    strategies = ("regular_k4", "regular_k8", "bh_k8_a005_pooled")
+    values = planted_config(
+        study="pooled", strategies=strategies, primary=("bh_k8_a005_pooled", "hellaswag")
+    ).model_dump(mode="json")
+    values["calibration"]["nulls"] = values["analysis"]["bh"]["nulls"] = ["pooled"]
+    config = parse(StudyConfig, values, "config")
+    folder = write_results(tmp_path / "pooled", config, items=200)
+    write_tables(config, folder)
+    add_analyses(Study.load(folder), nano)
+    assert not (folder / "statistics").exists()
+    monkeypatch.setenv(VARIABLE, str(folder))
+    page = run_page(ROOT / "report" / "notebooks" / "bh_routing.qmd", echo=True)
+    assert "bh_k16_a005_pooled; H0:" in page.markdown
+    assert "The nulls were not examined in this run." in page.markdown
