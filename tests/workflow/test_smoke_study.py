@@ -13,6 +13,7 @@ import time
 
 import pandas as pd
 import pytest
+import yaml
 from workflow_runs import make_checkout, snakemake
 
 SMOKE = ("--configfile", "config/smoke.yaml")
@@ -135,6 +136,15 @@ def test_second_run_does_nothing(smoke_run):
     done = snakemake(smoke_run[0], "--cores", "2", *SMOKE)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_another_grouping_into_jobs_scores_nothing_again(smoke_run):
+    config = yaml.safe_load((smoke_run[0] / "config/smoke.yaml").read_text())
+    config["resources"]["strategies_per_job"] = 2
+    (smoke_run[0] / "regrouped.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(smoke_run[0], "-n", "--configfile", "regrouped.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "Scoring" not in done.stdout + done.stderr
 
 
 def test_report_of_the_workflow_names_a_baseline_left_to_its_default(smoke_run, tmp_path):

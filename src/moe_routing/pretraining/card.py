@@ -63,7 +63,7 @@ optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{re
 {data}
 
 A document goes to training or to validation as a whole; {validation_percent:g} % of them are held
-out. "Epochs" is how often training saw the text. The tokenizer is a byte-level BPE of {vocab_size}
+out. "Epochs" is how often {this} saw the text. The tokenizer is a byte-level BPE of {vocab_size}
 entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text survives
 encoding and decoding.
 
@@ -151,7 +151,8 @@ def write_card(
         z_loss=config.z_loss_coefficient,
         repeats=_repeats(config),
         continued=_continued(config),
-        data=_data(config, corpus, training_tokens),
+        data=_data(config, corpus),
+        this="this run" if config.continue_from else "training",
         validation_percent=100 * config.validation_share,
         tokenizer_megabytes=config.tokenizer_bytes / 1e6,
         tokens=f"{measured['validation']['all']['tokens']:,}",
@@ -240,21 +241,24 @@ def _continued(config: PretrainConfig) -> str:
     tokens = before.steps * config.batch_size * config.sequence_length
     return f"""
 
-The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were a run of their own, decay
-included, whose weights have the sha256 `{before.sha256[:16]}`. This run took them up with a new
-optimiser and a new warm-up and went on in the data; schedule and speed above, and the figure, are
-those of this run. `config/pretrain.yaml` says how to get at the first."""
+The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were done before this run, decay
+included; their weights have the sha256 `{before.sha256[:16]}`. This run took them up with a new
+optimiser and a new warm-up and went on in the data; schedule and speed above, the figure, and the
+shares of the sources below are those of this run. `config/pretrain.yaml` says how to get at what
+was before."""
 
 
-def _data(config: PretrainConfig, corpus: dict[str, dict[str, float]], tokens: int) -> str:
+def _data(config: PretrainConfig, corpus: dict[str, dict[str, float]]) -> str:
     total = sum(source.weight for source in config.sources)
+    steps = config.steps - config.first_step
+    tokens = steps * config.batch_size * config.sequence_length
     rows = []
     for source in config.sources:
         counts, share = corpus[source.name], source.weight / total
         rows.append(
             {
                 "source": source.name,
-                "share of training": f"{100 * share:.0f} %",
+                "share of windows": f"{100 * share:.0f} %",
                 "text, MB": f"{counts['bytes'] / 1e6:.1f}",
                 "tokens, millions": f"{counts['tokens'] / 1e6:.1f}",
                 "bytes a token": f"{counts['bytes_per_token']:.2f}",
