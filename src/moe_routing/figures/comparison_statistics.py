@@ -87,6 +87,7 @@ def _shade(axis: Axes, edge: float) -> None:
     low, high = axis.get_xlim()
     if max(abs(low), abs(high)) > _LINEAR_UP_TO * abs(edge):
         axis.set_xscale("symlog", linthresh=5 * abs(edge))
+        low, high = 1.3 * low, 1.3 * high  # linear margins are too narrow for markers there
         axis.xaxis.set_major_formatter("{x:g}")
         axis.tick_params(axis="x", labelrotation=45)
     low, high = min(low, 1.5 * edge), max(high, 1.5 * edge)
