@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from moe_routing.errors import InputError
+from moe_routing.pretraining import corpus
 from moe_routing.pretraining.config import HubTextSource, LocalTextSource, PretrainConfig
 from moe_routing.pretraining.corpus import (
     SHORTEST_PERIOD,
     PackedCorpus,
     leading_documents,
     read_documents,
+    recurring,
     tokenize_source,
+    uncommon_word_starts,
 )
 
 TEXT = "Title\nA line.\n\n\n \nSecond\ndocument, ünïcode\n"
@@ -188,3 +191,24 @@ def test_repeats_do_not_depend_on_the_first_step(tokens: Path, config: PretrainC
     corpus = replace(open_corpus(tokens, config, "train"), repeats=0.5)
     whole = np.stack(list(corpus.batches(4, 0, 40)))
     np.testing.assert_array_equal(np.stack(list(corpus.batches(4, 17, 40))), whole[17:])
+
+
+def test_tokens_that_recur_by_a_loop():
+    rng = np.random.default_rng(0)
+    ids_BL, eligible_V = rng.integers(0, 20, (5, 30)), rng.random(20) < 0.5
+    expected = [
+        [bool(eligible_V[token]) and token in row[:place] for place, token in enumerate(row)]
+        for row in ids_BL.tolist()
+    ]
+    assert recurring(ids_BL, eligible_V).tolist() == expected
+
+
+def test_uncommon_word_starts(tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "COMMON_TOKENS", 1)
+    rain, tea = (tokenizer.encode(f"a {word}")[1:] for word in ("rain", "tea"))
+    starts_V = uncommon_word_starts([np.array(rain + 3 * tea[:1]), np.array(tea)], tokenizer)
+    assert starts_V.shape == (len(tokenizer),)
+    assert starts_V[rain[0]]
+    assert not starts_V[tea[0]]  # the most frequent token
+    names = tokenizer.convert_ids_to_tokens(np.flatnonzero(starts_V).tolist())
+    assert all(tokenizer.convert_tokens_to_string([name]).startswith(" ") for name in names)

@@ -32,6 +32,20 @@ def test_linear_cross_entropy_and_gradients_equal_torchs(tokens: int):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-7)
 
 
+def test_emphasised_targets_weigh_more_in_the_mean():
+    hidden_TH, weight_VH, target_T = sample(2 * CHUNK + 17, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    emphasis_T = 0.5 + 9 * torch.rand(target_T.shape, generator=generator)
+    losses_T = F.cross_entropy(hidden_TH @ weight_VH.T, target_T, reduction="none")
+    expected = (losses_T * emphasis_T).sum() / emphasis_T.sum()
+    gradients = torch.autograd.grad(expected, (hidden_TH, weight_VH))
+    loss = linear_cross_entropy(hidden_TH, weight_VH, target_T, emphasis_T)
+    found = torch.autograd.grad(loss, (hidden_TH, weight_VH))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-7)
+
+
 def test_linear_cross_entropy_keeps_the_dtype_of_its_gradients():
     hidden_TH, weight_VH, target_T = sample(300, torch.bfloat16)
     loss = linear_cross_entropy(hidden_TH, weight_VH, target_T)

@@ -234,6 +234,32 @@ def test_card_says_that_windows_were_repeats(
     assert "20 % of the windows of the run's first 3 steps are a short text" in card
 
 
+def test_card_says_that_words_that_recur_weigh_more(
+    config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path
+):
+    log = pd.read_csv(run / "training.csv")
+    for weight, said in ((1.0, False), (6.0, True)):
+        weighted = config.model_copy(update={"recurrence_weight": weight})
+        write_card(weighted, measured, log, corpus(config, tokens), tmp_path / "README.md")
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert ("has occurred in its window before has weight\n6, unless" in card) == said
+
+
+@pytest.mark.parametrize(("at_64", "words"), [(3.01, "does not show"), (4.5, "shows that too")])
+def test_card_compares_the_price_of_all_experts_with_the_large_models(
+    config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path, at_64, words
+):
+    log = pd.read_csv(run / "training.csv")
+    path = tmp_path / "README.md"
+    write_card(config, measured, log, corpus(config, tokens), path)
+    assert "OLMoE-1B-7B loses" not in path.read_text(encoding="utf-8")
+    swept = {**measured, "static_k": {"8": 3.0, "64": at_64}}
+    write_card(config, swept, log, corpus(config, tokens), path)
+    card = path.read_text(encoding="utf-8")
+    assert "OLMoE-1B-7B loses 1.14 nats a token" in card
+    assert f"this model {at_64 - 3:.3f}: it {words}" in card
+
+
 def test_card_takes_benchmarks_of_these_weights_only(
     config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path
 ):
@@ -250,6 +276,7 @@ def test_card_takes_benchmarks_of_these_weights_only(
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "bits per byte" in card
     assert "1.234 (1.200 to 1.300)" in card
+    assert f"windows of at most {config.sequence_length} tokens" in card
     foreign = {**cell, "provenance": {"weights_sha256": "0" * 64}}
     with pytest.raises(
         InputError, match="cell 'regular_k2/wikitext' was scored with other weights"

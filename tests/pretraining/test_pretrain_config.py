@@ -28,6 +28,14 @@ def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape():
     assert config.max_weights_bytes <= 32_000_000
 
 
+def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
+    hub = load_yaml(PretrainConfig, ROOT / "config" / "pretrain-hub.yaml")
+    local = load_yaml(PretrainConfig, ROOT / "config" / "pretrain.yaml")
+    assert hub.model == local.model
+    assert hub.continue_from is None
+    assert {source.kind for source in hub.sources} == {"hub"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

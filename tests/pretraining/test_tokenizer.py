@@ -24,16 +24,25 @@ TOKENIZER = train_tokenizer(["the cat sat on the mat, naïvely — 猫"] * 3, 30
 TEXT = st.text(st.characters(codec="utf-8"))
 
 
-@given(TEXT)
-def test_any_text_survives_encoding_and_decoding(text: str):
-    ids = TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)
-    assert TOKENIZER.decode(ids) == text
+SHIPPED = AutoTokenizer.from_pretrained(ROOT / "resources" / "olmoe-nano")
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, SHIPPED], ids=["new", "shipped"])
+@given(text=TEXT)
+def test_any_text_survives_encoding_and_decoding(tokenizer, text: str):
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert tokenizer.decode(ids) == text
 
 
 @given(TEXT)
 def test_token_bytes_add_up_to_the_texts(text: str):
     ids = TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert token_bytes(TOKENIZER)[ids].sum() == len(text.encode())
+
+
+def test_special_tokens_of_the_shipped_tokenizer_are_olmoes():
+    special = [SHIPPED.eos_token, SHIPPED.pad_token]
+    assert special == [END_OF_TEXT, PADDING] == ["<|endoftext|>", "<|padding|>"]
 
 
 def test_special_tokens_are_the_first_two_and_have_no_bytes():

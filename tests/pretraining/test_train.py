@@ -5,11 +5,13 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from moe_routing.errors import InputError
+from moe_routing.pretraining import corpus
 from moe_routing.pretraining.config import ContinueFrom, PretrainConfig
 from moe_routing.pretraining.model import build_model
 from moe_routing.pretraining.train import Trainer
@@ -71,10 +73,10 @@ def test_a_run_killed_between_checkpoints_starts_at_the_last_one(
     whole = train("whole")
     step = Trainer._train_step
 
-    def killed(self: Trainer, ids: torch.Tensor) -> dict[str, float]:
+    def killed(self: Trainer, batch: np.ndarray) -> dict[str, float]:
         if self.step == 13:
             raise KeyboardInterrupt
-        return step(self, ids)
+        return step(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", killed)
@@ -83,6 +85,39 @@ def test_a_run_killed_between_checkpoints_starts_at_the_last_one(
     resumed = train("killed")
     assert weights(resumed) == weights(whole)
     assert log(resumed) == log(whole)
+
+
+def test_two_hundred_steps_on_two_threads_are_the_same_bytes_broken_or_not(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
+    changes = {"steps": 200, "threads": 2, "recurrence_weight": 5.0, "validation_interval": 200}
+    first = train("first", **changes)
+    assert weights(train("again", **changes)) == weights(first)
+    assert weights(train("broken", 77, 150, None, **changes)) == weights(first)
+
+
+def test_the_weight_of_words_that_recur_decides_the_weights(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
+    assert weights(train("weighted", recurrence_weight=5.0)) != weights(train("plain"))
+    with pytest.raises(InputError, match=r"done with recurrence_weight = 5\.0, now it is 2\.0"):
+        train("weighted", recurrence_weight=2.0)
+
+
+def test_only_words_that_recur_are_emphasised(
+    config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
+    weighted = config.model_copy(update={"recurrence_weight": 5.0})
+    trainer = Trainer(weighted, tokenizer, tokens, tmp_path / "weighted")
+    batch = next(trainer.training.batches(4, 0, 1))
+    emphasis_BL = trainer._emphasis(batch).view(batch.shape[0], -1).numpy()
+    recurs_BL = corpus.recurring(batch, trainer._emphasised_V)[:, 1:]
+    assert 0 < recurs_BL.mean() < 1
+    assert (emphasis_BL == np.where(recurs_BL, 5.0, 1.0)).all()
+    assert Trainer(config, tokenizer, tokens, tmp_path / "plain")._emphasis(batch) is None
 
 
 def continuing(weights: Path, steps: int) -> ContinueFrom:
@@ -100,8 +135,8 @@ def test_a_run_goes_on_from_the_weights_and_the_text_of_another(
     assert int(log(whole)[0]["tokens"]) == 25 * 4 * 16
     assert float(log(whole)[0]["learning_rate"]) == config.learning_rate / config.warmup_steps
     trainer = Trainer(config, tokenizer, tokens, tmp_path / "first")
-    ids_BL = torch.from_numpy(next(trainer.training.batches(4, 24, 25)))
-    assert float(log(whole)[0]["loss"]) == trainer._losses(ids_BL)[0].item()
+    batch = next(trainer.training.batches(4, 24, 25))
+    assert float(log(whole)[0]["loss"]) == trainer._losses(batch)[0].item()
     assert weights(train("broken", 31, None, validation_interval=40, **changes)) == weights(whole)
 
 
@@ -143,8 +178,9 @@ def test_the_loss_is_the_models_own_and_trains_every_parameter(
     config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
 ):
     trainer = Trainer(config, tokenizer, tokens, tmp_path)
-    ids_BL = torch.from_numpy(next(trainer.training.batches(4, 0, 1)))
-    loss, _ = trainer._losses(ids_BL)
+    batch = next(trainer.training.batches(4, 0, 1))
+    ids_BL = torch.from_numpy(batch)
+    loss, _ = trainer._losses(batch)
     logits_BLV = trainer.model(ids_BL[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL[:, 1:].flatten())
     torch.testing.assert_close(loss, expected)

@@ -105,6 +105,11 @@ class PretrainConfig(ClosedModel):
     repeat_steps: PositiveInt | None = Field(
         None, description="Steps of this run that have such windows, its first ones; null: all."
     )
+    recurrence_weight: PositiveFloat = Field(
+        1.0,
+        description="Weight, in the training loss, of the first token of an uncommon word that has "
+        "occurred in its window before; all other tokens have weight 1.",
+    )
     learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
     decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")

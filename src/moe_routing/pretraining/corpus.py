@@ -7,7 +7,7 @@ import hashlib
 import json
 import lzma
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SHORTEST_PERIOD = 8
 """Tokens of the shortest text that is repeated to fill a window."""
+
+COMMON_TOKENS = 256
+"""The most frequent tokens of the training text: punctuation, function words and the like."""
 
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -128,6 +131,38 @@ def tokenize_source(
     summary = {"bytes": n_bytes, "tokens": tokens, "bytes_per_token": n_bytes / tokens}
     with atomic_path(folder / f"{source.name}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def uncommon_word_starts(
+    token_files: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray:
+    """Return, for each id of the vocabulary, whether it begins an uncommon word; (vocabulary,).
+
+    Args:
+        token_files: arrays of token ids, all that there is to train on.
+        tokenizer: a byte-level BPE, in which a token that begins a word begins with a space.
+    """
+    size = len(tokenizer)
+    counts = sum(np.bincount(tokens, minlength=size) for tokens in token_files)
+    common = np.argsort(-counts, kind="stable")[:COMMON_TOKENS]
+    names = tokenizer.convert_ids_to_tokens(list(range(size)))
+    starts = np.array([name.startswith("Ġ") and len(name) > 1 for name in names])
+    starts[common] = False
+    return starts
+
+
+def recurring(ids_BL: np.ndarray, eligible_V: np.ndarray) -> np.ndarray:
+    """Say which tokens are eligible and have occurred in their sequence before.
+
+    Args:
+        ids_BL: token ids, (sequences, tokens).
+        eligible_V: which ids count, (vocabulary,).
+
+    Returns:
+        Booleans, (sequences, tokens); the first token of a sequence never recurs.
+    """
+    seen_BLL = ids_BL[:, :, None] == ids_BL[:, None, :]
+    return np.tril(seen_BLL, -1).any(-1) & eligible_V[ids_BL]
 
 
 def corpus_hashes(folder: Path, sources: list[TextSource]) -> dict[str, str]:

@@ -15,47 +15,59 @@ CHUNK = 256
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of ``hidden @ weight.T``, chunk by chunk, gradients made on the way.
+    """Weighted sum of cross-entropies of ``hidden @ weight.T``, gradients made on the way.
 
     Logits are softmaxed while a chunk of them is in cache; the whole matrix never exists.
     """
 
     @staticmethod
-    def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, target_T: Tensor) -> Tensor:  # noqa: ANN001
-        n = target_T.numel()
+    def forward(
+        ctx,  # noqa: ANN001
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        target_T: Tensor,
+        share_T: Tensor,
+    ) -> Tensor:
         total = hidden_TH.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_TH)
         grad_weight = torch.zeros_like(weight_VH)
-        for start in range(0, n, CHUNK):
+        for start in range(0, target_T.numel(), CHUNK):
             hidden_CH = hidden_TH[start : start + CHUNK]
             target_C = target_T[start : start + CHUNK, None]
+            share_C = share_T[start : start + CHUNK, None]
             logits_CV = (hidden_CH @ weight_VH.T).float()
             logsumexp_C = logits_CV.logsumexp(-1, keepdim=True)
-            total += (logsumexp_C - logits_CV.gather(1, target_C)).sum()
+            total += ((logsumexp_C - logits_CV.gather(1, target_C)) * share_C).sum()
             if any(ctx.needs_input_grad):
                 grad_CV = logits_CV.sub_(logsumexp_C).exp_()
                 grad_CV.scatter_add_(1, target_C, grad_CV.new_full(target_C.shape, -1.0))
-                grad_CV = grad_CV.div_(n).to(hidden_TH.dtype)
+                grad_CV = grad_CV.mul_(share_C).to(hidden_TH.dtype)
                 grad_hidden[start : start + CHUNK] = grad_CV @ weight_VH
                 grad_weight.addmm_(grad_CV.T, hidden_CH)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total / n
+        return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN001
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, None
+        return grad_hidden * grad, grad_weight * grad, None, None
 
 
-def linear_cross_entropy(hidden_TH: Tensor, weight_VH: Tensor, target_T: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_TH: Tensor, weight_VH: Tensor, target_T: Tensor, emphasis_T: Tensor | None = None
+) -> Tensor:
     """Return the mean cross-entropy in nats of predicting ``target_T``; a float32 scalar.
 
     Args:
         hidden_TH: final hidden states, (tokens, hidden).
         weight_VH: weight of the head, (vocabulary, hidden), same dtype.
         target_T: target ids, (tokens,).
+        emphasis_T: positive weight of each target in the mean, (tokens,); None: all the same.
     """
-    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, target_T)
+    if emphasis_T is None:
+        emphasis_T = hidden_TH.new_ones(target_T.shape, dtype=torch.float32)
+    share_T = emphasis_T / emphasis_T.sum()
+    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, target_T, share_T)
 
 
 @dataclass(frozen=True)

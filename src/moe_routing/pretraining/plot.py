@@ -16,7 +16,7 @@ DRAWN_POINTS = 1000
 
 
 def plot_training(log: pd.DataFrame, path: Path) -> None:
-    """Draw training and validation loss, and the largest expert load, over the tokens seen.
+    """Draw losses, the largest expert load, and the speed, over the tokens seen.
 
     Args:
         log: the rows of ``training.csv``.
@@ -24,18 +24,21 @@ def plot_training(log: pd.DataFrame, path: Path) -> None:
     """
     use_style()
     log = log.assign(tokens=log["tokens"] / 1e6)
-    means = log[["loss", "max_load"]].rolling(SMOOTHED_STEPS, min_periods=1, center=True).mean()
+    names = ["loss", "max_load", "tokens_per_second"]
+    means = log[names].rolling(SMOOTHED_STEPS, min_periods=1, center=True).mean()
     smooth = log[["tokens"]].join(means).iloc[:: max(1, len(log) // DRAWN_POINTS)]
-    figure, (top, bottom) = plt.subplots(
-        2, 1, sharex=True, figsize=(WIDTH, 4.5), height_ratios=[2, 1], layout="constrained"
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, sharex=True, figsize=(WIDTH, 5.5), height_ratios=[2, 1, 1], layout="constrained"
     )
     label = f"training (mean of {SMOOTHED_STEPS} steps)"
     sns.lineplot(smooth, x="tokens", y="loss", ax=top, label=label)
     validated = log.dropna(subset="validation_loss")
     sns.lineplot(validated, x="tokens", y="validation_loss", ax=top, label="validation", ls="--")
     top.set_ylabel("loss, nats a token")
-    sns.lineplot(smooth, x="tokens", y="max_load", ax=bottom)
-    bottom.set(xlabel="training tokens, millions", ylabel="largest load /\nmean load, worst layer")
+    sns.lineplot(smooth, x="tokens", y="max_load", ax=middle)
+    middle.set_ylabel("largest load /\nmean load, worst layer")
+    sns.lineplot(smooth, x="tokens", y="tokens_per_second", ax=bottom)
+    bottom.set(xlabel="training tokens, millions", ylabel="tokens a second", ylim=(0, None))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     plt.close(figure)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,13 @@ from tqdm import tqdm
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.models.loading import check_device
-from moe_routing.pretraining.corpus import PackedCorpus, check_file, corpus_hashes
+from moe_routing.pretraining.corpus import (
+    PackedCorpus,
+    check_file,
+    corpus_hashes,
+    recurring,
+    uncommon_word_starts,
+)
 from moe_routing.pretraining.loss import RouterLosses, linear_cross_entropy, router_losses
 from moe_routing.pretraining.model import build_model, load_weights
 from moe_routing.pretraining.schedule import learning_rate, record_start
@@ -93,6 +100,7 @@ class Trainer:
             repeats=config.repeat_share,
             repeats_end=config.repeats_end * config.batch_size,
         )
+        self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
@@ -111,7 +119,7 @@ class Trainer:
         with tqdm(total=last, initial=self.step, **bar) as progress:
             for batch in batches:
                 started = time.perf_counter()
-                row = self._train_step(torch.from_numpy(batch).to(self.device))
+                row = self._train_step(batch)
                 if not math.isfinite(row["loss"]):
                     raise InputError(
                         f"step {self.step}: the loss is {row['loss']}; lower learning_rate"
@@ -129,11 +137,11 @@ class Trainer:
                     self._save_checkpoint()
         return self.model
 
-    def _train_step(self, ids_BL: Tensor) -> dict[str, float]:
+    def _train_step(self, ids_BL: np.ndarray) -> dict[str, float]:
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, router = self._losses(ids_BL)
+        loss, router = self._losses(ids_BL, self._emphasis(ids_BL))
         total = (
             loss
             + self.config.load_balancing_coefficient * router.load_balancing
@@ -145,7 +153,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return {
             "step": self.step + 1,
-            "tokens": (self.step + 1) * ids_BL[:, 1:].numel(),
+            "tokens": (self.step + 1) * ids_BL[:, 1:].size,
             "learning_rate": rate,
             "loss": loss.item(),
             "load_balancing": router.load_balancing.item(),
@@ -154,12 +162,24 @@ class Trainer:
             "max_load": router.max_load.item(),
         }
 
-    def _losses(self, ids_BL: Tensor) -> tuple[Tensor, RouterLosses]:
+    def _emphasis(self, ids_BL: np.ndarray) -> Tensor | None:
+        """Return the weight of each target in the loss; None: all the same."""
+        weight = self.config.recurrence_weight
+        if weight == 1:
+            return None
+        recurs_BL = recurring(ids_BL, self._emphasised_V)[:, 1:]
+        emphasis_T = np.where(recurs_BL, weight, 1.0).astype(np.float32).ravel()
+        return torch.from_numpy(emphasis_T).to(self.device)
+
+    def _losses(
+        self, batch: np.ndarray, emphasis_T: Tensor | None = None
+    ) -> tuple[Tensor, RouterLosses]:
+        ids_BL = torch.from_numpy(batch).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.model.model(ids_BL[:, :-1], use_cache=False, output_router_logits=True)
         hidden_TH = output.last_hidden_state.flatten(0, 1)
         weight_VH = self.model.lm_head.weight.to(hidden_TH.dtype)
-        loss = linear_cross_entropy(hidden_TH, weight_VH, ids_BL[:, 1:].flatten())
+        loss = linear_cross_entropy(hidden_TH, weight_VH, ids_BL[:, 1:].flatten(), emphasis_T)
         return loss, router_losses(output.router_logits, self.config.model.num_experts_per_tok)
 
     @torch.no_grad()
@@ -167,7 +187,7 @@ class Trainer:
         """Return the loss in nats a token on the first batches of the validation windows."""
         self.model.eval()
         losses = [
-            self._losses(torch.from_numpy(batch).to(self.device))[0].item()
+            self._losses(batch)[0].item()
             for batch in self.validation.batches(
                 self.config.batch_size, 0, self.config.validation_batches
             )
