@@ -45,6 +45,15 @@ def test_of_equal_tokens_the_first_is_greedy(monkeypatch):
     assert best.tolist() == [True, False, False, True]
 
 
+@pytest.mark.parametrize("shift", [-1e4, -90.0, -80.0, 80.0, 90.0, 1e4])
+def test_logits_beyond_the_range_of_the_exponential(shift):
+    layer, hidden, target = make(torch.float32)
+    layer.bias = nn.Parameter(torch.full((300,), shift))
+    expected = layer(hidden).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    likelihood, _ = head.target_log_likelihoods(layer, hidden, target)
+    torch.testing.assert_close(likelihood, expected, rtol=1e-5, atol=1e-5 * max(1, abs(shift) / 99))
+
+
 def test_large_logits_do_not_overflow():
     layer, hidden, target = make(torch.float32)
     layer.weight.data *= 1e4

@@ -113,15 +113,19 @@ def test_a_shared_context_is_computed_and_counted_once(model, tokenizer, choice_
     assert shared < apart - 2 * min(sizes) / 2
 
 
+ON_A_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+ON_A_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
 @pytest.fixture
 def scarce(double):
     """Return a setter of how many tokens fit; memory runs out after the last layer."""
     handles = []
 
-    def set_limit(limit):
+    def set_limit(limit, error=ON_A_GPU):
         def check(_, inputs):
             if inputs[0].shape[1] > limit:
-                raise torch.OutOfMemoryError("no memory left")
+                raise error
 
         handles.append(double.model.norm.register_forward_pre_hook(check))
 
@@ -130,12 +134,13 @@ def scarce(double):
         handle.remove()
 
 
+@pytest.mark.parametrize("error", [ON_A_GPU, ON_A_CPU])
 def test_memory_runs_out_and_the_budget_is_halved(
-    double, tokenizer, mixed, expected, scarce, capsys
+    double, tokenizer, mixed, expected, scarce, capsys, error
 ):
     with routed(double, "regular_k8", recorder=(plain := Recorder())):
         Scorer(double, tokenizer, recorder=plain).score(mixed)
-    scarce(limit=400)
+    scarce(400, error)
     recorder = Recorder()
     with routed(double, "regular_k8", recorder=recorder):
         scorer = Scorer(double, tokenizer, token_budget=1200, recorder=recorder)
@@ -151,6 +156,12 @@ def test_memory_runs_out_and_the_budget_is_halved(
 def test_memory_too_small_for_one_request_is_one_line(double, tokenizer, mixed, scarce):
     scarce(limit=0)
     with pytest.raises(InputError, match="out of memory on cpu with a single request"):
+        Scorer(double, tokenizer).score(mixed)
+
+
+def test_other_errors_are_not_taken_for_it(double, tokenizer, mixed, scarce):
+    scarce(400, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
         Scorer(double, tokenizer).score(mixed)
 
 

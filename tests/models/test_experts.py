@@ -146,6 +146,53 @@ def test_gradients(drop):
     assert torch.autograd.gradcheck(forward, inputs)
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_single_precision_gradients_are_those_of_eager(drop):
+    hidden, index, weight = make_routing(200, 8, drop=drop)
+    direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    gradients = {}
+    for name in ("ragged", "eager"):
+        module = make_experts(name=name).requires_grad_(True)
+        inputs = [hidden.clone().requires_grad_(True), weight.clone().requires_grad_(True)]
+        out = module(inputs[0], index, inputs[1])
+        gradients[name] = torch.autograd.grad(
+            (out * direction).sum(), [*inputs, module.gate_up_proj, module.down_proj]
+        )
+    for found, expected in zip(gradients["ragged"], gradients["eager"], strict=True):
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_autocast_computes_in_half_precision_and_gives_back_the_hidden_states_dtype():
+    module = make_experts().requires_grad_(True)
+    hidden, index, weight = make_routing(50, 8, drop=0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(hidden, index, weight)
+        out.sum().backward()
+    half = make_experts(torch.bfloat16)(hidden.bfloat16(), index, weight)
+    assert out.dtype == module.down_proj.grad.dtype == torch.float32
+    assert torch.equal(out, half.float())
+
+
+def test_rows_that_do_not_fill_sixteen_bytes():
+    config = OlmoeConfig(hidden_size=9, intermediate_size=3, num_experts=E)
+    config._experts_implementation = "ragged"
+    module = OlmoeExperts(config)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    _, index, weight = make_routing(20, 4, drop=0.3)
+    hidden = torch.randn(20, 9, generator=torch.Generator().manual_seed(1))
+    out = module(hidden, index, weight)
+    torch.testing.assert_close(out, loop(module, hidden, index, weight), rtol=1e-4, atol=1e-5)
+
+
+def test_summing_a_few_tokens_at_a_time_does_not_change_the_sum(monkeypatch):
+    module = make_experts(torch.bfloat16)
+    hidden, index, weight = make_routing(50, 8, drop=0.2)
+    whole = module(hidden.bfloat16(), index, weight)
+    monkeypatch.setattr(implementation, "GATHER_NUMBERS", 3 * 8 * H)
+    assert torch.equal(module(hidden.bfloat16(), index, weight), whole)
+
+
 def test_inference_and_training_agree():
     module = make_experts()
     hidden, index, weight = make_routing(500, 24, drop=0.1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,14 @@ import torch
 
 from moe_routing.models import experts as implementation
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "memory.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TOKENS, SLOTS, HIDDEN, INNER = 512, 64, 64, 16
 
 
-@pytest.fixture(scope="module")
-def memory():
-    specification = importlib.util.spec_from_file_location("memory_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("memory")
 
 
 @pytest.fixture(params=["_grouped", "_by_expert", "chosen"])
@@ -78,8 +77,11 @@ def test_all_pairs_are_not_held_at_once_on_the_cpu(memory):
     assert memory.peak_bytes(index_TK, HIDDEN, INNER) < TOKENS * SLOTS * HIDDEN * 4
 
 
-def test_the_benchmark_prints_a_row_for_every_mean(memory, capsys):
-    memory.main(["--tokens", "64", "--slots", "8", "--hidden", "16", "--inner", "8"])
-    header, _, *rows = capsys.readouterr().out.splitlines()
-    assert header.count("|") == 6
-    assert [int(row.split("|")[1]) for row in rows] == [1, 2, 4, 8]
+def test_the_benchmark_has_a_row_for_every_mean(memory, tmp_path, capsys):
+    path = tmp_path / "memory.json"
+    sizes = ["--tokens", "64", "--slots", "8", "--hidden", "16", "--inner", "8"]
+    memory.main([*sizes, "--json", str(path)])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["experts a token"] for row in record["memory"]] == [1, 2, 4, 8]
+    assert record["machine"]["versions"]["torch"]
+    assert "| 8 | 512 |" in capsys.readouterr().out

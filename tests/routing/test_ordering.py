@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from slow_loops import ordered
 
-from moe_routing.routing.ordering import first_experts, order_experts, sort_down, sort_rows
+from moe_routing.routing.ordering import (
+    first_experts,
+    order_experts,
+    sort_down,
+    sort_rows,
+    top_experts,
+)
 
 VALUES = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 1e-45, -1e-45, 3e38]),
@@ -78,3 +84,29 @@ def test_sort_down_is_the_sort_of_torch_and_leaves_its_input_alone(rng):
     before_TE = value_TE.clone()
     assert torch.equal(sort_down(value_TE), value_TE.sort(1, descending=True).values)
     assert torch.equal(value_TE, before_TE)
+
+
+@given(
+    arrays(
+        np.float32,
+        array_shapes(min_dims=2, max_dims=2, max_side=70),
+        elements=st.sampled_from([0.0, 1e-45, 0.25, 1.0]) | st.floats(0, 1, width=32),
+    ),
+    st.data(),
+)
+def test_top_experts_are_those_of_torch(values, data):
+    k = data.draw(st.integers(1, values.shape[1]))
+    value_TE = torch.from_numpy(values)
+    assert torch.equal(top_experts(value_TE, k), value_TE.topk(k, dim=-1).indices)
+    assert np.array_equal(value_TE.numpy(), values)
+
+
+def test_torch_is_asked_where_values_are_equal_only(rng, monkeypatch):
+    value_TE = torch.from_numpy(rng.permuted(np.tile(np.arange(64.0), (99, 1)), axis=1)).float()
+    expected_TK = value_TE.topk(8, dim=-1).indices
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("torch's topk was asked")
+
+    monkeypatch.setattr(torch.Tensor, "topk", refuse)
+    assert torch.equal(top_experts(value_TE, 8), expected_TK)

@@ -24,6 +24,9 @@ CPU_BLOCKS = Blocks(256, 1024)
 """A megabyte of single-precision logits: they stay in cache from the product to the sum."""
 ACCELERATOR_BLOCKS = Blocks(1024, 1 << 20)
 """The whole vocabulary: on a GPU what counts is the number of kernels."""
+SAFE_LOG_TOTAL = 60.0
+"""Single precision overflows at exp(88) and underflows at exp(-87): what is lost beside a sum of
+at least exp(-60) is beyond its last digit."""
 
 
 def target_log_likelihoods(
@@ -52,28 +55,38 @@ def _chunk(
     head: nn.Linear, hidden_CH: Tensor, target_C: Tensor, words: int, *, greedy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Go through the vocabulary block by block, then join the blocks."""
-    within, totals, firsts, tops = [], [], [], []
+    within, log_totals, firsts, tops = [], [], [], []
     for start in range(0, head.weight.shape[0], words):
         block = slice(start, start + words)
         bias_W = None if head.bias is None else head.bias[block]
         logits_CW = F.linear(hidden_CH, head.weight[block], bias_W)
-        # One fused pass, where maximum, exponential and sum would be three.
-        dtype = torch.promote_types(logits_CW.dtype, torch.float32)
-        log_share_CW = logits_CW.log_softmax(1, dtype=dtype)
-        totals.append(logits_CW[:, 0] - log_share_CW[:, 0])
+        log_totals.append(_log_total(logits_CW))
         place_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
-        within.append(log_share_CW.gather(1, place_C[:, None])[:, 0])
+        within.append(logits_CW.gather(1, place_C[:, None])[:, 0])
         if greedy:
             tops.append(logits_CW.amax(1))
             firsts.append(_is_first(logits_CW, place_C, tops[-1]))
     home_C1 = (target_C // words)[:, None]
-    total_CB = torch.stack(totals, 1)
-    elsewhere_C1 = total_CB.gather(1, home_C1) - total_CB.logsumexp(1, keepdim=True)
-    likelihood_C = (torch.stack(within, 1).gather(1, home_C1) + elsewhere_C1)[:, 0]
+    log_total_C = torch.stack(log_totals, 1).logsumexp(1)
+    likelihood_C = torch.stack(within, 1).gather(1, home_C1)[:, 0] - log_total_C
     if not greedy:
         return likelihood_C, None
     first_C = torch.stack(firsts, 1).gather(1, home_C1)[:, 0]
     return likelihood_C, first_C & (torch.stack(tops, 1).argmax(1) == home_C1[:, 0])
+
+
+def _log_total(logits_CW: Tensor) -> Tensor:
+    """Return the log-sum-exp of each row, in float32 or better.
+
+    On the CPU the largest logit is neither looked for nor taken off, unless a sum then leaves the
+    range in which no term that counts is lost to overflow or underflow.
+    """
+    logits_CW = logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
+    if logits_CW.device.type == "cpu":
+        log_total_C = logits_CW.exp().sum(1).log_()
+        if bool((log_total_C.abs() < SAFE_LOG_TOTAL).all()):
+            return log_total_C
+    return logits_CW.logsumexp(1)
 
 
 def _is_first(logits_CW: Tensor, place_C: Tensor, top_C: Tensor) -> Tensor:

@@ -223,7 +223,9 @@ class Scorer:
         before = copy.deepcopy(self._recorder)
         try:
             work(pack)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             if self._recorder is not None:
                 vars(self._recorder).update(vars(before))
             return False
@@ -279,6 +281,11 @@ class Scorer:
         total = before[trunk_end] - before[trunk_start] + before[branch_end] - before[branch_start]
         read = trunk_end - trunk_start + branch_end - branch_start
         return (total / (read * self._routers)).tolist()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether memory ran out; on the CPU torch says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _combine(parts: Sequence[tuple[Score, int]]) -> Score:

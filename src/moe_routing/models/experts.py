@@ -4,8 +4,8 @@ Shape letters: T tokens, K slots a token, S selected pairs, N pairs of one exper
 H hidden size, I expert size, J all experts' sizes (E * I).
 
 The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
-leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here no row of
-a padded slot is ever read. Importing this module registers the implementation under
+leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here a padded
+slot has no row. Importing this module registers the implementation under
 :data:`EXPERTS_IMPLEMENTATION` in the experts interface of transformers.
 
 There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
@@ -39,6 +39,8 @@ DENSE_SHARE = 0.6
 """From this share of all (token, expert) pairs on, computing all of them is faster."""
 DENSE_TILE = 256
 """Tokens in work at once when computing all pairs."""
+GATHER_NUMBERS = 1 << 26
+"""Numbers of gathered rows in work at once when they are summed in half precision or on a GPU."""
 MIN_DENSE_TOKENS = 64
 """With fewer tokens, bringing the down projections side by side costs more than it saves."""
 
@@ -67,22 +69,18 @@ def _order(expert_S: Tensor, num_experts: int) -> Tensor:
 
 
 def sort_pairs(index_TK: Tensor, num_experts: int) -> Pairs:
-    """Sort the slots by expert, padded ones (id ``num_experts``) last.
+    """Sort the slots by expert and cut off the padded ones (id ``num_experts``).
 
-    On the CPU padded slots are cut off. On an accelerator they stay as a tail beyond
-    ``ends_E[-1]`` that no slot points at, because cutting would need a host synchronisation.
+    Cutting waits for the device, once a layer. It is what makes memory follow the pairs.
     """
     slots, k = index_TK.numel(), index_TK.shape[1]
     expert_S = index_TK.reshape(-1)
     slot_S = _order(expert_S, num_experts)
     bounds_E = torch.arange(1, num_experts + 1, device=index_TK.device, dtype=expert_S.dtype)
     ends_E = torch.searchsorted(expert_S[slot_S], bounds_E).to(torch.int32)
-    if index_TK.device.type == "cpu":
-        slot_S = slot_S[: int(ends_E[-1])]
+    slot_S = slot_S[: int(ends_E[-1])]
     row_TK = slot_S.new_full((slots,), slot_S.numel())
     row_TK[slot_S] = torch.arange(slot_S.numel(), device=slot_S.device)
-    if index_TK.device.type != "cpu":
-        row_TK.masked_fill_(index_TK.reshape(-1) >= num_experts, slots)
     return Pairs(slot_S, slot_S // k, ends_E, row_TK.view(-1, k))
 
 
@@ -95,10 +93,17 @@ def _sum_rows(rows_SH: Tensor, row_TK: Tensor) -> Tensor:
         if int(ends_T[-1]) == row_TK.numel():
             return F.embedding_bag(row_TK, rows_SH, mode="sum")
         return F.embedding_bag(row_TK[keep_TK], rows_SH, F.pad(ends_T[:-1], (1, 0)), mode="sum")
-    # A zero row takes the padded slots; half precisions are summed in float32 as stock does.
-    padded = torch.cat([rows_SH, rows_SH.new_zeros(1, rows_SH.shape[1])])
+    # A few tokens at a time: all slots' rows side by side would be as large as the rows again.
+    tokens = max(1, GATHER_NUMBERS // (row_TK.shape[1] * rows_SH.shape[1]))
+    return torch.cat([_gather_and_sum(rows_SH, row_NK) for row_NK in row_TK.split(tokens)])
+
+
+def _gather_and_sum(rows_SH: Tensor, row_NK: Tensor) -> Tensor:
+    """Sum as :func:`_sum_rows` does; half precisions in float32, as stock does."""
+    last = rows_SH.shape[0] - 1
+    picked_NKH = rows_SH[row_NK.clamp(max=last)].masked_fill_((row_NK > last)[..., None], 0.0)
     total_dtype = torch.promote_types(rows_SH.dtype, torch.float32)
-    return padded[row_TK].sum(1, dtype=total_dtype).to(rows_SH.dtype)
+    return picked_NKH.sum(1, dtype=total_dtype).to(rows_SH.dtype)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -148,10 +153,6 @@ def _grouped(
     if pairs.slot_S.numel() == 0:
         return torch.zeros_like(hidden_TH)
     weight_S = weight_TK.reshape(-1)[pairs.slot_S]
-    if hidden_TH.device.type != "cpu":
-        # Zero, and keep from the router's gradient, the tail that the kernels leave uninitialised.
-        tail_S = torch.arange(weight_S.numel(), device=weight_S.device) >= pairs.ends_E[-1]
-        weight_S = weight_S.masked_fill(tail_S, 0.0)
     rows_SH = _Dispatch.apply(hidden_TH, pairs.token_S, pairs.row_TK)
     inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, pairs.ends_E))
     # Folding the weight in here touches I numbers a pair; after the down projection, H.
@@ -162,14 +163,13 @@ def _grouped(
 
 def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Tensor:
     """Multiply the rows of each expert's pairs by that expert's weight."""
-    if rows_SX.dtype != torch.float64:
+    # torch has no grouped product in double precision, nor of rows that do not fill 16 bytes.
+    widths = [size * rows_SX.element_size() for size in weight_EXY.shape[1:]]
+    if rows_SX.dtype != torch.float64 and not any(width % 16 for width in widths):
         return F.grouped_mm(rows_SX, weight_EXY, offs=ends_E)
-    # torch has no grouped product in double precision.
     ends = ends_E.tolist()
     groups = zip([0, *ends[:-1]], ends, weight_EXY, strict=True)
-    parts = [rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups]
-    tail = rows_SX.new_zeros(rows_SX.shape[0] - ends[-1], weight_EXY.shape[2])
-    return torch.cat([*parts, tail])
+    return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
 def _by_expert(
@@ -274,8 +274,13 @@ def ragged_experts_forward(
     if module.has_bias or not module.has_gate or module.has_post_expert_norm:
         name = type(module).__name__
         raise NotImplementedError(f"{name}: ragged experts need gated experts without bias or norm")
+    weights, dtype, device = _weights(module), hidden_TH.dtype, hidden_TH.device.type
+    if torch.is_autocast_enabled(device):
+        # Grouped products are not among the operations that autocast knows.
+        lower = torch.get_autocast_dtype(device)
+        hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
     compute = _best_way(module, hidden_TH, index_TK)
-    return compute(module, hidden_TH, index_TK, weight_TK, _weights(module))
+    return compute(module, hidden_TH, index_TK, weight_TK, weights).to(dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, ragged_experts_forward)

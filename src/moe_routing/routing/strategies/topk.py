@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.ordering import top_experts
 from moe_routing.routing.strategies.base import Selector, Strategy
 from moe_routing.routing.types import RouterInputs, Selection
 from moe_routing.routing.weighting import Weighting
@@ -36,7 +37,7 @@ class Regular(Strategy):
         """Return top-k selection by probability, as the stock router does, ties included."""
 
         def select(_: RouterInputs, probability_TE: Tensor) -> Selection:
-            return Selection.fixed(probability_TE.topk(self.k, dim=-1).indices)
+            return Selection.fixed(top_experts(probability_TE, self.k))
 
         return select
 
