@@ -3,14 +3,17 @@
     python benchmarks/engine.py                              # some minutes on two cores
     python benchmarks/engine.py --json engine.json --allocator default
 
-Three tables:
+Five tables:
 
+- agreement: the largest difference of a window's log-likelihood between stock and engine.
 - scoring: the same windows through stock ``model(...).logits`` and log-softmax under each experts
   implementation, and through the engine; every position scored (perplexity), or the last one only
   (short continuations). ``batched_mm`` copies each pair's weights, so it gets fewer windows.
   Ratios are medians over interleaved rounds, by token. Memory is the peak of one pass.
 - experts: the engine's time under strategies with few to many experts; the experts' share is what
   is left after subtracting a pass in which experts return zeros.
+- stock: the same strategies with every position scored, by the engine and by the stock
+  implementations, to which padded slots are given as a valid expert of weight 0.
 - line: time against mean experts, a least-squares line through the static strategies.
 """
 
@@ -20,6 +23,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,31 +70,36 @@ class Bench:
         count = self.ids_BS.shape[0]
         return min(BATCHED_WINDOWS, count) if way.endswith("batched_mm") else count
 
-    def stock(self, implementation: str) -> float:
-        """Score every position as the model's users do; return the total log-likelihood."""
+    def stock(self, implementation: str, strategy: str = "") -> torch.Tensor:
+        """Score every position as the model's users do; float64, (windows, window - 1)."""
         ids_BS = self.ids_BS[: self.windows(implementation)]
-        self.model.set_experts_implementation(implementation)
-        with torch.inference_mode():
+        with self._routed(strategy, implementation), torch.inference_mode():
             logits = self.model(input_ids=ids_BS, use_cache=False).logits
             log_probability = logits[:, :-1].log_softmax(-1)
-            return log_probability.gather(2, ids_BS[:, 1:, None]).double().sum().item()
+            return log_probability.gather(2, ids_BS[:, 1:, None])[..., 0].double()
 
-    def engine(self, scored: int | None, strategy: str = "", experts: str = "ragged") -> float:
-        """Score the last ``scored`` positions of each window, or all; return their total."""
+    def engine(
+        self, scored: int | None, strategy: str = "", experts: str = "ragged"
+    ) -> torch.Tensor:
+        """Score the last ``scored`` positions of each window, or all; float64, (windows,)."""
         rows = self.ids_BS.tolist()
         requests = [TokenRequest(row[:-1], row[1:][-(scored or len(row)) :]) for row in rows]
         scorer = Scorer(
             self.model, self.tokenizer, token_budget=self.ids_BS.numel(), progress=False
         )
-        self.model.set_experts_implementation(experts)
         groups = [[place] for place in range(len(rows))]
-        score = partial(scorer.score_tokens, requests, groups, greedy=scored is not None)
+        with self._routed(strategy, experts):
+            scores = scorer.score_tokens(requests, groups, greedy=scored is not None)
+        return torch.tensor([score.log_likelihood for score in scores], dtype=torch.float64)
+
+    def _routed(self, strategy: str, experts: str) -> AbstractContextManager:
+        """Return the context of a strategy; the model's own router if none is named."""
         if not strategy:
-            return sum(result.log_likelihood for result in score())
-        with routed(
+            self.model.set_experts_implementation(experts)
+            return nullcontext()
+        return routed(
             self.model, strategy, calibration=self.calibration, experts_implementation=experts
-        ):
-            return sum(result.log_likelihood for result in score())
+        )
 
     def ways(self, stock: Sequence[str]) -> dict[str, Callable[[], object]]:
         """Return ways to score, by name."""
@@ -107,6 +116,26 @@ class Bench:
         experts = 3 * hidden * size * config.num_experts_per_tok + hidden * config.num_experts
         layers = config.num_hidden_layers * (attention + experts)
         return 2.0 * (tokens * layers + scored * hidden * config.vocab_size)
+
+
+def agreement(bench: Bench, strategies: Sequence[str]) -> list[dict]:
+    """Compare stock and engine on every window, in nats; the model's own router first."""
+    rows = []
+    for strategy in ("", *strategies):
+        stock = bench.stock("grouped_mm", strategy)
+        whole = (bench.engine(None, strategy) - stock.sum(1).cpu()).abs().max()
+        last = (bench.engine(1, strategy) - stock[:, -1].cpu()).abs().max()
+        eager = (bench.stock("eager", strategy) - stock).sum(1).abs().max()
+        rows.append(
+            {
+                "strategy": strategy or "stock router",
+                "nats of a window": -stock.sum(1).mean().item(),
+                "engine, every position": whole.item(),
+                "engine, last position": last.item(),
+                "stock eager": eager.item(),
+            }
+        )
+    return rows
 
 
 def scoring_table(
@@ -175,6 +204,24 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
     return rows
 
 
+def stock_table(
+    bench: Bench, strategies: Sequence[str], stock: Sequence[str], rounds: int
+) -> list[dict]:
+    """Time and weigh engine and stock implementations under strategies; every position scored."""
+    rows = []
+    for strategy in strategies:
+        ways = {"engine": partial(bench.engine, None, strategy)}
+        ways |= {f"stock {name}": partial(bench.stock, name, strategy) for name in stock}
+        seconds = interleave(ways, rounds, bench.device)
+        row: dict[str, object] = {"strategy": strategy}
+        for name, times in seconds.items():
+            tokens = bench.windows(name) * bench.ids_BS.shape[1]
+            row[f"{name}, tokens/s"] = tokens / statistics.median(times)
+            row[f"{name}, peak MB"] = peak_megabytes(ways[name], bench.device)
+        rows.append(row)
+    return rows
+
+
 def line(rows: Sequence[dict]) -> list[dict]:
     """Return seconds as a line in mean experts, through the static strategies up to 16."""
     static = [r for r in rows if r["strategy"].startswith("regular") and r["mean experts"] <= 16]
@@ -238,6 +285,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=",".join(STRATEGIES),
         help="comma-separated ids for the table of experts; regular_k8 is among them always",
     )
+    parser.add_argument(
+        "--stock-rounds", type=int, default=2, help="rounds of the table of stock by strategy"
+    )
     return parser.parse_args(argv)
 
 
@@ -249,8 +299,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     record["sgemm_flops"] = sgemm_rate(arguments.threads) if single else None
     bench = load(arguments)
     stock = ("eager", "grouped_mm", "batched_mm")
+    record["agreement"] = agreement(bench, arguments.strategies)
     record["scoring"] = scoring_table(bench, stock, arguments.rounds, record["sgemm_flops"])
     record["experts"] = experts_table(bench, arguments.strategies, arguments.rounds)
+    record["stock"] = stock_table(bench, arguments.strategies, stock, arguments.stock_rounds)
     record["line"] = line(record["experts"])
     show(record, arguments.json)
 

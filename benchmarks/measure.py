@@ -44,14 +44,21 @@ def prepare(arguments: argparse.Namespace) -> dict[str, object]:
     kept = arguments.allocator == "keep" and _keep_memory()
     cuda = arguments.device.startswith("cuda")
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **machine(),
         "threads": arguments.threads,
         "device": torch.cuda.get_device_name(arguments.device) if cuda else "cpu",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
         "allocator": "freed buffers kept" if kept else "default",
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return the processor and the versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
     }
 
 

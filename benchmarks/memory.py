@@ -1,18 +1,20 @@
 """Memory of the ragged experts: does it follow the selected pairs, or tokens x slots x hidden size?
 
 Counts the bytes of all tensors alive at once while one layer's experts run on the CPU, and prints
-a Markdown table by experts a token: the peak, the peak a selected pair, and how many rows of hidden
+a table by experts a token: the peak, the peak a selected pair, and how many rows of hidden
 size are alive at the peak, a token (its slope in the hidden size, which index tables do not have).
 
-    python benchmarks/memory.py --tokens 2048 --slots 64
+    python benchmarks/memory.py --tokens 2048 --slots 64 --json memory.json
 """
 
 from __future__ import annotations
 
 import argparse
 import weakref
+from pathlib import Path
 
 import torch
+from measure import machine, show
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -109,16 +111,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=EXPERTS, help="max_k")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--inner", type=int, default=16, help="size of an expert")
+    parser.add_argument("--json", type=Path, help="write everything here too")
     arguments = parser.parse_args(argv)
-    print("| experts a token | pairs | peak, MiB | bytes a pair | rows of hidden size a token |")
-    print("|---|---|---|---|---|")
+    rows = []
     for mean in (mean for mean in MEANS if mean <= arguments.slots):
         index_TK = make_index(arguments.tokens, arguments.slots, mean)
         pairs = int((index_TK < EXPERTS).sum())
         peak = peak_bytes(index_TK, arguments.hidden, arguments.inner)
-        alive = rows_alive(index_TK, arguments.hidden, arguments.inner) / arguments.tokens
-        cells = f"{mean} | {pairs:,} | {peak / 2**20:.2f} | {peak / pairs:,.0f} | {alive:.2f}"
-        print(f"| {cells} |", flush=True)
+        rows.append(
+            {
+                "experts a token": mean,
+                "pairs": pairs,
+                "peak, MiB": peak / 2**20,
+                "bytes a pair": peak / pairs,
+                "rows of hidden size a token": rows_alive(
+                    index_TK, arguments.hidden, arguments.inner
+                )
+                / arguments.tokens,
+            }
+        )
+    show({"arguments": vars(arguments), "machine": machine(), "memory": rows}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,19 @@
     python benchmarks/study.py                                   # results/default
     python benchmarks/study.py --results results/default --json study.json
 
-From the files under ``benchmarks/`` that Snakemake writes at the end of each job, and the timings
-in ``cells/``:
+From the last line of each job's log under ``logs/``, in which the job tells what it used:
 
-- rules: jobs, wall and CPU seconds, and the highest peak of memory (resident set) of a job.
-  Snakemake looks at a job every half minute, so that CPU seconds are of the last look: too few.
-- scoring: for the jobs that score, what is left of their wall time when scoring itself is taken
-  off: process start-up, loading the model, and writing.
-- study: wall clock from the start of the first of these jobs to the end of the last; of use if the
-  study ran in one go. Rules that take no time worth measuring write no such file.
+- rules: jobs, wall and CPU seconds, the CPU seconds of start-up (Python and imports) and of loading
+  the model, and the largest peak of a job's memory.
+- study: wall clock from the start of the first job to the end of the last, of use if the study ran
+  in one go; CPU seconds of all jobs, and the share of start-up and loading in them. Snakemake's own
+  time lies in the wall clock only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,90 +24,81 @@ from measure import show
 
 from moe_routing.cli import run
 from moe_routing.errors import InputError
+from moe_routing.usage import LINE
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {"s": "wall seconds", "cpu_time": "CPU seconds", "max_rss": "peak MB"}
-SCORING_RULE = "evaluate"
-SCORING_SECONDS = ("wall_seconds", "divergence_seconds")
-"""Timings of a cell: scoring its items, and comparing a subset with the baseline, where it is."""
+COLUMNS = {
+    "wall": "wall seconds",
+    "cpu": "CPU seconds",
+    "start": "start-up",
+    "loading": "loading",
+    "peak": "peak MB",
+}
+SUMS = list(COLUMNS.values())[:-1]
 
 
 def read_jobs(results: Path) -> pd.DataFrame:
-    """Return one row a job: rule, job, seconds, peak memory, and when it ended.
+    """Return one row a job: rule, job, what it used, and when it ended.
 
-    A job of ``benchmarks/<rule>.tsv`` is named like its rule; one of
-    ``benchmarks/<rule>/<job>.tsv`` by its wildcards. Memory is missing for jobs too short to be
-    looked at.
+    A job of ``logs/<rule>.log`` is named like its rule; one of ``logs/<rule>/<job>.log`` by its
+    wildcards.
 
     Raises:
-        InputError: no such files, or one without Snakemake's columns.
+        InputError: no such files, or one of a job that has not ended well.
     """
-    folder = results / "benchmarks"
-    files = sorted(folder.rglob("*.tsv"))
+    folder = results / "logs"
+    files = sorted(folder.rglob("*.log"))
     if not files:
-        raise InputError(f"{folder}: no .tsv file; Snakemake writes them when jobs end")
+        raise InputError(f"{folder}: no .log file; the study's jobs write them")
     jobs = []
     for path in files:
-        table = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
-        missing = [name for name in COLUMNS if name not in table.columns]
-        if missing:
-            raise InputError(f"{path}: column '{missing[0]}' is missing; is it Snakemake's?")
         rule, *rest = path.relative_to(folder).with_suffix("").parts
-        row = table.iloc[-1][list(COLUMNS)].rename(COLUMNS).astype(float)
         jobs.append(
-            {"rule": rule, "job": "/".join(rest) or rule, **row, "end": path.stat().st_mtime}
+            {
+                "rule": rule,
+                "job": "/".join(rest) or rule,
+                **_used(path),
+                "end": path.stat().st_mtime,
+            }
         )
     return pd.DataFrame(jobs)
+
+
+def _used(path: Path) -> dict[str, float]:
+    """Read the last line of a log."""
+    pattern = re.sub(r"\\{(\w+):[^}]*\\}", r"(?P<\1>[0-9.]+)", re.escape(LINE))
+    last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+    match = re.fullmatch(pattern, last)
+    if match is None:
+        raise InputError(f"{path}: its last line does not begin with 'usage:'; did the job end?")
+    return {column: float(match[name]) for name, column in COLUMNS.items()}
 
 
 def rules_table(jobs: pd.DataFrame) -> list[dict]:
     """Sum the jobs by rule, the dearest rule first, and in all."""
     groups = jobs.groupby("rule")
-    rules = groups[["wall seconds", "CPU seconds"]].sum()
+    rules = groups[SUMS].sum()
     rules["peak MB"] = groups["peak MB"].max()
     rules.insert(0, "jobs", groups.size())
-    rules = rules.sort_values("wall seconds", ascending=False)
-    rules["share of wall"] = rules["wall seconds"] / rules["wall seconds"].sum()
-    rows = _records(rules.reset_index())
+    rules = rules.sort_values("CPU seconds", ascending=False)
+    rules["share of CPU"] = rules["CPU seconds"] / rules["CPU seconds"].sum()
+    rows = rules.reset_index().to_dict("records")
     total = {**rules.sum(), "jobs": len(jobs), "peak MB": float(rules["peak MB"].max())}
     return [*rows, {"rule": "all", **total}]
 
 
-def scoring_table(jobs: pd.DataFrame, results: Path) -> list[dict]:
-    """Split the wall time of the scoring jobs; no row if the study has none.
-
-    Every cell records the wall seconds of its scoring.
-    """
-    walls = jobs.loc[jobs["rule"] == SCORING_RULE, "wall seconds"]
-    if walls.empty:
-        return []
-    cells = sorted((results / "cells").glob("*/*.json"))
-    timings = [json.loads(path.read_text(encoding="utf-8"))["timings"] for path in cells]
-    inside = sum(cell.get(name, 0.0) for cell in timings for name in SCORING_SECONDS)
-    wall = walls.sum()
+def study_table(jobs: pd.DataFrame) -> list[dict]:
+    """Return the study's wall clock, the CPU time of its jobs, and what start-up took of that."""
+    wall = jobs["end"].max() - (jobs["end"] - jobs["wall seconds"]).min()
+    cpu = jobs["CPU seconds"].sum()
     return [
         {
-            "jobs": len(walls),
-            "cells": len(cells),
-            "wall seconds": wall,
-            "scoring seconds": inside,
-            "start-up and loading": wall - inside,
-            "its share": (wall - inside) / wall,
+            "wall minutes": wall / 60,
+            "CPU minutes": cpu / 60,
+            "share of start-up and loading": (jobs["start-up"] + jobs["loading"]).sum() / cpu,
+            "largest peak MB": jobs["peak MB"].max(),
         }
     ]
-
-
-def study_table(jobs: pd.DataFrame) -> list[dict]:
-    """Return the study's wall clock and the sum of its jobs', minutes."""
-    start = (jobs["end"] - jobs["wall seconds"]).min()
-    total = jobs["wall seconds"].sum()
-    wall = jobs["end"].max() - start
-    return [{"wall minutes": wall / 60, "job minutes": total / 60, "jobs at a time": total / wall}]
-
-
-def _records(frame: pd.DataFrame) -> list[dict]:
-    """Return rows, with None for what is missing."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,9 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     jobs = read_jobs(arguments.results)
     record = {"arguments": vars(arguments), "rules": rules_table(jobs)}
-    record["scoring"] = scoring_table(jobs, arguments.results)
     record["study"] = study_table(jobs)
-    record["jobs"] = _records(jobs.sort_values("wall seconds", ascending=False))
+    record["jobs"] = jobs.sort_values("CPU seconds", ascending=False).to_dict("records")
     show(record, arguments.json)
 
 

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -20,12 +21,14 @@ def main() -> None:
     if arguments.figures:
         from moe_routing.figures.audit import draw_audit
 
+        started()
         draw_audit(arguments.results / "audit")
         return
 
     from moe_routing.analysis.audit import write_audit
     from moe_routing.config import load_config
 
+    started()
     config = load_config(arguments.results / "config.yaml")
     table = write_audit(config, arguments.results)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
     from moe_routing.config import load_config
     from moe_routing.evaluation.cells import evaluate_strategies
 
+    started()
     config = load_config(arguments.results / "config.yaml")
     evaluate_strategies(config, arguments.results, arguments.strategy, arguments.dataset)
 

@@ -16,6 +16,7 @@ from moe_routing.config import load_config
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import fetch, raw_path
 from moe_routing.errors import InputError
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         help="folder that keeps wheels between calls (default: %(default)s)",
     )
     arguments = parser.parse_args()
+    started()
     source = source_of(load_config(arguments.config), arguments.dataset)
     expected = raw_path(arguments.out.parent, arguments.dataset, source).name
     if arguments.out.name != expected:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     from moe_routing.files import atomic_path
     from moe_routing.models.loading import describe_checkpoint
 
+    started()
     description = describe_checkpoint(load_config(results / "config.yaml").model)
     with atomic_path(results / "model.json") as temporary:
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

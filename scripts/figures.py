@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     from moe_routing.reporting.plots import write_plots
     from moe_routing.reporting.study import Study
 
+    started()
     write_plots(Study.load(results))
 
 

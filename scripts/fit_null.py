@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     from moe_routing.routing.nulls import diagnose, fit_null, save_null
     from moe_routing.routing.sample import CalibrationSample
 
+    started()
     sample = CalibrationSample.load(arguments.sample)
     null = fit_null(arguments.null, sample)
     with atomic_path(arguments.diagnostics) as temporary:

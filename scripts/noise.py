@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     from moe_routing.config import load_config
     from moe_routing.evaluation.noise import evaluate_noise
 
+    started()
     evaluate_noise(load_config(results / "config.yaml"), results)
 
 

@@ -21,6 +21,7 @@ from moe_routing.data.prepare import (
     prepare_dataset,
     source_of,
 )
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
         ".json manifest too",
     )
     arguments = parser.parse_args()
+    started()
     config = load_config(arguments.config)
     source_of(config, arguments.dataset)
     if arguments.dataset == CALIBRATION:

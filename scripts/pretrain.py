@@ -24,6 +24,7 @@ from moe_routing.cli import run
 from moe_routing.files import atomic_path
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.schema import load_yaml
+from moe_routing.usage import started
 
 
 def tokenizer(config: PretrainConfig, arguments: argparse.Namespace) -> None:
@@ -126,6 +127,7 @@ def main() -> None:
                 "--cells", type=Path, help="cells of a study of this model, for its benchmarks"
             )
     arguments = parser.parse_args()
+    started()
     arguments.step(load_yaml(PretrainConfig, arguments.config), arguments)
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
 
     from moe_routing.reporting.render import render
 
+    started()
     quarto = None if arguments.preview else shutil.which("quarto")
     how = render(arguments.source, arguments.results, quarto=quarto)
     print(f"{arguments.results / 'report' / 'index.html'} ({how})")

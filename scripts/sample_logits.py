@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     from moe_routing.models.loading import load_model
     from moe_routing.routing.calibration import SAMPLE_FILE
 
+    started()
     config = load_config(results / "config.yaml")
     loaded = load_model(config.model, config.resources.threads)
     sample = sample_router_logits(

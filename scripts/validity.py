@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
+from moe_routing.usage import started
 
 
 def main() -> None:
@@ -20,12 +21,14 @@ def main() -> None:
     if arguments.figures:
         from moe_routing.figures.validity import draw_validity
 
+        started()
         draw_validity(arguments.results / "validity")
         return
 
     from moe_routing.analysis.validity import write_validity
     from moe_routing.config import load_config
 
+    started()
     config = load_config(arguments.results / "config.yaml")
     table = write_validity(config, arguments.results)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from moe_routing.cli import run
 from moe_routing.errors import InputError
 
 
-def test_success_exits_with_0() -> None:
+def test_success_exits_with_0_and_tells_what_was_used(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(lambda: None)
     assert caught.value.code == 0
+    assert re.fullmatch(r"usage: .* s of CPU \(.*\), peak memory \d+ MB\n", capsys.readouterr().err)
 
 
 def test_bad_input_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:

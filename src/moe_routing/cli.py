@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from moe_routing.errors import InputError
+from moe_routing.usage import usage_line
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on bad input."""
+    """Call ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on bad input.
+
+    The last line of a success, on standard error, tells what it used.
+    """
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    print(usage_line(), file=sys.stderr)
     sys.exit(0)
