@@ -1,14 +1,19 @@
 """Time the routing of one layer after another against the stock router's softmax and top-k.
 
-Prints a Markdown table: what BH compares (the logit or another statistic with critical values, or
-p-values), median milliseconds a layer of the stock router at the model's own k and of ours
-(softmax, select and weigh), the median and quartiles of the ratio over alternating pairs of runs,
-the ratio of the fastest runs, which other load on the machine disturbs least, and the median ratio
-of selection alone to ``torch.topk`` alone, both given the softmax. On the CPU times
-are processor time, so that what else the machine does counts less; numpy sorts on one thread
-whatever ``--threads`` says, while torch's top-k uses them all.
+Prints a Markdown table of operating points: a strategy's cap and alpha, how many experts it selects
+on average, and what it compares (the logit or another statistic with critical values, or p-values).
+Then median milliseconds a layer of the stock router at the model's own k and of ours (softmax,
+select and weigh); the median and quartiles of the ratio over alternating pairs of runs, and the
+ratio of the fastest runs, which other load on the machine disturbs least; the median ratio of
+selection alone to ``torch.topk`` alone, both given the softmax. A strategy that selects more than
+the model's own k cannot be as fast as that top-k: ``like k`` is the k nearest to what it selects,
+and ``like ratio`` the median ratio to the stock router with that k.
 
-    python benchmarks/selection.py --layers 16 --tokens 8192 --experts 64 --cap 8
+On the CPU times are processor time, so that what else the machine does counts less; numpy sorts on
+one thread whatever ``--threads`` says, while torch's top-k uses them all.
+
+    python benchmarks/selection.py --layers 16 --tokens 8192 --experts 64
+    python benchmarks/selection.py --cap 8 --cap 64 --alpha 010 --json selection.json
 """
 
 from __future__ import annotations
@@ -17,11 +22,14 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from measure import options, prepare, show
 from torch import Tensor
+from tqdm import tqdm
 
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, Null
@@ -32,6 +40,7 @@ from moe_routing.routing.types import RouterInputs
 
 HIDDEN = 128
 CALIBRATION_TOKENS = 8192
+CAPS = (8, 16, 64)
 
 
 def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> CalibrationSample:
@@ -42,6 +51,7 @@ def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> Cal
     return CalibrationSample(
         torch.from_numpy(rng.permuted(logits_LTE, axis=-1)),
         torch.from_numpy(rng.standard_normal((1, tokens, experts), np.float32)),
+        torch.full((1, tokens), HIDDEN**0.5),
         torch.full((1, tokens), HIDDEN**0.5),
         torch.ones(1, experts),
         hidden_size=HIDDEN,
@@ -104,60 +114,105 @@ def compared(strategy: Strategy, null: Null | None, inputs: RouterInputs) -> str
     return "logit" if torch.equal(null.statistic(inputs), inputs.logits_TE.float()) else "statistic"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse arguments, time, print."""
+@dataclass(frozen=True)
+class Bench:
+    """What is timed: fitted nulls, and each layer's inputs and softmax."""
+
+    calibration: Calibration
+    layers: list[RouterInputs]
+    probabilities: list[Tensor]
+    rounds: int
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Bench:
+        """Simulate and fit."""
+        rng = np.random.default_rng(arguments.seed)
+        sample = simulated_sample(CALIBRATION_TOKENS, arguments.experts, rng)
+        nulls = {name: null.fit(sample) for name, null in NULLS.items()}
+        layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
+        softmax = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
+        return cls(Calibration(sample, nulls), layers, softmax, arguments.rounds)
+
+    def compare(
+        self, baseline: Callable[[int], object], ours: Callable[[int], object]
+    ) -> tuple[float, float, list[float], float]:
+        """Compare two functions of a layer; see :func:`compare`."""
+        on_gpu = self.layers[0].logits_TE.is_cuda
+        wait = torch.cuda.synchronize if on_gpu else None
+        return compare(baseline, ours, len(self.layers), self.rounds, wait)
+
+    def row(self, strategy: Strategy) -> dict[str, object]:
+        """Time one strategy."""
+        sample, layers = self.calibration.sample, self.layers
+        base, k = getattr(strategy, "base", strategy), sample.native_k
+        select = strategy.selector(self.calibration, sample.num_experts)
+        router = Router(select, strategy.weighting_kind, k)
+        device = layers[0].logits_TE.device
+        null = strategy.needs_null and self.calibration.null(strategy.needs_null).to(device)
+        mean = float(router(layers[0]).selection.count_T.double().mean())
+        like = max(1, round(mean))
+
+        def against(other: int) -> tuple[float, float, list[float], float]:
+            return self.compare(
+                lambda layer: stock(layers[layer].logits_TE, other),
+                lambda layer: router(layers[layer]),
+            )
+
+        before, after, (low, ratio, high), fastest = against(k)
+        *_, (_, alone, _), _ = self.compare(
+            lambda layer: self.probabilities[layer].topk(k, dim=-1),
+            lambda layer: select(layers[layer], self.probabilities[layer]),
+        )
+        return {
+            "strategy": strategy.id,
+            "compares": compared(strategy, null, layers[0]),
+            "cap": strategy.max_experts,
+            "alpha": getattr(base, "alpha", None),
+            "mean experts": mean,
+            f"stock top-{k}, ms": before,
+            "ours, ms": after,
+            "ratio": ratio,
+            "quartiles": f"{low:.2f} to {high:.2f}",
+            "fastest": fastest,
+            "alone": alone,
+            "like k": like,
+            "like ratio": ratio if like == k else against(like)[2][1],
+        }
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    options(parser, rounds=8)
+    parser.set_defaults(threads=1)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--experts", type=int, default=64)
-    parser.add_argument("--cap", type=int, default=8, help="most experts a token")
+    parser.add_argument(
+        "--cap",
+        type=int,
+        action="append",
+        help=f"most experts a token, repeatable (default: {', '.join(map(str, CAPS))}); rivals and "
+        "nulls that need p-values are timed at the first only",
+    )
     parser.add_argument("--alpha", default="005", help="level as in ids: 005 is 0.05")
-    parser.add_argument("--rounds", type=int, default=8, help="alternating pairs a layer")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("strategies", nargs="*", help="ids; default: BH under every null, rivals")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    torch.set_num_threads(arguments.threads)
-    rng = np.random.default_rng(arguments.seed)
-    sample = simulated_sample(CALIBRATION_TOKENS, arguments.experts, rng)
-    fitted = Calibration(sample, {name: null.fit(sample) for name, null in NULLS.items()})
-    layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
-    synchronise = torch.cuda.synchronize if layers[0].logits_TE.is_cuda else None
 
-    probabilities = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
-    k = sample.native_k
-    print(
-        f"| strategy | compares | stock top-{k}, ms | ours, ms | ratio | quartiles | fastest "
-        "| alone |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for strategy_id in arguments.strategies or default_ids(arguments.cap, arguments.alpha):
-        strategy = parse_strategy(strategy_id)
-        select = strategy.selector(fitted, arguments.experts)
-        router = Router(select, strategy.weighting_kind, k)
-        null = strategy.needs_null and fitted.null(strategy.needs_null).to(arguments.device)
-        before, after, (low, ratio, high), fastest = compare(
-            lambda layer: stock(layers[layer].logits_TE, k),
-            lambda layer, router=router: router(layers[layer]),
-            len(layers),
-            arguments.rounds,
-            synchronise,
-        )
-        *_, (_, alone, _), _ = compare(
-            lambda layer: probabilities[layer].topk(k, dim=-1),
-            lambda layer, select=select: select(layers[layer], probabilities[layer]),
-            len(layers),
-            arguments.rounds,
-            synchronise,
-        )
-        cells = [strategy.id, compared(strategy, null, layers[0]), f"{before:.2f}", f"{after:.2f}"]
-        cells += [f"{ratio:.2f}", f"{low:.2f} to {high:.2f}", f"{fastest:.2f}", f"{alone:.2f}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
+def main(argv: list[str] | None = None) -> None:
+    """Parse arguments, time, print."""
+    arguments = parse(argv)
+    record = {"arguments": vars(arguments), "machine": prepare(arguments)}
+    bench = Bench.of(arguments)
+    ids = arguments.strategies or default_ids(arguments.cap or CAPS, arguments.alpha)
+    bar = tqdm(ids, desc="selection", unit="strategy")
+    record["selection"] = [bench.row(parse_strategy(name)) for name in bar]
+    show(record, arguments.json)
 
 
 def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) -> RouterInputs:
@@ -171,13 +226,24 @@ def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) ->
     )
 
 
-def default_ids(cap: int, alpha: str) -> list[str]:
-    """Return BH under every null, other procedures, rivals and a control."""
-    level = f"k{cap}_a{alpha}"
-    ids = [f"regular_k{cap}"]
-    ids += [f"bh_{level}_{null.replace('_', '-')}" for null in NULLS]
-    ids += [f"{family}_{level}_pooled" for family in ("by", "storey", "hc")]
-    return [*ids, f"minp_k{cap}_t010", f"topp_k{cap}_p050", f"shuffle.bh_{level}"]
+def default_ids(caps: Sequence[int], alpha: str) -> list[str]:
+    """Return BH under every null, other procedures, rivals and a control at the first cap.
+
+    At the others, BH under the nulls whose critical values spare it the p-values.
+    """
+    first, *others = caps
+    ids = [f"regular_k{first}", *bh_ids(first, alpha, list(NULLS))]
+    ids += [f"{family}_k{first}_a{alpha}_pooled" for family in ("by", "storey", "hc")]
+    ids += [f"minp_k{first}_t010", f"topp_k{first}_p050", f"shuffle.bh_k{first}_a{alpha}"]
+    monotone = [name for name, null in NULLS.items() if null.layer_monotone]
+    for cap in others:
+        ids += [f"regular_k{cap}", *bh_ids(cap, alpha, monotone)]
+    return ids
+
+
+def bh_ids(cap: int, alpha: str, nulls: Sequence[str]) -> list[str]:
+    """Return the ids of BH under nulls."""
+    return [f"bh_k{cap}_a{alpha}_{null.replace('_', '-')}" for null in nulls]
 
 
 if __name__ == "__main__":

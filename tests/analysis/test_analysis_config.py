@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.analysis.text import text_dataset
+from moe_routing.config import load_config
 from moe_routing.errors import InputError
 from moe_routing.schema import parse
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,20 @@ def test_defaults_are_those_of_the_study():
     assert bh.alpha == [0.01, 0.05, 0.1]
     assert bh.prompt == "The theory of relativity fundamentally changed our understanding of"
     assert AnalysisConfig().audit.tokens >= 200
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml"])
+def test_studies_audit_at_least_200_tokens_in_several_layers(name):
+    audit = load_config(CONFIG / name).analysis.audit
+    assert audit.tokens >= 200
+    assert audit.layers >= 4
+
+
+def test_the_default_study_runs_bh_under_four_nulls_on_enough_text():
+    study = load_config(CONFIG / "config.yaml")
+    assert study.analysis.bh.tokens >= 4096
+    nulls = study.analysis.bh.nulls or study.calibration.nulls
+    assert nulls == ["within_token", "pooled", "random_direction", "unselected"]
 
 
 def test_the_first_perplexity_set_is_the_text():

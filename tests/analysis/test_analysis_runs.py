@@ -47,7 +47,7 @@ ANALYSIS = {
         "fewer_k": [1], "new_tokens": 3, "union": 8,
     },
     "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
-    "audit": {"tokens": 9, "layers": 2, "alpha": [0.1], "nulls": ["pooled"], "horizon": 2},
+    "audit": {"tokens": 9, "layers": 2, "alpha": [0.01, 0.1], "nulls": ["pooled"], "horizon": 2},
 }  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_by_default_a_null_has_16_rows():
     assert len(study.max_k) * (len(study.alpha) + 1) == 16
 
 
-def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, baseline):
+def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, nano, baseline):
     assert baseline["layer"].tolist() == list(range(16))
     text = Capture.load(results / "baseline" / "router_logits.safetensors")
     assert baseline["n_tokens"].iloc[0] == text.tokens >= 400
@@ -166,6 +166,11 @@ def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, baseline)
     prompts = pd.read_csv(results / "baseline" / "baseline_prompts.csv")
     assert prompts["prompt"].nunique() == 3
     assert len(prompts) == 3 * 16
+    usage = pd.read_csv(results / "baseline" / "prompt_usage.csv")
+    for prompt, rows in prompts.groupby("prompt"):
+        tokens = len(nano.tokenizer(prompt)["input_ids"])
+        assert set(rows["n_tokens"]) == {tokens}
+        assert usage.loc[usage["prompt"] == prompt, "tokens"].sum() == 16 * tokens * 8
     findings = json.loads((results / "baseline" / "baseline_findings.json").read_text())
     assert findings["ease_and_weight"]["n_tokens"] == text.tokens
 
@@ -181,6 +186,42 @@ def test_bh_rows_and_top_k_rows(bh):
     assert (tested["mean_experts_low"] <= tested["mean_experts"] + 1e-9).all()
     assert np.allclose(tested["reduction_pct"], 100 * (1 - tested["mean_experts"] / [4, 64]))
     assert (bh["generation_tokens"] == 3).all()
+
+
+def test_generation_has_the_spread_and_binding_of_its_own_steps(results, bh):
+    """Of the histogram of 3 tokens in 16 layers, by hand."""
+    row = bh.set_index("strategy").loc["bh_k4_a010"]
+    layers = pd.read_csv(results / "bh" / "binding_by_layer.csv").query("max_k == 4")
+    steps = layers[layers["text"] == "generation"]
+    assert set(steps["n_tokens"]) == {3}
+    assert row["generation_mean_experts"] == pytest.approx(steps["mean_experts"].mean())
+    for name in ("share_floor", "share_cap", "share_empty"):
+        assert row[f"generation_{name}"] == pytest.approx(steps[name].mean())
+        assert np.allclose(steps[name] * 3, (steps[name] * 3).round())
+    quantiles = row[[f"generation_{name}" for name in ("q05", "q25", "median", "q75", "q95")]]
+    assert quantiles.is_monotonic_increasing
+    assert 1 <= quantiles.min() <= quantiles.max() <= 4
+    assert (row["generation_sd_experts"] > 0) == (row["generation_mean_experts"] > 1)
+    top = bh.set_index("strategy").loc["regular_k4"]
+    assert (top["generation_sd_experts"], top["generation_q05"], top["generation_q95"]) == (0, 4, 4)
+
+
+def test_binding_by_layer_is_what_the_shares_are_made_of(results, bh):
+    layers = pd.read_csv(results / "bh" / "binding_by_layer.csv")
+    assert layers.columns.tolist() == [
+        "null", "max_k", "alpha", "text", "layer", "mean_experts", "share_floor", "share_cap",
+        "share_empty", "n_tokens",
+    ]  # fmt: skip
+    assert len(layers) == 2 * 2 * 16
+    text = layers[layers["text"] == "evaluation"].groupby("max_k")
+    tested = bh[bh["kind"] == "bh"].set_index("max_k")
+    for name in ("mean_experts", "share_floor", "share_cap", "share_empty"):
+        assert np.allclose(text[name].mean(), tested[name])
+    assert text["share_empty"].nunique().min() > 1
+    # The first layer sees the same tokens whatever the cap; at 64 no cap can bind.
+    first = layers.query("text == 'evaluation' and layer == 0").set_index("max_k")
+    assert first["share_empty"].nunique() == 1
+    assert first.loc[4, "share_cap"] > first.loc[64, "share_cap"] == 0
 
 
 def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh):
@@ -275,7 +316,10 @@ def test_verdicts_cover_the_nulls_asked_for(results, validity):
     assert len(designs) == validity["n_designs"].sum()
     assert (designs["layers"] == 16).all()
     broken = designs[designs["breaks"].notna()]
-    assert broken[["null", "design"]].to_numpy().tolist() == [["within_token", "real_marginal"]]
+    assert broken[["null", "design"]].to_numpy().tolist() == [
+        ["within_token", "real_marginal"],
+        ["within_token", "real_copula"],
+    ]
 
 
 def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
@@ -289,16 +333,21 @@ def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
     )
 
 
-def test_the_audit_removes_every_selected_pair_of_the_stock_router(results, audit):
+def test_the_audit_removes_every_selected_pair_of_the_stock_router_once(results, audit):
     removals = pd.read_parquet(results / "audit" / "removals.parquet")
-    stock = removals[removals["arm"] == "regular_k8"]
-    assert len(stock) == 9 * 2 * 8
-    assert set(stock["layer"]) == {0, 15}
-    assert stock["discovered"].all()
-    assert stock["hit"].mean() > 0.95
-    missed = audit[(audit["layer"] == "all") & (audit["scope"] == "own")].groupby("arm")["n_missed"]
-    assert missed.first().to_dict() == (~removals["hit"]).groupby(removals["arm"]).sum().to_dict()
-    assert set(audit["arm"]) == {"regular_k8", "bh_k64_a010_pooled"}
+    assert len(removals) == 9 * 2 * 8
+    assert not removals.duplicated(["document", "position", "layer", "expert"]).any()
+    assert set(removals["arm"]) == {"regular_k8"}
+    assert set(removals["layer"]) == {0, 15}
+    assert removals["hit"].mean() > 0.95
+    overall = audit[(audit["layer"] == "all") & (audit["scope"] == "own")]
+    assert set(overall["arm"]) == {"regular_k8", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
+    assert (overall["n_missed"] == (~removals["hit"]).sum()).all()
+    # Every arm has the same removals, and calls some of them discoveries.
+    assert (overall["n_discoveries"] + overall["n_undiscovered"] == removals["hit"].sum()).all()
+    found = pd.read_parquet(results / "audit" / "discoveries.parquet")
+    for arm, rows in overall[overall["null"] != "none"].groupby("arm"):
+        assert rows["n_discoveries"].item() + rows["n_beyond"].item() == (found["arm"] == arm).sum()
 
 
 def test_probes_are_drawn_by_the_seed(results, config, nano):

@@ -11,7 +11,6 @@ from moe_routing.analysis.findings import (
     ease_and_weight,
     imbalance,
     loads_by_document,
-    permutation_p,
     spearman,
     spearman_limits,
     within_document_p,
@@ -29,14 +28,6 @@ def test_spearman_is_scipys(rng):
     a, b = rng.integers(0, 9, 80), rng.normal(size=80)
     assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
     assert spearman(np.ones(5), np.arange(5)) == 0.0
-
-
-def test_permutation_p_is_scipys_exact_one(rng):
-    a, b = np.arange(7), np.array([2.0, 1, 3, 5, 4, 7, 6])
-    exact = stats.permutation_test(
-        (a,), lambda x: spearman(x, b), permutation_type="pairings", n_resamples=np.inf
-    ).pvalue
-    assert permutation_p(a, b, permutations=40_000, rng=rng) == pytest.approx(exact, abs=0.003)
 
 
 def test_correlation_limits_are_centred_on_scipys_and_widen_with_clusters(rng):
@@ -93,11 +84,37 @@ def test_a_planted_trend_is_shown_with_its_direction(rng, documents, slope, word
 
 
 def test_no_trend_is_claimed_without_one(rng, documents):
-    level_L = np.array([3.1, 2.9, 3.2, 3.0, 2.8, 3.15, 2.95, 3.05])
-    entropy_LT = level_L[:, None] + rng.normal(0, 0.01, (8, 400))
+    """Up and down again: the order of the two slopes is noise."""
+    level_L = np.array([1.0, 2, 3, 4, 4, 3, 2, 1])
+    entropy_LT = level_L[:, None] + rng.normal(0, 5, (8, 400))
     found = depth_trend(entropy_LT, documents, **SETTINGS, rng=rng)
+    assert found["low"] < 0 < found["high"]
+    assert found["p_value"] > 0.05
     assert not found["shown"]
     assert "neither" in found["statement"]
+
+
+def test_layers_that_go_with_their_neighbours_are_no_sample(rng, documents):
+    """A random walk over layers: the text says what it is, not how likely such a walk is."""
+    walk_L = np.cumsum(rng.normal(0, 0.3, 16))
+    entropy_LT = walk_L[:, None] + rng.normal(0, 0.05, (16, 400))
+    found = depth_trend(entropy_LT, documents, **SETTINGS, rng=rng)
+    assert found["low"] <= stats.spearmanr(np.arange(16), walk_L).statistic <= found["high"]
+    assert found["p_value"] >= 2 / (SETTINGS["resamples"] + 1)
+    assert "says nothing of other models" in found["statement"]
+
+
+def test_the_test_of_a_trend_keeps_its_level_where_documents_share_their_noise(rng):
+    """Equal layers, whose sample means differ by what documents have in common alone."""
+    documents = np.repeat(np.arange(30), 4)
+    shown = 0
+    for _ in range(200):
+        own_LD = rng.normal(size=(6, 30))
+        smooth_LD = (own_LD + np.roll(own_LD, 1, axis=0)) / 2  # neighbours go together
+        entropy_LT = smooth_LD[:, documents] + rng.normal(0, 0.2, (6, 120))
+        found = depth_trend(entropy_LT, documents, confidence=0.9, resamples=200, rng=rng)
+        shown += found["shown"]
+    assert shown / 200 <= 0.1 + 3 * np.sqrt(0.09 / 200)
 
 
 @pytest.mark.parametrize(("sign", "word"), [(-1, "larger"), (1, "smaller")])

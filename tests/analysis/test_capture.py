@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from moe_routing.analysis import capture as module
-from moe_routing.analysis.capture import Capture, capture_texts, item_text
+from moe_routing.analysis.baseline import prompt_logits
+from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
 from moe_routing.data.items import Item
 from moe_routing.errors import InputError
 from moe_routing.evaluation.scoring import Scorer
 from moe_routing.models.adapters import find_routers
+from moe_routing.models.loading import LoadedModel
 
 WINDOW = 16
 
@@ -63,6 +65,38 @@ def test_router_logits_are_the_router_applied_to_its_input(tiny, tokenizer):
     assert torch.equal(seen.predicted_T, logits.argmax(1))
 
 
+def test_a_prompt_is_read_as_it_is_with_its_last_token_and_nothing_before(tiny, tokenizer):
+    prompt = "The capital of France is"
+    ids = tokenizer(prompt)["input_ids"]
+    read, inputs = [], []
+    handles = [
+        tiny.get_input_embeddings().register_forward_hook(lambda _, x, __: read.append(x[0]))
+    ]
+    handles += [
+        router.module.register_forward_hook(lambda _, x, __: inputs.append(x[0].reshape(-1, 32)))
+        for router in find_routers(tiny)
+    ]
+    found = prompt_logits(LoadedModel(tiny, tokenizer, {}), [prompt], WINDOW)[prompt]
+    for handle in handles:
+        handle.remove()
+    assert [given.tolist() for given in read] == [[ids]]
+    assert tokenizer.eos_token_id not in ids
+    for router, hidden_TH in zip(find_routers(tiny), inputs, strict=True):
+        expected = F.linear(hidden_TH, router.module.weight.detach())
+        assert expected.shape == (len(ids), 8)
+        assert torch.allclose(torch.from_numpy(found[router.layer]), expected, atol=1e-5)
+    _, norm_LS = watch_ids(tiny, torch.tensor(ids), "test")
+    assert torch.allclose(norm_LS, torch.stack(inputs).norm(dim=-1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [("", 0), ("a long one " * 20, 60)])
+def test_a_prompt_that_does_not_fit_is_one_line(tiny, tokenizer, prompt, tokens):
+    with pytest.raises(InputError, match=r"prompts has .* tokens; allowed: 1 to 16$") as caught:
+        prompt_logits(LoadedModel(tiny, tokenizer, {}), [prompt], WINDOW)
+    assert "\n" not in str(caught.value)
+    assert (tokens == 0) == (", of 0 tokens" in str(caught.value))
+
+
 def test_batching_and_padding_change_nothing(tiny, tokenizer, texts, seen, monkeypatch):
     monkeypatch.setattr(module, "BATCH_TOKENS", 1)
     alone = capture_texts(tiny, tokenizer, texts, tokens=10**6, window=WINDOW, label="test")
@@ -112,6 +146,8 @@ def test_logits_that_are_not_finite_are_an_error(tiny, tokenizer, texts):
     try:
         with pytest.raises(InputError, match="test: router logits of layer 1 are not finite"):
             capture_texts(tiny, tokenizer, texts, tokens=5, window=WINDOW, label="test")
+        with pytest.raises(InputError, match="prompt: router logits of layer 1 are not finite"):
+            watch_ids(tiny, torch.tensor([5, 6]), "prompt")
     finally:
         with torch.no_grad():
             router.weight[0, 0] = before

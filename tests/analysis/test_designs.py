@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from scipy import stats
 
 from moe_routing.analysis.designs import (
     DESIGNS,
+    ELSEWHERE,
     FIT_TIMES,
+    copula_factor,
     from_grid,
     quantile_grid,
     samples,
@@ -27,6 +31,7 @@ def real(rng):
         logits_LTE=torch.from_numpy(logits.astype(np.float32)),
         permuted_LTE=torch.from_numpy(logits[:, ::-1].astype(np.float32).copy()),
         input_norm_LT=torch.rand(2, 600, generator=torch.Generator().manual_seed(1)) + 1,
+        permuted_norm_LT=torch.ones(2, 600),
         weight_norm_LE=torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) + 0.5,
         hidden_size=16,
         native_k=2,
@@ -53,6 +58,71 @@ def test_simulated_experts_are_exchangeable(real, rng, name):
     correlation = np.corrcoef(logits.T)[np.triu_indices(8, 1)]
     assert np.abs(correlation).max() < 0.08
     assert stats.kruskal(*logits.T).pvalue > 1e-4
+
+
+@pytest.fixture
+def grouped(real, rng):
+    """Experts 0 to 3 rise together, 4 to 7 against them; laws as different as those of experts."""
+    common = rng.standard_normal((2, 3000, 1)) * np.repeat([1.0, -1.0], 4)
+    normal = 0.8 * common + 0.6 * rng.standard_normal((2, 3000, 8))
+    logits = np.exp(normal) * np.arange(1, 9)
+    return replace(
+        real,
+        logits_LTE=torch.from_numpy(logits.astype(np.float32)),
+        input_norm_LT=torch.ones(2, 3000),
+    )
+
+
+@pytest.mark.parametrize("name", ["real_copula", "symmetric_copula"])
+def test_copulas_have_the_rank_correlations_of_the_layer_and_one_law(grouped, rng, name):
+    found = samples(DESIGNS[name], grouped, 6000, rng)[1].logits_LTE
+    for layer in range(2):
+        simulated, seen = found[layer].numpy(), grouped.logits_LTE[layer].numpy()
+        expected = stats.spearmanr(seen).statistic
+        assert np.abs(expected[np.triu_indices(8, 1)]).min() > 0.5
+        assert np.abs(stats.spearmanr(simulated).statistic - expected).max() < 0.06
+        for expert in range(1, 8):
+            assert stats.ks_2samp(simulated[:, 0], simulated[:, expert]).pvalue > 1e-5
+
+
+def test_correlations_come_from_ranks_and_may_be_singular(grouped):
+    factor_LEF = copula_factor(grouped.logits_LTE)
+    assert np.allclose(factor_LEF, copula_factor(grouped.logits_LTE.double().log()))
+    correlation_LEE = factor_LEF @ factor_LEF.transpose(0, 2, 1)
+    assert np.allclose(correlation_LEE.diagonal(axis1=1, axis2=2), 1)
+    assert np.allclose(correlation_LEE[:, 0, 1], 0.64, atol=0.03)
+    assert np.allclose(correlation_LEE[:, 0, 7], -0.64, atol=0.03)
+    twins = torch.cat([grouped.logits_LTE[..., :1]] * 2, dim=-1)
+    twin_LEF = copula_factor(twins)
+    assert np.allclose(twin_LEF @ twin_LEF.transpose(0, 2, 1), 1)
+
+
+def test_only_the_symmetric_copula_has_what_the_mirror_assumes(grouped, rng):
+    """What ``within_token`` assumes: z is above any x as often as below -x."""
+
+    def tails(name, x):
+        found = samples(DESIGNS[name], grouped, 20_000, rng)[1]
+        z = NULLS["within_token"].calibration_z_Ln(found)[0].numpy()
+        return (z > x).mean(), (z < -x).mean()
+
+    for x in (0.5, 1, 2):
+        above, below = tails("symmetric_copula", x)
+        assert above > 0.01
+        assert above == pytest.approx(below, rel=0.1)
+    above, below = tails("real_copula", 2)
+    assert above > 1.5 * below
+
+
+def test_a_shared_centre_is_the_tokens_own_and_experts_around_it_are_alike(real, rng):
+    shift = torch.linspace(0, 40, 600)[None, :, None]
+    moved = replace(real, logits_LTE=real.logits_LTE + shift)
+    logits = samples(DESIGNS["shared_centre"], moved, 4000, rng)[1].logits_LTE[0].numpy()
+    correlation = np.corrcoef(logits.T)[np.triu_indices(8, 1)]
+    assert correlation.min() > 0.9
+    around = logits - logits.mean(1, keepdims=True)
+    assert stats.kruskal(*around.T).pvalue > 1e-4
+    assert abs(stats.skew(around.ravel())) < 0.15
+    assert logits.mean(1).std() == pytest.approx(float(shift.std()), rel=0.1)
 
 
 def test_the_real_marginal_is_the_layers_own_law(real, rng):
@@ -101,16 +171,26 @@ def test_permuted_contexts_split_the_sample_without_overlap(real, rng):
 def test_h0_of_a_null_holds_where_it_is_said_to():
     assert DESIGNS["normal"].holds_for("pooled")
     assert not DESIGNS["normal"].holds_for("random_direction")
-    assert all(DESIGNS["random_directions"].holds_for(null) for null in NULLS)
+    assert DESIGNS["random_directions"].holds_for("random_direction")
     assert DESIGNS["permuted_contexts"].holds_for("permuted_context")
     assert not DESIGNS["permuted_contexts"].holds_for("within_token")
+
+
+def test_mismatched_contexts_are_tested_on_such_contexts_only():
+    """Simulated logits are no other text: the null would be ``per_expert`` under another name."""
+    assert "permuted_context" in ELSEWHERE
+    names = [design.name for design in DESIGNS.values() if design.holds_for("permuted_context")]
+    assert names == ["permuted_contexts"]
+    assert all(any(design.holds_for(null) for design in DESIGNS.values()) for null in NULLS)
 
 
 def test_broken_assumptions_are_those_of_nulls_that_are_tested_there():
     for design in DESIGNS.values():
         assert all(null in NULLS and design.holds_for(null) for null in design.breaks)
-    assert "within_token" in DESIGNS["real_marginal"].breaks
-    for name in ("normal", "t4", "symmetric_marginal", "random_directions"):
+    for name in ("real_marginal", "real_copula"):
+        assert {"within_token", "within_token_split"} <= set(DESIGNS[name].breaks)
+    kept = ("normal", "t4", "symmetric_marginal", "symmetric_copula", "shared_centre")
+    for name in (*kept, "random_directions"):
         assert "within_token" not in DESIGNS[name].breaks
     assert not any("pooled" in design.breaks for design in DESIGNS.values())
 

@@ -6,15 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_routing.analysis.discoveries import false_discoveries, weight_and_importance
+from moe_routing.analysis.discoveries import (
+    false_discoveries,
+    labelled,
+    weight_and_importance,
+)
 from moe_routing.statistics.proportions import wilson_interval
 
 
-def removal(document, layer, change, *, discovered=True, position=0, weight=0.1, hit=True):
+def removal(
+    document, layer, change, *, discovered=True, position=0, weight=0.1, hit=True, beyond=0
+):
     return {
         "arm": "bh", "null": "pooled", "alpha": 0.05, "document": document, "position": position,
         "layer": layer, "expert": 0, "place": 0, "discovered": discovered, "weight": weight,
-        "hit": hit, "change": change, "change_window": 2 * change, "noise": 1e-6,
+        "hit": hit, "change": change, "change_window": 2 * change, "noise": 1e-6, "beyond": beyond,
     }  # fmt: skip
 
 
@@ -43,7 +49,7 @@ def test_proportion_and_rate_by_hand(removals):
     table = false_discoveries(removals, [0.01, 0.25], confidence=0.95)
     row = pick(table, scope="own", epsilon=0.01, layer="all")
     assert row["n_discoveries"] == 5
-    assert row["floor_only"] == 1
+    assert row["n_undiscovered"] == 1
     assert row["fdp"] == pytest.approx(2 / 5)
     # Decisions: (a, 0) has 1 of 2, (a, 3) 0 of 1, (b, 0) 1 of 1, (b, 3) nothing found, (c, 3) 0.
     assert row["n_decisions"] == 5
@@ -81,6 +87,46 @@ def test_an_arm_whose_every_removal_missed_has_no_proportion():
     assert (row["n_missed"], row["n_discoveries"], row["n_decisions"]) == (1, 0, 0)
     assert np.isnan(row["fdp"])
     assert np.isnan(row["fdr"])
+
+
+def test_discoveries_beyond_what_was_selected_are_counted_once_a_decision():
+    rows = [
+        removal("a", 0, 0.0, beyond=3),
+        removal("a", 0, 0.5, beyond=3),  # the same decision
+        removal("a", 1, 0.5, beyond=1),
+        removal("b", 0, 0.5, beyond=2, hit=False),
+    ]
+    table = false_discoveries(pd.DataFrame(rows), [0.01], confidence=0.95)
+    assert pick(table, scope="own", layer="all")["n_beyond"] == 6
+    assert pick(table, scope="own", layer=0)["n_beyond"] == 5
+    assert pick(table, scope="own", layer="all")["n_discoveries"] == 3
+
+
+def test_one_set_of_removals_is_labelled_by_every_rule():
+    removals = pd.DataFrame(
+        [
+            {"arm": "stock", "document": name, "position": 9, "layer": layer, "expert": expert}
+            for name in "ab"
+            for layer in (0, 1)
+            for expert in (4, 7)
+        ]
+    )
+    found = [("strict", "a", 0, 7), ("mild", "a", 0, 7), ("mild", "a", 0, 5), ("mild", "b", 1, 3)]
+    found += [("mild", "b", 0, 4), ("mild", "b", 0, 7)]
+    discoveries = pd.DataFrame(found, columns=["arm", "document", "layer", "expert"])
+    arms = [("strict", "pooled", 0.01), ("mild", "pooled", 0.1), ("silent", "within_token", 0.1)]
+    table = labelled(removals, discoveries.assign(position=9), arms)
+    assert table.groupby("arm").size().to_dict() == dict.fromkeys(
+        ["stock", "strict", "mild", "silent"], len(removals)
+    )
+    stock = table[table["arm"] == "stock"]
+    assert stock["discovered"].all()
+    assert set(stock["null"]) == {"none"}
+    for arm, *_ in arms:
+        for row in table[table["arm"] == arm].itertuples():
+            own = [x[3] for x in found if x[:3] == (arm, row.document, row.layer)]
+            assert row.discovered == (row.expert in own)
+            assert row.beyond == len(set(own) - {4, 7})
 
 
 def test_layers_have_rows_of_their_own(removals):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_routing.analysis.recommend import Arm, recommend, simultaneous
+from moe_routing.analysis.recommend import Arm, convex_bound, recommend, simultaneous
+from moe_routing.statistics.matched import bracket, interpolate
 
 ITEMS = 60
 
@@ -62,13 +63,56 @@ def test_a_static_arm_can_win(advise):
     assert found["efficiency"]["strategy"] == "static"
 
 
-@pytest.mark.parametrize(("effect", "list_name"), [(0.1, "beats"), (0.4, "loses_to")])
-def test_adaptivity_is_held_against_the_static_curve_at_its_own_experts(advise, effect, list_name):
-    # The curve falls from +0.5 at k = 4 to 0 at k = 8: at 6 experts it is at +0.25.
-    found = advise([0.5, effect], {"static": 4.0, "adaptive": 6.0}, static={4: "static"})
-    gap = found["against_static_curve"]["adaptive"]
+LISTS = ("beats_static_curve", "beats_line_only", "loses_to_static_curve")
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [(0.02, LISTS[0]), (0.1, LISTS[1]), (0.15, LISTS[1]), (0.25, None), (0.4, LISTS[2])],
+)
+def test_adaptivity_is_held_against_the_static_curve_at_its_own_experts(advise, effect, expected):
+    # The curve falls from +0.5 at k = 4 to 0 at k = 8 and to -0.1 at k = 12. At 6 experts the line
+    # is at +0.25, and a convex curve is at +0.05 or above: the line of 8 and 12, extended.
+    found = advise(
+        [0.5, -0.1, effect], {"four": 4.0, "twelve": 12.0, "adaptive": 6.0},
+        static={4: "four", 12: "twelve"},
+    )  # fmt: skip
+    gap, bound = (found[f"against_{name}"]["adaptive"] for name in ("static_curve", "convex_bound"))
     assert gap["value"] == pytest.approx(effect - 0.25, abs=0.02)
-    assert found[f"{list_name}_static_curve"] == ["adaptive"]
+    assert bound["value"] == pytest.approx(effect - 0.05, abs=0.02)
+    for name in LISTS:
+        assert found[name] == (["adaptive"] if name == expected else [])
+
+
+def test_on_a_measured_k_the_curve_is_known(advise):
+    found = advise([0.5, 0.4], {"static": 4.0, "adaptive": 4.0}, static={4: "static"})
+    assert found["beats_static_curve"] == ["adaptive"]
+    assert found["against_convex_bound"] == found["against_static_curve"]
+
+
+def test_between_two_lone_points_nothing_beats_the_curve(advise):
+    found = advise([0.5, -0.2], {"static": 4.0, "adaptive": 6.0}, static={4: "static"})
+    assert found["against_convex_bound"] == {}
+    assert (found["beats_static_curve"], found["beats_line_only"]) == ([], ["adaptive"])
+
+
+def test_every_convex_curve_is_above_the_bound_and_below_the_line(rng):
+    ks = [1, 2, 3, 4, 6, 8]
+    for _ in range(200):
+        bends = rng.gamma(0.3, 1, 40)
+        at_k = np.cumsum(np.cumsum(bends) - 0.7 * bends.sum())  # convex on a grid of 1/4
+        value_1K = at_k[[4 * (k - 1) for k in ks]][None]
+        mean = rng.integers(0, 28) / 4 + 1
+        at = bracket(mean, ks)
+        truth = at_k[round(4 * (mean - 1))]
+        assert convex_bound(value_1K, ks, at)[0] <= truth + 1e-9
+        assert truth <= interpolate(value_1K, at)[0] + 1e-9
+
+
+def test_where_the_points_are_not_convex_the_bound_is_the_line():
+    value_1K = np.array([[1.0, 0.0, 3.0, 0.0]])
+    at = bracket(2.5, [1, 2, 3, 4])
+    assert convex_bound(value_1K, [1, 2, 3, 4], at) == interpolate(value_1K, at)
 
 
 def test_outside_the_static_curve_nothing_is_compared(advise):

@@ -13,6 +13,11 @@ from moe_routing.analysis.designs import DESIGNS, samples
 from moe_routing.analysis.sizes import (
     ALL_LAYERS,
     BINS,
+    NOT_SHOWN,
+    NOT_VALID,
+    QQ_LEVELS,
+    VALID,
+    Evidence,
     binding_rows,
     call_nulls,
     examine,
@@ -20,14 +25,12 @@ from moe_routing.analysis.sizes import (
     harmonic,
     histogram_rows,
     judge_designs,
-    layer_p_values,
     qq_rows,
     reachable,
-    rejections,
     size_row,
 )
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.nulls import NULLS, sample_inputs
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
 
@@ -45,6 +48,7 @@ def real(rng):
         logits_LTE=logits_LTE,
         permuted_LTE=logits_LTE,
         input_norm_LT=torch.ones(2, 1500),
+        permuted_norm_LT=torch.ones(2, 1500),
         weight_norm_LE=torch.ones(2, 32),
         hidden_size=64,
         native_k=4,
@@ -52,30 +56,53 @@ def real(rng):
     )
 
 
+def loop_bh(p_TE, alpha):
+    """BH by its definition, from p-values in any order."""
+    counts = []
+    for row in p_TE.double().sort(1).values.tolist():
+        passing = [i for i, p in enumerate(row, start=1) if p <= i * alpha / len(row)]
+        counts.append(max(passing, default=0))
+    return counts
+
+
 def test_rejections_equal_a_loop(rng):
-    p_TE = torch.from_numpy(rng.beta(0.4, 1, (200, 16))).float().sort(1).values
-    for row, count in zip(p_TE.double().tolist(), rejections(p_TE, 0.1).tolist(), strict=True):
-        passing = [i for i, p in enumerate(row, start=1) if p <= i * 0.1 / 16]
-        assert count == max(passing, default=0)
+    p_TE = torch.from_numpy(rng.beta(0.4, 1, (200, 16))).float()
+    assert Evidence.of_p_values(p_TE).rejections(0.1).tolist() == loop_bh(p_TE, 0.1)
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_statistics_against_critical_values_say_what_p_values_say(real, null):
+    fitted = NULLS[null].fit(real)
+    p_TE = fitted.p_values(sample_inputs(real, 1))
+    evidence = Evidence.of(fitted, real, 1, [0.05, 0.1])
+    for alpha in (0.05, 0.1):
+        assert evidence.rejections(alpha).tolist() == loop_bh(p_TE, alpha)
+    qq, histogram = qq_rows(evidence), histogram_rows(evidence)
+    p_n = p_TE.double().numpy().ravel()
+    assert np.allclose(qq["share"], [(p_n <= level).mean() for level in QQ_LEVELS], atol=1e-12)
+    inside = [
+        ((low < p_n) & (p_n <= high)).mean() for low, high in histogram[["low", "high"]].values
+    ]
+    assert np.allclose(histogram["share"], inside, atol=1e-12)
 
 
 def test_uniform_p_values_have_size_alpha_and_flat_tables(rng):
-    p_TE = torch.from_numpy(rng.random((6000, 64))).sort(1).values
-    row = size_row(rejections(p_TE, 0.05), 0.95)
+    evidence = Evidence.of_p_values(torch.from_numpy(rng.random((6000, 64))))
+    row = size_row(evidence.rejections(0.05), 0.95)
     assert abs(row["size"] - 0.05) <= 3 * np.sqrt(0.05 * 0.95 / 6000)
     assert row["low"] < row["size"] < row["high"]
-    histogram = histogram_rows(p_TE)
+    histogram = histogram_rows(evidence)
     assert len(histogram) == BINS
     assert np.allclose(histogram["share"], 1 / BINS, atol=0.002)
-    qq = qq_rows(p_TE)
+    qq = qq_rows(evidence)
     assert np.allclose(qq["share"], qq["level"], atol=0.003)
     assert qq["share"].iloc[-1] == 1.0
 
 
 def test_small_p_values_show_up_in_size_and_tables(rng):
-    p_TE = torch.from_numpy(rng.random((500, 64)) ** 2).sort(1).values
-    assert size_row(rejections(p_TE, 0.05), 0.95)["size"] > 0.5
-    assert histogram_rows(p_TE)["share"].iloc[0] > 3 / BINS
+    evidence = Evidence.of_p_values(torch.from_numpy(rng.random((500, 64)) ** 2))
+    assert size_row(evidence.rejections(0.05), 0.95)["size"] > 0.5
+    assert histogram_rows(evidence)["share"].iloc[0] > 3 / BINS
 
 
 @pytest.mark.parametrize(
@@ -124,7 +151,7 @@ def test_binding_shares_equal_a_loop(real):
     null = NULLS["within_token"].fit(real)
     rows = binding_rows(null, real, [0.1], min_k=3, max_k=4)
     for layer, row in rows.iterrows():
-        counts = rejections(layer_p_values(null, real, layer), 0.1).tolist()
+        counts = loop_bh(null.p_values(sample_inputs(real, layer)), 0.1)
         assert row["share_floor"] == pytest.approx(np.mean([count < 3 for count in counts]))
         assert row["share_cap"] == pytest.approx(np.mean([count > 4 for count in counts]))
         assert row["share_empty"] == pytest.approx(np.mean([count == 0 for count in counts]))
@@ -142,7 +169,7 @@ def test_examine_covers_every_layer_and_all_of_them(real, rng):
     assert found["histogram"].groupby("layer")["share"].sum().to_numpy() == pytest.approx([1, 1])
 
 
-@pytest.mark.parametrize("null", ["pooled", "within_token", "permuted_context"])
+@pytest.mark.parametrize("null", ["pooled", "within_token", "per_expert"])
 def test_nulls_called_valid_hold_their_size_in_noise(real, rng, null):
     first, second = samples(DESIGNS["normal"], real, 6000, rng)
     sizes = examine(NULLS[null].fit(first), second, [0.05], 0.95)["size"]
@@ -171,34 +198,66 @@ def _sizes(by_layer, tokens=2000, design="d"):
 
 
 @pytest.mark.parametrize(
-    ("by_layer", "valid", "failing"),
+    ("by_layer", "outcome", "failing", "unshown"),
     [
-        ([0.05] * 8, True, ""),
-        ([0.05] * 7 + [0.065], True, ""),  # within the noise of 2,000 tokens
-        ([0.04] * 7 + [0.15], False, "7"),  # fine on average, but not in the last layer
-        ([0.12, 0.01, 0.23, 0.01], False, "0 2"),
-        ([0.063] * 8, False, ""),  # no single layer beyond chance, but all of them together
-        ([0.08] * 8, False, "0 1 2 3 4 5 6 7"),
+        ([0.05] * 8, VALID, "", ""),
+        ([0.05] * 7 + [0.06], VALID, "", ""),
+        ([0.05] * 7 + [0.065], NOT_SHOWN, "", "7"),  # within the noise of 2,000 tokens
+        ([0.04] * 7 + [0.15], NOT_VALID, "7", ""),  # fine on average, but not in the last layer
+        ([0.065, 0.15], NOT_VALID, "1", "0"),
+        ([0.12, 0.01, 0.23, 0.01], NOT_VALID, "0 2", ""),
+        ([0.063] * 4, NOT_SHOWN, "", "0 1 2 3"),
+        # no single layer beyond chance, but all of them together
+        ([0.068] * 8, NOT_VALID, "", "0 1 2 3 4 5 6 7"),
+        ([0.08] * 8, NOT_VALID, "0 1 2 3 4 5 6 7", ""),
     ],
 )
-def test_verdict_follows_its_rule(by_layer, valid, failing):
+def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
     designs = judge_designs(_sizes(by_layer), **RULE)
     call = call_nulls(designs).iloc[0]
-    assert call["valid"] == designs["valid"].item() == valid
-    assert call["valid_under_assumption"] == valid
-    assert call["failing_layers"] == failing
+    for table in (designs.iloc[0], call):
+        assert table["call"] == outcome
+        assert table["valid"] == (outcome == VALID)
+        assert table["failing_layers"] == failing
+        assert table["unshown_layers"] == unshown
+    assert call["assumption_call"] == outcome
+    assert call["valid_under_assumption"] == (outcome == VALID)
     assert call["layers_above"] == len(failing.split())
     assert call["worst_layer_size"] == max(by_layer)
     assert call["worst_layer"] == np.argmax(by_layer)
     assert call["worst_layer_low"] < max(by_layer) < call["worst_layer_high"]
-    assert f"{max(by_layer):.3f}" in call["verdict"]
-    assert ("is valid" in call["verdict"]) == valid
     edge = call["layer_fails_above"]
     assert (max(by_layer) > edge) == bool(failing)
-    assert f"allowed: 0.06. At 2,000 tokens a layer fails above {edge:.3f}." in call["verdict"]
-    if failing:
-        expected = f"fails in {len(failing.split())} of {len(by_layer)} layers"
-        assert f"{expected} ({', '.join(failing.split())})" in call["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("by_layer", "lead", "said"),
+    [
+        ([0.05] * 8, "n is valid: ", "is shown to fail above 0.075."),
+        (
+            [0.05] * 7 + [0.065],
+            "n is not shown to be valid: ",
+            "Above 0.06, but not by more than chance: layer 7.",
+        ),
+        (
+            [0.063, 0.05, 0.062],
+            "n is not shown to be valid: ",
+            "Above 0.06, but not by more than chance: layers 0, 2.",
+        ),
+        ([0.15, 0.05, 0.12], "n is not valid: ", "It fails in 2 of 3 layers (0, 2)."),
+        (
+            [0.15, 0.05, 0.065],
+            "n is not valid: ",
+            "(0). Above 0.06, but not by more than chance: layer 2.",
+        ),
+    ],
+)
+def test_sentences_follow_the_verdict(by_layer, lead, said):
+    sentence = call_nulls(judge_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
+    assert sentence.startswith(f"{lead}where H0 holds, BH at 0.05 selects an expert for ")
+    assert f"for {max(by_layer):.3f} of the tokens in the worst layer" in sentence
+    assert "allowed: 0.06. At 2,000 tokens a layer is shown to fail above 0.07" in sentence
+    assert sentence.endswith(said)
 
 
 @pytest.mark.parametrize(("tokens", "confidence"), [(300, 0.95), (2048, 1 - 0.05 / 80)])
@@ -214,19 +273,29 @@ def test_more_layers_widen_the_limits_of_each():
     few = judge_designs(_sizes([0.05] * 2), **RULE)
     many = judge_designs(_sizes([0.05] * 40), **RULE)
     assert few["worst_layer_high"].item() < many["worst_layer_high"].item()
-    low, high = wilson_interval(100, 2000, 1 - 0.05 / 40)
+    low, high = wilson_interval(100, 2000, 1 - 0.05 / 41)  # 40 layers, and all of them
     assert many[["worst_layer_low", "worst_layer_high"]].iloc[0].tolist() == [low, high]
 
 
-@pytest.mark.parametrize("really_valid", [True, False])
-def test_a_valid_null_is_rarely_failed_and_a_bad_layer_always(rng, really_valid):
+@pytest.mark.parametrize(
+    ("size", "tokens", "outcome"),
+    [
+        (0.05, 20_000, VALID),
+        (0.05, 300, NOT_SHOWN),  # too few tokens to show anything
+        (0.0625, 20_000, NOT_SHOWN),  # an excess that is too small to show
+        (0.12, 2000, NOT_VALID),
+    ],
+)
+def test_few_tokens_show_neither_that_a_size_holds_nor_that_it_does_not(rng, size, tokens, outcome):
     size_L = np.full(16, 0.05)
-    size_L[3] = 0.05 if really_valid else 0.12
+    size_L[3] = size
     calls = [
-        judge_designs(_sizes(rng.binomial(2000, size_L) / 2000), **RULE)["valid"].item()
+        judge_designs(_sizes(rng.binomial(tokens, size_L) / tokens, tokens), **RULE)["call"].item()
         for _ in range(100)
     ]
-    assert np.mean(calls) == 1.0 if really_valid else np.mean(calls) == 0.0
+    assert calls.count(outcome) >= 80
+    if size == 0.05:
+        assert NOT_VALID not in calls
 
 
 def test_verdict_looks_at_one_level_and_at_the_worst_design():
@@ -251,8 +320,18 @@ def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assum
     call = call_nulls(designs).iloc[0]
     assert not call["valid"]
     assert call["valid_under_assumption"] == under_assumption
-    sentence = "fails only where its assumption is broken: skewed (symmetry)"
+    sentence = (
+        "only where its assumption is broken: skewed (symmetry); where that holds (d), the worst "
+        f"layer has {kept:.3f}."
+    )
     assert (sentence in call["verdict"]) == under_assumption
+
+
+def test_a_null_without_a_design_that_keeps_its_assumption_has_no_call_under_it():
+    designs = judge_designs(_sizes([0.05] * 3), **RULE, breaks=lambda *_: "symmetry")
+    call = call_nulls(designs).iloc[0]
+    assert (call["call"], call["assumption_call"]) == (VALID, "")
+    assert not call["valid_under_assumption"]
 
 
 @pytest.fixture
@@ -281,12 +360,42 @@ def test_the_mirror_fails_on_a_law_that_leans_up_and_is_silent_where_it_leans_do
 
 
 @pytest.mark.parametrize(
-    ("null", "design"), [("within_token", "symmetric_marginal"), ("pooled", "real_marginal")]
+    ("null", "design"),
+    [
+        ("within_token", "symmetric_marginal"),
+        ("within_token", "shared_centre"),
+        ("pooled", "real_marginal"),
+    ],
 )
 def test_the_same_layers_are_no_trouble_where_the_assumption_holds(skewed, rng, null, design):
     judged = _judged(null, skewed, rng, design)
-    assert judged["valid"]
+    assert judged["call"] != NOT_VALID
+    assert judged["size"] < 0.06
     assert judged["breaks"] == ""
+
+
+@pytest.fixture
+def grouped(real, rng):
+    """A layer that leans up, in which groups of 4 experts rise together."""
+    group, own = rng.standard_normal((2, 2, 1500, 8)), rng.standard_normal((2, 1500, 32))
+    normal = np.sqrt(0.7) * group[0].repeat(4, axis=-1) + np.sqrt(0.3) * own
+    return replace(real, logits_LTE=torch.from_numpy(np.exp(normal).astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("null", "design", "outcome"),
+    [
+        ("pooled", "real_copula", "holds"),
+        ("per_expert", "real_copula", "holds"),
+        ("within_token", "symmetric_copula", "holds"),
+        ("within_token", "real_copula", "fails"),
+    ],
+)
+def test_dependence_alone_is_no_trouble_and_a_lean_is(grouped, rng, null, design, outcome):
+    judged = _judged(null, grouped, rng, design)
+    assert (judged["size"] < 0.06) == (outcome == "holds")
+    assert (judged["call"] == NOT_VALID) == (outcome == "fails")
+    assert bool(judged["breaks"]) == (outcome == "fails")
 
 
 def test_norms_reach_the_random_direction_null(real, rng):

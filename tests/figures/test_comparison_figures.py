@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from moe_routing.figures import comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import LOOKS, look, save, use_style
+from moe_routing.routing.strategies import CONTROLS
+from moe_routing.routing.strategies import FAMILIES as FAMILIES_OF_RULES
 
 DATASETS = {"wikipedia": "token_perplexity", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
 STRATEGIES = {
@@ -91,13 +94,23 @@ def test_static_curve_is_drawn_whole_and_does_not_squeeze_the_strategies(cells):
     assert 32 < axis.get_xlim()[1] < 64
 
 
-def test_a_front_is_that_of_the_strategies_alone(cells):
+def test_static_controls_and_rivals_are_drawn_and_count_for_the_front(cells):
     stock = cells[cells["strategy"] == "regular_k8"]
-    best = stock.assign(strategy="regular_k1", k=1, mean_experts=1.0, value=1.0)
+    best = stock.assign(strategy="regular_k1", k=1, mean_experts=1.5, value=19.0)
     curve = pd.concat([cells[cells["family"] == "regular"], best])
-    axis = comparison.pareto(cells, "regular_k8", curve).axes[0]
-    front = next(line for line in axis.get_lines() if line.get_label() == "Pareto front")
-    assert 1.0 not in front.get_xdata()
+    rival = stock.assign(strategy="topp_k8_p050", family="topp", mean_experts=1.0, value=19.5)
+    axes = {
+        name: comparison.pareto(cells, "regular_k8", *given).axes[0]
+        for name, given in {"none": (), "curve": (curve,), "both": (curve, rival)}.items()
+    }
+    fronts = {
+        name: list(next(x for x in axis.get_lines() if x.get_label() == "Pareto front").get_xdata())
+        for name, axis in axes.items()
+    }
+    assert fronts == {"none": [2.0, 4.0], "curve": [1.5], "both": [1.0, 1.5]}
+    assert (1.0, 19.5) in points(axes["both"])
+    legends = [axis.get_legend() for axis in axes["both"].figure.axes if axis.get_legend()]
+    assert "Top-p" in [text.get_text() for text in legends[0].get_texts()]
 
 
 def test_ring_is_on_the_baseline(cells):
@@ -252,10 +265,58 @@ def test_critical_difference_band_is_around_the_baseline():
     assert labels == ["regular_k4", "regular_k8", "bh_k8_a005"]
 
 
+def test_critical_difference_bars_join_what_cannot_be_told_apart():
+    names = ["regular_k8", "regular_k4", "bh_k8_a005", "bh_k16_a005"]
+    table = pd.DataFrame(
+        {
+            "strategy": names, "average_rank": [1.0, 1.8, 2.4, 4.0], "critical_difference": 1.0,
+            "n_datasets": 3,
+        }
+    )  # fmt: skip
+    axis = comparison_statistics.critical_difference(table, FAMILIES, "regular_k8").axes[0]
+    bars = [
+        [round(float(y)) for y in line.get_ydata()]
+        for line in axis.get_lines()
+        if len(line.get_xdata()) == 2 and min(line.get_xdata()) > 4.5
+    ]
+    assert bars == [[0, 1], [1, 2]]
+    everything = table.assign(critical_difference=9.0)
+    axis = comparison_statistics.critical_difference(everything, FAMILIES, "regular_k8").axes[0]
+    assert sum(min(line.get_xdata()) > 4.5 for line in axis.get_lines()) == 1
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 2.3])
+def test_cliques_equal_a_loop(distance):
+    ranks = pd.Series([1.0, 1.5, 1.5, 2.5, 4.0, 4.2])
+    spans = [
+        (i, j) for i in range(6) for j in range(i + 1, 6) if ranks[j] - ranks[i] <= distance + 1e-9
+    ]
+    inner = [(i, j) for i, j in spans for a, b in spans if (a, b) != (i, j) and a <= i and j <= b]
+    largest = [span for span in spans if span not in inner]
+    assert comparison_statistics.cliques(ranks, distance) == largest
+
+
+def lightness(colour):
+    """Lightness L* of CIE 1976, 0 to 100."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
 def test_looks_differ_in_marker_and_lightness():
+    assert lightness("#FFFFFF") == pytest.approx(100, abs=0.01)
+    assert lightness("#777777") == pytest.approx(50, abs=0.3)
     assert len({value.marker for value in LOOKS.values()}) == len(LOOKS)
-    assert len({value.colour for value in LOOKS.values()}) == len(LOOKS)
-    assert look("something new").marker not in {value.marker for value in LOOKS.values()}
+    steps = np.diff(sorted(lightness(value.colour) for value in LOOKS.values()))
+    assert steps.min() > 3
+    unknown = look("something new")
+    assert unknown.marker not in {value.marker for value in LOOKS.values()}
+    assert unknown.colour not in {value.colour for value in LOOKS.values()}
+
+
+def test_every_family_has_a_look_of_its_own():
+    assert {cls.family for cls in (*FAMILIES_OF_RULES, *CONTROLS)} <= set(LOOKS)
 
 
 def test_saved_figures_are_equal_files(tmp_path, cells):

@@ -49,7 +49,7 @@ EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regul
 CONTROLS = {
     "regular_k1": -0.20, "regular_k64": -0.15, "shuffle.bh_k8_a005": -0.09,
     "layermean.bh_k8_a005": -0.03, "randomid.bh_k8_a005": -0.25, "bh_k8_a005_mass-matched": 0.0,
-    "topp_k8_p050": -0.20,
+    "randomid.bh_k8_a005_mass-matched": -0.25, "topp_k8_p050": -0.20,
 }  # fmt: skip
 """Effects against the stock model; bh_k8_a005 itself has -0.03, so that layer means equal it."""
 

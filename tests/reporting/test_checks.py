@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.reporting.checks import check_pages
+from moe_routing.reporting.checks import check_pages, check_word
+from moe_routing.reporting.render import find_pandoc
 
 GOOD = """<html><head><style>b { background: url(data:image/png;base64,AA) }</style></head>
 <body id="top"><img src="data:image/png;base64,AA"/><img src="here.png"/>
@@ -52,3 +55,48 @@ def test_each_fault_is_found(tmp_path, added, said):
 def test_a_page_that_was_not_rendered(tmp_path):
     with pytest.raises(InputError, match="was not rendered"):
         check_pages([tmp_path / "none.html"])
+
+
+BIBLIOGRAPHY = "@book{known2000, title={T}, author={Author, A}, year={2000}}"
+
+
+def by_pandoc(folder, text, name, *options):
+    """A file that pandoc makes of a text, as Quarto calls it."""
+    (folder / "references.bib").write_text(BIBLIOGRAPHY)
+    command = [find_pandoc(), "--standalone", "--citeproc", "--bibliography=references.bib"]
+    subprocess.run(
+        [*command, "--metadata=title:x", *options, f"--output={name}"],
+        cwd=folder, input=text, text=True, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / name
+
+
+CITED = "Known [@known2000] and {} words. Is **this one?** bold?\n"
+GONE = ["[@known2000; @gone1999]", "@gone1999", "[see @gone1999, p. 3]"]
+LINKED = "--metadata=link-citations:true"
+
+
+@pytest.mark.parametrize("options", [(), (LINKED,)])
+def test_citations_as_pandoc_writes_them(tmp_path, options):
+    check_pages([by_pandoc(tmp_path, CITED.format("@known2000"), "good.html", *options)])
+    for gone in GONE:
+        page = by_pandoc(tmp_path, CITED.format(gone), "bad.html", *options)
+        with pytest.raises(InputError, match=r"citation .@gone1999. is not in references\.bib"):
+            check_pages([page])
+
+
+def test_citations_in_word_files(tmp_path):
+    check_word(by_pandoc(tmp_path, CITED.format("@known2000"), "good.docx", LINKED))
+    for gone in GONE:
+        path = by_pandoc(tmp_path, CITED.format(gone), "bad.docx", LINKED)
+        with pytest.raises(InputError, match=r"bad\.docx: citation '@gone1999' is not in"):
+            check_word(path)
+
+
+def test_a_word_file_with_a_reference_into_nowhere(tmp_path):
+    path = by_pandoc(tmp_path, "See **?\\@fig-gone**.", "bad.docx", LINKED)
+    with pytest.raises(InputError, match="cross-reference '@fig-gone' leads nowhere"):
+        check_word(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="not a Word file"):
+        check_word(path)

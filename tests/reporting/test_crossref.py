@@ -39,22 +39,19 @@ $$ {#eq-one}
 """
 
 
-def tree(text):
-    command = [find_pandoc(), "-f", "markdown", "-t", "json"]
+def pandoc(text, read, write):
+    command = [find_pandoc(), "-f", read, "-t", write, "--wrap=none"]
     result = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    return json.loads(result.stdout)
+    return result.stdout
 
 
 def plain(document):
-    command = [find_pandoc(), "-f", "json", "-t", "html", "--wrap=none"]
-    result = subprocess.run(
-        command, input=json.dumps(document), capture_output=True, text=True, check=True
-    )
-    return re.sub(r"<[^>]+>", "", result.stdout).replace("\N{NO-BREAK SPACE}", " ")
+    html = pandoc(json.dumps(document), "json", "html")
+    return re.sub(r"<[^>]+>", "", html).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def resolved(text):
-    return resolve(tree(text), "page.qmd", {"known2000"})
+    return resolve(json.loads(pandoc(text, "markdown", "json")), "page.qmd", {"known2000"})
 
 
 def test_every_kind_is_numbered_and_linked():
@@ -79,6 +76,13 @@ def test_unnumbered_sections_do_not_count():
 
 def test_several_references_in_one_bracket():
     assert "Figure 1Figure 2" in plain(resolved(TEXT + "\n[@fig-one; @fig-two]\n"))
+
+
+def test_alternative_text_is_not_the_caption():
+    text = '![What it shows](one.png){#fig-one fig-alt="What it looks like"}'
+    html = pandoc(json.dumps(resolved(text)), "json", "html")
+    assert 'alt="What it looks like"' in html
+    assert re.search(r"<figcaption[^>]*>Figure.1: What it shows</figcaption>", html)
 
 
 @pytest.mark.parametrize(

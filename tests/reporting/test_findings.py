@@ -7,6 +7,7 @@ import pytest
 
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_routing as g
+from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
 
 ROW = {
@@ -16,8 +17,9 @@ ROW = {
     "p_noninferiority": 0.001, "mean_experts": 5.3, "baseline_mean_experts": 8.0,
     "matched_status": "matched", "matched_static_family": "regular",
     "matched_difference": 0.01, "matched_low": 0.005, "matched_high": 0.015,
-    "matched_verdict": "better", "minimum_detectable_difference": 0.005,
-    "verdict": "worse within margin",
+    "matched_verdict": "better", "matched_k_low": 4, "matched_k_high": 6,
+    "matched_p_adjusted": 0.002, "matched_chord_excess": 0.0, "equivalent": False,
+    "minimum_detectable_difference": 0.005, "verdict": "worse within margin",
 }  # fmt: skip
 
 
@@ -97,6 +99,53 @@ def test_matched(verdict, said):
     assert finding.verdict == verdict
 
 
+def test_matched_compute_is_said_to_be_secondary():
+    text = f.matched(primary_table()).text
+    assert "; p = 0.002, a secondary test, corrected with the exploratory ones)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"matched_chord_excess": 0.004}, "(0.4 percentage points) would not change that."),
+        (
+            {"matched_chord_excess": 0.006},
+            "worse than a convex curve by up to 0.6 percentage points: the difference may be due",
+        ),
+        ({"matched_chord_excess": float("nan")}, "is due to that is not known."),
+        (
+            # In nats smaller is better: the least gain is 0.005.
+            {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
+             "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.006},
+            "by up to 0.006 nats a token: the difference may be due to that.",
+        ),
+        (
+            {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
+             "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.004},
+            "(0.004 nats a token) would not change that.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_gain_over_a_straight_line_is_qualified(changes, said):
+    text = f.matched(primary_table(**changes)).text
+    assert "Between k = 4 and 6 the static curve is not measured but a straight line" in text
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"matched_k_high": 4}, {"matched_verdict": "worse"}, {"matched_verdict": "identical"}],
+)
+def test_no_line_no_qualification(changes):
+    assert "straight line" not in f.matched(primary_table(**changes)).text
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_equivalence_is_said_where_it_was_shown(equal):
+    text = f.primary(primary_table(verdict="non-inferior", equivalent=equal), 0.95).text
+    assert ("so is a gain of that size: within the margin the two are equal" in text) == equal
+
+
 def test_matched_names_the_curve_of_the_strategy_s_own_weights():
     text = f.matched(primary_table(matched_static_family="normalized")).text
     assert "than static top-k with renormalised weights and the same mean of 5.3 experts" in text
@@ -127,6 +176,7 @@ def test_matched_without_a_place_on_a_curve_says_nothing_about_quality(status, c
 def test_detectable(size, verdict):
     table = primary_table(minimum_detectable_difference=size)
     assert f.detectable(table).verdict == verdict
+    assert f"in {100 * POWER:.0f} % of runs" in f.detectable(table).text
 
 
 def paired(**verdicts):
@@ -137,10 +187,10 @@ def paired(**verdicts):
     return pd.DataFrame(rows)
 
 
-def margins(**safe):
+def margins(equal=(), **safe):
     rows = [
         {"strategy": name, "dataset": "lambada", "metric": "accuracy", "main": True,
-         "margin": 0.01, "noninferior": value}
+         "margin": 0.01, "noninferior": value, "equivalent": name in equal}
         for name, value in safe.items()
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -163,6 +213,9 @@ def test_against_baseline_with_one_of_each():
     assert "1 (`a`) was better and 2 (`b` and `c`) were worse than `regular_k8`" in finding.text
     assert "for 1 no difference could be shown; 1 (`d`) gave the same result" in finding.text
     assert "ruled out for 3 settings, 1 of them BH." in finding.text
+    safe = margins(a=True, b=False, c=True, d=True, e=False, equal=("c", "d"))
+    (finding,) = f.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
+    assert "for 3 settings, 1 of them BH, and a gain of that size too for 2." in finding.text
 
 
 def test_against_baseline_all_worse_and_all_identical():
@@ -236,6 +289,7 @@ def test_binding(shares, verdict):
     finding = g.binding(pd.DataFrame(rows))
     assert finding.verdict == verdict
     assert "`pooled`" in finding.text
+    assert "where the floor gave the token 1 expert." in finding.text
 
 
 def test_binding_is_silent_without_bh():
@@ -249,11 +303,12 @@ def test_cap(most, verdict):
     assert g.cap(pd.DataFrame(rows)).verdict == verdict
 
 
-def matched(*verdicts, strategy="bh_k8_a005", curve="regular", status="matched"):
+def matched(*verdicts, strategy="bh_k8_a005", curve="regular", status="matched", excess=0.0):
     rows = [
-        {"strategy": strategy, "main": True, "static_family": curve, "status": status, "verdict": v}
+        {"strategy": strategy, "main": True, "static_family": curve, "status": status, "verdict": v,
+         "metric": "nats_per_token", "low": -0.03, "high": -0.01, "chord_excess": excess}
         for v in verdicts
-    ]
+    ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -271,6 +326,21 @@ def test_matched_summary(verdicts, outcome):
     assert finding.verdict == outcome
     assert ("could in none of 2 comparisons be told" in finding.text) == (outcome == "none")
     assert "static top-k with softmax weights and the same mean number of experts" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("excess", "unsure"), [(0.0, 0), (0.009, 0), (0.011, 2), (float("nan"), 2)]
+)
+def test_gains_that_a_bent_curve_could_explain_are_counted(excess, unsure):
+    table = matched("better", "better", "worse", excess=excess)
+    (finding,) = g.matched_summary(table, {"bh_k8_a005": "bh"})
+    said = f"; the {unsure} gains may be due to the static curve being straight between measured k"
+    assert (said in finding.text) == bool(unsure)
+    (one,) = g.matched_summary(table.iloc[1:], {"bh_k8_a005": "bh"})
+    assert ("; the gain may be due to" in one.text) == bool(unsure)
+    both = pd.concat([table.iloc[:1], table.iloc[1:].assign(chord_excess=0.0)])
+    (finding,) = g.matched_summary(both, {"bh_k8_a005": "bh"})
+    assert ("; 1 of the 2 gains may be due to" in finding.text) == bool(unsure)
 
 
 def test_matched_summary_names_the_curve_of_each_family_s_weights():
@@ -337,7 +407,9 @@ def test_pareto_says_whether_the_baseline_is_beaten():
     (beaten,) = g.pareto(pd.DataFrame(rows), "regular_k8")
     (front,) = g.pareto(pd.DataFrame(rows), "regular_k4")
     assert (beaten.verdict, front.verdict) == ("baseline beaten", "baseline on front")
-    assert "`regular_k4` in at least nine of ten resamples; `regular_k8` is not" in beaten.text
+    assert "1 of 2 settings is on the Pareto front" in beaten.text
+    sure = f"`regular_k4` in at least {100 * g.SURE:.0f} % of resamples; `regular_k8` is not"
+    assert sure in beaten.text
     (tied,) = g.pareto(pd.DataFrame(rows).assign(value=0.0), "regular_k8")
     assert tied.verdict == "no difference"
     assert "front of mean experts and quality" in beaten.text

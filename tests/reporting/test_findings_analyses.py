@@ -47,17 +47,24 @@ def test_recommendation(tmp_path, better, worse, verdict, said):
     assert finding.verdict == verdict
     assert said in finding.text
     assert "Of 3 adaptive settings" in finding.text
+    assert "straight line" not in finding.text
+    write(tmp_path, "bh/recommendation.json", advice | {"beats_line_only": ["c"]})
+    (finding,) = h.recommendation(tmp_path)
+    assert finding.verdict == verdict
+    assert said in finding.text
+    assert "1 more had a lower loss than the straight line" in finding.text
+    assert finding.text.endswith("nothing is shown.")
 
 
 def test_validity_puts_the_nulls_in_use_first():
     rows = [
-        ("pooled", True, "pooled is valid: ..."),
-        ("within_token", False, "within_token is not valid: ..."),
+        ("pooled", "valid", "pooled is valid: ..."),
+        ("within_token", "not shown", "within_token is not shown to be valid: ..."),
     ]
-    table = pd.DataFrame(rows, columns=["null", "valid", "verdict"])
+    table = pd.DataFrame(rows, columns=["null", "call", "verdict"])
     found = h.validity(table, pd.Series(["none", "within_token"]))
-    assert [x.verdict for x in found] == ["not valid", "valid"]
-    assert found[0].text.startswith("`within_token` is not valid")
+    assert [x.verdict for x in found] == ["not shown", "valid"]
+    assert found[0].text.startswith("`within_token` is not shown")
     assert h.validity(pd.DataFrame(), pd.Series(["none"])) == []
 
 
@@ -65,7 +72,7 @@ def audit_row(**changes):
     row = {
         "null": "pooled", "alpha": 0.05, "scope": "next token", "epsilon": 0.01, "layer": "all",
         "n_discoveries": 142, "fdp": 0.887, "fdp_low": 0.735, "fdp_high": 0.957, "fdr": 0.007,
-        "fdr_low": 0.003, "fdr_high": 0.017,
+        "fdr_low": 0.003, "fdr_high": 0.017, "n_beyond": 0,
     }  # fmt: skip
     return row | changes
 
@@ -87,14 +94,17 @@ def test_audit(low, verdict, said, other):
         audit_row(layer="3", fdr_low=other),
         audit_row(epsilon=0.001, fdr_low=other),
         audit_row(scope="window", fdr_low=other),
-        audit_row(null=None, alpha=float("nan")),
+        audit_row(null="none", alpha=float("nan"), n_discoveries=1600, fdp=0.5),
     ]
-    (finding,) = h.audit(pd.DataFrame(rows), planted_config())
+    stock, finding = h.audit(pd.DataFrame(rows), planted_config())
+    assert stock.verdict == "reference"
+    assert "Of 1,600 experts that the stock router had chosen, 50.0 % [73.5 %" in stock.text
     assert finding.verdict == verdict
     assert said in finding.text
     assert "Under `pooled` at alpha 0.05, " in finding.text
     assert "less than 0.01 nats" in finding.text
-    assert "88.7 % [73.5 %, 95.7 %] of 142 discovered experts" in finding.text
+    assert "88.7 % [73.5 %, 95.7 %] of 142 of these experts that BH" in finding.text
+    assert "further" not in finding.text
 
 
 @pytest.mark.parametrize(
@@ -116,6 +126,14 @@ def test_audit_speaks_of_the_declared_threshold():
     (finding,) = h.audit(pd.DataFrame(rows), config.model_copy(update={"analysis": analysis}))
     assert finding.verdict == "exceeded"
     assert "less than 0.1 nats" in finding.text
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(1, "1 further discovery,"), (1234, "1,234 further")])
+@pytest.mark.parametrize("discoveries", [0, 142])
+def test_audit_says_what_it_could_not_remove(beyond, said, discoveries):
+    rows = pd.DataFrame([audit_row(n_discoveries=discoveries, n_beyond=beyond)])
+    (finding,) = h.audit(rows, planted_config())
+    assert said in finding.text
 
 
 def test_audit_without_discoveries_claims_nothing():

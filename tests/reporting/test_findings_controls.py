@@ -33,7 +33,7 @@ def table(*rows):
         ("layermean", "worse", "worse", "carries more than a number for each layer"),
         ("layermean", "non-inferior", "none", "nothing shows that numbers by token do better"),
         ("layermean", "better", "better", "fixed numbers by layer do better"),
-        ("randomid", "worse within margin", "worse", "it matters which experts are chosen"),
+        ("randomid", "worse within margin", "worse", "cannot be told from the loss of"),
         ("randomid", "identical", "none", "nothing shows that it matters which experts"),
         ("weighting", "better", "better", "due to its smaller weights"),
         ("weighting", "worse", "worse", "the rescaled weights cost quality"),
@@ -79,8 +79,33 @@ def test_data_sets_that_disagree_give_no_general_answer():
 def test_controls_with_another_number_of_experts_say_so():
     (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=6.1)), MAIN)
     assert "(6.1 experts a token instead of 5.3)" in finding.text
-    (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=5.4)), MAIN)
+    (finding,) = c.controls(table(control("shuffle", "worse", control_mean_experts=5.4)), MAIN)
     assert "instead" not in finding.text
+
+
+def test_random_experts_speak_through_the_pair_with_rescaled_weights():
+    """The raw pair is silent beside it, and alone says that it measures something else."""
+    rescaled = "bh_k8_a005_mass-matched"
+    raw = control("randomid", "worse")
+    fair = control("randomid", "inconclusive", strategy=f"randomid.{rescaled}", base=rescaled)
+    other = control("randomid", "worse", strategy="randomid.bh_k16_a005", base="bh_k16_a005")
+    found = c.controls(table(raw, fair, other), MAIN)
+    assert [finding.verdict for finding in found] == ["none", "worse"]
+    assert f"With the counts of `{rescaled}` but experts drawn at random" in found[0].text
+    assert "cannot be told from the loss of most of the layer's output" in found[1].text
+    assert "`bh_k16_a005`" in found[1].text
+    (worse,) = c.controls(table(raw, {**fair, "verdict": "worse"}), MAIN)
+    assert worse.text.endswith(": it matters which experts are chosen.")
+
+
+@pytest.mark.parametrize(("own", "said"), [(1.0, True), (1.09, False), (1.0901, False)])
+def test_rounded_layer_means_are_said_not_to_match_compute(own, said):
+    row = control("layermean", "worse", base_mean_experts=1.09, control_mean_experts=own)
+    (finding,) = c.controls(table(row), MAIN)
+    words = "come to 1 instead of 1.09 experts a token: compute is not matched here."
+    assert (words in finding.text) == said
+    shuffled = control("shuffle", "worse", base_mean_experts=1.09, control_mean_experts=own)
+    assert "not matched" not in c.controls(table(shuffled), MAIN)[0].text
 
 
 def test_every_rival_has_a_sentence_of_its_own():
@@ -190,15 +215,14 @@ def test_primary_contrast_against_the_noise(difference, verdict, said):
     assert c.primary_noise(unshown, table(noise(-0.002, 4, 0.1)), MAIN) is None
 
 
-def test_divergence_names_the_nearest_and_the_furthest():
+def test_divergence_is_a_range_on_each_data_set():
     index = pd.MultiIndex.from_tuples(
         [("regular_k8", "a"), ("regular_k4", "a"), ("regular_k4", "b"), ("bh", "a")],
         names=["strategy", "dataset"],
     )
     finding = c.divergence(pd.Series([0.0, 0.1, 0.3, 0.01], index), "regular_k8")
-    assert "`bh` stays nearest (0.01 nats a token) and `regular_k4` goes furthest (0.2)" in (
-        finding.text
-    )
+    assert "is 0.01 (`bh`) to 0.1 (`regular_k4`) on a and 0.3 (`regular_k4`) on b." in finding.text
+    assert "0.2" not in finding.text  # the mean over unlike texts
     assert c.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
 
 

@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from planted_results import EFFECTS, make_study, planted_config
+from planted_results import EFFECTS, STRATEGIES, make_study, planted_config
 
 from moe_routing.reporting import findings as f
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.comparison_report import comparison_report
-from moe_routing.reporting.tables import results_table
+from moe_routing.reporting.tables import divergence_table, results_table
 from moe_routing.statistics.power import detectable_accuracy
 
 LOSS, GAIN, ZERO = "bh_k8_a005", "bh_k16_a005", "bh_k64_a005"
@@ -113,8 +113,7 @@ def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
 
 def test_table_marks_exactly_the_planted_effects(planted):
     table = results_table(planted)
-    assert table.columns[3] == "KL, nats"
-    for column in table.columns[4:]:
+    for column in table.columns[3:]:
         marked = {
             name.strip("`")
             for name, value in zip(table["Strategy"], table[column], strict=True)
@@ -147,7 +146,7 @@ def test_report_names_model_data_nulls_and_weighting(planted):
     assert "a small model (olmoe-nano, 16 million parameters)" in text
     assert "1,500 (HellaSwag)" in text
     assert "BH at 0.05, at most 8, null within_token, weights softmax" in text
-    assert "| Strategy | What it is | Mean experts | KL, nats | Wikipedia" in text
+    assert "| Strategy | What it is | Mean experts | Wikipedia" in text
     assert "![" in text
 
 
@@ -175,7 +174,7 @@ def test_another_study_is_named_by_its_own_files(tmp_path):
     missing = article.listing("missing")
     assert "no static top-k with uniform weights and no adaptive top-k" in missing
     assert "no data set of multiple choice (HellaSwag)" in missing
-    assert "| Strategy | What it is | Mean experts | KL, nats | WikiText-2" in text
+    assert "| Strategy | What it is | Mean experts | WikiText-2" in text
     assert "HellaSwag" not in text.split("## What is missing")[0]
 
 
@@ -232,11 +231,14 @@ def test_without_an_arm_in_another_format_the_article_says_so(planted):
 
 
 def test_divergence_of_every_strategy_is_in_the_table(planted):
-    column = results_table(planted).set_index("Strategy")["KL, nats"]
-    assert column["`regular_k8`"] == "0"
-    assert column["`bh_k8_a005`"] == "0.003"
+    table = divergence_table(planted).set_index("Strategy")
+    assert list(table.columns) == ["Wikipedia (n = 150)", "HellaSwag (n = 1,500)",
+                                   "LAMBADA (n = 1,500)"]  # fmt: skip
+    assert set(table.index) == {f"`{name}`" for name in STRATEGIES} - {"`regular_k8`"}
+    assert (table.loc["`bh_k8_a005`"] == "0.003 [0.0027, 0.0033]").all()
     said = Article(planted).say("divergence")
-    assert "`regular_k4` goes furthest (0.01)" in said
+    assert "0 (`normalized_k8`) to 0.01 (`regular_k4`) on HellaSwag" in said
+    assert "## Divergence from the baseline's predictions" in comparison_report(planted)
 
 
 def test_what_was_not_scored_beside_the_comparison_is_said(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html as html_module
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,27 +15,38 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from planted_results import add_analyses
+from planted_results import add_analyses, make_study, planted_config
 
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
 from moe_routing.errors import InputError
+from moe_routing.figures.baseline import draw_baseline
+from moe_routing.figures.bh import draw_bh
+from moe_routing.reporting import protocol
 from moe_routing.reporting.article import CITATIONS, Article, results_folder
 from moe_routing.reporting.gallery import GALLERY
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.qmd import read_page
-from moe_routing.reporting.render import OUTPUT_DIR, PREVIEW_NOTE, render
+from moe_routing.reporting.render import (
+    OUTPUT_DIR,
+    PREVIEW_NOTE,
+    find_pandoc,
+    render,
+    repository_address,
+)
 from moe_routing.reporting.tables import SELECTION
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
-FIGURES = 7
-"""Those of the comparison; those of the analyses were not drawn."""
+FIGURES = 11
+"""Seven of the comparison, two of each analysis that was made: baseline and BH."""
 
 
 @pytest.fixture(scope="module")
 def rendered(planted, nano):
     add_analyses(planted, nano)
+    draw_baseline(planted.folder / "baseline")
+    draw_bh(planted.folder / "bh")
     (planted.folder / "run.json").write_text('{"config_file": "config/mine.yaml"}')
     assert render(SOURCE, planted.folder) == "preview"
     return planted.folder / "report"
@@ -76,7 +90,8 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     html = (rendered / "index.html").read_text(encoding="utf-8")
     images = re.findall(r"<img[^>]*>", html)
     assert len(images) == FIGURES
-    assert all(re.search(r'alt="[^"]{40,}"', image) for image in images)
+    texts = {html_module.unescape(found) for found in re.findall(r' alt="([^"]+)"', html)}
+    assert texts <= {picture.alt for picture in GALLERY.values()}
     assert all('src="data:image/png;base64,' in image for image in images)
     assert html.count("<table") >= 6
     assert "{python}" not in html
@@ -84,10 +99,47 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     assert "<math" in html
 
 
+@pytest.mark.parametrize(
+    ("name", "figures"), [("baseline", 4), ("bh_routing", 6), ("comparison", 7)]
+)
+def test_figures_of_notebooks_have_captions_and_alt_text(rendered, name, figures):
+    html = (rendered / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+    found = re.findall(r"<figure>\s*<img[^>]* alt=\"([^\"]+)\"[^>]*>\s*<figcaption", html)
+    assert len(found) == len(set(found)) == html.count("<img") == figures
+    captions = re.findall(r"(?s)<figcaption[^>]*>(.*?)</figcaption>", html)
+    assert not set(found) & {" ".join(caption.split()) for caption in captions}
+
+
 def test_what_was_not_drawn_is_said(rendered):
     text = text_of(rendered / "index.html")
     assert "Not drawn: the analysis validity/ was not made." in text
     assert "The audit was not made in this run." in text
+
+
+@pytest.mark.parametrize("label", ["fig-pareto", "fig-bh-quality"])
+def test_a_figure_that_should_be_there_is_asked_for(rendered, tmp_path, label):
+    folder = Path(shutil.copytree(rendered.parent, tmp_path / "planted"))
+    article = Article.load(folder)
+    path = folder / GALLERY[label].path
+    assert "![" in article.figure(label)
+    path.unlink()
+    with pytest.raises(InputError, match=r"\.png: the figure is missing; run the workflow"):
+        article.figure(label)
+
+
+def test_a_figure_that_the_config_does_not_plan_is_explained(tmp_path):
+    config = planted_config(
+        strategies=("regular_k4", "regular_k8"),
+        datasets=("hellaswag",),
+        primary=("regular_k4", "hellaswag"),
+    )
+    article = Article(make_study(tmp_path / "planted", config, items=200))
+    assert article.figure("fig-ranks") == (
+        "*Not drawn: ranks need at least two data sets and three strategies.*"
+    )
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")
+    with pytest.raises(InputError, match="the figure is missing"):
+        article.figure("fig-forest")
 
 
 def test_gallery_names_figures_that_are_drawn():
@@ -110,7 +162,8 @@ def test_the_validity_section_has_the_figure(figure):
     text = (SOURCE / "index.qmd").read_text(encoding="utf-8")
     section = text[text.index("{#sec-validity}") : text.index("{#sec-audit}")]
     assert f'a.figure("{figure}")' in section
-    assert f'a.ref("{figure}"' in section
+    named = section + Path(protocol.__file__).read_text(encoding="utf-8")
+    assert f'a.ref("{figure}"' in section or f"@{figure} " in named
 
 
 def test_docx_holds_text_and_figures(rendered):
@@ -146,7 +199,7 @@ def test_notebooks_show_no_markup_of_pandoc(rendered, name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_outside_the_repository_a_notebook_asks_for_an_address_and_does_nothing(
-    tmp_path, monkeypatch, name
+    tmp_path, monkeypatch, capsys, name
 ):
     _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
     first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
@@ -154,37 +207,99 @@ def test_outside_the_repository_a_notebook_asks_for_an_address_and_does_nothing(
     monkeypatch.delenv("MOE_ROUTING_REPOSITORY", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("ran a program"))
-    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell to the address to clone"):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell, or the environment") as said:
         exec(first, {})  # noqa: S102 (the page's own code)
+    assert "\n" not in str(said.value)
+    assert capsys.readouterr().out.startswith("No GPU. The default study runs on the CPU")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeypatch, name):
+def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeypatch, capsys, name):
     _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
     first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     setup = first[: first.index("from moe_routing")]
     ran = []
 
-    def run(command, *, check):
+    def run(command, *, check, **_):
         ran.append((command, check))
         if command[0] == "git":
             Path(command[-1]).mkdir()
+        return subprocess.CompletedProcess(command, 0, "Tesla T4, 15360 MiB\n")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOE_ROUTING_REPOSITORY", "file:///somewhere")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr("shutil.which", {"nvidia-smi": "smi"}.get)
     exec(setup, {})  # noqa: S102 (the page's own code)
-    assert [check for _, check in ran] == [True, True]
-    assert ran[0][0][:2] == ["git", "clone"]
-    assert ran[0][0][-2:] == ["file:///somewhere", "moe-routing-study"]
-    assert ran[1][0][1:4] == ["-m", "pip", "install"]
+    assert capsys.readouterr().out.startswith("GPU: Tesla T4, 15360 MiB. ")
+    assert [check for _, check in ran] == [False, True, True]
+    assert ran[0][0][0] == "smi"
+    assert ran[1][0][:2] == ["git", "clone"]
+    assert ran[1][0][-2:] == ["file:///somewhere", "moe-routing-study"]
+    assert ran[2][0][1:4] == ["-m", "pip", "install"]
     assert Path.cwd() == tmp_path / "moe-routing-study"
 
     monkeypatch.setattr("importlib.metadata.version", lambda _: "999")
     with pytest.raises(SystemExit, match="Restart session, then run all cells again"):
         exec(setup, {})  # noqa: S102 (the page's own code)
+
+
+def test_notebooks_begin_with_the_same_cell():
+    cells = []
+    for name in NOTEBOOKS:
+        _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
+        first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        cells.append(first[: first.index("results = prepare(")])
+    assert len(set(cells)) == 1
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("citation", "origin", "address"),
+    [
+        ("repository-code: https://one.org/a", "https://two.org/b", "https://one.org/a"),
+        ("title: x", "https://two.org/b.git", "https://two.org/b.git"),
+        ("title: x", "https://me:secret@two.org:8443/b", "https://two.org:8443/b"),
+        ("title: x", "git@two.org:b.git", ""),
+        ("title: x", "/srv/b", ""),
+        ("title: x", None, ""),
+        ("", "https://two.org/b", "https://two.org/b"),
+        (None, "https://two.org/b", "https://two.org/b"),
+    ],
+)
+def test_the_repository_is_that_of_the_citation_or_of_the_clone(
+    tmp_path, citation, origin, address
+):
+    git(tmp_path, "init")
+    if origin:
+        git(tmp_path, "remote", "add", "origin", origin)
+    if citation is not None:
+        (tmp_path / "CITATION.cff").write_text(citation)
+    assert repository_address(tmp_path) == address
+
+
+@pytest.mark.parametrize("address", ["https://one.org/a", ""])
+def test_a_notebook_names_the_repository(tmp_path, copy, address):
+    (copy.parent / "CITATION.cff").write_text(f"repository-code: '{address}'\n")
+    line = (
+        'REPOSITORY = os.environ.get("MOE_ROUTING_REPOSITORY") or ""  # its address, for git clone'
+    )
+    for name in NOTEBOOKS:
+        assert f"\n{line}\n" in (copy / "notebooks" / f"{name}.qmd").read_text()
+    stubbed(copy, body=f"```{{python}}\nimport os\n{line}\n```")
+    (tmp_path / "results").mkdir()
+    render(copy, tmp_path / "results", quarto=quarto(tmp_path))
+    for name in NOTEBOOKS:
+        path = tmp_path / "results" / "report" / "notebooks" / f"{name}.ipynb"
+        cells = nbformat.read(path, as_version=4).cells
+        code = next(cell.source for cell in cells if cell.cell_type == "code")
+        assert code == f"import os\n{line.replace(chr(34) * 2, json.dumps(address))}"
 
 
 def test_pages_load_nothing_and_lead_to_one_another(rendered):
@@ -210,6 +325,7 @@ def test_wide_tables_and_figures_scroll_in_themselves():
 def test_bibliography_and_citations_agree():
     entries = re.findall(r"^@\w+\{([^,\s]+),", (SOURCE / "references.bib").read_text(), re.M)
     texts = [(SOURCE / name).read_text() for name in sources() if name.endswith(".qmd")]
+    texts.append(Path(protocol.__file__).read_text())
     texts += [*CITATIONS.values(), *SELECTION.values()]
     cited = set(re.findall(r"@([a-z]+\d{4})\b", " ".join(texts)))
     assert cited == set(entries)
@@ -255,12 +371,13 @@ def test_an_unknown_figure_or_table_is_an_error(planted):
 
 
 FAKE = """#!{python}
-import pathlib, sys, yaml
+import pathlib, sys, yaml, zipfile
 made = pathlib.Path(sys.argv[2]) / "_rendered"
 (made / "notebooks").mkdir(parents=True)
 if not (made.parent / "_quarto.yml").is_file() or (made.parent / "_environment").exists():
     sys.exit("wrong copy")
-(made / "index.docx").write_bytes(b"docx")
+with zipfile.ZipFile(made / "index.docx", "w") as archive:
+    archive.writestr("word/document.xml", {word!r})
 links = ("index.docx", "notebooks/baseline.html", "notebooks/baseline.ipynb")
 links = "".join(f'<a href="{{link}}">x</a>' for link in links)
 (made / "index.html").write_text(links + '{added}')
@@ -268,28 +385,32 @@ for name in ("baseline", "bh_routing", "comparison"):
     page = made / "notebooks" / f"{{name}}.html"
     page.write_text("<p>x</p>")
     source = made.parent / "notebooks" / f"{{name}}.qmd"
-    if "format" not in yaml.safe_load(source.read_text().split("---")[1]):
+    formats = yaml.safe_load(source.read_text().split("---")[1]).get("format")
+    if formats and "ipynb" in formats:
+        page.with_suffix(".ipynb").write_text("another notebook")
+        page.write_text(f'<a href="{{name}}.ipynb">Jupyter</a>')
+    if not formats:
         page.with_suffix(".docx").write_bytes(b"docx")
         page.write_text(f'<a href="{{name}}.docx">MS Word</a>')
 sys.exit({status!r})
 """
 
 
-def quarto(folder, added="", status=0):
+def quarto(folder, added="", status=0, word="<w:t>x</w:t>"):
     """A program that is called like Quarto and leaves pages like Quarto's.
 
     A page that names no formats gets those of the project, each linked from the HTML page.
     """
     path = folder / "quarto"
-    path.write_text(FAKE.format(python=sys.executable, added=added, status=status))
+    path.write_text(FAKE.format(python=sys.executable, added=added, status=status, word=word))
     path.chmod(0o755)
     return str(path)
 
 
-def stubbed(copy, formats="format: html"):
+def stubbed(copy, formats="format: {html: default, ipynb: default}", body="Nothing."):
     for name in NOTEBOOKS:
         page = copy / "notebooks" / f"{name}.qmd"
-        page.write_text(f"---\ntitle: y\n{formats}\n---\n\nNothing.\n", encoding="utf-8")
+        page.write_text(f"---\ntitle: y\n{formats}\n---\n\n{body}\n", encoding="utf-8")
 
 
 def test_quarto_renders_where_it_is_installed(tmp_path, copy):
@@ -299,6 +420,8 @@ def test_quarto_renders_where_it_is_installed(tmp_path, copy):
     made = tmp_path / "results" / "report"
     assert {p.relative_to(made).as_posix() for p in made.rglob("*.*")} == set(outputs())
     assert not (copy / "_rendered").exists()
+    for name in NOTEBOOKS:  # written by the workflow, not by Quarto
+        nbformat.validate(nbformat.read(made / "notebooks" / f"{name}.ipynb", as_version=4))
 
 
 @pytest.mark.parametrize(
@@ -306,6 +429,8 @@ def test_quarto_renders_where_it_is_installed(tmp_path, copy):
     [
         ({"status": "ERROR: no such engine"}, "quarto failed: ERROR: no such engine"),
         ({"added": "<strong>?@fig-gone</strong>"}, "cross-reference '@fig-gone' leads nowhere"),
+        ({"word": "<w:b/><w:t>?@tbl-gone</w:t>"}, "cross-reference '@tbl-gone' leads nowhere"),
+        ({"word": '<w:hyperlink w:anchor="ref-x2000">'}, "citation '@x2000' is not in"),
         ({"added": "<script src=https://x.org/y.js></script>"}, "from another host"),
     ],
 )
@@ -328,7 +453,7 @@ def test_a_link_to_a_page_that_is_not_kept_is_refused(tmp_path, copy):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_rendered_in_the_formats_that_are_kept(name):
     front, _ = read_page(SOURCE / "notebooks" / f"{name}.qmd")
-    assert front["format"] == {"html": "default"}
+    assert front["format"] == {"html": "default", "ipynb": "default"}
 
 
 def test_output_folder_is_that_of_quarto():
@@ -353,6 +478,15 @@ def test_a_study_is_found_from_the_folder_of_a_page(tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_ROUTING_RESULTS", "results/gone")
     with pytest.raises(InputError, match=r"=results/gone: no config\.yaml in"):
         results_folder()
+
+
+@pytest.mark.parametrize(("version", "taken"), [("2.17.1.1", False), ("3.9", True)])
+def test_an_old_pandoc_on_the_path_is_passed_over(tmp_path, monkeypatch, version, taken):
+    program = tmp_path / "pandoc"
+    program.write_text(f"#!{sys.executable}\nprint('pandoc {version}')\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert (find_pandoc() == str(program)) is taken
 
 
 def test_folders_that_are_not_there(planted, tmp_path):

@@ -36,6 +36,7 @@ def sample_of(
         torch.from_numpy(logits_LTE.astype(np.float32)),
         torch.from_numpy(rng.standard_normal(logits_LTE.shape).astype(np.float32)),
         torch.full((layers, tokens), math.sqrt(HIDDEN)),
+        torch.full((layers, tokens), math.sqrt(HIDDEN)),
         torch.ones(layers, experts),
         hidden_size=HIDDEN,
         native_k=native_k,

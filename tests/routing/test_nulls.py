@@ -64,7 +64,7 @@ def draws_of(name: str, logits_TE: np.ndarray, sample, layer: int) -> np.ndarray
     if name == "per_expert":
         return logits_TE[:, 3]
     if name == "permuted_context":
-        return sample.permuted_LTE[layer].numpy().ravel()
+        return sample.permuted_LTE[layer, :, 3].numpy()
     rest = [sorted(row)[: -sample.native_k] for row in logits_TE.tolist()]
     return np.array(rest, np.float32).ravel()
 
@@ -79,6 +79,19 @@ def test_marginal_nulls_compare_with_their_draws(sample, rng, name):
     assert null.draws == draws.size
     np.testing.assert_allclose(p, exact, rtol=1e-3)
     np.testing.assert_allclose(p[exact < 1 / 8], exact[exact < 1 / 8], rtol=1e-6)
+
+
+def test_mismatched_contexts_are_compared_with_the_experts_own(sample):
+    """Expert 3 is large in any context: that is typical of it, though not of the layer."""
+    permuted_LTE = sample.permuted_LTE.clone()
+    permuted_LTE[..., 3] += 50
+    null = fit_null("permuted_context", dataclasses.replace(sample, permuted_LTE=permuted_LTE))
+    logits_TE = torch.zeros(1, 64)
+    logits_TE[0, 3] = 50
+    p_E = null.p_values(router_inputs(logits_TE))[0]
+    assert ((p_E > 0.3) & (p_E < 0.7)).all()
+    with pytest.raises(InputError, match=f"has {sample.num_tokens} calibration draws"):
+        null.check_level(0.01 / 64, "bh_k8_a001_permuted-context")
 
 
 def test_unselected_needs_rejected_experts(sample):
@@ -469,6 +482,30 @@ def test_diagnostics_show_asymmetry(rng):
     assert table["tail_upper_to_lower"][1] < 0.1
     np.testing.assert_allclose(table["tail_upper_to_lower_permuted"], 1, atol=0.08)
     np.testing.assert_allclose(table["scale"], 1, atol=0.01)
+
+
+def test_diagnostics_on_shuffled_text_divide_by_the_norms_of_that_text(rng):
+    factor_LT = torch.from_numpy(rng.lognormal(0, 1.5, (1, 4000))).float()
+    sample = sample_of(rng.standard_normal((1, 4000, 64)))
+    normal_LTE = torch.from_numpy(rng.standard_normal((1, 4000, 64))).float()
+    skewed_LTE = torch.where(normal_LTE > 0, 1.5 * normal_LTE, normal_LTE)
+    even = dataclasses.replace(sample, permuted_LTE=skewed_LTE)
+    permuted = dataclasses.replace(
+        sample,
+        permuted_LTE=skewed_LTE * factor_LT[..., None],
+        permuted_norm_LT=sample.input_norm_LT * factor_LT,
+    )
+    of_others = dataclasses.replace(permuted, permuted_norm_LT=sample.input_norm_LT)
+    null = fit_null("random_direction", sample)
+    right, same, wrong = (
+        diagnose(null, one)["tail_upper_to_lower_permuted"][0]
+        for one in (even, permuted, of_others)
+    )
+    assert same == pytest.approx(right, rel=1e-3)
+    assert abs(wrong / right - 1) > 0.2
+    inputs = sample_inputs(permuted, 0, permuted=True)
+    assert torch.equal(inputs.hidden_TH[:, 0], permuted.permuted_norm_LT[0])
+    assert torch.equal(sample_inputs(permuted, 0).hidden_TH[:, 0], sample.input_norm_LT[0])
 
 
 @pytest.mark.parametrize("name", list(NULLS))

@@ -147,7 +147,7 @@ def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibrati
     assert (selection.index_TK[:, :2] == torch.tensor([2, 1])).all()
 
 
-@pytest.mark.parametrize("null", ["pooled", "pooled_kde", "permuted_context"])
+@pytest.mark.parametrize("null", ["pooled", "pooled_kde"])
 def test_a_logit_at_the_critical_value_is_selected(calibration_of, null):
     calibration = calibration_of(64)
     critical_E = calibration.null(null).critical(0, bh_levels(64, 0.05))

@@ -27,6 +27,8 @@ from planted import (
     settings,
     write_planted,
 )
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from moe_routing.config import StudyConfig, control_of
 from moe_routing.errors import InputError
@@ -35,6 +37,7 @@ from moe_routing.statistics.columns import TABLES
 from moe_routing.statistics.controls import Control
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.measures import MEASURES
+from moe_routing.statistics.power import POWER
 from moe_routing.statistics.study import study_tables, write_statistics
 from moe_routing.statistics.verdict import Verdict
 
@@ -122,15 +125,23 @@ def test_margins_are_met_and_missed_as_planted(tables):
     for dataset, metric in MAIN_METRICS.items():
         assert not margins.loc[(LOSS, dataset, metric), "noninferior"]
         assert margins.loc[(ZERO, dataset, metric), "noninferior"]
-        assert margins.loc[(ZERO, dataset, metric), "equivalent"]
         assert margins.loc[(GAIN, dataset, metric), "noninferior"]
         assert not margins.loc[(GAIN, dataset, metric), "equivalent"]
+    assert (margins["p_tost_adjusted"] >= margins["p_tost"]).all()
     assert (margins["p_value"] <= margins["alpha"]).equals(
         margins["upper_bound"] < margins["margin"]
     )
     np.testing.assert_allclose(margins["p_value"], margins["p_clustered_t"], atol=0.02)
     # No margin is declared for nats of a whole word.
     assert "nats_per_target" not in margins.index.get_level_values("metric")
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [(ZERO, True), (GAIN, False), (LOSS, False)])
+def test_equivalence_is_claimed_of_a_planted_zero_alone(planted_folder, strategy, expected):
+    """Of the primary contrast, which is tested alone."""
+    strategies, contrast = (BASELINE, strategy), {"strategy": strategy, "dataset": "lambada"}
+    tables = tables_of(planted_folder, ("lambada",), strategies, **contrast)
+    assert row_of(tables["primary"], strategy, "lambada")["equivalent"] == expected
 
 
 def test_tests_respect_clusters(tables):
@@ -143,12 +154,33 @@ def test_tests_respect_clusters(tables):
     np.testing.assert_allclose(alone["p_mcnemar"], alone["p_sign_flip"], atol=0.02)
 
 
-def test_families_are_corrected_apart(tables):
-    paired = tables["paired"]
-    primary = paired[paired["family"] == "primary"]
-    assert set(zip(primary["strategy"], primary["dataset"], strict=True)) == {(LOSS, "hellaswag")}
-    assert len(primary) == len(MEASURES["multiple_choice"])
-    assert (paired["p_adjusted"] >= paired["p_value"]).all()
+@pytest.mark.parametrize("name", ["paired", "noninferiority"])
+def test_the_primary_family_is_a_single_test(tables, name):
+    table = tables[name]
+    (row,) = table[table["family"] == "primary"].itertuples()
+    assert (row.strategy, row.dataset, row.metric) == (LOSS, "hellaswag", "accuracy_norm")
+    assert row.p_adjusted == row.p_value
+    assert (table["p_adjusted"] >= table["p_value"]).all()
+
+
+def test_another_metric_and_matched_compute_are_exploratory(tables):
+    other = row_of(tables["paired"], LOSS, "hellaswag", "accuracy")
+    assert other["family"] == "exploratory"
+    matched = tables["matched_compute"]
+    assert set(matched["family"]) == {"exploratory"}
+    np.testing.assert_allclose(
+        matched["p_adjusted"], multipletests(matched["p_value"], method="fdr_bh")[1]
+    )
+
+
+def test_the_primary_contrast_is_planned_at_the_level_it_is_tested_at(tables):
+    """A difference of the detectable size is found as often as promised, at p_adjusted."""
+    primary = tables["primary"].query("main").iloc[0]
+    power = tables["power"].query("strategy == @LOSS and metric == 'accuracy_norm'").iloc[0]
+    z = primary["minimum_detectable_difference"] / primary["standard_error"]
+    assert primary["p_adjusted"] == primary["p_value"]
+    assert stats.norm.sf(stats.norm.isf(power["alpha"] / 2) - z) == pytest.approx(POWER, abs=1e-6)
+    assert power["alpha"] == pytest.approx(1 - settings().confidence)
 
 
 def test_matched_compute_finds_who_beats_the_static_curve(tables):
@@ -158,9 +190,14 @@ def test_matched_compute_finds_who_beats_the_static_curve(tables):
     assert (zero["k_low"], zero["k_high"], zero["weight_high"]) == (4, 6, 0.5)
     assert zero["difference"] == pytest.approx(0.02, abs=5e-4)
     assert zero["verdict"] == "better"
+    # Beside the chord from 4 to 6 experts, that from 2 to 4 reaches -2 pp at 5, that from 6 to 8
+    # -2 pp too: a convex curve can be no better than the better of both.
+    assert zero["chord_excess"] == pytest.approx(0, abs=5e-4)
     # Between k = 2 (0.30 nats) and k = 4 (0.10) the curve is at 0.20; the arm loses 0.05.
     loss = row_of(matched, LOSS, "wikitext")
     assert loss["difference"] == pytest.approx(-0.15)
+    # From 6 (0.04) over 4 to 3 experts: 0.13; from 1 (0.80) over 2 to 3: less. So 0.20 - 0.13.
+    assert loss["chord_excess"] == pytest.approx(0.07)
     assert loss["low"] < -0.15 < loss["high"] < 0
     # On a point of the curve, against that point; a rival, which is worse than the baseline.
     rival = row_of(matched, RIVAL, "wikitext")
@@ -168,6 +205,30 @@ def test_matched_compute_finds_who_beats_the_static_curve(tables):
     assert rival["difference"] == pytest.approx(0.05 - 0.10)
     # Points of a curve have nothing to be compared with, nor have controls that take apart.
     assert set(matched["strategy"]) == {"adaptive_k2", LOSS, ZERO, GAIN, RIVAL}
+
+
+def test_a_point_of_the_curve_is_compared_as_in_the_paired_table(tables, small_folder):
+    """The rival uses exactly 4 experts: the same numbers as with regular_k4 as the baseline."""
+    matched = tables["matched_compute"]
+    rows = matched[matched["strategy"] == RIVAL].set_index("metric")
+    assert rows["chord_excess"].eq(0).all()
+    assert rows.loc["accuracy_norm", "interval"] == "score"
+    between = row_of(matched, ZERO, "hellaswag")
+    assert between["interval"] == "score, interpolated"
+    assert row_of(matched, RIVAL, "wikitext")["interval"] == "bootstrap-t"
+    paired = study_tables(
+        small_folder / "cells",
+        overview_of(small_folder),
+        strategies=("regular_k4", RIVAL),
+        datasets={"lambada": "last_word"},
+        settings=settings(strategy=RIVAL, dataset="lambada", baseline="regular_k4"),
+        seed=0,
+    )["paired"]
+    small = row_of(full_tables_of(small_folder, ("lambada",))["matched_compute"], RIVAL, "lambada")
+    one, other = small, row_of(paired, RIVAL, "lambada")
+    for name in ("difference", "low", "high", "p_value"):
+        assert one[name] == pytest.approx(other[name])
+    assert one["discordant"] == other["lost"] + other["gained"]
 
 
 def test_static_controls_prolong_the_curve_of_matched_compute(tables, small_folder):
@@ -268,7 +329,8 @@ def test_controls_are_compared_by_the_functions_of_the_paired_table(small_tables
 
 def test_controls_and_noise_change_no_other_table(small_tables, small_folder):
     alone = tables_of(small_folder)
-    for name in set(TABLES) - {"controls", "noise", "matched_compute", "primary"}:
+    changed = {"controls", "noise", "matched_compute", "primary", "pareto", "pareto_time"}
+    for name in set(TABLES) - changed:
         pd.testing.assert_frame_equal(alone[name], small_tables[name])
     assert alone["controls"].empty
     assert alone["noise"].empty
@@ -322,7 +384,9 @@ def test_fronts(tables):
     for dataset in ITEMS:
         assert front.loc[(dataset, ZERO), "on_front"]
         assert not front.loc[(dataset, BASELINE), "on_front"]  # as good as ZERO, and dearer
-        assert front.loc[(dataset, "adaptive_k2"), "on_front"]  # the cheapest
+        assert front.loc[(dataset, "regular_k1"), "on_front"]  # the cheapest, a control
+        assert front.loc[(dataset, RIVAL), "on_front"] == (dataset != "wikitext")
+        assert f"shuffle.{ZERO}" not in front.loc[dataset].index
         assert front.loc[(dataset, GAIN), "front_share"] > 0.99
     time = tables["pareto_time"].set_index(["dataset", "strategy"])
     assert time.loc[("hellaswag", BASELINE), "seconds_per_1000_tokens"] == 1
@@ -355,6 +419,8 @@ def test_primary_gathers_what_is_known(tables):
     assert row["difference"] == pytest.approx(-0.03)
     assert row["matched_difference"] == pytest.approx(0.01)
     assert row["matched_static_family"] == "regular"
+    assert (row["matched_k_low"], row["matched_k_high"]) == (2, 4)
+    assert not row["equivalent"]
     assert (row["mean_experts"], row["baseline_mean_experts"]) == (3, 8)
     assert not row["noninferior"]
     assert row["minimum_detectable_difference"] == pytest.approx(

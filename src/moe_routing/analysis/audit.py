@@ -1,4 +1,11 @@
-"""The audit by intervention: what an expert that a rule calls needed does for the loss."""
+"""The audit by intervention: what the experts that a null calls needed do for the loss.
+
+One set of interventions serves every null and level. In the stock model each of the experts that
+the stock router chose is removed, one at a time; what BH would discover on the very same router
+logits says which of these removals are discoveries of which null and level. Nulls are so compared
+on the same model, tokens and removals; a model routed by BH, with other hidden states and fewer
+experts to fall back on, plays no part.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,12 @@ import torch
 from tqdm import tqdm
 
 from moe_routing.analysis.arms import check_arms
-from moe_routing.analysis.capture import item_text
-from moe_routing.analysis.discoveries import false_discoveries, weight_and_importance
+from moe_routing.analysis.capture import item_text, watch_ids
+from moe_routing.analysis.discoveries import (
+    false_discoveries,
+    labelled,
+    weight_and_importance,
+)
 from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import read_text
@@ -25,9 +36,9 @@ from moe_routing.models.adapters import find_routers
 from moe_routing.models.loading import LoadedModel, load_model
 from moe_routing.models.patch import routed
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
+from moe_routing.routing.types import RouterInputs
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -48,14 +59,14 @@ class Probe:
 
 
 def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
-    """Intervene under every arm, write ``audit/``, and return the table of proportions.
+    """Intervene in the stock model, write ``audit/``, and return the table of proportions.
 
-    Files: ``removals.parquet`` (one row an intervention), ``audit.csv`` and
-    ``weight_importance.csv``.
+    Files: ``removals.parquet`` (one row an intervention), ``discoveries.parquet`` (one row an
+    expert that BH discovers, by null and level), ``audit.csv`` and ``weight_importance.csv``.
 
     Raises:
         InputError: no perplexity set, text too short for the tokens asked for, a null that was not
-            fitted or on too few tokens for a level, or a loss that is not finite.
+            fitted or on too few tokens for a level, or a loss or router logit that is not finite.
     """
     settings = config.analysis.audit
     nulls = settings.nulls or config.calibration.nulls
@@ -64,15 +75,33 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
     probes = choose_probes(config, results, loaded)
     routers = find_routers(loaded.model)
     layers = spaced_layers(len(routers), settings.layers)
-    arms = audit_arms(config, nulls, routers[0].num_experts, routers[0].native_k)
-    check_arms(loaded, arms, calibration)
-    tables = [run_audit(loaded, arm, calibration, probes, layers, config) for arm in arms]
-    removals = pd.concat(tables, ignore_index=True)
-    folder = results / "audit"
-    with atomic_path(folder / "removals.parquet") as temporary:
-        removals.to_parquet(temporary, index=False)
+    stock = Regular(k=routers[0].native_k)
+    arms = audit_arms(config, nulls, routers[0].num_experts)
+    check_arms(loaded, [stock, *arms], calibration)
+    implementation = config.model.experts_implementation
+    recorder = SelectionRecorder()
+    routing = {"recorder": recorder, "experts_implementation": implementation}
+    with routed(loaded.model, stock, **routing):
+        discoveries = find_discoveries(loaded, arms, calibration, probes, layers)
+        removals = run_audit(loaded, probes, layers, settings.horizon, recorder)
+    return _write(removals.assign(arm=stock.id), discoveries, arms, config, results / "audit")
+
+
+def _write(
+    removals: pd.DataFrame,
+    discoveries: pd.DataFrame,
+    arms: Sequence[BH],
+    config: StudyConfig,
+    folder: Path,
+) -> pd.DataFrame:
+    for name, rows in {"removals": removals, "discoveries": discoveries}.items():
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            rows.to_parquet(temporary, index=False)
     confidence = config.statistics.confidence
-    table = false_discoveries(removals, settings.epsilon, confidence=confidence)
+    keys = [(arm.id, arm.null, arm.alpha) for arm in arms]
+    table = false_discoveries(
+        labelled(removals, discoveries, keys), config.analysis.audit.epsilon, confidence=confidence
+    )
     write_csv(table, folder / "audit.csv")
     importance = weight_and_importance(
         removals,
@@ -84,19 +113,16 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
     return table
 
 
-def audit_arms(
-    config: StudyConfig, nulls: Sequence[str], experts: int, native_k: int
-) -> list[Strategy]:
-    """Return the stock routing, and BH without a cap at every null and level.
+def audit_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
+    """Return BH without a cap at every null and level.
 
     A cap would leave out discoveries, so that what is audited would not be BH any more.
     """
-    arms = [
+    return [
         BH(max_k=experts, alpha=alpha, null=null)
         for null in nulls
         for alpha in config.analysis.audit.alpha
     ]
-    return [Regular(k=native_k), *arms]
 
 
 def spaced_layers(layers: int, wanted: int) -> list[int]:
@@ -143,30 +169,88 @@ def _positions(length: int, wanted: int, horizon: int, rng: np.random.Generator)
     return sorted(rng.choice(allowed, min(wanted, allowed.size), replace=False).tolist())
 
 
-def run_audit(
+def find_discoveries(
     loaded: LoadedModel,
-    strategy: Strategy,
+    arms: Sequence[BH],
     calibration: Calibration,
     probes: Sequence[Probe],
     layers: Sequence[int],
-    config: StudyConfig,
 ) -> pd.DataFrame:
-    """Return one row a removal under one strategy."""
-    recorder = SelectionRecorder()
-    with routed(
-        loaded.model,
-        strategy,
-        calibration=calibration,
-        recorder=recorder,
-        experts_implementation=config.model.experts_implementation,
-    ):
-        rows = [
-            row
-            for probe in tqdm(probes, desc=strategy.id, unit="document")
-            for row in _probe_rows(loaded, probe, layers, config.analysis.audit.horizon, recorder)
-        ]
-    null, alpha = getattr(strategy, "null", "none"), getattr(strategy, "alpha", np.nan)
-    return pd.DataFrame(rows).assign(arm=strategy.id, null=null, alpha=alpha)
+    """Return what BH discovers on the router logits of the model as it is, one row an expert.
+
+    The floor plays no part: what the rule itself does not choose is no discovery. Columns:
+    ``arm``, ``null``, ``alpha``, ``document``, ``position``, ``layer``, ``expert``.
+
+    Raises:
+        InputError: a router logit is not finite.
+    """
+    tokens = [(probe.document, position) for probe in probes for position in probe.positions]
+    token_T = pd.DataFrame(tokens, columns=["document", "position"])
+    inputs = router_inputs(loaded, probes, layers)
+    experts = find_routers(loaded.model)[0].num_experts
+    tables = []
+    for arm in arms:
+        select = arm.selector(calibration, experts)
+        for layer, seen in inputs.items():
+            selection = select(seen, seen.logits_TE.softmax(-1))
+            token, expert = _chosen_by_rule(selection.index_TK, selection.rejected_T)
+            place = {"arm": arm.id, "null": arm.null, "alpha": arm.alpha}
+            rows = token_T.iloc[token].assign(layer=layer, expert=expert, **place)
+            tables.append(rows)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _chosen_by_rule(
+    index_TK: torch.Tensor, rejected_T: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (token, expert) pairs before floor and cap."""
+    chosen_TK = torch.arange(index_TK.shape[1]) < rejected_T[:, None]
+    return chosen_TK.nonzero()[:, 0].numpy(), index_TK[chosen_TK].numpy()
+
+
+def router_inputs(
+    loaded: LoadedModel, probes: Sequence[Probe], layers: Sequence[int]
+) -> dict[int, RouterInputs]:
+    """Return what the routers see of the probed tokens, by layer, on the host.
+
+    The norms of hidden states and router vectors stand in for them, which is all that nulls look
+    at.
+
+    Raises:
+        InputError: a router logit is not finite.
+    """
+    logits, norms = [], []
+    for probe in probes:
+        # The last token is never read, only predicted.
+        logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "audit")
+        logits.append(logits_LSE[:, probe.positions])
+        norms.append(norm_LS[:, probe.positions])
+    logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
+    weights = [router.module.weight.detach() for router in find_routers(loaded.model)]
+    return {
+        layer: RouterInputs(
+            layer,
+            logits_LTE[layer],
+            hidden_TH=norm_LT[layer, :, None],
+            weight_EH=weights[layer].float().norm(dim=1, keepdim=True).cpu(),
+        )
+        for layer in layers
+    }
+
+
+def run_audit(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    layers: Sequence[int],
+    horizon: int,
+    recorder: SelectionRecorder,
+) -> pd.DataFrame:
+    """Return one row a removal of a selected expert; use inside ``routed``."""
+    return pd.DataFrame(
+        row
+        for probe in tqdm(probes, desc="remove experts", unit="document")
+        for row in _probe_rows(loaded, probe, layers, horizon, recorder)
+    )
 
 
 def _probe_rows(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 
-from moe_routing.analysis.capture import Capture, capture_texts, item_text
+from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
 from moe_routing.analysis.findings import depth_trend, ease_and_weight, imbalance, loads_by_document
 from moe_routing.analysis.layers import expert_load, layer_table, token_statistics, top_experts
 from moe_routing.analysis.specialisation import (
@@ -19,12 +22,15 @@ from moe_routing.analysis.specialisation import (
 from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.data.items import read_items
+from moe_routing.errors import InputError
 from moe_routing.evaluation.requests import max_length
 from moe_routing.models.adapters import find_routers
 from moe_routing.models.loading import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
+
+Array = NDArray[np.float32]
 
 CAPTURE_FILE = "router_logits.safetensors"
 HISTOGRAM_BINS = 80
@@ -35,11 +41,12 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Files: ``router_logits.safetensors`` (the capture on evaluation text),
     ``baseline_routing_stats.csv``, ``baseline_prompts.csv``, ``baseline_findings.json``,
-    ``expert_usage.csv``, ``logit_histogram.csv``, ``coactivation.csv``,
+    ``expert_usage.csv``, ``prompt_usage.csv``, ``logit_histogram.csv``, ``coactivation.csv``,
     ``domain_specialisation.csv`` and ``vocabulary_specialisation.csv``.
 
     Raises:
-        InputError: no perplexity set, or non-finite router logits.
+        InputError: no perplexity set, a prompt that does not fit the window, or non-finite router
+            logits.
     """
     folder = results / "baseline"
     loaded = load_model(config.model, config.resources.threads)
@@ -55,7 +62,8 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     window = max_length(loaded.model.config, config.evaluation.window)
     table = _layers(text, native_k, config, rng).assign(dataset=name, window=window)
     write_csv(table, folder / "baseline_routing_stats.csv")
-    write_csv(_prompts(config, loaded, native_k, rng), folder / "baseline_prompts.csv")
+    logits = prompt_logits(loaded, config.analysis.baseline.prompts, window)
+    _write_prompts(logits, native_k, config, rng, folder)
     write_json(
         {"dataset": name, "n_tokens": text.tokens, **key_findings(text, native_k, config, rng)},
         folder / "baseline_findings.json",
@@ -113,35 +121,61 @@ def _layers(
     )
 
 
-def _prompts(
-    config: StudyConfig, loaded: LoadedModel, native_k: int, rng: np.random.Generator
-) -> pd.DataFrame:
-    """Return the table by layer of each prompt: a handful of tokens, so without intervals."""
-    tables = []
-    for prompt in config.analysis.baseline.prompts:
-        capture = capture_texts(
-            loaded.model, loaded.tokenizer, [prompt], tokens=1, window=config.evaluation.window,
-            label="watch prompt",
-        )  # fmt: skip
-        table = _layers(capture, native_k, config, rng)
+def prompt_logits(loaded: LoadedModel, prompts: Sequence[str], window: int) -> dict[str, Array]:
+    """Return the router logits of every token of each prompt, (layers, tokens, experts).
+
+    A prompt is read as the model reads it when it is asked to go on: its own tokens, the last one
+    included, whose prediction is the first new token, and nothing before them.
+
+    Raises:
+        InputError: a prompt has no token or more than the window, or a router logit is not finite.
+    """
+    logits = {}
+    for prompt in prompts:
+        ids_S = torch.tensor(loaded.tokenizer(prompt)["input_ids"])
+        if not 0 < len(ids_S) <= window:
+            raise InputError(
+                f"analysis.baseline.prompts has {prompt[:40]!r}, of {len(ids_S)} tokens; allowed: "
+                f"1 to {window}"
+            )
+        logits[prompt] = watch_ids(loaded.model, ids_S, "watch prompt")[0].numpy()
+    return logits
+
+
+def _write_prompts(
+    logits: dict[str, Array],
+    native_k: int,
+    config: StudyConfig,
+    rng: np.random.Generator,
+    folder: Path,
+) -> None:
+    """Write the table by layer and the loads of each prompt: a handful of tokens, no intervals."""
+    settings = {"confidence": config.statistics.confidence, "resamples": 1, "rng": rng}
+    tables, usages = [], []
+    for prompt, logits_LTE in logits.items():
+        table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), native_k, **settings)
         limits = [name for name in table if name.endswith(("_low", "_high"))]
         table = table.drop(columns=[*limits, "n_documents"])
         table.insert(0, "prompt", prompt)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        usages.append(_usage(logits_LTE, native_k).assign(prompt=prompt))
+    write_csv(pd.concat(tables, ignore_index=True), folder / "baseline_prompts.csv")
+    write_csv(pd.concat(usages, ignore_index=True), folder / "prompt_usage.csv")
+
+
+def _usage(logits_LTE: Array, native_k: int) -> pd.DataFrame:
+    """Return how many tokens select each expert, one row an expert of a layer."""
+    layers, tokens, experts = logits_LTE.shape
+    load_LE = expert_load(top_experts(logits_LTE, native_k), experts)
+    layer, expert = np.divmod(np.arange(layers * experts), experts)
+    usage = {"layer": layer, "expert": expert, "tokens": load_LE.ravel()}
+    return pd.DataFrame({**usage, "share_of_tokens": load_LE.ravel() / tokens})
 
 
 def _write_usage(text: Capture, native_k: int, folder: Path) -> None:
     """Write what the figures draw: loads of experts, and histograms of logits."""
     logits_LTE = text.logits_LTE.numpy()
-    layers, tokens, experts = logits_LTE.shape
-    load_LE = expert_load(top_experts(logits_LTE, native_k), experts)
-    layer, expert = np.divmod(np.arange(layers * experts), experts)
-    usage = {"layer": layer, "expert": expert, "tokens": load_LE.ravel()}
-    write_csv(
-        pd.DataFrame({**usage, "share_of_tokens": load_LE.ravel() / tokens}),
-        folder / "expert_usage.csv",
-    )
+    write_csv(_usage(logits_LTE, native_k), folder / "expert_usage.csv")
     edges = np.linspace(*np.quantile(logits_LTE, [0.0005, 0.9995]), HISTOGRAM_BINS + 1)
     density = [np.histogram(values.ravel(), edges, density=True)[0] for values in logits_LTE]
     bins = {"low": edges[:-1], "high": edges[1:]}

@@ -77,8 +77,8 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     """Run every arm, write the tables of ``bh/`` and return ``bh_routing_results``.
 
     Files: ``bh_routing_results.csv``, ``bh_pivot.csv`` and ``.md``, ``bh_counts.csv``,
-    ``bh_saturation.csv``, ``bh_static_curve.csv``, ``bh_generation.json`` and
-    ``recommendation.json``.
+    ``binding_by_layer.csv``, ``bh_saturation.csv``, ``bh_static_curve.csv``,
+    ``bh_generation.json`` and ``recommendation.json``.
 
     Raises:
         InputError: no perplexity set, a null that was not fitted or on too few tokens for a level,
@@ -100,6 +100,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     write_csv(table, folder / "bh_routing_results.csv")
     _write_pivot(table, folder)
     write_csv(counts_table(runs, nulls), folder / "bh_counts.csv")
+    write_csv(binding_table(runs, nulls), folder / "binding_by_layer.csv")
     write_csv(saturation_table(runs, nulls), folder / "bh_saturation.csv")
     write_csv(_static_rows(runs, config), folder / "bh_static_curve.csv")
     generations = {name: run.text for name, run in runs.items()}
@@ -219,12 +220,18 @@ def results_table(
 def measure(
     run: ArmRun, runs: dict[str, ArmRun], config: StudyConfig, rng: np.random.Generator
 ) -> dict[str, object]:
-    """Return the columns of one arm; the last ones name the protocol."""
+    """Return the columns of one arm; the last ones name the protocol.
+
+    Those that begin with ``generation_`` are about the decoding steps that go on from the prompt,
+    the others about the evaluation text. Binding shares are of decisions (a token in a layer):
+    ``share_floor`` those that the rule left below the floor, ``share_cap`` those that it wanted
+    above the cap, ``share_empty`` those for which it chose no expert.
+    """
     statistics, items = run.statistics, run.items
     baseline = runs[config.statistics.baseline].items
-    histogram_C = statistics.count_histogram_LC.sum(0)
-    low, mid_low, median, mid_high, high = histogram_quantiles(histogram_C, QUANTILES)
     mean = statistics.mean_experts()
+    generation = {"mean_experts": run.generation.mean_experts(), **_spread(run.generation)}
+    generation |= _binding(run.generation)
     sums = np.stack([items["nats"], items["nats"] - baseline["nats"], items["experts"]], axis=1)
     units = np.broadcast_to(items[["tokens"]].to_numpy(), sums.shape)
     clusters = items["cluster"].to_numpy()
@@ -239,12 +246,7 @@ def measure(
         "mean_experts": mean,
         "mean_experts_low": low_S[2],
         "mean_experts_high": high_S[2],
-        "sd_experts": statistics.sd_experts(),
-        "q05": low,
-        "q25": mid_low,
-        "median": median,
-        "q75": mid_high,
-        "q95": high,
+        **_spread(statistics),
         "reduction_pct": reduction_percent(mean, run.strategy.max_experts),
         "token_perplexity": np.exp(boot.ratio_S[0]),
         "token_perplexity_low": np.exp(low_S[0]),
@@ -252,17 +254,36 @@ def measure(
         "nats_vs_baseline": boot.ratio_S[1],
         "nats_vs_baseline_low": low_S[1],
         "nats_vs_baseline_high": high_S[1],
-        "share_floor": statistics.floor_binds_L.mean(),
-        "share_cap": statistics.cap_binds_L.mean(),
-        "share_empty": statistics.empty_L.mean(),
+        **_binding(statistics),
         "unique_experts": run.distinct,
         "batch_tokens": config.analysis.bh.union,
-        "generation_mean_experts": run.generation.mean_experts(),
+        **{f"generation_{name}": value for name, value in generation.items()},
         "generation_tokens": run.generation.tokens,
         "n_tokens": int(items["tokens"].sum()),
         "n_documents": len(items),
         "dataset": text_dataset(config.datasets),
         "window": run.window,
+    }
+
+
+def _spread(statistics: RoutingStatistics) -> dict[str, float]:
+    """Return standard deviation and quantiles of the experts of a decision."""
+    quantiles = histogram_quantiles(statistics.count_histogram_LC.sum(0), QUANTILES)
+    names = ("q05", "q25", "median", "q75", "q95")
+    return {"sd_experts": statistics.sd_experts(), **dict(zip(names, quantiles, strict=True))}
+
+
+def _binding(statistics: RoutingStatistics) -> dict[str, float]:
+    """Return how often floor, cap and an empty choice decide, averaged over layers."""
+    shares = _binding_by_layer(statistics)
+    return {name: share_L.mean() for name, share_L in shares.items()}
+
+
+def _binding_by_layer(statistics: RoutingStatistics) -> dict[str, np.ndarray]:
+    return {
+        "share_floor": statistics.floor_binds_L,
+        "share_cap": statistics.cap_binds_L,
+        "share_empty": statistics.empty_L,
     }
 
 
@@ -290,6 +311,24 @@ def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
         place = {"null": run.strategy.null, "max_k": run.strategy.max_k}
         values = {"alpha": run.strategy.alpha, "layer": layer, "experts": experts, "share": share}
         tables.append(pd.DataFrame({**place, **values}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def binding_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
+    """Return how often floor, cap and an empty choice decide in each layer, BH arms only.
+
+    ``text`` is ``evaluation`` or ``generation``; the shares are of its ``n_tokens`` tokens, see
+    :func:`measure`.
+    """
+    tables = []
+    for run in _bh_runs(runs, nulls):
+        arm = run.strategy
+        for text, seen in (("evaluation", run.statistics), ("generation", run.generation)):
+            place = {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha, "text": text}
+            mean_L = seen.mean_experts_L()
+            values = {"layer": np.arange(mean_L.size), "mean_experts": mean_L}
+            values |= _binding_by_layer(seen) | {"n_tokens": seen.tokens}
+            tables.append(pd.DataFrame({**place, **values}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -129,11 +129,39 @@ def capture_texts(
         name: torch.cat([part[name] for part in parts], dim=1 if name.count("_L") else 0)
         for name in Capture.FIELDS
     }
-    finite_L = torch.isfinite(joined["logits_LTE"]).flatten(1).all(1)
+    _check_finite(joined["logits_LTE"], label)
+    return Capture(**joined)
+
+
+@torch.inference_mode()
+def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor, Tensor]:
+    """Run the model over one sequence as it is: every token of it, and none more, is watched.
+
+    Args:
+        model: the model, stock or routed.
+        ids_S: token ids, int64, (positions,).
+        label: what is read, for the error.
+
+    Returns:
+        Router logits, float32, (layers, positions, experts), and norms of the routers' inputs,
+        (layers, positions).
+
+    Raises:
+        InputError: a router logit is not finite.
+    """
+    everything_S = torch.ones(ids_S.numel(), dtype=torch.bool)
+    with _RouterWatch(find_routers(model), everything_S) as watch:
+        model.base_model(ids_S[None].to(model.device), use_cache=False)
+    logits_LSE = torch.stack(watch.logits)
+    _check_finite(logits_LSE, label)
+    return logits_LSE, torch.stack(watch.norms)
+
+
+def _check_finite(logits_LTE: Tensor, label: str) -> None:
+    finite_L = torch.isfinite(logits_LTE).flatten(1).all(1)
     if not bool(finite_L.all()):
         layer = int(finite_L.int().argmin())
         raise InputError(f"{label}: router logits of layer {layer} are not finite")
-    return Capture(**joined)
 
 
 def _batches(

@@ -66,12 +66,13 @@ class BHAnalysis(ClosedModel):
 class ValidityAnalysis(ClosedModel):
     """Whether p-values are what they claim to be."""
 
-    tokens: int = Field(2048, ge=256, description="Tokens to test on, and twice as many to fit on.")
+    tokens: int = Field(6144, ge=256, description="Tokens to test on, and twice as many to fit on.")
     nulls: list[str] = Field(list(NULLS), min_length=1, description="Nulls to look at.")
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     level: Level = Field(0.05, description="Level at which a null is called valid or not.")
     largest_size: Level = Field(
-        0.06, description="Largest share of pure-noise tokens with a selection, if valid."
+        0.06,
+        description="Largest share of pure-noise tokens with a selection in any layer, if valid.",
     )
     max_k: PositiveInt = Field(8, description="Cap whose binding is counted.")
     repeats: int = Field(10000, ge=100, description="Simulated tokens of each setting.")
@@ -90,7 +91,7 @@ class ValidityAnalysis(ClosedModel):
 
 
 class AuditAnalysis(ClosedModel):
-    """What happens to the loss when one selected expert is left out."""
+    """What happens to the loss when one expert of the stock router's choice is left out."""
 
     tokens: PositiveInt = Field(
         200, description="Tokens, four a document, more where documents are few."

@@ -1,10 +1,10 @@
 """Empirical false discovery proportions from interventions.
 
-Pure functions of tables. A removal is one row: ``arm``, ``null``, ``alpha``, ``document``,
-``position``, ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``hit`` (whether the
-expert was there to be removed), ``change`` (of the token's own next-token loss, nats),
-``change_window`` (summed over the followed tokens) and ``noise`` (what rounding alone does to that
-loss).
+Pure functions of tables. A removal is one row: ``arm`` (what routed), ``document``, ``position``,
+``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``hit`` (whether the expert was there
+to be removed), ``change`` (of the token's own next-token loss, nats), ``change_window`` (summed
+over the followed tokens) and ``noise`` (what rounding alone does to that loss). A decision is the
+routing of one token in one layer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,39 @@ from moe_routing.statistics.proportions import design_effect, wilson_interval
 
 ALL_LAYERS = "all"
 CHANGES = {"own": "change", "window": "change_window"}
+DECISION = ["document", "position", "layer"]
+NO_NULL = "none"
+
+
+def labelled(
+    removals: pd.DataFrame, discoveries: pd.DataFrame, arms: Sequence[tuple[str, str, float]]
+) -> pd.DataFrame:
+    """Return the removals once for what routed and once for every rule, with the rule's labels.
+
+    ``discovered``: whether the rule discovered the removed expert; all are, for what routed, whose
+    ``null`` is :data:`NO_NULL`. ``beyond``: discoveries of the decision that were not there to be
+    removed, because the model did not select them.
+
+    Args:
+        removals: one row an intervention.
+        discoveries: one row an expert that a rule discovers, by ``arm`` and decision.
+        arms: id, null and level of every rule.
+    """
+    stock = removals.assign(null=NO_NULL, alpha=np.nan, discovered=True, beyond=0)
+    parts = [stock]
+    for arm, null, alpha in arms:
+        found = discoveries.loc[discoveries["arm"] == arm, [*DECISION, "expert"]]
+        discovered = _index(removals, "expert").isin(_index(found, "expert"))
+        by_decision = pd.Series(discovered).groupby(_index(removals)).sum()
+        beyond = found.groupby(DECISION).size().reindex(by_decision.index, fill_value=0)
+        beyond = (beyond - by_decision).reindex(_index(removals)).to_numpy()
+        named = {"arm": arm, "null": null, "alpha": alpha}
+        parts.append(removals.assign(**named, discovered=discovered, beyond=beyond))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _index(table: pd.DataFrame, *more: str) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table[[*DECISION, *more]])
 
 
 def false_discoveries(
@@ -30,13 +63,15 @@ def false_discoveries(
     """Return one row an arm, scope, threshold and layer (and ``all``).
 
     A discovery is false if removing it changes the loss by less than epsilon in either direction.
+    Only what the model itself had selected can be removed from it: ``n_beyond`` counts the
+    discoveries beyond that, about which nothing is known and which no other column includes.
     ``fdp`` is the share of false ones among all discoveries. ``fdr`` is the mean of V / max(R, 1)
     over decisions (a token in a layer): 0 where the rule found nothing, so that a rule that is
     mostly silent has a small one; ``share_any`` is the share of decisions with a discovery. Both
     have Wilson intervals with the design effect of documents (for ``fdr`` conservative, since its
     values are fractions). ``harmful`` is the share of discoveries whose removal lowers the loss by
-    epsilon or more. Experts that only the floor put in are no discoveries: ``floor_only`` counts
-    them. A removal that hit nothing changes nothing, whatever the expert does: ``n_missed`` counts
+    epsilon or more. ``n_undiscovered`` counts removals of experts that the rule did not discover. A
+    removal that hit nothing changes nothing, whatever the expert does: ``n_missed`` counts
     them, discovered or not, and all other columns leave them out. ``noise`` is the 95 % quantile of
     what rounding alone does to a loss: an epsilon below it tells nothing.
     """
@@ -58,14 +93,12 @@ def _proportions(
     group: pd.DataFrame, column: str, epsilon: float, confidence: float
 ) -> dict[str, float]:
     missed = int((~group["hit"]).sum())
+    beyond = int(group.drop_duplicates(DECISION)["beyond"].sum())
     group = group[group["hit"]]
     false = group["discovered"] & (group[column].abs() < epsilon)
     found = group[group["discovered"]]
     decisions = (
-        group.assign(false=false)
-        .groupby(["document", "position", "layer"])[["false", "discovered"]]
-        .sum()
-        .reset_index()
+        group.assign(false=false).groupby(DECISION)[["false", "discovered"]].sum().reset_index()
     )
     share = decisions["false"] / decisions["discovered"].clip(lower=1)
     some = len(found) > 0
@@ -73,7 +106,8 @@ def _proportions(
         "n_discoveries": len(found),
         "n_decisions": len(decisions),
         "n_documents": group["document"].nunique(),
-        "floor_only": int((~group["discovered"]).sum()),
+        "n_undiscovered": int((~group["discovered"]).sum()),
+        "n_beyond": beyond,
         "n_missed": missed,
         "share_any": float((decisions["discovered"] > 0).mean()),
         **_share("fdp", false[group["discovered"]], found["document"], confidence),

@@ -39,14 +39,12 @@ class Removal:
         layer: layer.
         expert: expert.
         place: its place in the token's order of preference, 0 first.
-        discovered: whether the rule itself chose it, rather than the floor.
         weight: the weight that is taken away.
     """
 
     layer: int
     expert: int
     place: int
-    discovered: bool
     weight: float
 
 
@@ -66,11 +64,11 @@ class SelectionRecorder(Recorder):
         found = []
         for layer in layers:
             selection = self.routings[layer].selection
-            count, rejected = int(selection.count_T[token]), int(selection.rejected_T[token])
+            count = int(selection.count_T[token])
             experts = selection.index_TK[token, :count].tolist()
             weights = self.routings[layer].weight_TK[token, :count].tolist()
             found += [
-                Removal(layer, expert, place, place < rejected, weight)
+                Removal(layer, expert, place, weight)
                 for place, (expert, weight) in enumerate(zip(experts, weights, strict=True))
             ]
         return found

@@ -35,6 +35,7 @@ BASELINE = Outputs(
         "baseline_prompts.csv",
         "baseline_findings.json",
         "expert_usage.csv",
+        "prompt_usage.csv",
         "logit_histogram.csv",
         "coactivation.csv",
         "domain_specialisation.csv",
@@ -50,6 +51,7 @@ BH = Outputs(
         "bh_pivot.csv",
         "bh_pivot.md",
         "bh_counts.csv",
+        "binding_by_layer.csv",
         "bh_saturation.csv",
         "bh_static_curve.csv",
         "bh_generation.json",
@@ -89,6 +91,6 @@ VALIDITY = Outputs(
 )
 AUDIT = Outputs(
     "audit",
-    ("audit.csv", "removals.parquet", "weight_importance.csv"),
+    ("audit.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
     ("false_discoveries", "weight_importance"),
 )

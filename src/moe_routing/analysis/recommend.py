@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_ratios, cluster_sums
-from moe_routing.statistics.matched import bracket, interpolate
+from moe_routing.statistics.matched import Bracket, bracket, interpolate
 
 Array = NDArray[np.float64]
 
@@ -21,10 +21,13 @@ RULE = (
     "intervals over all arms (bootstrap of documents, maximal |t|). For efficiency: of the arms "
     "with fewer experts than the baseline whose upper limit is below the margin, the one with the "
     "fewest experts. For quality: of the arms whose upper limit is below 0, the one with the "
-    "lowest loss. An adaptive arm beats static routing at its own compute if the upper limit of "
-    "its difference from the static curve, interpolated linearly at its mean experts, is below 0; "
-    "where loss is convex in k that line lies above the curve, which favours the arm. Where no arm "
-    "qualifies, no recommendation is supported."
+    "lowest loss. An adaptive arm is held against static routing at its own mean experts, which "
+    "mostly lie between two measured k. It loses if the lower limit of its difference from the "
+    "straight line between them is above 0. That line lies above any curve that is convex in k, "
+    "which favours the arm; so it beats static routing only if the upper limit of its difference "
+    "from the least that a convex curve through the measured points can be there is below 0. An "
+    "arm below the line but not below that bound is named apart: nothing is shown of it. Where no "
+    "arm qualifies, no recommendation is supported."
 )
 
 
@@ -79,7 +82,9 @@ def recommend(
 
     Returns:
         ``rule``, the settings, ``differences`` by arm, ``efficiency`` and ``quality`` (an arm with
-        its numbers, or None), ``beats_static_curve`` (arms), and ``statement``.
+        its numbers, or None), ``beats_static_curve``, ``beats_line_only`` and
+        ``loses_to_static_curve`` (arms), ``against_static_curve`` (the straight line) and
+        ``against_convex_bound`` by arm, and ``statement``.
     """
     names = [arm.strategy for arm in arms]
     base = names.index(baseline)
@@ -90,7 +95,8 @@ def recommend(
     differences = {
         names[place]: difference for place, difference in zip(others, found, strict=True)
     }
-    matched = _against_static(nats_NS, tokens_N, clusters_N, arms, settings)
+    matched, bounded = _against_static(nats_NS, tokens_N, clusters_N, arms, settings)
+    beats = [name for name, gap in bounded.items() if gap.high < 0]
     fewest = _efficient(arms, differences, arms[base], margin)
     best = min(
         (name for name, difference in differences.items() if difference.high < 0),
@@ -107,10 +113,14 @@ def recommend(
         "n_tokens": int(tokens_N.sum()),
         "efficiency": _describe(fewest, by_name, differences, matched),
         "quality": _describe(best, by_name, differences, matched),
-        "beats_static_curve": [name for name, gap in matched.items() if gap.high < 0],
+        "beats_static_curve": beats,
+        "beats_line_only": [
+            name for name, gap in matched.items() if gap.high < 0 and name not in beats
+        ],
         "loses_to_static_curve": [name for name, gap in matched.items() if gap.low > 0],
         "differences": {name: asdict(value) for name, value in differences.items()},
         "against_static_curve": {name: asdict(value) for name, value in matched.items()},
+        "against_convex_bound": {name: asdict(value) for name, value in bounded.items()},
         "statement": _statement(fewest, best, by_name, differences, arms[base], margin, confidence),
     }
 
@@ -154,23 +164,74 @@ def _against_static(
     clusters_N: NDArray,
     arms: Sequence[Arm],
     settings: dict[str, object],
-) -> dict[str, Difference]:
-    """Return each adaptive arm's difference from the static curve at its own mean experts."""
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
+    """Return each adaptive arm's differences from static routing at its own mean experts.
+
+    From the straight line between the measured k on either side, and from the least that a convex
+    curve can be there; see :func:`convex_bound`. The intervals hold for all of them at once.
+    """
     curve = sorted(
         (place for place, arm in enumerate(arms) if arm.static_k is not None),
         key=lambda place: arms[place].static_k,
     )
     ks = [arms[place].static_k for place in curve]
-    gaps = {}
+    lines, bounds = {}, {}
     for place, arm in enumerate(arms):
         at = bracket(arm.mean_experts, ks) if arm.static_k is None and ks else None
-        if at is not None:
-            gaps[arm.strategy] = nats_NS[:, place] - interpolate(nats_NS[:, curve], at)
-    if not gaps:
-        return {}
-    gap_NS = np.stack(list(gaps.values()), axis=1)
+        if at is None:
+            continue
+        lines[arm.strategy] = nats_NS[:, place] - interpolate(nats_NS[:, curve], at)
+        least_N = convex_bound(nats_NS[:, curve], ks, at)
+        if least_N is not None:
+            bounds[arm.strategy] = nats_NS[:, place] - least_N
+    if not lines:
+        return {}, {}
+    gap_NS = np.stack([*lines.values(), *bounds.values()], axis=1)
     found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
-    return dict(zip(gaps, found, strict=True))
+    return (
+        dict(zip(lines, found, strict=False)),
+        dict(zip(bounds, found[len(lines) :], strict=True)),
+    )
+
+
+def convex_bound(value_NK: Array, ks: Sequence[int], at: Bracket) -> Array | None:
+    """Return the least that a curve through measured points can be if it is convex, (N,).
+
+    Between two points it is nowhere below the line through the two points before them, nor below
+    that through the two after them, extended; the line with the higher sum is taken, item by item.
+    Where the points are not convex, so that this is above the straight line between the two, that
+    is taken instead. On a measured point it is that point.
+
+    Args:
+        value_NK: nats of each item at each k, (items, ks).
+        ks: the measured k, ascending.
+        at: where between them.
+
+    Returns:
+        None between two points that have no other beside them.
+
+    >>> curve_NK = np.array([[8.0, 4.0, 2.0, 1.0]])
+    >>> convex_bound(curve_NK, [1, 2, 3, 4], Bracket(1, 2, 0.5))
+    array([2.5])
+    """
+    line_N = interpolate(value_NK, at)
+    if at.low == at.high:
+        return line_N
+    mean = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
+    pairs = [(at.low - 1, at.low), (at.high, at.high + 1)]
+    beside = [
+        _through(value_NK, ks, pair, mean) for pair in pairs if pair[0] >= 0 and pair[1] < len(ks)
+    ]
+    if not beside:
+        return None
+    return min(max(beside, key=np.sum), line_N, key=np.sum)
+
+
+def _through(value_NK: Array, ks: Sequence[int], pair: tuple[int, int], at: float) -> Array:
+    """Return the line through two points of a curve at a place, (N,)."""
+    first, second = pair
+    share = (at - ks[first]) / (ks[second] - ks[first])
+    return (1 - share) * value_NK[:, first] + share * value_NK[:, second]
 
 
 def _efficient(

@@ -1,31 +1,88 @@
 """How p-values behave: uniformity, size, the bound of marginal nulls, what binds.
 
-Shape letters: L layers, T tokens, E experts, N points.
+Shape letters: L layers, T tokens, E experts, N levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from moe_routing.routing.nulls import Null, sample_inputs
-from moe_routing.routing.procedures import bh_levels, step_up
+from moe_routing.routing.ordering import sort_down
+from moe_routing.routing.procedures import bh_levels, last_passing
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
 
 BINS = 20
+EDGES = tuple(np.linspace(0, 1, BINS + 1).tolist())
 QQ_LEVELS = tuple(np.round(np.geomspace(1e-4, 1, 33), 8).tolist())
 ALL_LAYERS = "all"
 
 
-def layer_p_values(null: Null, sample: CalibrationSample, layer: int) -> Tensor:
-    """Return the p-values of a layer's tokens, sorted upwards within tokens, (tokens, experts)."""
-    return null.p_values(sample_inputs(sample, layer)).sort(1).values
+VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
+"""Outcomes of a verdict. Not shown: some layer was above the allowed size, by no more than chance
+may put it; that is neither a size that holds nor one that is broken."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a null says against H0 for the experts of every token of a layer.
+
+    A p-value is at most a level just if the evidence reaches what ``needed`` says for the level.
+
+    Attributes:
+        sorted_TE: evidence, each token's sorted downwards.
+        needed: maps float64 levels, of those that are examined, to the least evidence with a
+            p-value at most that, both (N,).
+    """
+
+    sorted_TE: Tensor
+    needed: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(
+        cls, null: Null, sample: CalibrationSample, layer: int, alphas: Sequence[float]
+    ) -> Evidence:
+        """Take the statistic where all of a layer's p-values fall with it, else the p-value.
+
+        Critical values decide exactly as p-values do (:meth:`Null.critical`), and need no look-up
+        of each statistic in a table of a million draws. Those of BH at ``alphas``, of the histogram
+        and of the QQ plot are found once.
+        """
+        inputs = sample_inputs(sample, layer)
+        if not null.layer_monotone:
+            return cls.of_p_values(null.p_values(inputs))
+        bh = [bh_levels(sample.num_experts, alpha) for alpha in alphas]
+        level_N = torch.cat([torch.tensor([*EDGES, *QQ_LEVELS], dtype=torch.float64), *bh]).unique()
+        critical_N = null.critical(layer, level_N)
+        return cls(
+            sort_down(null.statistic(inputs)),
+            lambda wanted_N: critical_N[torch.searchsorted(level_N, wanted_N)],
+        )
+
+    @classmethod
+    def of_p_values(cls, p_TE: Tensor) -> Evidence:
+        """Take p-values themselves: the smaller, the more evidence."""
+        return cls(sort_down(-p_TE), lambda level_N: -level_N)
+
+    def shares(self, levels: Sequence[float]) -> NDArray[np.float64]:
+        """Return the share of p-values at or below each level; H0: the level."""
+        needed_N = self.needed(torch.tensor(levels, dtype=torch.float64)).double().numpy()
+        rising = np.sort(self.sorted_TE.numpy(), axis=None)
+        return 1 - np.searchsorted(rising, needed_N) / rising.size
+
+    def rejections(self, alpha: float) -> Tensor:
+        """Return how many experts BH keeps for each token, without floor and cap, (tokens,)."""
+        level_E = bh_levels(self.sorted_TE.shape[1], alpha)
+        return last_passing(self.sorted_TE >= self.needed(level_E))
 
 
 def harmonic(experts: int) -> float:
@@ -37,22 +94,15 @@ def harmonic(experts: int) -> float:
     return float((1 / np.arange(1, experts + 1)).sum())
 
 
-def histogram_rows(p_TE: Tensor) -> pd.DataFrame:
+def histogram_rows(evidence: Evidence) -> pd.DataFrame:
     """Return the share of p-values in 20 equal bins; uniform p-values have 1/20 in each."""
-    counts, edges = np.histogram(p_TE.double().numpy().ravel(), BINS, (0, 1))
-    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "share": counts / counts.sum()})
+    shares = np.diff(evidence.shares(EDGES))
+    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "share": shares})
 
 
-def qq_rows(p_TE: Tensor) -> pd.DataFrame:
+def qq_rows(evidence: Evidence) -> pd.DataFrame:
     """Return the share of p-values at or below levels that are even in log; H0: the level."""
-    sorted_p = np.sort(p_TE.double().numpy().ravel())
-    below = np.searchsorted(sorted_p, QQ_LEVELS, side="right")
-    return pd.DataFrame({"level": QQ_LEVELS, "share": below / sorted_p.size})
-
-
-def rejections(sorted_p_TE: Tensor, alpha: float) -> Tensor:
-    """Return how many experts BH keeps for each token, without floor and cap, (tokens,)."""
-    return step_up(sorted_p_TE, bh_levels(sorted_p_TE.shape[1], alpha))
+    return pd.DataFrame({"level": QQ_LEVELS, "share": evidence.shares(QQ_LEVELS)})
 
 
 def reachable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
@@ -89,11 +139,11 @@ def examine(
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     for layer in range(sample.num_layers):
-        p_TE = layer_p_values(null, sample, layer)
-        tables["histogram"].append(histogram_rows(p_TE).assign(layer=layer))
-        tables["qq"].append(qq_rows(p_TE).assign(layer=layer))
+        evidence = Evidence.of(null, sample, layer, alphas)
+        tables["histogram"].append(histogram_rows(evidence).assign(layer=layer))
+        tables["qq"].append(qq_rows(evidence).assign(layer=layer))
         for alpha in alphas:
-            rejected[alpha].append(rejections(p_TE, alpha))
+            rejected[alpha].append(evidence.rejections(alpha))
     sizes = []
     for alpha, by_layer in rejected.items():
         named = {**dict(enumerate(by_layer)), ALL_LAYERS: torch.cat(by_layer)}
@@ -122,9 +172,9 @@ def binding_rows(
     alphas = reachable(null, alphas, sample.num_experts)
     rows = []
     for layer in range(sample.num_layers):
-        p_TE = layer_p_values(null, sample, layer)
+        evidence = Evidence.of(null, sample, layer, alphas)
         for alpha in alphas:
-            rejected_T = rejections(p_TE, alpha)
+            rejected_T = evidence.rejections(alpha)
             rows.append(
                 {
                     "layer": layer,
@@ -134,7 +184,7 @@ def binding_rows(
                     "share_empty": float((rejected_T == 0).double().mean()),
                     "share_any": float((rejected_T > 0).double().mean()),
                     "mean_rejected": float(rejected_T.double().mean()),
-                    "bound": min(1.0, alpha * harmonic(p_TE.shape[1])),
+                    "bound": min(1.0, alpha * harmonic(sample.num_experts)),
                     "n_tokens": rejected_T.numel(),
                 }
             )
@@ -152,18 +202,18 @@ def judge_designs(
     """Say which nulls hold their size in which designs: one row a null and design.
 
     The size is the share of tokens for which BH at ``level`` selects anything where H0 holds. A
-    null is fitted, and used, layer by layer; so it must hold its size in each of them. It is
-    ``valid`` in a design if no layer is above ``largest_size`` by more than chance, and all layers
-    together are not above it at all. By chance: the lower limit of a Wilson interval that all
-    layers and designs of the null share (Bonferroni), so that a truly valid null is failed by any
-    of them with probability at most 1 - ``confidence``. What the fit varies is not in it. The
-    price is that a single layer may be above ``largest_size`` and pass: it fails only above
-    ``layer_fails_above``, which more tokens bring closer.
+    null is fitted, and used, layer by layer; so it must hold its size in each of them. Its ``call``
+    in a design is ``valid`` if no layer's size, as estimated, is above ``largest_size``; ``not
+    valid`` if a layer, or all of them together, is above it by more than chance; and else ``not
+    shown``. By chance: the lower limit of a Wilson interval that all layers and designs of the null
+    share (Bonferroni), so that a truly valid null is failed by any of them with probability at most
+    1 - ``confidence``. What the fit varies is not in it.
 
-    Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``size`` with
-    ``low`` and ``high`` over all layers; ``worst_layer_*`` with simultaneous limits;
-    ``layer_fails_above``; ``failing_layers`` by number, and how many, ``layers_above``, of
-    ``layers``; ``n_tokens`` of a layer.
+    Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``valid`` (whether
+    the call is that), ``size`` with ``low`` and ``high`` over all layers; ``worst_layer_*`` with
+    simultaneous limits; ``layer_fails_above``, the size above which a single layer fails;
+    ``failing_layers`` by number, and how many, ``layers_above``, of ``layers``;
+    ``unshown_layers``, above ``largest_size`` and not failing; ``n_tokens`` of a layer.
 
     Args:
         sizes: rows for which H0 holds; columns ``null``, ``design``, ``alpha``, ``layer``,
@@ -174,34 +224,39 @@ def judge_designs(
         breaks: maps null and design to the assumption that does not hold.
     """
     used = sizes[np.isclose(sizes["alpha"], level)].reset_index(drop=True)
-    is_all = used["layer"].astype(str) == ALL_LAYERS
     rows = []
-    for null, single in used[~is_all].groupby("null", sort=False):
-        joint = 1 - (1 - confidence) / len(single)
-        limits = _joint_limits(single, joint)
-        for design, layers in single.join(limits).groupby("design", sort=False):
-            overall = used[is_all & (used["null"] == null) & (used["design"] == design)].iloc[0]
-            worst = layers.loc[layers["size"].idxmax()]
-            failing = layers.loc[layers["joint_low"] > largest_size, "layer"]
-            rows.append(
-                {
-                    "null": null,
-                    "design": design,
-                    "breaks": breaks(null, design),
-                    "valid": bool(overall["size"] <= largest_size) and failing.empty,
-                    **overall[["size", "low", "high"]],
-                    "worst_layer": worst["layer"],
-                    "worst_layer_size": worst["size"],
-                    "worst_layer_low": worst["joint_low"],
-                    "worst_layer_high": worst["joint_high"],
-                    "layer_fails_above": fails_above(largest_size, worst["n_tokens"], joint),
-                    "failing_layers": " ".join(str(layer) for layer in failing),
-                    "layers_above": len(failing),
-                    "layers": len(layers),
-                    "n_tokens": worst["n_tokens"],
-                }
-            )
+    for null, own in used.groupby("null", sort=False):
+        joint = 1 - (1 - confidence) / len(own)
+        own = own.join(_joint_limits(own, joint))
+        for design, group in own.groupby("design", sort=False):
+            row = _judge(group, largest_size)
+            edge = fails_above(largest_size, row["n_tokens"], joint)
+            named = {"null": null, "design": design, "breaks": breaks(null, design)}
+            rows.append({**named, **row, "layer_fails_above": edge})
     return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
+
+
+def _judge(group: pd.DataFrame, largest_size: float) -> dict[str, object]:
+    """Judge a null in a design, from the sizes of its layers and of all of them."""
+    is_all = group["layer"].astype(str) == ALL_LAYERS
+    overall, layers = group[is_all].iloc[0], group[~is_all]
+    worst = layers.loc[layers["size"].idxmax()]
+    above, fails = group["size"] > largest_size, group["joint_low"] > largest_size
+    failing = group.loc[fails & ~is_all, "layer"]
+    return {
+        "call": NOT_VALID if fails.any() else NOT_SHOWN if above.any() else VALID,
+        "valid": not above.any(),
+        **overall[["size", "low", "high"]],
+        "worst_layer": worst["layer"],
+        "worst_layer_size": worst["size"],
+        "worst_layer_low": worst["joint_low"],
+        "worst_layer_high": worst["joint_high"],
+        "failing_layers": _names(failing),
+        "layers_above": len(failing),
+        "unshown_layers": _names(group.loc[above & ~fails & ~is_all, "layer"]),
+        "layers": len(layers),
+        "n_tokens": worst["n_tokens"],
+    }
 
 
 def fails_above(largest_size: float, tokens: int, confidence: float) -> float:
@@ -217,37 +272,52 @@ def fails_above(largest_size: float, tokens: int, confidence: float) -> float:
     return float(largest_size + z * np.sqrt(largest_size * (1 - largest_size) / tokens))
 
 
-def _joint_limits(single: pd.DataFrame, confidence: float) -> pd.DataFrame:
+def _joint_limits(sizes: pd.DataFrame, confidence: float) -> pd.DataFrame:
     limits = [
         wilson_interval(size * tokens, tokens, confidence)
-        for size, tokens in zip(single["size"], single["n_tokens"], strict=True)
+        for size, tokens in zip(sizes["size"], sizes["n_tokens"], strict=True)
     ]
-    return pd.DataFrame(limits, index=single.index, columns=["joint_low", "joint_high"])
+    return pd.DataFrame(limits, index=sizes.index, columns=["joint_low", "joint_high"])
+
+
+def _names(layers: Iterable[object]) -> str:
+    return " ".join(sorted({str(layer) for layer in layers}, key=int))
 
 
 def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
     """Say which nulls are valid: one row a null, from :func:`judge_designs`.
 
-    A null is ``valid`` if it is in every design in which H0 holds, those that break its assumption
-    included: nobody knows that real logits keep it. ``valid_under_assumption`` leaves these out.
-    ``worst_*`` is the design with the largest size over all layers, ``worst_layer_*`` the layer of
-    any design with the largest, with its simultaneous limits, and ``layer_fails_above`` the size
-    above which it would fail.
+    Its ``call`` is the worst of its designs, those that break its assumption included: nobody knows
+    that real logits keep it. ``assumption_call`` leaves these out (empty: none is left).
+    ``valid`` and ``valid_under_assumption`` say whether they are ``valid``. ``worst_*`` is the
+    design with the largest size over all layers, ``worst_layer_*`` the layer of any design with the
+    largest, with its simultaneous limits, and ``layer_fails_above`` the size above which it would
+    fail. ``failing_layers`` and ``unshown_layers`` are those of any design; a layer that fails in
+    one is not among the latter.
     """
     rows = [_call(group) for _, group in designs.groupby("null", sort=False)]
     constants = designs[["level", "largest_size"]].iloc[0]
     return pd.DataFrame(rows).assign(**constants)
 
 
+def _worst_call(calls: pd.Series) -> str:
+    ranked = [call for call in (NOT_VALID, NOT_SHOWN, VALID) if call in set(calls)]
+    return ranked[0] if ranked else ""
+
+
 def _call(group: pd.DataFrame) -> dict[str, object]:
     worst = group.loc[group["size"].idxmax()]
     layer = group.loc[group["worst_layer_size"].idxmax()]
-    kept = group[group["breaks"] == ""]
-    failing = {name for names in group["failing_layers"] for name in names.split()}
+    call = _worst_call(group["call"])
+    assumed = _worst_call(group.loc[group["breaks"] == "", "call"])
+    failing = " ".join(group["failing_layers"]).split()
+    unshown = set(" ".join(group["unshown_layers"]).split()) - set(failing)
     row = {
         "null": worst["null"],
-        "valid": bool(group["valid"].all()),
-        "valid_under_assumption": bool(kept["valid"].all()) and not kept.empty,
+        "call": call,
+        "valid": call == VALID,
+        "assumption_call": assumed,
+        "valid_under_assumption": assumed == VALID,
         "worst_design": worst["design"],
         "worst_size": worst["size"],
         "worst_low": worst["low"],
@@ -258,8 +328,9 @@ def _call(group: pd.DataFrame) -> dict[str, object]:
         "worst_layer_low": layer["worst_layer_low"],
         "worst_layer_high": layer["worst_layer_high"],
         "layer_fails_above": layer["layer_fails_above"],
-        "failing_layers": " ".join(sorted(failing, key=int)),
-        "layers_above": len(failing),
+        "failing_layers": _names(failing),
+        "layers_above": len(set(failing)),
+        "unshown_layers": _names(unshown),
         "n_layers": layer["layers"],
         "n_designs": len(group),
     }
@@ -267,24 +338,39 @@ def _call(group: pd.DataFrame) -> dict[str, object]:
 
 
 def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> str:
-    allowed, failed = layer["largest_size"], group[~group["valid"]]
+    words = {VALID: "valid", NOT_SHOWN: "not shown to be valid", NOT_VALID: "not valid"}
     text = (
-        f"{row['null']} is {'valid' if row['valid'] else 'not valid'}: where H0 holds, BH at "
-        f"{layer['level']:g} selects an expert for {row['worst_layer_size']:.3f} of the tokens in "
-        f"the worst layer (layer {row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
+        f"{row['null']} is {words[row['call']]}: where H0 holds, BH at {layer['level']:g} selects "
+        f"an expert for {row['worst_layer_size']:.3f} of the tokens in the worst layer (layer "
+        f"{row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
         f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
         f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
-        f"worst design ({row['worst_design']}); allowed: {allowed:g}. At {layer['n_tokens']:,} "
-        f"tokens a layer fails above {row['layer_fails_above']:.3f}."
+        f"worst design ({row['worst_design']}); allowed: {layer['largest_size']:g}. At "
+        f"{layer['n_tokens']:,} tokens a layer is shown to fail above "
+        f"{row['layer_fails_above']:.3f}."
     )
-    if row["valid"]:
-        return text
-    if row["layers_above"]:
+    if row["failing_layers"]:
         text += (
             f" It fails in {row['layers_above']} of {row['n_layers']} layers "
             f"({row['failing_layers'].replace(' ', ', ')})."
         )
-    if row["valid_under_assumption"]:
-        broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
-        text += f" It fails only where its assumption is broken: {broken}."
-    return text
+    if row["unshown_layers"]:
+        names = row["unshown_layers"].split()
+        text += (
+            f" Above {layer['largest_size']:g}, but not by more than chance: "
+            f"{'layer' if len(names) == 1 else 'layers'} {', '.join(names)}."
+        )
+    return text + _where_it_holds(row, group)
+
+
+def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
+    """Say that a null which is not valid is so where its assumption holds, if that was shown."""
+    if row["valid"] or not row["valid_under_assumption"]:
+        return ""
+    failed, kept = group[~group["valid"]], group[group["breaks"] == ""]
+    broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
+    best = kept.loc[kept["worst_layer_size"].idxmax()]
+    return (
+        f" It exceeds what is allowed only where its assumption is broken: {broken}; where that "
+        f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.3f}."
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.config import TASKS
 from moe_routing.data.items import Item, read_items
-from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 
 def text_dataset(datasets: Iterable[str]) -> str:
-    """Return the name of the study's first perplexity set.
+    """Return the set whose text the analyses read.
 
-    Raises:
-        InputError: it has none.
+    It is the study's first perplexity set; without one the first of passages that end in a word to
+    predict, else the first of any kind.
+
+    >>> text_dataset(["hellaswag", "lambada", "wikipedia"]), text_dataset(["hellaswag", "lambada"])
+    ('wikipedia', 'lambada')
     """
-    for name in datasets:
-        if TASKS[name] == "perplexity":
-            return name
-    allowed = ", ".join(name for name, task in TASKS.items() if task == "perplexity")
-    raise InputError(f"datasets has no running text, which the analyses need; add one of {allowed}")
+    names = list(datasets)
+    for task in ("perplexity", "last_word"):
+        for name in names:
+            if TASKS[name] == task:
+                return name
+    return names[0]
 
 
 def data_path(results: Path, name: str) -> Path:
@@ -35,8 +39,16 @@ def data_path(results: Path, name: str) -> Path:
 
 
 def read_text(config: StudyConfig, results: Path) -> list[Item]:
-    """Return the passages of the study's perplexity set."""
-    return read_items(data_path(results, text_dataset(config.datasets)))
+    """Return the texts that the analyses read, each as a document without a context.
+
+    Items of other tasks become their context and right continuation.
+    """
+    from moe_routing.analysis.capture import item_text
+
+    return [
+        replace(item, context="", continuations=(item_text(item),), label=None)
+        for item in read_items(data_path(results, text_dataset(config.datasets)))
+    ]
 
 
 def first_items(

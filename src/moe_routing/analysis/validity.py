@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
-from moe_routing.analysis.designs import DESIGNS, samples
+from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples
 from moe_routing.analysis.simulation import simulate_procedures
 from moe_routing.analysis.sizes import binding_rows, call_nulls, examine, judge_designs
 from moe_routing.analysis.tables import write_csv
@@ -100,8 +100,9 @@ def design_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
 
-    Only nulls whose H0 holds in a design are examined there. They are fitted anew on the first
-    sample of the design and tested on the second, at the levels that its draws can reach.
+    Only nulls whose H0 holds in a design are examined there, those whose assumption it breaks
+    included. They are fitted anew on the first sample of the design and tested on the second, at
+    the levels that its draws can reach.
 
     Raises:
         InputError: the level of the verdict is not among them.
@@ -109,10 +110,13 @@ def design_tables(
     settings = config.analysis.validity
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
     for design in tqdm(DESIGNS.values(), desc="designs", unit="design"):
+        names = list(filter(design.holds_for, settings.nulls))
+        if not names:
+            continue
         first, second = samples(design, sample, settings.tokens, rng)
-        for null_id in filter(design.holds_for, settings.nulls):
+        for null_id in names:
             null = NULLS[null_id].fit(first)
-            _check_verdict(settings, null, sample.num_experts)
+            _check_verdict(settings, null, sample, first.num_tokens)
             found = examine(null, second, levels(config), config.statistics.confidence)
             for name, table in found.items():
                 tables[name].append(table.assign(null=null_id, design=design.name))
@@ -121,14 +125,19 @@ def design_tables(
     }
 
 
-def _check_verdict(settings: ValidityAnalysis, null: Null, experts: int) -> None:
-    level = settings.level / experts
-    if not null.reaches(level):
-        raise InputError(
-            f"analysis.validity.tokens is {settings.tokens}; allowed: more, since null "
-            f"'{null.id}' then has {null.draws:.0f} draws and a verdict at level "
-            f"{settings.level:g} needs {needed_draws(level)}"
-        )
+def _check_verdict(
+    settings: ValidityAnalysis, null: Null, sample: CalibrationSample, fitted: int
+) -> None:
+    level = settings.level / sample.num_experts
+    if null.reaches(level):
+        return
+    key, tokens = "analysis.validity.tokens", settings.tokens
+    if fitted < FIT_TIMES * tokens:  # a design made of the sample itself ran out of it
+        key, tokens = "calibration.tokens", sample.num_tokens
+    raise InputError(
+        f"{key} is {tokens}; allowed: more, since null '{null.id}' then has {null.draws:.0f} "
+        f"draws and a verdict at level {settings.level:g} needs {needed_draws(level)}"
+    )
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
@@ -171,6 +180,7 @@ def text_sample(results: Path, sample: CalibrationSample) -> CalibrationSample:
         logits_LTE=capture.logits_LTE,
         permuted_LTE=capture.logits_LTE,
         input_norm_LT=capture.input_norm_LT,
+        permuted_norm_LT=capture.input_norm_LT,
     )
 
 

@@ -42,7 +42,7 @@ def sample_router_logits(
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
     logits_LTE, norm_LT = _collect(model, routers, ids_BS, tokens, batch_size, "calibrate")
-    permuted_LTE, _ = _collect(
+    permuted_LTE, permuted_norm_LT = _collect(
         model, routers, shuffled_BS, tokens, batch_size, "mismatched context"
     )
     weights = [router.module.weight.detach().float().cpu() for router in routers]
@@ -50,6 +50,7 @@ def sample_router_logits(
         logits_LTE=logits_LTE,
         permuted_LTE=permuted_LTE,
         input_norm_LT=norm_LT,
+        permuted_norm_LT=permuted_norm_LT,
         weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
         hidden_size=weights[0].shape[1],
         native_k=routers[0].native_k,

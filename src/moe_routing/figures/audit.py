@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.discoveries import ALL_LAYERS, NO_NULL
 from moe_routing.analysis.outputs import AUDIT
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ALL_LAYERS = "all"
-
 
 def draw_audit(folder: Path) -> None:
     """Draw the figures of ``audit/`` into ``audit/audit_plots/``."""
@@ -41,8 +40,10 @@ def draw_audit(folder: Path) -> None:
 def false_discoveries(audit: pd.DataFrame) -> Figure:
     """Draw the empirical false discovery proportion and rate against alpha, by null and epsilon.
 
-    The change is that of the token's own next-token loss; the grey band is the stock top-k.
-    Removals that found no expert to remove are left out, and counted in the title.
+    Every null is judged by the same removals in the stock model. The change is that of the token's
+    own next-token loss; the grey band is what the stock router chose, all of it. The legend says
+    which share of a null's discoveries lie beyond that, and so could not be removed. Removals that
+    found no expert to remove are left out, and counted in the title.
     """
     import matplotlib.pyplot as plt
 
@@ -60,13 +61,14 @@ def false_discoveries(audit: pd.DataFrame) -> Figure:
             axis.set(ylabel=label if across == 0 else "", ylim=(-0.02, 1.02))
         noisy = "\n(below rounding)" if epsilon < own["noise"].max() else ""
         grid[0, across].set(title=f"|change| < {epsilon:g} nats{noisy}", xlabel="")
-    legend_below(figure, grid[0, 0])
+    legend_below(figure, grid[0, 0], columns=3)
     row = audit.iloc[0]
-    missed = audit.groupby("arm")["n_missed"].first().sum()
+    removed = row["n_discoveries"] + row["n_undiscovered"]
     figure.suptitle(
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
-        f"({row['n_decisions']:,} decisions in {row['n_documents']} passages; bars: intervals; "
-        f"{missed:,} removals that hit no expert left out)",
+        f"({removed:,} removals from the stock model, {row['n_decisions']:,} decisions in "
+        f"{row['n_documents']} passages, the same for every null;\nbars: intervals; "
+        f"{row['n_missed']:,} removals that hit no expert left out)",
         fontsize=9.5,
     )
     return figure
@@ -92,17 +94,24 @@ def weight_importance(table: pd.DataFrame) -> Figure:
 
 
 def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
-    stock = own[own["null"] == "none"]
+    stock = own[own["null"] == NO_NULL]
     if len(stock):
         row = stock.iloc[0]
         axis.axhspan(row[f"{name}_low"], row[f"{name}_high"], color="#BBBBBB", alpha=0.6, lw=0,
-                     label=f"{row['arm']} (stock)")  # fmt: skip
-    tested = own[own["null"] != "none"]
+                     label=f"all of {row['arm']} (stock)")  # fmt: skip
+    tested = own[own["null"] != NO_NULL]
     alphas = sorted(tested["alpha"].unique())
     for place, (null, rows) in enumerate(tested.groupby("null", sort=False)):
         error = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
         shift = 1 + 0.06 * place
         axis.errorbar(rows["alpha"] * shift, rows[name], yerr=error, capsize=1.5, lw=1, ms=4,
-                      elinewidth=0.7, label=plain(null), **series(place))  # fmt: skip
+                      elinewidth=0.7, label=_with_beyond(null, rows), **series(place))  # fmt: skip
     axis.plot(alphas, alphas, label="alpha", **REFERENCE)
     level_axis(axis, alphas)
+
+
+def _with_beyond(null: str, rows: pd.DataFrame) -> str:
+    """Return the name of a null, and which share of its discoveries could not be removed."""
+    beyond = rows["n_beyond"].sum()
+    every = beyond + rows["n_discoveries"].sum()
+    return f"{plain(null)} ({beyond / every:.0%} beyond stock)" if every else plain(null)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pandas as pd
 from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.labels import dataset_label
-from moe_routing.figures.series import REFERENCE, layer_axis, save_all, series
+from moe_routing.figures.series import REFERENCE, layer_axis, legend_below, save_all, series
 from moe_routing.figures.style import WIDTH, use_style
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ def draw_baseline(folder: Path) -> None:
     prompts = read_csv(folder / "baseline_prompts.csv")
     histogram = read_csv(folder / "logit_histogram.csv")
     figures = {
-        "router_logit_distributions": logit_distributions(histogram, stats),
-        "expert_usage": expert_usage(read_csv(folder / "expert_usage.csv"), stats),
+        "router_logit_distributions": logit_distributions(histogram, stats, prompts),
+        "expert_usage": expert_usage(
+            read_csv(folder / "expert_usage.csv"), stats, read_csv(folder / "prompt_usage.csv")
+        ),
         "entropy_by_layer": entropy_by_layer(stats, prompts),
         "weight_concentration": weight_concentration(stats, prompts),
     }
@@ -43,14 +46,19 @@ def caption(stats: pd.DataFrame) -> str:
     )
 
 
-def logit_distributions(histogram: pd.DataFrame, stats: pd.DataFrame) -> Figure:
-    """Draw the density of router logits, a ridge a layer, the first layer on top."""
+def logit_distributions(
+    histogram: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
+) -> Figure:
+    """Draw the density of router logits, a ridge a layer, the first layer on top.
+
+    Marks show means: a black one that of the text, the others below it those of the prompts.
+    """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     layers = stats["layer"].tolist()
     figure, axis = plt.subplots(
-        figsize=(0.75 * WIDTH, 1.2 + 0.24 * len(layers)), layout="constrained"
+        figsize=(0.75 * WIDTH, 1.9 + 0.24 * len(layers)), layout="constrained"
     )
     scale = 1.8 / histogram["density"].max()
     for layer, rows in histogram.groupby("layer"):
@@ -59,27 +67,43 @@ def logit_distributions(histogram: pd.DataFrame, stats: pd.DataFrame) -> Figure:
         shade = mpl.colormaps["cividis"](layer / max(1, len(layers) - 1))
         axis.fill_between(middle, -layer, top, color=shade, alpha=0.8, lw=0, zorder=layer + 2)
         axis.plot(middle, top, color="white", lw=0.8, zorder=layer + 2)
-        mean = stats.loc[stats["layer"] == layer, "logit_mean"]
-        axis.plot(mean, -layer, "o", color="black", mec="white", ms=4, zorder=len(layers) + 3)
+    above = {"mec": "white", "ls": "none", "zorder": len(layers) + 3}
+    axis.plot(stats["logit_mean"], -stats["layer"], "o", color="black", ms=4.5, mew=0.7,
+              label="mean, evaluation text", **above)  # fmt: skip
+    for place, label, rows in _by_prompt(prompts):
+        look = series(place) | above
+        axis.plot(rows["logit_mean"], -rows["layer"] - 0.3, ms=4, mew=0.5, label=label, **look)
     axis.set_yticks([-layer for layer in layers], [str(layer) for layer in layers])
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="Router logit", ylabel="Layer (height: density)")
-    axis.set_title(f"Router logits by layer; black: mean\n({caption(stats)})")
+    axis.set_title(f"Router logits by layer\n({caption(stats)})")
+    legend_below(figure, axis, columns=2)
     return figure
 
 
-def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame) -> Figure:
-    """Draw how often each expert is selected, relative to uniform use."""
+def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
+    """Draw how often each expert is selected, relative to uniform use: on text, and on prompts.
+
+    The prompts are taken together; each has a handful of tokens, so that uneven use is in part
+    chance there.
+    """
     import matplotlib.pyplot as plt
 
-    load_LE = usage.pivot_table(index="layer", columns="expert", values="tokens", sort=True)
-    relative_LE = load_LE.to_numpy() / load_LE.to_numpy().mean(1, keepdims=True)
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-    image = axis.imshow(relative_LE, aspect="auto", cmap="cividis", vmin=0)
-    figure.colorbar(image, label="Load relative to uniform use")
-    axis.grid(visible=False)
-    axis.set(xlabel="Expert", ylabel="Layer", yticks=range(0, len(load_LE), 3))
-    axis.set_title(f"Selections of each expert, stock router\n({caption(stats)})")
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
+    per_token = usage.loc[usage["layer"] == 0, "tokens"].sum() / stats["n_tokens"].iloc[0]
+    tokens = prompts.loc[prompts["layer"] == 0, "tokens"].sum() / per_token
+    titles = [
+        f"Selections of each expert, stock router\n({caption(stats)})",
+        f"The same on {prompts['prompt'].nunique()} prompts, {tokens:.0f} tokens together",
+    ]
+    for axis, table, title in zip(axes, (usage, prompts), titles, strict=True):
+        load_LE = table.pivot_table(index="layer", columns="expert", values="tokens", aggfunc="sum")
+        relative_LE = load_LE.to_numpy() / load_LE.to_numpy().mean(1, keepdims=True)
+        image = axis.imshow(relative_LE, aspect="auto", cmap="cividis", vmin=0)
+        figure.colorbar(image, ax=axis, label="Load relative to uniform use")
+        axis.grid(visible=False)
+        axis.set(ylabel="Layer", yticks=range(0, len(load_LE), 3), title=title)
+    axes[-1].set_xlabel("Expert")
     return figure
 
 
@@ -89,12 +113,9 @@ def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
 
     figure, axis = plt.subplots(figsize=(WIDTH, 3.1), layout="constrained")
     _band(axis, stats, "entropy", 0, "evaluation text")
-    for place, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
-        label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
-        axis.plot(
-            rows["layer"], rows["entropy"], lw=0.7, ms=3.5, alpha=0.9,
-            label=f"{label} ({rows['n_tokens'].iloc[0]} tokens)", **series(place),
-        )  # fmt: skip
+    for place, label, rows in _by_prompt(prompts):
+        axis.plot(rows["layer"], rows["entropy"], lw=0.7, ms=3.5, alpha=0.9, label=label,
+                  **series(place))  # fmt: skip
     uniform = (stats["entropy"] / stats["entropy_share"]).iloc[0]
     axis.axhline(uniform, label="uniform router", **REFERENCE)
     layer_axis(axis, len(stats))
@@ -131,6 +152,13 @@ def _band(axis: Axes, stats: pd.DataFrame, name: str, place: int, label: str) ->
     if np.isfinite(low).all():
         axis.fill_between(stats["layer"], low, high, color=look["color"], alpha=0.25, lw=0)
     axis.plot(stats["layer"], stats[name], label=label, **look)
+
+
+def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    """Yield place, label and rows of each prompt."""
+    for place, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
+        label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
+        yield place, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 
 
 def _short(text: str, words: int = 4) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 3
+COLUMNS = 2
 _LOSS = "Loss against the baseline\n(nats a token, lower is better)"
 
 
@@ -195,28 +195,32 @@ def reduction(table: pd.DataFrame) -> Figure:
 
 
 def heatmap(table: pd.DataFrame) -> Figure:
-    """Draw mean experts and perplexity over alpha and max_k, a column of panels a null."""
+    """Draw mean experts and perplexity over alpha and max_k, a row of panels a null."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
-        2, len(names), figsize=(WIDTH, 4.4), squeeze=False, layout="constrained"
-    )
+        len(names), 2, figsize=(WIDTH, 0.8 + 1.7 * len(names)), squeeze=False, sharex=True,
+        layout="constrained",
+    )  # fmt: skip
     labels = {"mean_experts": "Mean experts", "token_perplexity": "Perplexity a token"}
-    for down, (value, label) in enumerate(labels.items()):
+    for across, (value, label) in enumerate(labels.items()):
         limits = {"vmin": bh[value].min(), "vmax": bh[value].max()}
-        for across, null in enumerate(names):
+        for down, null in enumerate(names):
             cells = bh[bh["null"] == null].pivot_table(index="alpha", columns="max_k", values=value)
             axis = grid[down, across]
             sns.heatmap(
                 cells, ax=axis, cmap="cividis", annot=True, fmt=".4g", annot_kws={"size": 8},
-                cbar_kws={"label": label}, cbar=across == len(names) - 1, **limits,
+                cbar=False, **limits,
             )  # fmt: skip
-            axis.set(xlabel="max_k" if down else "", ylabel="" if across else "alpha")
-            axis.set_title("" if down else f"Null {plain(null)}")
+            last = down == len(names) - 1
+            axis.set(xlabel="max_k" if last else "", ylabel="" if across else "alpha")
+            axis.set_title(f"Null {plain(null)}: {label.lower()}", fontsize=9)
             axis.tick_params(rotation=0)
+        figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
+                        location="bottom", aspect=30)  # fmt: skip
     figure.suptitle(f"BH over alpha and max_k\n({caption(table)})", fontsize=9.5)
     return figure
 
@@ -247,7 +251,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bool) -> Figure:
     names = table["null"].unique()
-    figure, axes = panels(names, columns=2, height=2.9, sharey=True)
+    figure, axes = panels(names, columns=COLUMNS, height=2.9, sharey=True)
     for null, axis in axes.items():
         own = table[table["null"] == null]
         caps = sorted(own["max_k"].unique())

@@ -26,26 +26,33 @@ _HEADROOM = 1.1
 _INTERVALS = ["value", "ci_low", "ci_high"]
 
 
-def pareto(cells: pd.DataFrame, baseline: str, curve: pd.DataFrame | None = None) -> Figure:
+def pareto(
+    cells: pd.DataFrame,
+    baseline: str,
+    curve: pd.DataFrame | None = None,
+    rivals: pd.DataFrame | None = None,
+) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
     The black line is static top-k with softmax weights: a strategy with these weights is compared
     with it at its own mean experts. The lines of other families join their settings; the grey step
-    is the Pareto front of ``cells``, the settings that no other one beats in both. The ring marks
-    the baseline, an arrow which way is better. The axes cover the strategies; a static curve may
-    leave them.
+    is the Pareto front of all that is drawn, the settings that no other one beats in both. The ring
+    marks the baseline, an arrow which way is better. The axes cover the strategies and rivals; a
+    static curve may leave them.
 
     Args:
         cells: table of cells.
         baseline: strategy to mark.
         curve: cells of static top-k, more than those in ``cells`` perhaps; None takes those.
+        rivals: cells of rules scored beside the strategies, drawn as one more family each.
     """
-    cells = _in_percent(cells)
+    cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
     static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
     figure, axes = _panels(cells)
     for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
         own = static[static["dataset"] == dataset]
-        _front(axis, rows, "mean_experts", rows["metric"].iloc[0])
+        drawn = pd.concat([rows, own]).drop_duplicates("strategy")
+        _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
         if not own.empty:
             _points(axis, own.sort_values("mean_experts"), "mean_experts", "regular")
         for family, group in rows[rows["family"] != "regular"].groupby("family", sort=False):

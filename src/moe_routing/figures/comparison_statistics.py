@@ -97,9 +97,11 @@ def _shade(axis: Axes, edge: float) -> None:
 
 
 def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseline: str) -> Figure:
-    """Draw average ranks over data sets; the band is the baseline's, give or take the CD.
+    """Draw average ranks over data sets, with a bar for each group that cannot be told apart.
 
-    Strategies inside the band cannot be told from the baseline by Nemenyi's test (Demsar 2006).
+    A critical-difference diagram (Demsar 2006, figure 1) with a row a strategy: the bars on the
+    right join the largest groups whose average ranks differ by no more than Nemenyi's critical
+    difference. The shaded band is the same from the baseline alone.
 
     Args:
         friedman: ``statistics/friedman.csv``.
@@ -109,10 +111,8 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
     import matplotlib.pyplot as plt
 
     ranked = friedman.sort_values("average_rank", kind="stable").reset_index(drop=True)
-    distance = float(ranked["critical_difference"].iloc[0])
-    figure, axis = plt.subplots(
-        figsize=(WIDTH * 0.8, 1.3 + 0.19 * len(ranked)), layout="constrained"
-    )
+    distance, last = float(ranked["critical_difference"].iloc[0]), len(ranked)
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 1.5 + 0.19 * last), layout="constrained")
     own = ranked.loc[ranked["strategy"] == baseline, "average_rank"]
     if len(own):
         axis.axvspan(
@@ -123,14 +123,37 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
     for row in ranked.itertuples():
         style = look(families.get(row.strategy, row.strategy))
         axis.plot(row.average_rank, row.Index, style.marker, color=style.colour)
-    axis.set_yticks(range(len(ranked)), ranked["strategy"])
-    axis.set_ylim(len(ranked) - 0.4, -0.6)  # the best on top, no marker cut
+    bars = cliques(ranked["average_rank"], distance)
+    step = 0.03 * last
+    for number, (first, end) in enumerate(bars):
+        axis.plot(
+            [last + 0.5 + (number + 1) * step] * 2, [first - 0.25, end + 0.25], color="#222222",
+            lw=2.5, solid_capstyle="butt", label=None if number else "Cannot be told apart",
+        )  # fmt: skip
+    axis.set_yticks(range(last), ranked["strategy"])
+    axis.set_ylim(last - 0.4, -0.6)  # the best on top, no marker cut
     axis.set(
         xlabel=f"Average rank over {int(ranked['n_datasets'].iloc[0])} data sets (1 is best)",
-        xlim=(0.5, len(ranked) + 0.5),
+        xlim=(0.5, last + 0.5 + (len(bars) + 1) * step),
     )
-    figure.legend(loc="outside lower center", frameon=False)
+    figure.legend(loc="outside lower center", frameon=False, ncols=2)
     return figure
+
+
+def cliques(ranks: pd.Series, distance: float) -> list[tuple[int, int]]:
+    """Return the largest groups of two or more ranks that span no more than a distance.
+
+    Args:
+        ranks: average ranks, ascending.
+        distance: critical difference.
+
+    Returns:
+        First and last position of each group; none lies within another.
+    """
+    values = ranks.to_numpy()
+    ends = np.searchsorted(values, values + distance + 1e-9, side="right") - 1
+    before = np.concatenate([[-1], ends[:-1]])
+    return [(i, int(end)) for i, end in enumerate(ends) if end > i and end > before[i]]
 
 
 def _true(column: pd.Series) -> pd.Series:

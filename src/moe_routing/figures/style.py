@@ -24,35 +24,46 @@ class Look:
     """How a family of strategies is drawn.
 
     Attributes:
-        colour: Okabe & Ito's palette, whose lightness also differs.
+        colour: hexadecimal; no two families have the same lightness.
         marker: matplotlib marker.
         dash: matplotlib line style.
     """
 
     colour: str
-    marker: str
-    dash: str | tuple[int, tuple[int, ...]]
+    marker: str | tuple[int, int, int]
+    dash: str | tuple[int, tuple[int, ...]] = "-"
 
 
 LOOKS: dict[str, Look] = {
+    # The families of the comparison: Okabe & Ito's palette.
     "regular": Look("#000000", "o", "-"),
     "normalized": Look("#0072B2", "s", "--"),
     "uniform": Look("#56B4E9", "^", ":"),
     "adaptive": Look("#009E73", "D", "-."),
     "bh": Look("#D55E00", "P", (0, (5, 1))),
+    # Rivals without p-values.
+    "topp": Look("#DB9100", "X"),
+    "dynskip": Look("#BF3AC2", "*"),
+    "minp": Look("#B01A1A", "v"),
+    "entropy": Look("#1C591B", "<"),
+    "perlayer": Look("#49A3A3", "h"),
+    # Other procedures on p-values.
+    "threshold": Look("#786112", ">"),
+    "hc": Look("#FF9EBB", "d"),
+    "by": Look("#5C18A1", "p"),
+    "ebh": Look("#DBC500", "8"),
+    "storey": Look("#63EB23", (4, 1, 0)),
+    # Controls.
+    "shuffle": Look("#172C4D", (6, 1, 0)),
+    "layermean": Look("#473320", "H"),
+    "randomid": Look("#400A24", (3, 1, 0)),
 }
-_SPARE = (
-    ("#CC79A7", "v"), ("#E69F00", "X"), ("#7F3C8D", "<"), ("#8C8C00", ">"), ("#A05A2C", "h"),
-    ("#666666", "d"), ("#3969AC", "*"),
-)  # fmt: skip
+_UNKNOWN = Look("#8A8A8A", "$?$")
 
 
 def look(family: str) -> Look:
-    """Return the look of a family; one that is not listed gets a spare colour by its name."""
-    if family in LOOKS:
-        return LOOKS[family]
-    colour, marker = _SPARE[sum(family.encode()) % len(_SPARE)]
-    return Look(colour, marker, "-")
+    """Return the look of a family; one that is not listed is a grey question mark."""
+    return LOOKS.get(family, _UNKNOWN)
 
 
 def use_style() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.analysis.outputs import VALIDITY
+from moe_routing.analysis.sizes import NOT_VALID
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
@@ -56,7 +57,10 @@ def _tokens(size: pd.DataFrame) -> str:
 
 
 def pvalue_histograms(histogram: pd.DataFrame, size: pd.DataFrame) -> Figure:
-    """Draw the density of p-values in every design in which H0 holds, a panel a null."""
+    """Draw the density of p-values in every design in which H0 holds, a panel a null.
+
+    Lines are means over layers, bands go from the least to the largest of them.
+    """
     names = histogram["null"].unique()
     looks = _looks(histogram["design"])
     figure, axes = panels(names, columns=COLUMNS, height=1.75)
@@ -64,17 +68,19 @@ def pvalue_histograms(histogram: pd.DataFrame, size: pd.DataFrame) -> Figure:
         own = histogram[histogram["null"] == null]
         bins = own.groupby("low")["low"].first().size
         for design, rows in own.groupby("design", sort=False):
-            mean = rows.groupby("low")["share"].mean() * bins
-            look = looks[design] | {"marker": None}
-            axis.stairs(mean, [*mean.index, 1.0], color=look["color"], ls=look["ls"], lw=1.1,
-                        label=plain(design))  # fmt: skip
+            by_bin = rows.groupby("low")["share"].agg(["mean", "min", "max"]) * bins
+            edges, look = [*by_bin.index, 1.0], looks[design]
+            axis.stairs(by_bin["max"], edges, baseline=by_bin["min"], fill=True, alpha=0.15, lw=0,
+                        color=look["color"])  # fmt: skip
+            axis.stairs(by_bin["mean"], edges, baseline=None, color=look["color"], ls=look["ls"],
+                        lw=1.1, label=plain(design))  # fmt: skip
         axis.axhline(1.0, **REFERENCE)
         axis.set(title=plain(null), ylim=(0, None), xlim=(0, 1), xlabel="p-value")
     _left_labels(figure, axes, names, "Density")
     _all_designs_legend(figure, looks, "line")
     figure.suptitle(
-        f"p-values where H0 holds, mean over layers; dotted: uniform ({_tokens(size)} tokens a "
-        "layer)",
+        "p-values where H0 holds, mean over layers; band: range of layers; dotted: uniform\n"
+        f"({_tokens(size)} tokens a layer)",
         fontsize=9.5,
     )
     return figure
@@ -116,7 +122,7 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
     overall = size[size["layer"].astype(str) == ALL_LAYERS]
     names = overall["null"].unique()
     looks = _looks(overall["design"])
-    figure, axes = panels(names, columns=COLUMNS, height=1.95, sharey=True)
+    figure, axes = panels(names, columns=COLUMNS, height=2.05, sharey=True)
     for null, axis in axes.items():
         own = overall[overall["null"] == null]
         for design, rows in own.groupby("design", sort=False):
@@ -126,7 +132,7 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
         axis.set_yscale("log")
         level_axis(axis, [0.01, 0.05, 0.2])
         word = _word(verdict[verdict["null"] == null].iloc[0])
-        axis.set_title(f"{plain(null)}: {word}")
+        axis.set_title(f"{plain(null)}\n{word}")
     _left_labels(figure, axes, names, "Size P(R > 0)")
     _all_designs_legend(figure, looks, "both")
     figure.suptitle(
@@ -137,10 +143,11 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
     return figure
 
 
-def _word(call: pd.Series) -> str:
-    if call["valid"]:
-        return "valid"
-    return f"fails in {call['layers_above']} layers" if call["layers_above"] else "fails"
+def _word(verdict: pd.Series) -> str:
+    failing = verdict["layers_above"]
+    if verdict["call"] == NOT_VALID and failing:
+        return f"fails in {failing} {'layer' if failing == 1 else 'layers'}"
+    return verdict["call"]
 
 
 def size_by_layer(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:

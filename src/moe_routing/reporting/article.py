@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-
 from moe_routing.errors import InputError
 from moe_routing.figures.labels import dataset_label, family_label, metric_label
 from moe_routing.reporting import findings as f
@@ -26,6 +24,7 @@ from moe_routing.reporting.comparison_report import headline
 from moe_routing.reporting.findings_analyses import audit, recommendation, router, validity
 from moe_routing.reporting.gallery import GALLERY, Picture
 from moe_routing.reporting.missing import FAMILIES, missing
+from moe_routing.reporting.protocol import PROSE, has_bh
 from moe_routing.reporting.sheets import SHEETS, Sheet
 from moe_routing.reporting.study import Study, read_json
 
@@ -186,11 +185,6 @@ class Article:
         words = [FAMILIES.get(name, family_label(name)) for name in self.study.families]
         return Markdown(w.listed(words))
 
-    @property
-    def nulls(self) -> Markdown:
-        """The nulls that p-values were computed under."""
-        return Markdown(w.code(_present(self.study.cells["null"])))
-
     def number(self, name: str) -> Markdown:
         """Return a count or setting by name.
 
@@ -211,6 +205,16 @@ class Article:
         if name not in numbers:
             raise InputError(f"number '{name}'; allowed: {', '.join(numbers)}")
         return Markdown(w.count(numbers[name]))
+
+    def text(self, name: str) -> Markdown:
+        """Return prose that depends on what the study has.
+
+        Raises:
+            InputError: there is no such text.
+        """
+        if name not in PROSE:
+            raise InputError(f"text '{name}'; allowed: {', '.join(PROSE)}")
+        return Markdown(_tied(PROSE[name](self.study)))
 
     # Sentences.
 
@@ -264,10 +268,17 @@ class Article:
         }
         return {name: [x for x in listed if x is not None] for name, listed in found.items()}
 
-    def say(self, name: str, otherwise: str = "") -> Markdown:
-        """Return the sentences of a topic as running text."""
-        text = " ".join(finding.text for finding in self._topic(name))
-        return Markdown(_tied(text) or otherwise)
+    def say(self, names: str, otherwise: str = "") -> Markdown:
+        """Return the sentences of a topic as running text, and the files of their numbers.
+
+        Several topics, separated by blanks, name each file once.
+        """
+        found = [finding for name in names.split() for finding in self._topic(name)]
+        if not found:
+            return Markdown(otherwise)
+        text = _tied(" ".join(finding.text for finding in found))
+        sources = ", ".join(dict.fromkeys(finding.source for finding in found))
+        return Markdown(f"{text} {self._source(sources)}")
 
     def listing(self, name: str, otherwise: str = "Nothing.") -> Markdown:
         """Return the sentences of a topic as a list, each with the file of its numbers."""
@@ -275,20 +286,26 @@ class Article:
         return Markdown("\n".join(lines) or otherwise)
 
     def _bullet(self, finding: f.Finding) -> str:
-        source = f"({finding.source})" if self.plain else f"[{finding.source}]{{.source}}"
-        return f"- {_tied(finding.text)} {source}"
+        return f"- {_tied(finding.text)} {self._source(finding.source)}"
+
+    def _source(self, files: str) -> str:
+        return f"({files})" if self.plain else f"[{files}]{{.source}}"
 
     def limits(self) -> Markdown:
         """Return what limits the findings, as a list."""
         first = [f.Finding(str(self.scope), "model.json")]
         found = [*first, *self._topic("chance"), *self._topic("power"), *self._topic("binding")]
-        fixed = (
+        about_bh = (
             "- What BH controls is the share of chosen experts that the null calls unneeded. That "
             "is not the share whose removal would leave the prediction unchanged; only an "
-            "intervention could tell.",
-            "- Interpolation between static settings stands for a random mixture of them; where "
-            "loss is convex in the number of experts it favours the strategy compared with it.",
+            "intervention could tell."
         )
+        about_line = (
+            "- Interpolation between static settings stands for a random mixture of them; where "
+            "loss is convex in the number of experts it favours the strategy compared with it."
+        )
+        fixed = [about_bh] * has_bh(self.study)
+        fixed += [about_line] * (not self.study.statistics["matched_compute"].empty)
         return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
     def _topic(self, name: str) -> list[f.Finding]:
@@ -311,10 +328,8 @@ class Article:
         sheet = self._sheet(label)
         if not sheet.ready(self.study):
             return Markdown(f"*Not made: {sheet.needs}.*")
-        body, caption = (
-            tables.markdown(sheet.build(self.study), sheet.align),
-            sheet.caption(self.study),
-        )
+        table, caption = sheet.build(self.study), sheet.caption(self.study)
+        body = tables.markdown(table, sheet.align)
         if self.plain:
             return Markdown(f"{body}\n\n*{caption}*\n")
         return Markdown(f"{body}\n\n: {caption} {{#{label}}}\n")
@@ -328,11 +343,13 @@ class Article:
         """Return a figure with its caption, alt text and label; why not, if this run has none.
 
         Raises:
-            InputError: there is no such figure.
+            InputError: there is no such figure, or it should have been drawn and was not.
         """
         picture = self._picture(label)
         path = self.study.folder / picture.path
         if not path.is_file():
+            if picture.due(self.study):
+                raise InputError(f"{path}: the figure is missing; run the workflow to draw it")
             return Markdown(f"*Not drawn: {picture.needs}.*")
         shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()
         caption = f"{picture.caption} From {w.code(picture.sources)}."
@@ -362,11 +379,6 @@ class Article:
     def metric(self, dataset: str) -> Markdown:
         """Return the name of a data set's main metric."""
         return Markdown(metric_label(self.study.cell(self.study.baseline, dataset)["metric"]))
-
-
-def _present(column: pd.Series) -> list[str]:
-    """Return the values of a column that apply, in order."""
-    return [str(value) for value in column.drop_duplicates() if pd.notna(value) and value != "none"]
 
 
 def _tied(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,18 @@ _LOADING = {
 """Attributes that make a browser load something; a plain link does not."""
 
 _CSS_URL = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^)'\"]+)", re.IGNORECASE)
+
+
+_REFERENCE = re.compile(r"\?@((?:fig|tbl|sec|eq)-[\w-]+)")
+"""What Quarto leaves of a cross-reference that leads nowhere."""
+
+_CITATION = re.compile(
+    r'data-cites="[^"]*"[^>]*>(?:(?!</span>).)*?<strong>([^\s<>]+)\?</strong>', re.DOTALL
+)
+"""What pandoc leaves of a citation without an entry, with or without ``link-citations``."""
+
+_WORD_ANCHOR = re.compile(r'w:anchor="(ref-[^"]+)"')
+_WORD_PLACE = re.compile(r'<w:bookmarkStart\b[^>]*\bw:name="([^"]+)"')
 
 
 class _Collector(HTMLParser):
@@ -58,9 +71,9 @@ def check_pages(pages: list[Path]) -> None:
     """
     contents = {path.resolve(): _collect(path) for path in pages}
     for path, page in contents.items():
+        _check_text(path)
         _check_loads(path, page)
         _check_links(path, page, contents)
-        _check_text(path)
 
 
 def _collect(path: Path) -> _Collector:
@@ -99,7 +112,33 @@ def _check_links(path: Path, page: _Collector, contents: dict[Path, _Collector])
 def _check_text(path: Path) -> None:
     """Refuse what Quarto and pandoc leave where a reference or citation leads nowhere."""
     text = path.read_text(encoding="utf-8")
-    if match := re.search(r"\?@((?:fig|tbl|sec|eq)-[\w-]+)", text):
+    _check_references(path, text)
+    if match := _CITATION.search(text):
+        raise _no_entry(path, match[1])
+
+
+def _check_references(path: Path, text: str) -> None:
+    if match := _REFERENCE.search(text):
         raise InputError(f"{path}: cross-reference '@{match[1]}' leads nowhere")
-    if match := re.search(r'data-cites="[^"]*"[^>]*>[^<]*<strong>([\w:-]+)\?</strong>', text):
-        raise InputError(f"{path}: citation '@{match[1]}' is not in references.bib")
+
+
+def _no_entry(path: Path, key: str) -> InputError:
+    return InputError(f"{path}: citation '@{key}' is not in references.bib")
+
+
+def check_word(path: Path) -> None:
+    """Check the references of a rendered Word file; its citations are links into its bibliography.
+
+    Raises:
+        InputError: a reference or citation leads nowhere, or it is not a Word file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("word/document.xml").decode("utf-8")
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a Word file: {error}") from error
+    _check_references(path, re.sub(r"<[^>]+>", "", text))
+    places = set(_WORD_PLACE.findall(text))
+    for anchor in _WORD_ANCHOR.findall(text):
+        if anchor not in places:
+            raise _no_entry(path, anchor.removeprefix("ref-"))

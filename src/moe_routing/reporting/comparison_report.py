@@ -25,6 +25,7 @@ TABLES = {
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
     "The baseline against itself": "tbl-noise",
+    "Divergence from the baseline's predictions": "tbl-divergence",
     "How BH routed": "tbl-routing",
     "Data": "tbl-data",
 }

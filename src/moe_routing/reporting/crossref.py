@@ -56,10 +56,12 @@ def resolve(document: Node, origin: str, citations: set[str]) -> Node:
     labels = _Labels(origin)
     blocks = [_number(block, labels) for block in document["blocks"]]
 
-    def link(node: Node) -> Node | list[Node]:
-        return _link(node, labels, citations) if node.get("t") == "Cite" else node
+    def change(node: Node) -> Node | list[Node]:
+        if node["t"] == "Image":
+            return _alternative(node)
+        return _link(node, labels, citations) if node["t"] == "Cite" else node
 
-    return {**document, "blocks": _map(blocks, link)}
+    return {**document, "blocks": _map(blocks, change)}
 
 
 def _number(block: Node, labels: _Labels) -> Node:
@@ -129,6 +131,13 @@ def _prefix(caption: list[Any], word: str, number: str) -> None:
     caption[1][0]["c"] = [
         {"t": "Str", "c": f"{word}\N{NO-BREAK SPACE}{number}:"}, {"t": "Space"}, *inlines,
     ]  # fmt: skip
+
+
+def _alternative(node: Node) -> Node:
+    """Name the alternative text of an image as pandoc does; Quarto calls it fig-alt."""
+    (label, classes, values), caption, target = node["c"]
+    renamed = [["alt" if name == "fig-alt" else name, value] for name, value in values]
+    return {**node, "c": [[label, classes, renamed], caption, target]}
 
 
 def _link(node: Node, labels: _Labels, citations: set[str]) -> Node | list[Node]:

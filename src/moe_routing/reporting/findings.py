@@ -14,6 +14,7 @@ import pandas as pd
 from moe_routing.figures.labels import dataset_label, metric_label
 from moe_routing.reporting import wording as w
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
+from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
 
 CHANCE = {"hellaswag": 0.25}
@@ -88,11 +89,17 @@ def _contrast(row: pd.Series, outcome: Verdict) -> str:
         Verdict.WORSE_WITHIN_MARGIN: f"On {where}, {arm} {worse} than {baseline}, but a loss of "
         f"{limit} is ruled out.",
         Verdict.NON_INFERIOR: f"On {where}, no difference between {arm} and {baseline} could be "
-        f"shown, and a loss of {limit} is ruled out.",
+        f"shown, and a loss of {limit} is ruled out{_equal(row)}.",
         Verdict.INCONCLUSIVE: f"On {where}, no difference between {arm} and {baseline} could be "
         "shown" + (f", but neither is a loss of {limit} ruled out." if limit else "."),
     }
     return sentences[outcome]
+
+
+def _equal(row: pd.Series) -> str:
+    """Return what a test of equivalence adds to one of non-inferiority."""
+    equal = str(row.get("equivalent", "")).lower() == "true"
+    return ", and so is a gain of that size: within the margin the two are equal" if equal else ""
 
 
 def _beyond(row: pd.Series, limit: str) -> str:
@@ -170,8 +177,46 @@ def matched(table: pd.DataFrame) -> Finding:
         Verdict.IDENTICAL: f"it equals {subject} on every item",
         Verdict.INCONCLUSIVE: f"no difference from {subject} could be shown",
     }
-    text = f"At matched compute, {sentences[outcome]} ({numbers})."
-    return Finding(text, PRIMARY, outcome)
+    p = w.p_value(row["matched_p_adjusted"])
+    text = (
+        f"At matched compute, {sentences[outcome]} ({numbers}; {p}, a secondary test, corrected "
+        "with the exploratory ones)."
+    )
+    return Finding(f"{text}{_line(row, outcome)}", PRIMARY, outcome)
+
+
+def _line(row: pd.Series, outcome: Verdict) -> str:
+    """Return what may be due to the line between static points, if a gain was shown over it."""
+    if outcome != Verdict.BETTER or row["matched_k_low"] == row["matched_k_high"]:
+        return ""
+    ks = f"k = {w.experts(row['matched_k_low'])} and {w.experts(row['matched_k_high'])}"
+    excess = row["matched_chord_excess"]
+    bend = f" Between {ks} the static curve is not measured but a straight line"
+    if pd.isna(excess):
+        return (
+            f"{bend}, which is worse than the curve where loss is convex in k: how much of the "
+            "difference is due to that is not known."
+        )
+    names = ["matched_low", "matched_high", "matched_chord_excess"]
+    limits = row[names].rename(lambda name: name.removeprefix("matched_"))
+    size = w.noise(excess, row["metric"])
+    if beyond_line(pd.DataFrame([{**limits, "metric": row["metric"]}])).item():
+        return f"{bend}; a curve as convex as its neighbours allow ({size}) would not change that."
+    return (
+        f"{bend}, which may be worse than a convex curve by up to {size}: the difference may be "
+        "due to that."
+    )
+
+
+def beyond_line(rows: pd.DataFrame) -> pd.Series:
+    """Mark gains that no convex static curve through the measured points could explain.
+
+    Args:
+        rows: of ``statistics/matched_compute.csv`` whose verdict is better.
+    """
+    shares = rows["metric"].map(w.is_share)
+    least = rows["low"].where(shares, -rows["high"])
+    return (rows["chord_excess"] == 0) | (least > rows["chord_excess"])
 
 
 def against_baseline(
@@ -246,8 +291,12 @@ def _ruled_out(table: pd.DataFrame, dataset: str, families: dict[str, str]) -> s
     safe = list(rows.loc[truths(rows["noninferior"]), "strategy"])
     margin = w.magnitude(rows["margin"].iloc[0], rows["metric"].iloc[0])
     text = f" A loss of {margin} is ruled out for {w.plural(len(safe), 'setting')}"
+    if not safe:
+        return f"{text}."
     bh = [name for name in safe if families.get(name) == "bh"]
-    return f"{text}, {len(bh) or 'none'} of them BH." if safe else f"{text}."
+    equal = rows.loc[truths(rows["noninferior"]) & truths(rows["equivalent"]), "strategy"]
+    also = f", and a gain of that size too for {w.count(len(equal))}" if len(equal) else ""
+    return f"{text}, {len(bh) or 'none'} of them BH{also}."
 
 
 def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
@@ -349,7 +398,7 @@ def detectable(primary_table: pd.DataFrame) -> Finding | None:
     margin = row["margin"]
     text = (
         f"With {w.count(row['n_items'])} items, the primary contrast would find a difference of "
-        f"{w.magnitude(size, row['metric'])} in 80 % of runs"
+        f"{w.magnitude(size, row['metric'])} in {w.percent(POWER, 0)} of runs"
     )
     if pd.isna(margin):
         return Finding(f"{text}.", PRIMARY, "no margin")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
 
 ALL_LAYERS = "all"
+AUDIT_TABLE = "audit/audit.csv"
 
 
 def router(folder: Path) -> list[Finding]:
@@ -49,6 +50,12 @@ def recommendation(folder: Path) -> list[Finding]:
             f"{'was' if len(better) == 1 else 'were'} shown to be better and "
             f"{len(worse) or 'none'} worse."
         )
+    if line := len(advice.get("beats_line_only", [])):
+        text += (
+            f" {w.count(line)} more had a lower loss than the straight line between the static "
+            "settings around them, but no lower one than a convex curve through the static "
+            "settings could have there: of these nothing is shown."
+        )
     verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
     return [Finding(text, source, verdict)]
 
@@ -74,7 +81,7 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
         Finding(
             _as_code(row.verdict, row.null),
             "validity/verdict.csv",
-            "valid" if str(row.valid).lower() == "true" else "not valid",
+            str(row.call),
         )
         for row in ordered.itertuples()
     ]
@@ -85,7 +92,7 @@ def _as_code(text: str, null: str) -> str:
 
 
 def audit(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
-    """State for each null how many discoveries make no difference.
+    """State for the stock router and for each null how many of its experts make no difference.
 
     What the sentences are about is declared in the config, not chosen from the results: the
     threshold ``analysis.audit.primary_epsilon``, and the level of the primary strategy or the
@@ -98,10 +105,11 @@ def audit(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
         (table["layer"].astype(str) == ALL_LAYERS)
         & np.isclose(table["epsilon"], config.analysis.audit.primary_epsilon)
         & (table["scope"] == table["scope"].iloc[0])
-        & table["alpha"].notna()
     ]
     wanted = getattr(parse_strategy(config.statistics.primary.strategy), "alpha", None)
-    return [_audited(_at(group, wanted)) for _, group in rows.groupby("null", sort=False)]
+    tested = rows[rows["alpha"].notna()]
+    stock = [_stock(row) for _, row in rows[rows["alpha"].isna()].iterrows()]
+    return stock + [_audited(_at(group, wanted)) for _, group in tested.groupby("null", sort=False)]
 
 
 def _at(group: pd.DataFrame, alpha: float | None) -> pd.Series:
@@ -110,20 +118,43 @@ def _at(group: pd.DataFrame, alpha: float | None) -> pd.Series:
     return group.iloc[place]
 
 
+def _stock(row: pd.Series) -> Finding:
+    text = (
+        f"Of {w.count(row['n_discoveries'])} experts that the stock router had chosen, "
+        f"{_false(row)} could be removed with less than {row['epsilon']:g} nats of change. Every "
+        "null is judged by these same removals."
+    )
+    return Finding(text, AUDIT_TABLE, "reference")
+
+
 def _audited(row: pd.Series) -> Finding:
-    source = "audit/audit.csv"
     alpha, null = f"{row['alpha']:g}", row["null"]
+    under = f"Under `{null}` at alpha {alpha},"
     if not row["n_discoveries"]:
-        text = f"Under `{null}` at alpha {alpha}, BH discovered no expert on the audited tokens."
-        return Finding(text, source, "no discovery")
+        text = f"{under} BH discovered none of the stock router's experts on the audited tokens."
+        return Finding(text + _beyond(row), AUDIT_TABLE, "no discovery")
     held = row["fdr_low"] <= row["alpha"]
     exceeded = "not demonstrably above" if held else "demonstrably above"
     text = (
-        f"Under `{null}` at alpha {alpha}, {w.percent(row['fdp'])} "
-        f"[{w.percent(row['fdp_low'])}, {w.percent(row['fdp_high'])}] of "
-        f"{w.count(row['n_discoveries'])} discovered experts could be removed with less than "
-        f"{row['epsilon']:g} nats of change; averaged over decisions, silent ones included, that "
-        f"is {w.percent(row['fdr'])} [{w.percent(row['fdr_low'])}, {w.percent(row['fdr_high'])}], "
-        f"{exceeded} alpha."
+        f"{under} {_false(row)} of {w.count(row['n_discoveries'])} of these experts that BH "
+        f"discovers could be removed with less than {row['epsilon']:g} nats of change; averaged "
+        f"over decisions, silent ones included, that is {w.percent(row['fdr'])} "
+        f"[{w.percent(row['fdr_low'])}, {w.percent(row['fdr_high'])}], {exceeded} alpha."
     )
-    return Finding(text, source, "held" if held else "exceeded")
+    return Finding(text + _beyond(row), AUDIT_TABLE, "held" if held else "exceeded")
+
+
+def _false(row: pd.Series) -> str:
+    low, high = w.percent(row["fdp_low"]), w.percent(row["fdp_high"])
+    return f"{w.percent(row['fdp'])} [{low}, {high}]"
+
+
+def _beyond(row: pd.Series) -> str:
+    """Say how many discoveries the audit could say nothing about."""
+    if not row["n_beyond"]:
+        return ""
+    discoveries = "discovery" if row["n_beyond"] == 1 else "discoveries"
+    return (
+        f" {w.count(row['n_beyond'])} further {discoveries}, beyond the stock router's experts, "
+        "could not be removed."
+    )

@@ -13,6 +13,7 @@ import pandas as pd
 from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import NAMED, PAIRED, Finding, main_row, truths
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.verdict import Verdict
 
 CONTROLS = "statistics/controls.csv"
@@ -61,6 +62,12 @@ MEANING = {
 }
 """What each outcome means; better and worse are those of the control."""
 
+RAW_RANDOM = {
+    "worse": "random experts keep their own, near-zero softmax weights, so that the choice of "
+    "experts cannot be told from the loss of most of the layer's output",
+}
+"""Meanings of random experts under raw softmax weights, where they are others."""
+
 COUNTS_DIFFER = 0.05
 """Mean experts of control and base further apart than this share are stated."""
 
@@ -75,6 +82,7 @@ def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     if table.empty:
         return []
     rows = _main_rows(table, main)
+    rows = rows[~_better_paired(rows)]
     return [
         _control(kind, group)
         for kind in DONE
@@ -82,6 +90,28 @@ def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
             "strategy" if kind == "rival" else "base", sort=False
         )
     ]
+
+
+def _better_paired(rows: pd.DataFrame) -> pd.Series:
+    """Mark random experts with raw softmax weights where there is a pair with rescaled ones.
+
+    Of the pair with raw weights the table alone speaks: it mixes the choice with lost output.
+    """
+    random = rows["kind"] == "randomid"
+    bases = rows.loc[random, "base"]
+    raw = bases[bases.map(_keeps_raw_weights)]
+    rescaled = {_rule(name) for name in bases.drop(raw.index)}
+    return random & rows.index.isin(raw.index[raw.map(_rule).isin(rescaled)])
+
+
+def _keeps_raw_weights(strategy: str) -> bool:
+    return parse_strategy(strategy).weighting_kind == "softmax"
+
+
+def _rule(strategy: str) -> tuple:
+    """Return what a strategy is but for its weights."""
+    parsed = parse_strategy(strategy)
+    return parsed.family, tuple(sorted(parsed.model_dump(exclude={"weighting"}).items()))
 
 
 def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
@@ -108,12 +138,23 @@ def _control(kind: str, rows: pd.DataFrame) -> Finding:
     control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
     done = DONE[kind].format(control=control, base=base)
     text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
-    meaning = (
-        "data sets disagree, so neither can be said in general"
-        if outcome == "mixed"
-        else MEANING[kind][outcome]
+    meanings = {"mixed": "data sets disagree, so neither can be said in general", **MEANING[kind]}
+    if kind == "randomid" and _keeps_raw_weights(rows["base"].iloc[0]):
+        meanings |= RAW_RANDOM
+    return Finding(f"{text}: {meanings[outcome]}.{_unmatched(kind, rows)}", CONTROLS, outcome)
+
+
+def _unmatched(kind: str, rows: pd.DataFrame) -> str:
+    """Return that layer means, rounded, do not use the compute of their base; if they do not."""
+    own, base = (
+        w.experts(rows[name].mean()) for name in ("control_mean_experts", "base_mean_experts")
     )
-    return Finding(f"{text}: {meaning}.", CONTROLS, outcome)
+    if kind != "layermean" or own == base:
+        return ""
+    return (
+        f" Rounded by layer, the numbers come to {own} instead of {base} experts a token: compute "
+        "is not matched here."
+    )
 
 
 def _sets(rows: pd.DataFrame) -> list[str]:
@@ -129,7 +170,7 @@ def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> lis
 
 
 def _counts(rows: pd.DataFrame) -> str:
-    """Return the mean experts of both where they are not the same."""
+    """Return the mean experts of both where they are not nearly the same."""
     own, base = rows["control_mean_experts"].mean(), rows["base_mean_experts"].mean()
     if abs(own - base) <= COUNTS_DIFFER * base:
         return ""
@@ -265,22 +306,28 @@ def primary_noise(
 
 
 def divergence(values: pd.Series, baseline: str) -> Finding | None:
-    """State which strategies stay nearest to and go furthest from the baseline's predictions.
+    """State how far strategies go from the baseline's predictions, on each data set.
+
+    Data sets are not averaged: their texts are unlike. The estimates come from few items, so that
+    the smallest and the largest are a range, not a ranking; their intervals and numbers of items
+    stand in :func:`moe_routing.reporting.tables.divergence_table`.
 
     Args:
         values: KL divergence by strategy and data set.
         baseline: left out.
     """
-    means = values.groupby(level="strategy", sort=False).mean().drop(baseline, errors="ignore")
-    if means.empty:
+    values = values.drop(baseline, level="strategy", errors="ignore")
+    if values.empty:
         return None
-    near, far = means.idxmin(), means.idxmax()
-    lead = "By the KL divergence of next-token predictions from the baseline's, averaged over data "
-    if near == far:
-        text = f"{lead}sets, `{near}` is {w.divergence(means[near])} nats a token away."
-        return Finding(text, METRICS, "one")
-    text = (
-        f"{lead}sets, `{near}` stays nearest ({w.divergence(means[near])} nats a token) and "
-        f"`{far}` goes furthest ({w.divergence(means[far])})."
-    )
-    return Finding(text, METRICS, "several")
+    parts = [_range(own.droplevel("dataset"), dataset_label(dataset))
+             for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
+    lead = "The KL divergence of next-token predictions from the baseline's, nats a token, is"
+    outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
+    return Finding(f"{lead} {w.listed(parts)}.", METRICS, outcome)
+
+
+def _range(values: pd.Series, where: str) -> str:
+    """Return the smallest and the largest divergence on one data set."""
+    low, high = (f"{w.divergence(values[name])} (`{name}`)"
+                 for name in (values.idxmin(), values.idxmax()))  # fmt: skip
+    return f"{low} on {where}" if low == high else f"{low} to {high} on {where}"

@@ -9,7 +9,16 @@ import pandas as pd
 
 from moe_routing.figures.labels import dataset_label, family_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import CELLS, MATCHED, NAMED, STATIC, Finding, truths
+from moe_routing.reporting.findings import (
+    CELLS,
+    MATCHED,
+    NAMED,
+    STATIC,
+    Finding,
+    beyond_line,
+    truths,
+)
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.matched import NO_CURVE
 from moe_routing.statistics.verdict import Verdict
 
@@ -71,6 +80,11 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
     }[verdict]
     rest = len(inside) - better - worse
     text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
+    unsure = better - int(beyond_line(inside[inside["verdict"] == Verdict.BETTER]).sum())
+    if unsure:
+        gains = "gain" if better == 1 else w.plural(better, "gain")
+        which = f"{w.count(unsure)} of the {gains}" if unsure < better else f"the {gains}"
+        text += f"; {which} may be due to the static curve being straight between measured k"
     outside = len(rows) - len(inside)
     if outside:
         text += f" ({w.plural(outside, 'more cell')} had no static neighbour on both sides)"
@@ -86,9 +100,11 @@ def binding(cells: pd.DataFrame) -> Finding | None:
     low, high = empty.min(), empty.max()
     nulls = w.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
     spread = w.percent(low) if high - low < 0.0005 else f"{w.percent(low)} to {w.percent(high)}"
+    floors = sorted({parse_strategy(name).min_experts for name in empty.index})
     text = (
-        f"Under the null {nulls}, BH kept no expert of its own in {spread} of decisions "
-        f"(settings averaged over data sets), where the floor gave the token its one expert. "
+        f"Under the null {nulls}, BH kept no expert of its own in {spread} of decisions (settings "
+        f"averaged over data sets), where the floor gave the token {w.listed(map(str, floors))} "
+        f"expert{'' if floors == [1] else 's'}. "
     )
     many = list(empty.index[empty > FLOOR_DECIDES])
     if len(many) == len(empty):
@@ -146,6 +162,8 @@ def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
 def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> list[Finding]:
     """State for each data set which strategies no other one beats in both cost and quality.
 
+    Every strategy with a cost is among them: those compared, static top-k and rivals beside them.
+
     Args:
         table: ``statistics/pareto.csv`` or ``statistics/pareto_time.csv``.
         baseline: the strategy that is looked for on the front.
@@ -165,16 +183,16 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
         sure = list(on_front.loc[on_front["front_share"] >= SURE, "strategy"])
         inside = baseline in set(on_front["strategy"])
         text = (
-            f"On {where}, {_are(len(on_front))} on the Pareto front of {words} and quality, "
-            f"{_which(sure, len(on_front))} in at least nine of ten resamples; `{baseline}` "
-            f"{'is' if inside else 'is not'} on it."
+            f"On {where}, {_are(len(on_front), len(rows))} on the Pareto front of {words} and "
+            f"quality, {_which(sure, len(on_front))} in at least {w.percent(SURE, 0)} of "
+            f"resamples; `{baseline}` {'is' if inside else 'is not'} on it."
         )
         findings.append(Finding(text, source, "baseline on front" if inside else "baseline beaten"))
     return findings
 
 
-def _are(n: int) -> str:
-    return f"{w.plural(n, 'setting')} {'is' if n == 1 else 'are'}"
+def _are(n: int, total: int) -> str:
+    return f"{w.count(n)} of {w.plural(total, 'setting')} {'is' if n == 1 else 'are'}"
 
 
 def _which(strategies: list[str], n: int) -> str:

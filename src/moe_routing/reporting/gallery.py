@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moe_routing.reporting.findings import CELLS
-from moe_routing.reporting.plots import CAPTIONS, FOLDER
+from moe_routing.reporting.plots import CAPTIONS, FOLDER, planned
+
+if TYPE_CHECKING:
+    from moe_routing.reporting.study import Study
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,8 @@ class Picture:
         caption: what it shows.
         alt: what a reader who cannot see it should know of its make-up.
         sources: files that its numbers stand in.
-        needs: what is missing where it was not drawn.
+        needs: what is missing where it is not due.
+        due: whether a study must have it: its config plans it, or its analysis was made.
     """
 
     path: str
@@ -25,16 +31,24 @@ class Picture:
     alt: str
     sources: tuple[str, ...]
     needs: str
+    due: Callable[[Study], bool]
 
 
 def _comparison(name: str, alt: str, sources: tuple[str, ...], needs: str) -> Picture:
-    return Picture(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs)
+    def due(study: Study) -> bool:
+        return name in planned(study.config)
+
+    return Picture(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs, due)
 
 
 def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> Picture:
     needs = f"the analysis {folder}/ was not made"
     sources = tuple(f"{folder}/{file}" for file in files)
-    return Picture(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs)
+
+    def due(study: Study) -> bool:
+        return any((study.folder / source).is_file() for source in sources)
+
+    return Picture(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs, due)
 
 
 GALLERY: dict[str, Picture] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moe_routing.analysis.text import text_dataset
 from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import STATIC, Finding
@@ -52,6 +53,13 @@ def _parts(study: Study) -> list[Finding]:
     absent = [text for name, text in TASKS.items() if name not in present]
     if absent:
         text = f"This run has {w.listed([f'no data set of {words}' for words in absent])}."
+        findings.append(Finding(text, "config.yaml", "dataset"))
+    if "perplexity" not in present:
+        text = (
+            "Without running text, the analyses of the router, of BH, of its nulls and of its "
+            f"discoveries read {dataset_label(text_dataset(study.config.datasets))} instead: each "
+            "context with its right ending."
+        )
         findings.append(Finding(text, "config.yaml", "dataset"))
     if "wikipedia" in study.datasets and "wikitext" not in study.datasets:
         text = (

@@ -1,4 +1,4 @@
-"""What the notebooks' first cell calls: check the GPU, make missing results, export them."""
+"""What the notebooks call: make missing results, export them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def prepare(config: str, needs: str, *also: str) -> Path:
     Raises:
         InputError: there is no such config, a file is missing, or the workflow fails.
     """
-    print(device_words())
     if os.environ.get(VARIABLE):
         results = results_folder()
         if not (results / needs).is_file():
@@ -58,18 +57,6 @@ def repository() -> Path:
         if (folder / "Snakefile").is_file():
             return folder
     raise InputError(f"no Snakefile in {here} or above; open the notebook in the repository")
-
-
-def device_words() -> str:
-    """Say whether there is a GPU, and which study it is enough for."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "No GPU: enough for the default study; OLMoE-1B-7B needs one with 24 GB or more."
-    about = torch.cuda.get_device_properties(0)
-    size = about.total_memory / 2**30
-    enough = "enough for OLMoE-1B-7B" if size >= 22 else "enough for the default study only"
-    return f"GPU: {about.name}, {size:.0f} GB: {enough}."
 
 
 def run_workflow(root: Path, config: str, *targets: str) -> None:

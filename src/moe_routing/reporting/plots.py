@@ -9,6 +9,7 @@ from moe_routing.figures.style import save, use_style
 from moe_routing.routing.strategies import parse_strategy
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from moe_routing.config import StudyConfig
@@ -21,8 +22,8 @@ CAPTIONS: dict[str, str] = {
     "top-k with softmax weights at every k that was scored (beside the strategies' own, those of "
     "`comparison/controls.csv`), cut where it leaves the range of the strategies: an adaptive "
     "setting with these weights is worth its counts if it lies on the better side of that line. "
-    "Other lines join the settings of a family; the grey step is the Pareto front of the "
-    "strategies; the ring marks the baseline; arrows say which way is better.",
+    "Other lines join the settings of a family, rivals included; the grey step is the Pareto front "
+    "of all settings drawn; the ring marks the baseline; arrows say which way is better.",
     "forest": "Paired differences from the baseline with intervals. Filled markers: a difference "
     "was shown after correction for multiplicity. Shaded: losses as large as the non-inferiority "
     "margin.",
@@ -32,8 +33,8 @@ CAPTIONS: dict[str, str] = {
     "layer): share of decisions with at most c experts.",
     "quality_by_max_k": "Quality against the most experts a token may get: BH at fixed alpha, and "
     "static top-k. Numbers beside the points are the mean experts that BH used.",
-    "critical_difference": "Average ranks over data sets. Strategies inside the band cannot be "
-    "told from the baseline by Nemenyi's test.",
+    "critical_difference": "Average ranks over data sets. Strategies joined by a bar on the right "
+    "cannot be told apart by Nemenyi's test; those inside the band not from the baseline.",
     "speed": "Measured tokens a second against mean experts a token: one run a cell, without "
     "repetition.",
 }
@@ -75,7 +76,7 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(cells["strategy"].drop_duplicates())
     figures = {
-        "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve),
+        "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),
         "forest": lambda: comparison_statistics.forest(
             tables["paired"], tables["noninferiority"], families, baseline
         ),
@@ -97,6 +98,16 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
         "critical_difference": tables["friedman"].empty,
     }
     return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
+
+
+def _rivals(study: Study) -> pd.DataFrame | None:
+    """Return the cells of other rules that were scored beside the strategies."""
+    controls, table = study.controls, study.statistics["controls"]
+    if controls.empty or table.empty:
+        return None
+    names = table.loc[table["kind"] == "rival", "strategy"]
+    rivals = controls[controls["strategy"].isin(names)]
+    return None if rivals.empty else rivals
 
 
 def write_plots(study: Study) -> list[str]:

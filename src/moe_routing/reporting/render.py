@@ -15,11 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.reporting.article import VARIABLE, config_file
-from moe_routing.reporting.checks import check_pages
+from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
 from moe_routing.reporting.qmd import Page, cell_options, run_page
@@ -32,8 +35,14 @@ _FORMAT = "markdown-yaml_metadata_block"
 OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
 
+PANDOC = 3
+"""Oldest major version that has figures as blocks, as cross-references need them."""
+
 _CONFIG = re.compile(r"^CONFIG = .*$", re.MULTILINE)
 """The line of a notebook's first cell that names the study."""
+
+_REPOSITORY = re.compile(r'^(REPOSITORY = .*? or )""', re.MULTILINE)
+"""The line of a notebook's first cell that names what to clone."""
 
 # Left-overs of Quarto; and _environment, whose paths do not fit a copy.
 _NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
@@ -65,6 +74,7 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
             _render_preview(source.resolve(), made, config)
         _put(made, staged)  # checked as they will lie: without what a renderer made besides
         check_pages(sorted(staged.rglob("*.html")))
+        check_word(staged / f"{ARTICLE}.docx")
         _put(staged, results / "report")
     return "quarto" if quarto else "preview"
 
@@ -130,10 +140,10 @@ def _render_by_quarto(source: Path, copy: Path, quarto: str, config: str) -> Pat
     """Render a copy of the sources, so that nothing is left behind; return the output folder."""
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     _run([quarto, "render", copy], copy)
-    made = copy / OUTPUT_DIR
+    made, address = copy / OUTPUT_DIR, repository_address(source.parent)
     for name in NOTEBOOKS:
         page = run_page(copy / "notebooks" / f"{name}.qmd", echo=True)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config)
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config, address)
     return made
 
 
@@ -141,7 +151,7 @@ def _render_by_quarto(source: Path, copy: Path, quarto: str, config: str) -> Pat
 
 
 def _render_preview(source: Path, made: Path, config: str) -> None:
-    pandoc = find_pandoc()
+    pandoc, address = find_pandoc(), repository_address(source.parent)
     bibliography = source / "references.bib"
     (made / "notebooks").mkdir(parents=True)
     article = run_page(source / f"{ARTICLE}.qmd", echo=False)
@@ -152,23 +162,30 @@ def _render_preview(source: Path, made: Path, config: str) -> None:
         page = run_page(source / "notebooks" / f"{name}.qmd", echo=True)
         document = _document(page, pandoc, bibliography)
         _write(document, page, made / "notebooks" / f"{name}.html", pandoc, source)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config)
+        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config, address)
 
 
 def find_pandoc() -> str:
-    """Return the path of pandoc: on the PATH, or as pypandoc-binary ships it.
+    """Return the path of pandoc: on the PATH if new enough, or as pypandoc-binary ships it.
 
     Raises:
         InputError: there is none.
     """
-    if found := shutil.which("pandoc"):
+    if (found := shutil.which("pandoc")) and _major(found) >= PANDOC:
         return found
     try:
         import pypandoc
 
         return pypandoc.get_pandoc_path()
     except (ImportError, OSError) as error:
-        raise InputError("the preview needs pandoc: pip install pypandoc-binary") from error
+        raise InputError(
+            f"the preview needs pandoc {PANDOC} or later: pip install pypandoc-binary"
+        ) from error
+
+
+def _major(pandoc: str) -> int:
+    match = re.search(r"pandoc\D* (\d+)", _run([pandoc, "--version"], Path.cwd()))
+    return int(match[1]) if match else 0
 
 
 def _document(page: Page, pandoc: str, bibliography: Path) -> dict:
@@ -199,11 +216,36 @@ def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) ->
     _run(command, page.path.parent, json.dumps(document))
 
 
-def _write_notebook(page: Page, path: Path, config: str) -> None:
+def repository_address(root: Path) -> str:
+    """Return the address that others clone the repository from; nothing if it names none.
+
+    It is ``repository-code`` of CITATION.cff, else that of the remote ``origin``, without a name or
+    password in it. Only http(s) counts: other addresses ask for a key.
+    """
+    citation = root / "CITATION.cff"
+    named = yaml.safe_load(citation.read_text("utf-8")) if citation.is_file() else None
+    address = (named or {}).get("repository-code") or _origin(root)
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return ""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _origin(root: Path) -> str:
+    git = shutil.which("git")
+    if not git:
+        return ""
+    found = subprocess.run(  # noqa: S603 (our own arguments)
+        [git, "remote", "get-url", "origin"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
+
+
+def _write_notebook(page: Page, path: Path, config: str, address: str) -> None:
     """Write a page's notebook with outputs, its title as the first cell.
 
-    It names the study's own config, so that run elsewhere it makes the same study. Cells of
-    Markdown must not hold inline code: a notebook could not run it.
+    It names the study's own config and the repository, so that run elsewhere it makes the same
+    study. Cells of Markdown must not hold inline code: a notebook could not run it.
 
     Raises:
         InputError: one does.
@@ -222,5 +264,6 @@ def _write_notebook(page: Page, path: Path, config: str) -> None:
         cell.metadata.pop("execution", None)  # times of day differ between equal runs
         if cell.cell_type == "code":
             cell.source = _CONFIG.sub(lambda _: f"CONFIG = {json.dumps(config)}", cell.source)
+            cell.source = _REPOSITORY.sub(lambda m: m[1] + json.dumps(address), cell.source)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(page.notebook, path)

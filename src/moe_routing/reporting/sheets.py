@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import CELLS
 from moe_routing.reporting.findings_controls import CONTROLS, METRICS, NOISE
+from moe_routing.reporting.protocol import perplexity_rows, perplexity_table
 from moe_routing.statistics.power import POWER
 
 if TYPE_CHECKING:
@@ -42,16 +44,24 @@ def _results_caption(study: Study) -> str:
     return (
         f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
         f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
-        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`.{_kl_words(study)}"
+        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`."
     )
 
 
-def _kl_words(study: Study) -> str:
-    if study.divergence.empty:
-        return ""
+def _perplexity_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    sets = w.listed([dataset_label(x) for x in perplexity_rows(study)["dataset"].drop_duplicates()])
     return (
-        f" KL: divergence of the strategy's next-token predictions from those of "
-        f"`{study.baseline}`, nats a token, averaged over data sets, from `{METRICS}`."
+        f"{sets} by word and by byte, with {confidence} intervals that resample documents: "
+        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS}`."
+    )
+
+
+def _divergence_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    return (
+        f"Divergence (KL) of next-token predictions from those of `{study.baseline}`, nats a "
+        f"token, with {confidence} intervals; n is the number of items. From `{METRICS}`."
     )
 
 
@@ -82,6 +92,20 @@ def _controls_caption(study: Study) -> str:
 
 SHEETS: dict[str, Sheet] = {
     "tbl-results": Sheet(tables.results_table, _results_caption),
+    "tbl-perplexity": Sheet(
+        perplexity_table,
+        _perplexity_caption,
+        None,
+        lambda study: not perplexity_rows(study).empty,
+        "this run has no running text",
+    ),
+    "tbl-divergence": Sheet(
+        tables.divergence_table,
+        _divergence_caption,
+        None,
+        lambda study: not study.divergence.empty,
+        "divergence from the baseline's predictions was not measured",
+    ),
     "tbl-data": Sheet(
         tables.data_table,
         lambda _: (

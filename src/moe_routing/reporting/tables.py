@@ -8,6 +8,7 @@ import pandas as pd
 
 from moe_routing.figures.labels import HIGHER_IS_BETTER, dataset_label, family_label, metric_label
 from moe_routing.reporting import wording as w
+from moe_routing.statistics.intervals import DIVERGENCE
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
@@ -113,14 +114,37 @@ def results_table(study: Study) -> pd.DataFrame:
             ],
         }
     )
-    if not study.divergence.empty:
-        means = study.divergence.groupby(level="strategy").mean().reindex(strategies.index)
-        table["KL, nats"] = ["not run" if pd.isna(x) else w.divergence(x) for x in means]
     for dataset in datasets_by_task(study):
         rows = cells[cells["dataset"] == dataset].set_index("strategy")
         head = _head(dataset, rows["metric"].iloc[0])
         table[head] = _column(rows.reindex(strategies.index), shown.get(dataset, set()))
     return table
+
+
+def divergence_table(study: Study) -> pd.DataFrame:
+    """Return KL(baseline || strategy): a row a strategy, a column a data set, with intervals.
+
+    Heads give the number of items that it was measured on.
+    """
+    compared = study.metrics["strategy"].isin(study.cells["strategy"])
+    rows = study.metrics[compared & (study.metrics["metric"] == DIVERGENCE)]
+    rows = rows[rows["strategy"] != study.baseline]
+    names = rows["strategy"].drop_duplicates()
+    table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
+    for dataset in datasets_by_task(study):
+        own = rows[rows["dataset"] == dataset].set_index("strategy")
+        if own.empty:
+            continue
+        head = f"{dataset_label(dataset)} (n = {w.count(own['n'].max())})"
+        table[head] = [_divergence_entry(row) for row in own.reindex(names).itertuples()]
+    return table
+
+
+def _divergence_entry(row: object) -> str:
+    if pd.isna(row.value):
+        return "not run"
+    low, high = w.divergence(row.ci_low), w.divergence(row.ci_high)
+    return f"{w.divergence(row.value)} [{low}, {high}]"
 
 
 def static_table(study: Study) -> pd.DataFrame:
@@ -280,16 +304,18 @@ def contrast_table(study: Study) -> pd.DataFrame:
         "Metric": metric_label(metric),
         "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
         **_flips(row),
-        "p, two-sided, Holm": w.p_value(row["p_adjusted"]).removeprefix("p = ").removeprefix("p "),
+        "p, two-sided, of a single test": _bare_p(row["p_adjusted"]),
         "Non-inferiority margin": w.magnitude(row["margin"], metric),
         "Upper limit of the loss": w.magnitude(max(row["upper_bound"], 0), metric),
-        "p of non-inferiority": w.p_value(row["p_noninferiority"])
-        .removeprefix("p = ")
-        .removeprefix("p "),
+        "p of non-inferiority": _bare_p(row["p_noninferiority"]),
         "Minimum detectable difference": _detectable(study.statistics["power"], row),
         "Verdict": row["verdict"],
     }
     return pd.DataFrame({"": lines.keys(), "Primary contrast": lines.values()})
+
+
+def _bare_p(value: float) -> str:
+    return w.p_value(value).removeprefix("p = ").removeprefix("p ")
 
 
 def _flips(row: pd.Series) -> dict[str, str]:

@@ -25,6 +25,7 @@ class CalibrationSample:
         permuted_LTE: the same on the text with the tokens of each window shuffled: every token in
             a mismatched context.
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
+        permuted_norm_LT: the same on the shuffled text.
         weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
         hidden_size: width of the router's input.
         native_k: experts a token that the model was trained with.
@@ -34,12 +35,15 @@ class CalibrationSample:
     logits_LTE: Tensor
     permuted_LTE: Tensor
     input_norm_LT: Tensor
+    permuted_norm_LT: Tensor
     weight_norm_LE: Tensor
     hidden_size: int
     native_k: int
     fingerprint: str
 
-    TENSORS = ("logits_LTE", "permuted_LTE", "input_norm_LT", "weight_norm_LE")
+    TENSORS = (
+        "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "weight_norm_LE",
+    )  # fmt: skip
 
     @property
     def num_layers(self) -> int:

@@ -15,8 +15,10 @@ _ABOUT = {
     "n_clusters": "clusters of items, the resampling unit",
 }
 _FAMILY = {
-    "family": "primary (the contrast declared in the config) or exploratory (all others)",
-    "p_adjusted": "p_value adjusted within its family of this table: Holm or Benjamini-Hochberg",
+    "family": "primary (the contrast declared in the config, on its data set's main metric: one "
+    "test a table) or exploratory (all others, those of matched_compute.csv included)",
+    "p_adjusted": "p_value adjusted within its family of this table: Holm (of a single test: "
+    "p_value itself) or Benjamini-Hochberg",
 }
 _VERDICT = {"verdict": "what may be said, from p_adjusted and the non-inferiority test"}
 
@@ -60,8 +62,10 @@ NONINFERIORITY = {
     "p_gain": "one-sided p-value of a gain of at least the margin",
     "p_tost": "two one-sided tests: the larger of p_value and p_gain",
     **_FAMILY,
+    "p_tost_adjusted": "p_tost adjusted in the same way",
     "noninferior": "whether p_adjusted <= alpha: no loss as large as the margin",
-    "equivalent": "whether p_tost <= alpha, unadjusted: neither loss nor gain of the margin",
+    "equivalent": "whether p_tost_adjusted <= alpha: neither a loss nor a gain as large as the "
+    "margin",
 }
 
 MATCHED = {
@@ -79,10 +83,18 @@ MATCHED = {
     "value": "value of the strategy",
     "static_value": "static curve, interpolated at mean_experts",
     "difference": "value minus static_value",
-    "low": "lower limit of the difference, paired cluster bootstrap",
+    "low": "lower limit of the difference, by the method in `interval`",
     "high": "upper limit of the difference",
+    "interval": "score (Tango 1998; on a point of the curve), score, interpolated (both points' "
+    "score intervals joined by MOVER, Zou & Donner 2008) or bootstrap-t over clusters",
+    "discordant": "for shares: items whose result differs from the static one",
+    "chord_excess": "how much worse the interpolated curve may be than the static curve itself, if "
+    "loss is convex in k: down to its neighbouring chords; 0 on a point of the curve; empty where "
+    "no chord is beside it",
     "standard_error": "clustered standard error of the difference",
-    "p_value": "two-sided p-value of no difference, permutation of names within clusters",
+    "p_value": "two-sided p-value of no difference; for shares exact McNemar on a point of the "
+    "curve if items are their own clusters, and the inverse of the interval between two points; "
+    "else permutation of names within clusters",
     **_FAMILY,
     "verdict": "better or worse than the static curve, identical to it, or inconclusive",
 }
@@ -105,7 +117,7 @@ FRIEDMAN = {
 
 _FRONT = {
     "dataset": "evaluation set",
-    "strategy": "strategy id",
+    "strategy": "strategy id; static controls and rivals are among them",
     "metric": "main metric of the data set",
     "higher_is_better": _ABOUT["higher_is_better"],
     "value": "value of the strategy",
@@ -135,7 +147,8 @@ POWER = {
     "minimum_detectable_difference": "true difference found with probability `power`",
     "margin": "non-inferiority margin, for comparison",
     "power": "probability of finding it",
-    "alpha": "two-sided level",
+    "alpha": "two-sided level: the one at which the primary contrast is tested; correction for "
+    "multiplicity makes exploratory contrasts need more",
 }
 
 PRIMARY = {
@@ -145,13 +158,18 @@ PRIMARY = {
     "upper_bound": NONINFERIORITY["upper_bound"],
     "p_noninferiority": "p_adjusted of noninferiority.csv",
     "noninferior": NONINFERIORITY["noninferior"],
+    "equivalent": NONINFERIORITY["equivalent"],
     "mean_experts": "mean experts a token of the strategy on this data set",
     "baseline_mean_experts": "the same of the baseline",
     "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
     "matched_static_family": "static_family of matched_compute.csv",
+    "matched_k_low": "experts of the static strategy below",
+    "matched_k_high": "experts of the static strategy above",
     "matched_difference": "difference from the static curve at mean_experts",
     "matched_low": "its lower limit",
     "matched_high": "its upper limit",
+    "matched_p_adjusted": "p_adjusted of matched_compute.csv",
+    "matched_chord_excess": "chord_excess of matched_compute.csv",
     "matched_verdict": "verdict of matched_compute.csv",
     "minimum_detectable_difference": "from the observed standard error, power.csv",
 }

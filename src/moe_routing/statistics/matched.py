@@ -7,22 +7,36 @@ Shape letters: N items, S strategies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_routing.statistics.bootstrap import Array
+from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, stream
+from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
 from moe_routing.statistics.measures import MEASURES, Measure, is_main
+from moe_routing.statistics.paired import Flips, count_flips
+from moe_routing.statistics.proportions import (
+    design_effect,
+    exact_mcnemar,
+    mixed_interval,
+    p_of_interval,
+    paired_score_interval,
+)
 
 if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
 NO_CURVE = "no curve"
+MIXED_SCORE = "score, interpolated"
+
+ROUNDING = 1e-12
+"""Results that differ from the line by no more are equal: 0.9 x 1 + 0.1 x 1 need not be 1."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,42 @@ def interpolate(value_NK: Array, at: Bracket) -> Array:
 
     (1 - w) y_low + w y_high, so that the comparison stays paired: what giving k_low experts to a
     random share 1 - w of the items and k_high to the others would score on average. Where loss is
-    convex in k the chord lies above the curve, which favours the strategy compared with it. The
-    mean number of experts is taken as known.
+    convex in k the chord lies above the curve, which favours the strategy compared with it: see
+    :func:`chord_excess`. The mean number of experts is taken as known.
 
     >>> interpolate(np.array([[0.0, 1.0], [2.0, 4.0]]), Bracket(0, 1, 0.25))
     array([0.25, 2.5 ])
     """
     return (1 - at.weight) * value_NK[:, at.low] + at.weight * value_NK[:, at.high]
+
+
+def chord_excess(loss_K: Sequence[float], ks: Sequence[float], at: Bracket) -> float:
+    """Return how far a chord may lie above a convex curve through the measured points.
+
+    A convex curve lies above its other chords prolonged, so between two points it is no lower than
+    the higher of the two neighbouring chords. The excess is the chord's value less that; 0 on a
+    point, and where the points themselves are not convex; NaN without a neighbouring chord.
+
+    Args:
+        loss_K: losses of the static strategies, smaller is better.
+        ks: their numbers of experts, ascending.
+        at: place between two of them.
+
+    >>> chord_excess([4.0, 1.0, 0.0, 0.0], [0, 1, 2, 3], Bracket(1, 2, 0.5))
+    0.5
+    """
+    if at.low == at.high:
+        return 0.0
+    place = ks[at.low] + at.weight * (ks[at.high] - ks[at.low])
+    beside = [
+        loss_K[a] + (loss_K[b] - loss_K[a]) * (place - ks[a]) / (ks[b] - ks[a])
+        for a, b in ((at.low - 1, at.low), (at.high, at.high + 1))
+        if a >= 0 and b < len(ks)
+    ]
+    if not beside:
+        return math.nan
+    chord = (1 - at.weight) * loss_K[at.low] + at.weight * loss_K[at.high]
+    return max(chord - max(beside), 0.0)
 
 
 def matched_rows(
@@ -119,16 +162,26 @@ def matched_rows(
                 "static_family": curve_of.get(name),
                 "status": _unmatched(name, curve_of, mean_experts),
             }
-            place = places[name]
-            if place is not None:
-                row |= gaps[name]
+            if places[name] is not None:
+                row |= gaps[name] | _place_columns(panel, measure, curves[name], places[name])
                 row["status"] = MATCHED
                 row["static_value"] = row["value"] - row["difference"]
-                ks = list(curves[name].values())
-                row["k_low"], row["k_high"] = ks[place.low], ks[place.high]
-                row["weight_high"] = place.weight
             rows.append(row)
     return rows
+
+
+def _place_columns(
+    panel: Panel, measure: Measure, curve: Mapping[str, float], place: Bracket
+) -> dict[str, float]:
+    """Return where on its curve a strategy lies, and what the chord there is worth."""
+    ks = list(curve.values())
+    loss_K = [measure.loss(panel.value(measure, name)) for name in curve]
+    return {
+        "k_low": ks[place.low],
+        "k_high": ks[place.high],
+        "weight_high": place.weight,
+        "chord_excess": chord_excess(loss_K, ks, place),
+    }
 
 
 def _ascending(curve: Mapping[str, float], panel: Panel) -> dict[str, float]:
@@ -158,14 +211,10 @@ def _gaps(
         return {}
     value_NS = panel.values(measure)
     column = panel.strategies.index
-    difference_NS = np.stack(
-        [
-            value_NS[:, column(name)]
-            - interpolate(value_NS[:, list(map(column, curves[name]))], places[name])
-            for name in names
-        ],
-        axis=1,
-    )
+    arm_NS = value_NS[:, list(map(column, names))]
+    static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in names}
+    line_NS = np.stack([interpolate(static_NK[name], places[name]) for name in names], axis=1)
+    difference_NS = arm_NS - line_NS
     comparison = compare(
         panel,
         measure,
@@ -174,14 +223,89 @@ def _gaps(
         resamples=settings.resamples,
         rng=stream(seed, "matched", panel.dataset, measure.name),
     )
-    return {
-        name: {
+    gaps = {}
+    for s, name in enumerate(names):
+        gaps[name] = {
             "difference": comparison.boot.ratio_S[s],
             "low": comparison.low_S[s],
             "high": comparison.high_S[s],
+            "interval": BOOTSTRAP_T,
             "standard_error": comparison.boot.error_S[s],
             "p_value": comparison.p_sign_flip_S[s],
-            "identical": not difference_NS[:, s].any(),
+            "identical": bool((np.abs(difference_NS[:, s]) <= ROUNDING).all()),
         }
-        for s, name in enumerate(names)
+        if measure.is_share:
+            gaps[name] |= share_columns(
+                arm_NS[:, s], static_NK[name], places[name], panel.clusters, settings.confidence
+            )
+    return gaps
+
+
+def share_columns(
+    arm_N: Array, static_NK: Array, place: Bracket, clusters: np.ndarray, confidence: float
+) -> dict[str, object]:
+    """Return interval and p-value of a share.
+
+    Bootstrap and permutation have no place here: with few discordant items the intervals of the one
+    cover far less than they say, because many resamples hold none, and between two points, where
+    rare large differences face many small ones, the other rejects far too often. On a point the
+    interval is Tango's and the test McNemar's, if items are their own clusters; between two points
+    the interval joins those of both
+    (:func:`moe_routing.statistics.proportions.mixed_interval`), with the correlation of the two
+    differences over clusters, and the test is its inverse.
+
+    Args:
+        arm_N: zeros and ones of the strategy.
+        static_NK: the same of the points of the curve.
+        place: where the strategy lies.
+        clusters: number of the cluster of each item, (N,).
+        confidence: level.
+
+    Returns:
+        low, high, interval and discordant; p_value but on a point with clusters of several items.
+    """
+    found: dict[str, object] = {
+        "discordant": int((np.abs(arm_N - interpolate(static_NK, place)) > ROUNDING).sum())
     }
+    low_N, high_N = static_NK[:, place.low], static_NK[:, place.high]
+    first = _PairedTable.of(arm_N, low_N, clusters)
+    if place.low == place.high:
+        _, found["low"], found["high"] = first.estimate(confidence)
+        found["interval"] = SCORE
+        if clusters.max() + 1 == len(arm_N):
+            found["p_value"] = exact_mcnemar(first.flips.lost, first.flips.gained)
+        return found
+    second = _PairedTable.of(arm_N, high_N, clusters)
+    r = _correlation(cluster_sums(np.stack([arm_N - low_N, arm_N - high_N], axis=1), clusters))
+
+    def limits(level: float) -> tuple[float, float]:
+        return mixed_interval(first.estimate(level), second.estimate(level), place.weight, r)
+
+    found["low"], found["high"] = limits(confidence)
+    found["interval"], found["p_value"] = MIXED_SCORE, p_of_interval(limits)
+    return found
+
+
+@dataclass(frozen=True)
+class _PairedTable:
+    """Discordant items of a strategy and a static one, and their design effect."""
+
+    flips: Flips
+    effect: float
+
+    @classmethod
+    def of(cls, arm_N: Array, static_N: Array, clusters: np.ndarray) -> _PairedTable:
+        return cls(count_flips(static_N, arm_N), design_effect(arm_N - static_N, clusters))
+
+    def estimate(self, confidence: float) -> tuple[float, float, float]:
+        """Return the difference of the two shares and its score interval."""
+        lost, gained, n = self.flips.lost, self.flips.gained, self.flips.n
+        limits = paired_score_interval(lost, gained, n, confidence, design_effect=self.effect)
+        return (gained - lost) / n, *limits
+
+
+def _correlation(sums_C2: Array) -> float:
+    """Return the correlation of two columns; 1, the careful value, where one does not vary."""
+    if (np.ptp(sums_C2, axis=0) == 0).any():
+        return 1.0
+    return float(np.corrcoef(sums_C2.T)[0, 1])

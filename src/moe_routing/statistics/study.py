@@ -33,8 +33,14 @@ STATIC_FAMILIES = {"softmax": "regular", "renormalised": "normalized", "uniform"
 """The family that makes up the static curve of each weighting; mass-matched weights have none."""
 
 ON_CURVES = ("static", "rival")
-"""Kinds of controls that the comparison at matched compute takes in. The others are made to be
-compared with the strategy that they take apart."""
+"""Kinds of controls that the comparison at matched compute and the Pareto fronts take in. The
+others are made to be compared with the strategy that they take apart."""
+
+MATCHED_COLUMNS = (
+    "status", "static_family", "k_low", "k_high", "difference", "low", "high", "p_adjusted",
+    "chord_excess", "verdict",
+)  # fmt: skip
+"""What ``primary.csv`` takes from ``matched_compute.csv``, under names with ``matched_``."""
 
 Rows = list[dict[str, object]]
 _KEY = ["strategy", "dataset", "metric"]
@@ -101,8 +107,8 @@ def study_tables(
         datasets: task of each data set.
         settings: baseline, primary contrast, levels and margins.
         seed: seed of the study.
-        controls: the controls by id; of the other tables they are in matched_compute only, as
-            points of static curves and as rivals.
+        controls: the controls by id; of the other tables they are in matched_compute and on the
+            Pareto fronts only, as points of static curves and as rivals.
         noise: what each noise arm changes.
 
     Raises:
@@ -129,7 +135,7 @@ def study_tables(
     missing += missing_noise
     tables["noninferiority"] = judge_margins(tables["noninferiority"], settings)
     tables["paired"] = judge(tables["paired"], settings, tables["noninferiority"])
-    tables["matched_compute"] = judge(tables["matched_compute"], settings)
+    tables["matched_compute"] = judge(tables["matched_compute"], settings, secondary=True)
     tables["primary"] = _primary(tables, costs, settings)
     tables["missing"] = pd.DataFrame(missing)
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
@@ -190,16 +196,23 @@ def data_dictionary() -> pd.DataFrame:
 
 
 def judge(
-    table: pd.DataFrame, settings: StatisticsConfig, margins: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    settings: StatisticsConfig,
+    margins: pd.DataFrame | None = None,
+    *,
+    secondary: bool = False,
 ) -> pd.DataFrame:
     """Add family, adjusted p-value and verdict to a table of differences.
 
     Args:
-        table: columns strategy, dataset, metric, difference, p_value, higher_is_better, identical.
+        table: columns strategy, dataset, metric, main, difference, p_value, higher_is_better,
+            identical.
         settings: the primary contrast and the level.
         margins: the judged table of non-inferiority, where it bears on the verdict.
+        secondary: the table asks another question than the primary contrast; all of it is
+            exploratory.
     """
-    table = _with_families(table, settings)
+    table = _with_families(table, settings, secondary=secondary)
     if table.empty:
         return table
     if margins is None or margins.empty:
@@ -226,19 +239,30 @@ def judge(
 
 
 def judge_margins(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
-    """Add family, adjusted p-value and conclusions to the table of non-inferiority."""
+    """Add family, adjusted p-values and conclusions to the table of non-inferiority."""
     table = _with_families(table, settings)
     if not table.empty:
+        table["p_tost_adjusted"] = adjust(table["p_tost"], table["family"])
         table["noninferior"] = table["p_adjusted"] <= table["alpha"]
-        table["equivalent"] = table["p_tost"] <= table["alpha"]
+        table["equivalent"] = table["p_tost_adjusted"] <= table["alpha"]
     return table
 
 
-def _with_families(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
+def _with_families(
+    table: pd.DataFrame, settings: StatisticsConfig, *, secondary: bool = False
+) -> pd.DataFrame:
+    """Add the family of each row and the p-value adjusted within it.
+
+    The primary family is a single test: the paired difference of the primary contrast on the main
+    metric of its data set, so that it is tested, and planned for, at the whole level. Its test of
+    non-inferiority costs no level: "no difference" and "a loss of the margin or more" cannot both
+    be true, so that at most one of the two can be rejected wrongly (Shaffer 1986). Its comparison
+    at matched compute is about another difference and counts among the exploratory ones.
+    """
     if table.empty:
         return table
     table = table.copy()
-    primary = _is_primary(table, settings)
+    primary = _is_primary(table, settings) & (not secondary)
     table["family"] = np.where(primary, "primary", "exploratory")
     if "p_value" not in table:  # every strategy lies outside the curve
         table["p_value"] = np.nan
@@ -247,6 +271,11 @@ def _with_families(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFr
 
 
 def _is_primary(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
+    return _in_contrast(table, settings) & table["main"].astype(bool)
+
+
+def _in_contrast(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
+    """Mark strategy and data set of the primary contrast, with every metric."""
     contrast = settings.primary
     return (table["strategy"] == contrast.strategy) & (table["dataset"] == contrast.dataset)
 
@@ -279,9 +308,9 @@ def _all_rows(
         found, margins = control_rows(everything, controls, settings, seed, experts)
         rows["controls"] += found
         rows["control_margins"] += margins
-        rows["pareto"] += pareto_rows(panel, settings, seed, experts, "mean_experts")
+        rows["pareto"] += pareto_rows(on_curves, settings, seed, experts, "mean_experts")
         time = "seconds_per_1000_tokens"
-        rows["pareto_time"] += pareto_rows(panel, settings, seed, seconds, time)
+        rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
     rows["friedman"] = friedman_rows(compared, settings)
     return rows
 
@@ -337,24 +366,21 @@ def _read_overview(path: Path) -> pd.DataFrame:
 def _primary(
     tables: Mapping[str, pd.DataFrame], costs: _Costs, settings: StatisticsConfig
 ) -> pd.DataFrame:
-    """Return what all tables say about the primary contrast, one row a metric."""
+    """Return what all tables say about the primary contrast; other metrics than the main beside."""
     paired = tables["paired"]
     if paired.empty:
         return paired
-    chosen = paired[_is_primary(paired, settings)]
+    chosen = paired[_in_contrast(paired, settings)]
     experts = costs.experts(settings.primary.dataset)
     chosen = chosen.assign(
         mean_experts=experts.get(settings.primary.strategy, np.nan),
         baseline_mean_experts=experts.get(settings.baseline, np.nan),
     )
     margins = {
-        **{name: name for name in ("margin", "loss", "upper_bound", "noninferior")},
+        **{n: n for n in ("margin", "loss", "upper_bound", "noninferior", "equivalent")},
         "p_adjusted": "p_noninferiority",
     }
-    matched = {
-        name: f"matched_{name}"
-        for name in ("status", "static_family", "difference", "low", "high", "verdict")
-    }
+    matched = {name: f"matched_{name}" for name in MATCHED_COLUMNS}
     detectable = "minimum_detectable_difference"
     for table, renamed in (
         ("noninferiority", margins),

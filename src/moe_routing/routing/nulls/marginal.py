@@ -115,24 +115,25 @@ class Unselected(LogitNull):
                 f"null 'unselected' needs experts that the model rejects; it selects "
                 f"{sample.native_k} of {sample.num_experts}"
             )
-        sorted_LTE = sample.logits_LTE.sort(-1).values
-        return sorted_LTE[..., : sample.num_experts - sample.native_k].flatten(1)
+        sorted_LTE = np.sort(sample.logits_LTE.numpy(), axis=-1)
+        rejected_LTE = sorted_LTE[..., : sample.num_experts - sample.native_k]
+        return torch.from_numpy(rejected_LTE.reshape(sample.num_layers, -1))
 
 
-class PermutedContext(LogitNull):
-    """Logits of calibration tokens in shuffled contexts; n = tokens x experts.
+class PermutedContext(PerExpert):
+    """Logits of one expert over calibration tokens in shuffled contexts; n = tokens.
 
-    Conformal: superuniform if the logit of a test token is exchangeable with those of shuffled
-    text under H0. The p-value is marginal over tokens and experts.
+    Conformal: superuniform if, under H0, the expert's logit for a test token is exchangeable with
+    its logits on shuffled text. The p-value is marginal over tokens.
     """
 
     id: ClassVar[str] = "permuted_context"
-    hypothesis: ClassVar[str] = "the logit is one of a token in a mismatched context"
+    hypothesis: ClassVar[str] = "the logit is one of this expert's for a mismatched context"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
-        """Return the logits on shuffled text."""
-        return sample.permuted_LTE.flatten(1)
+        """Return each expert's logits on shuffled text, (layers, experts, tokens)."""
+        return sample.permuted_LTE.transpose(1, 2)
 
 
 class KernelNull(Null):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moe_routing.routing.nulls.base import SMALLEST_P, Null, check_finite
 from moe_routing.routing.nulls.tails import EmpiricalTail
-from moe_routing.routing.ordering import order_experts, sort_rows
+from moe_routing.routing.ordering import order_experts, sort_down, sort_rows
 from moe_routing.routing.procedures import last_passing
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
@@ -135,13 +135,13 @@ class RobustZNull(Null):
             InputError: the sample has logits that are not finite.
         """
         check_finite(sample)
-        sorted_TE, _ = order_experts(sample.logits_LTE.flatten(0, 1).float())
+        sorted_TE = sort_down(sample.logits_LTE.flatten(0, 1).float())
         return cls.z(sorted_TE, sorted_TE).view(sample.num_layers, -1)
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return the z-scores."""
         logits_TE = inputs.logits_TE.float()
-        return self.z(logits_TE, order_experts(logits_TE)[0])
+        return self.z(logits_TE, sort_down(logits_TE))
 
     def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
         """Sort once for order, median and test; see :meth:`Null.ordered`."""
@@ -187,7 +187,10 @@ class WithinToken(RobustZNull):
     below 1 in the diagnostics), the reflected tail is too heavy and the test conservative, up to
     finding nothing; where the bulk leans up, it is anti-conservative. ``within_token_split``
     shows how much hangs on this. Tokens differ in their tails; p is calibrated on average over a
-    layer, not given the token.
+    layer, not given the token. Correlations between experts, by themselves, break nothing: if a
+    token's logits are as likely as their reflection, all of them at once, every z is symmetric. BH
+    with dependent p-values is another matter; the validity page measures its size with the real
+    correlations.
     """
 
     id: ClassVar[str] = "within_token"

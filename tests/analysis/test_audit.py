@@ -1,0 +1,116 @@
+"""What an audited rule discovers is what its definition says, on the stock model's logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_routing.analysis.audit import Probe, audit_arms, find_discoveries
+from moe_routing.analysis.config import AnalysisConfig
+from moe_routing.models.adapters import find_routers
+from moe_routing.models.loading import LoadedModel
+from moe_routing.models.patch import routed
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.nulls import fit_null
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.types import RouterInputs
+
+NULLS = ["within_token", "pooled", "random_direction"]
+LAYERS = [0, 2]
+PLACE = ["arm", "document", "position", "layer"]
+
+
+@pytest.fixture
+def probes(tokenizer, texts):
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in (texts[0], texts[2])]
+    return [Probe("a", ids[0], [3, 9, 10]), Probe("b", ids[1], list(range(2, 37)))]
+
+
+@pytest.fixture
+def loaded(tiny, tokenizer):
+    return LoadedModel(tiny, tokenizer, {})
+
+
+@pytest.fixture
+def fitted(tiny_calibration):
+    sample = tiny_calibration.sample
+    return Calibration(sample, {name: fit_null(name, sample) for name in NULLS})
+
+
+def by_hand(p_values, alpha):
+    """Benjamini and Hochberg (1995), word for word."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    passing = [i for i, e in enumerate(order, 1) if p_values[e] <= i * alpha / len(p_values)]
+    return set(order[: max(passing, default=0)])
+
+
+@torch.no_grad()
+def seen_by_routers(model, ids):
+    """Return each router's inputs, by applying it to what reaches it."""
+    hidden = []
+    routers = find_routers(model)
+    handles = [
+        r.module.register_forward_hook(lambda _, x, __: hidden.append(x[0])) for r in routers
+    ]
+    model(ids[None, :-1])
+    for handle in handles:
+        handle.remove()
+    weights = [router.module.weight for router in routers]
+    flat = [x.reshape(-1, x.shape[-1]) for x in hidden]
+    return [
+        RouterInputs(layer, F.linear(x, w), x, w)
+        for layer, (x, w) in enumerate(zip(flat, weights, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_discoveries_are_those_of_the_definition(loaded, fitted, probes, null):
+    """For a null that does not rank experts by their logits, too."""
+    name = null.replace("_", "-")
+    arm = parse_strategy("bh_k8_a030" if null == "within_token" else f"bh_k8_a030_{name}")
+    found = find_discoveries(loaded, [arm], fitted, probes, LAYERS)
+    assert not found.duplicated([*PLACE, "expert"]).any()
+    assert set(found["alpha"]) == {0.3}
+    by_decision = found.groupby(PLACE)["expert"].agg(set)
+    sizes = []
+    for probe in probes:
+        seen = seen_by_routers(loaded.model, probe.ids_S)
+        for layer in LAYERS:
+            p_TE = fitted.null(null).p_values(seen[layer])
+            for position in probe.positions:
+                expected = by_hand(p_TE[position].tolist(), arm.alpha)
+                place = (arm.id, probe.document, position, layer)
+                assert by_decision.get(place, set()) == expected
+                sizes.append(len(expected))
+    assert min(sizes) == 0 < max(sizes)
+
+
+def test_the_floor_discovers_nothing(loaded, fitted, probes):
+    arm = parse_strategy("bh_k8_a030_pooled")
+    floored = arm.model_copy(update={"min_k": 4})
+    with_floor, without = (
+        find_discoveries(loaded, [x], fitted, probes, LAYERS).drop(columns="arm")
+        for x in (floored, arm)
+    )
+    assert with_floor.equals(without)
+
+
+def test_what_routes_the_model_does_not_matter_to_its_first_layer(loaded, fitted, probes):
+    """Under another router later layers see other states; the audit looks at the stock model's."""
+    arm = parse_strategy("bh_k8_a030")
+    stock = find_discoveries(loaded, [arm], fitted, probes, LAYERS)
+    with routed(loaded.model, arm, calibration=fitted):
+        other = find_discoveries(loaded, [arm], fitted, probes, LAYERS)
+    first = [table[table["layer"] == 0].reset_index(drop=True) for table in (stock, other)]
+    assert first[0].equals(first[1])
+    assert not stock.equals(other)
+
+
+def test_arms_have_no_cap_that_hides_discoveries():
+    class Study:
+        analysis = AnalysisConfig()
+
+    arms = audit_arms(Study, ["pooled", "within_token"], 64)
+    assert {arm.max_k for arm in arms} == {64}
+    assert [arm.alpha for arm in arms] == 2 * Study.analysis.audit.alpha

@@ -1,0 +1,135 @@
+"""The whole article of studies that lack a part: it claims nothing of that part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from planted_results import add_analyses, make_study, planted_config
+
+from moe_routing.errors import InputError
+from moe_routing.figures.baseline import draw_baseline
+from moe_routing.figures.bh import draw_bh
+from moe_routing.reporting.article import VARIABLE, Article
+from moe_routing.reporting.checks import check_pages
+from moe_routing.reporting.plots import write_plots
+from moe_routing.reporting.protocol import PERPLEXITIES, PROSE, window
+from moe_routing.reporting.qmd import run_page
+from moe_routing.reporting.render import _document, _write, find_pandoc
+
+SOURCE = Path(__file__).resolve().parents[2] / "report"
+STATIC = ("regular_k4", "regular_k8", "uniform_k8")
+
+
+def article_of(study, folder, monkeypatch):
+    """The text of the article, every reference resolved and every link in it checked."""
+    write_plots(study)
+    monkeypatch.setenv(VARIABLE, str(study.folder))
+    page, pandoc = run_page(SOURCE / "index.qmd", echo=False), find_pandoc()
+    document = _document(page, pandoc, SOURCE / "references.bib")
+    _write(document, page, folder / "index.html", pandoc, SOURCE)
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    html = re.sub(r'<a\s+href="notebooks/[^"]*"', "<a", html)  # these were not rendered
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    check_pages([folder / "index.html"])
+    text = re.sub(r"(?s)<style.*?</style>|<[^>]+>", "", html)
+    return re.sub(r"\s+", " ", text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def test_the_article_of_a_study_without_bh(tmp_path, monkeypatch):
+    config = planted_config(strategies=STATIC, primary=("uniform_k8", "hellaswag"))
+    study = make_study(tmp_path / "s", config, {"uniform_k8": -0.06}, items=300)
+    text = article_of(study, tmp_path, monkeypatch)
+    for claim in (
+        "does Benjamini-Hochberg (BH) routing, which lets a statistical test decide",
+        "We ask whether that number can be left to a test",
+        "procedure are kept",
+        "The rule studied here",
+        "took p-values from",
+        "BH was run",
+        "Each null was examined",
+        "What BH controls is the share",
+        "none,",
+    ):
+        assert claim not in text, claim
+    assert "or do other choices of experts and weights do as well?" in text
+    assert "is not among the strategies compared here" in text
+    assert "No compared strategy takes p-values. No table of this run shows" in text
+    assert "BH was not run over a grid of max_k, alpha and null in this run." in text
+    assert "no adaptive top-k and no Benjamini-Hochberg routing" in text
+
+
+def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano):
+    config = planted_config(
+        datasets=("hellaswag",),
+        strategies=(*STATIC, "bh_k8_a005"),
+        primary=("bh_k8_a005", "hellaswag"),
+    )
+    study = make_study(tmp_path / "s", config, {"bh_k8_a005": -0.03}, items=300)
+    add_analyses(study, nano)  # on the questions, for want of running text
+    draw_baseline(study.folder / "baseline")
+    draw_bh(study.folder / "bh")
+    text = article_of(study, tmp_path, monkeypatch)
+    assert "Ranks over data sets are compared" not in text
+    assert "Ranks need at least two data sets and three strategies." in text
+    assert "Multiple choice takes the continuation" in text
+    for claim in ("Perplexity is the exponential", "A last word counts", "Kullback-Leibler"):
+        assert (claim in text) == (claim == "Kullback-Leibler"), claim
+    assert "Not made: this run has no running text." in text
+    assert "the analyses of the router, of BH, of its nulls and of its discoveries read HellaS" in (
+        text
+    )
+    assert "Beside the cells, BH was run on text over a grid" in text
+    assert "We ask whether that number can be left to a test" in text
+    assert "Strategies took p-values from within_token, calibrated on 1,024 tokens" in text
+
+
+def test_windows_are_those_of_the_config_or_of_the_model(planted):
+    article = Article(planted)
+    assert article.text("scoring").startswith("All items are scored 0-shot")
+    settings = planted.config.evaluation.model_copy(update={"window": 96})
+    config = planted.config.model_copy(update={"evaluation": settings})
+    fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
+    narrow = type(planted)(**{**fields, "config": config})
+    assert window(narrow) == 96
+    assert "in windows of 96 tokens at a stride of 96:" in Article(narrow).text("scoring")
+
+
+def test_without_a_config_the_window_is_that_of_the_baseline_analysis(planted, tmp_path):
+    fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
+    study = type(planted)(**{**fields, "folder": tmp_path})
+    assert "in windows of the model's context, side by side:" in Article(study).text("scoring")
+    (tmp_path / "baseline").mkdir()
+    pd.DataFrame({"layer": [0], "window": [2048]}).to_csv(
+        tmp_path / "baseline" / "baseline_routing_stats.csv", index=False
+    )
+    assert "in windows of 2,048 tokens at a stride of 2,048:" in Article(study).text("scoring")
+
+
+def test_perplexity_by_word_and_byte_is_that_of_the_table_of_metrics(planted):
+    text = Article(planted).table("tbl-perplexity")
+    assert "| Strategy" in text
+    assert "Data set" not in text
+    rows = planted.metrics.query("strategy == 'regular_k4' and dataset == 'wikipedia'")
+    rows = rows.set_index("metric").loc[list(PERPLEXITIES), ["value", "ci_low", "ci_high"]]
+    line = next(line for line in text.splitlines() if line.startswith("| `regular_k4`"))
+    said = [float(number.replace(",", "")) for number in re.findall(r"(?<!k)\d[\d,.]*\d", line)]
+    assert said == pytest.approx(list(rows.to_numpy().ravel()), rel=1e-3)
+    assert "topp" not in text  # controls are not among the compared strategies
+
+
+def test_an_unknown_text_is_an_error(planted):
+    with pytest.raises(InputError, match=f"text 'gone'; allowed: {', '.join(PROSE)}"):
+        Article(planted).text("gone")
+
+
+def test_sentences_name_their_files(planted):
+    article = Article(planted)
+    assert article.say("primary").endswith(" [statistics/primary.csv]{.source}")
+    assert article.say("primary compute matched").count("statistics/primary.csv") == 1
+    both = article.say("headline binding")
+    assert both.endswith("[statistics/primary.csv, comparison/full_routing_results.csv]{.source}")
+    assert Article(planted, plain=True).say("primary").endswith(" (statistics/primary.csv)")
+    assert article.say("router", "Not done.") == "Not done." or "{.source}" in article.say("router")
