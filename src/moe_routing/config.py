@@ -177,8 +177,8 @@ class StudyConfig(ClosedModel):
     calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
     datasets: dict[str, DatasetConfig] = Field(
         min_length=1,
-        description="Evaluation sets. The workflow needs one of running text (wikitext or "
-        "wikipedia), which its analyses read.",
+        description="Evaluation sets. The analyses read one of running text (wikitext or "
+        "wikipedia) if there is one, else the passages of lambada or of the first set.",
     )
     strategies: list[str] = Field(min_length=1, description="Strategy ids.")
     controls: list[str] = Field(

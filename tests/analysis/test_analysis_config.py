@@ -63,5 +63,4 @@ def test_the_default_study_runs_bh_under_four_nulls_on_enough_text():
 
 def test_the_first_perplexity_set_is_the_text():
     assert text_dataset(["hellaswag", "wikitext", "wikipedia"]) == "wikitext"
-    with pytest.raises(InputError, match="add one of wikitext, wikipedia"):
-        text_dataset(["hellaswag", "lambada"])
+    assert text_dataset(["hellaswag", "lambada"]) == "lambada"

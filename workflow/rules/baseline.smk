@@ -2,10 +2,7 @@
 from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.text import text_dataset
 
-try:
-    TEXT = text_dataset(study.datasets)
-except InputError as error:
-    sys.exit(f"error: {CONFIG}: {error}")
+TEXT = text_dataset(study.datasets)
 
 
 rule baseline:

@@ -55,8 +55,8 @@ GALLERY: dict[str, Picture] = {
     "fig-pareto": _comparison(
         "pareto",
         "One panel a data set: mean experts a token across, quality up, one marker and line a "
-        "family of strategies, the static curve in black, vertical bars for intervals, a grey "
-        "step for the Pareto front, a ring around the baseline.",
+        "family of strategies or rival rule, the static curve in black, vertical bars for "
+        "intervals, a grey step for the Pareto front, a ring around the baseline.",
         (CELLS,),
         "the table of cells was not plotted",
     ),
@@ -92,7 +92,7 @@ GALLERY: dict[str, Picture] = {
     "fig-ranks": _comparison(
         "critical_difference",
         "Strategies down, average rank across, with a band that reaches one critical difference to "
-        "either side of the baseline.",
+        "either side of the baseline, and bars that join strategies that cannot be told apart.",
         ("statistics/friedman.csv",),
         "ranks need at least two data sets and three strategies",
     ),
@@ -106,17 +106,20 @@ GALLERY: dict[str, Picture] = {
     "fig-logits": _analysis(
         "baseline",
         "router_logit_distributions",
-        "Router logits of the stock model: density by layer, the mean in black.",
-        "One ridge a layer, the first on top: logit across, density up, a dot at the mean.",
+        "Router logits of the stock model: density by layer on text, its mean in black, and the "
+        "means of the prompts.",
+        "One ridge a layer, the first on top: logit across, density up, a black dot at the mean, a "
+        "mark for the mean of each prompt.",
         "logit_histogram.csv",
         "baseline_routing_stats.csv",
     ),
     "fig-usage": _analysis(
         "baseline",
         "expert_usage",
-        "How often the stock router uses each expert, relative to uniform use.",
-        "A map, layers down and experts across; the colour is an expert's load over the mean load "
-        "of its layer.",
+        "How often the stock router uses each expert, relative to uniform use, on text and on the "
+        "prompts.",
+        "Two maps, layers down and experts across; the colour is an expert's load over the mean "
+        "load of its layer.",
         "expert_usage.csv",
     ),
     "fig-entropy": _analysis(
@@ -236,8 +239,9 @@ GALLERY: dict[str, Picture] = {
     "fig-audit": _analysis(
         "audit",
         "false_discoveries",
-        "Audit by intervention: chosen experts whose removal changes the loss by less than "
-        "epsilon, as a share, by alpha.",
+        "Audit by intervention: experts that the stock router chose and a null calls discoveries, "
+        "whose removal from the stock model changes the loss by less than epsilon, as a share, by "
+        "alpha. Grey: all experts that the stock router chose.",
         "One column an epsilon, one line a null: alpha across, with bars for intervals; above the "
         "share of false ones among discoveries, below the false discovery rate; a grey band for "
         "the stock router and a dotted line for alpha.",

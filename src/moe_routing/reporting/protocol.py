@@ -143,8 +143,9 @@ def _examined(study: Study) -> str:
     if study.table("validity/verdict.csv").empty:
         return "A null can be examined in designs in which its hypothesis is true."
     return (
-        "Each null was examined in designs in which its hypothesis is true: there BH may select "
-        "an expert for at most a share alpha of the tokens. @fig-size shows how often it did, "
+        "Each null was examined in designs in which its hypothesis is true, and in such that break "
+        "what it assumes; in both no expert stands out, and BH may select one for at most a share "
+        "alpha of the tokens. @fig-size shows how often it did, "
         "@fig-bound how marginal nulls do on real text, and @fig-binding whether test, floor or "
         "limit decides there."
     )

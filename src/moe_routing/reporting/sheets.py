@@ -177,7 +177,7 @@ SHEETS: dict[str, Sheet] = {
         tables.routing_table,
         lambda _: (
             "How BH routed, averaged over data sets. A decision is a token in a layer. "
-            "Nothing rejected: BH kept no expert, so that the floor gave one. At floor, at cap: BH "
+            "Nothing rejected: BH kept no expert, so that the floor decided. At floor, at cap: BH "
             f"kept fewer or more experts than allowed, so that the limit decided. From `{CELLS}`."
         ),
         "llrrrrr",

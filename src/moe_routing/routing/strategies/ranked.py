@@ -115,11 +115,18 @@ class Ranked(Strategy):
 
 def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
     """Return the selector that keeps what a ranker says."""
-    rank = blockwise(rank)
 
-    def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+    def select_block(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
         ranking = rank(inputs, probability_TE)
         return Selection.prefix(ranking.order_TK, ranking.count_T, num_experts, ranking.rejected_T)
+
+    def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+        if probability_TE.device.type != "cpu":
+            return select_block(inputs, probability_TE)
+        blocks = blocks_of(*probability_TE.shape)
+        # Block by block the slots that nobody fills are cut off before anything is joined.
+        parts = [select_block(inputs.rows(b), probability_TE[b]) for b in blocks]
+        return Selection.concatenated(parts, num_experts)
 
     return select
 
