@@ -138,7 +138,7 @@ def change(values, key, value):
         ("controls", ["regular_k4"], "controls has 'regular_k4', a strategy already; allowed: eac"),
         ("controls", ["shuffle.bh_k9_a005"], "is compared with 'bh_k9_a005'; allowed: controls of"),
         ("controls", ["bh_k9_a005_uniform"], "is compared with 'bh_k9_a005'; allowed: controls of"),
-        ("controls", ["bh_k8_a005_unselected"], "calibration.nulls lacks 'unselected'"),
+        ("controls", ["bh_k8_a005_per-expert"], "calibration.nulls lacks 'per_expert'"),
         ("noise", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the study"),
         ("noise", [{"name": "a", "dtype": "float8"}], "noise.0.dtype is 'float8'; input should be"),
         ("noise", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),

@@ -38,9 +38,9 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert done.returncode == 0, plan
     lines = plan.splitlines()
     assert any(line.split() == ["noise", "1"] for line in lines)
-    # 23 strategies, 6 points of static curves, 4 controls of each of two BH strategies, 5 rivals.
+    # 23 strategies, 7 points of static curves, 5 controls of each of two BH strategies, 5 rivals.
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 42 + 1
+    assert len(scoring) == 45 + 1
 
 
 def test_study_without_controls_is_planned_without_their_jobs(checkout):

@@ -36,7 +36,7 @@ def plot_training(log: pd.DataFrame, path: Path) -> None:
     sns.lineplot(validated, x="tokens", y="validation_loss", ax=top, label="validation", ls="--")
     top.set_ylabel("loss, nats a token")
     sns.lineplot(smooth, x="tokens", y="max_load", ax=middle)
-    middle.set_ylabel("largest load /\nmean load, worst layer")
+    middle.set_ylabel("largest load\n/ mean load")
     sns.lineplot(smooth, x="tokens", y="tokens_per_second", ax=bottom)
     bottom.set(xlabel="training tokens, millions", ylabel="tokens a second", ylim=(0, None))
     with atomic_path(path) as temporary:
