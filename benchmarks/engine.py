@@ -7,9 +7,10 @@ Five tables:
 
 - agreement: the largest difference of a window's log-likelihood between stock and engine.
 - scoring: the same windows through stock ``model(...).logits`` and log-softmax under each experts
-  implementation, and through the engine; every position scored (perplexity), or the last one only
-  (short continuations). ``batched_mm`` copies each pair's weights, so it gets fewer windows.
-  Ratios are medians over interleaved rounds, by token. Memory is the peak of one pass.
+  implementation, and through the engine under ``regular_k8`` (or the model's own k); every position
+  scored (perplexity), or the last one only (short continuations). ``batched_mm`` copies each pair's
+  weights, so it gets fewer windows. Ratios are medians over interleaved rounds, by token. Memory is
+  the peak of one pass.
 - experts: the engine's time under strategies with few to many experts; the experts' share is what
   is left after subtracting a pass in which experts return zeros.
 - stock: the same strategies with every position scored, by the engine and by the stock
@@ -104,8 +105,9 @@ class Bench:
     def ways(self, stock: Sequence[str]) -> dict[str, Callable[[], object]]:
         """Return ways to score, by name."""
         ways = {f"stock {name}": partial(self.stock, name) for name in stock}
-        ways["engine, perplexity"] = partial(self.engine, None)
-        ways["engine, short"] = partial(self.engine, 1)
+        native = f"regular_k{self.model.config.num_experts_per_tok}"
+        ways["engine, perplexity"] = partial(self.engine, None, native)
+        ways["engine, short"] = partial(self.engine, 1, native)
         return ways
 
     def flops(self, scored: int) -> float:

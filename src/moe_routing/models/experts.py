@@ -178,7 +178,7 @@ def _by_expert(
     """Compute expert after expert, a tile of tokens at a time."""
     row = hidden_TH.element_size() * hidden_TH.shape[1]
     slots = max(TILE_BYTES // row, TILE_PAIRS_AN_EXPERT * module.num_experts)
-    tiles = -(-index_TK.numel() // slots)
+    tiles = max(1, -(-int((index_TK < module.num_experts).sum()) // slots))
     tile = -(-index_TK.shape[0] // tiles)  # equal tiles: a small last one is all overhead
     parts = zip(hidden_TH.split(tile), index_TK.split(tile), weight_TK.split(tile), strict=True)
     sums = [_tile_by_expert(module, *part, weights) for part in parts]

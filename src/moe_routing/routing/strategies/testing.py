@@ -122,6 +122,18 @@ class MultipleTesting(Ranked):
         return rank
 
 
+@functools.lru_cache(maxsize=64)
+def critical_values(null: Null, layers: int, levels: tuple[float, ...]) -> Tensor:
+    """Return a null's critical statistics at :meth:`Null.reachable` places, (layers, places).
+
+    Kept, because a strategy is often put into a model and taken out again, and looking for them
+    takes longer than routing a few thousand tokens.
+    """
+    level_E = torch.tensor(levels, dtype=torch.float64)
+    critical_LE = torch.stack([null.critical(layer, level_E) for layer in range(layers)])
+    return null.reachable(critical_LE)
+
+
 class StepUp(MultipleTesting):
     """A step-up procedure: the largest i with p_(i) at most the i-th level."""
 
@@ -143,9 +155,7 @@ class StepUp(MultipleTesting):
         if not null.layer_monotone:
             return None
         level_E = type(self).levels(num_experts, self.alpha)
-        layers = range(calibration.sample.num_layers)
-        critical_LE = torch.stack([null.critical(layer, level_E) for layer in layers])
-        critical_LN = null.reachable(critical_LE)
+        critical_LN = critical_values(null, calibration.sample.num_layers, tuple(level_E.tolist()))
         return functools.cache(lambda device: (null.to(device), critical_LN.to(device)))
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
