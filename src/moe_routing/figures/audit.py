@@ -84,7 +84,7 @@ def weight_importance(table: pd.DataFrame) -> Figure:
     axis.errorbar(own["layer"], own["rho"], yerr=error, capsize=2, **series(0))
     axis.axhline(0, **REFERENCE)
     layer_axis(axis, int(own["layer"].max()) + 1)
-    axis.set_ylabel("Spearman of weight and |change|")
+    axis.set_ylabel("Rank correlation of\nweight and |change|")
     row = own.iloc[0]
     axis.set_title(
         f"Weight and effect of removal, {row['arm']}\n({row['n_removals']:,} removals a layer, "

@@ -78,6 +78,7 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
         _at_least(above, own)
         _by_layer(below, own)
         above.set_title(f"Null {plain(null)}")
+    grid[1, 0].set_ylim(0, None)  # after all have been drawn: it ends the scaling of the row
     grid[0, 0].set_ylabel("Share of decisions\nwith at least c")
     grid[1, 0].set_ylabel("Experts a token")
     legend_below(figure, grid[1, 0])
@@ -110,7 +111,6 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
             axis.fill_between(limits.index, low, high, color=look["color"], alpha=0.15, lw=0,
                               label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
     layer_axis(axis, widest["layer"].nunique())
-    axis.set_ylim(0, None)
 
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
