@@ -32,7 +32,7 @@ def test_it_is_olmoe_and_every_way_scores_the_same(script):
     assert (model.config.num_experts, model.config.num_experts_per_tok) == (64, 8)
     ids = torch.randint(1, model.config.vocab_size, (2, 16))
     bench = full_size.Bench(model, full_size.NoTokenizer(), ids)
-    assert bench.engine(None) == pytest.approx(bench.stock("eager"), rel=1e-5)
+    torch.testing.assert_close(bench.engine(None), bench.stock("eager").sum(1), rtol=1e-5, atol=0)
 
 
 def test_the_projection_adds_up(script):
