@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_ratios, cluster_sums
-from moe_routing.statistics.matched import Bracket, bracket, interpolate
+from moe_routing.statistics.matched import Bracket, bracket, chords_beside, interpolate
 
 Array = NDArray[np.float64]
 
@@ -217,21 +217,10 @@ def convex_bound(value_NK: Array, ks: Sequence[int], at: Bracket) -> Array | Non
     line_N = interpolate(value_NK, at)
     if at.low == at.high:
         return line_N
-    mean = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
-    pairs = [(at.low - 1, at.low), (at.high, at.high + 1)]
-    beside = [
-        _through(value_NK, ks, pair, mean) for pair in pairs if pair[0] >= 0 and pair[1] < len(ks)
-    ]
+    beside = chords_beside(value_NK, ks, at)
     if not beside:
         return None
     return min(max(beside, key=np.sum), line_N, key=np.sum)
-
-
-def _through(value_NK: Array, ks: Sequence[int], pair: tuple[int, int], at: float) -> Array:
-    """Return the line through two points of a curve at a place, (N,)."""
-    first, second = pair
-    share = (at - ks[first]) / (ks[second] - ks[first])
-    return (1 - share) * value_NK[:, first] + share * value_NK[:, second]
 
 
 def _efficient(

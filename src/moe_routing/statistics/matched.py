@@ -92,6 +92,27 @@ def interpolate(value_NK: Array, at: Bracket) -> Array:
     return (1 - at.weight) * value_NK[:, at.low] + at.weight * value_NK[:, at.high]
 
 
+def chords_beside(value_NK: Array, ks: Sequence[float], at: Bracket) -> list[Array]:
+    """Return what the lines through the two points before and after a place are there, (N,) each.
+
+    A curve that is convex in k is nowhere below either. There is none where a point is missing.
+
+    Args:
+        value_NK: value of each item at each point of the curve, (items, points).
+        ks: numbers of experts, ascending.
+        at: place between two of them.
+
+    >>> chords_beside(np.array([[8.0, 4.0, 2.0, 1.0]]), [1, 2, 3, 4], Bracket(1, 2, 0.5))
+    [array([2.]), array([2.5])]
+    """
+    place = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
+    pairs = [(at.low - 1, at.low), (at.high, at.high + 1)]
+    shares = {(a, b): (place - ks[a]) / (ks[b] - ks[a]) for a, b in pairs if a >= 0 and b < len(ks)}
+    return [
+        (1 - share) * value_NK[:, a] + share * value_NK[:, b] for (a, b), share in shares.items()
+    ]
+
+
 def chord_excess(loss_K: Sequence[float], ks: Sequence[float], at: Bracket) -> float:
     """Return how far a chord may lie above a convex curve through the measured points.
 
@@ -109,16 +130,11 @@ def chord_excess(loss_K: Sequence[float], ks: Sequence[float], at: Bracket) -> f
     """
     if at.low == at.high:
         return 0.0
-    place = ks[at.low] + at.weight * (ks[at.high] - ks[at.low])
-    beside = [
-        loss_K[a] + (loss_K[b] - loss_K[a]) * (place - ks[a]) / (ks[b] - ks[a])
-        for a, b in ((at.low - 1, at.low), (at.high, at.high + 1))
-        if a >= 0 and b < len(ks)
-    ]
+    loss_1K = np.asarray(loss_K, dtype=float)[None]
+    beside = [float(chord_1[0]) for chord_1 in chords_beside(loss_1K, ks, at)]
     if not beside:
         return math.nan
-    chord = (1 - at.weight) * loss_K[at.low] + at.weight * loss_K[at.high]
-    return max(chord - max(beside), 0.0)
+    return max(float(interpolate(loss_1K, at)[0]) - max(beside), 0.0)
 
 
 def matched_rows(
