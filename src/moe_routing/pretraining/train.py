@@ -100,7 +100,9 @@ class Trainer:
             repeats=config.repeat_share,
             repeats_end=config.repeats_end * config.batch_size,
         )
-        self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
+        self._emphasised_V = None
+        if config.recurrence_weight != 1:  # reads all tokens
+            self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
@@ -164,10 +166,10 @@ class Trainer:
 
     def _emphasis(self, ids_BL: np.ndarray) -> Tensor | None:
         """Return the weight of each target in the loss; None: all the same."""
-        weight = self.config.recurrence_weight
-        if weight == 1:
+        if self._emphasised_V is None:
             return None
         recurs_BL = recurring(ids_BL, self._emphasised_V)[:, 1:]
+        weight = self.config.recurrence_weight
         emphasis_T = np.where(recurs_BL, weight, 1.0).astype(np.float32).ravel()
         return torch.from_numpy(emphasis_T).to(self.device)
 
