@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moe_routing.models.linear import linear
 
 
 class Blocks(NamedTuple):
@@ -59,7 +60,7 @@ def _chunk(
     for start in range(0, head.weight.shape[0], words):
         block = slice(start, start + words)
         bias_W = None if head.bias is None else head.bias[block]
-        logits_CW = F.linear(hidden_CH, head.weight[block], bias_W)
+        logits_CW = linear(hidden_CH, head.weight[block], bias_W)
         log_totals.append(_log_total(logits_CW))
         place_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
         within.append(logits_CW.gather(1, place_C[:, None])[:, 0])

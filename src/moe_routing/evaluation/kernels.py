@@ -1,7 +1,8 @@
-"""Leaner norms and rotary embeddings for inference on the CPU in single or double precision.
+"""Leaner norms, rotary embeddings and linear layers for inference on the CPU.
 
-They compute what the model's own code does with about half the passes over memory; results agree
-to rounding.
+Norms and rotary embeddings, in single or double precision, make about half the passes over memory
+of the model's own code; linear layers use the faster library (:mod:`moe_routing.models.linear`).
+Results agree to rounding.
 
 Shape letters: T tokens, H hidden size.
 """
@@ -11,10 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from moe_routing.models.linear import linear, prefers_onednn
 
 NORM_CLASSES = (
     "OlmoeRMSNorm",
@@ -35,6 +39,10 @@ def lean_kernels(model: PreTrainedModel) -> Iterator[None]:
             norms = [m for m in model.modules() if type(m).__name__ in NORM_CLASSES]
             for norm in norms:
                 stack.enter_context(_swapped(norm, "forward", _norm_forward(norm)))
+            for module in model.modules() if prefers_onednn() else ():
+                if type(module) is nn.Linear:
+                    forward = partial(linear, weight_YX=module.weight, bias_Y=module.bias)
+                    stack.enter_context(_swapped(module, "forward", forward))
             for source in {type(norm).__module__ for norm in norms}:
                 family = sys.modules[source]
                 stack.enter_context(_swapped(family, "apply_rotary_pos_emb", apply_rotary))

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from moe_routing.models.linear import linear
+
 EXPERTS_IMPLEMENTATION = "ragged"
 TILE_BYTES = 24 << 20
 """Output rows in work at once when computing by expert."""
@@ -196,7 +198,7 @@ def _tile_by_expert(
     work = zip((slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
         if token_N.numel():
-            inner_NI = module._apply_gate(hidden_TH.index_select(0, token_N) @ up_HI)
+            inner_NI = module._apply_gate(linear(hidden_TH.index_select(0, token_N), up_HI.t()))
             torch.mm(inner_NI, down_IH, out=out_NH)
     row_S = slot_S.new_empty(flat_S.numel())
     row_S.scatter_(0, slot_S, torch.arange(slot_S.numel()))
@@ -226,7 +228,7 @@ def _dense(
     out_TH = torch.empty_like(hidden_TH)
     for start in range(0, hidden_TH.shape[0], DENSE_TILE):
         part = slice(start, start + DENSE_TILE)
-        up_TJ = hidden_TH[part] @ up_HJ
+        up_TJ = linear(hidden_TH[part], up_HJ.t())
         inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
         inner_TEI = inner_TEI * weight_TE[part, :experts, None]
         torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
