@@ -218,6 +218,25 @@ def test_the_way_follows_the_work(tokens, k, grad, way):
     assert implementation._best_way(make_experts(), hidden, index).__name__ == way
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
+    module, (hidden, index, weight) = make_experts(), make_routing(300, 8, drop=drop)
+    sizes = []
+
+    def spy(rows, weight):
+        sizes.append(len(rows))
+        return rows @ weight.t()
+
+    monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(implementation, "linear", spy)
+    with torch.no_grad():
+        weights = implementation._weights(module)
+        filled = implementation._by_expert(module, hidden, index, weight, weights)
+    assert sizes
+    assert {size % implementation.ROWS_STEP for size in sizes} == {0}
+    torch.testing.assert_close(filled, loop(module, hidden, index, weight))
+
+
 def test_tiles_do_not_change_the_sum(monkeypatch):
     module = make_experts()
     hidden, index, weight = make_routing(333, 8, drop=0.2)

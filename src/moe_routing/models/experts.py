@@ -28,13 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moe_routing.models.linear import linear
+from moe_routing.models.linear import linear, prefers_onednn
 
 EXPERTS_IMPLEMENTATION = "ragged"
 TILE_BYTES = 24 << 20
 """Output rows in work at once when computing by expert."""
 TILE_PAIRS_AN_EXPERT = 512
 """Pairs an expert, on average, that a tile holds at least, so that reading weights pays."""
+ROWS_STEP = 64
+"""Rows of an expert are filled up to a multiple of this where oneDNN computes."""
 PAIRS_AN_EXPERT = 128
 """With fewer pairs an expert, on average, the loop over experts costs more than it saves."""
 DENSE_SHARE = 0.6
@@ -195,15 +197,23 @@ def _tile_by_expert(
     counts = torch.bincount(flat_S, minlength=experts + 1)[:experts].tolist()
     slot_S = _order(flat_S, experts)[: sum(counts)]
     rows_SH = hidden_TH.new_empty(slot_S.numel(), hidden_TH.shape[1])
+    # Rows behind an expert's own are left from an expert before it; what comes of them is cut off.
+    picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
     work = zip((slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
-        if token_N.numel():
-            inner_NI = module._apply_gate(linear(hidden_TH.index_select(0, token_N), up_HI.t()))
-            torch.mm(inner_NI, down_IH, out=out_NH)
+        if pairs := token_N.numel():
+            torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:pairs])
+            up_NI = linear(picked_NH[: _rounded(pairs)], up_HI.t())[:pairs]
+            torch.mm(module._apply_gate(up_NI), down_IH, out=out_NH)
     row_S = slot_S.new_empty(flat_S.numel())
     row_S.scatter_(0, slot_S, torch.arange(slot_S.numel()))
     weight_TK = weight_TK.to(hidden_TH.dtype)
     return _weighted_sum(rows_SH, row_S.view(-1, k), index_TK < experts, weight_TK)
+
+
+def _rounded(rows: int) -> int:
+    """Round up, so that few sizes occur: oneDNN prepares each size that it meets anew."""
+    return -(-rows // ROWS_STEP) * ROWS_STEP if prefers_onednn() else rows
 
 
 def _weighted_sum(rows_SH: Tensor, row_TK: Tensor, keep_TK: Tensor, weight_TK: Tensor) -> Tensor:
