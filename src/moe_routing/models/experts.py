@@ -233,12 +233,12 @@ def _dense(
     experts, hidden = module.num_experts, hidden_TH.shape[1]
     weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts + 1)
     weight_TE.scatter_(1, index_TK, weight_TK.to(hidden_TH.dtype))
-    up_HJ = weights.up_EHI.transpose(1, 2).reshape(-1, hidden).t()
+    up_JH = weights.up_EHI.transpose(1, 2).reshape(-1, hidden)
     down_JH = weights.down_EIH.reshape(-1, hidden)
     out_TH = torch.empty_like(hidden_TH)
     for start in range(0, hidden_TH.shape[0], DENSE_TILE):
         part = slice(start, start + DENSE_TILE)
-        up_TJ = linear(hidden_TH[part], up_HJ.t())
+        up_TJ = linear(hidden_TH[part], up_JH)
         inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
         inner_TEI = inner_TEI * weight_TE[part, :experts, None]
         torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
