@@ -23,8 +23,6 @@ class UnionRecorder(Recorder):
     def __init__(self, batch: int) -> None:
         super().__init__()
         self.batch = batch
-        self._distinct: dict[int, Tensor] = {}
-        self._groups: dict[int, int] = {}
 
     def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
         """Add the routing of one layer in one forward pass."""
@@ -33,16 +31,16 @@ class UnionRecorder(Recorder):
         if self.mask_T is not None:
             index_TK = index_TK[self.mask_T.to(index_TK.device)]
         distinct_G = distinct_experts(index_TK, routing.probability_TE.shape[1], self.batch)
-        self._accumulate(self._distinct, layer, distinct_G.sum())
-        self._groups[layer] = self._groups.get(layer, 0) + distinct_G.numel()
+        self._accumulate("distinct", layer, distinct_G.sum())
+        self._accumulate("groups", layer, distinct_G.numel())
 
     def mean_distinct(self) -> float:
         """Return the distinct experts of a batch, averaged over batches and layers.
 
         NaN if no forward pass had ``batch`` tokens.
         """
-        groups = sum(self._groups.values())
-        total = sum(float(value) for value in self._distinct.values())
+        groups = sum(self._by_layer("groups").values())
+        total = sum(float(value) for value in self._by_layer("distinct").values())
         return total / groups if groups else float("nan")
 
 

@@ -8,6 +8,7 @@ Shape letters: T tokens of the pack, N scored positions of the pack.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,6 +109,20 @@ def fill(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
         packs[-1].append(tree)
         room -= tree.size
     return packs
+
+
+def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]:
+    """Divide trees into packs of much the same size, a multiple of ``workers`` if there are enough.
+
+    No pack is above ``budget``, apart from that of a single tree.
+    """
+    if not trees:
+        return []
+    count = -(-len(fill(trees, budget)) // workers) * workers
+    # The smallest limit that needs no more packs makes them most alike.
+    sizes = range(-(-sum(tree.size for tree in trees) // count), budget)
+    place = bisect_left(sizes, True, key=lambda size: len(fill(trees, size)) <= count)
+    return fill(trees, sizes[place] if place < len(sizes) else budget)
 
 
 def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:

@@ -1,17 +1,19 @@
 """The scoring engine: log-likelihoods of requests, with the routing strategy that is in place.
 
 Requests are packed without padding under a token budget, a context that several requests share is
-computed once, and logits are made only where a token is scored. The numbers are those of
-lm-evaluation-harness's ``HFLM``; they do not depend on budget or order, to rounding.
+computed once, logits are made only where a token is scored, and a processor's cores work on several
+packs at once. The numbers are those of lm-evaluation-harness's ``HFLM``; they do not depend on
+budget, order or cores, to rounding.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,15 +25,20 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.attention import PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.evaluation.head import target_log_likelihoods
 from moe_routing.evaluation.kernels import lean_kernels
-from moe_routing.evaluation.packing import Pack, Tree, build, fill, plant
+from moe_routing.evaluation.packing import Pack, Tree, build, plant, spread
 from moe_routing.evaluation.requests import Encoder, Request, TokenRequest, max_length
+from moe_routing.evaluation.workers import divide_threads, map_in_order
 from moe_routing.models.adapters import find_routers
+from moe_routing.models.patch import routes_in_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from moe_routing.data.items import Item
-    from moe_routing.models.recorder import Recorder
+    from moe_routing.models.recorder import Recorder, Sums
+
+MIN_PACK = 1024
+"""With fewer tokens for each worker, one forward pass on all threads is faster."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Scorer:
         recorder: Recorder | None = None,
         share_prefixes: bool = True,
         padded_attention: bool | None = None,
+        workers: int | None = None,
         progress: bool | None = None,
     ) -> None:
         """Keep model and settings.
@@ -77,11 +85,14 @@ class Scorer:
             recorder: the one that the routing context writes to; it sees a shared context once.
             share_prefixes: compute a context that several requests share once.
             padded_attention: see :mod:`moe_routing.evaluation.attention`; None decides by device.
+            workers: forward passes at once, which share torch's threads; None decides by device,
+                threads and tokens, and takes one under a strategy whose draws go by forward pass.
+                With more than one, hooks on the model are called from several threads.
             progress: show a progress bar; None shows it on a terminal.
 
         Raises:
-            InputError: the window is longer than the model allows, or the tokenizer has neither
-                a bos nor an eos token.
+            InputError: less than one worker, a window longer than the model allows, or a tokenizer
+                with neither a bos nor an eos token.
         """
         self.model = model
         self.encoder = Encoder(tokenizer, max_length(model.config, window))
@@ -90,6 +101,9 @@ class Scorer:
         self._routers = 0 if recorder is None else len(find_routers(model))
         self._share_prefixes = share_prefixes
         self._padded = model.device.type != "cpu" if padded_attention is None else padded_attention
+        if workers is not None and workers < 1:
+            raise InputError(f"workers is {workers}; allowed: at least 1")
+        self._workers = workers
         self._progress = progress
 
     def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
@@ -181,7 +195,6 @@ class Scorer:
         self._each_pack(requests, [[place] for place in range(len(requests))], keep, label)
         return states
 
-    @torch.inference_mode()
     def _each_pack(
         self,
         requests: Sequence[TokenRequest],
@@ -206,42 +219,66 @@ class Scorer:
         trees: Sequence[Tree],
         work: Callable[[Pack], None],
     ) -> Iterable[Pack]:
-        """Work on pack after pack, and yield each when it is done."""
-        waiting = fill(trees, self.token_budget)[::-1]
-        while waiting:
-            pack = build(requests, waiting[-1])
-            if self._fits(pack, work):
-                waiting.pop()
+        """Work on packs, several at once if that pays, and yield each when it is done."""
+        attempt = partial(self._attempt, requests=requests, work=work)
+        workers = self._crew(trees)
+        while trees:
+            groups = spread(trees, self.token_budget, workers)
+            failed: list[list[Tree]] = []
+            # No further pack is begun once memory has run out.
+            begun = takewhile(lambda _, failed=failed: not failed, groups)
+            for group, done in zip_longest(groups, map_in_order(attempt, begun, workers)):
+                if done is None:
+                    failed.append(group)
+                    continue
+                pack, sums = done
+                if self._recorder is not None:
+                    self._recorder.merge(sums)
                 yield pack
-            else:
-                self._back_off(len(waiting[-1]))
-                rest = [tree for group in waiting for tree in group]
-                waiting = fill(rest, self.token_budget)[::-1]
+            if failed:
+                workers = self._back_off(workers, len(failed[0]))
+            trees = [tree for group in failed for tree in group]
 
-    def _fits(self, pack: Pack, work: Callable[[Pack], None]) -> bool:
-        """Work on a pack; return False, with everything as before, if memory ran out."""
-        before = copy.deepcopy(self._recorder)
+    def _crew(self, trees: Sequence[Tree]) -> int:
+        """Return how many packs to work on at once."""
+        if self._workers is not None:
+            return self._workers
+        if self.model.device.type != "cpu" or routes_in_order(self.model):
+            return 1
+        tokens = sum(tree.size for tree in trees)
+        return max(1, min(divide_threads(torch.get_num_threads()), tokens // MIN_PACK))
+
+    @torch.inference_mode()
+    def _attempt(
+        self, trees: Sequence[Tree], requests: Sequence[TokenRequest], work: Callable[[Pack], None]
+    ) -> tuple[Pack, Sums | None] | None:
+        """Work on a pack; return it and what was recorded, or None if memory ran out."""
+        pack = build(requests, trees)
         try:
-            work(pack)
+            with nullcontext() if self._recorder is None else self._recorder.apart() as sums:
+                work(pack)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            if self._recorder is not None:
-                vars(self._recorder).update(vars(before))
-            return False
-        return True
+            return None
+        return pack, sums
 
-    def _back_off(self, trees: int) -> None:
-        if trees == 1:
+    def _back_off(self, workers: int, trees: int) -> int:
+        """Give up working on several packs at once, then halve the budget; return the workers."""
+        if workers > 1:
+            message = "out of memory: one forward pass at a time from here on"
+        elif trees == 1:
             raise InputError(
                 f"out of memory on {self.model.device} with a single request; use a smaller "
                 "evaluation.window or a larger device"
             )
-        self.token_budget //= 2
+        else:
+            self.token_budget //= 2
+            message = f"out of memory: evaluation.token_budget is now {self.token_budget}"
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        message = f"out of memory: evaluation.token_budget is now {self.token_budget}"
         tqdm.write(message, file=sys.stderr)
+        return 1
 
     def _final_states(self, pack: Pack) -> Tensor:
         """Run the model on a pack, and return the final states at its scored positions."""

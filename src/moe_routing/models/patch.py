@@ -151,4 +151,11 @@ def _forward(
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
         return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
 
+    forward.in_order = strategy.in_order
     return forward
+
+
+def routes_in_order(model: PreTrainedModel) -> bool:
+    """Tell whether the strategy in place needs one forward pass after another."""
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(getattr(forward, "in_order", False) for forward in forwards)

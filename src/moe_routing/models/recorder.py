@@ -5,6 +5,7 @@ Shape letters: L layers, T tokens, K slots, E experts.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,33 +84,66 @@ def entropy(probability_TE: Tensor) -> Tensor:
     return probability_TE.clamp_min(tiny).log_().mul_(probability_TE).sum(1).neg_()
 
 
-class Recorder:
-    """Sums routing statistics over forward passes, on the device of each layer."""
+Sums = dict[tuple[str, int], Tensor | int]
+"""What forward passes add to, by name and layer."""
 
-    SUMS = ("entropy", "max_probability", "selected_mass", "floor_binds", "cap_binds", "empty")
+
+class _OfThread(threading.local):
+    """What belongs to the forward pass that a thread is in."""
+
+    mask_T: Tensor | None = None
+    counts_T: Tensor | None = None
+    sums: Sums | None = None
+
+
+class Recorder:
+    """Sums routing statistics over forward passes, on the device of each layer.
+
+    Several threads may run a model that is recorded, each inside :meth:`apart`.
+    """
+
+    ROWS = ("entropy", "max_probability", "selected_mass", "floor_binds", "cap_binds", "empty")
 
     def __init__(self) -> None:
         """Start empty."""
-        self.forwards = 0
-        self.mask_T: Tensor | None = None
-        self.counts_T: Tensor | None = None
-        self._histogram: dict[int, Tensor] = {}
-        self._load: dict[int, Tensor] = {}
-        self._sums: dict[int, Tensor] = {}
-        self._unique: dict[int, Tensor] = {}
+        self._sums: Sums = {}
+        self._here = _OfThread()
+
+    @property
+    def mask_T(self) -> Tensor | None:
+        """Which tokens of this thread's forward pass are real, if :meth:`tokens` said so."""
+        return self._here.mask_T
+
+    @property
+    def counts_T(self) -> Tensor | None:
+        """Experts of each token in this thread's last forward pass, summed over layers, float32."""
+        return self._here.counts_T
 
     @contextmanager
     def tokens(self, mask_T: Tensor) -> Iterator[None]:
-        """Say which tokens of the next forward are real.
+        """Say which tokens of this thread's next forward are real, (batch * sequence,).
 
-        Padding gets no experts and is left out of the statistics. After the forward, ``counts_T``
-        holds each token's selected experts summed over layers, float32, (batch * sequence,).
+        Padding gets no experts and is left out of the statistics.
         """
-        self.mask_T, self.counts_T = mask_T.reshape(-1), None
+        self._here.mask_T, self._here.counts_T = mask_T.reshape(-1), None
         try:
             yield
         finally:
-            self.mask_T = None
+            self._here.mask_T = None
+
+    @contextmanager
+    def apart(self) -> Iterator[Sums]:
+        """Keep what this thread's forward passes add apart; :meth:`merge` counts it, or nobody."""
+        self._here.sums = sums = {}
+        try:
+            yield sums
+        finally:
+            self._here.sums = None
+
+    def merge(self, sums: Sums) -> None:
+        """Count what was kept apart. In the same order sums are the same to the bit."""
+        for (name, layer), value in sums.items():
+            self._accumulate(name, layer, value)
 
     def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
         """Add the routing of one layer in one forward pass."""
@@ -134,39 +168,44 @@ class Recorder:
             rows = rows.where(keep_T, 0.0)
             ids = index_TK.masked_fill(~keep_T[:, None], experts).reshape(-1)
             count_T = count_T.where(keep_T, experts + 1)
-        self._accumulate(self._sums, layer, rows.double().sum(1))
+        self._accumulate("rows", layer, rows.double().sum(1))
         histogram = torch.bincount(count_T, minlength=experts + 2)[: experts + 1]
-        self._accumulate(self._histogram, layer, histogram)
+        self._accumulate("histogram", layer, histogram)
         load_E = torch.bincount(ids, minlength=experts + 1)[:experts]
-        self._accumulate(self._load, layer, load_E)
-        self._accumulate(self._unique, layer, (load_E > 0).sum())
+        self._accumulate("load", layer, load_E)
+        self._accumulate("unique", layer, (load_E > 0).sum())
+        self._accumulate("forwards", layer, 1)
         self._count(layer, selection.count_T, keep_T)
 
     def _count(self, layer: int, count_T: Tensor, keep_T: Tensor) -> None:
+        here = self._here
         if layer == 0:
-            self.forwards += 1
-            self.counts_T = torch.zeros_like(count_T, dtype=torch.float32)
-        here_T = (count_T * keep_T).float().to(self.counts_T.device)
-        self.counts_T = self.counts_T + here_T
+            here.counts_T = torch.zeros_like(count_T, dtype=torch.float32)
+        here.counts_T = here.counts_T + (count_T * keep_T).float().to(here.counts_T.device)
 
-    @staticmethod
-    def _accumulate(store: dict[int, Tensor], layer: int, value: Tensor) -> None:
-        store[layer] = store[layer] + value if layer in store else value
+    def _accumulate(self, name: str, layer: int, value: Tensor | int) -> None:
+        sums = self._sums if self._here.sums is None else self._here.sums
+        key = (name, layer)
+        sums[key] = sums[key] + value if key in sums else value
+
+    def _by_layer(self, name: str) -> dict[int, Tensor | int]:
+        """Return one sum of every layer, in layer order."""
+        return {layer: self._sums[key, layer] for key, layer in sorted(self._sums) if key == name}
 
     def statistics(self) -> RoutingStatistics:
         """Copy the sums to the host and normalise them."""
-        layers = sorted(self._histogram)
-        histogram = np.stack([self._histogram[n].cpu().numpy() for n in layers])
+        names = ("rows", "histogram", "load", "unique", "forwards")
+        rows, histogram, load, unique, forwards = (
+            np.stack([np.asarray(torch.as_tensor(v).cpu()) for v in self._by_layer(name).values()])
+            for name in names
+        )
         tokens = int(histogram[0].sum())
-        sums = np.stack([self._sums[n].cpu().numpy() for n in layers]) / max(1, tokens)
-        means = {f"{name}_L": sums[:, place] for place, name in enumerate(self.SUMS)}
-        unique = np.array([float(self._unique[n]) for n in layers]) / max(1, self.forwards)
-        load = np.stack([self._load[n].cpu().numpy() for n in layers])
+        means = rows / max(1, tokens)
         return RoutingStatistics(
             tokens=tokens,
-            forwards=self.forwards,
+            forwards=int(forwards[0]),
             count_histogram_LC=histogram,
             load_LE=load,
-            unique_experts_L=unique,
-            **means,
+            unique_experts_L=unique / np.maximum(1, forwards),
+            **{f"{name}_L": means[:, place] for place, name in enumerate(self.ROWS)},
         )

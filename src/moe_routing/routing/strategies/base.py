@@ -61,6 +61,8 @@ class Strategy(ClosedModel):
     """Numeric parameters and the letter each has in the id; left out at their default, if any."""
     words: ClassVar[tuple[str, ...]] = ()
     """Named parameters, written in the id only where they differ from the default."""
+    in_order: ClassVar[bool] = False
+    """Whether forward passes must come one after another, because routing changes with each."""
 
     @property
     def id(self) -> str:

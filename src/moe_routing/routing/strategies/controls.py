@@ -65,6 +65,7 @@ class RandomControl(Control):
     """A control that draws; its draws are a function of seed, layer and forward pass."""
 
     codes: ClassVar[dict[str, str]] = {"seed": "s"}
+    in_order: ClassVar[bool] = True
 
     seed: int = Field(0, ge=0, description="Seed.")
 
