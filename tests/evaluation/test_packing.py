@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_routing.evaluation.packing import MIN_TRUNK, build, fill, plant
+from moe_routing.evaluation.packing import MIN_TRUNK, build, fill, plant, spread
 from moe_routing.evaluation.requests import TokenRequest
 
 token_rows = st.lists(st.integers(0, 2), min_size=1, max_size=30)
@@ -72,3 +72,27 @@ def test_long_trees_come_first_and_order_does_not_matter():
     packs = fill(plant(requests, [[0], [1], [2], [3]]), budget=10)
     assert [[tree.members[0] for tree in trees] for trees in packs] == [[1], [3], [2, 0]]
     assert packs == fill(plant(requests, [[3], [2], [1], [0]]), budget=10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups_of_requests(), st.integers(1, 100), st.integers(1, 4))
+def test_spread_packs_are_alike_and_as_many_as_the_workers_need(case, budget, workers):
+    trees = plant(*case)
+    packs = spread(trees, budget, workers)
+    order = sorted(trees, key=lambda tree: (-tree.size, tree.members))
+    assert [tree for pack in packs for tree in pack] == order
+    sizes = [sum(tree.size for tree in pack) for pack in packs]
+    assert all(size <= budget or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
+    allowed = -(-len(fill(trees, budget)) // workers) * workers
+    assert len(packs) <= allowed
+    # With smaller packs there would be more of them.
+    if max(sizes) > order[0].size:
+        assert len(fill(trees, max(sizes) - 1)) > allowed
+
+
+def test_spread_of_nothing_and_of_equal_requests():
+    assert spread([], 100, 2) == []
+    trees = plant([TokenRequest([1] * 10, [1])] * 12, [[place] for place in range(12)])
+    assert [len(pack) for pack in spread(trees, 1000, 4)] == [3, 3, 3, 3]
+    assert [len(pack) for pack in spread(trees, 50, 1)] == [4, 4, 4]
+    assert [len(pack) for pack in spread(trees, 50, 2)] == [3, 3, 3, 3]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from moe_routing.errors import InputError
+from moe_routing.evaluation import scoring
 from moe_routing.evaluation.requests import Request
 from moe_routing.evaluation.scoring import Scorer
-from moe_routing.models.patch import routed
+from moe_routing.models.patch import routed, routes_in_order
 from moe_routing.models.recorder import Recorder
 
 
@@ -60,6 +63,73 @@ def test_single_precision_is_double_precision_to_rounding(model, tokenizer, mixe
 def test_results_repeat_to_the_bit(model, tokenizer, mixed):
     first = Scorer(model, tokenizer).score(mixed)
     assert first == Scorer(model, tokenizer).score(mixed)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_do_not_matter(double, tokenizer, calibration, mixed, expected, threads, workers):
+    scorer = Scorer(double, tokenizer, workers=workers, token_budget=150)
+    scores = scorer.score(mixed)
+    np.testing.assert_allclose(likelihoods(scores), likelihoods(expected), rtol=0, atol=1e-9)
+    assert [(s.greedy, s.tokens) for s in scores] == [(s.greedy, s.tokens) for s in expected]
+    statistics = []
+    for count in (1, workers, workers):
+        recorder = Recorder()
+        with routed(double, "bh_k16_a005", calibration=calibration, recorder=recorder):
+            scorer = Scorer(double, tokenizer, workers=count, token_budget=150, recorder=recorder)
+            scores = scorer.score(mixed)
+        statistics.append((recorder.statistics(), [score.mean_experts for score in scores]))
+    (alone, counts), (first, first_counts), (again, _) = statistics
+    assert np.array_equal(first.load_LE, alone.load_LE)
+    assert np.array_equal(first.count_histogram_LC, alone.count_histogram_LC)
+    assert first_counts == counts
+    np.testing.assert_allclose(first.entropy_L, alone.entropy_L, rtol=1e-12)
+    # Sums come in the order of the packs, whichever was done first.
+    assert first.forwards == again.forwards > 2
+    assert np.array_equal(first.entropy_L, again.entropy_L)
+
+
+def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, threads, monkeypatch):
+    monkeypatch.setattr(scoring, "MIN_PACK", 100)
+    names = set()
+
+    def note(*_):
+        names.add(threading.current_thread().name)
+
+    handle = model.model.norm.register_forward_pre_hook(note)
+    scores = Scorer(model, tokenizer).score(mixed)
+    assert len(names) == 2
+    assert scores == Scorer(model, tokenizer).score(mixed)
+    names.clear()
+    Scorer(model, tokenizer).score(mixed[-1:])
+    assert names == {threading.main_thread().name}
+    handle.remove()
+
+
+def test_draws_by_forward_pass_stay_in_order(
+    model, tokenizer, calibration, mixed, threads, monkeypatch
+):
+    monkeypatch.setattr(scoring, "MIN_PACK", 100)
+
+    def scores(**options):
+        with routed(model, "randomid.adaptive_k8", calibration=calibration):
+            return Scorer(model, tokenizer, token_budget=150, **options).score(mixed)
+
+    assert scores() == scores(workers=1)
+    with routed(model, "adaptive_k8", calibration=calibration):
+        assert not routes_in_order(model)
+
+
+def test_no_worker_is_refused(model, tokenizer):
+    with pytest.raises(InputError, match="workers is 0; allowed: at least 1"):
+        Scorer(model, tokenizer, workers=0)
 
 
 def test_documents_do_not_depend_on_each_other(double, tokenizer, documents):
@@ -150,6 +220,23 @@ def test_memory_runs_out_and_the_budget_is_halved(
     assert f"evaluation.token_budget is now {scorer.token_budget}" in capsys.readouterr().err
     # What was computed in vain is not counted.
     assert recorder.statistics().tokens == plain.statistics().tokens
+    assert np.array_equal(recorder.statistics().load_LE, plain.statistics().load_LE)
+
+
+def test_memory_runs_out_with_several_workers(
+    double, tokenizer, mixed, expected, scarce, capsys, threads
+):
+    scarce(150)
+    recorder = Recorder()
+    with routed(double, "regular_k8", recorder=recorder):
+        scorer = Scorer(double, tokenizer, token_budget=1200, recorder=recorder, workers=2)
+        scores = scorer.score(mixed)
+    np.testing.assert_allclose(likelihoods(scores), likelihoods(expected), rtol=0, atol=1e-9)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "out of memory: one forward pass at a time from here on"
+    assert lines[-1] == f"out of memory: evaluation.token_budget is now {scorer.token_budget}"
+    with routed(double, "regular_k8", recorder=(plain := Recorder())):
+        Scorer(double, tokenizer, token_budget=150, recorder=plain).score(mixed)
     assert np.array_equal(recorder.statistics().load_LE, plain.statistics().load_LE)
 
 
