@@ -19,6 +19,7 @@ There are three ways to the same sum, chosen by measurement (``benchmarks/engine
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,8 +38,10 @@ TILE_PAIRS_AN_EXPERT = 512
 """Pairs an expert, on average, that a tile holds at least, so that reading weights pays."""
 ROWS_STEP = 64
 """Rows of an expert are filled up to a multiple of this where oneDNN computes."""
-PAIRS_AN_EXPERT = 128
+PAIRS_AN_EXPERT = 192
 """With fewer pairs an expert, on average, the loop over experts costs more than it saves."""
+PAIRS_AN_EXPERT_BESIDE = 448
+"""The same where passes run beside each other: the loop takes Python's lock from the others."""
 DENSE_SHARE = 0.6
 """From this share of all (token, expert) pairs on, computing all of them is faster."""
 DENSE_TILE = 256
@@ -255,7 +258,9 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, index_TK: Tensor) -> Callabl
     pairs = int((index_TK < experts).sum())
     if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
         return _dense
-    return _by_expert if pairs >= PAIRS_AN_EXPERT * experts else _grouped
+    beside = threading.current_thread() is not threading.main_thread()
+    enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
+    return _by_expert if pairs >= enough * experts else _grouped
 
 
 def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
