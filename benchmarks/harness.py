@@ -6,9 +6,10 @@
 
 HellaSwag and LAMBADA items of a study are scored by ``HFLM.loglikelihood`` with stock
 ``grouped_mm`` experts, at the fastest of several batch sizes, and by the engine under
-``regular_k8``; tokenising included. Accuracies must be identical, else this ends in an error after
-printing. Log-likelihoods agree to rounding, except where rounding decides between two experts whose
-logits are nearly equal. Needs ``pip install -e '.[harness]'``.
+``regular_k8``; tokenising included. Both have the same threads: the harness gives all of them to
+one batch after another, the engine lets several packs share them. Accuracies must be identical,
+else this ends in an error after printing. Log-likelihoods agree to rounding, except where rounding
+decides between two experts whose logits are nearly equal. Needs ``pip install -e '.[harness]'``.
 """
 
 from __future__ import annotations
