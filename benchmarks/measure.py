@@ -16,9 +16,10 @@ from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "numpy", "lm_eval")
 KEEP_MEMORY = {"M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 64 << 20)}
-KEEP_MEMORY |= {"M_MMAP_THRESHOLD": (-3, 32 << 20)}
+KEEP_MEMORY |= {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_ARENA_MAX": (-8, 1)}
 """Parameters of glibc's ``mallopt`` and their values: buffers of up to 32 MB, the most that glibc
-allows, are used again instead of being returned and faulted in anew."""
+allows, are used again instead of being returned and faulted in anew. All threads take theirs from
+one arena: what an ended thread's own one kept would hide the peak of the next run."""
 
 
 def options(parser: argparse.ArgumentParser, rounds: int) -> None:
