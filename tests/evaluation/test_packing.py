@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_routing.evaluation.packing import MIN_TRUNK, build, deal, fill, plant
+from moe_routing.evaluation.packing import MIN_TRUNK, build, fill, plant, spread
 from moe_routing.evaluation.requests import TokenRequest
 
 token_rows = st.lists(st.integers(0, 2), min_size=1, max_size=30)
@@ -76,29 +76,23 @@ def test_long_trees_come_first_and_order_does_not_matter():
 
 @settings(max_examples=100, deadline=None)
 @given(groups_of_requests(), st.integers(1, 100), st.integers(1, 4))
-def test_dealt_packs_hold_every_tree_once_and_keep_to_the_budget(case, budget, workers):
+def test_spread_packs_are_alike_and_as_many_as_the_workers_need(case, budget, workers):
     trees = plant(*case)
-    packs = deal(trees, budget, workers)
-    members = [tree.members for pack in packs for tree in pack]
-    assert sorted(members) == sorted(tree.members for tree in trees)
+    packs = spread(trees, budget, workers)
+    order = sorted(trees, key=lambda tree: (-tree.size, tree.members))
+    assert [tree for pack in packs for tree in pack] == order
     sizes = [sum(tree.size for tree in pack) for pack in packs]
     assert all(size <= budget or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
-    if sum(tree.size for tree in trees) <= budget:
-        assert len(packs) == min(workers, len(trees))
-        # Hands differ by one tree at most, and by less than the longest.
-        assert max(sizes) - min(sizes) <= max(tree.size for tree in trees)
-    if workers == 1:
-        assert len(packs) == len(fill(trees, budget))
-        # With smaller packs there would be more of them.
-        if max(sizes) > max(tree.size for tree in trees):
-            assert len(fill(trees, max(sizes) - 1)) > len(packs)
+    allowed = -(-len(fill(trees, budget)) // workers) * workers
+    assert len(packs) <= allowed
+    # With smaller packs there would be more of them.
+    if max(sizes) > order[0].size:
+        assert len(fill(trees, max(sizes) - 1)) > allowed
 
 
-def test_dealt_packs_have_the_same_mix_of_lengths():
-    assert deal([], 100, 2) == []
-    rows = [TokenRequest([1] * length, [1]) for length in range(1, 17)]
-    trees = plant(rows, [[place] for place in range(16)])
-    sizes = [[tree.size for tree in pack] for pack in deal(trees, 1000, 2)]
-    assert sizes == [[16, 13, 12, 9, 8, 5, 4, 1], [15, 14, 11, 10, 7, 6, 3, 2]]
-    sizes = [[tree.size for tree in pack] for pack in deal(trees, 40, 2)]
-    assert sizes == [[16, 13], [15, 14], [12, 9, 8, 5, 4, 1], [11, 10, 7, 6, 3, 2]]
+def test_spread_of_nothing_and_of_equal_requests():
+    assert spread([], 100, 2) == []
+    trees = plant([TokenRequest([1] * 10, [1])] * 12, [[place] for place in range(12)])
+    assert [len(pack) for pack in spread(trees, 1000, 4)] == [3, 3, 3, 3]
+    assert [len(pack) for pack in spread(trees, 50, 1)] == [4, 4, 4]
+    assert [len(pack) for pack in spread(trees, 50, 2)] == [3, 3, 3, 3]

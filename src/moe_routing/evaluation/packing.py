@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 
@@ -112,28 +111,16 @@ def fill(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
     return packs
 
 
-def deal(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]:
-    """Divide trees into packs for workers that take turns, each with the same mix of lengths.
+def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]:
+    """Divide trees into packs of much the same size, a multiple of ``workers`` if there are enough.
 
-    A worker's packs are much of the same size. No pack is above ``budget``, apart from that of a
-    single tree.
+    No pack is above ``budget``, apart from that of a single tree.
     """
-    order = sorted(trees, key=lambda tree: (-tree.size, tree.members))
-    hands: list[list[Tree]] = [[] for _ in range(workers)]
-    for start in range(0, len(order), workers):
-        # There and back again, so that nobody gets the longest every time.
-        turn = hands if start // workers % 2 == 0 else hands[::-1]
-        for hand, tree in zip(turn, order[start : start + workers], strict=False):
-            hand.append(tree)
-    turns = zip_longest(*(_alike(hand, budget) for hand in hands))
-    return [pack for turn in turns for pack in turn if pack]
-
-
-def _alike(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
-    """Divide trees into as few packs as the budget allows, as alike as may be."""
-    count = max(1, len(fill(trees, budget)))
+    if not trees:
+        return []
+    count = -(-len(fill(trees, budget)) // workers) * workers
+    # The smallest limit that needs no more packs makes them most alike.
     sizes = range(-(-sum(tree.size for tree in trees) // count), budget)
-    # The smallest limit that needs no more packs makes the largest one smallest.
     place = bisect_left(sizes, True, key=lambda size: len(fill(trees, size)) <= count)
     return fill(trees, sizes[place] if place < len(sizes) else budget)
 

@@ -25,7 +25,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.attention import PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.evaluation.head import target_log_likelihoods
 from moe_routing.evaluation.kernels import lean_kernels
-from moe_routing.evaluation.packing import Pack, Tree, build, deal, plant
+from moe_routing.evaluation.packing import Pack, Tree, build, plant, spread
 from moe_routing.evaluation.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.evaluation.workers import divide_threads, map_in_order
 from moe_routing.models.adapters import find_routers
@@ -223,7 +223,7 @@ class Scorer:
         attempt = partial(self._attempt, requests=requests, work=work)
         workers = self._crew(trees)
         while trees:
-            groups = deal(trees, self.token_budget, workers)
+            groups = spread(trees, self.token_budget, workers)
             failed: list[list[Tree]] = []
             # No further pack is begun once memory has run out.
             begun = takewhile(lambda _, failed=failed: not failed, groups)
