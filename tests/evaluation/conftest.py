@@ -81,3 +81,12 @@ def ask():
         return [Instance(kind, {}, args, place) for place, args in enumerate(arguments)]
 
     return make
+
+
+@pytest.fixture
+def threads(request):
+    """Give torch as many threads as the test's module says in ``THREADS``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.module.THREADS)
+    yield request.module.THREADS
+    torch.set_num_threads(before)

@@ -15,6 +15,8 @@ from moe_routing.evaluation.scoring import Scorer
 from moe_routing.models.patch import routed, routes_in_order
 from moe_routing.models.recorder import Recorder
 
+THREADS = 2
+
 
 def likelihoods(scores):
     return np.array([score.log_likelihood for score in scores])
@@ -65,14 +67,6 @@ def test_results_repeat_to_the_bit(model, tokenizer, mixed):
     assert first == Scorer(model, tokenizer).score(mixed)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield 2
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_do_not_matter(double, tokenizer, calibration, mixed, expected, threads, workers):
     scorer = Scorer(double, tokenizer, workers=workers, token_budget=150)
@@ -103,14 +97,13 @@ def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, thre
     def note(*_):
         names.add(threading.current_thread().name)
 
-    handle = model.model.norm.register_forward_pre_hook(note)
-    scores = Scorer(model, tokenizer).score(mixed)
-    assert len(names) == 2
-    assert scores == Scorer(model, tokenizer).score(mixed)
-    names.clear()
-    Scorer(model, tokenizer).score(mixed[-1:])
-    assert names == {threading.main_thread().name}
-    handle.remove()
+    with model.model.norm.register_forward_pre_hook(note):
+        scores = Scorer(model, tokenizer).score(mixed)
+        assert len(names) == 2
+        assert scores == Scorer(model, tokenizer).score(mixed)
+        names.clear()
+        Scorer(model, tokenizer).score(mixed[-1:])
+        assert names == {threading.main_thread().name}
 
 
 def test_draws_by_forward_pass_stay_in_order(

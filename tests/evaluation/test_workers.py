@@ -9,13 +9,7 @@ import torch
 
 from moe_routing.evaluation.workers import MAX_WORKERS, divide_threads, map_in_order
 
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield 4
-    torch.set_num_threads(before)
+THREADS = 4
 
 
 @pytest.mark.parametrize("count", range(1, 65))

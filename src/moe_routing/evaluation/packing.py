@@ -119,10 +119,11 @@ def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]
     if not trees:
         return []
     count = -(-len(fill(trees, budget)) // workers) * workers
+    mean = -(-sum(tree.size for tree in trees) // count)
     # The smallest limit that needs no more packs makes them most alike.
-    sizes = range(-(-sum(tree.size for tree in trees) // count), budget)
-    place = bisect_left(sizes, True, key=lambda size: len(fill(trees, size)) <= count)
-    return fill(trees, sizes[place] if place < len(sizes) else budget)
+    limits = range(mean, budget)
+    above = bisect_left(limits, True, key=lambda limit: len(fill(trees, limit)) <= count)
+    return fill(trees, min(mean + above, budget))
 
 
 def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:

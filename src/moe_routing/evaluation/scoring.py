@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from moe_routing.models.recorder import Recorder, Sums
 
 MIN_PACK = 1024
-"""With fewer tokens for each worker, one forward pass on all threads is faster."""
+"""With fewer tokens for each worker, several forward passes at once gain nothing."""
 
 
 @dataclass(frozen=True)
