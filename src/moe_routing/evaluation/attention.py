@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -48,24 +49,25 @@ class Call:
         start: flat index of the first tree.
         count: number of trees.
         size: tokens of each tree.
-        first: first query in a tree; its last one is the last key.
-        last: end of queries and keys in a tree.
-        mask_QK: scores to add; None is causal, for queries that start with the tree.
+        queries: where the queries lie in a tree, (start, end).
+        keys: where the keys lie in a tree.
+        mask_QK: scores to add; None is causal, for queries and keys that start together.
     """
 
     start: int
     count: int
     size: int
-    first: int
-    last: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
     mask_QK: Tensor | None
 
-    def stretch(self, rows: Tensor, first: int) -> Tensor:
-        """Return ``[first, last)`` of each tree: (count, heads, stretch, d) of (1, heads, T, d)."""
+    def stretch(self, rows: Tensor, bounds: tuple[int, int]) -> Tensor:
+        """Return a stretch of each tree: (count, heads, stretch, d) of (1, heads, T, d)."""
+        first, last = bounds
         if self.count == 1:
-            return rows[:, :, self.start + first : self.start + self.last]
+            return rows.narrow(2, self.start + first, last - first)
         trees = rows[0, :, self.start : self.start + self.count * self.size]
-        return trees.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first : self.last]
+        return trees.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first:last]
 
 
 class SlicedLayout:
@@ -75,22 +77,26 @@ class SlicedLayout:
         """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
         masks: dict[tuple[int, int], Tensor] = {}
         self.calls: list[Call] = []
-        for (trunk, size), trees in groupby(
-            spans, key=lambda s: (s.fork - s.start, s.end - s.start)
-        ):
-            group = list(trees)
+        for _, equal in groupby(spans, key=lambda span: (span.left, span.trunk, span.right)):
+            group = list(equal)
+            span, size = group[0], group[0].size
+            root = sum(span.left)
+            fork = root + span.trunk
             # Trees without branches can be one batch: each of their stretches is an even stride.
-            batches = [group] if trunk == size else [[span] for span in group]
+            batches = [group] if span.trunk == size else [[span] for span in group]
             for batch in batches:
-                place = (batch[0].start, len(batch), size)
-                for first, last in _blocks(trunk):
+                call = partial(Call, batch[0].start, len(batch), size)
+                for first, last in _blocks(span.trunk):
                     if first and (first, last) not in masks:
                         visible = np.tri(last - first, last, first, dtype=bool)
                         masks[first, last] = _hide(visible).to(device, dtype)
-                    self.calls.append(Call(*place, first, last, masks.get((first, last))))
-                if trunk < size:
-                    mask = _hide(_visible(batch[0], size)[trunk:]).to(device, dtype)
-                    self.calls.append(Call(*place, trunk, size, mask))
+                    stretch = (root + first, root + last), (root, root + last)
+                    self.calls.append(call(*stretch, masks.get((first, last))))
+                # Branches on one side of the trunk do not meet the keys of the other side.
+                for queries, keys in (((0, root), (0, fork)), ((fork, size), (root, size))):
+                    if queries[0] < queries[1]:
+                        visible = _visible(span, size)[slice(*queries), slice(*keys)]
+                        self.calls.append(call(queries, keys, _hide(visible).to(device, dtype)))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
@@ -98,14 +104,14 @@ class SlicedLayout:
         rows = out.transpose(1, 2)
         for call in self.calls:
             part = F.scaled_dot_product_attention(
-                call.stretch(query, call.first),
-                call.stretch(key, 0),
-                call.stretch(value, 0),
+                call.stretch(query, call.queries),
+                call.stretch(key, call.keys),
+                call.stretch(value, call.keys),
                 attn_mask=call.mask_QK,
                 is_causal=call.mask_QK is None,
                 scale=scaling,
             )
-            call.stretch(rows, call.first).copy_(part)
+            call.stretch(rows, call.queries).copy_(part)
         return out
 
 
@@ -115,13 +121,13 @@ class PaddedLayout:
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
         starts_B1 = torch.tensor([[span.start] for span in spans])
-        sizes_B1 = torch.tensor([[span.end - span.start] for span in spans])
+        sizes_B1 = torch.tensor([[span.size] for span in spans])
         place_L = torch.arange(int(sizes_B1.max()))
         real_BL = place_L < sizes_B1
         self.gather_BL = (starts_B1 + place_L).where(real_BL, 0).to(device)
         self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
         self.mask_BLL = None
-        if any(span.end > span.fork for span in spans):
+        if any(span.size > span.trunk for span in spans):
             visible = np.stack([_visible(span, place_L.numel()) for span in spans])
             self.mask_BLL = _hide(visible).to(device, dtype)
 
@@ -194,12 +200,12 @@ def _blocks(trunk: int) -> Iterator[tuple[int, int]]:
 
 
 def _visible(span: Span, length: int) -> np.ndarray:
-    """Return who sees whom, (length, length); padding sees its past, so that no row is empty."""
-    visible = np.tri(length, dtype=bool)
-    starts = span.fork - span.start + np.cumsum([0, *span.branches])
-    for begin, end in pairwise(starts):
-        visible[begin:end, starts[0] : begin] = False
-    return visible
+    """Return who sees whom, (length, length); padding sees the trunk, so that no row is empty."""
+    padding = length - span.size
+    trunk = len(span.left)
+    part_L = np.repeat(np.arange(len(span.parts) + 1), [*span.parts, padding])
+    own = (part_L[:, None] == part_L) & np.tri(length, dtype=bool)
+    return own | (part_L == trunk) & (part_L != trunk)[:, None]
 
 
 def _hide(visible: np.ndarray) -> Tensor:

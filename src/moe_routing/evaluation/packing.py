@@ -1,7 +1,9 @@
 """Many requests in one forward pass, without padding: a flat row of tokens.
 
-Requests with the same context become a tree: the tokens they share once (the trunk), then what
-each has of its own (its branch). A request that shares nothing is a trunk without branches.
+Requests with the same context become a tree: the tokens they share once (the trunk), and what
+each has of its own (its branch). Half of the branches lie before the trunk and half behind it, so
+that either half and the trunk are one slice of the row, which attention needs no copy of. A request
+that shares nothing is a trunk without branches.
 
 Shape letters: T tokens of the pack, N scored positions of the pack.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,12 +45,29 @@ class Tree:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tree lies in the pack: trunk ``[start, fork)``, then branches to ``end``."""
+    """Where a tree lies in the pack, from ``start`` on: branches, the trunk, branches.
+
+    Attributes:
+        start: flat index of its first token.
+        left: number of tokens of each branch before the trunk.
+        trunk: number of tokens of the trunk.
+        right: number of tokens of each branch behind the trunk.
+    """
 
     start: int
-    fork: int
-    end: int
-    branches: tuple[int, ...]
+    left: tuple[int, ...]
+    trunk: int
+    right: tuple[int, ...]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Tokens of each part, in order."""
+        return (*self.left, self.trunk, *self.right)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the tree."""
+        return sum(self.parts)
 
 
 @dataclass(frozen=True)
@@ -128,27 +148,30 @@ def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]
 
 def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:
     """Lay trees out in one flat row."""
-    ids: list[int] = []
-    positions, scored, spans, paths, members, targets = [], [], [], [], [], []
+    size = sum(tree.size for tree in trees)
+    ids_T, position_T = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    scored, spans, paths, members, targets = [], [], [], [], []
+    start = 0
     for tree in trees:
-        start = len(ids)
-        fork = start + tree.trunk
-        ids += requests[tree.members[0]].input_ids[: tree.trunk]
-        positions.append(np.arange(tree.trunk))
-        for member, length in zip(tree.members, tree.branches, strict=True):
-            begin = len(ids)
-            ids += requests[member].input_ids[tree.trunk :]
-            positions.append(np.arange(tree.trunk, tree.trunk + length))
-            path = np.r_[start:fork, begin : len(ids)]
+        half = len(tree.members) // 2
+        span = Span(start, tree.branches[:half], tree.trunk, tree.branches[half:])
+        begins = list(accumulate(span.parts, initial=start))
+        root, fork = begins[half : half + 2]
+        starts = begins[:half] + begins[half + 1 : -1]
+        for member, begin, length in zip(tree.members, starts, tree.branches, strict=True):
+            path = np.r_[root:fork, begin : begin + length]
+            ids_T[path] = requests[member].input_ids
+            position_T[path] = np.arange(path.size)
             scored.append(path[-len(requests[member].target_ids) :])
             targets.append(requests[member].target_ids)
-            paths.append((start, fork, begin, len(ids)))
+            paths.append((root, fork, begin, begin + length))
             members.append(member)
-        spans.append(Span(start, fork, len(ids), tree.branches))
+        spans.append(span)
+        start += tree.size
     counts = [len(target) for target in targets]
     return Pack(
-        ids_T=np.array(ids, dtype=np.int64),
-        position_T=np.concatenate(positions),
+        ids_T=ids_T,
+        position_T=position_T,
         spans=tuple(spans),
         members=tuple(members),
         scored_N=np.concatenate(scored),
