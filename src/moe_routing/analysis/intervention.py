@@ -28,6 +28,7 @@ from transformers import DynamicCache, PreTrainedModel
 from moe_routing.errors import InputError
 from moe_routing.models.adapters import RouterModule, find_routers
 from moe_routing.models.recorder import Recorder
+from moe_routing.models.swap import swapped
 from moe_routing.routing.types import Routing
 
 
@@ -118,11 +119,8 @@ def _without(
         weight_TK[token] = weight_TK[token].masked_fill(hit_RK, 0.0)
         return logits_TE, weight_TK, index_TK
 
-    router.module.forward = forward
-    try:
+    with swapped(router.module, "forward", forward):
         yield
-    finally:
-        router.module.forward = inner
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.models.linear import linear, prefers_onednn
+from moe_routing.models.swap import swapped
 
 NORM_CLASSES = (
     "OlmoeRMSNorm",
@@ -38,14 +39,14 @@ def lean_kernels(model: PreTrainedModel) -> Iterator[None]:
         if model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64):
             norms = [m for m in model.modules() if type(m).__name__ in NORM_CLASSES]
             for norm in norms:
-                stack.enter_context(_swapped(norm, "forward", _norm_forward(norm)))
+                stack.enter_context(swapped(norm, "forward", _norm_forward(norm)))
             for module in model.modules() if prefers_onednn() else ():
                 if type(module) is nn.Linear:
                     forward = partial(linear, weight_YX=module.weight, bias_Y=module.bias)
-                    stack.enter_context(_swapped(module, "forward", forward))
+                    stack.enter_context(swapped(module, "forward", forward))
             for source in {type(norm).__module__ for norm in norms}:
                 family = sys.modules[source]
-                stack.enter_context(_swapped(family, "apply_rotary_pos_emb", apply_rotary))
+                stack.enter_context(swapped(family, "apply_rotary_pos_emb", apply_rotary))
         yield
 
 
@@ -80,18 +81,3 @@ def _rotate(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out[..., :half].addcmul_(rows[..., half:], sin[..., :half], value=-1)
     out[..., half:].addcmul_(rows[..., :half], sin[..., half:])
     return out
-
-
-@contextmanager
-def _swapped(owner: object, name: str, value: object) -> Iterator[None]:
-    """Set an attribute on ``owner`` itself, and on leaving put back what was there, or nothing."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is missing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)

@@ -1,9 +1,9 @@
 """The scoring engine: log-likelihoods of requests, with the routing strategy that is in place.
 
 Requests are packed without padding under a token budget, a context that several requests share is
-computed once, logits are made only where a token is scored, and a processor's cores work on several
-packs at once. The numbers are those of lm-evaluation-harness's ``HFLM``; they do not depend on
-budget, order or cores, to rounding.
+computed once, logits and the last layer's experts are computed only where a token is scored, and a
+processor's cores work on several packs at once. The numbers are those of lm-evaluation-harness's
+``HFLM``; they do not depend on budget, order or cores, to rounding.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.attention import PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.evaluation.head import target_log_likelihoods
 from moe_routing.evaluation.kernels import lean_kernels
+from moe_routing.evaluation.last_layer import Read, spared_last_experts
 from moe_routing.evaluation.packing import Pack, Tree, build, plant, spread
 from moe_routing.evaluation.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.evaluation.workers import divide_threads, map_in_order
@@ -104,6 +105,7 @@ class Scorer:
         if workers is not None and workers < 1:
             raise InputError(f"workers is {workers}; allowed: at least 1")
         self._workers = workers
+        self._read = Read()
         self._progress = progress
 
     def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
@@ -209,7 +211,12 @@ class Scorer:
             total=sum(tree.size for tree in trees), desc=label, unit="tok", unit_scale=True,
             disable=disable,
         )  # fmt: skip
-        with bar, packed_attention(self.model), lean_kernels(self.model):
+        with (
+            bar,
+            packed_attention(self.model),
+            lean_kernels(self.model),
+            spared_last_experts(self.model, self._read),
+        ):
             for pack in self._packs(requests, trees, work):
                 bar.update(pack.ids_T.size)
 
@@ -284,6 +291,8 @@ class Scorer:
         """Run the model on a pack, and return the final states at its scored positions."""
         device = self.model.device
         plan = PaddedLayout if self._padded else SlicedLayout
+        read_N = np.unique(pack.scored_N)  # requests that fork at a token read it together
+        self._read.token_N = torch.from_numpy(read_N) if read_N.size < pack.ids_T.size else None
         hidden_TH = self.model.base_model(
             input_ids=torch.from_numpy(pack.ids_T)[None].to(device),
             position_ids=torch.from_numpy(pack.position_T)[None].to(device),

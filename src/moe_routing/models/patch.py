@@ -18,6 +18,7 @@ from moe_routing.errors import InputError
 from moe_routing.models.adapters import RouterModule, find_routers, router_fingerprint
 from moe_routing.models.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.models.recorder import Recorder
+from moe_routing.models.swap import swapped
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Router, Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
@@ -65,7 +66,7 @@ def routed(
         for router in routers:
             built = Router(select, strategy.weighting_kind, router.native_k)
             forward = _forward(model, router, built, strategy, recorder)
-            stack.enter_context(_instance_forward(router, forward))
+            stack.enter_context(swapped(router.module, "forward", forward))
         yield model
 
 
@@ -105,21 +106,6 @@ def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(before)
-
-
-@contextmanager
-def _instance_forward(router: RouterModule, forward: Callable) -> Iterator[None]:
-    """Shadow the class's forward by an attribute of the instance, and remove that again."""
-    attributes = vars(router.module)
-    shadowed = attributes.get("forward")
-    router.module.forward = forward
-    try:
-        yield
-    finally:
-        if shadowed is None:
-            del router.module.forward
-        else:
-            router.module.forward = shadowed
 
 
 def _forward(
