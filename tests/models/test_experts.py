@@ -14,11 +14,14 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 from moe_routing.models import experts as implementation
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
-WAYS = {
-    "grouped": implementation._grouped,
-    "by_expert": implementation._by_expert,
-    "dense": implementation._dense,
-}
+WAYS = ("grouped", "by_expert", "dense")
+
+
+def run(way, module, hidden, index, weight):
+    """Compute by one of the ways, whatever would be chosen."""
+    pairs = implementation.select_pairs(index, weight, module.num_experts)
+    weights = implementation._weights(module)
+    return getattr(implementation, f"_{way}")(module, hidden, pairs, weights)
 
 
 def make_experts(dtype=torch.float32, name="ragged", num_experts=E):
@@ -64,7 +67,7 @@ def loop(module, hidden, index, weight):
 def test_every_way_is_the_loop(way, tokens, k, drop):
     module = make_experts()
     hidden, index, weight = make_routing(tokens, k, drop=drop)
-    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    out = run(way, module, hidden, index, weight)
     torch.testing.assert_close(out, loop(module, hidden, index, weight), rtol=1e-4, atol=1e-5)
 
 
@@ -79,8 +82,8 @@ def test_ways_agree_with_eager_for_any_number_of_experts(tokens, k, drop, seed):
     module = make_experts()
     hidden, index, weight = make_routing(tokens, k, seed, drop)
     stock = make_experts(name="eager")(hidden, index, weight)
-    for way in WAYS.values():
-        out = way(module, hidden, index, weight, implementation._weights(module))
+    for way in WAYS:
+        out = run(way, module, hidden, index, weight)
         torch.testing.assert_close(out, stock, rtol=1e-4, atol=1e-5)
 
 
@@ -117,7 +120,7 @@ def test_experts_that_nobody_selects_are_not_read(way):
     weight = weight.where(index < E, torch.nan)  # nor is the weight of a padded slot
     module.gate_up_proj[50:] = torch.nan
     module.down_proj[50:] = torch.nan
-    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    out = run(way, module, hidden, index, weight)
     assert out.isfinite().all()
 
 
@@ -216,18 +219,16 @@ def test_inference_and_training_agree():
     ],
 )
 def test_the_way_follows_the_work(tokens, k, grad, way):
-    hidden, index, _ = make_routing(tokens, k)
-    hidden.requires_grad_(grad)
-    assert implementation._best_way(make_experts(), hidden, index).__name__ == way
+    hidden = torch.zeros(tokens, H, requires_grad=grad)
+    assert implementation._best_way(make_experts(), hidden, tokens * k).__name__ == way
 
 
 @pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped"), (4096, "_by_expert")])
 def test_the_way_beside_other_passes(tokens, way):
     """In a thread of its own a pass leaves Python's lock to the others for longer."""
-    hidden, index, _ = make_routing(tokens, 8)
+    arguments = make_experts(), torch.zeros(tokens, H), tokens * 8
     with ThreadPoolExecutor(1) as pool:
-        chosen = pool.submit(implementation._best_way, make_experts(), hidden, index).result()
-    assert chosen.__name__ == way
+        assert pool.submit(implementation._best_way, *arguments).result().__name__ == way
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
@@ -242,8 +243,7 @@ def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
     monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
     monkeypatch.setattr(implementation, "linear", spy)
     with torch.no_grad():
-        weights = implementation._weights(module)
-        filled = implementation._by_expert(module, hidden, index, weight, weights)
+        filled = run("by_expert", module, hidden, index, weight)
     assert sizes
     assert {size % implementation.ROWS_STEP for size in sizes} == {0}
     torch.testing.assert_close(filled, loop(module, hidden, index, weight))
@@ -252,11 +252,10 @@ def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
 def test_tiles_do_not_change_the_sum(monkeypatch):
     module = make_experts()
     hidden, index, weight = make_routing(333, 8, drop=0.2)
-    weights = implementation._weights(module)
-    whole = implementation._by_expert(module, hidden, index, weight, weights)
+    whole = run("by_expert", module, hidden, index, weight)
     monkeypatch.setattr(implementation, "TILE_BYTES", 4 * H * 800)
     monkeypatch.setattr(implementation, "TILE_PAIRS_AN_EXPERT", 1)
-    tiled = implementation._by_expert(module, hidden, index, weight, weights)
+    tiled = run("by_expert", module, hidden, index, weight)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -275,8 +274,8 @@ def test_transposed_weights():
     module.is_transposed = True
     module.gate_up_proj.data = module.gate_up_proj.data.transpose(1, 2).contiguous()
     module.down_proj.data = module.down_proj.data.transpose(1, 2).contiguous()
-    for way in WAYS.values():
-        out = way(module, hidden, index, weight, implementation._weights(module))
+    for way in WAYS:
+        out = run(way, module, hidden, index, weight)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -289,14 +288,14 @@ def test_a_gate_of_the_class_s_own_is_used(way):
 
     module = make_experts()
     hidden, index, weight = make_routing(300, 8)
-    stock = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    stock = run(way, module, hidden, index, weight)
     module.__class__ = OwnGate
     inner = [(module.gate_up_proj[e] @ hidden.T).T for e in range(E)]
     rows = torch.stack([OwnGate._apply_gate(module, x) for x in inner], 1)
     rows = torch.einsum("tei,ehi->teh", rows, module.down_proj)
     weights = torch.zeros(300, E).scatter(1, index, weight)
     expected = torch.einsum("te,teh->th", weights, rows)
-    out = WAYS[way](module, hidden, index, weight, implementation._weights(module))
+    out = run(way, module, hidden, index, weight)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     assert (out - stock).abs().max() > 0.1
 

@@ -10,7 +10,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from slow_loops import ordered
 
 from moe_routing.routing.ordering import (
-    first_experts,
     order_experts,
     sort_down,
     sort_rows,
@@ -52,30 +51,6 @@ def test_stable_sort_of_torch_gives_the_same(rng):
 def test_sort_rows_sorts_upwards(rng):
     value_TE = torch.from_numpy(rng.standard_normal((7, 33)).astype(np.float32))
     assert torch.equal(sort_rows(value_TE.clone()), value_TE.sort(1).values)
-
-
-@given(
-    arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=70), elements=VALUES),
-    st.integers(0, 2**32),
-)
-def test_the_first_experts_are_those_of_a_full_order(values, seed):
-    value_TE = torch.from_numpy(values)
-    tokens, experts = values.shape
-    count = np.random.default_rng(seed).integers(0, experts + 1, tokens)
-    index_TK, tied = first_experts(value_TE, sort_down(value_TE), torch.from_numpy(count))
-    assert index_TK.shape == (tokens, count.max())
-    slow_tied = False
-    for row, chosen, k in zip(values.tolist(), index_TK.tolist(), count, strict=True):
-        assert chosen == ordered(experts, row)[:k] + [experts] * (count.max() - k)
-        candidates = sorted((v for v in row if v >= sorted(row)[-max(k, 1)]), reverse=True)
-        slow_tied |= len(set(candidates)) < len(candidates)
-    assert tied == slow_tied
-
-
-def test_the_first_experts_of_no_tokens_are_none():
-    index_TK, tied = first_experts(torch.empty(0, 5), torch.empty(0, 5), torch.empty(0).long())
-    assert index_TK.shape == (0, 0)
-    assert not tied
 
 
 def test_sort_down_is_the_sort_of_torch_and_leaves_its_input_alone(rng):

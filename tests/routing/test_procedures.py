@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import integrate, stats
 from slow_loops import PROCEDURES, hc_critical
 from statsmodels.stats.multitest import multipletests
@@ -37,6 +37,15 @@ def p_vectors(rng: np.random.Generator, vectors: int, experts: int = 64) -> np.n
     critical = 0.05 * rng.integers(1, experts + 1, (vectors, experts)) / experts
     p[1::4] = np.where(rng.random((len(p[1::4]), experts)) < 0.5, critical[1::4], p[1::4])
     return p.astype(np.float32)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
+def test_the_last_passing_place(passes):
+    slow = [max((i for i, ok in enumerate(row, 1) if ok), default=0) for row in passes.tolist()]
+    passes_TE = torch.from_numpy(passes)
+    assert procedures.last_passing(passes_TE).tolist() == slow
+    if passes.shape[1]:
+        assert procedures._last_passing_on_device(passes_TE).tolist() == slow
 
 
 @pytest.mark.parametrize(("name", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])

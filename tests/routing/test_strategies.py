@@ -14,7 +14,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.procedures import bh_levels
-from moe_routing.routing.strategies import FAMILIES, Router, parse_strategy, ranked, testing
+from moe_routing.routing.strategies import FAMILIES, Router, parse_strategy
 from moe_routing.routing.strategies.ranked import BLOCK, Ranked
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 
@@ -100,13 +100,15 @@ def test_regular_is_the_stock_router_to_the_bit(rng, k, dtype):
 
 @pytest.mark.parametrize("null", [name for name in NULLS if NULLS[name].layer_monotone])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype):
+@pytest.mark.parametrize("masked", [0.0, 0.4])
+def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype, masked):
     calibration = calibration_of(64)
     logits_TE = 2 * torch.from_numpy(rng.standard_normal((2000, 64)))
+    logits_TE[rng.random((2000, 64)) < masked] = -math.inf
     inputs = router_inputs(logits_TE.to(dtype), layer=1)
     probability_TE = inputs.logits_TE.float().softmax(-1)
-    for alpha in (0.01, 0.05, 0.1, 0.5):
-        strategy = BH(max_k=16, alpha=alpha, null=null)
+    for alpha, min_k, max_k in ((0.01, 1, 16), (0.05, 3, 16), (0.1, 1, 8), (0.5, 1, 64)):
+        strategy = BH(max_k=max_k, min_k=min_k, alpha=alpha, null=null)
         fast = strategy.ranker(calibration, 64)(inputs, probability_TE)
         slow = MultipleTesting.ranker(strategy, calibration, 64)(inputs, probability_TE)
         assert torch.equal(fast.rejected_T, slow.rejected_T)
@@ -114,34 +116,36 @@ def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype)
         assert torch.equal(fast.order_TK, slow.order_TK)
 
 
-@pytest.mark.parametrize("null", [name for name in NULLS if NULLS[name].layer_monotone])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("masked", [0.0, 0.4])
-def test_ordering_only_what_is_selected_selects_the_same(
-    rng, calibration_of, monkeypatch, null, dtype, masked
-):
-    logits_TE = 2 * torch.from_numpy(rng.standard_normal((900, 64)))
-    logits_TE[rng.random((900, 64)) < masked] = -math.inf
-    inputs = router_inputs(logits_TE.to(dtype), layer=1)
-    probability_TE = inputs.logits_TE.float().softmax(-1)
-    monkeypatch.setattr(testing, "FEW", 64)  # whatever is selected
-    monkeypatch.setattr(ranked, "BLOCK", 64 * 400)  # more than one block
-    for alpha, min_k, max_k in ((0.01, 1, 8), (0.05, 3, 16), (0.5, 1, 64)):
-        strategy = BH(max_k=max_k, min_k=min_k, alpha=alpha, null=null)
-        fast = strategy.selector(calibration_of(64), 64)(inputs, probability_TE)
-        slow = Ranked.selector(strategy, calibration_of(64), 64)(inputs, probability_TE)
-        assert torch.equal(fast.rejected_T, slow.rejected_T)
-        assert torch.equal(fast.count_T, slow.count_T)
-        assert torch.equal(fast.index_TK, slow.index_TK)
+def test_critical_values_are_looked_for_once_a_calibration(calibration_of, monkeypatch):
+    seen = []
+    for name in ("pooled", "within_token"):
+        find = NULLS[name].critical
+        monkeypatch.setattr(
+            NULLS[name],
+            "critical",
+            lambda null, layer, level_E, find=find: (
+                seen.append((null.id, layer)),
+                find(null, layer, level_E),
+            )[1],
+        )
+    sample = calibration_of(64).sample
+    nulls = {name: NULLS[name].fit(sample) for name in ("pooled", "within_token")}
+    ids = ("bh_k8_a005", "bh_k16_a005", "bh_k16_a005_pooled", "bh_k16_a010")
+    calibration = Calibration(sample, nulls)
+    for name in (*ids, *ids):
+        parse_strategy(name).selector(calibration, 64)
+    layers = [("within_token", n) for n in (0, 1)]
+    assert seen == [*layers, *(("pooled", n) for n in (0, 1)), *layers]
+    parse_strategy(ids[0]).selector(Calibration(sample, nulls), 64)
+    assert seen[6:] == layers
 
 
-def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibration_of, monkeypatch):
+def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibration_of):
     # Experts 1 and 2 are equally aligned; the longer vector has the larger logit.
     logits_TE = torch.full((100, 64), -1.0)
     logits_TE[:, 1], logits_TE[:, 2] = 200.0, 400.0
     inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=torch.ones(64, HIDDEN))
     inputs.weight_EH[2] = 2.0
-    monkeypatch.setattr(testing, "FEW", 64)
     strategy = parse_strategy("bh_k8_a005_random-direction")
     selection = strategy.selector(calibration_of(64), 64)(inputs, logits_TE.softmax(-1))
     assert (selection.index_TK[:, :2] == torch.tensor([2, 1])).all()

@@ -1,7 +1,8 @@
 """Experts for ragged routing: work and memory follow the selected (token, expert) pairs.
 
-Shape letters: T tokens, K slots a token, S selected pairs, N pairs of one expert, E experts,
-H hidden size, I expert size, J all experts' sizes (E * I).
+Shape letters: T tokens, K slots a token, P selected pairs, token by token, S the same pairs, expert
+by expert, N pairs of one expert, E experts, H hidden size, I expert size, J all experts' sizes
+(E * I).
 
 The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
 leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here a padded
@@ -53,16 +54,43 @@ MIN_DENSE_TOKENS = 64
 
 
 class Pairs(NamedTuple):
-    """The selected pairs in expert order.
+    """The selected pairs, token by token, in the order of a token's slots.
 
-    ``slot_S`` is the flat slot (token * K + k) and ``token_S`` the token of each pair, ``ends_E``
-    where each expert's pairs end, ``row_TK`` the pair of each slot (S: the slot is padded).
+    ``bound_B`` says where each token's pairs begin and the last one's end, (tokens + 1,); a token
+    has at most ``slots``.
     """
 
-    slot_S: Tensor
-    token_S: Tensor
-    ends_E: Tensor
-    row_TK: Tensor
+    token_P: Tensor
+    expert_P: Tensor
+    weight_P: Tensor
+    bound_B: Tensor
+    slots: int
+
+
+def select_pairs(index_TK: Tensor, weight_TK: Tensor, num_experts: int) -> Pairs:
+    """Leave out the padded slots (id ``num_experts``).
+
+    An accelerator has to be waited for here, once a layer. It is what makes memory follow the
+    pairs.
+    """
+    tokens, slots = index_TK.shape
+    expert_P, weight_P = index_TK.reshape(-1), weight_TK.reshape(-1)
+    keep_TK = index_TK < num_experts
+    token_T = torch.arange(tokens + 1, device=index_TK.device)
+    if index_TK.device.type == "cpu" and bool(keep_TK.all()):
+        token_P = token_T[:-1, None].expand(-1, slots).reshape(-1)
+        return Pairs(token_P, expert_P, weight_P, token_T * slots, slots)
+    slot_P = _true_places(keep_TK)
+    expert_P, weight_P = expert_P.index_select(0, slot_P), weight_P.index_select(0, slot_P)
+    bound_B = F.pad(keep_TK.sum(1).cumsum(0), (1, 0))
+    return Pairs(slot_P // slots, expert_P, weight_P, bound_B, slots)
+
+
+def _true_places(keep_TK: Tensor) -> Tensor:
+    """Return the flat places that hold; on the CPU by numpy, in a third of torch's time."""
+    if keep_TK.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(keep_TK.numpy()))
+    return keep_TK.reshape(-1).nonzero()[:, 0]
 
 
 def _order(expert_S: Tensor, num_experts: int) -> Tensor:
@@ -75,40 +103,31 @@ def _order(expert_S: Tensor, num_experts: int) -> Tensor:
     return small_S.argsort(stable=True)
 
 
-def sort_pairs(index_TK: Tensor, num_experts: int) -> Pairs:
-    """Sort the slots by expert and cut off the padded ones (id ``num_experts``).
-
-    Cutting waits for the device, once a layer. It is what makes memory follow the pairs.
-    """
-    slots, k = index_TK.numel(), index_TK.shape[1]
-    expert_S = index_TK.reshape(-1)
-    slot_S = _order(expert_S, num_experts)
-    bounds_E = torch.arange(1, num_experts + 1, device=index_TK.device, dtype=expert_S.dtype)
-    ends_E = torch.searchsorted(expert_S[slot_S], bounds_E).to(torch.int32)
-    slot_S = slot_S[: int(ends_E[-1])]
-    row_TK = slot_S.new_full((slots,), slot_S.numel())
-    row_TK[slot_S] = torch.arange(slot_S.numel(), device=slot_S.device)
-    return Pairs(slot_S, slot_S // k, ends_E, row_TK.view(-1, k))
+def _inverse(order_S: Tensor) -> Tensor:
+    """Return the place of each pair in an order."""
+    row_P = torch.empty_like(order_S)
+    row_P[order_S] = torch.arange(order_S.numel(), device=order_S.device)
+    return row_P
 
 
-def _sum_rows(rows_SH: Tensor, row_TK: Tensor) -> Tensor:
-    """Sum, for each token, the rows that its slots point at; row number S means "no row"."""
-    padding = rows_SH.shape[0]
+def _sum_rows(rows_SH: Tensor, row_P: Tensor, bound_B: Tensor, slots: int) -> Tensor:
+    """Sum, for each token, the rows of its pairs."""
     if rows_SH.device.type == "cpu" and rows_SH.dtype in (torch.float32, torch.float64):
-        keep_TK = row_TK < padding
-        ends_T = keep_TK.sum(1).cumsum(0)
-        if int(ends_T[-1]) == row_TK.numel():
-            return F.embedding_bag(row_TK, rows_SH, mode="sum")
-        return F.embedding_bag(row_TK[keep_TK], rows_SH, F.pad(ends_T[:-1], (1, 0)), mode="sum")
-    # A few tokens at a time: all slots' rows side by side would be as large as the rows again.
-    tokens = max(1, GATHER_NUMBERS // (row_TK.shape[1] * rows_SH.shape[1]))
-    return torch.cat([_gather_and_sum(rows_SH, row_NK) for row_NK in row_TK.split(tokens)])
+        return F.embedding_bag(row_P, rows_SH, bound_B, mode="sum", include_last_offset=True)
+    # A few tokens at a time: all pairs' rows side by side would be as large as the rows again.
+    tokens = max(1, GATHER_NUMBERS // (slots * rows_SH.shape[1]))
+    parts = zip(bound_B[:-1].split(tokens), bound_B[1:].split(tokens), strict=True)
+    return torch.cat([_gather_and_sum(rows_SH, row_P, *part, slots) for part in parts])
 
 
-def _gather_and_sum(rows_SH: Tensor, row_NK: Tensor) -> Tensor:
+def _gather_and_sum(
+    rows_SH: Tensor, row_P: Tensor, start_N: Tensor, end_N: Tensor, slots: int
+) -> Tensor:
     """Sum as :func:`_sum_rows` does; half precisions in float32, as stock does."""
-    last = rows_SH.shape[0] - 1
-    picked_NKH = rows_SH[row_NK.clamp(max=last)].masked_fill_((row_NK > last)[..., None], 0.0)
+    pair_NK = start_N[:, None] + torch.arange(slots, device=start_N.device)
+    none_NK = pair_NK >= end_N[:, None]
+    picked_NKH = rows_SH[row_P[pair_NK.clamp_(max=row_P.numel() - 1)]]
+    picked_NKH.masked_fill_(none_NK[..., None], 0.0)
     total_dtype = torch.promote_types(rows_SH.dtype, torch.float32)
     return picked_NKH.sum(1, dtype=total_dtype).to(rows_SH.dtype)
 
@@ -117,26 +136,41 @@ class _Dispatch(torch.autograd.Function):
     """Copy each token's hidden state to the rows of its pairs; backward sums."""
 
     @staticmethod
-    def forward(ctx, hidden_TH: Tensor, token_S: Tensor, row_TK: Tensor) -> Tensor:  # noqa: ANN001
-        ctx.save_for_backward(row_TK)
+    def forward(
+        ctx,  # noqa: ANN001
+        hidden_TH: Tensor,
+        token_S: Tensor,
+        row_P: Tensor,
+        bound_B: Tensor,
+        slots: int,
+    ) -> Tensor:
+        ctx.save_for_backward(row_P, bound_B)
+        ctx.slots = slots
         return hidden_TH.index_select(0, token_S)
 
     @staticmethod
-    def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
-        return _sum_rows(grad_SH, *ctx.saved_tensors), None, None
+    def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN001
+        return _sum_rows(grad_SH, *ctx.saved_tensors, ctx.slots), None, None, None, None
 
 
 class _Combine(torch.autograd.Function):
     """Sum the rows of a token's pairs; backward copies."""
 
     @staticmethod
-    def forward(ctx, out_SH: Tensor, token_S: Tensor, row_TK: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(
+        ctx,  # noqa: ANN001
+        out_SH: Tensor,
+        token_S: Tensor,
+        row_P: Tensor,
+        bound_B: Tensor,
+        slots: int,
+    ) -> Tensor:
         ctx.save_for_backward(token_S)
-        return _sum_rows(out_SH, row_TK)
+        return _sum_rows(out_SH, row_P, bound_B, slots)
 
     @staticmethod
-    def backward(ctx, grad_TH: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
-        return grad_TH.index_select(0, *ctx.saved_tensors), None, None
+    def backward(ctx, grad_TH: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN001
+        return grad_TH.index_select(0, *ctx.saved_tensors), None, None, None, None
 
 
 class Weights(NamedTuple):
@@ -152,20 +186,20 @@ def _weights(module: nn.Module) -> Weights:
     return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
 
 
-def _grouped(
-    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
-) -> Tensor:
+def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
-    pairs = sort_pairs(index_TK, module.num_experts)
-    if pairs.slot_S.numel() == 0:
+    if pairs.expert_P.numel() == 0:
         return torch.zeros_like(hidden_TH)
-    weight_S = weight_TK.reshape(-1)[pairs.slot_S]
-    rows_SH = _Dispatch.apply(hidden_TH, pairs.token_S, pairs.row_TK)
-    inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, pairs.ends_E))
+    order_S = _order(pairs.expert_P, module.num_experts)
+    expert_E = torch.arange(module.num_experts, device=order_S.device)
+    ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
+    where = (pairs.token_P[order_S], _inverse(order_S), pairs.bound_B, pairs.slots)
+    rows_SH = _Dispatch.apply(hidden_TH, *where)
+    inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, ends_E))
     # Folding the weight in here touches I numbers a pair; after the down projection, H.
-    inner_SI = inner_SI * weight_S.unsqueeze(1).to(inner_SI.dtype)
-    out_SH = _grouped_product(inner_SI, weights.down_EIH, pairs.ends_E)
-    return _Combine.apply(out_SH, pairs.token_S, pairs.row_TK)
+    inner_SI = inner_SI * pairs.weight_P[order_S].unsqueeze(1).to(inner_SI.dtype)
+    out_SH = _grouped_product(inner_SI, weights.down_EIH, ends_E)
+    return _Combine.apply(out_SH, *where)
 
 
 def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Tensor:
@@ -179,39 +213,43 @@ def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Ten
     return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
-def _by_expert(
-    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
-) -> Tensor:
+def _by_expert(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute expert after expert, a tile of tokens at a time."""
     row = hidden_TH.element_size() * hidden_TH.shape[1]
-    slots = max(TILE_BYTES // row, TILE_PAIRS_AN_EXPERT * module.num_experts)
-    tiles = max(1, -(-int((index_TK < module.num_experts).sum()) // slots))
-    tile = -(-index_TK.shape[0] // tiles)  # equal tiles: a small last one is all overhead
-    parts = zip(hidden_TH.split(tile), index_TK.split(tile), weight_TK.split(tile), strict=True)
-    sums = [_tile_by_expert(module, *part, weights) for part in parts]
+    most = max(TILE_BYTES // row, TILE_PAIRS_AN_EXPERT * module.num_experts)
+    tiles = max(1, -(-pairs.expert_P.numel() // most))
+    tile = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
+    sums = []
+    for first in range(0, hidden_TH.shape[0], tile):
+        bound_B = pairs.bound_B[first : first + tile + 1]
+        start, end = bound_B[[0, -1]].tolist()
+        token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
+        part = Pairs(token_P, expert_P, weight_P, bound_B - start, pairs.slots)
+        sums.append(_tile_by_expert(module, hidden_TH, part, weights))
     return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
-def _tile_by_expert(
-    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
-) -> Tensor:
-    experts, k = module.num_experts, index_TK.shape[1]
-    flat_S = index_TK.reshape(-1)
-    counts = torch.bincount(flat_S, minlength=experts + 1)[:experts].tolist()
-    slot_S = _order(flat_S, experts)[: sum(counts)]
-    rows_SH = hidden_TH.new_empty(slot_S.numel(), hidden_TH.shape[1])
+def _tile_by_expert(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+    counts = torch.bincount(pairs.expert_P, minlength=module.num_experts).tolist()
+    order_S = _order(pairs.expert_P, module.num_experts)
+    rows_SH = hidden_TH.new_empty(order_S.numel(), hidden_TH.shape[1])
     # Rows behind an expert's own are left from an expert before it; what comes of them is cut off.
     picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
-    work = zip((slot_S // k).split(counts), rows_SH.split(counts), *weights, strict=True)
+    token_S = pairs.token_P[order_S]
+    work = zip(token_S.split(counts), rows_SH.split(counts), *weights, strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
-        if pairs := token_N.numel():
-            torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:pairs])
-            up_NI = linear(picked_NH[: _rounded(pairs)], up_HI.t())[:pairs]
+        if size := token_N.numel():
+            torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:size])
+            up_NI = linear(picked_NH[: _rounded(size)], up_HI.t())[:size]
             torch.mm(module._apply_gate(up_NI), down_IH, out=out_NH)
-    row_S = slot_S.new_empty(flat_S.numel())
-    row_S.scatter_(0, slot_S, torch.arange(slot_S.numel()))
-    weight_TK = weight_TK.to(hidden_TH.dtype)
-    return _weighted_sum(rows_SH, row_S.view(-1, k), index_TK < experts, weight_TK)
+    return F.embedding_bag(
+        _inverse(order_S),
+        rows_SH,
+        pairs.bound_B,
+        mode="sum",
+        per_sample_weights=pairs.weight_P.to(hidden_TH.dtype),
+        include_last_offset=True,
+    )
 
 
 def _rounded(rows: int) -> int:
@@ -219,23 +257,11 @@ def _rounded(rows: int) -> int:
     return -(-rows // ROWS_STEP) * ROWS_STEP if prefers_onednn() else rows
 
 
-def _weighted_sum(rows_SH: Tensor, row_TK: Tensor, keep_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Sum, for each token, its slots' rows times weights; slots that are not kept have no row."""
-    if rows_SH.shape[0] == row_TK.numel():
-        return F.embedding_bag(row_TK, rows_SH, mode="sum", per_sample_weights=weight_TK)
-    starts_T = F.pad(keep_TK.sum(1).cumsum(0)[:-1], (1, 0))
-    return F.embedding_bag(
-        row_TK[keep_TK], rows_SH, starts_T, mode="sum", per_sample_weights=weight_TK[keep_TK]
-    )
-
-
-def _dense(
-    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor, weights: Weights
-) -> Tensor:
+def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute every expert for every token, a cache-sized tile of tokens at a time."""
     experts, hidden = module.num_experts, hidden_TH.shape[1]
-    weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts + 1)
-    weight_TE.scatter_(1, index_TK, weight_TK.to(hidden_TH.dtype))
+    weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts)
+    weight_TE[pairs.token_P, pairs.expert_P] = pairs.weight_P.to(hidden_TH.dtype)
     up_JH = weights.up_EHI.transpose(1, 2).reshape(-1, hidden)
     down_JH = weights.down_EIH.reshape(-1, hidden)
     out_TH = torch.empty_like(hidden_TH)
@@ -243,19 +269,18 @@ def _dense(
         part = slice(start, start + DENSE_TILE)
         up_TJ = linear(hidden_TH[part], up_JH)
         inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
-        inner_TEI = inner_TEI * weight_TE[part, :experts, None]
+        inner_TEI = inner_TEI * weight_TE[part, :, None]
         torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
     return out_TH
 
 
-def _best_way(module: nn.Module, hidden_TH: Tensor, index_TK: Tensor) -> Callable[..., Tensor]:
+def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Callable[..., Tensor]:
     """Choose by device, dtype and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
     if not (inference and on_cpu):
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
-    pairs = int((index_TK < experts).sum())
     if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
         return _dense
     beside = threading.current_thread() is not threading.main_thread()
@@ -296,8 +321,9 @@ def ragged_experts_forward(
         # Grouped products are not among the operations that autocast knows.
         lower = torch.get_autocast_dtype(device)
         hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
-    compute = _best_way(module, hidden_TH, index_TK)
-    return compute(module, hidden_TH, index_TK, weight_TK, weights).to(dtype)
+    pairs = select_pairs(index_TK, weight_TK, module.num_experts)
+    compute = _best_way(module, hidden_TH, pairs.expert_P.numel())
+    return compute(module, hidden_TH, pairs, weights).to(dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, ragged_experts_forward)

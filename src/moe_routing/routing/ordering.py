@@ -1,11 +1,10 @@
 """Sort the experts of every token, exactly and fast.
 
-Shape letters: T tokens, K slots a token, E experts, P (token, expert) pairs.
+Shape letters: T tokens, K slots a token, E experts.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,44 +69,6 @@ def sort_rows(value_TE: Tensor) -> Tensor:
 def sort_down(value_TE: Tensor) -> Tensor:
     """Return each row sorted downwards, without the order: half the bytes of a key with index."""
     return sort_rows(0.0 - value_TE).neg_()
-
-
-def first_experts(value_TE: Tensor, sorted_TE: Tensor, count_T: Tensor) -> tuple[Tensor, bool]:
-    """Return each token's ``count_T`` experts with the largest values, in order, on the CPU.
-
-    Equal to the first columns of :func:`order_experts`, but only what is selected is ordered: all
-    pairs of all tokens in one sort, with token, value and index in one 64-bit key. Worth it where
-    few are selected.
-
-    Args:
-        value_TE: float32, (tokens, experts).
-        sorted_TE: its rows sorted downwards.
-        count_T: experts to select, int64, (tokens,).
-
-    Returns:
-        Expert ids, int64, (tokens, largest count), padded with E; and whether equal values had to
-        be ordered by index.
-    """
-    tokens, experts = value_TE.shape
-    if tokens == 0:
-        return count_T.new_empty(0, 0), False
-    index_bits = _index_bits(experts)
-    last_T1 = sorted_TE.gather(1, (count_T[:, None] - 1).clamp_(min=0))
-    flat_P = np.flatnonzero((value_TE >= last_T1).numpy())
-    bits_P = _falling_bits(value_TE.flatten()[torch.from_numpy(flat_P)]).numpy()
-    token_P, key_P = np.divmod(flat_P, experts)
-    # Integer ranks from 0: adding 2^31 keeps the sign out of the token's bits.
-    ranked_P = (token_P << 32) + (bits_P.astype(np.int64) + (1 << 31))
-    key_P += ranked_P << index_bits
-    key_P.sort()
-    expert_P, ranked_P = key_P & ((1 << index_bits) - 1), key_P >> index_bits
-    token_P, count = ranked_P >> 32, count_T.numpy()
-    found_T = np.bincount(token_P, minlength=tokens)
-    slot_P = np.arange(key_P.size) - np.repeat(found_T.cumsum() - found_T, found_T)
-    kept_P = slot_P < count[token_P]
-    index_TK = np.full((tokens, count.max()), experts)
-    index_TK[token_P[kept_P], slot_P[kept_P]] = expert_P[kept_P]
-    return torch.from_numpy(index_TK), bool((ranked_P[1:] == ranked_P[:-1]).any())
 
 
 def _index_bits(experts: int) -> int:

@@ -73,7 +73,18 @@ def ebh_levels(experts: int, alpha: float) -> Tensor:
 
 def last_passing(passes_TE: Tensor) -> Tensor:
     """Return the largest i (from 1) whose i-th column holds, 0 if none does; int64, (tokens,)."""
-    # Narrow integers: this is on the hot path, and half the traffic is a third of its time.
+    if passes_TE.device.type != "cpu":
+        return _last_passing_on_device(passes_TE)
+    # On the hot path: where few columns hold, numpy finds them in a third of the time.
+    tokens, places = passes_TE.shape
+    token_P, place_P = np.divmod(np.flatnonzero(passes_TE.numpy()), max(1, places))
+    last_T = np.zeros(tokens, dtype=np.int64)
+    last_T[token_P] = place_P + 1  # of a token's several places the last one stays
+    return torch.from_numpy(last_T)
+
+
+def _last_passing_on_device(passes_TE: Tensor) -> Tensor:
+    # Narrow integers: half the traffic is a third of the time.
     place_E = torch.arange(1, passes_TE.shape[1] + 1, dtype=torch.int16, device=passes_TE.device)
     return (passes_TE * place_E).amax(1).long()
 

@@ -43,8 +43,17 @@ class Ranking:
     def bounded(
         cls, order_TE: Tensor, value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int
     ) -> Ranking:
-        """Apply floor and cap; see :func:`bounded_count`."""
-        count_T = bounded_count(value_TE, rejected_T, floor, cap)
+        """Apply floor and cap to a rule that chose no masked expert; nor does the floor.
+
+        Args:
+            order_TE: all experts in order.
+            value_TE: values sorted downwards, -inf for masked experts.
+            rejected_T: how many the rule chose.
+            floor: fewest experts a token.
+            cap: most experts a token.
+        """
+        floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
+        count_T = rejected_T.clamp(max=cap).maximum(floor_T)
         return cls(order_TE[:, :cap], value_TE[:, :cap], count_T, rejected_T)
 
     @classmethod
@@ -64,19 +73,6 @@ class Ranking:
     def available_T(self) -> Tensor:
         """How many of the ranked experts are not masked, (tokens,), int64."""
         return (self.value_TK > -math.inf).sum(1)
-
-
-def bounded_count(value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int) -> Tensor:
-    """Apply floor and cap to a rule that chose no masked expert; nor does the floor.
-
-    Args:
-        value_TE: values sorted downwards, -inf for masked experts.
-        rejected_T: how many the rule chose.
-        floor: fewest experts a token.
-        cap: most experts a token.
-    """
-    floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
-    return rejected_T.clamp(max=cap).maximum(floor_T)
 
 
 Ranker = Callable[[RouterInputs, Tensor], Ranking]
@@ -110,25 +106,21 @@ class Ranked(Strategy):
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the function that chooses experts."""
-        return prefix_selector(self.ranker(calibration, num_experts), num_experts)
+        rank = self.ranker(calibration, num_experts)
 
+        def select_block(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+            kept = rank(inputs, probability_TE)
+            return Selection.prefix(kept.order_TK, kept.count_T, num_experts, kept.rejected_T)
 
-def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
-    """Return the selector that keeps what a ranker says."""
+        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+            if probability_TE.device.type != "cpu":
+                return select_block(inputs, probability_TE)
+            blocks = blocks_of(*probability_TE.shape)
+            # Block by block the slots that nobody fills are cut off before anything is joined.
+            parts = [select_block(inputs.rows(b), probability_TE[b]) for b in blocks]
+            return Selection.concatenated(parts, num_experts)
 
-    def select_block(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-        ranking = rank(inputs, probability_TE)
-        return Selection.prefix(ranking.order_TK, ranking.count_T, num_experts, ranking.rejected_T)
-
-    def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-        if probability_TE.device.type != "cpu":
-            return select_block(inputs, probability_TE)
-        blocks = blocks_of(*probability_TE.shape)
-        # Block by block the slots that nobody fills are cut off before anything is joined.
-        parts = [select_block(inputs.rows(b), probability_TE[b]) for b in blocks]
-        return Selection.concatenated(parts, num_experts)
-
-    return select
+        return select
 
 
 def by_logit(inputs: RouterInputs) -> tuple[Tensor, Tensor]:

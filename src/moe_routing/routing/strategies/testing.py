@@ -18,27 +18,12 @@ from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.nulls.base import Null
-from moe_routing.routing.ordering import first_experts, sort_down
-from moe_routing.routing.strategies.base import Selector
-from moe_routing.routing.strategies.ranked import (
-    Ranked,
-    Ranker,
-    Ranking,
-    blocks_of,
-    bounded_count,
-    prefix_selector,
-)
-from moe_routing.routing.types import RouterInputs, Selection
+from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking
+from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import WEIGHTINGS, Weighting
 
 Counter = Callable[[Tensor], Tensor]
 """Maps p-values sorted upwards, (tokens, experts), to numbers of rejections, (tokens,)."""
-Local = Callable[[torch.device], tuple[Null, Tensor]]
-"""Maps a device to a null and its critical statistics there, (layers, places)."""
-PROBE = 64
-"""Tokens that tell how many experts a rule selects."""
-FEW = 3
-"""With at most this many experts a token, on average, ordering these alone is faster."""
 
 
 class MultipleTesting(Ranked):
@@ -122,18 +107,6 @@ class MultipleTesting(Ranked):
         return rank
 
 
-@functools.lru_cache(maxsize=64)
-def critical_values(null: Null, layers: int, levels: tuple[float, ...]) -> Tensor:
-    """Return a null's critical statistics at :meth:`Null.reachable` places, (layers, places).
-
-    Kept, because a strategy is often put into a model and taken out again, and looking for them
-    takes longer than routing a few thousand tokens.
-    """
-    level_E = torch.tensor(levels, dtype=torch.float64)
-    critical_LE = torch.stack([null.critical(layer, level_E) for layer in range(layers)])
-    return null.reachable(critical_LE)
-
-
 class StepUp(MultipleTesting):
     """A step-up procedure: the largest i with p_(i) at most the i-th level."""
 
@@ -149,21 +122,19 @@ class StepUp(MultipleTesting):
         """Return the first level."""
         return float(type(self).levels(num_experts, self.alpha)[0])
 
-    def critical(self, calibration: Calibration, num_experts: int) -> Local | None:
-        """Return null and critical statistics on a device, if the null is monotone in a layer."""
-        null = self.fitted_null(calibration, num_experts)
-        if not null.layer_monotone:
-            return None
-        level_E = type(self).levels(num_experts, self.alpha)
-        critical_LN = critical_values(null, calibration.sample.num_layers, tuple(level_E.tolist()))
-        return functools.cache(lambda device: (null.to(device), critical_LN.to(device)))
-
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking by critical statistics where the null allows it, else by p-values."""
-        on = self.critical(calibration, num_experts)
-        return self._ranker(on) if on else super().ranker(calibration, num_experts)
+        null = self.fitted_null(calibration, num_experts)
+        if not null.layer_monotone:
+            return super().ranker(calibration, num_experts)
+        level_E = type(self).levels(num_experts, self.alpha)
+        layers = range(calibration.sample.num_layers)
+        critical_LN = calibration.once(
+            ("critical statistics", self.family, self.alpha, null),
+            lambda: null.reachable(torch.stack([null.critical(n, level_E) for n in layers])),
+        )
+        on = functools.cache(lambda device: (null.to(device), critical_LN.to(device)))
 
-    def _ranker(self, on: Local) -> Ranker:
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
             null, critical_LN = on(inputs.logits_TE.device)
             value_TE, order_TE = null.ranked(inputs)
@@ -171,40 +142,6 @@ class StepUp(MultipleTesting):
             return Ranking.bounded(order_TE, value_TE, rejected_T, self.min_k, self.max_k)
 
         return rank
-
-    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
-        """Return selection that on the CPU orders only what it selects, where that is little.
-
-        The first tokens tell whether it is; the selection is the same either way.
-        """
-        on = self.critical(calibration, num_experts)
-        if on is None:
-            return super().selector(calibration, num_experts)
-        rank = self._ranker(on)
-        select_all = prefix_selector(rank, num_experts)
-
-        def select_few(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            null, critical_LN = on(inputs.logits_TE.device)
-            value_TE = null.rank_value(inputs)
-            sorted_TE = sort_down(value_TE)
-            rejected_T = null.passing(sorted_TE, critical_LN[inputs.layer])
-            count_T = bounded_count(sorted_TE, rejected_T, self.min_k, self.max_k)
-            index_TK, tied = first_experts(value_TE, sorted_TE, count_T)
-            if tied and not null.ranks_by_logit:
-                return select_all(inputs, probability_TE)
-            return Selection(index_TK, count_T, rejected_T)
-
-        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            if probability_TE.device.type != "cpu" or len(probability_TE) <= PROBE:
-                return select_all(inputs, probability_TE)
-            probe_T = rank(inputs.rows(slice(PROBE)), probability_TE[:PROBE]).count_T
-            if int(probe_T.sum()) > FEW * PROBE:
-                return select_all(inputs, probability_TE)
-            blocks = blocks_of(*probability_TE.shape)
-            parts = [select_few(inputs.rows(b), probability_TE[b]) for b in blocks]
-            return Selection.concatenated(parts, num_experts)
-
-        return select
 
 
 class BH(StepUp):
