@@ -35,8 +35,8 @@ def top_experts(probability_TE: Tensor, k: int) -> Tensor:
     """Return what ``probability_TE.topk(k)`` calls indices, on the CPU in less than half the time.
 
     Non-negative floats are ordered as integers are, so that one sort of keys of value and index
-    does it. Which of equal values comes first is torch's own affair: where there are any among the
-    first k + 1 of a token, torch is asked.
+    does it. Which of equal values comes first is torch's own affair: it is asked about the tokens
+    that have any among their first k + 1.
 
     Args:
         probability_TE: float32, non-negative, (tokens, experts).
@@ -53,9 +53,12 @@ def top_experts(probability_TE: Tensor, k: int) -> Tensor:
     key_TE |= torch.arange(experts)
     key_TK = sort_rows(key_TE)[:, : k + 1]
     value_TK = key_TK >> index_bits
-    if bool((value_TK[:, 1:] == value_TK[:, :-1]).any()):
-        return probability_TE.topk(k, dim=-1).indices
-    return key_TK[:, :k] & ((1 << index_bits) - 1)
+    index_TK = key_TK[:, :k] & ((1 << index_bits) - 1)
+    tied_TK = value_TK[:, 1:] == value_TK[:, :-1]
+    if bool(tied_TK.any()):
+        row_R = tied_TK.any(1).nonzero()[:, 0]
+        index_TK[row_R] = probability_TE[row_R].topk(k, dim=-1).indices
+    return index_TK
 
 
 def sort_rows(value_TE: Tensor) -> Tensor:
