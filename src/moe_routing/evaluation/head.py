@@ -6,6 +6,7 @@ vocabulary, B blocks.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ CPU_BLOCKS = Blocks(256, 1024)
 """A megabyte of single-precision logits: they stay in cache from the product to the sum."""
 ACCELERATOR_BLOCKS = Blocks(1024, 1 << 20)
 """The whole vocabulary: on a GPU what counts is the number of kernels."""
+LOG2_E = math.log2(math.e)
 SAFE_LOG_TOTAL = 60.0
 """Single precision overflows at exp(88) and underflows at exp(-87): what is lost beside a sum of
 at least exp(-60) is beyond its last digit."""
@@ -84,7 +86,8 @@ def _log_total(logits_CW: Tensor) -> Tensor:
     """
     logits_CW = logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
     if logits_CW.device.type == "cpu":
-        log_total_C = logits_CW.exp().sum(1).log_()
+        # Powers of 2 are torch's own; those of e come from MKL, here in four times the time.
+        log_total_C = (logits_CW * LOG2_E).exp2_().sum(1).log_()
         if bool((log_total_C.abs() < SAFE_LOG_TOTAL).all()):
             return log_total_C
     return logits_CW.logsumexp(1)
