@@ -10,16 +10,22 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "numpy", "lm_eval")
-KEEP_MEMORY = {"M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 64 << 20)}
-KEEP_MEMORY |= {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_ARENA_MAX": (-8, 1)}
-"""Parameters of glibc's ``mallopt`` and their values: buffers of up to 32 MB, the most that glibc
-allows, are used again instead of being returned and faulted in anew. All threads take theirs from
-one arena: what an ended thread's own one kept would hide the peak of the next run."""
+MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_THRESHOLD": -3}
+"""Numbers of glibc's parameters."""
+KEEP_MEMORY = {"M_TRIM_THRESHOLD": 1 << 30, "M_TOP_PAD": 64 << 20, "M_MMAP_THRESHOLD": 32 << 20}
+"""Buffers of up to 32 MB, the most that glibc allows, are used again instead of being returned and
+faulted in anew."""
+RETURN_MEMORY = {"M_TRIM_THRESHOLD": 0, "M_TOP_PAD": 0}
+"""What is freed at the end of an arena is returned at once."""
+DEFAULT_MEMORY = {"M_TRIM_THRESHOLD": 64 << 20, "M_TOP_PAD": 128 << 10}
+"""What glibc's own thresholds have become once a buffer of 32 MB was freed."""
+_in_force = dict(DEFAULT_MEMORY)
 
 
 def options(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -42,7 +48,8 @@ def prepare(arguments: argparse.Namespace) -> dict[str, object]:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    kept = arguments.allocator == "keep" and _keep_memory()
+    kept = arguments.allocator == "keep" and _set_allocator(KEEP_MEMORY)
+    _in_force.update(KEEP_MEMORY if kept else {})
     cuda = arguments.device.startswith("cuda")
     return {
         **machine(),
@@ -106,13 +113,15 @@ def peak_megabytes(run: Callable[[], object], device: str = "cpu") -> float | No
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if platform.system() != "Linux":
         return None
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # else memory that the allocator keeps would hide the peak
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = _resident("VmRSS")
-    run()
-    return (_resident("VmHWM") - before) / 1024
+    with _memory_returned():
+        run()  # what threads that have ended kept goes back, else it would hide the peak
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        before = _resident("VmRSS")
+        run()
+        return (_resident("VmHWM") - before) / 1024
 
 
 def sgemm_rate(threads: int, size: int = 1024, repeats: int = 9) -> float:
@@ -146,11 +155,22 @@ def show(record: Mapping[str, object], path: Path | None) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def _keep_memory() -> bool:
+def _set_allocator(values: Mapping[str, int]) -> bool:
+    """Set parameters of glibc's allocator; tell whether there is such a one."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
-    return all([libc.mallopt(parameter, value) for parameter, value in KEEP_MEMORY.values()])
+    return all([libc.mallopt(MALLOPT[name], value) for name, value in values.items()])
+
+
+@contextmanager
+def _memory_returned() -> Iterator[None]:
+    """Return freed memory at once, inside the context."""
+    _set_allocator(RETURN_MEMORY)
+    try:
+        yield
+    finally:
+        _set_allocator(_in_force)
 
 
 def _waiter(device: str) -> Callable[[], None]:

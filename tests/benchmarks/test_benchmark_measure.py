@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +34,33 @@ def test_the_peak_is_that_of_the_run(script):
         assert megabytes[1] < 5
     else:
         assert megabytes == [None, None]
+
+
+KEPT_BY_THREADS = """
+import argparse, json
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import measure
+
+def run():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: [np.ones(1 << 20) for _ in range(5)]).result()
+
+measure.prepare(argparse.Namespace(threads=1, allocator="keep", device="cpu"))
+run()
+print(json.dumps([measure.peak_megabytes(run) for _ in range(3)]))
+"""
+
+
+def test_memory_that_ended_threads_kept_counts_again(script):
+    """In a process of its own, because the allocator is set for the whole of it."""
+    folder = Path(script("measure").__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_BY_THREADS], cwd=folder, check=True, capture_output=True
+    )
+    peaks = json.loads(done.stdout)
+    known = 40 if platform.system() == "Linux" else None
+    assert peaks == [pytest.approx(known, abs=6)] * 3
 
 
 def test_tables_and_json(script, tmp_path, capsys):
