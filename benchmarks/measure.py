@@ -49,7 +49,8 @@ def prepare(arguments: argparse.Namespace) -> dict[str, object]:
 
     torch.set_num_threads(arguments.threads)
     kept = arguments.allocator == "keep" and _set_allocator(KEEP_MEMORY)
-    _in_force.update(KEEP_MEMORY if kept else {})
+    if kept:
+        _in_force.update(KEEP_MEMORY)
     cuda = arguments.device.startswith("cuda")
     return {
         **machine(),

@@ -19,6 +19,7 @@ from moe_routing.analysis.intervention import (
 from moe_routing.errors import InputError
 from moe_routing.models.adapters import find_routers
 from moe_routing.models.patch import routed
+from moe_routing.models.swap import swapped
 
 ARMS = ["regular_k3", "bh_k8_a010", "bh_k8_a030_pooled"]
 
@@ -48,11 +49,8 @@ def slow_change(model, ids, position, removal):
                 weights[position, slot] = 0.0
         return logits, weights, index
 
-    router.forward = forward
-    try:
+    with swapped(router, "forward", forward):
         return losses(model, ids) - before
-    finally:
-        router.forward = inner
 
 
 @pytest.mark.parametrize("arm", ARMS)

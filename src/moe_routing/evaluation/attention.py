@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Protocol
 
@@ -82,21 +81,24 @@ class SlicedLayout:
             span, size = group[0], group[0].size
             root = sum(span.left)
             fork = root + span.trunk
-            # Trees without branches can be one batch: each of their stretches is an even stride.
-            batches = [group] if span.trunk == size else [[span] for span in group]
-            for batch in batches:
-                call = partial(Call, batch[0].start, len(batch), size)
-                for first, last in _blocks(span.trunk):
-                    if first and (first, last) not in masks:
-                        visible = np.tri(last - first, last, first, dtype=bool)
-                        masks[first, last] = _hide(visible).to(device, dtype)
-                    stretch = (root + first, root + last), (root, root + last)
-                    self.calls.append(call(*stretch, masks.get((first, last))))
+            stretches: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
+            for first, last in _blocks(span.trunk):
+                if first and (first, last) not in masks:
+                    visible = np.tri(last - first, last, first, dtype=bool)
+                    masks[first, last] = _hide(visible).to(device, dtype)
+                mask = masks.get((first, last))
+                stretches.append(((root + first, root + last), (root, root + last), mask))
+            if span.trunk < size:
+                visible = _visible(span, size)
                 # Branches on one side of the trunk do not meet the keys of the other side.
                 for queries, keys in (((0, root), (0, fork)), ((fork, size), (root, size))):
                     if queries[0] < queries[1]:
-                        visible = _visible(span, size)[slice(*queries), slice(*keys)]
-                        self.calls.append(call(queries, keys, _hide(visible).to(device, dtype)))
+                        mask = _hide(visible[slice(*queries), slice(*keys)]).to(device, dtype)
+                        stretches.append((queries, keys, mask))
+            # Trees without branches can be one batch: each of their stretches is an even stride.
+            batches = [group] if span.trunk == size else [[span] for span in group]
+            for batch in batches:
+                self.calls += [Call(batch[0].start, len(batch), size, *s) for s in stretches]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""

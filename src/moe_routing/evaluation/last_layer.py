@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_routing.models.adapters import ROUTER_CLASSES
+from moe_routing.models.adapters import last_experts
 from moe_routing.models.swap import swapped
 
 
@@ -32,18 +32,12 @@ def spared_last_experts(model: PreTrainedModel, read: Read) -> Iterator[None]:
 
     A model whose last layer has no experts behind a supported router stays as it is.
     """
-    experts = _last_experts(model)
+    experts = last_experts(model)
     if experts is None:
         yield
         return
     with swapped(experts, "forward", _forward(experts.forward, read)):
         yield
-
-
-def _last_experts(model: PreTrainedModel) -> nn.Module | None:
-    layers = getattr(model.base_model, "layers", [nn.Identity()])
-    blocks = (m for m in layers[-1].modules() if hasattr(m, "gate") and hasattr(m, "experts"))
-    return next((m.experts for m in blocks if type(m.gate).__name__ in ROUTER_CLASSES), None)
 
 
 def _forward(compute: Callable[..., Tensor], read: Read) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Where a model keeps its routers."""
+"""Where a model keeps its routers and experts."""
 
 from __future__ import annotations
 
@@ -52,13 +52,24 @@ def find_routers(model: PreTrainedModel) -> list[RouterModule]:
     Raises:
         InputError: the model has no router of a supported class.
     """
-    modules = [m for m in model.modules() if type(m).__name__ in ROUTER_CLASSES]
+    modules = [module for module in model.modules() if _is_router(module)]
     if not modules:
         raise InputError(
             f"model class {type(model).__name__} has no supported router; "
             f"allowed: {', '.join(ROUTER_CLASSES)}"
         )
     return [RouterModule(layer, module) for layer, module in enumerate(modules)]
+
+
+def last_experts(model: PreTrainedModel) -> nn.Module | None:
+    """Return the experts behind the router of the last layer; None if it has no such router."""
+    layers = getattr(model.base_model, "layers", [nn.Identity()])
+    blocks = (m for m in layers[-1].modules() if hasattr(m, "gate") and hasattr(m, "experts"))
+    return next((block.experts for block in blocks if _is_router(block.gate)), None)
+
+
+def _is_router(module: nn.Module) -> bool:
+    return type(module).__name__ in ROUTER_CLASSES
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:
