@@ -14,7 +14,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 from moe_routing.models import experts as implementation
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
-WAYS = ("grouped", "by_expert", "dense")
+WAYS = ("grouped", "loop", "dense")
 
 
 def run(way, module, hidden, index, weight):
@@ -112,7 +112,7 @@ def test_tokens_without_experts_get_zero(tokens):
     assert (out[1:] == 0).all()
 
 
-@pytest.mark.parametrize("way", ["grouped", "by_expert"])
+@pytest.mark.parametrize("way", ["grouped", "loop"])
 def test_experts_that_nobody_selects_are_not_read(way):
     module = make_experts()
     hidden, index, weight = make_routing(300, 4, drop=0.3)
@@ -208,27 +208,32 @@ def test_inference_and_training_agree():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "k", "grad", "way"),
+    ("tokens", "k", "grad", "plain", "onednn"),
     [
-        (16, 8, False, "_grouped"),
-        (1024, 8, False, "_grouped"),
-        (2048, 8, False, "_by_expert"),
-        (2048, 8, True, "_grouped"),
-        (1024, 48, False, "_dense"),
-        (16, 64, False, "_grouped"),
+        (16, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
+        (1024, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
+        (2048, 8, False, "_grouped_in_tiles", "_by_expert"),
+        (2048, 8, True, "_grouped", "_grouped"),
+        (1024, 48, False, "_dense", "_dense"),
+        (16, 64, False, "_grouped_in_tiles", "_grouped_in_tiles"),
     ],
 )
-def test_the_way_follows_the_work(tokens, k, grad, way):
+def test_the_way_follows_work_and_processor(monkeypatch, tokens, k, grad, plain, onednn):
     hidden = torch.zeros(tokens, H, requires_grad=grad)
-    assert implementation._best_way(make_experts(), hidden, tokens * k).__name__ == way
+    for preferred, way in ((False, plain), (True, onednn)):
+        monkeypatch.setattr(implementation, "prefers_onednn", lambda preferred=preferred: preferred)
+        chosen = implementation._best_way(make_experts(), hidden, tokens * k)
+        assert chosen is getattr(implementation, way)
 
 
-@pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped"), (4096, "_by_expert")])
-def test_the_way_beside_other_passes(tokens, way):
+@pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped_in_tiles"), (4096, "_by_expert")])
+def test_the_way_beside_other_passes(monkeypatch, tokens, way):
     """In a thread of its own a pass leaves Python's lock to the others for longer."""
+    monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
     arguments = make_experts(), torch.zeros(tokens, H), tokens * 8
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(implementation._best_way, *arguments).result().__name__ == way
+        chosen = pool.submit(implementation._best_way, *arguments).result()
+    assert chosen is getattr(implementation, way)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
@@ -240,23 +245,34 @@ def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
         sizes.append(len(rows))
         return rows @ weight.t()
 
-    monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
     monkeypatch.setattr(implementation, "linear", spy)
     with torch.no_grad():
-        filled = run("by_expert", module, hidden, index, weight)
+        filled = run("loop", module, hidden, index, weight)
     assert sizes
     assert {size % implementation.ROWS_STEP for size in sizes} == {0}
     torch.testing.assert_close(filled, loop(module, hidden, index, weight))
 
 
-def test_tiles_do_not_change_the_sum(monkeypatch):
+@pytest.mark.parametrize("way", ["grouped", "loop"])
+@pytest.mark.parametrize("drop", [0.2, 1.0])
+def test_tiles_do_not_change_the_sum(way, drop):
+    """Tiles whose tokens select nothing among them."""
     module = make_experts()
-    hidden, index, weight = make_routing(333, 8, drop=0.2)
-    whole = run("by_expert", module, hidden, index, weight)
-    monkeypatch.setattr(implementation, "TILE_BYTES", 4 * H * 800)
-    monkeypatch.setattr(implementation, "TILE_PAIRS_AN_EXPERT", 1)
-    tiled = run("by_expert", module, hidden, index, weight)
-    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-6)
+    hidden, index, weight = make_routing(333, 8, drop=drop)
+    index[:150], weight[:150] = E, 0.0
+    sizes = []
+
+    def compute(module, hidden, pairs, weights):
+        sizes.append(pairs.expert_P.numel())
+        return getattr(implementation, f"_{way}")(module, hidden, pairs, weights)
+
+    pairs = implementation.select_pairs(index, weight, E)
+    tiled = implementation._in_tiles(compute, implementation.Tile(4 * H * 300, 1))
+    out = tiled(module, hidden, pairs, implementation._weights(module))
+    assert len(sizes) == max(1, -(-pairs.expert_P.numel() // 300))
+    assert sum(sizes) == pairs.expert_P.numel()
+    whole = run(way, module, hidden, index, weight)
+    torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_graphs_leave_the_experts_out():

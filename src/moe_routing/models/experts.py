@@ -12,8 +12,8 @@ slot has no row. Importing this module registers the implementation under
 There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
 
 - grouped: two grouped matrix products over all pairs; differentiable, every device and dtype.
-- by expert: one expert after the other, so that its rows stay in cache from gathering to the down
-  projection; for inference on the CPU.
+- by expert: one expert after the other, its up projection by oneDNN; for inference on the CPU
+  where oneDNN is the faster library (:mod:`moe_routing.models.linear`).
 - dense: every expert on every token, weight 0 where it is not selected; for inference on the CPU
   when most experts are selected anyway: nothing to sort, gather or scatter.
 """
@@ -33,14 +33,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moe_routing.models.linear import linear, prefers_onednn
 
 EXPERTS_IMPLEMENTATION = "ragged"
-TILE_BYTES = 24 << 20
-"""Output rows in work at once when computing by expert."""
-TILE_PAIRS_AN_EXPERT = 512
-"""Pairs an expert, on average, that a tile holds at least, so that reading weights pays."""
 ROWS_STEP = 64
-"""Rows of an expert are filled up to a multiple of this where oneDNN computes."""
+"""Rows of an expert are filled up to a multiple of this: oneDNN prepares each new size anew."""
 PAIRS_AN_EXPERT = 192
-"""With fewer pairs an expert, on average, the loop over experts costs more than it saves."""
+"""With fewer pairs an expert, on average, the loop over experts costs more than oneDNN saves."""
 PAIRS_AN_EXPERT_BESIDE = 448
 """The same where passes run beside each other: the loop takes Python's lock from the others."""
 DENSE_SHARE = 0.6
@@ -51,6 +47,21 @@ GATHER_NUMBERS = 1 << 26
 """Numbers of gathered rows in work at once when they are summed in half precision or on a GPU."""
 MIN_DENSE_TOKENS = 64
 """With fewer tokens, bringing the down projections side by side costs more than it saves."""
+
+
+class Tile(NamedTuple):
+    """How much is in work at once in inference on the CPU.
+
+    ``bytes`` of hidden states by pair, but at least ``pairs_an_expert`` of them on average, so that
+    reading weights pays.
+    """
+
+    bytes: int
+    pairs_an_expert: int
+
+
+GROUPED_TILE = Tile(8 << 20, 256)
+LOOP_TILE = Tile(24 << 20, 512)
 
 
 class Pairs(NamedTuple):
@@ -186,10 +197,34 @@ def _weights(module: nn.Module) -> Weights:
     return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
 
 
+Compute = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
+"""A way from experts, hidden states, pairs and weights to the sums, (tokens of the pairs, H)."""
+
+
+def _in_tiles(compute: Compute, tile: Tile) -> Compute:
+    """Compute a tile of tokens at a time; for inference."""
+
+    def tiled(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+        row = hidden_TH.element_size() * hidden_TH.shape[1]
+        most = max(tile.bytes // row, tile.pairs_an_expert * module.num_experts)
+        tiles = max(1, -(-pairs.expert_P.numel() // most))
+        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
+        sums = []
+        for first in range(0, hidden_TH.shape[0], step):
+            bound_B = pairs.bound_B[first : first + step + 1]
+            start, end = bound_B[[0, -1]].tolist()
+            token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
+            part = Pairs(token_P, expert_P, weight_P, bound_B - start, pairs.slots)
+            sums.append(compute(module, hidden_TH, part, weights))
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    return tiled
+
+
 def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
     if pairs.expert_P.numel() == 0:
-        return torch.zeros_like(hidden_TH)
+        return hidden_TH.new_zeros(pairs.bound_B.numel() - 1, hidden_TH.shape[1])
     order_S = _order(pairs.expert_P, module.num_experts)
     expert_E = torch.arange(module.num_experts, device=order_S.device)
     ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
@@ -213,23 +248,8 @@ def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Ten
     return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
-def _by_expert(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
-    """Compute expert after expert, a tile of tokens at a time."""
-    row = hidden_TH.element_size() * hidden_TH.shape[1]
-    most = max(TILE_BYTES // row, TILE_PAIRS_AN_EXPERT * module.num_experts)
-    tiles = max(1, -(-pairs.expert_P.numel() // most))
-    tile = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
-    sums = []
-    for first in range(0, hidden_TH.shape[0], tile):
-        bound_B = pairs.bound_B[first : first + tile + 1]
-        start, end = bound_B[[0, -1]].tolist()
-        token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
-        part = Pairs(token_P, expert_P, weight_P, bound_B - start, pairs.slots)
-        sums.append(_tile_by_expert(module, hidden_TH, part, weights))
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
-
-
-def _tile_by_expert(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+def _loop(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+    """Compute expert after expert."""
     counts = torch.bincount(pairs.expert_P, minlength=module.num_experts).tolist()
     order_S = _order(pairs.expert_P, module.num_experts)
     rows_SH = hidden_TH.new_empty(order_S.numel(), hidden_TH.shape[1])
@@ -252,9 +272,12 @@ def _tile_by_expert(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights:
     )
 
 
+_grouped_in_tiles = _in_tiles(_grouped, GROUPED_TILE)
+_by_expert = _in_tiles(_loop, LOOP_TILE)
+
+
 def _rounded(rows: int) -> int:
-    """Round up, so that few sizes occur: oneDNN prepares each size that it meets anew."""
-    return -(-rows // ROWS_STEP) * ROWS_STEP if prefers_onednn() else rows
+    return -(-rows // ROWS_STEP) * ROWS_STEP
 
 
 def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
@@ -274,8 +297,8 @@ def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights)
     return out_TH
 
 
-def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Callable[..., Tensor]:
-    """Choose by device, dtype and the number of selected pairs."""
+def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
+    """Choose by device, dtype, processor and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
     if not (inference and on_cpu):
@@ -285,7 +308,7 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Callable[...,
         return _dense
     beside = threading.current_thread() is not threading.main_thread()
     enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
-    return _by_expert if pairs >= enough * experts else _grouped
+    return _by_expert if prefers_onednn() and pairs >= enough * experts else _grouped_in_tiles
 
 
 def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
