@@ -14,7 +14,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 from moe_routing.models import experts as implementation
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
-WAYS = ("grouped", "loop", "dense")
+WAYS = ("grouped", "grouped_in_tiles", "loop_in_tiles", "dense")
 
 
 def run(way, module, hidden, index, weight):
@@ -112,7 +112,7 @@ def test_tokens_without_experts_get_zero(tokens):
     assert (out[1:] == 0).all()
 
 
-@pytest.mark.parametrize("way", ["grouped", "loop"])
+@pytest.mark.parametrize("way", ["grouped", "grouped_in_tiles", "loop_in_tiles"])
 def test_experts_that_nobody_selects_are_not_read(way):
     module = make_experts()
     hidden, index, weight = make_routing(300, 4, drop=0.3)
@@ -212,7 +212,7 @@ def test_inference_and_training_agree():
     [
         (16, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
         (1024, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
-        (2048, 8, False, "_grouped_in_tiles", "_by_expert"),
+        (2048, 8, False, "_grouped_in_tiles", "_loop_in_tiles"),
         (2048, 8, True, "_grouped", "_grouped"),
         (1024, 48, False, "_dense", "_dense"),
         (16, 64, False, "_grouped_in_tiles", "_grouped_in_tiles"),
@@ -226,7 +226,7 @@ def test_the_way_follows_work_and_processor(monkeypatch, tokens, k, grad, plain,
         assert chosen is getattr(implementation, way)
 
 
-@pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped_in_tiles"), (4096, "_by_expert")])
+@pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped_in_tiles"), (4096, "_loop_in_tiles")])
 def test_the_way_beside_other_passes(monkeypatch, tokens, way):
     """In a thread of its own a pass leaves Python's lock to the others for longer."""
     monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
@@ -247,7 +247,7 @@ def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
 
     monkeypatch.setattr(implementation, "linear", spy)
     with torch.no_grad():
-        filled = run("loop", module, hidden, index, weight)
+        filled = run("loop_in_tiles", module, hidden, index, weight)
     assert sizes
     assert {size % implementation.ROWS_STEP for size in sizes} == {0}
     torch.testing.assert_close(filled, loop(module, hidden, index, weight))
@@ -262,16 +262,17 @@ def test_tiles_do_not_change_the_sum(way, drop):
     index[:150], weight[:150] = E, 0.0
     sizes = []
 
-    def compute(module, hidden, pairs, weights):
-        sizes.append(pairs.expert_P.numel())
-        return getattr(implementation, f"_{way}")(module, hidden, pairs, weights)
+    def rows(module, hidden, token, count, weights):
+        sizes.append(token.numel())
+        assert count.sum() == token.numel()
+        return getattr(implementation, f"_{way}_rows")(module, hidden, token, count, weights)
 
     pairs = implementation.select_pairs(index, weight, E)
-    tiled = implementation._in_tiles(compute, implementation.Tile(4 * H * 300, 1))
-    out = tiled(module, hidden, pairs, implementation._weights(module))
+    compute = implementation._in_tiles(rows, implementation.Tile(4 * H * 300, 1))
+    out = compute(module, hidden, pairs, implementation._weights(module))
     assert len(sizes) == max(1, -(-pairs.expert_P.numel() // 300))
     assert sum(sizes) == pairs.expert_P.numel()
-    whole = run(way, module, hidden, index, weight)
+    whole = run("grouped", module, hidden, index, weight)
     torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
 
 

@@ -21,7 +21,7 @@ def memory(monkeypatch):
     return importlib.import_module("memory")
 
 
-@pytest.fixture(params=["_grouped", "_by_expert", "chosen"])
+@pytest.fixture(params=["_grouped", "_grouped_in_tiles", "_loop_in_tiles", "chosen"])
 def way(request, monkeypatch):
     """Each way that computes selected pairs only, and the way that is chosen by itself."""
     if request.param != "chosen":

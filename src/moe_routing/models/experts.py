@@ -12,8 +12,9 @@ slot has no row. Importing this module registers the implementation under
 There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
 
 - grouped: two grouped matrix products over all pairs; differentiable, every device and dtype.
-- by expert: one expert after the other, its up projection by oneDNN; for inference on the CPU
-  where oneDNN is the faster library (:mod:`moe_routing.models.linear`).
+- in tiles: for inference on the CPU, a tile of tokens after the other, so that rows stay few. The
+  rows of a tile come from grouped products too, or, where oneDNN is the faster library
+  (:mod:`moe_routing.models.linear`), from a loop over experts.
 - dense: every expert on every token, weight 0 where it is not selected; for inference on the CPU
   when most experts are selected anyway: nothing to sort, gather or scatter.
 """
@@ -197,34 +198,10 @@ def _weights(module: nn.Module) -> Weights:
     return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
 
 
-Compute = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
-"""A way from experts, hidden states, pairs and weights to the sums, (tokens of the pairs, H)."""
-
-
-def _in_tiles(compute: Compute, tile: Tile) -> Compute:
-    """Compute a tile of tokens at a time; for inference."""
-
-    def tiled(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
-        row = hidden_TH.element_size() * hidden_TH.shape[1]
-        most = max(tile.bytes // row, tile.pairs_an_expert * module.num_experts)
-        tiles = max(1, -(-pairs.expert_P.numel() // most))
-        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
-        sums = []
-        for first in range(0, hidden_TH.shape[0], step):
-            bound_B = pairs.bound_B[first : first + step + 1]
-            start, end = bound_B[[0, -1]].tolist()
-            token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
-            part = Pairs(token_P, expert_P, weight_P, bound_B - start, pairs.slots)
-            sums.append(compute(module, hidden_TH, part, weights))
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
-
-    return tiled
-
-
 def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
     if pairs.expert_P.numel() == 0:
-        return hidden_TH.new_zeros(pairs.bound_B.numel() - 1, hidden_TH.shape[1])
+        return torch.zeros_like(hidden_TH)
     order_S = _order(pairs.expert_P, module.num_experts)
     expert_E = torch.arange(module.num_experts, device=order_S.device)
     ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
@@ -248,32 +225,70 @@ def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Ten
     return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
-def _loop(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+Compute = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
+"""From experts, hidden states, pairs and weights to the sums, (T, H)."""
+Rows = Callable[[nn.Module, Tensor, Tensor, Tensor, Weights], Tensor]
+"""From experts, hidden states, tokens (S,), pairs by expert (E,) and weights to outputs (S, H)."""
+
+
+def _in_tiles(rows: Rows, tile: Tile) -> Compute:
+    """Return a way that computes a tile of tokens at a time, for inference on the CPU."""
+
+    def compute(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+        row = hidden_TH.element_size() * hidden_TH.shape[1]
+        most = max(tile.bytes // row, tile.pairs_an_expert * module.num_experts)
+        tiles = max(1, -(-pairs.expert_P.numel() // most))
+        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
+        sums = []
+        for first in range(0, hidden_TH.shape[0], step):
+            bound_B = pairs.bound_B[first : first + step + 1]
+            start, end = bound_B[[0, -1]].tolist()
+            token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
+            order_S = _order(expert_P, module.num_experts)
+            count_E = torch.bincount(expert_P, minlength=module.num_experts)
+            sums.append(
+                F.embedding_bag(
+                    _inverse(order_S),
+                    rows(module, hidden_TH, token_P[order_S], count_E, weights),
+                    bound_B - start,
+                    mode="sum",
+                    per_sample_weights=weight_P.to(hidden_TH.dtype),
+                    include_last_offset=True,
+                )
+            )
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    return compute
+
+
+def _grouped_rows(
+    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+) -> Tensor:
+    """Compute all experts in two grouped products."""
+    ends_E = count_E.cumsum(0).to(torch.int32)
+    up_SI = _grouped_product(hidden_TH.index_select(0, token_S), weights.up_EHI, ends_E)
+    return _grouped_product(module._apply_gate(up_SI), weights.down_EIH, ends_E)
+
+
+def _loop_rows(
+    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+) -> Tensor:
     """Compute expert after expert."""
-    counts = torch.bincount(pairs.expert_P, minlength=module.num_experts).tolist()
-    order_S = _order(pairs.expert_P, module.num_experts)
-    rows_SH = hidden_TH.new_empty(order_S.numel(), hidden_TH.shape[1])
+    counts = count_E.tolist()
+    rows_SH = hidden_TH.new_empty(token_S.numel(), hidden_TH.shape[1])
     # Rows behind an expert's own are left from an expert before it; what comes of them is cut off.
     picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
-    token_S = pairs.token_P[order_S]
     work = zip(token_S.split(counts), rows_SH.split(counts), *weights, strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
         if size := token_N.numel():
             torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:size])
             up_NI = linear(picked_NH[: _rounded(size)], up_HI.t())[:size]
             torch.mm(module._apply_gate(up_NI), down_IH, out=out_NH)
-    return F.embedding_bag(
-        _inverse(order_S),
-        rows_SH,
-        pairs.bound_B,
-        mode="sum",
-        per_sample_weights=pairs.weight_P.to(hidden_TH.dtype),
-        include_last_offset=True,
-    )
+    return rows_SH
 
 
-_grouped_in_tiles = _in_tiles(_grouped, GROUPED_TILE)
-_by_expert = _in_tiles(_loop, LOOP_TILE)
+_grouped_in_tiles = _in_tiles(_grouped_rows, GROUPED_TILE)
+_loop_in_tiles = _in_tiles(_loop_rows, LOOP_TILE)
 
 
 def _rounded(rows: int) -> int:
@@ -308,7 +323,8 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
         return _dense
     beside = threading.current_thread() is not threading.main_thread()
     enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
-    return _by_expert if prefers_onednn() and pairs >= enough * experts else _grouped_in_tiles
+    loop = prefers_onednn() and pairs >= enough * experts
+    return _loop_in_tiles if loop else _grouped_in_tiles
 
 
 def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
