@@ -7,6 +7,8 @@ vocabulary, B blocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -62,13 +64,14 @@ def _chunk(
     for start in range(0, head.weight.shape[0], words):
         block = slice(start, start + words)
         bias_W = None if head.bias is None else head.bias[block]
-        logits_CW = linear(hidden_CH, head.weight[block], bias_W)
-        log_totals.append(_log_total(logits_CW))
+        compute = partial(linear, hidden_CH, head.weight[block], bias_W)
+        logits_CW = compute()
         place_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
         within.append(logits_CW.gather(1, place_C[:, None])[:, 0])
         if greedy:
             tops.append(logits_CW.amax(1))
-            firsts.append(_is_first(logits_CW, place_C, tops[-1]))
+            firsts.append(_is_first(logits_CW, place_C, within[-1] == tops[-1]))
+        log_totals.append(_log_total(logits_CW, compute))
     home_C1 = (target_C // words)[:, None]
     log_total_C = torch.stack(log_totals, 1).logsumexp(1)
     likelihood_C = torch.stack(within, 1).gather(1, home_C1)[:, 0] - log_total_C
@@ -78,28 +81,29 @@ def _chunk(
     return likelihood_C, first_C & (torch.stack(tops, 1).argmax(1) == home_C1[:, 0])
 
 
-def _log_total(logits_CW: Tensor) -> Tensor:
+def _log_total(logits_CW: Tensor, again: Callable[[], Tensor]) -> Tensor:
     """Return the log-sum-exp of each row, in float32 or better.
 
-    On the CPU the largest logit is neither looked for nor taken off, unless a sum then leaves the
-    range in which no term that counts is lost to overflow or underflow.
+    On the CPU the logits are overwritten, and the largest is neither looked for nor taken off,
+    unless a sum then leaves the range in which no term that counts is lost to overflow or
+    underflow: ``again`` computes the logits for that case.
     """
-    logits_CW = logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
+    wide = torch.promote_types(logits_CW.dtype, torch.float32)
     if logits_CW.device.type == "cpu":
         # Powers of 2 are torch's own; those of e come from MKL, on AMD in four times the time.
-        log_total_C = (logits_CW * LOG2_E).exp2_().sum(1).log_()
+        log_total_C = logits_CW.to(wide).mul_(LOG2_E).exp2_().sum(1).log_()
         if bool((log_total_C.abs() < SAFE_LOG_TOTAL).all()):
             return log_total_C
-    return logits_CW.logsumexp(1)
+        logits_CW = again()
+    return logits_CW.to(wide).logsumexp(1)
 
 
-def _is_first(logits_CW: Tensor, place_C: Tensor, top_C: Tensor) -> Tensor:
-    """Say whether the word at a place is the first of the most likely ones.
+def _is_first(logits_CW: Tensor, place_C: Tensor, is_top_C: Tensor) -> Tensor:
+    """Say whether the word at a place, which may be a most likely one, is the first of these.
 
     Finding the largest value is fast, finding its place is not: it is looked for only where the
     word has that value.
     """
-    first_C = logits_CW.gather(1, place_C[:, None])[:, 0] == top_C
-    row_M = first_C.nonzero()[:, 0]
-    first_C[row_M] = logits_CW[row_M].argmax(1) == place_C[row_M]
-    return first_C
+    row_M = is_top_C.nonzero()[:, 0]
+    is_top_C[row_M] = logits_CW[row_M].argmax(1) == place_C[row_M]
+    return is_top_C
