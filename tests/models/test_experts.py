@@ -101,6 +101,11 @@ def test_every_implementation_of_transformers(name, drop):
     torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
 
 
+def test_no_tokens_at_all():
+    out = make_experts()(*make_routing(0, 4))
+    assert out.shape == (0, H)
+
+
 @pytest.mark.parametrize("tokens", [1, 400])
 def test_tokens_without_experts_get_zero(tokens):
     module = make_experts()
@@ -165,6 +170,17 @@ def test_single_precision_gradients_are_those_of_eager(drop):
         )
     for found, expected in zip(gradients["ragged"], gradients["eager"], strict=True):
         assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_weights_have_gradients_where_nothing_else_has():
+    module = make_experts()
+    hidden, index, weight = make_routing(50, 8, drop=0.3)
+    gradients = []
+    for compute in (module, lambda *arguments: loop(module, *arguments)):
+        leaf = weight.clone().requires_grad_(True)
+        gradients += torch.autograd.grad(compute(hidden, index, leaf).square().sum(), leaf)
+    assert gradients[1].abs().max() > 1
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
 
 
 def test_autocast_computes_in_half_precision_and_gives_back_the_hidden_states_dtype():

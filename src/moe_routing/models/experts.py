@@ -316,7 +316,7 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
     """Choose by device, dtype, processor and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
-    if not (inference and on_cpu):
+    if not (inference and on_cpu and pairs):
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
     if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
