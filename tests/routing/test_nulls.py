@@ -421,6 +421,13 @@ def test_saved_null_gives_the_same_p_values(tmp_path, sample, name):
     assert (tmp_path / "null.safetensors").stat().st_size < 4 * sample.logits_LTE.numel()
 
 
+@pytest.mark.parametrize("name", list(NULLS))
+def test_a_null_that_is_where_it_is_wanted_is_not_made_anew(sample, name):
+    null = fit_null(name, sample)
+    assert null.to("cpu") is null
+    assert null.to(torch.device("cpu")) is null
+
+
 def test_a_null_of_another_model_is_refused_in_one_line(tmp_path, sample):
     path = tmp_path / "null.safetensors"
     save_null(fit_null("pooled", sample), sample, path)

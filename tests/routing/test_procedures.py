@@ -48,6 +48,27 @@ def test_the_last_passing_place(passes):
         assert procedures._last_passing_on_device(passes_TE).tolist() == slow
 
 
+@pytest.mark.parametrize("places", [1, 8, 53, 54, 63, 64, 65, 128, 200])
+def test_the_last_passing_place_of_long_rows(rng, places):
+    """Every place is the last of one row that is full before it and of one that is empty."""
+    full = np.tri(places, dtype=bool)
+    random = full & (rng.random(full.shape) < 0.5) | np.eye(places, dtype=bool)
+    rows = np.concatenate([full, np.eye(places, dtype=bool), random, np.zeros_like(full)])
+    last = np.concatenate([np.tile(np.arange(1, places + 1), 3), np.zeros(places, int)])
+    for passes in (rows, np.asfortranarray(rows)):
+        assert np.array_equal(procedures.last_passing(torch.from_numpy(passes)), last)
+
+
+def test_the_last_place_that_reaches_its_critical_value(rng):
+    value_TE = torch.from_numpy(rng.normal(size=(200, 64)).astype(np.float32))
+    value_TE[::3] = -torch.inf
+    critical_E = torch.from_numpy(rng.normal(size=64).astype(np.float32) + 3)
+    critical_E[7], critical_E[9] = torch.inf, value_TE[1, 9]
+    found_T = procedures.last_reaching(value_TE, critical_E)
+    assert torch.equal(found_T, procedures.last_passing(value_TE >= critical_E))
+    assert len(found_T.unique()) > 20
+
+
 @pytest.mark.parametrize(("name", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])
 def test_step_up_equals_statsmodels_on_10000_vectors(rng, name, method):
     p_TE = p_vectors(rng, 10_000)

@@ -88,11 +88,11 @@ def select_pairs(index_TK: Tensor, weight_TK: Tensor, num_experts: int) -> Pairs
     tokens, slots = index_TK.shape
     expert_P, weight_P = index_TK.reshape(-1), weight_TK.reshape(-1)
     keep_TK = index_TK < num_experts
-    token_T = torch.arange(tokens + 1, device=index_TK.device)
-    if index_TK.device.type == "cpu" and bool(keep_TK.all()):
+    slot_P = _true_places(keep_TK)
+    if slot_P.numel() == index_TK.numel():
+        token_T = torch.arange(tokens + 1, device=index_TK.device)
         token_P = token_T[:-1, None].expand(-1, slots).reshape(-1)
         return Pairs(token_P, expert_P, weight_P, token_T * slots, slots)
-    slot_P = _true_places(keep_TK)
     expert_P, weight_P = expert_P.index_select(0, slot_P), weight_P.index_select(0, slot_P)
     bound_B = F.pad(keep_TK.sum(1).cumsum(0), (1, 0))
     return Pairs(slot_P // slots, expert_P, weight_P, bound_B, slots)

@@ -71,8 +71,8 @@ class Selection:
         if order_TK.device.type == "cpu" and order_TK.numel():
             order_TK = order_TK[:, : int(count_T.max())]
         slot_K = torch.arange(order_TK.shape[1], device=order_TK.device)
-        padded_TK = slot_K >= count_T[:, None]
-        return cls(order_TK.masked_fill(padded_TK, experts), count_T, rejected_T)
+        index_TK = order_TK.where(slot_K < count_T[:, None], experts)
+        return cls(index_TK, count_T, rejected_T)
 
     @classmethod
     def concatenated(cls, parts: list[Selection], experts: int) -> Selection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_routing.routing.types import Selection
@@ -28,12 +29,12 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
         native_k: the number of experts the model was trained with.
     """
     experts = probability_TE.shape[1]
-    padded_TK = selection.index_TK >= experts
     if kind == "uniform":
+        padded_TK = selection.index_TK >= experts
         share_T1 = 1.0 / selection.count_T[:, None].clamp(min=1).float()
         return share_T1.expand(padded_TK.shape).masked_fill(padded_TK, 0.0)
-    raw_TK = probability_TE.gather(1, selection.index_TK.clamp(max=experts - 1))
-    raw_TK = raw_TK.masked_fill(padded_TK, 0.0)
+    # Padded slots read the column of zeros behind the last expert.
+    raw_TK = F.pad(probability_TE, (0, 1)).gather(1, selection.index_TK)
     if kind == "softmax":
         return raw_TK
     share_TK = raw_TK / raw_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
-from moe_routing.routing.procedures import last_passing
+from moe_routing.routing.procedures import last_reaching
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
@@ -144,7 +144,7 @@ class Null(ABC):
             sorted_TE: :meth:`rank_value`, each row sorted downwards.
             critical_N: critical statistics of the layer at :meth:`reachable` places.
         """
-        return last_passing(sorted_TE >= critical_N)
+        return last_reaching(sorted_TE, critical_N)
 
     def reaches(self, level: float) -> bool:
         """Return whether the null has the draws for a p-value as small as a level."""
@@ -173,10 +173,14 @@ class Null(ABC):
         """Rebuild a fitted null."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the fitted tables to a device; single numbers stay on the host."""
-        tensors = self.tensors().items()
-        moved = {name: value.to(device) if value.ndim else value for name, value in tensors}
-        return self.from_tensors(moved)
+        """Return the null with its tables on a device, itself if they are there.
+
+        Single numbers stay on the host.
+        """
+        tensors = self.tensors()
+        moved = {name: value.to(device) if value.ndim else value for name, value in tensors.items()}
+        there = all(moved[name] is value for name, value in tensors.items())
+        return self if there else self.from_tensors(moved)
 
 
 def needed_draws(level: float) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from moe_routing.routing.nulls.base import SMALLEST_P, Null, check_finite
 from moe_routing.routing.nulls.tails import EmpiricalTail
 from moe_routing.routing.ordering import order_experts, sort_down, sort_rows
-from moe_routing.routing.procedures import last_passing
+from moe_routing.routing.procedures import last_reaching
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
@@ -162,7 +162,7 @@ class RobustZNull(Null):
         places = critical_N.shape[0]
         upper = places < sorted_TE.shape[1]
         z_TN = self.z(sorted_TE[:, :places], sorted_TE, upper=upper)
-        return last_passing(z_TN >= critical_N)
+        return last_reaching(z_TN, critical_N)
 
 
 class WithinToken(RobustZNull):
