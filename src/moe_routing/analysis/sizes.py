@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_routing.routing.nulls import Null, sample_inputs
 from moe_routing.routing.ordering import sort_down
-from moe_routing.routing.procedures import bh_levels, last_passing
+from moe_routing.routing.procedures import bh_levels, last_reaching
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
 
@@ -82,7 +82,7 @@ class Evidence:
     def rejections(self, alpha: float) -> Tensor:
         """Return how many experts BH keeps for each token, without floor and cap, (tokens,)."""
         level_E = bh_levels(self.sorted_TE.shape[1], alpha)
-        return last_passing(self.sorted_TE >= self.needed(level_E))
+        return last_reaching(self.sorted_TE, self.needed(level_E))
 
 
 def harmonic(experts: int) -> float:

@@ -200,8 +200,6 @@ def _weights(module: nn.Module) -> Weights:
 
 def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
-    if pairs.expert_P.numel() == 0:
-        return torch.zeros_like(hidden_TH)
     order_S = _order(pairs.expert_P, module.num_experts)
     expert_E = torch.arange(module.num_experts, device=order_S.device)
     ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
@@ -316,7 +314,7 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
     """Choose by device, dtype, processor and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
-    if not (inference and on_cpu and pairs):
+    if not (inference and on_cpu):
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
     if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
@@ -361,6 +359,8 @@ def ragged_experts_forward(
         lower = torch.get_autocast_dtype(device)
         hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
     pairs = select_pairs(index_TK, weight_TK, module.num_experts)
+    if pairs.expert_P.numel() == 0:
+        return torch.zeros_like(hidden_TH, dtype=dtype)
     compute = _best_way(module, hidden_TH, pairs.expert_P.numel())
     return compute(module, hidden_TH, pairs, weights).to(dtype)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moe_routing.routing.types import Routing
+from moe_routing.routing.weighting import selected_probability
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,10 @@ class Recorder:
         experts = probability_TE.shape[1]
         count_T, rejected_T = selection.count_T, selection.rejected_T
         index_TK = selection.index_TK
-        chosen_TK = probability_TE.gather(1, index_TK.clamp(max=experts - 1))
         rows = torch.stack([
             entropy(probability_TE),
             probability_TE.amax(1),
-            chosen_TK.masked_fill(index_TK >= experts, 0.0).sum(1),
+            selected_probability(probability_TE, index_TK).sum(1),
             (rejected_T < floor).float(),
             (rejected_T > cap).float(),
             (rejected_T == 0).float(),

@@ -89,9 +89,9 @@ def last_passing(passes_TE: Tensor) -> Tensor:
 
 def last_reaching(value_TE: Tensor, critical_E: Tensor) -> Tensor:
     """Return ``last_passing(value_TE >= critical_E)``, on the CPU in half the time."""
-    if value_TE.device.type != "cpu":
-        return _last_passing_on_device(value_TE >= critical_E)
-    return last_passing(torch.from_numpy(value_TE.numpy() >= critical_E.numpy()))
+    if value_TE.device.type == "cpu":
+        return last_passing(torch.from_numpy(value_TE.numpy() >= critical_E.numpy()))
+    return last_passing(value_TE >= critical_E)
 
 
 def _last_passing_on_device(passes_TE: Tensor) -> Tensor:

@@ -33,8 +33,7 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
         padded_TK = selection.index_TK >= experts
         share_T1 = 1.0 / selection.count_T[:, None].clamp(min=1).float()
         return share_T1.expand(padded_TK.shape).masked_fill(padded_TK, 0.0)
-    # Padded slots read the column of zeros behind the last expert.
-    raw_TK = F.pad(probability_TE, (0, 1)).gather(1, selection.index_TK)
+    raw_TK = selected_probability(probability_TE, selection.index_TK)
     if kind == "softmax":
         return raw_TK
     share_TK = raw_TK / raw_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
@@ -42,3 +41,9 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
         return share_TK
     mass_T1 = probability_TE.topk(min(native_k, experts), dim=1).values.sum(1, keepdim=True)
     return share_TK * mass_T1
+
+
+def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
+    """Return the probability of each selected expert, (tokens, slots), 0 at padded slots."""
+    # Padded slots read the column of zeros behind the last expert.
+    return F.pad(probability_TE, (0, 1)).gather(1, index_TK)
