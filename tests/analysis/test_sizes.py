@@ -18,6 +18,7 @@ from moe_routing.analysis.sizes import (
     QQ_LEVELS,
     VALID,
     Evidence,
+    attainable,
     binding_rows,
     call_nulls,
     examine,
@@ -26,12 +27,13 @@ from moe_routing.analysis.sizes import (
     histogram_rows,
     judge_designs,
     qq_rows,
-    reachable,
     size_row,
 )
 from moe_routing.errors import InputError
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, sample_inputs
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.strategies.testing import BH
 from moe_routing.statistics.proportions import wilson_interval
 
 RULE = {"level": 0.05, "largest_size": 0.06, "confidence": 0.95}
@@ -121,7 +123,7 @@ def test_marginal_nulls_select_rarely_however_strong_the_signal(real, null, alph
 
 
 def test_levels_that_the_draws_cannot_reach_are_left_out(real):
-    """1,500 draws an expert: alpha 0.05 of 32 experts needs 640, alpha 0.02 needs 1,600."""
+    """1,500 draws per expert: alpha 0.05 of 32 experts needs 640, alpha 0.02 needs 1,600."""
     levels = [0.01, 0.02, 0.05]
     for name, left in (("per_expert", [0.05]), ("pooled", levels)):
         null = NULLS[name].fit(real)
@@ -133,13 +135,15 @@ def test_levels_that_the_draws_cannot_reach_are_left_out(real):
 @pytest.mark.parametrize("alpha", [0.01, 0.02, 32 / 1500, 0.05])
 def test_routing_refuses_exactly_the_levels_that_are_left_out(real, alpha):
     null = NULLS["per_expert"].fit(real)
+    strategy = BH(max_k=8, alpha=alpha, null="per_expert")
+    calibration = Calibration(real, {"per_expert": null})
     if alpha > 0.02:
-        assert reachable(null, [alpha], 32) == [alpha]
-        null.check_level(alpha / 32, "any")
+        assert attainable(null, [alpha], 32) == [alpha]
+        strategy.selector(calibration, 32)
     else:
-        assert reachable(null, [alpha], 32) == []
+        assert attainable(null, [alpha], 32) == []
         with pytest.raises(InputError, match="has 1500 calibration draws"):
-            null.check_level(alpha / 32, "any")
+            strategy.selector(calibration, 32)
 
 
 def test_a_null_that_sees_the_signal_exceeds_that_bound(real):

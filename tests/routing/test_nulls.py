@@ -8,16 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy import stats
-from slow_loops import HIDDEN, ordered, router_inputs, sample_of
+from slow_loops import HIDDEN, count_bh, ordered, router_inputs, sample_of
 
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS, diagnose, fit_null, load_null, sample_inputs, save_null
-from moe_routing.routing.nulls.base import order_with_ties
+from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.marginal import kernel_survival, silverman_bandwidth
 from moe_routing.routing.nulls.random_direction import RandomDirection
-from moe_routing.routing.nulls.tails import EmpiricalTail
+from moe_routing.routing.nulls.step_up import StepUpTest
+from moe_routing.routing.nulls.tails import EmpiricalSurvival
 from moe_routing.routing.nulls.within_token import WithinTokenEfron, median_deviation
-from moe_routing.routing.procedures import bh_levels, step_up
+from moe_routing.routing.procedures import bh_levels, by_levels, step_up, threshold_levels
+from moe_routing.routing.types import RouterInputs
 
 MONOTONE = [name for name, null in NULLS.items() if null.layer_monotone]
 
@@ -27,17 +29,17 @@ def conformal_p(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.array([(1 + (draws >= value).sum()) / (draws.size + 1) for value in values])
 
 
-# Tails
+# Survival functions
 
 
 @pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "tied"])
-def test_empirical_tail_is_exact_above_and_conservative_below(rng, digits):
+def test_empirical_survival_is_exact_above_and_conservative_below(rng, digits):
     draws = rng.standard_t(4, 40_000).astype(np.float32)
     values = rng.standard_t(4, 3000).astype(np.float32)
     if digits is not None:
         draws, values = draws.round(digits), values.round(digits)
     values = np.append(values, [draws.max(), draws.min(), 1e9, -1e9, -np.inf]).astype(np.float32)
-    table = EmpiricalTail.fit(torch.from_numpy(draws)[None])
+    table = EmpiricalSurvival.fit(torch.from_numpy(draws)[None])
     p, exact = table(0, torch.from_numpy(values)).double().numpy(), conformal_p(draws, values)
     upper = exact <= 1 / 8
     assert upper.sum() > 300
@@ -47,11 +49,28 @@ def test_empirical_tail_is_exact_above_and_conservative_below(rng, digits):
     assert table.knot_LN.numel() < draws.size / 4
 
 
-def test_empirical_tail_of_few_draws_is_exact(rng):
+def test_empirical_survival_of_few_draws_is_exact(rng):
     draws = rng.standard_normal(50).astype(np.float32)
     values = rng.standard_normal(99).astype(np.float32)
-    p = EmpiricalTail.fit(torch.from_numpy(draws)[None])(0, torch.from_numpy(values))
+    p = EmpiricalSurvival.fit(torch.from_numpy(draws)[None])(0, torch.from_numpy(values))
     np.testing.assert_allclose(p.numpy(), conformal_p(draws, values), rtol=1e-6)
+
+
+@pytest.mark.parametrize("draws", [3, 50, 40_000])
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "tied"])
+def test_inverse_of_a_table_is_what_bisection_finds(rng, draws, digits):
+    logits = rng.standard_t(4, (2, draws, 1)).astype(np.float32)
+    logits = logits if digits is None else logits.round(digits)
+    null = NULLS["pooled"].fit(sample_of(logits, native_k=1))
+    attained = null.table.p_N.double()[:: max(1, draws // 100)]
+    around = [attained, attained * (1 - 1e-12), attained * (1 + 1e-12)]
+    limits = torch.tensor([0.0, 1e-30, 0.5, 1.0], dtype=torch.float64)
+    level_N = torch.cat([*around, limits, torch.rand(50, dtype=torch.float64)])
+    for layer in (0, 1):
+        by_bisection_N = Null._invert(null, layer, level_N)
+        assert torch.equal(null.critical_values(layer, level_N), by_bisection_N)
+    assert by_bisection_N.isneginf().any()
+    assert by_bisection_N.isposinf().any()
 
 
 # What each null compares a logit with
@@ -76,7 +95,7 @@ def test_marginal_nulls_compare_with_their_draws(sample, rng, name):
     p = null.p_values(router_inputs(torch.from_numpy(logits_TE), layer=1))[:, 3].numpy()
     draws = draws_of(name, sample.logits_LTE[1].numpy(), sample, 1)
     exact = conformal_p(draws, logits_TE[:, 3])
-    assert null.draws == draws.size
+    assert null.num_draws == draws.size
     np.testing.assert_allclose(p, exact, rtol=1e-3)
     np.testing.assert_allclose(p[exact < 1 / 8], exact[exact < 1 / 8], rtol=1e-6)
 
@@ -90,8 +109,7 @@ def test_mismatched_contexts_are_compared_with_the_experts_own(sample):
     logits_TE[0, 3] = 50
     p_E = null.p_values(router_inputs(logits_TE))[0]
     assert ((p_E > 0.3) & (p_E < 0.7)).all()
-    with pytest.raises(InputError, match=f"has {sample.num_tokens} calibration draws"):
-        null.check_level(0.01 / 64, "bh_k8_a001_permuted-context")
+    assert null.num_draws == sample.num_tokens
 
 
 def test_unselected_needs_rejected_experts(sample):
@@ -142,30 +160,20 @@ def test_median_deviation_equals_that_of_sorted_deviations_to_the_bit(rng, exper
 def test_scores_of_the_upper_half_are_those_of_the_whole(rng, calibration_of, name):
     null = calibration_of(64).null(name)
     sorted_TE = torch.from_numpy(-np.sort(-rng.standard_t(3, (300, 64)).astype(np.float32)))
-    upper_TN = null.z(sorted_TE[:, :32], sorted_TE, upper=True)
+    upper_TN = null.z(sorted_TE[:, :32], sorted_TE, positive_only=True)
     assert torch.equal(upper_TN, null.z(sorted_TE, sorted_TE)[:, :32])
 
 
-def test_places_below_the_median_are_left_out_only_where_none_can_pass(calibration_of):
+def test_ranks_below_the_median_are_left_out_only_where_none_can_be_rejected(calibration_of):
     null = calibration_of(64).null("within_token")
     critical_LE = torch.linspace(4.0, 0.5, 64).repeat(2, 1)
-    assert torch.equal(null.reachable(critical_LE), critical_LE[:, :32])
+    assert null.max_rejections(critical_LE) == 32
     critical_LE[1, 63] = 0.0
-    assert torch.equal(null.reachable(critical_LE), critical_LE)
-    assert null.reachable(torch.ones(2, 1)).shape == (2, 1)
-    pooled = calibration_of(64).null("pooled")
-    assert pooled.reachable(critical_LE) is critical_LE
-
-
-@pytest.mark.parametrize("values", [3, 1000], ids=["ties", "few ties"])
-def test_ties_are_settled_by_the_second_key_then_by_the_index(rng, values):
-    first_TE = torch.from_numpy(rng.integers(0, values, (200, 16)).astype(np.float32))
-    then_TE = torch.from_numpy(rng.integers(0, 3, (200, 16)).astype(np.float32))
-    sorted_TE, order_TE = order_with_ties(first_TE, then_TE)
-    rows = zip(first_TE.tolist(), then_TE.tolist(), sorted_TE.tolist(), strict=True)
-    for order, (first, then, in_order) in zip(order_TE.tolist(), rows, strict=True):
-        assert order == ordered(16, first, then)
-        assert in_order == [first[e] for e in order]
+    assert null.max_rejections(critical_LE) == 64
+    assert null.max_rejections(torch.ones(2, 1)) == 1
+    assert calibration_of(64).null("pooled").max_rejections(critical_LE) == 64
+    for alpha, ranks in ((0.05, 32), (0.95, 64)):
+        assert StepUpTest.build(null, bh_levels(64, alpha), 2).critical_LN.shape == (2, ranks)
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))
@@ -220,9 +228,9 @@ def test_kernel_density_matches_scipy(rng):
     grid = np.linspace(draws.min() - 6 * width, draws.max() + 6 * width, 1025)
     kernel = stats.gaussian_kde(draws, bw_method=width / draws.std(ddof=1))
     survival = kernel_survival(draws, width, grid)
-    for place in range(0, 1025, 64):
-        slow = kernel.integrate_box_1d(grid[place], math.inf)
-        assert survival[place] == pytest.approx(slow, rel=0.01, abs=1e-6)
+    for knot in range(0, 1025, 64):
+        slow = kernel.integrate_box_1d(grid[knot], math.inf)
+        assert survival[knot] == pytest.approx(slow, rel=0.01, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pooled", "per_expert"])
@@ -234,7 +242,7 @@ def test_kernel_nulls_smooth_the_empirical_ones(sample, name):
     assert (smooth_TE - empirical_TE).abs().max() < 0.03
     assert not torch.equal(smooth_TE, empirical_TE)
     huge_TE = smooth.p_values(router_inputs(torch.full((1, 64), 1e6)))
-    torch.testing.assert_close(huge_TE, torch.full_like(huge_TE, 1 / (smooth.draws + 1)))
+    torch.testing.assert_close(huge_TE, torch.full_like(huge_TE, 1 / (smooth.num_draws + 1)))
 
 
 @pytest.mark.parametrize("width", [HIDDEN, 128, 2048])
@@ -244,7 +252,7 @@ def test_random_direction_has_the_exact_law(sample, width):
     cosine_squared = statistic.astype(float) ** 2 / width
     one_sided = stats.beta.sf(cosine_squared, 0.5, (width - 1) / 2) / 2
     exact = np.where(statistic > 0, one_sided, 1 - one_sided)
-    p = null.tail(0, torch.from_numpy(statistic)).numpy()
+    p = null.survival(0, torch.from_numpy(statistic)).numpy()
     likely = exact > 1e-10
     np.testing.assert_allclose(p[likely], exact[likely], rtol=1e-5)
     np.testing.assert_allclose(p, exact.clip(np.finfo(np.float32).tiny), rtol=0.01)
@@ -289,27 +297,112 @@ def test_p_values_are_float32_in_the_unit_interval_and_fall_with_the_logit(calib
         assert (p_TE.diff(dim=1) <= 0).all()
     masked_TE = logits_TE.clone()
     masked_TE[:, 5] = -math.inf
-    p_TE = calibration_of(64).null(name).p_values(dataclasses.replace(inputs, logits_TE=masked_TE))
-    assert (p_TE[:, 5] == 1).all()
+    masked = dataclasses.replace(inputs, logits_TE=masked_TE)
+    assert (calibration_of(64).null(name).p_values(masked)[:, 5] == 1).all()
+    assert (calibration_of(64).null(name).statistic(masked)[:, 5] == -math.inf).all()
 
 
 @pytest.mark.parametrize("name", MONOTONE)
-def test_critical_value_is_the_smallest_statistic_that_passes(calibration_of, name):
+def test_critical_value_is_the_smallest_statistic_that_attains_the_level(calibration_of, name):
     null = calibration_of(64).null(name)
     level_N = bh_levels(64, 0.05)
-    critical_N = null.critical(1, level_N)
+    critical_N = null.critical_values(1, level_N)
     assert torch.isfinite(critical_N).all()
-    assert (null.tail(1, critical_N).double() <= level_N).all()
+    assert (null.survival(1, critical_N).double() <= level_N).all()
     below_N = torch.nextafter(critical_N, torch.tensor(-math.inf))
-    assert (null.tail(1, below_N).double() > level_N).all()
+    assert (null.survival(1, below_N).double() > level_N).all()
 
 
-def test_critical_value_of_an_unreachable_level_is_infinite(calibration_of):
+def test_critical_value_of_an_unattainable_level_is_infinite(calibration_of):
     null = calibration_of(64).null("pooled")
-    levels = torch.tensor([1e-30, 0.05], dtype=torch.float64)
-    assert null.critical(0, levels).isinf().tolist() == [True, False]
+    levels = torch.tensor([1e-30, 0.05, 1.0], dtype=torch.float64)
+    unattainable, finite, always = null.critical_values(0, levels).tolist()
+    assert unattainable == math.inf
+    assert math.isfinite(finite)
+    assert always == -math.inf
     with pytest.raises(NotImplementedError, match="per_expert"):
-        calibration_of(64).null("per_expert").critical(0, levels)
+        calibration_of(64).null("per_expert").critical_values(0, levels)
+
+
+LEVELS = {
+    "bh": bh_levels(64, 0.05),
+    "bh, any rank": bh_levels(64, 0.95),
+    "by": by_levels(64, 0.1),
+    "threshold": threshold_levels(64, 0.3),
+}
+
+
+@pytest.mark.parametrize("levels", sorted(LEVELS))
+@pytest.mark.parametrize("masked", [0.0, 0.4], ids=["unmasked", "masked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MONOTONE)
+def test_step_up_on_statistics_equals_step_up_on_p_values(
+    rng, calibration_of, name, dtype, masked, levels
+):
+    null, level_E = calibration_of(64).null(name), LEVELS[levels]
+    logits_TE = 2 * torch.from_numpy(rng.standard_normal((500, 64)))
+    logits_TE[rng.random((500, 64)) < masked] = -math.inf
+    inputs = router_inputs(logits_TE.to(dtype), layer=1)
+    fast, fast_T = StepUpTest.build(null, level_E, 2)(inputs)
+    p_TE, order_TE = null.sorted_p_values(inputs)
+    assert torch.equal(fast_T, step_up(p_TE, level_E))
+    assert torch.equal(fast.order_TE, order_TE)
+    assert torch.equal(fast.key_TE == -math.inf, inputs.logits_TE.gather(1, order_TE).isneginf())
+    by_statistic = null.statistic(inputs).tolist()
+    for order, statistic, logits in zip(
+        order_TE.tolist(), by_statistic, inputs.logits_TE.tolist(), strict=True
+    ):
+        assert order == ordered(64, statistic, logits)
+
+
+class WeightedProbability(Null):
+    """A null with a statistic that is not the logit, and draws that have weights of their own."""
+
+    id = "weighted_probability"
+    layer_monotone = True
+
+    def __init__(self, draw_n: torch.Tensor, weight_n: torch.Tensor) -> None:
+        self.draw_n, self.weight_n = draw_n, weight_n
+        self.num_draws = float(weight_n.sum() / weight_n.max())
+
+    @classmethod
+    def fit(cls, sample):
+        return cls(
+            sample.logits_LTE[0].softmax(-1).flatten(), sample.permuted_LTE[0].abs().flatten()
+        )
+
+    def statistic(self, inputs: RouterInputs) -> torch.Tensor:
+        probability_TE = inputs.logits_TE.float().softmax(-1)
+        return probability_TE.masked_fill(inputs.logits_TE.isneginf(), -math.inf)
+
+    def survival(self, layer: int, statistic_TE: torch.Tensor) -> torch.Tensor:
+        own = self.weight_n.max()
+        above_TE = ((self.draw_n >= statistic_TE[..., None]) * self.weight_n).sum(-1)
+        return ((own + above_TE) / (own + self.weight_n.sum())).clamp(max=1)
+
+    def tensors(self):
+        return {"draw": self.draw_n, "weight": self.weight_n}
+
+    @classmethod
+    def from_tensors(cls, tensors):
+        return cls(tensors["draw"], tensors["weight"])
+
+
+def test_a_new_null_needs_a_statistic_and_a_survival_function_only(rng):
+    null = WeightedProbability.fit(sample_of(rng.standard_normal((1, 30, 16))))
+    logits_TE = torch.from_numpy(3 * rng.standard_normal((200, 16))).float().round(decimals=1)
+    logits_TE[::3, 4:9] = -math.inf
+    inputs = router_inputs(logits_TE)
+    experts, rejected_T = StepUpTest.build(null.to("cpu"), bh_levels(16, 0.4), 1)(inputs)
+    p_TE = null.p_values(inputs)
+    assert rejected_T.tolist() == [count_bh(sorted(p), 0.4) for p in p_TE.tolist()]
+    assert len(rejected_T.unique()) > 3
+    assert (p_TE[logits_TE.isneginf()] == 1).all()
+    assert torch.equal(experts.key_TE.isneginf().sum(1), logits_TE.isneginf().sum(1))
+    smallest_p = 1 / (null.num_draws + 1)
+    assert float(p_TE.min()) >= smallest_p * (1 - 1e-6)
+    assert null.attains(2 / null.num_draws)
+    assert not null.attains(smallest_p / 2)
 
 
 # Validity where the null holds by design, and where it does not
@@ -324,7 +417,7 @@ def noise(kind: str, tokens: int, rng: np.random.Generator) -> np.ndarray:
 
 def rejections(null, logits_TE: np.ndarray, alpha: float = 0.05) -> torch.Tensor:
     inputs = router_inputs(torch.from_numpy(logits_TE.astype(np.float32)))
-    p_TE, _ = null.ordered_p_values(inputs)
+    p_TE, _ = null.sorted_p_values(inputs)
     return step_up(p_TE, bh_levels(64, alpha))
 
 
@@ -352,7 +445,7 @@ def test_nulls_that_fail_are_seen_to_fail(rng, name, kind, least):
     fitted, test = sample_of(noise(kind, 2048, rng)[None]), noise(kind, 8000, rng)
     if name == "plug-in":
         inputs = router_inputs(torch.from_numpy(test.astype(np.float32)))
-        z_TE, _ = fit_null("within_token", fitted).ordered(inputs)
+        z_TE = fit_null("within_token", fitted).order(inputs).statistic_TN
         rejected_T = step_up(torch.special.ndtr(-z_TE.double()), bh_levels(64, 0.05))
     else:
         rejected_T = rejections(fit_null(name, fitted), test)
@@ -370,7 +463,7 @@ def with_signal(tokens: int, shift: float, rng: np.random.Generator) -> np.ndarr
 def test_within_token_keeps_the_false_discovery_rate_and_finds_the_signal(rng, name, shift):
     null = fit_null(name, sample_of(with_signal(4096, shift, rng)[None]))
     logits_TE = torch.from_numpy(with_signal(10_000, shift, rng).astype(np.float32))
-    p_TE, order_TE = null.ordered_p_values(router_inputs(logits_TE))
+    p_TE, order_TE = null.sorted_p_values(router_inputs(logits_TE))
     rejected_T = step_up(p_TE, bh_levels(64, 0.05))
     taken_TE = torch.arange(64) < rejected_T[:, None]
     false_T = ((order_TE >= 8) & taken_TE).sum(1) / rejected_T.clamp(min=1)
@@ -396,8 +489,8 @@ def test_the_bound_on_marginal_nulls_is_attained(rng):
     share = alpha / np.arange(1, 65)
     sizes = rng.choice(65, tokens, p=[1 - share.sum(), *share])
     p = alpha + (1 - alpha) * rng.random((tokens, 64))
-    for place, size in enumerate(sizes):
-        p[place, :size] = (size - rng.random(size)) * alpha / 64
+    for token, size in enumerate(sizes):
+        p[token, :size] = (size - rng.random(size)) * alpha / 64
     null = fit_null("pooled", sample_of(-p[None]))
     attained = (rejections(null, -p, alpha) > 0).double().mean()
     bound = share.sum()
@@ -416,7 +509,7 @@ def test_saved_null_gives_the_same_p_values(tmp_path, sample, name):
     again = load_null(tmp_path / "null.safetensors", sample)
     inputs = router_inputs(sample.permuted_LTE[1], layer=1)
     assert type(again) is type(null)
-    assert again.draws == null.draws
+    assert again.num_draws == null.num_draws
     assert torch.equal(again.p_values(inputs), null.p_values(inputs))
     assert (tmp_path / "null.safetensors").stat().st_size < 4 * sample.logits_LTE.numel()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +12,8 @@ from slow_loops import ordered
 
 from moe_routing.routing.ordering import (
     order_experts,
-    sort_down,
-    sort_rows,
+    sort_ascending_,
+    sort_descending,
     top_experts,
 )
 
@@ -32,6 +33,17 @@ def test_order_is_by_value_then_by_index(values):
         assert in_order == [row[e] for e in order]
 
 
+@pytest.mark.parametrize("values", [3, 1000], ids=["ties", "few ties"])
+def test_ties_are_broken_by_the_second_key_then_by_the_index(rng, values):
+    value_TE = torch.from_numpy(rng.integers(0, values, (200, 16)).astype(np.float32))
+    tie_break_TE = torch.from_numpy(rng.integers(0, 3, (200, 16)).astype(np.float32))
+    sorted_TE, order_TE = order_experts(value_TE, tie_break_TE)
+    rows = zip(value_TE.tolist(), tie_break_TE.tolist(), sorted_TE.tolist(), strict=True)
+    for order, (first, then, in_order) in zip(order_TE.tolist(), rows, strict=True):
+        assert order == ordered(16, first, then)
+        assert in_order == [first[e] for e in order]
+
+
 def test_input_is_left_alone_and_empty_input_is_legal():
     value_TE = torch.tensor([[1.0, 3.0, 2.0]])
     order_experts(value_TE)
@@ -48,16 +60,16 @@ def test_stable_sort_of_torch_gives_the_same(rng):
     assert torch.equal(order_TE, by_torch.indices)
 
 
-def test_sort_rows_sorts_upwards(rng):
+def test_sort_ascending_is_the_sort_of_torch(rng):
     value_TE = torch.from_numpy(rng.standard_normal((7, 33)).astype(np.float32))
-    assert torch.equal(sort_rows(value_TE.clone()), value_TE.sort(1).values)
+    assert torch.equal(sort_ascending_(value_TE.clone()), value_TE.sort(1).values)
 
 
-def test_sort_down_is_the_sort_of_torch_and_leaves_its_input_alone(rng):
+def test_sort_descending_is_the_sort_of_torch_and_leaves_its_input_alone(rng):
     value_TE = torch.from_numpy(rng.standard_normal((50, 64)).astype(np.float32))
     value_TE[0, :3] = -math.inf
     before_TE = value_TE.clone()
-    assert torch.equal(sort_down(value_TE), value_TE.sort(1, descending=True).values)
+    assert torch.equal(sort_descending(value_TE), value_TE.sort(1, descending=True).values)
     assert torch.equal(value_TE, before_TE)
 
 

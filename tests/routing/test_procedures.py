@@ -40,32 +40,32 @@ def p_vectors(rng: np.random.Generator, vectors: int, experts: int = 64) -> np.n
 
 
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
-def test_the_last_passing_place(passes):
+def test_num_rejected_is_the_largest_true_column(passes):
     slow = [max((i for i, ok in enumerate(row, 1) if ok), default=0) for row in passes.tolist()]
     passes_TE = torch.from_numpy(passes)
-    assert procedures.last_passing(passes_TE).tolist() == slow
+    assert procedures.num_rejected(passes_TE).tolist() == slow
     if passes.shape[1]:
-        assert procedures._last_passing_on_device(passes_TE).tolist() == slow
+        assert procedures._num_rejected_on_device(passes_TE).tolist() == slow
 
 
-@pytest.mark.parametrize("places", [1, 8, 53, 54, 63, 64, 65, 128, 200])
-def test_the_last_passing_place_of_long_rows(rng, places):
-    """Every place is the last of one row that is full before it and of one that is empty."""
-    full = np.tri(places, dtype=bool)
-    random = full & (rng.random(full.shape) < 0.5) | np.eye(places, dtype=bool)
-    rows = np.concatenate([full, np.eye(places, dtype=bool), random, np.zeros_like(full)])
-    last = np.concatenate([np.tile(np.arange(1, places + 1), 3), np.zeros(places, int)])
+@pytest.mark.parametrize("columns", [1, 8, 53, 54, 63, 64, 65, 128, 200])
+def test_num_rejected_of_long_rows(rng, columns):
+    """Every column is the last true one of a row that is full before it and of an empty one."""
+    full = np.tri(columns, dtype=bool)
+    random = full & (rng.random(full.shape) < 0.5) | np.eye(columns, dtype=bool)
+    rows = np.concatenate([full, np.eye(columns, dtype=bool), random, np.zeros_like(full)])
+    last = np.concatenate([np.tile(np.arange(1, columns + 1), 3), np.zeros(columns, int)])
     for passes in (rows, np.asfortranarray(rows)):
-        assert np.array_equal(procedures.last_passing(torch.from_numpy(passes)), last)
+        assert np.array_equal(procedures.num_rejected(torch.from_numpy(passes)), last)
 
 
-def test_the_last_place_that_reaches_its_critical_value(rng):
+def test_num_rejected_at_critical_values(rng):
     value_TE = torch.from_numpy(rng.normal(size=(200, 64)).astype(np.float32))
     value_TE[::3] = -torch.inf
     critical_E = torch.from_numpy(rng.normal(size=64).astype(np.float32) + 3)
     critical_E[7], critical_E[9] = torch.inf, value_TE[1, 9]
-    found_T = procedures.last_reaching(value_TE, critical_E)
-    assert torch.equal(found_T, procedures.last_passing(value_TE >= critical_E))
+    found_T = procedures.num_rejected_at(value_TE, critical_E)
+    assert torch.equal(found_T, procedures.num_rejected(value_TE >= critical_E))
     assert len(found_T.unique()) > 20
 
 

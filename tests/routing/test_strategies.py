@@ -116,30 +116,6 @@ def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype,
         assert torch.equal(fast.order_TK, slow.order_TK)
 
 
-def test_critical_values_are_looked_for_once_a_calibration(calibration_of, monkeypatch):
-    seen = []
-    for name in ("pooled", "within_token"):
-        find = NULLS[name].critical
-        monkeypatch.setattr(
-            NULLS[name],
-            "critical",
-            lambda null, layer, level_E, find=find: (
-                seen.append((null.id, layer)),
-                find(null, layer, level_E),
-            )[1],
-        )
-    sample = calibration_of(64).sample
-    nulls = {name: NULLS[name].fit(sample) for name in ("pooled", "within_token")}
-    ids = ("bh_k8_a005", "bh_k16_a005", "bh_k16_a005_pooled", "bh_k16_a010")
-    calibration = Calibration(sample, nulls)
-    for name in (*ids, *ids):
-        parse_strategy(name).selector(calibration, 64)
-    layers = [("within_token", n) for n in (0, 1)]
-    assert seen == [*layers, *(("pooled", n) for n in (0, 1)), *layers]
-    parse_strategy(ids[0]).selector(Calibration(sample, nulls), 64)
-    assert seen[6:] == layers
-
-
 def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibration_of):
     # Experts 1 and 2 are equally aligned; the longer vector has the larger logit.
     logits_TE = torch.full((100, 64), -1.0)
@@ -154,7 +130,7 @@ def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibrati
 @pytest.mark.parametrize("null", ["pooled", "pooled_kde"])
 def test_a_logit_at_the_critical_value_is_selected(calibration_of, null):
     calibration = calibration_of(64)
-    critical_E = calibration.null(null).critical(0, bh_levels(64, 0.05))
+    critical_E = calibration.null(null).critical_values(0, bh_levels(64, 0.05))
     # One token for each i: i logits at the i-th critical value, the others far below.
     at_TE = torch.where(torch.arange(64) <= torch.arange(64)[:, None], critical_E[:, None], -50.0)
     below_TE = torch.nextafter(at_TE, torch.tensor(-math.inf))

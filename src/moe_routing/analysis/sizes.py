@@ -16,8 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 from moe_routing.routing.nulls import Null, sample_inputs
-from moe_routing.routing.ordering import sort_down
-from moe_routing.routing.procedures import bh_levels, last_reaching
+from moe_routing.routing.ordering import sort_descending
+from moe_routing.routing.procedures import bh_levels, num_rejected_at
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
 
@@ -34,55 +34,55 @@ may put it; that is neither a size that holds nor one that is broken."""
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a null says against H0 for the experts of every token of a layer.
+    """The evidence against H0 for the experts of every token of a layer.
 
-    A p-value is at most a level just if the evidence reaches what ``needed`` says for the level.
+    A p-value is at most a level if and only if the evidence is at least the level's critical value.
 
     Attributes:
-        sorted_TE: evidence, each token's sorted downwards.
-        needed: maps float64 levels, of those that are examined, to the least evidence with a
-            p-value at most that, both (N,).
+        sorted_TE: evidence, each token's in descending order.
+        critical: maps float64 levels, of those that are examined, to their critical values, both
+            (N,).
     """
 
     sorted_TE: Tensor
-    needed: Callable[[Tensor], Tensor]
+    critical: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(
         cls, null: Null, sample: CalibrationSample, layer: int, alphas: Sequence[float]
     ) -> Evidence:
-        """Take the statistic where all of a layer's p-values fall with it, else the p-value.
+        """Use the statistic of a layer-monotone null, and minus the p-value of any other.
 
-        Critical values decide exactly as p-values do (:meth:`Null.critical`), and need no look-up
-        of each statistic in a table of a million draws. Those of BH at ``alphas``, of the histogram
-        and of the QQ plot are found once.
+        Critical values give exactly the decisions of p-values (:meth:`Null.critical_values`), and
+        spare a look-up of every statistic in a table of a million draws. Those of BH at ``alphas``,
+        of the histogram and of the QQ plot are computed once.
         """
         inputs = sample_inputs(sample, layer)
         if not null.layer_monotone:
             return cls.of_p_values(null.p_values(inputs))
         bh = [bh_levels(sample.num_experts, alpha) for alpha in alphas]
         level_N = torch.cat([torch.tensor([*EDGES, *QQ_LEVELS], dtype=torch.float64), *bh]).unique()
-        critical_N = null.critical(layer, level_N)
+        critical_N = null.critical_values(layer, level_N)
         return cls(
-            sort_down(null.statistic(inputs)),
+            sort_descending(null.statistic(inputs)),
             lambda wanted_N: critical_N[torch.searchsorted(level_N, wanted_N)],
         )
 
     @classmethod
     def of_p_values(cls, p_TE: Tensor) -> Evidence:
-        """Take p-values themselves: the smaller, the more evidence."""
-        return cls(sort_down(-p_TE), lambda level_N: -level_N)
+        """Use minus the p-values."""
+        return cls(sort_descending(-p_TE), lambda level_N: -level_N)
 
-    def shares(self, levels: Sequence[float]) -> NDArray[np.float64]:
-        """Return the share of p-values at or below each level; H0: the level."""
-        needed_N = self.needed(torch.tensor(levels, dtype=torch.float64)).double().numpy()
-        rising = np.sort(self.sorted_TE.numpy(), axis=None)
-        return 1 - np.searchsorted(rising, needed_N) / rising.size
+    def proportions(self, levels: Sequence[float]) -> NDArray[np.float64]:
+        """Return the proportion of p-values at or below each level; under H0, the level."""
+        critical_N = self.critical(torch.tensor(levels, dtype=torch.float64)).double().numpy()
+        ascending = np.sort(self.sorted_TE.numpy(), axis=None)
+        return 1 - np.searchsorted(ascending, critical_N) / ascending.size
 
     def rejections(self, alpha: float) -> Tensor:
-        """Return how many experts BH keeps for each token, without floor and cap, (tokens,)."""
+        """Return how many experts BH selects for each token, without floor and cap, (tokens,)."""
         level_E = bh_levels(self.sorted_TE.shape[1], alpha)
-        return last_reaching(self.sorted_TE, self.needed(level_E))
+        return num_rejected_at(self.sorted_TE, self.critical(level_E))
 
 
 def harmonic(experts: int) -> float:
@@ -95,23 +95,23 @@ def harmonic(experts: int) -> float:
 
 
 def histogram_rows(evidence: Evidence) -> pd.DataFrame:
-    """Return the share of p-values in 20 equal bins; uniform p-values have 1/20 in each."""
-    shares = np.diff(evidence.shares(EDGES))
-    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "share": shares})
+    """Return the proportion of p-values in 20 equal bins: 1/20 each for uniform p-values."""
+    proportions = np.diff(evidence.proportions(EDGES))
+    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "share": proportions})
 
 
 def qq_rows(evidence: Evidence) -> pd.DataFrame:
-    """Return the share of p-values at or below levels that are even in log; H0: the level."""
-    return pd.DataFrame({"level": QQ_LEVELS, "share": evidence.shares(QQ_LEVELS)})
+    """Return the proportion of p-values at or below log-spaced levels; under H0, the level."""
+    return pd.DataFrame({"level": QQ_LEVELS, "share": evidence.proportions(QQ_LEVELS)})
 
 
-def reachable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
-    """Return the levels of BH that the null's draws can reach, by the rule that routing enforces.
+def attainable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
+    """Return the levels of BH that the null has enough draws for, by the rule of routing.
 
-    Below 1 / draws there is no p-value, so that BH at a smaller alpha / E could never select a
-    single expert, and its size would be small for that reason alone.
+    No p-value is below 1 / draws. BH at a smaller alpha / E could never select a single expert, and
+    its size would be small for that reason alone.
     """
-    return [alpha for alpha in alphas if null.reaches(alpha / experts)]
+    return [alpha for alpha in alphas if null.attains(alpha / experts)]
 
 
 def size_row(rejected_T: Tensor, confidence: float) -> dict[str, float]:
@@ -132,10 +132,10 @@ def examine(
 ) -> dict[str, pd.DataFrame]:
     """Return ``size``, ``histogram`` and ``qq`` of a fitted null on a sample, by layer.
 
-    ``size`` has a row ``all`` too, over the tokens of all layers. Levels that the draws cannot
-    reach are left out of it; see :func:`reachable`.
+    ``size`` has a row ``all`` too, over the tokens of all layers. Levels without
+    enough draws are left out of it; see :func:`attainable`.
     """
-    alphas = reachable(null, alphas, sample.num_experts)
+    alphas = attainable(null, alphas, sample.num_experts)
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     for layer in range(sample.num_layers):
@@ -166,10 +166,10 @@ def binding_rows(
     ``share_floor``: fewer rejections than ``min_k``; ``share_cap``: more than ``max_k``;
     ``share_empty``: none; ``share_any``: at least one, to hold against ``bound`` = alpha * H_E,
     which no marginal null can exceed on the tokens that it was fitted on: exactly for the empirical
-    laws, approximately for the kernel ones. Levels that the draws cannot reach are left out; see
-    :func:`reachable`.
+    laws, approximately for the kernel ones. Levels without enough draws are left out; see
+    :func:`attainable`.
     """
-    alphas = reachable(null, alphas, sample.num_experts)
+    alphas = attainable(null, alphas, sample.num_experts)
     rows = []
     for layer in range(sample.num_layers):
         evidence = Evidence.of(null, sample, layer, alphas)

@@ -20,7 +20,7 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
 from moe_routing.routing.nulls import NULLS, Null
-from moe_routing.routing.nulls.base import needed_draws
+from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.sample import CalibrationSample
 
 if TYPE_CHECKING:
@@ -129,14 +129,14 @@ def _check_verdict(
     settings: ValidityAnalysis, null: Null, sample: CalibrationSample, fitted: int
 ) -> None:
     level = settings.level / sample.num_experts
-    if null.reaches(level):
+    if null.attains(level):
         return
     key, tokens = "analysis.validity.tokens", settings.tokens
     if fitted < FIT_TIMES * tokens:  # a design made of the sample itself ran out of it
         key, tokens = "calibration.tokens", sample.num_tokens
     raise InputError(
-        f"{key} is {tokens}; allowed: more, since null '{null.id}' then has {null.draws:.0f} "
-        f"draws and a verdict at level {settings.level:g} needs {needed_draws(level)}"
+        f"{key} is {tokens}; allowed: more, since null '{null.id}' then has {null.num_draws:.0f} "
+        f"draws and a verdict at level {settings.level:g} needs {min_draws(level)}"
     )
 
 

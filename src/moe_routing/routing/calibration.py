@@ -1,11 +1,9 @@
-"""A calibrated model: the sampled logits and the nulls fitted on them."""
+"""A calibrated model: sampled logits and the nulls fitted to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from moe_routing.routing.nulls import Null, load_null
 from moe_routing.routing.sample import CalibrationSample
 
 SAMPLE_FILE = "router_logits.safetensors"
-Made = TypeVar("Made")
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -25,7 +22,7 @@ def null_path(folder: Path | str, null_id: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What strategies may need to know about a model beforehand.
+    """What a strategy can use about a model: calibration logits and fitted nulls.
 
     Attributes:
         sample: router logits on calibration text.
@@ -34,9 +31,6 @@ class Calibration:
 
     sample: CalibrationSample
     nulls: dict[str, Null] = field(default_factory=dict)
-    _kept: dict[Hashable, object] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     @classmethod
     def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
@@ -56,17 +50,7 @@ class Calibration:
             raise InputError(f"null '{null_id}' is not fitted; fitted: {known}")
         return self.nulls[null_id]
 
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what ``make()`` returned for the same key before, or now.
-
-        A strategy is often put into a model and taken out again, and what it derives from the
-        calibration can take longer than routing a few thousand tokens.
-        """
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
-
     def confidence_quantiles(self, levels: Tensor) -> Tensor:
-        """Return quantiles of a token's largest softmax probability, (layers, levels)."""
+        """Return quantiles over tokens of the largest softmax probability, (layers, levels)."""
         largest_LT = self.sample.logits_LTE.softmax(-1).amax(-1)
         return torch.quantile(largest_LT, levels.to(largest_LT), dim=1).T

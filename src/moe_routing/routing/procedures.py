@@ -1,10 +1,10 @@
-"""Multiple-testing procedures: how many of a token's experts pass.
+"""Multiple-testing procedures: how many hypotheses are rejected for each token.
 
-Every procedure takes the p-values of each token sorted upwards and returns how many it rejects;
-rejected are the experts with the smallest p-values. A step-up procedure is a vector of levels. All
-comparisons are made in float64: float32 p-values are exact there, and so are the decisions.
+Every procedure takes each token's p-values in ascending order and returns the number of rejections;
+the hypotheses with the smallest p-values are the rejected ones. A step-up procedure is defined by a
+vector of levels. All comparisons are made in float64, which represents float32 p-values exactly.
 
-Shape letters: T tokens, E experts.
+Shape letters: T tokens, E experts, N ranks, B bytes; 1 a kept axis.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 STOREY_LAMBDA = 0.5
-"""p-values above this estimate the share of true nulls."""
+"""p-values above this estimate the proportion of true nulls."""
 
 
 def bh_levels(experts: int, alpha: float) -> Tensor:
@@ -38,18 +38,18 @@ def by_levels(experts: int, alpha: float) -> Tensor:
 
 
 def threshold_levels(experts: int, alpha: float) -> Tensor:
-    """Return alpha for every i: each expert by itself, without regard to multiplicity."""
+    """Return alpha for every i: each expert is tested without correction for multiplicity."""
     return torch.full((experts,), alpha, dtype=torch.float64)
 
 
 def p_to_e(log_p: np.ndarray) -> np.ndarray:
     """Return e-values (1 - p + p ln p) / (p ln(p)^2) of p-values given as ln p < 0.
 
-    The mixture over kappa in (0, 1) of the calibrators kappa * p^(kappa - 1) (Vovk & Wang 2021,
-    Annals of Statistics 49, section 2): no parameter to choose, and decreasing in p.
+    The average over kappa in (0, 1) of the calibrators kappa * p^(kappa - 1) (Vovk & Wang 2021,
+    Annals of Statistics 49, section 2): free of parameters, and decreasing in p.
     """
     log_p = np.asarray(log_p, dtype=np.float64)
-    # (1 - p + p ln p) = -expm1(l) + l e^l loses digits near p = 1, where the limit is 1/2.
+    # (1 - p + p ln p) = -expm1(l) + l e^l cancels near p = 1, where the limit is 1/2.
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (-np.expm1(log_p) + log_p * np.exp(log_p)) / (np.exp(log_p) * log_p**2)
     return np.where(log_p > -1e-4, 0.5 - log_p / 6, value)
@@ -71,79 +71,81 @@ def ebh_levels(experts: int, alpha: float) -> Tensor:
     return torch.from_numpy(np.exp(low_E))
 
 
-def last_passing(passes_TE: Tensor) -> Tensor:
-    """Return the largest i (from 1) whose i-th column holds, 0 if none does; int64, (tokens,)."""
+def num_rejected(passes_TE: Tensor) -> Tensor:
+    """Return the largest i (from 1) whose i-th column is true, 0 if none is; int64, (tokens,)."""
     if passes_TE.device.type != "cpu":
-        return _last_passing_on_device(passes_TE)
-    # On the hot path: a row's bits are a number, or several of 64 bits, whose length is sought.
+        return _num_rejected_on_device(passes_TE)
+    # On the hot path. A row is packed into words of 64 bits; the answer is its bit length.
     bits_TB = np.packbits(np.ascontiguousarray(passes_TE.numpy()), axis=1, bitorder="little")
     if missing := -bits_TB.shape[1] % 8:
         bits_TB = np.pad(bits_TB, ((0, 0), (0, missing)))
-    last_T = np.zeros(len(bits_TB), dtype=np.int64)
-    for place, word_T in enumerate(bits_TB.view("<u8").T):
-        # Without the bit below the highest one, no rounding to float64 changes the length.
+    num_T = np.zeros(len(bits_TB), dtype=np.int64)
+    for index, word_T in enumerate(bits_TB.view("<u8").T):
+        # frexp gives the bit length. With the bit below the highest one cleared, rounding to
+        # float64 cannot carry into the next power of two.
         length_T = np.frexp((word_T & ~(word_T >> np.uint64(1))).astype(np.float64))[1]
-        last_T = np.where(length_T, length_T + 64 * place, last_T)
-    return torch.from_numpy(last_T)
+        num_T = np.where(length_T, length_T + 64 * index, num_T)
+    return torch.from_numpy(num_T)
 
 
-def last_reaching(value_TE: Tensor, critical_E: Tensor) -> Tensor:
-    """Return ``last_passing(value_TE >= critical_E)``, on the CPU in half the time."""
-    if value_TE.device.type == "cpu":
-        return last_passing(torch.from_numpy(value_TE.numpy() >= critical_E.numpy()))
-    return last_passing(value_TE >= critical_E)
+def num_rejected_at(statistic_TE: Tensor, critical_E: Tensor) -> Tensor:
+    """Return ``num_rejected(statistic_TE >= critical_E)``, on the CPU in half the time."""
+    if statistic_TE.device.type == "cpu":
+        return num_rejected(torch.from_numpy(statistic_TE.numpy() >= critical_E.numpy()))
+    return num_rejected(statistic_TE >= critical_E)
 
 
-def _last_passing_on_device(passes_TE: Tensor) -> Tensor:
-    # Narrow integers: half the traffic is a third of the time.
-    place_E = torch.arange(1, passes_TE.shape[1] + 1, dtype=torch.int16, device=passes_TE.device)
-    return (passes_TE * place_E).amax(1).long()
+def _num_rejected_on_device(passes_TE: Tensor) -> Tensor:
+    # int16 needs half the memory traffic of int32 and takes a third of the time.
+    rank_E = torch.arange(1, passes_TE.shape[1] + 1, dtype=torch.int16, device=passes_TE.device)
+    return (passes_TE * rank_E).amax(1).long()
 
 
 def step_up(sorted_p_TE: Tensor, level_E: Tensor) -> Tensor:
     """Return the largest i with p_(i) <= level_i.
 
     Args:
-        sorted_p_TE: p-values sorted upwards, (tokens, experts).
+        sorted_p_TE: p-values in ascending order, (tokens, experts).
         level_E: float64 levels, (experts,).
     """
-    return last_passing(sorted_p_TE.double() <= level_E)
+    return num_rejected(sorted_p_TE.double() <= level_E)
 
 
 def storey(sorted_p_TE: Tensor, alpha: float) -> Tensor:
     """Return rejections of the adaptive procedure of Storey, Taylor & Siegmund (2004, JRSS B 66).
 
-    With W = #{p > lambda}, lambda = 1/2, the share of nulls is estimated by
-    pi0 = (W + 1) / ((1 - lambda) * E), not cut at 1; the largest i with p_(i) <= lambda and
-    pi0 * p_(i) <= i * alpha / E. FDR at most alpha for independent p-values (their theorem 3);
-    no guarantee under dependence.
+    With W = #{p > lambda}, lambda = 1/2, the proportion of true nulls is estimated by
+    pi0 = (W + 1) / ((1 - lambda) * E), not truncated at 1. Rejections: the largest i with
+    p_(i) <= lambda and pi0 * p_(i) <= i * alpha / E. FDR at most alpha for independent p-values
+    (their theorem 3); no guarantee under dependence.
     """
     p_TE = sorted_p_TE.double()
     experts = p_TE.shape[1]
     above_T1 = (p_TE > STOREY_LAMBDA).sum(1, keepdim=True)
     nulls_T1 = (above_T1 + 1) / (1 - STOREY_LAMBDA)
-    place_E = torch.arange(1, experts + 1, dtype=torch.float64, device=p_TE.device)
-    return last_passing((nulls_T1 * p_TE <= place_E * alpha) & (p_TE <= STOREY_LAMBDA))
+    rank_E = torch.arange(1, experts + 1, dtype=torch.float64, device=p_TE.device)
+    return num_rejected((nulls_T1 * p_TE <= rank_E * alpha) & (p_TE <= STOREY_LAMBDA))
 
 
 def higher_criticism(sorted_p_TE: Tensor, critical: float) -> Tensor:
-    """Return the experts below the Higher Criticism threshold, if the token has any signal.
+    """Return the number of experts up to the Higher Criticism threshold, 0 without any signal.
 
     HC_i = sqrt(E) * (i/E - p_(i)) / sqrt(i/E * (1 - i/E)) for i <= E/2 (Donoho & Jin 2008, PNAS
-    105). Where the largest exceeds its critical value (:func:`hc_critical`), the i that attains it
-    is returned (the smallest, should several), else 0. A test for the presence of signal and a
-    good classifier of rare weak effects; it controls no false discovery rate.
+    105). If the maximum exceeds its critical value (:func:`hc_critical`), the smallest i that
+    attains it is returned, otherwise 0. A test for the presence of signal, and a good classifier of
+    rare and weak effects; it does not control the false discovery rate.
     """
     experts = sorted_p_TE.shape[1]
     half = experts // 2
     if half == 0:
         return sorted_p_TE.new_zeros(sorted_p_TE.shape[0], dtype=torch.int64)
-    place = torch.arange(1, half + 1, device=sorted_p_TE.device)
-    share = place.double() / experts
-    score = (share - sorted_p_TE[:, :half].double()) / (share * (1 - share) / experts).sqrt()
-    largest = score.amax(1, keepdim=True)
-    first_T = torch.where(score == largest, place, experts).amin(1)
-    return torch.where(largest[:, 0] > critical, first_T, 0)
+    rank_N = torch.arange(1, half + 1, device=sorted_p_TE.device)
+    level_N = rank_N.double() / experts
+    deviation_N = (level_N * (1 - level_N) / experts).sqrt()
+    score_TN = (level_N - sorted_p_TE[:, :half].double()) / deviation_N
+    largest_T1 = score_TN.amax(1, keepdim=True)
+    first_T = torch.where(score_TN == largest_T1, rank_N, experts).amin(1)
+    return torch.where(largest_T1[:, 0] > critical, first_T, 0)
 
 
 def hc_critical(experts: int, alpha: float) -> float:
@@ -155,28 +157,29 @@ def hc_critical(experts: int, alpha: float) -> float:
 
     if experts < 2:
         return math.inf
-    # At -sqrt(E) every token exceeds, at 1000 none of any number of experts worth routing.
+    # HC always exceeds -sqrt(E), and practically never 1000.
     return brentq(lambda critical: hc_size(experts, critical) - alpha, -math.sqrt(experts), 1e3)
 
 
 def hc_size(experts: int, critical: float) -> float:
     """Return the exact P(max HC_i > critical) for independent uniform p-values.
 
-    HC_i exceeds h exactly where p_(i) < b_i, which is "at least i p-values are below b_i". The
+    HC_i exceeds h exactly if p_(i) < b_i, that is, if at least i p-values are below b_i. The
     number of p-values below b_1 < b_2 < ... is a Markov chain with binomial steps (Noe 1972).
     """
     from scipy.stats import binom
 
-    share = np.arange(1, experts // 2 + 1) / experts
-    bounds = (share - critical * np.sqrt(share * (1 - share) / experts)).clip(max=1.0)
+    level_N = np.arange(1, experts // 2 + 1) / experts
+    deviation_N = np.sqrt(level_N * (1 - level_N) / experts)
+    bound_N = (level_N - critical * deviation_N).clip(max=1.0)
     before, after = np.mgrid[: experts + 1, : experts + 1]
     mass, reached = np.zeros(experts + 1), 0.0
     mass[0] = 1.0
-    for place, bound in enumerate(bounds, start=1):
+    for rank, bound in enumerate(bound_N, start=1):
         if bound <= reached:
             continue
         step = (bound - reached) / (1 - reached)
         mass = mass @ binom.pmf(after - before, experts - before, step)
-        mass[place:] = 0.0
+        mass[rank:] = 0.0
         reached = bound
     return float(1 - mass.sum())

@@ -62,7 +62,7 @@ def fit_null(null_id: str, sample: CalibrationSample) -> Null:
 
 
 def save_null(null: Null, sample: CalibrationSample, path: Path | str) -> None:
-    """Write a fitted null as safetensors, with the identity of the model it belongs to."""
+    """Write a fitted null as safetensors, with the identity of the model that it was fitted for."""
     metadata = {"null": null.id, **_identity(sample)}
     tensors = {name: value.contiguous().cpu() for name, value in null.tensors().items()}
     with atomic_path(path) as temporary:

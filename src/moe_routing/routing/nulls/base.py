@@ -1,12 +1,13 @@
 """The interface of a null hypothesis for router logits.
 
-Shape letters: L layers, T tokens, E experts, N levels or places, R rows.
+Shape letters: L layers, T tokens, E experts, N levels or ranks, n values of a layer.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -14,38 +15,53 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
-from moe_routing.routing.procedures import last_reaching
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
 SMALLEST_P = torch.finfo(torch.float32).tiny
-"""Where p-values of nulls with a formula are clipped, so that they stay positive in float32."""
+"""p-values computed from a formula are clipped here, so that they stay positive in float32."""
+
+
+@dataclass(frozen=True)
+class OrderedExperts:
+    """Each token's experts in descending order of the test statistic.
+
+    Attributes:
+        order_TE: expert ids, int64, (tokens, experts).
+        key_TE: the float32 sort key, descending, (tokens, experts): the logit where it has the
+            order of the statistic, else the statistic; -inf for masked experts.
+        statistic_TN: float32 statistics of the first N experts in that order, (tokens, ranks).
+    """
+
+    order_TE: Tensor
+    key_TE: Tensor
+    statistic_TN: Tensor
 
 
 class Null(ABC):
-    """A fitted null: turns a token's logits into one-sided p-values, one an expert.
+    """A fitted null hypothesis: maps a token's logits to one-sided p-values, one per expert.
 
-    Every null maps the logits to a statistic (larger speaks more against H0) and the statistic to
-    a p-value. Where the second map is the same for all experts and tokens of a layer
-    (``layer_monotone``), comparing a p-value with a level is comparing the statistic with a
-    critical value, and no p-value need be computed on the hot path.
+    A null has a test statistic (larger values are evidence against H0) and a survival function,
+    which maps the statistic to a p-value. If all experts and tokens of a layer share the survival
+    function (``layer_monotone``), it has an inverse, the critical values: p is at most a level if
+    and only if the statistic is at least the critical value, and the hot path computes no p-values
+    (:class:`moe_routing.routing.nulls.step_up.StepUpTest`).
 
-    A logit of minus infinity marks a masked expert: it has p-value 1 and changes no other one's.
+    A logit of minus infinity marks a masked expert. Its statistic is minus infinity, its p-value is
+    1, and the p-values of the other experts are as if it did not exist.
 
     Attributes:
         id: name in config, ids and file names.
         hypothesis: H0 in words.
-        layer_monotone: whether all experts and tokens of a layer share the map to p-values.
-        ranks_by_logit: whether within a token the statistic is in the order of the logits.
-        draws: number n of null draws behind each tail; p-values are at least 1 / (n + 1). Infinite
-            for a null with a formula.
+        layer_monotone: whether all experts and tokens of a layer share the survival function.
+        num_draws: number n of null draws behind each p-value: the smallest attainable p-value is
+            1 / (n + 1). Infinite for a null with a formula.
     """
 
     id: ClassVar[str]
     hypothesis: ClassVar[str]
     layer_monotone: ClassVar[bool]
-    ranks_by_logit: ClassVar[bool] = True
-    draws: float
+    num_draws: float
 
     @classmethod
     @abstractmethod
@@ -58,124 +74,103 @@ class Null(ABC):
 
     @abstractmethod
     def statistic(self, inputs: RouterInputs) -> Tensor:
-        """Return the float32 test statistic, (tokens, experts)."""
+        """Return the float32 test statistics, (tokens, experts)."""
 
     @abstractmethod
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return the float32 p-values, in (0, 1], of statistics; never larger for a larger one."""
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return the float32 p-values, in (0, 1], of test statistics; non-increasing.
+
+        Unless the null is layer-monotone, the columns must be the experts in their own order.
+        """
 
     def p_values(self, inputs: RouterInputs) -> Tensor:
         """Return float32 p-values in (0, 1], (tokens, experts)."""
-        return self.tail(inputs.layer, self.statistic(inputs))
+        return self.survival(inputs.layer, self.statistic(inputs))
 
-    def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-        """Return each token's statistics, sorted downwards, and the experts in that order.
-
-        Equal statistics are ordered by the larger logit, then by the lower index.
-        """
-        return order_with_ties(self.statistic(inputs), inputs.logits_TE)
-
-    def ranked(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-        """Return :meth:`rank_value`, sorted downwards, and the experts in that order."""
-        value_TE = self.rank_value(inputs)
-        if self.ranks_by_logit:
-            return order_experts(value_TE)
-        return order_with_ties(value_TE, inputs.logits_TE)
-
-    def ordered_p_values(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-        """Return each token's p-values, sorted upwards, and the experts in that order.
-
-        The order is that of :meth:`ordered` for a layer-monotone null; otherwise equal p-values
-        are ordered by the larger logit, then by the lower index.
-        """
-        if self.layer_monotone:
-            statistic_TE, order_TE = self.ordered(inputs)
-            return self.tail(inputs.layer, statistic_TE), order_TE
-        negative_TE, order_TE = order_with_ties(-self.p_values(inputs), inputs.logits_TE)
-        return -negative_TE, order_TE
-
-    def critical(self, layer: int, level_N: Tensor) -> Tensor:
+    def critical_values(self, layer: int, level_N: Tensor) -> Tensor:
         """Return for each level the smallest float32 statistic with a p-value at most that level.
 
-        Found by bisection over the float32 numbers on :meth:`tail` itself, so that comparing
-        statistics with it gives exactly the decisions of comparing p-values with the level.
-        Infinity where no finite statistic reaches the level. Only for layer-monotone nulls.
+        The exact inverse of :meth:`survival`: comparing statistics with critical values gives the
+        decisions of comparing p-values with levels. Infinity where no finite statistic attains the
+        level, minus infinity where all do.
 
         Args:
             layer: index of the layer.
             level_N: float64 levels, (levels,).
+
+        Raises:
+            NotImplementedError: the null is not layer-monotone.
         """
         if not self.layer_monotone:
             raise NotImplementedError(f"null '{self.id}' is not monotone within a layer")
-        low_N = torch.full(level_N.shape, -math.inf, device=level_N.device)
-        low_N, high_N = _to_rank(low_N), _to_rank(-low_N)
+        return self._invert(layer, level_N)
+
+    def _invert(self, layer: int, level_N: Tensor) -> Tensor:
+        """Invert the survival function of a layer, here by bisection over the float32 numbers."""
+        high_N = _to_ordinal(torch.full(level_N.shape, math.inf, device=level_N.device))
+        low_N = -high_N - 2  # one below minus infinity; never evaluated, since the middle is above
         while bool((high_N - low_N > 1).any()):
-            middle_N = (low_N + high_N) // 2
-            p_N = self.tail(layer, _from_rank(middle_N)[:, None])[:, 0]
-            passes_N = p_N.double() <= level_N
-            high_N = torch.where(passes_N, middle_N, high_N)
-            low_N = torch.where(passes_N, low_N, middle_N)
-        return _from_rank(high_N)
+            middle_N = (low_N + high_N + 1) // 2
+            p_N = self.survival(layer, _from_ordinal(middle_N)[:, None])[:, 0]
+            attains_N = p_N.double() <= level_N
+            high_N = torch.where(attains_N, middle_N, high_N)
+            low_N = torch.where(attains_N, low_N, middle_N)
+        return _from_ordinal(high_N)
 
-    def reachable(self, critical_LE: Tensor) -> Tensor:
-        """Return the critical values of the places that an expert can pass at, (layers, places).
+    def max_rejections(self, critical_LE: Tensor) -> int:
+        """Return an upper bound on the rejections of a step-up procedure, for any token.
 
-        The others need not be looked at. Runs once, when a router is built.
-
-        Args:
-            critical_LE: for each place, first to last, its critical statistic.
-        """
-        return critical_LE
-
-    def rank_value(self, inputs: RouterInputs) -> Tensor:
-        """Return what a token's experts are ranked by, float32, (tokens, experts).
-
-        The statistic, or something in the same order within a token. Ties are those of
-        :meth:`ordered`. Only for layer-monotone nulls.
-        """
-        return self.statistic(inputs)
-
-    def passing(self, sorted_TE: Tensor, critical_N: Tensor) -> Tensor:
-        """Return the largest i whose i-th statistic reaches the i-th critical value, (tokens,).
-
-        The same decisions as on p-values, without them.
+        Ranks beyond it need not be looked at. Called once, when a test is built.
 
         Args:
-            sorted_TE: :meth:`rank_value`, each row sorted downwards.
-            critical_N: critical statistics of the layer at :meth:`reachable` places.
+            critical_LE: the critical values of the procedure's levels, (layers, experts).
         """
-        return last_reaching(sorted_TE, critical_N)
+        return critical_LE.shape[1]
 
-    def reaches(self, level: float) -> bool:
-        """Return whether the null has the draws for a p-value as small as a level."""
-        return self.draws >= needed_draws(level)
+    def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
+        """Sort each token's experts by the test statistic, in descending order.
 
-    def check_level(self, level: float, strategy_id: str) -> None:
-        """Check that the null has the draws to reach a level.
+        Equal statistics are ordered by the larger logit, then by the lower index. For a
+        layer-monotone null this is the ascending order of the p-values.
 
-        Raises:
-            InputError: fewer than 1 / level draws.
+        Args:
+            inputs: logits of one layer.
+            num_ranks: how many statistics to return, by default all. Fewer must be what
+                :meth:`max_rejections` allows; then only statistics that can reach their critical
+                value are exact.
         """
-        if not self.reaches(level):
-            raise InputError(
-                f"strategy '{strategy_id}': null '{self.id}' has {self.draws:.0f} calibration "
-                f"draws; allowed: at least {needed_draws(level)}, so that a p-value can reach its "
-                f"smallest level {level:.3g} (raise calibration.tokens)"
-            )
+        statistic_TE, order_TE = order_experts(self.statistic(inputs), inputs.logits_TE)
+        return OrderedExperts(order_TE, statistic_TE, statistic_TE[:, :num_ranks])
+
+    def sorted_p_values(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Return each token's p-values in ascending order, and the experts in that order.
+
+        The order is that of :meth:`order` for a layer-monotone null. Otherwise equal p-values are
+        ordered by the larger logit, then by the lower index.
+        """
+        if self.layer_monotone:
+            ordered = self.order(inputs)
+            return self.survival(inputs.layer, ordered.statistic_TN), ordered.order_TE
+        negative_TE, order_TE = order_experts(-self.p_values(inputs), inputs.logits_TE)
+        return -negative_TE, order_TE
+
+    def attains(self, level: float) -> bool:
+        """Return whether the null has enough draws for a p-value as small as a level."""
+        return self.num_draws >= min_draws(level)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return what :meth:`from_tensors` needs, for a safetensors file."""
+        """Return the state that :meth:`from_tensors` restores, for a safetensors file."""
 
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """Rebuild a fitted null."""
+        """Restore a fitted null."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the null with its tables on a device, itself if they are there.
 
-        Single numbers stay on the host.
+        Zero-dimensional tensors stay on the host.
         """
         tensors = self.tensors()
         moved = {name: value.to(device) if value.ndim else value for name, value in tensors.items()}
@@ -183,42 +178,20 @@ class Null(ABC):
         return self if there else self.from_tensors(moved)
 
 
-def needed_draws(level: float) -> int:
+def min_draws(level: float) -> int:
     """Return how many null draws a p-value as small as a level needs: 1 / level.
 
-    >>> needed_draws(0.05 / 64)
+    >>> min_draws(0.05 / 64)
     1280
     """
     return math.ceil(1 / level - 1e-6)
 
 
-def order_with_ties(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort rows of ``first_TE`` downwards; ties by the larger ``then_TE``, then the lower index.
-
-    On the CPU only rows that have ties are sorted by both; an accelerator would have to wait for
-    their number.
-    """
-    if first_TE.device.type != "cpu":
-        return _order_by_both(first_TE, then_TE)
-    sorted_TE, order_TE = order_experts(first_TE)
-    tied_TE = sorted_TE[:, 1:] == sorted_TE[:, :-1]
-    if bool(tied_TE.any()):
-        row_R = tied_TE.any(1).nonzero()[:, 0]
-        sorted_TE[row_R], order_TE[row_R] = _order_by_both(first_TE[row_R], then_TE[row_R])
-    return sorted_TE, order_TE
-
-
-def _order_by_both(first_TE: Tensor, then_TE: Tensor) -> tuple[Tensor, Tensor]:
-    _, by_then_TE = order_experts(then_TE.float())
-    sorted_TE, place_TE = order_experts(first_TE.gather(1, by_then_TE))
-    return sorted_TE, by_then_TE.gather(1, place_TE)
-
-
 def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:
     """Return calibration logits as router inputs, for diagnostics and simulations.
 
-    Only the norms of hidden states and router vectors are in a sample; they stand in as vectors
-    of one element, which is all that the nulls look at.
+    A sample has only the norms of hidden states and router vectors. They are returned as vectors of
+    one element; nulls use nothing but the norm.
     """
     logits_LTE = sample.permuted_LTE if permuted else sample.logits_LTE
     norm_LT = sample.permuted_norm_LT if permuted else sample.input_norm_LT
@@ -238,7 +211,8 @@ def check_finite(sample: CalibrationSample) -> None:
     """
     for name in ("logits_LTE", "permuted_LTE"):
         value_Ln = getattr(sample, name).flatten(1)
-        # NaN and infinities show in the extremes, at a quarter of the time of looking at each.
+        # NaN and infinities show in the minimum and maximum, which take a quarter of the time of
+        # isfinite on every value.
         finite_L = torch.isfinite(value_Ln.amin(1)) & torch.isfinite(value_Ln.amax(1))
         if not bool(finite_L.all()):
             layer = int(finite_L.int().argmin())
@@ -248,12 +222,12 @@ def check_finite(sample: CalibrationSample) -> None:
             )
 
 
-def _to_rank(value_N: Tensor) -> Tensor:
+def _to_ordinal(value_N: Tensor) -> Tensor:
     """Map float32 to integers in the same order."""
     bits_N = value_N.view(torch.int32)
     return (bits_N ^ ((bits_N >> 31) & 0x7FFFFFFF)).long()
 
 
-def _from_rank(rank_N: Tensor) -> Tensor:
-    bits_N = rank_N.to(torch.int32)
+def _from_ordinal(ordinal_N: Tensor) -> Tensor:
+    bits_N = ordinal_N.to(torch.int32)
     return (bits_N ^ ((bits_N >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -1,4 +1,4 @@
-"""What a fitted null looks like, layer by layer.
+"""Diagnostics of a fitted null, by layer.
 
 Shape letters: L layers, T tokens, E experts, n values.
 """
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TAIL = 2.0
-"""Where the tails begin, in units of the scale."""
+"""Distance from the centre at which the tails begin, in units of the scale."""
 
 
 def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
-    """Return one row a layer about the null's statistic on calibration tokens.
+    """Describe the null's statistic on calibration tokens, one row per layer.
 
     Columns:
-        null, layer: which.
+        null, layer: id of the null, index of the layer.
         n: null draws behind each p-value (inf: a formula).
-        smallest_p: the smallest p-value that the null can give.
+        smallest_p: the smallest attainable p-value.
         centre, scale: median and normal-consistent MAD of the statistic.
         skew, excess_kurtosis: of the statistic, signal included.
-        upper_to_lower: (q75 - q50) / (q50 - q25), the symmetry of the bulk; 1 if symmetric. The
-            assumption of ``within_token``, as far as it can be seen below the signal: the top
-            quarter of a token's experts is left out.
-        tail_upper_to_lower: share above centre + 2 scales over share below centre - 2 scales;
-            above 1 is signal or skew, and the two cannot be told apart from logits alone.
+        upper_to_lower: (q75 - q50) / (q50 - q25), the symmetry of the bulk; 1 if symmetric. It
+            checks the assumption of ``within_token`` where there is little signal: the top quarter
+            of the values is left out.
+        tail_upper_to_lower: proportion above centre + 2 scales over proportion below centre - 2
+            scales. Above 1 it shows signal or skewness; logits alone cannot tell them apart.
         tail_upper_to_lower_permuted: the same on shuffled text, where the context carries no
-            signal; above 1 it is skew, or signal of the token by itself.
+            signal. Above 1 it shows skewness, or signal of the token itself.
     """
     import pandas as pd
 
@@ -51,8 +51,8 @@ def _row(null: Null, sample: CalibrationSample, layer: int) -> dict[str, object]
     return {
         "null": null.id,
         "layer": layer,
-        "n": null.draws,
-        "smallest_p": max(1 / (null.draws + 1), SMALLEST_P),
+        "n": null.num_draws,
+        "smallest_p": max(1 / (null.num_draws + 1), SMALLEST_P),
         "centre": q50,
         "scale": _scale(value_n),
         "skew": skew(value_n),
@@ -77,8 +77,8 @@ def _scale(value_n: np.ndarray) -> float:
 
 
 def _tail_ratio(value_n: np.ndarray) -> float:
-    centre, reach = np.median(value_n), TAIL * _scale(value_n)
-    return _ratio((value_n > centre + reach).mean(), (value_n < centre - reach).mean())
+    centre, distance = np.median(value_n), TAIL * _scale(value_n)
+    return _ratio((value_n > centre + distance).mean(), (value_n < centre - distance).mean())
 
 
 def _ratio(upper: float, lower: float) -> float:

@@ -1,6 +1,6 @@
 """Nulls that compare a logit with the distribution of logits: pooled, per expert, unselected.
 
-Shape letters: L layers, T tokens, E experts, R rows of a table, n draws.
+Shape letters: L layers, T tokens, E experts, R rows of a table, N grid points, n draws.
 """
 
 from __future__ import annotations
@@ -13,71 +13,48 @@ import torch
 from torch import Tensor
 
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls.base import Null, check_finite
-from moe_routing.routing.nulls.tails import EmpiricalTail, SmoothTail
+from moe_routing.routing.nulls.base import Null, OrderedExperts, check_finite
+from moe_routing.routing.nulls.tails import EmpiricalNull, SmoothSurvival
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
 
 class LogitNull(Null):
-    """A null whose statistic is the logit itself and whose tail is an empirical one by layer."""
-
-    layer_monotone: ClassVar[bool] = True
-
-    def __init__(self, table: EmpiricalTail) -> None:
-        self.table = table
-        self.draws = table.draws
-
-    @classmethod
-    def fit(cls, sample: CalibrationSample) -> Self:
-        """Fit every layer; see :meth:`Null.fit`."""
-        check_finite(sample)
-        return cls(EmpiricalTail.fit(cls.draws_Ln(sample)))
-
-    @classmethod
-    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
-        """Return the draws that make up the null."""
-        return sample.logits_LTE.flatten(1)
+    """A null whose statistic is the logit itself."""
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return the logits."""
         return inputs.logits_TE.float()
 
-    def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-        """Sort the logits; see :meth:`Null.ordered`."""
-        return order_experts(inputs.logits_TE.float())
-
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return p-values; see :meth:`Null.tail`."""
-        return self.table(layer, statistic_TE)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the table."""
-        return self.table.tensors()
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """Rebuild the null."""
-        return cls(EmpiricalTail.from_tensors(tensors))
+    def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
+        """Sort the logits, without a tie break by logit; see :meth:`Null.order`."""
+        sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
+        return OrderedExperts(order_TE, sorted_TE, sorted_TE[:, :num_ranks])
 
 
-class Pooled(LogitNull):
+class Pooled(LogitNull, EmpiricalNull):
     """Logits of all calibration tokens and experts of the layer; n = tokens x experts.
 
-    The law of the logits is the null, signal included. Then the p-values of a token are uniform on
-    average over its experts whatever the router does, and BH selects anything at all for at most
-    a share alpha * (1 + 1/2 + ... + 1/E) of the tokens: sum over j of (1/j) * E * alpha/E bounds
-    P(R > 0) for any dependence (the argument of Benjamini & Yekutieli 2001, theorem 1.3). Such a
-    rule marks unusually large logits; it has no evidence on which experts are irrelevant.
+    The null is the marginal distribution of the logits, signal included. The p-values of a token
+    are then uniform on average over its experts, whatever the router does, and BH selects any
+    expert for a proportion of at most alpha * (1 + 1/2 + ... + 1/E) of the tokens: P(R > 0) is at
+    most the sum over j of (1/j) * E * alpha/E under any dependence (the argument of Benjamini &
+    Yekutieli 2001, theorem 1.3). Such a rule finds unusually large logits; it has no evidence about
+    which experts are irrelevant.
     """
 
     id: ClassVar[str] = "pooled"
     hypothesis: ClassVar[str] = "the logit is typical of all (token, expert) pairs of the layer"
 
+    @classmethod
+    def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
+        """Return each layer's logits, (layers, tokens * experts)."""
+        return sample.logits_LTE.flatten(1)
 
-class PerExpert(LogitNull):
-    """Logits of one expert over calibration tokens; n = tokens. The bound of ``pooled`` holds."""
+
+class PerExpert(LogitNull, EmpiricalNull):
+    """Logits of one expert on calibration tokens; n = tokens. The bound of ``pooled`` holds."""
 
     id: ClassVar[str] = "per_expert"
     hypothesis: ClassVar[str] = "the logit is typical of this expert's logits"
@@ -88,16 +65,16 @@ class PerExpert(LogitNull):
         """Return each expert's logits, (layers, experts, tokens)."""
         return sample.logits_LTE.transpose(1, 2)
 
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return p-values by the expert's own table; columns are experts."""
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values from each expert's own table; columns are experts."""
         return self.table(layer, statistic_TE.T).T
 
 
-class Unselected(LogitNull):
+class Unselected(LogitNull, EmpiricalNull):
     """Logits of the experts outside the model's own top k; n = tokens x (experts - k).
 
-    The draws are selected for being small, so that p-values are too small under any noise: not a
-    valid null, shown for what it does.
+    The draws are selected for being small, so p-values are too small under any noise. Not a valid
+    null; included to show the effect of that selection.
     """
 
     id: ClassVar[str] = "unselected"
@@ -105,7 +82,7 @@ class Unselected(LogitNull):
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
-        """Return the logits left after taking each token's own top k away.
+        """Return the logits outside each token's own top k.
 
         Raises:
             InputError: the model selects every expert.
@@ -121,7 +98,7 @@ class Unselected(LogitNull):
 
 
 class PermutedContext(PerExpert):
-    """Logits of one expert over calibration tokens in shuffled contexts; n = tokens.
+    """Logits of one expert on calibration tokens in shuffled contexts; n = tokens.
 
     Conformal: superuniform if, under H0, the expert's logit for a test token is exchangeable with
     its logits on shuffled text. The p-value is marginal over tokens.
@@ -136,19 +113,19 @@ class PermutedContext(PerExpert):
         return sample.permuted_LTE.transpose(1, 2)
 
 
-class KernelNull(Null):
-    """A null whose statistic is the logit and whose tail is a Gaussian kernel density's.
+class KernelNull(LogitNull):
+    """A null whose p-values come from a Gaussian kernel density of calibration logits.
 
     Bandwidth 0.9 * min(sd, IQR / 1.349) * n^(-1/5) (Silverman 1986, eq. 3.31). A kernel density
-    knows nothing beyond its draws: p-values are clipped at 1 / (n + 1). It is tabulated at 1,025
-    points, about 0.01 standard deviations or 0.1 bandwidths apart.
+    has no information beyond its draws, so p-values are clipped at 1 / (n + 1). It is tabulated at
+    1,025 points, about 0.01 standard deviations or 0.1 bandwidths apart.
     """
 
     KNOTS: ClassVar[int] = 1025
 
-    def __init__(self, table: SmoothTail, draws: int) -> None:
+    def __init__(self, table: SmoothSurvival, num_draws: int) -> None:
         self.table = table
-        self.draws = draws
+        self.num_draws = num_draws
 
     @classmethod
     def fit(cls, sample: CalibrationSample) -> Self:
@@ -162,37 +139,29 @@ class KernelNull(Null):
         def log_survival(row: int, grid: np.ndarray) -> np.ndarray:
             return np.log(kernel_survival(draws_Rn[row], width_R[row], grid).clip(smallest, 1.0))
 
-        return cls(SmoothTail.fit(low_R, high_R, cls.KNOTS, log_survival), draws_Rn.shape[1])
+        return cls(SmoothSurvival.fit(low_R, high_R, cls.KNOTS, log_survival), draws_Rn.shape[1])
 
     @classmethod
     @abstractmethod
     def draws_Rn(cls, sample: CalibrationSample) -> Tensor:
         """Return the draws of each row of the table."""
 
-    def statistic(self, inputs: RouterInputs) -> Tensor:
-        """Return the logits."""
-        return inputs.logits_TE.float()
-
-    def ordered(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-        """Sort the logits; see :meth:`Null.ordered`."""
-        return order_experts(inputs.logits_TE.float())
-
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return p-values; see :meth:`Null.tail`."""
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values; see :meth:`Null.survival`."""
         return self.table(layer, statistic_TE)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the table and the number of draws."""
-        return {**self.table.tensors(), "draws": torch.tensor(self.draws)}
+        return {**self.table.tensors(), "draws": torch.tensor(self.num_draws)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """Rebuild the null."""
-        return cls(SmoothTail.from_tensors(tensors), int(tensors["draws"]))
+        """Restore the null."""
+        return cls(SmoothSurvival.from_tensors(tensors), int(tensors["draws"]))
 
 
 class PooledKDE(KernelNull):
-    """As ``pooled``, with a kernel density instead of the empirical law."""
+    """As ``pooled``, with a kernel density instead of the empirical distribution."""
 
     id: ClassVar[str] = "pooled_kde"
     hypothesis: ClassVar[str] = Pooled.hypothesis
@@ -205,7 +174,7 @@ class PooledKDE(KernelNull):
 
 
 class PerExpertKDE(KernelNull):
-    """As ``per_expert``, with a kernel density instead of the empirical law."""
+    """As ``per_expert``, with a kernel density instead of the empirical distribution."""
 
     id: ClassVar[str] = "per_expert_kde"
     hypothesis: ClassVar[str] = PerExpert.hypothesis
@@ -216,8 +185,8 @@ class PerExpertKDE(KernelNull):
         """Return each expert's logits, (layers * experts, tokens)."""
         return sample.logits_LTE.transpose(1, 2).flatten(0, 1)
 
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return p-values by the expert's own table; columns are experts."""
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values from each expert's own table; columns are experts."""
         experts = statistic_TE.shape[1]
         row_E = torch.arange(experts, device=statistic_TE.device) + layer * experts
         return self.table(row_E, statistic_TE)
@@ -233,18 +202,18 @@ def silverman_bandwidth(draws_n: np.ndarray) -> float:
 def kernel_survival(draws_n: np.ndarray, width: float, grid_N: np.ndarray) -> np.ndarray:
     """Return the survival function of a Gaussian kernel density on an even grid.
 
-    Draws are shared between their two neighbouring grid points, then convolved with the kernel's
-    survival function.
+    Each draw is split between its two neighbouring grid points (linear binning); the counts are
+    convolved with the survival function of the kernel.
     """
     from scipy.signal import fftconvolve
     from scipy.stats import norm
 
     step = grid_N[1] - grid_N[0]
-    place_n = (draws_n - grid_N[0]) / step
-    below_n = np.floor(place_n).astype(int)
-    share_n = place_n - below_n
-    mass_N = np.bincount(below_n, 1 - share_n, grid_N.size + 1)
-    mass_N += np.bincount(below_n + 1, share_n, grid_N.size + 1)
-    reach = np.arange(-grid_N.size, grid_N.size + 1) * step
-    survival = fftconvolve(mass_N, norm.sf(reach / width))
+    position_n = (draws_n - grid_N[0]) / step
+    below_n = np.floor(position_n).astype(int)
+    fraction_n = position_n - below_n
+    mass_N = np.bincount(below_n, 1 - fraction_n, grid_N.size + 1)
+    mass_N += np.bincount(below_n + 1, fraction_n, grid_N.size + 1)
+    distance = np.arange(-grid_N.size, grid_N.size + 1) * step
+    survival = fftconvolve(mass_N, norm.sf(distance / width))
     return survival[grid_N.size : 2 * grid_N.size] / draws_n.size

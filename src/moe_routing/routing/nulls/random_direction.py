@@ -13,38 +13,38 @@ import torch
 from torch import Tensor
 
 from moe_routing.routing.nulls.base import Null
-from moe_routing.routing.nulls.tails import SmoothTail
+from moe_routing.routing.nulls.tails import SmoothSurvival
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
 SMALLEST_LENGTH = 1e-30
-"""Length of a vector of zeros: its logits are 0, and so is the statistic."""
+"""Lower bound on the length of a vector: a zero vector has logits 0, and the statistic is 0."""
 
 
 class RandomDirection(Null):
-    """The expert's vector as one of its length in a uniformly random direction.
+    """The router vector of an expert against a vector of its length in a random direction.
 
     Statistic: sqrt(H) * cos(w_e, x) = logit * sqrt(H) / (|w_e| |x|). Under H0 the cosine c is that
-    of a random direction with a fixed one, so that c * sqrt((H - 1) / (1 - c^2)) follows Student's
-    t with H - 1 degrees of freedom (equivalently, c^2 is Beta(1/2, (H - 1)/2)): exact, for every
-    token and expert. It speaks of alignment, not of usefulness, and grows with H at a fixed cosine.
+    of a uniformly random direction with a fixed one, so c * sqrt((H - 1) / (1 - c^2)) follows
+    Student's t with H - 1 degrees of freedom (equivalently, c^2 is Beta(1/2, (H - 1)/2)): exact,
+    for every token and expert. It measures alignment, not usefulness, and at a fixed cosine it
+    increases with H.
     """
 
     id: ClassVar[str] = "random_direction"
     hypothesis: ClassVar[str] = "the expert's vector is no closer to the token than a random one"
     layer_monotone: ClassVar[bool] = True
-    ranks_by_logit: ClassVar[bool] = False
     KNOTS: ClassVar[int] = 8193
-    """256 a standard unit: p-values above 1e-10 are right to 1 in 100,000."""
+    """256 per standard unit: p-values above 1e-10 have a relative error below 1e-5."""
 
-    def __init__(self, table: SmoothTail, hidden_size: Tensor) -> None:
+    def __init__(self, table: SmoothSurvival, hidden_size: Tensor) -> None:
         self.table = table
         self.hidden_size = hidden_size
-        self.draws = math.inf
+        self.num_draws = math.inf
 
     @classmethod
     def fit(cls, sample: CalibrationSample) -> Self:
-        """Tabulate the law, which depends on the hidden size only."""
+        """Tabulate the distribution, which depends on the hidden size only."""
         from scipy.stats import t
 
         width = sample.hidden_size
@@ -54,9 +54,9 @@ class RandomDirection(Null):
             with np.errstate(divide="ignore"):
                 return t.logsf(cosine * np.sqrt((width - 1) / (1 - cosine**2)), width - 1)
 
-        # Beyond 16 standard units p-values of any width worth a test are below 1e-38.
+        # For any realistic width, p-values beyond 16 standard units are below 1e-38.
         end_1 = np.array([min(16.0, math.sqrt(width))])
-        table = SmoothTail.fit(-end_1, end_1, cls.KNOTS, log_survival)
+        table = SmoothSurvival.fit(-end_1, end_1, cls.KNOTS, log_survival)
         return cls(table, torch.tensor(width))
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
@@ -68,8 +68,8 @@ class RandomDirection(Null):
         scale_E = self.hidden_size.sqrt().float() / expert_E.clamp(min=SMALLEST_LENGTH)
         return (inputs.logits_TE.float() * scale_E).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
 
-    def tail(self, layer: int, statistic_TE: Tensor) -> Tensor:
-        """Return p-values; see :meth:`Null.tail`."""
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values; see :meth:`Null.survival`."""
         return self.table(0, statistic_TE)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,5 +78,5 @@ class RandomDirection(Null):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """Rebuild the null."""
-        return cls(SmoothTail.from_tensors(tensors), tensors["hidden_size"])
+        """Restore the null."""
+        return cls(SmoothSurvival.from_tensors(tensors), tensors["hidden_size"])

@@ -1,6 +1,6 @@
 """As many experts as pass a multiple-testing procedure.
 
-Shape letters: L layers, T tokens, E experts, N places.
+Shape letters: T tokens, E experts.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from moe_routing.errors import InputError
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.nulls.base import Null
+from moe_routing.routing.nulls.base import Null, min_draws
+from moe_routing.routing.nulls.step_up import StepUpTest
 from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import WEIGHTINGS, Weighting
@@ -90,7 +91,13 @@ class MultipleTesting(Ranked):
             InputError: it was not fitted, or on too few tokens for ``alpha``.
         """
         null = calibration.null(self.null)
-        null.check_level(self.smallest_level(num_experts), self.id)
+        level = self.smallest_level(num_experts)
+        if not null.attains(level):
+            raise InputError(
+                f"strategy '{self.id}': null '{null.id}' has {null.num_draws:.0f} calibration "
+                f"draws; allowed: at least {min_draws(level)}, so that a p-value can reach its "
+                f"smallest level {level:.3g} (raise calibration.tokens)"
+            )
         return null
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
@@ -100,7 +107,7 @@ class MultipleTesting(Ranked):
         null_on = functools.cache(null.to)
 
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
-            p_TE, order_TE = null_on(inputs.logits_TE.device).ordered_p_values(inputs)
+            p_TE, order_TE = null_on(inputs.logits_TE.device).sorted_p_values(inputs)
             logits_TE = inputs.logits_TE.gather(1, order_TE)
             return Ranking.bounded(order_TE, logits_TE, count(p_TE), self.min_k, self.max_k)
 
@@ -123,23 +130,19 @@ class StepUp(MultipleTesting):
         return float(type(self).levels(num_experts, self.alpha)[0])
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking by critical statistics where the null allows it, else by p-values."""
+        """Return ranking by critical values where the null has them, else by p-values."""
         null = self.fitted_null(calibration, num_experts)
         if not null.layer_monotone:
             return super().ranker(calibration, num_experts)
         level_E = type(self).levels(num_experts, self.alpha)
-        layers = range(calibration.sample.num_layers)
-        critical_LN = calibration.once(
-            ("critical statistics", self.family, self.alpha, null),
-            lambda: null.reachable(torch.stack([null.critical(n, level_E) for n in layers])),
-        )
-        on = functools.cache(lambda device: (null.to(device), critical_LN.to(device)))
+        test = StepUpTest.build(null, level_E, calibration.sample.num_layers)
+        test_on = functools.cache(test.to)
 
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
-            null, critical_LN = on(inputs.logits_TE.device)
-            value_TE, order_TE = null.ranked(inputs)
-            rejected_T = null.passing(value_TE, critical_LN[inputs.layer])
-            return Ranking.bounded(order_TE, value_TE, rejected_T, self.min_k, self.max_k)
+            experts, rejected_T = test_on(inputs.logits_TE.device)(inputs)
+            return Ranking.bounded(
+                experts.order_TE, experts.key_TE, rejected_T, self.min_k, self.max_k
+            )
 
         return rank
 
