@@ -2,15 +2,15 @@
 
 Prints a Markdown table of operating points: a strategy's cap and alpha, how many experts it selects
 on average, and what it compares (the logit or another statistic with critical values, or p-values).
-Then median milliseconds a layer of the stock router at the model's own k and of ours (softmax,
-select and weigh); the median and quartiles of the ratio over alternating pairs of runs, and the
-ratio of the fastest runs, which other load on the machine disturbs least; the median ratio of
+Then median milliseconds per layer of the stock router at the model's own k and of ours (softmax,
+select and weigh); the median and quartiles of the ratio over interleaved pairs of runs, and the
+ratio of the fastest runs, which are the least affected by background load; the median ratio of
 selection alone to ``torch.topk`` alone, both given the softmax. A strategy that selects more than
-the model's own k cannot be as fast as that top-k: ``like k`` is the k nearest to what it selects,
-and ``like ratio`` the median ratio to the stock router with that k.
+the model's own k cannot be as fast as that top-k: ``like k`` is the k nearest to its mean number of
+experts, and ``like ratio`` the median ratio to the stock router with that k.
 
-On the CPU times are processor time, so that what else the machine does counts less; numpy sorts on
-one thread whatever ``--threads`` says, while torch's top-k uses them all.
+On the CPU times are processor time, which background load affects less; numpy sorts on one thread
+whatever ``--threads`` is, while torch's top-k uses all of them.
 
     python benchmarks/selection.py --layers 16 --tokens 8192 --experts 64
     python benchmarks/selection.py --cap 8 --cap 64 --alpha 010 --json selection.json
@@ -87,15 +87,14 @@ def compare(
 ) -> tuple[float, float, list[float], float]:
     """Return median times of both, quartiles of the ratio, and the ratio of the smallest times.
 
-    Runs are short, one layer each, alternate, and swap order.
+    Runs are short, one layer each, and interleaved; the order of a pair alternates.
     """
     times = []
     for pair in range(-1, rounds * layers):
         both = [(0, functools.partial(baseline, pair % layers))]
         both.append((1, functools.partial(ours, pair % layers)))
         taken = {
-            place: milliseconds(run, synchronise)
-            for place, run in (both if pair % 2 else both[::-1])
+            side: milliseconds(run, synchronise) for side, run in (both if pair % 2 else both[::-1])
         }
         times.append((taken[0], taken[1]))
     times = times[1:]  # the first pair warms up
@@ -106,7 +105,7 @@ def compare(
 
 
 def compared(strategy: Strategy, null: Null | None, inputs: RouterInputs) -> str:
-    """Return what a procedure compares under a null."""
+    """Return what a procedure compares under a null: logits, statistics or p-values."""
     if null is None:
         return ""
     if not (null.layer_monotone and isinstance(getattr(strategy, "base", strategy), StepUp)):
@@ -116,7 +115,7 @@ def compared(strategy: Strategy, null: Null | None, inputs: RouterInputs) -> str
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed: fitted nulls, and each layer's inputs and softmax."""
+    """Fitted nulls, and the inputs and softmax of each layer."""
 
     calibration: Calibration
     layers: list[RouterInputs]
@@ -194,8 +193,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--cap",
         type=int,
         action="append",
-        help=f"most experts a token, repeatable (default: {', '.join(map(str, CAPS))}); rivals and "
-        "nulls that need p-values are timed at the first only",
+        help=f"most experts per token, repeatable (default: {', '.join(map(str, CAPS))}); rivals "
+        "and nulls that need p-values are timed at the first only",
     )
     parser.add_argument("--alpha", default="005", help="level as in ids: 005 is 0.05")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -216,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) -> RouterInputs:
-    """Return fresh logits of the calibration's law; every layer shares its nulls."""
+    """Return new logits from the distribution of the calibration sample."""
     logits_TE = simulated_sample(arguments.tokens, arguments.experts, rng).logits_LTE[0]
     return RouterInputs(
         0,
@@ -229,7 +228,7 @@ def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) ->
 def default_ids(caps: Sequence[int], alpha: str) -> list[str]:
     """Return BH under every null, other procedures, rivals and a control at the first cap.
 
-    At the others, BH under the nulls whose critical values spare it the p-values.
+    At the other caps, BH under the layer-monotone nulls, which need no p-values.
     """
     first, *others = caps
     ids = [f"regular_k{first}", *bh_ids(first, alpha, list(NULLS))]

@@ -1,35 +1,36 @@
-"""Router logits for which the null hypothesis holds by design.
+"""Simulated router logits for which the null hypothesis holds by design.
 
-A design makes two independent samples of the same law, with no expert that deserves to be chosen:
-nulls are fitted on the first and tested on the second. All experts of a token are alike, so that
-H0 is true of each of them and every selection is a false one. Whether a null then holds its size is
-another question: some calibrate their tail by an assumption on the law, and a design may break it.
+A design draws two independent samples from one distribution in which no expert deserves to be
+selected. Nulls are fitted on the first sample and tested on the second. All experts of a token are
+alike, so H0 is true for each of them and every selection is false. Whether a null then holds its
+size is another question: some calibrate their tail by an assumption on the distribution, which a
+design may violate.
 
-``real_marginal`` is the hard one. It draws all logits of a layer independently from the layer's own
-law, skewness and upper tail included. For the marginal nulls that law *is* the null, and
-exchangeability makes them superuniform whatever it looks like. The mirror of ``within_token`` has
-no such guarantee there: it is exact only if z is as likely to be above any x > 0 as below -x, and
-reflecting the lower tail of a law with a longer upper one gives p-values that are too small (of a
-law with a longer lower one, too large). A real layer leans up where a few experts stand out, which
-is the signal that the router is for, and logits alone do not tell such signal from a skewed bulk.
-So this design asks what happens if all of the skewness were noise, and a null that fails it is not
-called valid.
+``real_marginal`` is the hardest design. It draws all logits of a layer independently from the
+layer's own distribution, skewness and upper tail included. For the marginal nulls that distribution
+*is* the null, and by exchangeability their p-values are superuniform whatever it looks like.
+``within_token`` has no such guarantee there: it is exact only if P(z >= x) = P(z <= -x) for all
+x > 0. If the distribution has the longer tail above, reflecting the lower one gives p-values that
+are too small; if below, too large. A real layer is skewed upwards where a few experts stand out,
+which is the signal that the router is there to find, and logits alone cannot tell such signal from
+a skewed bulk. This design therefore asks what happens if all of the skewness is noise, and a null
+that fails it is not called valid.
 
-Experts of a real token are not independent. Three designs have dependence:
+The experts of a real token are dependent. Three designs have dependence:
 
-- ``real_copula``: the layer's own law and the correlations of its experts (those of normal scores,
-  so of ranks, by a Gaussian copula; dependence of tails beyond that is not kept). Every logit has
-  the law that marginal nulls compare it with, whatever the dependence: their H0 holds by design.
-  For the nulls within a token nothing holds by design there: real correlations contain what the
-  router does, and an expert that is up with its group may well deserve it. As with
-  ``real_marginal``, what they select is counted as if all of it were noise.
-- ``symmetric_copula``: the same correlations and a symmetric law. A token's logits are then as
-  likely as their reflection, all of them at once, and so is every z: the tails of z are symmetric,
-  which is all that ``within_token`` assumes, although experts are not exchangeable. That makes
-  single p-values superuniform on average over a layer's experts; the size of BH, which depends on
-  the correlations too, is what is measured.
-- ``shared_centre``: exchangeable experts around a centre and within a spread of each token's own.
-  Nulls within a token hold there by design; the logits are strongly and positively dependent.
+- ``real_copula``: the layer's own distribution and the correlations of its experts (those of normal
+  scores, hence of ranks, by a Gaussian copula; further tail dependence is not kept). Every logit
+  has the marginal distribution that marginal nulls compare it with, so their H0 holds by design,
+  whatever the dependence. For the nulls within a token nothing holds by design: real correlations
+  contain the router's own decisions, and an expert whose whole group has large logits may deserve
+  it. As in ``real_marginal``, all that they select is counted as if it were noise.
+- ``symmetric_copula``: the same correlations and a symmetric distribution. A token's logits have
+  the same joint distribution as their reflection, and so has every z: the tails of z are symmetric,
+  which is all that ``within_token`` assumes, although the experts are not exchangeable. Single
+  p-values are then superuniform on average over a layer's experts. The size of BH depends on the
+  correlations too, and is measured.
+- ``shared_centre``: exchangeable experts around a centre and with a spread of each token's own. H0
+  of the nulls within a token holds by design; the logits have strong positive dependence.
 
 Shape letters: L layers, T tokens, E experts, N quantile levels, F factors; 1 a kept axis.
 """
@@ -51,28 +52,30 @@ from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
 
 FIT_TIMES = 2
-"""Tokens to fit on for one token to test on: the noise of the fit adds to that of the test."""
+"""Tokens to fit on per token to test on: the noise of the fit adds to that of the test."""
 SCORES = np.linspace(-5, 5, 1025)
-"""Normal scores at which quantiles stand for a layer's law; a logit is interpolated between them.
-Even in the score, they are dense in the tails, where BH decides."""
+"""Normal scores of the quantiles that represent a layer's distribution; logits are interpolated
+between them. Evenly spaced scores are dense in the tails, where BH decides."""
 ELSEWHERE = frozenset(("random_direction", "permuted_context"))
-"""Nulls that designs hold for only if they name them. ``random_direction`` needs random vectors.
-``permuted_context`` needs another text; with simulated logits for both it would be ``per_expert``
-once more."""
+"""Nulls whose H0 holds only in designs that name them. ``random_direction`` needs random vectors.
+``permuted_context`` needs another text; with simulated logits for both texts it would equal
+``per_expert``."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """One way to make logits under H0.
+    """A way to draw logits under H0.
 
     Attributes:
         name: id in tables.
         why: why H0 holds.
-        nulls: ids of the nulls for which it does; None for every null that is not ``ELSEWHERE``.
-        draw: (real sample, tokens, rng) to logits, (layers, tokens, experts), twice: what nulls
-            are fitted on (FIT_TIMES as many tokens), and what they are tested on.
-        breaks: nulls whose assumption on the law does not hold here, and that assumption; what
-            they then do is measured all the same.
+        nulls: ids of the nulls for which it holds; None for every null that is not in
+            ``ELSEWHERE``.
+        draw: maps (real sample, tokens, rng) to two tensors of logits, (layers, tokens, experts):
+            those that nulls are fitted on (FIT_TIMES as many tokens) and those that they are tested
+            on.
+        breaks: nulls whose assumption on the distribution is violated here, and that assumption;
+            their size is measured all the same.
     """
 
     name: str
@@ -96,8 +99,8 @@ def samples(
 
 def _with_logits(real: CalibrationSample, logits_LTE: Tensor) -> CalibrationSample:
     norm_LT = _tiled(real.input_norm_LT, logits_LTE.shape[1])
-    # The null of mismatched contexts is fitted and tested on such contexts only, so that one
-    # tensor can stand for both kinds.
+    # The null of mismatched contexts is fitted and tested on such contexts only, so one tensor
+    # serves as both.
     return replace(
         real,
         logits_LTE=logits_LTE,
@@ -115,8 +118,8 @@ def _tiled(value_LT: Tensor, tokens: int) -> Tensor:
 def quantile_grid(value_LTE: Tensor) -> NDArray[np.float64]:
     """Return quantiles of each layer's values at the levels of ``SCORES``, (layers, levels)."""
     sorted_Ln = np.sort(value_LTE.flatten(1).numpy(), axis=1)
-    place_N = np.rint(ndtr(SCORES) * (sorted_Ln.shape[1] - 1)).astype(int)
-    return sorted_Ln[:, place_N].astype(np.float64)
+    index_N = np.rint(ndtr(SCORES) * (sorted_Ln.shape[1] - 1)).astype(int)
+    return sorted_Ln[:, index_N].astype(np.float64)
 
 
 def symmetric_grid(grid_LN: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,8 +132,8 @@ def symmetric_grid(grid_LN: NDArray[np.float64]) -> NDArray[np.float64]:
 def copula_factor(logits_LTE: Tensor) -> NDArray[np.float64]:
     """Return F, (layers, experts, factors), with F F' the correlations of experts' normal scores.
 
-    Normal scores (van der Waerden's) look at an expert's ranks only, and their correlation matrix
-    is one by construction, which sines of rank correlations need not be.
+    Normal scores (van der Waerden's) depend on an expert's ranks only. Their correlation matrix is
+    positive semidefinite by construction, which sines of rank correlations need not be.
     """
     factors = []
     for logits_TE in logits_LTE.numpy():
@@ -167,7 +170,7 @@ def _twice(draw: Callable[[int], Tensor], tokens: int) -> tuple[Tensor, Tensor]:
 def _empirical(
     *, symmetric: bool, copula: bool
 ) -> Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]:
-    """Return a design with the real layers' law, or its lower half and that reflected."""
+    """Return a design with the real layers' distribution, or its lower half and the reflection."""
 
     def make(
         real: CalibrationSample, tokens: int, rng: np.random.Generator
@@ -183,9 +186,9 @@ def _empirical(
 def _shared_centre(
     real: CalibrationSample, tokens: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw each token's mean and standard deviation from the real ones, experts around them.
+    """Draw a real token's mean and standard deviation for each token, and experts around them.
 
-    Their law is that of the layer's logits in these units, its lower half reflected.
+    The experts' distribution is that of the layer's standardised logits, its lower half reflected.
     """
     mean_LT1 = real.logits_LTE.mean(-1, keepdim=True)
     sd_LT1 = real.logits_LTE.std(-1, keepdim=True).clamp(min=1e-30)
@@ -202,7 +205,7 @@ def _shared_centre(
 def _parametric(
     draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]],
 ) -> Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]:
-    """Return a design with the real layers' means and standard deviations and another law."""
+    """Return a design with the real layers' means and standard deviations, and other draws."""
 
     def make(
         real: CalibrationSample, tokens: int, rng: np.random.Generator
@@ -222,11 +225,11 @@ def _parametric(
 def _random_directions(
     real: CalibrationSample, tokens: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace every router row by a random vector of its length, anew for every token.
+    """Replace every router row by a random vector of its length, drawn anew for every token.
 
     <w, x> = |w| |x| c with c the cosine of a random direction: c = +-sqrt(b), b following
-    Beta(1/2, (H - 1)/2). Exact, and independent over experts given x; drawing rows anew for every
-    token gives the same size on average as one random router, with less noise.
+    Beta(1/2, (H - 1)/2). Exact, and independent over experts given x. Drawing rows anew for every
+    token has the same average size as one random router, with less noise.
     """
     norm_L1E = real.weight_norm_LE[:, None]
 
@@ -245,8 +248,9 @@ def _permuted(
 ) -> tuple[Tensor, Tensor]:
     """Split the real model's logits on shuffled text into two parts at random.
 
-    At random, so that the two are exchangeable by design although tokens of one text are alike; an
-    interval of the size is then about the tokens of this sample, and how texts differ is not in it.
+    The random split makes the two parts exchangeable by design, although tokens of one text are
+    similar. An interval of the size is therefore about the tokens of this sample; variation between
+    texts is not in it.
     """
     available = real.permuted_LTE.shape[1]
     test = min(tokens, available // (FIT_TIMES + 1))

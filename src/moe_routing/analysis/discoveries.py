@@ -33,8 +33,8 @@ def labelled(
     removed, because the model did not select them.
 
     Args:
-        removals: one row an intervention.
-        discoveries: one row an expert that a rule discovers, by ``arm`` and decision.
+        removals: one row per intervention.
+        discoveries: one row per expert that a rule discovers, by ``arm`` and decision.
         arms: id, null and level of every rule.
     """
     stock = removals.assign(null=NO_NULL, alpha=np.nan, discovered=True, beyond=0)
@@ -60,7 +60,7 @@ def false_discoveries(
     *,
     confidence: float,
 ) -> pd.DataFrame:
-    """Return one row an arm, scope, threshold and layer (and ``all``).
+    """Return one row per arm, scope, threshold and layer (and ``all``).
 
     A discovery is false if removing it changes the loss by less than epsilon in either direction.
     Only what the model itself had selected can be removed from it: ``n_beyond`` counts the

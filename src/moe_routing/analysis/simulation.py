@@ -67,7 +67,7 @@ def score_procedure(
     """Return the false discovery rate and power of a procedure on simulated p-values.
 
     ``fdr`` is the mean of V / max(R, 1), V the rejected nulls among the R rejections, and
-    ``fdr_se`` its Monte-Carlo standard error; ``power`` is the share of signals found.
+    ``fdr_se`` its Monte-Carlo standard error; ``power`` is the proportion of signals found.
     """
     order_TE = np.argsort(p_TE, axis=1, kind="stable")
     sorted_p_TE = np.take_along_axis(p_TE, order_TE, 1)
@@ -96,7 +96,7 @@ def simulate_procedures(
     correlations: Sequence[float],
     alphas: Sequence[float],
 ) -> pd.DataFrame:
-    """Return one row a procedure, level, number of signals and correlation.
+    """Return one row per procedure, level, number of signals and correlation.
 
     All procedures see the same p-values. ``bh_theory`` is alpha * m0/m, which is BH's exact false
     discovery rate for independent p-values and an upper bound for these correlated ones.

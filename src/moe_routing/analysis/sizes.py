@@ -1,4 +1,4 @@
-"""How p-values behave: uniformity, size, the bound of marginal nulls, what binds.
+"""Calibration of p-values: uniformity, test size, the bound of marginal nulls, floor and cap.
 
 Shape letters: L layers, T tokens, E experts, N levels.
 """
@@ -115,7 +115,7 @@ def attainable(null: Null, alphas: Sequence[float], experts: int) -> list[float]
 
 
 def size_row(rejected_T: Tensor, confidence: float) -> dict[str, float]:
-    """Return the share of tokens with any rejection, its Wilson interval, and the mean number."""
+    """Return the proportion of tokens with a rejection, its Wilson limits, and the mean number."""
     tokens, some = rejected_T.numel(), int((rejected_T > 0).sum())
     low, high = wilson_interval(some, tokens, confidence)
     return {
@@ -132,8 +132,8 @@ def examine(
 ) -> dict[str, pd.DataFrame]:
     """Return ``size``, ``histogram`` and ``qq`` of a fitted null on a sample, by layer.
 
-    ``size`` has a row ``all`` too, over the tokens of all layers. Levels without
-    enough draws are left out of it; see :func:`attainable`.
+    ``size`` has a row ``all`` too, over the tokens of all layers. Levels without enough draws are
+    left out of it; see :func:`attainable`.
     """
     alphas = attainable(null, alphas, sample.num_experts)
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
@@ -199,9 +199,9 @@ def judge_designs(
     confidence: float,
     breaks: Callable[[str, str], str] = lambda null, design: "",
 ) -> pd.DataFrame:
-    """Say which nulls hold their size in which designs: one row a null and design.
+    """Say which nulls hold their size in which designs: one row per null and design.
 
-    The size is the share of tokens for which BH at ``level`` selects anything where H0 holds. A
+    The size is the proportion of tokens for which BH at ``level`` selects anything under H0. A
     null is fitted, and used, layer by layer; so it must hold its size in each of them. Its ``call``
     in a design is ``valid`` if no layer's size, as estimated, is above ``largest_size``; ``not
     valid`` if a layer, or all of them together, is above it by more than chance; and else ``not
@@ -285,7 +285,7 @@ def _names(layers: Iterable[object]) -> str:
 
 
 def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
-    """Say which nulls are valid: one row a null, from :func:`judge_designs`.
+    """Say which nulls are valid: one row per null, from :func:`judge_designs`.
 
     Its ``call`` is the worst of its designs, those that break its assumption included: nobody knows
     that real logits keep it. ``assumption_call`` leaves these out (empty: none is left).

@@ -35,7 +35,7 @@ the tokens that they were fitted on: exactly for the empirical laws, approximate
 ones."""
 CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Levels of the curves of size against alpha, beside those of the config; each null is examined at
-those that its draws can reach."""
+those that it has enough draws for."""
 
 
 def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Raises:
         InputError: no calibration sample, no capture of the same model, or too few tokens to fit
-            a null that reaches the level of the verdict.
+            a null that can reject at the level of the verdict.
     """
     settings = config.analysis.validity
     folder = results / "validity"
@@ -102,7 +102,7 @@ def design_tables(
 
     Only nulls whose H0 holds in a design are examined there, those whose assumption it breaks
     included. They are fitted anew on the first sample of the design and tested on the second, at
-    the levels that its draws can reach.
+    the levels that they have enough draws for.
 
     Raises:
         InputError: the level of the verdict is not among them.

@@ -1,4 +1,4 @@
-"""Router logits of calibration tokens: what nulls and thresholds are fitted on.
+"""Router logits of calibration tokens, the data that nulls and thresholds are fitted to.
 
 Shape letters: L layers, T tokens, E experts.
 """
@@ -22,13 +22,13 @@ class CalibrationSample:
 
     Attributes:
         logits_LTE: float32 router logits on the text, (layers, tokens, experts).
-        permuted_LTE: the same on the text with the tokens of each window shuffled: every token in
-            a mismatched context.
+        permuted_LTE: the same on the text with the tokens of each window shuffled, so that every
+            token is in a mismatched context.
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
         permuted_norm_LT: the same on the shuffled text.
         weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
         hidden_size: width of the router's input.
-        native_k: experts a token that the model was trained with.
+        native_k: experts per token that the model was trained with.
         fingerprint: hash of the router weights, see ``models.loading.router_fingerprint``.
     """
 
@@ -57,7 +57,7 @@ class CalibrationSample:
 
     @property
     def num_experts(self) -> int:
-        """Number of experts a layer."""
+        """Number of experts per layer."""
         return self.logits_LTE.shape[2]
 
     def save(self, path: Path | str) -> None:

@@ -1,6 +1,6 @@
-"""What goes into a router and what comes out of it.
+"""Inputs and outputs of a router.
 
-Shape letters: T tokens, K slots a token, E experts, H hidden size.
+Shape letters: T tokens, K slots per token, E experts, H hidden size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RouterInputs:
-    """What a router sees of one layer.
+    """The inputs of one layer's router.
 
     Attributes:
         layer: index of the layer.
         logits_TE: router logits, (tokens, experts), in the model's dtype.
         hidden_TH: inputs of the router, (tokens, hidden).
         weight_EH: the router's weight, (experts, hidden).
-        mask_T: which tokens are real and which are padding, bool, (tokens,); None: all are real.
+        mask_T: True for real tokens, False for padding, (tokens,); None: all are real.
     """
 
     layer: int
@@ -31,7 +31,7 @@ class RouterInputs:
     mask_T: Tensor | None = None
 
     def rows(self, tokens: slice) -> RouterInputs:
-        """Return the inputs of some of the tokens."""
+        """Return the inputs of a slice of the tokens."""
         hidden_TH = None if self.hidden_TH is None else self.hidden_TH[tokens]
         mask_T = None if self.mask_T is None else self.mask_T[tokens]
         return RouterInputs(self.layer, self.logits_TE[tokens], hidden_TH, self.weight_EH, mask_T)
@@ -39,14 +39,14 @@ class RouterInputs:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which experts, in order of preference.
+    """The selected experts of each token, in order of preference.
 
     Attributes:
-        index_TK: distinct expert ids, (tokens, slots), int64; E (the number of experts) marks the
+        index_TK: distinct expert ids, (tokens, slots), int64; E (the number of experts) marks
             padded slots, which come last.
-        count_T: experts selected for each token, (tokens,), int64.
-        rejected_T: experts that the rule itself chose before floor and cap, (tokens,), int64;
-            equal to ``count_T`` for rules that have neither.
+        count_T: number of experts selected for each token, (tokens,), int64.
+        rejected_T: number of experts that the rule selected before floor and cap were applied,
+            (tokens,), int64; equal to ``count_T`` for rules without them.
     """
 
     index_TK: Tensor
@@ -66,7 +66,7 @@ class Selection:
     ) -> Selection:
         """Keep the first ``count_T`` of ``order_TK`` and pad the rest.
 
-        On the CPU, slots that no token fills are cut off.
+        On the CPU, slots that no token fills are dropped.
         """
         if order_TK.device.type == "cpu" and order_TK.numel():
             order_TK = order_TK[:, : int(count_T.max())]
@@ -76,7 +76,7 @@ class Selection:
 
     @classmethod
     def concatenated(cls, parts: list[Selection], experts: int) -> Selection:
-        """Join the selections of consecutive tokens, padded to the widest."""
+        """Concatenate the selections of consecutive tokens, padded to the widest."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.index_TK.shape[1] for part in parts)
@@ -93,7 +93,7 @@ class Routing:
     """The experts of each token and their weights.
 
     Attributes:
-        selection: which experts.
+        selection: the selected experts.
         weight_TK: float32 weights, (tokens, slots); 0 at padded slots.
         probability_TE: float32 softmax over all experts, (tokens, experts).
     """

@@ -1,7 +1,7 @@
-"""How much each selected expert counts: the second of a strategy's two decisions.
+"""The weights of the selected experts, the second of a strategy's two decisions.
 
-The model was trained with raw softmax weights; every other choice changes the scale of the
-layer's output as well, so that weighting is a factor of the study by itself.
+The model was trained with the softmax probabilities as weights. Any other weighting also changes
+the scale of the layer's output, so weighting is a factor of the study in its own right.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
     Args:
-        kind: ``softmax`` (raw probability), ``renormalised`` (sum 1), ``uniform`` (1/count), or
-            ``mass_matched`` (rescaled to the mass of the token's own top ``native_k``).
+        kind: ``softmax`` (the probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), or
+            ``mass_matched`` (rescaled to the total probability of the token's top ``native_k``).
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
         native_k: the number of experts the model was trained with.
@@ -31,19 +31,20 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
     experts = probability_TE.shape[1]
     if kind == "uniform":
         padded_TK = selection.index_TK >= experts
-        share_T1 = 1.0 / selection.count_T[:, None].clamp(min=1).float()
-        return share_T1.expand(padded_TK.shape).masked_fill(padded_TK, 0.0)
-    raw_TK = selected_probability(probability_TE, selection.index_TK)
+        weight_T1 = 1.0 / selection.count_T[:, None].clamp(min=1).float()
+        return weight_T1.expand(padded_TK.shape).masked_fill(padded_TK, 0.0)
+    softmax_TK = selected_probability(probability_TE, selection.index_TK)
     if kind == "softmax":
-        return raw_TK
-    share_TK = raw_TK / raw_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return softmax_TK
+    total_T1 = softmax_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    normalised_TK = softmax_TK / total_T1
     if kind == "renormalised":
-        return share_TK
+        return normalised_TK
     mass_T1 = probability_TE.topk(min(native_k, experts), dim=1).values.sum(1, keepdim=True)
-    return share_TK * mass_T1
+    return normalised_TK * mass_T1
 
 
 def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
     """Return the probability of each selected expert, (tokens, slots), 0 at padded slots."""
-    # Padded slots read the column of zeros behind the last expert.
+    # Padded slots index the column of zeros appended after the last expert.
     return F.pad(probability_TE, (0, 1)).gather(1, index_TK)
