@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
+# --doctest-modules would import this file again, under a name that other conftest files have.
+collect_ignore = ["conftest.py"]
+
 
 @pytest.fixture(scope="session")
 def nano():
