@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
-# --doctest-modules would import this file again, under a name that other conftest files have.
-collect_ignore = ["conftest.py"]
+# --doctest-modules would import these files a second time, all under the one name "conftest".
+collect_ignore_glob = ["*conftest.py"]
 
 
 @pytest.fixture(scope="session")
