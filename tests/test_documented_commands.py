@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
+from documents import ROOT, blocks, text
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TORCH = "--index-url https://download.pytorch.org/whl/cpu torch"
-
-
-def text(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def jobs(name: str) -> list[dict]:
@@ -34,8 +29,7 @@ def commands(name: str) -> list[str]:
 
 def fenced(number: int) -> list[str]:
     """The lines of a fenced block of the README, counted from 0."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text("README.md"), flags=re.MULTILINE | re.DOTALL)
-    return blocks[number].splitlines()
+    return blocks("README.md", r"\w*")[number].splitlines()
 
 
 def section(title: str) -> list[str]:
