@@ -1,15 +1,25 @@
-"""CHANGELOG.md and LAB_NOTES.md keep their form."""
+"""CHANGELOG.md and LAB_NOTES.md keep their form; documents write rates with "per"."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-from documents import text
+import pytest
+from documents import ROOT, text
 
 import moe_routing
 
 DATE = r"\d{4}-\d{2}-\d{2}"
+RATE = re.compile(
+    r"\b(experts|tokens|items|pairs|nats|bits|perplexity|continuations|rows?|lines?|panels?|columns?)"
+    r"\s+an?\s+(token|second|byte|word|layer|expert|character|cell|job|step|strategy|null|family)\b"
+)
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "config/*.yaml", "report/**/*.qmd", "workflow/report/*")
+    for path in ROOT.glob(pattern)
+)
 
 
 def test_the_changelog_is_grouped_by_version_and_kind():
@@ -29,3 +39,9 @@ def test_each_lab_note_opens_with_its_conclusion_newest_first():
     for _, conclusion in notes:
         assert re.fullmatch(r"\*\*[^*]*\d[^*]*\.\*\*", conclusion), conclusion
     assert all(later >= earlier for (later, _), (earlier, _) in pairwise(notes))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_rates_are_written_with_per(name):
+    assert RATE.search("8 experts a token")
+    assert RATE.search(text(name)) is None
