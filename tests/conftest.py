@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
+# --doctest-modules would import these files a second time, all under the one name "conftest".
+collect_ignore_glob = ["*conftest.py"]
+
 
 @pytest.fixture(scope="session")
 def nano():

@@ -9,6 +9,13 @@ with routed(model, "bh_k16_a005", calibration=calibrate(model, tokenizer, texts)
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_routing.evaluation.calibrate import calibrate
+    from moe_routing.models.patch import routed
+    from moe_routing.models.recorder import Recorder
+    from moe_routing.routing.strategies import parse_strategy
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -25,3 +32,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'moe_routing' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return [*__all__, "__version__"]

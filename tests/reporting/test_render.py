@@ -72,10 +72,10 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     text = text_of(rendered / "index.html")
     start = text[: text.index("Abstract A mixture")]
     assert PREVIEW_NOTE in start
-    assert "Asked. Does every token need the 8 experts" in start
-    assert "Found. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
+    assert "Question. Does every token need the 8 experts" in start
+    assert "Result. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
     assert "\N{MINUS SIGN}3.0 percentage points [" in start
-    assert "On a small model (olmoe-nano, 16 million parameters)" in start
+    assert "Model and data: a small model (olmoe-nano, 16 million parameters)" in start
     assert "statistics/primary.csv" in start
 
 

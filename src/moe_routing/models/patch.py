@@ -52,9 +52,10 @@ def routed(
         InputError: an unknown strategy, more experts than the model has, a calibration that is
             missing or belongs to another model, or a model without a supported router.
 
-    Example:
-        >>> with routed(model, "regular_k4"):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+    Example::
+
+        with routed(model, "regular_k4"):
+            model.generate(**inputs)
     """
     strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
     routers = find_routers(model)
