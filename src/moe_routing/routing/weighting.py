@@ -1,4 +1,4 @@
-"""How much each selected expert counts: the second of a strategy's two decisions.
+"""How much each selected expert counts: the second of a strategy's two decisions, and the router.
 
 The model was trained with raw softmax weights; every other choice changes the scale of the
 layer's output as well, so that weighting is a factor of the study by itself.
@@ -6,16 +6,15 @@ layer's output as well, so that weighting is a factor of the study by itself.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_routing.routing.types import Selection
-
-Weighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+from moe_routing.errors import InputError
+from moe_routing.routing.types import RouterInputs, Routing, Selection, Selector
+from moe_routing.vocabulary import Weighting
 
 
 def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_k: int) -> Tensor:
@@ -42,3 +41,31 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
         return share_TK
     mass_T1 = probability_TE.topk(min(native_k, experts), dim=1).values.sum(1, keepdim=True)
     return share_TK * mass_T1
+
+
+@dataclass(frozen=True)
+class Router:
+    """A built strategy: choose, then weigh."""
+
+    select: Selector
+    weighting: Weighting
+    native_k: int
+
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        """Route the tokens of one layer.
+
+        Raises:
+            InputError: NaN among the logits, or plus infinity, or nothing but minus infinity (which
+                marks masked experts). Looked for on the CPU only, where it costs nothing; on an
+                accelerator it would wait for the device, and the model's output is NaN.
+        """
+        probability_TE = inputs.logits_TE.float().softmax(-1)
+        # One such logit makes the whole row of the softmax NaN, so that one column tells.
+        if probability_TE.device.type == "cpu" and bool(probability_TE[:, 0].isnan().any()):
+            raise InputError(
+                f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
+                "-inf for masked experts (check the weights and the dtype)"
+            )
+        selection = self.select(inputs, probability_TE)
+        weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
+        return Routing(selection, weight_TK, probability_TE)

@@ -17,6 +17,7 @@ from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.procedures import last_reaching
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
+from moe_routing.vocabulary import HYPOTHESES
 
 SMALLEST_P = torch.finfo(torch.float32).tiny
 """Where p-values of nulls with a formula are clipped, so that they stay positive in float32."""
@@ -33,8 +34,7 @@ class Null(ABC):
     A logit of minus infinity marks a masked expert: it has p-value 1 and changes no other one's.
 
     Attributes:
-        id: name in config, ids and file names.
-        hypothesis: H0 in words.
+        id: name in config, ids and file names; a key of :data:`moe_routing.vocabulary.HYPOTHESES`.
         layer_monotone: whether all experts and tokens of a layer share the map to p-values.
         ranks_by_logit: whether within a token the statistic is in the order of the logits.
         draws: number n of null draws behind each tail; p-values are at least 1 / (n + 1). Infinite
@@ -42,10 +42,14 @@ class Null(ABC):
     """
 
     id: ClassVar[str]
-    hypothesis: ClassVar[str]
     layer_monotone: ClassVar[bool]
     ranks_by_logit: ClassVar[bool] = True
     draws: float
+
+    @property
+    def hypothesis(self) -> str:
+        """H0 in words."""
+        return HYPOTHESES[self.id]
 
     @classmethod
     @abstractmethod

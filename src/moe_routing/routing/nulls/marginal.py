@@ -73,14 +73,12 @@ class Pooled(LogitNull):
     """
 
     id: ClassVar[str] = "pooled"
-    hypothesis: ClassVar[str] = "the logit is typical of all (token, expert) pairs of the layer"
 
 
 class PerExpert(LogitNull):
     """Logits of one expert over calibration tokens; n = tokens. The bound of ``pooled`` holds."""
 
     id: ClassVar[str] = "per_expert"
-    hypothesis: ClassVar[str] = "the logit is typical of this expert's logits"
     layer_monotone: ClassVar[bool] = False
 
     @classmethod
@@ -101,7 +99,6 @@ class Unselected(LogitNull):
     """
 
     id: ClassVar[str] = "unselected"
-    hypothesis: ClassVar[str] = "the logit looks like one of an expert that the model rejects"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -128,7 +125,6 @@ class PermutedContext(PerExpert):
     """
 
     id: ClassVar[str] = "permuted_context"
-    hypothesis: ClassVar[str] = "the logit is one of this expert's for a mismatched context"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -195,7 +191,6 @@ class PooledKDE(KernelNull):
     """As ``pooled``, with a kernel density instead of the empirical law."""
 
     id: ClassVar[str] = "pooled_kde"
-    hypothesis: ClassVar[str] = Pooled.hypothesis
     layer_monotone: ClassVar[bool] = True
 
     @classmethod
@@ -208,7 +203,6 @@ class PerExpertKDE(KernelNull):
     """As ``per_expert``, with a kernel density instead of the empirical law."""
 
     id: ClassVar[str] = "per_expert_kde"
-    hypothesis: ClassVar[str] = PerExpert.hypothesis
     layer_monotone: ClassVar[bool] = False
 
     @classmethod

@@ -31,7 +31,6 @@ class RandomDirection(Null):
     """
 
     id: ClassVar[str] = "random_direction"
-    hypothesis: ClassVar[str] = "the expert's vector is no closer to the token than a random one"
     layer_monotone: ClassVar[bool] = True
     ranks_by_logit: ClassVar[bool] = False
     KNOTS: ClassVar[int] = 8193
