@@ -313,6 +313,26 @@ def test_looks_differ_in_marker_and_lightness():
     assert steps.min() > 3
 
 
+def test_every_family_is_drawn_with_its_own_marker_in_every_figure(cells, paired):
+    """Also with the markers that are no letter, which a format string could not hold."""
+    names = [*families(), *controls()]
+    first = cells[(cells["strategy"] == "regular_k8") & (cells["dataset"] == "hellaswag")]
+    own = pd.concat([first.assign(strategy=name, family=name) for name in names])
+    test = paired[paired["dataset"] == "hellaswag"].iloc[[0]]
+    tests = pd.concat([test.assign(strategy=name) for name in names])
+    ranks = pd.DataFrame({"strategy": names, "average_rank": range(1, len(names) + 1)})
+    ranks = ranks.assign(critical_difference=1.0, n_datasets=3)
+    of = dict(zip(names, names, strict=True))
+    for figure in (
+        comparison.pareto(own, "regular"),
+        comparison.speed(own, "regular"),
+        comparison_statistics.forest(tests, margins(), of, "regular"),
+        comparison_statistics.critical_difference(ranks, of, "regular"),
+    ):
+        drawn = {(line.get_marker(), line.get_color()) for line in figure.axes[0].get_lines()}
+        assert {(look(name).marker, look(name).colour) for name in names} <= drawn
+
+
 def test_a_family_that_is_not_installed_is_an_error_and_no_grey_mark():
     with pytest.raises(InputError, match=r"family 'everyother' is not known here; known: regular"):
         look("everyother")

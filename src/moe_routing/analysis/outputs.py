@@ -69,6 +69,7 @@ BH = Outputs(
         "bh_static_curve.csv",
         "bh_generation.json",
         "recommendation.json",
+        "bh_p_values.parquet",
     ),
     (
         "counts_distribution",

@@ -166,7 +166,7 @@ def _points(
     style = look(family)
     error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
     axis.errorbar(
-        rows[x], rows["value"], yerr=error, fmt=style.marker, color=style.colour, ls=style.dash,
+        rows[x], rows["value"], yerr=error, marker=style.marker, color=style.colour, ls=style.dash,
         lw=0.9, elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
         label=label or family_entry(family).label,
         mfc="white" if hollow else style.colour, mec=style.colour, mew=0.9,

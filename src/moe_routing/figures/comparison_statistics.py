@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.figures.style import WIDTH, look
+from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SHOWN = ("better", "worse", "worse within margin")
-"""Verdicts for which a difference was shown; their markers are filled."""
 
 _LINEAR_UP_TO = 25
 """An axis whose data reach further than this many margins is logarithmic outside 5 margins."""
@@ -73,8 +71,9 @@ def _forest_panel(
         middle = scale * row["difference"]
         error = [[middle - scale * row["low"]], [scale * row["high"] - middle]]
         axis.errorbar(
-            middle, place, xerr=np.maximum(error, 0), fmt=style.marker, color=style.colour,
-            mfc=style.colour if row["verdict"] in SHOWN else "white", capsize=1.5, elinewidth=0.8,
+            middle, place, xerr=np.maximum(error, 0), marker=style.marker, ls="none",
+            color=style.colour, mfc=style.colour if row["verdict"] in SHOWN else "white",
+            capsize=1.5, elinewidth=0.8,
         )  # fmt: skip
     axis.axvline(0, color="#444444", lw=0.8)
     axis.set_xlabel(f"{metric.label},\n{metric.unit}" if metric.is_proportion else metric.label)
@@ -121,7 +120,7 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
         axis.axvline(own.iloc[0], color="#777777", lw=0.8, ls="--")
     for row in ranked.itertuples():
         style = look(families[row.strategy])
-        axis.plot(row.average_rank, row.Index, style.marker, color=style.colour)
+        axis.plot(row.average_rank, row.Index, marker=style.marker, color=style.colour, ls="none")
     bars = cliques(ranked["average_rank"], distance)
     step = 0.03 * last
     for number, (first, end) in enumerate(bars):

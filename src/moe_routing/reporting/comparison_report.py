@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 
-TABLES = {
+SECTIONS = {
     "Results": "tbl-results",
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
@@ -37,7 +37,7 @@ def comparison_report(study: Study) -> str:
     sections = [
         _head(study),
         _section("Findings", *(f"- {finding.text} ({finding.source})" for finding in said(study))),
-        *(_table(study, title, label) for title, label in TABLES.items()),
+        *(_table(study, title, label) for title, label in SECTIONS.items()),
         _figures(study),
         _section("What is missing", *(f"- {finding.text}" for finding in missing(study)))
         if missing(study)

@@ -24,11 +24,8 @@ from moe_routing.reporting.findings import (
     truths,
 )
 from moe_routing.routing.strategies import Strategy, control_kinds
-from moe_routing.statistics.verdict import Verdict
+from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
-
-WORSE = (Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
-SHOWN = (Verdict.BETTER, *WORSE)
 
 COUNTS_DIFFER = 0.05
 """Mean experts of control and base further apart than this share are stated."""
@@ -86,7 +83,7 @@ def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
 
 
 def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
-    worse, better = (_difference_by_set(rows, set_) for set_ in (WORSE, (Verdict.BETTER,)))
+    worse, better = (_difference_by_set(rows, set_) for set_ in (LOSSES, (Verdict.BETTER,)))
     same = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
     safe = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
     unshown = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
@@ -172,7 +169,9 @@ def static_curve(
         lead = f"On {DATASETS[dataset].label}, compared with `{group['base'].iloc[0]}`"
         text = f"{lead}, {'; '.join(clauses)}."
         shown = set(sides["more"]["verdict"])
-        outcome = "worse" if shown & set(WORSE) else "better" if Verdict.BETTER in shown else "none"
+        outcome = (
+            "worse" if shown & set(LOSSES) else "better" if Verdict.BETTER in shown else "none"
+        )
         findings.append(Finding(text, CONTROLS_FILE, f"more {outcome}"))
     return findings
 
@@ -180,7 +179,7 @@ def static_curve(
 def _static_side(word: str, rows: pd.DataFrame) -> str:
     """Return at which k fewer, or more, static experts were worse, better or neither."""
     groups = {
-        "worse": rows["verdict"].isin(WORSE),
+        "worse": rows["verdict"].isin(LOSSES),
         "better": rows["verdict"] == Verdict.BETTER,
         "not shown to differ": ~rows["verdict"].isin(SHOWN),
     }

@@ -36,7 +36,7 @@ COSTS = {
 }
 """The costs of Pareto fronts by column: in words, and the file that the front stands in."""
 
-FEW_DATASETS = 3
+LITTLE_POWER_UP_TO = 3
 """Up to this many data sets, the text says that a test of ranks has little power."""
 
 
@@ -163,7 +163,7 @@ def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
     text += many if len(beyond) else "none lies"
     text += " beyond the critical difference from the baseline"
     text += "." if different or beyond.empty else ", which alone shows nothing."
-    if row["n_datasets"] <= FEW_DATASETS:
+    if row["n_datasets"] <= LITTLE_POWER_UP_TO:
         text += " With so few data sets this test has little power."
     return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from moe_routing.reporting import wording as w
 from moe_routing.routing.strategies import control_kinds, family_entry
+from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _shown(study: Study) -> dict[str, set[str]]:
     if paired.empty:
         return {}
     main = paired[paired["main"].astype(str).str.lower() == "true"]
-    main = main[main["verdict"].isin(["better", "worse", "worse within margin"])]
+    main = main[main["verdict"].isin(SHOWN)]
     return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
 
 
