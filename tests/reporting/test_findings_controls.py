@@ -226,11 +226,15 @@ def test_primary_contrast_against_the_noise(difference, verdict, said):
 
 def test_divergence_is_a_range_on_each_data_set():
     index = pd.MultiIndex.from_tuples(
-        [("regular_k8", "a"), ("regular_k4", "a"), ("regular_k4", "b"), ("bh", "a")],
+        [(name, "lambada") for name in ("regular_k8", "regular_k4", "bh")]
+        + [("regular_k4", "hellaswag")],
         names=["strategy", "dataset"],
     )
-    finding = c.divergence(pd.Series([0.0, 0.1, 0.3, 0.01], index), "regular_k8")
-    assert "is 0.01 (`bh`) to 0.1 (`regular_k4`) on a and 0.3 (`regular_k4`) on b." in finding.text
+    finding = c.divergence(pd.Series([0.0, 0.1, 0.01, 0.3], index), "regular_k8")
+    assert (
+        "is 0.01 (`bh`) to 0.1 (`regular_k4`) on LAMBADA and 0.3 (`regular_k4`) on HellaSwag."
+        in finding.text
+    )
     assert "0.2" not in finding.text  # the mean over unlike texts
     assert c.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
 
