@@ -28,12 +28,13 @@ from measure import interleave, options, prepare, ratio, show
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.cli import run
-from moe_routing.config import TASKS, ModelConfig
+from moe_routing.config import ModelConfig
 from moe_routing.data.items import Item, read_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.scoring import Scorer
 from moe_routing.models.loading import load_model
 from moe_routing.models.patch import routed
+from moe_routing.vocabulary import task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("hellaswag", "lambada")
@@ -87,7 +88,7 @@ def compare(
     arguments: argparse.Namespace,
 ) -> list[dict]:
     """Find the harness's best batch size on a quarter of the items, then time both on all."""
-    task = TASKS[dataset]
+    task = task_of(dataset).name
     quarter = items[: max(1, len(items) // 4)]
     sizes = {
         size: partial(by_harness, model, tokenizer, quarter, size) for size in arguments.batch_sizes

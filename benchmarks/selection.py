@@ -34,9 +34,10 @@ from tqdm import tqdm
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, Null
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.routing.strategies import Router, Strategy, parse_strategy
+from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.strategies.testing import StepUp
 from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.weighting import Router
 
 HIDDEN = 128
 CALIBRATION_TOKENS = 8192

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_routing.config import StudyConfig, control_of, load_config
+from moe_routing.config import StudyConfig, as_control, load_config
 from moe_routing.errors import InputError
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.reference import reference_files
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import load_yaml
-from moe_routing.workflow import nulls_of, sections
+from moe_routing.workflow import sections
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = {"kind": "local", "path": "items.jsonl"}
@@ -66,7 +67,7 @@ def test_full_studies_have_69_cells(name):
     ],
 )
 def test_what_a_control_takes_apart(control, kind, base):
-    assert control_of(control, "regular_k8") == (kind, base)
+    assert as_control(parse_strategy(control), "regular_k8") == (kind, base)
 
 
 def test_a_noise_arm_changes_one_setting(values):
@@ -81,10 +82,13 @@ def test_a_noise_arm_changes_one_setting(values):
     assert half.model_copy(update={"model": back}) == study
 
 
-def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against():
-    assert nulls_of("regular_k8", "regular_k8") == []
-    assert nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "within_token"]
-    assert nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
+def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against(values):
+    values["strategies"] = ["regular_k8", "bh_k4_a005", "bh_k8_a005", "bh_k8_a005_pooled"]
+    values["controls"] = ["shuffle.bh_k8_a005_pooled"]
+    study = StudyConfig.model_validate(values)
+    assert study.nulls_of("regular_k8", "regular_k8") == []
+    assert study.nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "within_token"]
+    assert study.nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
 
 
 def test_a_job_scores_strategies_of_one_family_or_controls(values):

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.strategies import CONTROLS, parse_strategy
-from moe_routing.routing.strategies.topk import Regular
+from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
 from moe_routing.schema import ClosedModel, load_yaml
+from moe_routing.vocabulary import DATASETS, HYPOTHESES, RIVAL_KIND, STATIC_KIND, WEIGHTING_KIND
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 ExpertsImplementation = Literal["ragged", "eager", "grouped_mm"]
-TASKS = {
-    "wikitext": "perplexity",
-    "wikipedia": "perplexity",
-    "hellaswag": "multiple_choice",
-    "lambada": "last_word",
-}
 
 
 class HubSource(ClosedModel):
@@ -154,6 +147,13 @@ class StatisticsConfig(ClosedModel):
     margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats a token.")
 
 
+class Control(NamedTuple):
+    """What a control replaces (its kind), and the id of the strategy that it is compared with."""
+
+    kind: str
+    base: str
+
+
 class ResourcesConfig(ClosedModel):
     """What one model job asks of the scheduler."""
 
@@ -202,16 +202,16 @@ class StudyConfig(ClosedModel):
     @classmethod
     def _known_datasets(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
         for name in value:
-            if name not in TASKS:
-                raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(TASKS)}")
+            if name not in DATASETS:
+                raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(DATASETS)}")
         return value
 
     @field_validator("calibration")
     @classmethod
     def _known_nulls(cls, value: CalibrationConfig) -> CalibrationConfig:
         for name in value.nulls:
-            if name not in NULLS:
-                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULLS)}")
+            if name not in HYPOTHESES:
+                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(HYPOTHESES)}")
         return value
 
     @field_validator("strategies", "controls")
@@ -239,7 +239,7 @@ class StudyConfig(ClosedModel):
         ):
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
-        needed = {null for name in self.scored if (null := parse_strategy(name).needs_null)}
+        needed = {null for strategy in self.parsed.values() if (null := strategy.needs_null)}
         needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.audit.nulls or ())}
         missing = sorted(needed - set(self.calibration.nulls))
         if missing:
@@ -249,12 +249,11 @@ class StudyConfig(ClosedModel):
 
     @model_validator(mode="after")
     def _consistent_controls(self) -> StudyConfig:
-        for name in self.controls:
+        for name, (_, base) in self.control_of.items():
             if name in self.strategies:
                 raise ValueError(
                     f"controls has '{name}', a strategy already; allowed: each id once"
                 )
-            _, base = control_of(name, self.statistics.baseline)
             if base not in self.scored:
                 raise ValueError(
                     f"controls has '{name}', which is compared with '{base}'; allowed: controls of "
@@ -280,16 +279,34 @@ class StudyConfig(ClosedModel):
         return [*self.strategies, *self.controls]
 
     @property
+    def parsed(self) -> dict[str, Strategy]:
+        """Every strategy that has cells, and the baseline, by id."""
+        return {name: parse_strategy(name) for name in (*self.scored, self.statistics.baseline)}
+
+    @property
+    def control_of(self) -> dict[str, Control]:
+        """What each control replaces, and what it is compared with, by id."""
+        parsed, baseline = self.parsed, self.statistics.baseline
+        return {name: as_control(parsed[name], baseline) for name in self.controls}
+
+    def nulls_of(self, *strategy_ids: str) -> list[str]:
+        """Return the ids of the nulls that strategies of the study test against, each once."""
+        parsed = self.parsed
+        nulls = [parsed[name].needs_null for name in strategy_ids]
+        return [null for null in dict.fromkeys(nulls) if null]
+
+    @property
     def scoring_jobs(self) -> list[tuple[str, ...]]:
         """What each scoring job scores: strategies of one family, or controls.
 
         A strategy more in the config changes the jobs of its family only.
         """
         size = self.resources.strategies_per_job
-        families = [parse_strategy(name).family for name in self.strategies]
+        parsed = self.parsed
+        family_of = {name: parsed[name].family.name for name in self.strategies}
         groups = [
-            [name for name, own in zip(self.strategies, families, strict=True) if own == family]
-            for family in dict.fromkeys(families)
+            [name for name in self.strategies if family_of[name] == family]
+            for family in dict.fromkeys(family_of.values())
         ]
         return [
             tuple(group[start : start + size])
@@ -309,34 +326,28 @@ class StudyConfig(ClosedModel):
         return self.model_copy(update=parts)
 
 
-def control_of(control_id: str, baseline: str) -> tuple[str, str]:
-    """Return what a control replaces, and the id of the strategy that it is compared with.
+def as_control(strategy: Strategy, baseline: str) -> Control:
+    """Return what a strategy among the controls replaces, and the id that it is compared with.
 
-    Args:
-        control_id: id of a strategy among the controls.
-        baseline: the study's baseline.
+    A point of a static curve, and any other strategy (a rival), is compared with the baseline; a
+    control family with the strategy that it takes apart; a strategy under other weights with itself
+    under the default weights of its family.
 
-    Returns:
-        ``static`` and the baseline for a point of a static curve; ``shuffle``, ``layermean`` or
-        ``randomid`` and the strategy taken apart; ``weighting`` and the same strategy under its
-        family's default weights; ``rival`` and the baseline for any other strategy.
-
-    >>> control_of("shuffle.bh_k8_a005", "regular_k8")
-    ('shuffle', 'bh_k8_a005')
-    >>> control_of("bh_k8_a005_mass-matched", "regular_k8")
-    ('weighting', 'bh_k8_a005')
+    >>> as_control(parse_strategy("shuffle.bh_k8_a005"), "regular_k8")
+    Control(kind='shuffle', base='bh_k8_a005')
+    >>> as_control(parse_strategy("bh_k8_a005_mass-matched"), "regular_k8")
+    Control(kind='weighting', base='bh_k8_a005')
     """
-    strategy = parse_strategy(control_id)
-    if isinstance(strategy, CONTROLS):
-        return strategy.family, strategy.base.id
-    if isinstance(strategy, Regular):  # or one of its subclasses, with other weights
-        return "static", baseline
+    if isinstance(strategy, ControlStrategy):
+        return Control(strategy.family.control.name, strategy.base.id)
+    if strategy.family.static_weighting:
+        return Control(STATIC_KIND.name, baseline)
     if "weighting" in strategy.words:
         default = type(strategy).model_fields["weighting"].default
         base = strategy.model_copy(update={"weighting": default})
         if base != strategy:
-            return "weighting", base.id
-    return "rival", baseline
+            return Control(WEIGHTING_KIND.name, base.id)
+    return Control(RIVAL_KIND.name, baseline)
 
 
 def load_config(path: Path | str) -> StudyConfig:

@@ -13,7 +13,6 @@ from moe_routing.config import StudyConfig
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
 from moe_routing.files import atomic_path
-from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
 
 
@@ -62,12 +61,6 @@ def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None
     file = given[0] if whole else Path(os.path.relpath(path.with_name("config.yaml")))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"config_file": file.as_posix()}) + "\n")
-
-
-def nulls_of(*strategy_ids: str) -> list[str]:
-    """Return the ids of the nulls that strategies test against, each once."""
-    nulls = [parse_strategy(name).needs_null for name in strategy_ids]
-    return [null for null in dict.fromkeys(nulls) if null]
 
 
 def model_files(study: StudyConfig) -> list[str]:

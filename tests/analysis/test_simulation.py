@@ -7,7 +7,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from moe_routing.analysis.simulation import (
-    PROCEDURES,
+    procedures,
     score_procedure,
     simulate_p,
     simulate_procedures,
@@ -20,7 +20,7 @@ SETTING = {"repeats": 4000, "experts": 64, "effect": 3.0}
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
 def test_bh_has_exactly_its_rate_for_independent_nulls(rng, signals, alpha):
     p_TE = simulate_p(rng, signals=signals, correlation=0.0, **SETTING)
-    score = score_procedure(PROCEDURES["bh"], alpha, p_TE, signals)
+    score = score_procedure(procedures()["bh"], alpha, p_TE, signals)
     assert abs(score["fdr"] - alpha * (1 - signals / 64)) <= 3 * score["fdr_se"]
 
 
@@ -28,15 +28,15 @@ def test_bh_has_exactly_its_rate_for_independent_nulls(rng, signals, alpha):
 def test_by_and_ebh_stay_below_alpha_under_equicorrelation(rng, signals):
     p_TE = simulate_p(rng, signals=signals, correlation=0.5, **SETTING)
     for name in ("by", "ebh"):
-        score = score_procedure(PROCEDURES[name], 0.05, p_TE, signals)
+        score = score_procedure(procedures()[name], 0.05, p_TE, signals)
         assert score["fdr"] + 3 * score["fdr_se"] < 0.05
 
 
 def test_an_unadjusted_threshold_is_shown_failing(rng):
     p_TE = simulate_p(rng, signals=4, correlation=0.0, **SETTING)
-    score = score_procedure(PROCEDURES["threshold"], 0.05, p_TE, 4)
+    score = score_procedure(procedures()["threshold"], 0.05, p_TE, 4)
     assert score["fdr"] - 3 * score["fdr_se"] > 0.2
-    assert score["power"] > score_procedure(PROCEDURES["bh"], 0.05, p_TE, 4)["power"]
+    assert score["power"] > score_procedure(procedures()["bh"], 0.05, p_TE, 4)["power"]
 
 
 @pytest.mark.parametrize(("name", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])
@@ -47,7 +47,7 @@ def test_scores_equal_a_loop_over_statsmodels(rng, name, method):
         rejected = multipletests(p_E, alpha=0.1, method=method)[0]
         shares.append(rejected[5:].sum() / max(1, rejected.sum()))
         found.append(rejected[:5].sum())
-    score = score_procedure(PROCEDURES[name], 0.1, p_TE, 5)
+    score = score_procedure(procedures()[name], 0.1, p_TE, 5)
     assert score["fdr"] == pytest.approx(np.mean(shares))
     assert score["fdr_se"] == pytest.approx(np.std(shares, ddof=1) / np.sqrt(200))
     assert score["power"] == pytest.approx(np.mean(found) / 5)
@@ -66,7 +66,7 @@ def test_the_table_has_a_row_for_every_setting(rng):
         rng, repeats=100, experts=8, signals=[0, 2], effect=3.0, correlations=[0.0, 0.5],
         alphas=[0.05, 0.1],
     )  # fmt: skip
-    assert len(table) == len(PROCEDURES) * 2 * 2 * 2
+    assert len(table) == len(procedures()) * 2 * 2 * 2
     assert table.loc[table["signals"] == 0, "power"].isna().all()
     bh = table[(table["procedure"] == "bh") & (table["signals"] == 2) & (table["alpha"] == 0.1)]
     assert bh["bh_theory"].tolist() == pytest.approx([0.075, 0.075])

@@ -33,7 +33,7 @@ def results(tmp_path):
             record = {
                 "strategy": {
                     "id": strategy.id,
-                    "family": strategy.family,
+                    "family": strategy.family.name,
                     **strategy.model_dump(),
                     "weighting": strategy.weighting_kind,
                 },

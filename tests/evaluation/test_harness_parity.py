@@ -13,13 +13,13 @@ import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from moe_routing.config import TASKS
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation.cells import _rows
 from moe_routing.evaluation.requests import Request
 from moe_routing.evaluation.scoring import Scorer
 from moe_routing.models.patch import routed
 from moe_routing.statistics.intervals import metric_intervals
+from moe_routing.vocabulary import DATASETS
 
 # Even a stock model in double precision computes its norms in single precision; ours does not.
 NATS = 2e-5
@@ -104,11 +104,13 @@ def test_metrics_are_the_harness_s(double, tokenizer, harness, local_task, name)
     theirs = by_harness(harness, name, task)
     items = load_items(name, path)
     with routed(double, "regular_k8"):
-        scores = Scorer(double, tokenizer).score_items(items, TASKS[name])
+        scores = Scorer(double, tokenizer).score_items(items, DATASETS[name].task)
     # _rows wants mean experts, which take a recorder; they are not compared here.
-    frame = pd.DataFrame(_rows(items, [[_with_experts(s) for s in g] for g in scores], TASKS[name]))
+    frame = pd.DataFrame(
+        _rows(items, [[_with_experts(s) for s in g] for g in scores], DATASETS[name].task)
+    )
     rng = np.random.default_rng(0)
-    estimates = metric_intervals(frame, TASKS[name], confidence=0.9, resamples=100, rng=rng)
+    estimates = metric_intervals(frame, DATASETS[name].task, confidence=0.9, resamples=100, rng=rng)
     ours = {estimate.metric: estimate.value for estimate in estimates}
     for our_name, their_name in METRICS[name].items():
         assert ours[our_name] == pytest.approx(theirs[their_name], rel=RELATIVE), our_name

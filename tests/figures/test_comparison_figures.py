@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+from moe_routing.errors import InputError
 from moe_routing.figures import comparison, comparison_routing, comparison_statistics
-from moe_routing.figures.style import LOOKS, look, save, use_style
-from moe_routing.routing.strategies import CONTROLS
-from moe_routing.routing.strategies import FAMILIES as FAMILIES_OF_RULES
+from moe_routing.figures.style import look, save, use_style
+from moe_routing.routing.strategies import controls, families
 
 DATASETS = {"wikipedia": "token_perplexity", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
 STRATEGIES = {
@@ -307,16 +307,35 @@ def lightness(colour):
 def test_looks_differ_in_marker_and_lightness():
     assert lightness("#FFFFFF") == pytest.approx(100, abs=0.01)
     assert lightness("#777777") == pytest.approx(50, abs=0.3)
-    assert len({value.marker for value in LOOKS.values()}) == len(LOOKS)
-    steps = np.diff(sorted(lightness(value.colour) for value in LOOKS.values()))
+    looks = [cls.family.look for cls in (families() | controls()).values()]
+    assert len({one.marker for one in looks}) == len(looks) >= 18
+    steps = np.diff(sorted(lightness(one.colour) for one in looks))
     assert steps.min() > 3
-    unknown = look("something new")
-    assert unknown.marker not in {value.marker for value in LOOKS.values()}
-    assert unknown.colour not in {value.colour for value in LOOKS.values()}
 
 
-def test_every_family_has_a_look_of_its_own():
-    assert {cls.family for cls in (*FAMILIES_OF_RULES, *CONTROLS)} <= set(LOOKS)
+def test_every_family_is_drawn_with_its_own_marker_in_every_figure(cells, paired):
+    """Also with the markers that are no letter, which a format string could not hold."""
+    names = [*families(), *controls()]
+    first = cells[(cells["strategy"] == "regular_k8") & (cells["dataset"] == "hellaswag")]
+    own = pd.concat([first.assign(strategy=name, family=name) for name in names])
+    test = paired[paired["dataset"] == "hellaswag"].iloc[[0]]
+    tests = pd.concat([test.assign(strategy=name) for name in names])
+    ranks = pd.DataFrame({"strategy": names, "average_rank": range(1, len(names) + 1)})
+    ranks = ranks.assign(critical_difference=1.0, n_datasets=3)
+    of = dict(zip(names, names, strict=True))
+    for figure in (
+        comparison.pareto(own, "regular"),
+        comparison.speed(own, "regular"),
+        comparison_statistics.forest(tests, margins(), of, "regular"),
+        comparison_statistics.critical_difference(ranks, of, "regular"),
+    ):
+        drawn = {(line.get_marker(), line.get_color()) for line in figure.axes[0].get_lines()}
+        assert {(look(name).marker, look(name).colour) for name in names} <= drawn
+
+
+def test_a_family_that_is_not_installed_is_an_error_and_no_grey_mark():
+    with pytest.raises(InputError, match=r"family 'everyother' is not known here; known: regular"):
+        look("everyother")
 
 
 def test_saved_figures_are_equal_files(tmp_path, cells):

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.patches import StepPatch
 
-from moe_routing.analysis.sizes import ALL_LAYERS, call_nulls, judge_designs
+from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.analysis.sizes import call_nulls, judge_designs
 from moe_routing.figures import validity
 
 

@@ -183,8 +183,8 @@ def test_random_experts_keep_the_scale_of_the_layer(
     for strategy in (Regular(k=2), fixed, random_experts(2, config.seed)):
         recorder = WeightSums()
         with routed(model, strategy, recorder=recorder):
-            losses[strategy.family] = window_losses(model, ids_WL, strategy.id)
-        mass[strategy.family] = recorder.sums[0]
+            losses[strategy.family.name] = window_losses(model, ids_WL, strategy.id)
+        mass[strategy.family.name] = recorder.sums[0]
     # The first layer sees the same input under each of them.
     torch.testing.assert_close(mass["randomid"], mass["regular"])
     np.testing.assert_allclose(losses["fixed"], losses["regular"], rtol=1e-6)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
-from moe_routing.config import TASKS, StudyConfig
+from moe_routing.config import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation.calibrate import sample_router_logits
@@ -23,8 +23,9 @@ from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
-from moe_routing.statistics.intervals import DIVERGENCE, metric_intervals
+from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.study import write_statistics
+from moe_routing.vocabulary import DATASETS, DIVERGENCE
 from moe_routing.workflow import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,12 +135,12 @@ def write_results(
         for strategy_id in config.scored:
             effect = (CONTROLS | (effects or {})).get(strategy_id, 0.0)
             stock = strategy_id == config.statistics.baseline
-            shifted = base if stock else _shift(base, TASKS[name], effect, noise, rng)
+            shifted = base if stock else _shift(base, DATASETS[name].task, effect, noise, rng)
             _write_cell(folder, config, strategy_id, name, shifted, abs(effect) / 10)
         for arm in config.noise:
             path = folder / "noise" / arm.name / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            _shake(base, TASKS[name], NOISE[arm.name], rng).to_parquet(path, index=False)
+            _shake(base, DATASETS[name].task, NOISE[arm.name], rng).to_parquet(path, index=False)
     return folder
 
 
@@ -175,7 +176,7 @@ def _model(config: StudyConfig, parameters: int) -> dict:
 
 
 def _base_items(name: str, items: int, rng: np.random.Generator) -> pd.DataFrame:
-    text = TASKS[name] == "perplexity"
+    text = DATASETS[name].task == "perplexity"
     n = max(40, items // 10) if text else items
     tokens = rng.integers(80, 200, n) if text else np.ones(n, int)
     correct = np.arange(n) < round(0.55 * n)
@@ -190,7 +191,7 @@ def _base_items(name: str, items: int, rng: np.random.Generator) -> pd.DataFrame
             "words": tokens,
             "bytes": tokens * 5,
             "correct": answers,
-            "correct_norm": answers if TASKS[name] == "multiple_choice" else None,
+            "correct_norm": answers if DATASETS[name].task == "multiple_choice" else None,
             "greedy": correct,
             "mean_experts": 8.0,
         }
@@ -230,19 +231,19 @@ def _write_cell(
     items = items.assign(mean_experts=routing.mean_experts())
     metrics = metric_intervals(
         items,
-        TASKS[dataset],
+        DATASETS[dataset].task,
         confidence=config.statistics.confidence,
         resamples=config.statistics.resamples,
         rng=np.random.default_rng(config.seed),
     )
-    specification = {"id": strategy.id, "family": strategy.family, **strategy.model_dump()}
+    specification = {"id": strategy.id, "family": strategy.family.name, **strategy.model_dump()}
     seconds = 0.5 + 0.05 * routing.mean_experts()
     record = {
         "schema_version": 1,
         "study": config.study,
         "strategy": {**specification, "weighting": strategy.weighting_kind},
         "dataset": dataset,
-        "task": TASKS[dataset],
+        "task": DATASETS[dataset].task,
         "n_items": len(items),
         "metrics": [*map(asdict, metrics), *_divergence(config, divergence, len(items))],
         "routing": {
@@ -275,7 +276,7 @@ def _divergence(config: StudyConfig, value: float, n: int) -> list[dict]:
     if not config.evaluation.kl_items:
         return []
     low, high = 0.9 * value, 1.1 * value
-    return [{"metric": DIVERGENCE, "value": value, "low": low, "high": high, "n": n}]
+    return [{"metric": DIVERGENCE.name, "value": value, "low": low, "high": high, "n": n}]
 
 
 def _routing(low: int, high: int, tokens: int) -> RoutingStatistics:

@@ -7,6 +7,7 @@ import pytest
 
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_routing as g
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
 
@@ -286,14 +287,15 @@ def bh(strategy="bh_k8_a005", **columns):
 )
 def test_binding(shares, verdict):
     rows = [bh(f"bh_k{k}_a005", share_empty=s) for k, s in zip((4, 8), shares, strict=True)]
-    finding = g.binding(pd.DataFrame(rows))
+    strategies = {row["strategy"]: parse_strategy(row["strategy"]) for row in rows}
+    finding = g.binding(pd.DataFrame(rows), strategies)
     assert finding.verdict == verdict
     assert "`pooled`" in finding.text
     assert "where the floor gave the token 1 expert." in finding.text
 
 
 def test_binding_is_silent_without_bh():
-    assert g.binding(pd.DataFrame([cells()])) is None
+    assert g.binding(pd.DataFrame([cells()]), {}) is None
     assert g.cap(pd.DataFrame([cells()])) is None
 
 

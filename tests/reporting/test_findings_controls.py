@@ -7,8 +7,13 @@ import pytest
 
 from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting.wording import MINUS
+from moe_routing.routing.strategies import parse_strategy
 
 MAIN = {"wikipedia": "nats_per_token", "hellaswag": "accuracy_norm"}
+BASES = {
+    name: parse_strategy(name)
+    for name in ("regular_k8", "bh_k8_a005", "bh_k16_a005", "bh_k8_a005_mass-matched")
+}
 
 
 def control(kind, verdict, dataset="hellaswag", **columns):
@@ -44,7 +49,7 @@ def table(*rows):
     ],
 )
 def test_every_control_both_ways(kind, verdict, outcome, said):
-    (finding,) = c.controls(table(control(kind, verdict)), MAIN)
+    (finding,) = c.controls(table(control(kind, verdict)), MAIN, BASES)
     assert finding.verdict == outcome
     assert said in finding.text
     assert "`bh_k8_a005`" in finding.text
@@ -57,7 +62,7 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
         control("shuffle", "inconclusive", "wikipedia"),
         control("shuffle", "worse", metric="accuracy", difference=-0.5),  # not the main metric
     )
-    (finding,) = c.controls(rows, MAIN)
+    (finding,) = c.controls(rows, MAIN, BASES)
     assert (
         f"worse on HellaSwag ({MINUS}3.0 percentage points [{MINUS}4.0, {MINUS}2.0]); no "
         "difference could be shown on Wikipedia: which tokens" in finding.text
@@ -65,21 +70,25 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
 
 
 def test_a_loss_that_is_ruled_out_is_said_to_be():
-    (finding,) = c.controls(table(control("layermean", "non-inferior")), MAIN)
+    (finding,) = c.controls(table(control("layermean", "non-inferior")), MAIN, BASES)
     assert "could be shown on HellaSwag, where a loss of the margin is ruled out:" in finding.text
 
 
 def test_data_sets_that_disagree_give_no_general_answer():
     rows = table(control("shuffle", "worse"), control("shuffle", "better", "wikipedia"))
-    (finding,) = c.controls(rows, MAIN)
+    (finding,) = c.controls(rows, MAIN, BASES)
     assert finding.verdict == "mixed"
     assert "neither can be said in general" in finding.text
 
 
 def test_controls_with_another_number_of_experts_say_so():
-    (finding,) = c.controls(table(control("layermean", "worse", control_mean_experts=6.1)), MAIN)
+    (finding,) = c.controls(
+        table(control("layermean", "worse", control_mean_experts=6.1)), MAIN, BASES
+    )
     assert "(6.1 experts a token instead of 5.3)" in finding.text
-    (finding,) = c.controls(table(control("shuffle", "worse", control_mean_experts=5.4)), MAIN)
+    (finding,) = c.controls(
+        table(control("shuffle", "worse", control_mean_experts=5.4)), MAIN, BASES
+    )
     assert "instead" not in finding.text
 
 
@@ -89,23 +98,23 @@ def test_random_experts_speak_through_the_pair_with_rescaled_weights():
     raw = control("randomid", "worse")
     fair = control("randomid", "inconclusive", strategy=f"randomid.{rescaled}", base=rescaled)
     other = control("randomid", "worse", strategy="randomid.bh_k16_a005", base="bh_k16_a005")
-    found = c.controls(table(raw, fair, other), MAIN)
+    found = c.controls(table(raw, fair, other), MAIN, BASES)
     assert [finding.verdict for finding in found] == ["none", "worse"]
     assert f"With the counts of `{rescaled}` but experts drawn at random" in found[0].text
     assert "cannot be told from the loss of most of the layer's output" in found[1].text
     assert "`bh_k16_a005`" in found[1].text
-    (worse,) = c.controls(table(raw, {**fair, "verdict": "worse"}), MAIN)
+    (worse,) = c.controls(table(raw, {**fair, "verdict": "worse"}), MAIN, BASES)
     assert worse.text.endswith(": it matters which experts are chosen.")
 
 
 @pytest.mark.parametrize(("own", "said"), [(1.0, True), (1.09, False), (1.0901, False)])
 def test_rounded_layer_means_are_said_not_to_match_compute(own, said):
     row = control("layermean", "worse", base_mean_experts=1.09, control_mean_experts=own)
-    (finding,) = c.controls(table(row), MAIN)
+    (finding,) = c.controls(table(row), MAIN, BASES)
     words = "come to 1 instead of 1.09 experts a token: compute is not matched here."
     assert (words in finding.text) == said
     shuffled = control("shuffle", "worse", base_mean_experts=1.09, control_mean_experts=own)
-    assert "not matched" not in c.controls(table(shuffled), MAIN)[0].text
+    assert "not matched" not in c.controls(table(shuffled), MAIN, BASES)[0].text
 
 
 def test_every_rival_has_a_sentence_of_its_own():
@@ -115,7 +124,7 @@ def test_every_rival_has_a_sentence_of_its_own():
             for name, verdict in (("topp_k8_p050", "worse"), ("dynskip_k8_q030", "inconclusive"))
         )
     )
-    worse, none = c.controls(rows, MAIN)
+    worse, none = c.controls(rows, MAIN, BASES)
     assert worse.text.startswith(
         "With the rule of `topp_k8_p050` in place of that of `regular_k8` (5.3 experts a token "
         "instead of 8), quality was worse on HellaSwag"
@@ -217,18 +226,22 @@ def test_primary_contrast_against_the_noise(difference, verdict, said):
 
 def test_divergence_is_a_range_on_each_data_set():
     index = pd.MultiIndex.from_tuples(
-        [("regular_k8", "a"), ("regular_k4", "a"), ("regular_k4", "b"), ("bh", "a")],
+        [(name, "lambada") for name in ("regular_k8", "regular_k4", "bh")]
+        + [("regular_k4", "hellaswag")],
         names=["strategy", "dataset"],
     )
-    finding = c.divergence(pd.Series([0.0, 0.1, 0.3, 0.01], index), "regular_k8")
-    assert "is 0.01 (`bh`) to 0.1 (`regular_k4`) on a and 0.3 (`regular_k4`) on b." in finding.text
+    finding = c.divergence(pd.Series([0.0, 0.1, 0.01, 0.3], index), "regular_k8")
+    assert (
+        "is 0.01 (`bh`) to 0.1 (`regular_k4`) on LAMBADA and 0.3 (`regular_k4`) on HellaSwag."
+        in finding.text
+    )
     assert "0.2" not in finding.text  # the mean over unlike texts
     assert c.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
 
 
 def test_without_tables_nothing_is_said():
     empty = pd.DataFrame()
-    assert c.controls(empty, MAIN) == []
+    assert c.controls(empty, MAIN, BASES) == []
     assert c.static_curve(curve(1), empty, MAIN, 8) == []
     assert c.noise(empty, MAIN) == []
     assert c.beyond_noise(empty, paired(-0.03), MAIN) == []

@@ -15,9 +15,10 @@ from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting.article import VARIABLE, Article
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.plots import write_plots
-from moe_routing.reporting.protocol import PERPLEXITIES, PROSE, window
+from moe_routing.reporting.protocol import PROSE, window
 from moe_routing.reporting.qmd import run_page
 from moe_routing.reporting.render import _document, _write, find_pandoc
+from moe_routing.vocabulary import TASKS
 
 SOURCE = Path(__file__).resolve().parents[2] / "report"
 STATIC = ("regular_k4", "regular_k8", "uniform_k8")
@@ -113,7 +114,9 @@ def test_perplexity_by_word_and_byte_is_that_of_the_table_of_metrics(planted):
     assert "| Strategy" in text
     assert "Data set" not in text
     rows = planted.metrics.query("strategy == 'regular_k4' and dataset == 'wikipedia'")
-    rows = rows.set_index("metric").loc[list(PERPLEXITIES), ["value", "ci_low", "ci_high"]]
+    rows = rows.set_index("metric").loc[
+        list(TASKS["perplexity"].metrics[1:]), ["value", "ci_low", "ci_high"]
+    ]
     line = next(line for line in text.splitlines() if line.startswith("| `regular_k4`"))
     said = [float(number.replace(",", "")) for number in re.findall(r"(?<!k)\d[\d,.]*\d", line)]
     assert said == pytest.approx(list(rows.to_numpy().ravel()), rel=1e-3)

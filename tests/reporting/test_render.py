@@ -22,7 +22,7 @@ from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import protocol
-from moe_routing.reporting.article import CITATIONS, Article, results_folder
+from moe_routing.reporting.article import Article, results_folder
 from moe_routing.reporting.gallery import GALLERY
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
@@ -34,7 +34,8 @@ from moe_routing.reporting.render import (
     render,
     repository_address,
 )
-from moe_routing.reporting.tables import SELECTION
+from moe_routing.routing.strategies import controls, families
+from moe_routing.vocabulary import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
@@ -326,7 +327,8 @@ def test_bibliography_and_citations_agree():
     entries = re.findall(r"^@\w+\{([^,\s]+),", (SOURCE / "references.bib").read_text(), re.M)
     texts = [(SOURCE / name).read_text() for name in sources() if name.endswith(".qmd")]
     texts.append(Path(protocol.__file__).read_text())
-    texts += [*CITATIONS.values(), *SELECTION.values()]
+    texts += [dataset.citation for dataset in DATASETS.values()]
+    texts += [cls.family.selection for cls in (families() | controls()).values()]
     cited = set(re.findall(r"@([a-z]+\d{4})\b", " ".join(texts)))
     assert cited == set(entries)
     assert len(entries) == len(set(entries))

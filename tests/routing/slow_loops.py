@@ -111,9 +111,9 @@ def slow_selection(
 ) -> list[tuple[list[int], int]]:
     """Return for each token the selected experts in order, and the number before floor and cap."""
     probabilities = inputs.logits_TE.float().softmax(-1)
-    if strategy.family in PROCEDURES:
+    if strategy.family.name in PROCEDURES:
         return _tested(strategy, calibration, inputs)
-    count = RIVALS[strategy.family](strategy, calibration, inputs.layer)
+    count = RIVALS[strategy.family.name](strategy, calibration, inputs.layer)
     chosen = []
     for logits, probability in zip(
         inputs.logits_TE.float().tolist(), probabilities.tolist(), strict=True
@@ -134,7 +134,9 @@ def _tested(
     chosen = []
     for token, logits in enumerate(inputs.logits_TE.float().tolist()):
         order = ordered(len(logits), statistics[token], logits)
-        rejected = PROCEDURES[strategy.family]([-by_p[token][e] for e in order], strategy.alpha)
+        rejected = PROCEDURES[strategy.family.name](
+            [-by_p[token][e] for e in order], strategy.alpha
+        )
         count = max(strategy.min_k, min(rejected, strategy.max_k))
         chosen.append(([e for e in order[:count] if logits[e] > -math.inf], rejected))
     return chosen

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.strategies import CONTROLS, FAMILIES, parse_strategy
-from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.routing.weighting import WEIGHTINGS
+from moe_routing.routing.strategies import Ranked, controls, families, parse_strategy
+from moe_routing.vocabulary import WEIGHTINGS
 
 
 @st.composite
 def strategy_objects(draw: st.DrawFn):
     """Any strategy with any legal parameters, made without an id."""
-    cls = draw(st.sampled_from(FAMILIES))
+    cls = draw(st.sampled_from(list(families().values())))
     values = {}
     for name in cls.codes:
         if cls.model_fields[name].annotation is float:
@@ -30,7 +29,7 @@ def strategy_objects(draw: st.DrawFn):
         values[word] = draw(st.sampled_from(cls.choices(word)))
     base = cls(**values)
     if issubclass(cls, Ranked) and draw(st.booleans()):
-        control = draw(st.sampled_from(CONTROLS))
+        control = draw(st.sampled_from(list(controls().values())))
         seed = {"seed": draw(st.integers(0, 9))} if "seed" in control.codes else {}
         return control(base=base, **seed)
     return base
@@ -104,7 +103,7 @@ def test_a_bad_id_ends_in_one_line_that_says_what_is_allowed(strategy_id, line):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_level_outside_the_unit_interval_is_refused_by_every_test(alpha):
-    for cls in FAMILIES:
+    for cls in families().values():
         if "alpha" in cls.codes:
             with pytest.raises(ValueError, match="alpha"):
                 cls(max_k=8, alpha=alpha)

@@ -30,16 +30,16 @@ from planted import (
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from moe_routing.config import StudyConfig, control_of
+from moe_routing.config import StudyConfig, as_control
 from moe_routing.errors import InputError
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.cells import load_cells, make_panel
 from moe_routing.statistics.columns import TABLES
-from moe_routing.statistics.controls import Control
 from moe_routing.statistics.intervals import metric_intervals
-from moe_routing.statistics.measures import MEASURES
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.study import study_tables, write_statistics
 from moe_routing.statistics.verdict import Verdict
+from moe_routing.vocabulary import TASKS
 
 MAIN_METRICS = {"wikitext": "nats_per_token", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
 
@@ -71,7 +71,7 @@ def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
         datasets={name: TASK_OF[name] for name in datasets},
         settings=settings(),
         seed=seed,
-        controls={name: Control(*control_of(name, BASELINE)) for name in CONTROLS},
+        controls={name: as_control(parse_strategy(name), BASELINE) for name in CONTROLS},
         noise=NOISE,
     )
 
@@ -656,7 +656,7 @@ def test_panel_values_are_those_of_the_cell(planted_folder):
             "nats_per_token": "token_perplexity",
             "nats_per_target": "last_word_perplexity",
         }
-        for measure in MEASURES[task]:
+        for measure in TASKS[task].measures:
             value = panel.value(measure, LOSS)
             if measure.name in perplexities:
                 assert np.exp(value) == pytest.approx(metrics[perplexities[measure.name]])

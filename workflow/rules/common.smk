@@ -8,7 +8,6 @@ from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     dataset_of,
     model_files,
-    nulls_of,
     raw_file,
     sections,
     source_section,

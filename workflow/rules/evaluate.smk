@@ -12,7 +12,7 @@ for strategies in study.scoring_jobs:
             sample=f"{RESULTS}/calibration/router_logits.safetensors",
             nulls=expand(
                 f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-                null=nulls_of(*strategies, study.statistics.baseline),
+                null=study.nulls_of(*strategies, study.statistics.baseline),
             ),
         output:
             expand(
@@ -63,7 +63,7 @@ rule noise:
         sample=f"{RESULTS}/calibration/router_logits.safetensors",
         nulls=expand(
             f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-            null=nulls_of(study.statistics.baseline),
+            null=study.nulls_of(study.statistics.baseline),
         ),
     output:
         tables=expand(

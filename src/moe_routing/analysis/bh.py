@@ -38,7 +38,8 @@ from moe_routing.models.loading import LoadedModel, load_model
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import RoutingStatistics
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.nulls import sample_inputs
+from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
 
 TOP_K = "topk"
+
+
+EXAMPLE_TOKENS = 512
+"""Tokens whose p-values are written for the notebook."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
 
     Files: ``bh_routing_results.csv``, ``bh_pivot.csv`` and ``.md``, ``bh_counts.csv``,
     ``binding_by_layer.csv``, ``bh_saturation.csv``, ``bh_static_curve.csv``,
-    ``bh_generation.json`` and ``recommendation.json``.
+    ``bh_generation.json``, ``recommendation.json`` and ``bh_p_values.parquet``.
 
     Raises:
         InputError: no perplexity set, a null that was not fitted or on too few tokens for a level,
@@ -110,13 +115,25 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     )
     advice = {"dataset": text_dataset(config.datasets), **_advice(runs, config)}
     write_json(advice, folder / "recommendation.json")
+    with atomic_path(folder / "bh_p_values.parquet") as temporary:
+        example_p_values(calibration, nulls[0]).to_parquet(temporary, index=False)
     return table
+
+
+def example_p_values(calibration: Calibration, null: str) -> pd.DataFrame:
+    """Return the p-values of the first calibration tokens in the first layer, a column per expert.
+
+    Whoever reads a finished study can run the procedure on them without torch.
+    """
+    inputs = sample_inputs(calibration.sample, 0).rows(slice(EXAMPLE_TOKENS))
+    p_TE = calibration.null(null).p_values(inputs).numpy()
+    return pd.DataFrame(p_TE, columns=[f"expert_{expert}" for expert in range(p_TE.shape[1])])
 
 
 def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
     """Return the static arms, by k, then BH by null, max_k and alpha."""
     settings = config.analysis.bh
-    baseline = parse_strategy(config.statistics.baseline)
+    baseline = config.parsed[config.statistics.baseline]
     ks = {*settings.fewer_k, *settings.max_k}
     static: dict[str, Strategy] = {arm.id: arm for k in sorted(ks) if (arm := Regular(k=k))}
     static.setdefault(baseline.id, baseline)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from moe_routing.routing.nulls import NULLS
 from moe_routing.schema import ClosedModel
+from moe_routing.vocabulary import HYPOTHESES
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -20,9 +20,9 @@ GENERATION_PROMPT = "The theory of relativity fundamentally changed our understa
 
 
 def _known_nulls(names: list[str] | None, key: str) -> None:
-    unknown = [name for name in names or [] if name not in NULLS]
+    unknown = [name for name in names or [] if name not in HYPOTHESES]
     if unknown:
-        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(NULLS)}")
+        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(HYPOTHESES)}")
 
 
 class BaselineAnalysis(ClosedModel):
@@ -67,7 +67,7 @@ class ValidityAnalysis(ClosedModel):
     """Whether p-values are what they claim to be."""
 
     tokens: int = Field(6144, ge=256, description="Tokens to test on, and twice as many to fit on.")
-    nulls: list[str] = Field(list(NULLS), min_length=1, description="Nulls to look at.")
+    nulls: list[str] = Field(list(HYPOTHESES), min_length=1, description="Nulls to look at.")
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     level: Level = Field(0.05, description="Level at which a null is called valid or not.")
     largest_size: Level = Field(

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.analysis.findings import spearman_limits
+from moe_routing.analysis.outputs import ALL_LAYERS, NO_NULL
 from moe_routing.statistics.proportions import design_effect, wilson_interval
 
-ALL_LAYERS = "all"
 CHANGES = {"own": "change", "window": "change_window"}
 DECISION = ["document", "position", "layer"]
-NO_NULL = "none"
 
 
 def labelled(

@@ -1,8 +1,21 @@
-"""Which files each analysis makes: one list for the workflow, the scripts and the tests."""
+"""Which files each analysis makes, and the words in their columns.
+
+One list for the workflow, the scripts, the figures and the tests.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+ALL_LAYERS = "all"
+"""In the column ``layer``: a row about all layers together."""
+
+NO_NULL = "none"
+"""In the column ``null``: what the stock router chose, without any test."""
+
+VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
+"""Outcomes of a verdict. Not shown: some layer was above the allowed size, by no more than chance
+may put it; that is neither a size that holds nor one that is broken."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ BH = Outputs(
         "bh_static_curve.csv",
         "bh_generation.json",
         "recommendation.json",
+        "bh_p_values.parquet",
     ),
     (
         "counts_distribution",

@@ -5,8 +5,7 @@ Shape letters: T simulated tokens, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,30 +13,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from moe_routing.routing.strategies.testing import (
-    BH,
-    BY,
-    EBH,
-    HigherCriticism,
-    MultipleTesting,
-    Storey,
-    Threshold,
-)
+from moe_routing.routing.strategies import families
+from moe_routing.routing.strategies.testing import MultipleTesting
 
-PROCEDURES: Mapping[str, type[MultipleTesting]] = MappingProxyType(
-    {procedure.family: procedure for procedure in (BH, BY, Storey, EBH, HigherCriticism, Threshold)}
-)
-GUARANTEES: Mapping[str, str] = MappingProxyType(
-    {
-        "bh": "independence, positive dependence",
-        "by": "any dependence",
-        "ebh": "any dependence",
-        "storey": "independence",
-        "hc": "none",
-        "threshold": "none",
-    }
-)
-"""Under which dependence a procedure keeps its false discovery rate at or below alpha."""
+
+def procedures() -> dict[str, type[MultipleTesting]]:
+    """Return the families that are procedures on p-values, by name."""
+    return {name: cls for name, cls in families().items() if issubclass(cls, MultipleTesting)}
 
 
 def simulate_p(
@@ -108,12 +90,12 @@ def simulate_procedures(
                 rng, repeats=repeats, experts=experts, signals=count, effect=effect,
                 correlation=correlation,
             )  # fmt: skip
-            for name, procedure in PROCEDURES.items():
+            for name, procedure in procedures().items():
                 for alpha in alphas:
                     rows.append(
                         {
                             "procedure": name,
-                            "guarantee": GUARANTEES[name],
+                            "guarantee": procedure.guarantee,
                             "alpha": alpha,
                             "signals": count,
                             "correlation": correlation,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from moe_routing.analysis.outputs import ALL_LAYERS, NOT_SHOWN, NOT_VALID, VALID
 from moe_routing.routing.nulls import Null, sample_inputs
 from moe_routing.routing.ordering import sort_descending
 from moe_routing.routing.procedures import bh_levels, num_rejected_at
@@ -24,12 +25,6 @@ from moe_routing.statistics.proportions import wilson_interval
 BINS = 20
 EDGES = tuple(np.linspace(0, 1, BINS + 1).tolist())
 QQ_LEVELS = tuple(np.round(np.geomspace(1e-4, 1, 33), 8).tolist())
-ALL_LAYERS = "all"
-
-
-VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
-"""Outcomes of a verdict. Not shown: some layer was above the allowed size, by no more than chance
-may put it; that is neither a size that holds nor one that is broken."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_routing.config import TASKS
 from moe_routing.data.items import Item, read_items
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ def text_dataset(datasets: Iterable[str]) -> str:
     names = list(datasets)
     for task in ("perplexity", "last_word"):
         for name in names:
-            if TASKS[name] == task:
+            if DATASETS[name].task == task:
                 return name
     return names[0]
 

@@ -22,6 +22,7 @@ from moe_routing.routing.calibration import SAMPLE_FILE
 from moe_routing.routing.nulls import NULLS, Null
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.vocabulary import HYPOTHESES
 
 if TYPE_CHECKING:
     from moe_routing.analysis.config import ValidityAnalysis
@@ -77,7 +78,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     )
     write_csv(designs, folder / "verdict_by_design.csv")
     verdict = call_nulls(designs)
-    verdict["hypothesis"] = [NULLS[null].hypothesis for null in verdict["null"]]
+    verdict["hypothesis"] = [HYPOTHESES[null] for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
     return verdict
 

@@ -24,7 +24,7 @@ def load_items(dataset: str, path: Path | str, origin: str | None = None) -> lis
     """Return every item of a data set from its data file.
 
     Args:
-        dataset: one of the names in :data:`moe_routing.config.TASKS`.
+        dataset: one of the names in :data:`moe_routing.vocabulary.DATASETS`.
         path: the data file.
         origin: what errors call the file; its path by default.
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.config import TASKS
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
@@ -26,6 +25,7 @@ from moe_routing.models.recorder import Recorder, RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.statistics.intervals import Estimate, divergence_interval, metric_intervals
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -52,14 +52,14 @@ def evaluate_strategies(
     unknown = [name for name in names if name not in config.datasets]
     if unknown:
         raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
-    baseline = parse_strategy(config.statistics.baseline)
+    baseline = config.parsed[config.statistics.baseline]
     calibration = load_calibration(results, *strategies, baseline)
     loaded = load_model(config.model, config.resources.threads)
     for name in names:
         started = time.perf_counter()
         items = divergence_subset(read_items(_items_file(results, name)), name, config)
         # Read first, it warms the model up for whichever strategy is timed first.
-        divergence = BaselineDivergence(loaded, items, TASKS[name], config, calibration)
+        divergence = BaselineDivergence(loaded, items, DATASETS[name].task, config, calibration)
         baseline_seconds = time.perf_counter() - started
         for strategy in strategies:
             frame, record = score_dataset(loaded, strategy, name, config, results, calibration)
@@ -104,7 +104,7 @@ def score_dataset(
     items = read_items(_items_file(results, dataset))
     study_model = json.loads((results / "model.json").read_text(encoding="utf-8"))
     frame, statistics, seconds = score_items(
-        loaded, strategy, items, TASKS[dataset], config, calibration, label=dataset
+        loaded, strategy, items, DATASETS[dataset].task, config, calibration, label=dataset
     )
     record = _record(config, strategy, dataset, frame, statistics, seconds)
     record["provenance"] = {
@@ -216,18 +216,18 @@ def _record(
     rng = np.random.default_rng(config.seed)
     estimates = metric_intervals(
         frame,
-        TASKS[dataset],
+        DATASETS[dataset].task,
         confidence=config.statistics.confidence,
         resamples=config.statistics.resamples,
         rng=rng,
     )
-    specification = {"id": strategy.id, "family": strategy.family, **strategy.model_dump()}
+    specification = {"id": strategy.id, "family": strategy.family.name, **strategy.model_dump()}
     return {
         "schema_version": SCHEMA_VERSION,
         "study": config.study,
         "strategy": {**specification, "weighting": strategy.weighting_kind},
         "dataset": dataset,
-        "task": TASKS[dataset],
+        "task": DATASETS[dataset].task,
         "n_items": len(frame),
         "metrics": [asdict(estimate) for estimate in estimates],
         "routing": {

@@ -10,16 +10,10 @@ import pandas as pd
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
-
-PRIMARY_METRIC = {
-    "perplexity": "token_perplexity",
-    "multiple_choice": "accuracy_norm",
-    "last_word": "accuracy",
-}
-"""The metric that stands for a task in the table of cells; the others are in all_metrics.csv."""
 
 NOT_APPLICABLE = "none"
 
@@ -78,8 +72,8 @@ def _cell_row(record: dict) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
     strategy, routing = record["strategy"], record["routing"]
     rule = strategy.get("base", strategy)  # a control has the counts of another strategy
-    primary = PRIMARY_METRIC[record["task"]]
-    estimate = _interval(next(m for m in record["metrics"] if m["metric"] == primary))
+    main = TASKS[record["task"]].main_metric
+    estimate = _interval(next(m for m in record["metrics"] if m["metric"] == main))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],

@@ -24,7 +24,7 @@ from moe_routing.evaluation.scoring import Scorer
 from moe_routing.models.loading import LoadedModel
 from moe_routing.models.patch import routed
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.strategies import Strategy
 
 BLOCK = 256
 """Positions whose logits are in memory at once, under both strategies."""
@@ -66,7 +66,7 @@ class BaselineDivergence:
             InputError: an item does not fit into the window.
         """
         self.loaded, self.config, self.calibration = loaded, config, calibration
-        self.baseline = parse_strategy(config.statistics.baseline)
+        self.baseline = config.parsed[config.statistics.baseline]
         self.items = items
         self._scorer = Scorer(
             loaded.model,

@@ -7,7 +7,6 @@ from pathlib import Path
 from moe_routing.config import NoiseArm, StudyConfig
 from moe_routing.evaluation.cells import load_calibration, score_dataset, write_cell
 from moe_routing.models.loading import load_model
-from moe_routing.routing.strategies import parse_strategy
 
 
 def evaluate_noise(config: StudyConfig, results: Path) -> None:
@@ -25,7 +24,7 @@ def evaluate_noise(config: StudyConfig, results: Path) -> None:
 
 
 def _evaluate_arms(config: StudyConfig, results: Path, arms: list[NoiseArm]) -> None:
-    strategy = parse_strategy(config.statistics.baseline)
+    strategy = config.parsed[config.statistics.baseline]
     calibration = load_calibration(results, strategy)
     loaded = load_model(config.under(arms[0]).model, config.resources.threads)
     for arm in arms:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.analysis.discoveries import ALL_LAYERS, NO_NULL
-from moe_routing.analysis.outputs import AUDIT
+from moe_routing.analysis.outputs import ALL_LAYERS, AUDIT, NO_NULL
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,

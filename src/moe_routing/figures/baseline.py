@@ -11,9 +11,9 @@ import pandas as pd
 
 from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
-from moe_routing.figures.labels import dataset_label
 from moe_routing.figures.series import REFERENCE, layer_axis, legend_below, save_all, series
 from moe_routing.figures.style import WIDTH, use_style
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def caption(stats: pd.DataFrame) -> str:
     """Return what was looked at, and how: data set, window, tokens and passages."""
     row = stats.iloc[0]
     return (
-        f"{dataset_label(row['dataset'])}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
+        f"{DATASETS[row['dataset']].label}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
         f"tokens of {row['n_documents']:.0f} passages"
     )
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import read_csv
-from moe_routing.figures.labels import dataset_label
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
@@ -23,7 +22,8 @@ from moe_routing.figures.series import (
     plain,
     save_all,
 )
-from moe_routing.figures.style import LOOKS, WIDTH, use_style
+from moe_routing.figures.style import WIDTH, look, use_style
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def caption(table: pd.DataFrame) -> str:
     """Return what was scored, and how: data set, window, tokens and passages."""
     row = table.iloc[0]
     return (
-        f"{dataset_label(row['dataset'])}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
+        f"{DATASETS[row['dataset']].label}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
         f"tokens of {row['n_documents']:.0f} passages"
     )
 
@@ -90,10 +90,10 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
-    for look, _, rows in _by_alpha(widest):
+    for style, _, rows in _by_alpha(widest):
         share = rows.groupby("experts")["share"].sum() / rows["layer"].nunique()
         at_least = share[::-1].cumsum()[::-1]
-        axis.step(at_least.index, at_least, where="pre", **(look | {"marker": None}))
+        axis.step(at_least.index, at_least, where="pre", **(style | {"marker": None}))
     experts_axis(axis, int(widest["max_k"].iloc[0]))
     axis.set_yscale("log")
     axis.set_xlabel("Experts c")
@@ -101,14 +101,14 @@ def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
 
 def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
     alphas = sorted(widest["alpha"].unique())
-    for look, alpha, rows in _by_alpha(widest):
+    for style, alpha, rows in _by_alpha(widest):
         by_layer = rows.groupby("layer")
         mean = by_layer.apply(lambda group: (group["experts"] * group["share"]).sum())
-        axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **look)
+        axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **style)
         if alpha == alphas[len(alphas) // 2]:
             limits = by_layer.apply(_central)
             low, high = np.array(limits.tolist()).T
-            axis.fill_between(limits.index, low, high, color=look["color"], alpha=0.15, lw=0,
+            axis.fill_between(limits.index, low, high, color=style["color"], alpha=0.15, lw=0,
                               label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
     layer_axis(axis, widest["layer"].nunique())
 
@@ -154,17 +154,17 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
 
     figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
     rows = static.dropna(subset="k")
-    look = LOOKS["regular"]
+    stock = look("regular")
     _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "static top-k",
-              {"color": look.colour, "marker": look.marker, "ls": look.dash})  # fmt: skip
+              {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     alphas = sorted(bh["alpha"].unique())
     for place, (null, own) in enumerate(bh.groupby("null", sort=False)):
         for alpha, rows in own.groupby("alpha"):
             style = ordered_series(alphas.index(alpha), len(alphas))
-            look = {"color": style["color"], "marker": MARKERS[place + 1], "ls": "none"}
+            points = {"color": style["color"], "marker": MARKERS[place + 1], "ls": "none"}
             _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline",
-                      f"{plain(null)}, alpha {alpha:g}", look)  # fmt: skip
+                      f"{plain(null)}, alpha {alpha:g}", points)  # fmt: skip
     experts_axis(axis, int(static["mean_experts"].max()))
     axis.axhline(0, **REFERENCE)
     axis.set(xlabel="Mean experts a token", ylabel=_LOSS)
@@ -230,13 +230,15 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
     names = saturation["null"].unique()
     figure, axes = panels(names, columns=COLUMNS, height=3.1)
     for null, axis in axes.items():
-        for look, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
+        for style, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
             point = rows["saturation_point"].iloc[0]
             label = f"alpha {alpha:g}: saturates at {point}"
-            axis.plot(rows["max_k"], rows["mean_experts"], label=label, **(look | {"marker": None}))
-            axis.plot(rows["max_k"], rows["measured"], look["marker"], color=look["color"], ms=4)
+            axis.plot(
+                rows["max_k"], rows["mean_experts"], label=label, **(style | {"marker": None})
+            )
+            axis.plot(rows["max_k"], rows["measured"], style["marker"], color=style["color"], ms=4)
             height = rows.loc[rows["max_k"] == point, "mean_experts"].item()
-            axis.vlines(point, 0, height, color=look["color"], lw=0.8, ls=":")
+            axis.vlines(point, 0, height, color=style["color"], lw=0.8, ls=":")
         experts_axis(axis, int(rows["max_k"].max()))
         axis.set(title=f"Null {plain(null)}", xlabel="Cap max_k", ylim=(0, None))
         axis.legend(frameon=False, fontsize=7.5)
@@ -255,16 +257,16 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
     for null, axis in axes.items():
         own = table[table["null"] == null]
         caps = sorted(own["max_k"].unique())
-        groups = [(f"BH, alpha {alpha:g}", own[own["alpha"] == alpha], look)
-                  for look, alpha, _ in _by_alpha(own[own["kind"] == "bh"])]  # fmt: skip
+        groups = [(f"BH, alpha {alpha:g}", own[own["alpha"] == alpha], style)
+                  for style, alpha, _ in _by_alpha(own[own["kind"] == "bh"])]  # fmt: skip
         if with_topk:
             topk = own[own["kind"] == "topk"]
             groups.insert(0, ("top-k", topk, {"color": "#BBBBBB"}))
         width = 0.84 / len(groups)
-        for place, (name, rows, look) in enumerate(groups):
+        for place, (name, rows, style) in enumerate(groups):
             heights = rows.set_index("max_k").loc[caps, value]
             x = np.arange(len(caps)) + (place - (len(groups) - 1) / 2) * width
-            bars = axis.bar(x, heights, width, label=name, color=look["color"], ec="white", lw=0.4)
+            bars = axis.bar(x, heights, width, label=name, color=style["color"], ec="white", lw=0.4)
             axis.bar_label(bars, fmt="%.3g", fontsize=6.5, rotation=90, padding=2)
         axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
         axis.grid(visible=False, axis="x")
@@ -277,11 +279,11 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
 
 
 def _errorbar(
-    axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, look: dict[str, object]
+    axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, style: dict[str, object]
 ) -> None:
     limits = rows[[f"{name}_low", f"{name}_high"]].to_numpy().T
     error = np.abs(limits - rows[name].to_numpy())
-    axis.errorbar(x, rows[name], yerr=error, elinewidth=0.7, capsize=1.5, label=label, **look)
+    axis.errorbar(x, rows[name], yerr=error, elinewidth=0.7, capsize=1.5, label=label, **style)
 
 
 def _widest(counts: pd.DataFrame) -> pd.DataFrame:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.figures.labels import HIGHER_IS_BETTER, dataset_label, family_label, metric_label
 from moe_routing.figures.style import WIDTH, look
+from moe_routing.routing.strategies import family_entry
 from moe_routing.statistics.pareto import pareto_front
+from moe_routing.vocabulary import DATASETS, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = 2
-_SHARES = ("accuracy", "accuracy_norm")
 _HEADROOM = 1.1
 """Room above the highest marker, so that none is cut."""
 _INTERVALS = ["value", "ci_low", "ci_high"]
@@ -78,7 +78,7 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
             style = look(family)
             axis.plot(
                 ordered["mean_experts"], ordered["tokens_per_second"], ls=style.dash, lw=0.8,
-                marker=style.marker, color=style.colour, label=family_label(family),
+                marker=style.marker, color=style.colour, label=family_entry(family).label,
             )  # fmt: skip
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
         axis.set(
@@ -125,9 +125,9 @@ def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_percent(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return cells with accuracies in percent, as texts and tables give them."""
-    share = cells["metric"].isin(_SHARES)
-    scaled = cells[_INTERVALS].mul(np.where(share, 100.0, 1.0), axis=0)
+    """Return cells with proportions in percent, as texts and tables give them."""
+    factor = cells["metric"].map(lambda name: METRICS[name].percent)
+    scaled = cells[_INTERVALS].mul(factor, axis=0)
     return cells.assign(**{name: scaled[name] for name in _INTERVALS})
 
 
@@ -166,16 +166,16 @@ def _points(
     style = look(family)
     error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
     axis.errorbar(
-        rows[x], rows["value"], yerr=error, fmt=style.marker, color=style.colour, ls=style.dash,
+        rows[x], rows["value"], yerr=error, marker=style.marker, color=style.colour, ls=style.dash,
         lw=0.9, elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
-        label=label or family_label(family),
+        label=label or family_entry(family).label,
         mfc="white" if hollow else style.colour, mec=style.colour, mew=0.9,
     )  # fmt: skip
 
 
 def _front(axis: Axes, rows: pd.DataFrame, x: str, metric: str) -> None:
     cost, value = rows[x].to_numpy(), rows["value"].to_numpy()
-    on_front = pareto_front(cost, -value if HIGHER_IS_BETTER.get(metric, False) else value)
+    on_front = pareto_front(cost, -value if METRICS[metric].higher_is_better else value)
     order = np.argsort(cost[on_front])
     axis.plot(
         cost[on_front][order], value[on_front][order], drawstyle="steps-post", color="#BBBBBB",
@@ -198,7 +198,7 @@ def _counts(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    lines = [(family_label("regular"), rows[rows["family"] == "regular"])]
+    lines = [(family_entry("regular").label, rows[rows["family"] == "regular"])]
     bh = rows[rows["family"] == "bh"]
     for (alpha, null, weighting), group in bh.groupby(["alpha", "null", "weighting"], sort=False):
         lines.append((f"BH, alpha {alpha}, null {null}, weights {weighting}", group))
@@ -206,19 +206,18 @@ def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _title(dataset: str, rows: pd.DataFrame) -> str:
-    return f"{dataset_label(dataset)} (n = {int(rows['n_items'].iloc[0]):,})"
+    return f"{DATASETS[dataset].label} (n = {int(rows['n_items'].iloc[0]):,})"
 
 
 def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
     """Label an axis of quality; its limits cover the intervals of ``rows``."""
-    metric = rows["metric"].iloc[0]
-    arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER.get(metric, False) else "\N{DOWNWARDS ARROW}"
-    unit = ", %" if metric in _SHARES else ""
+    metric = METRICS[rows["metric"].iloc[0]]
+    unit = ", %" if metric.is_proportion else ""
     axis.set(
-        title=_title(dataset, rows), ylabel=f"{metric_label(metric).capitalize()}{unit} {arrow}"
+        title=_title(dataset, rows), ylabel=f"{metric.label.capitalize()}{unit} {metric.arrow}"
     )
     low, high = rows["ci_low"].min(), rows["ci_high"].max()
-    if "perplexity" in metric:
+    if metric.scale == "exp":
         axis.set_yscale("log")
         room = (high / low) ** 0.06
         axis.set_ylim(low / room, high * room)
@@ -263,7 +262,7 @@ def _experts_axis(axis: Axes, values: pd.Series) -> None:
 def _legend(figure: Figure, axes: list[Axes], cells: pd.DataFrame) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))
-    order = [family_label(family) for family in cells["family"].drop_duplicates()]
+    order = [family_entry(family).label for family in cells["family"].drop_duplicates()]
     order += [label for label in ("Baseline", "Pareto front") if label in found]
     _place_legend(figure, axes, {label: found[label] for label in order if label in found})
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
-from moe_routing.figures.labels import dataset_label
 from moe_routing.figures.style import WIDTH
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,7 @@ def _finish_grid(grid: list[Cell], label: str) -> None:
     for axis, rows, _ in grid:
         place = axis.get_subplotspec()
         if place.is_first_row():
-            axis.set_title(dataset_label(rows["dataset"].iloc[0]))
+            axis.set_title(DATASETS[rows["dataset"].iloc[0]].label)
         if place.is_first_col():
             axis.set_ylabel(label)
         if not place.is_last_row():

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.figures.labels import dataset_label, metric_label
 from moe_routing.figures.style import WIDTH, look
+from moe_routing.statistics.verdict import SHOWN
+from moe_routing.vocabulary import DATASETS, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SHOWN = ("better", "worse", "worse within margin")
-"""Verdicts for which a difference was shown; their markers are filled."""
 
 _LINEAR_UP_TO = 25
 """An axis whose data reach further than this many margins is logarithmic outside 5 margins."""
@@ -48,7 +46,7 @@ def forest(
         rows = main[main["dataset"] == dataset].set_index("strategy")
         margin = margins.loc[margins["dataset"] == dataset, "margin"] if len(margins) else []
         _forest_panel(axis, rows, names, families, float(margin.iloc[0]) if len(margin) else None)
-        axis.set_title(f"{dataset_label(dataset)} (n = {int(rows['n_items'].iloc[0]):,})")
+        axis.set_title(f"{DATASETS[dataset].label} (n = {int(rows['n_items'].iloc[0]):,})")
     axes.flat[0].set_yticks(range(len(names)), names)
     axes.flat[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top, no marker cut
     figure.supxlabel(
@@ -64,8 +62,8 @@ def _forest_panel(
     families: dict[str, str],
     margin: float | None,
 ) -> None:
-    higher = bool(_true(rows["higher_is_better"]).iloc[0])
-    scale = 100 if higher else 1
+    metric = METRICS[rows["metric"].iloc[0]]
+    scale = metric.percent
     for place, name in enumerate(names):
         if name not in rows.index:
             continue
@@ -73,14 +71,14 @@ def _forest_panel(
         middle = scale * row["difference"]
         error = [[middle - scale * row["low"]], [scale * row["high"] - middle]]
         axis.errorbar(
-            middle, place, xerr=np.maximum(error, 0), fmt=style.marker, color=style.colour,
-            mfc=style.colour if row["verdict"] in SHOWN else "white", capsize=1.5, elinewidth=0.8,
+            middle, place, xerr=np.maximum(error, 0), marker=style.marker, ls="none",
+            color=style.colour, mfc=style.colour if row["verdict"] in SHOWN else "white",
+            capsize=1.5, elinewidth=0.8,
         )  # fmt: skip
     axis.axvline(0, color="#444444", lw=0.8)
-    label = metric_label(rows["metric"].iloc[0])
-    axis.set_xlabel(f"{label},\npercentage points" if higher else label)
+    axis.set_xlabel(f"{metric.label},\n{metric.unit}" if metric.is_proportion else metric.label)
     if margin is not None:
-        _shade(axis, -scale * margin if higher else margin)
+        _shade(axis, scale * metric.loss(margin))
 
 
 def _shade(axis: Axes, edge: float) -> None:
@@ -121,8 +119,8 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
         )  # fmt: skip
         axis.axvline(own.iloc[0], color="#777777", lw=0.8, ls="--")
     for row in ranked.itertuples():
-        style = look(families.get(row.strategy, row.strategy))
-        axis.plot(row.average_rank, row.Index, style.marker, color=style.colour)
+        style = look(families[row.strategy])
+        axis.plot(row.average_rank, row.Index, marker=style.marker, color=style.colour, ls="none")
     bars = cliques(ranked["average_rank"], distance)
     step = 0.03 * last
     for number, (first, end) in enumerate(bars):

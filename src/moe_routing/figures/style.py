@@ -6,64 +6,28 @@ figure depends on colour alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.files import atomic_path
+from moe_routing.routing.strategies import family_entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from moe_routing.vocabulary import Look
 
 WIDTH = 7.2
 """Width of a full-width figure, inches."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a family of strategies is drawn.
-
-    Attributes:
-        colour: hexadecimal; no two families have the same lightness.
-        marker: matplotlib marker.
-        dash: matplotlib line style.
-    """
-
-    colour: str
-    marker: str | tuple[int, int, int]
-    dash: str | tuple[int, tuple[int, ...]] = "-"
-
-
-LOOKS: dict[str, Look] = {
-    # The families of the comparison: Okabe & Ito's palette.
-    "regular": Look("#000000", "o", "-"),
-    "normalized": Look("#0072B2", "s", "--"),
-    "uniform": Look("#56B4E9", "^", ":"),
-    "adaptive": Look("#009E73", "D", "-."),
-    "bh": Look("#D55E00", "P", (0, (5, 1))),
-    # Rivals without p-values.
-    "topp": Look("#DB9100", "X"),
-    "dynskip": Look("#BF3AC2", "*"),
-    "minp": Look("#B01A1A", "v"),
-    "entropy": Look("#1C591B", "<"),
-    "perlayer": Look("#49A3A3", "h"),
-    # Other procedures on p-values.
-    "threshold": Look("#786112", ">"),
-    "hc": Look("#FF9EBB", "d"),
-    "by": Look("#5C18A1", "p"),
-    "ebh": Look("#DBC500", "8"),
-    "storey": Look("#63EB23", (4, 1, 0)),
-    # Controls.
-    "shuffle": Look("#172C4D", (6, 1, 0)),
-    "layermean": Look("#473320", "H"),
-    "randomid": Look("#400A24", (3, 1, 0)),
-}
-_UNKNOWN = Look("#8A8A8A", "$?$")
-
-
 def look(family: str) -> Look:
-    """Return the look of a family; one that is not listed is a grey question mark."""
-    return LOOKS.get(family, _UNKNOWN)
+    """Return the look of a family.
+
+    Raises:
+        InputError: there is no such family here.
+    """
+    return family_entry(family).look
 
 
 def use_style() -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.analysis.outputs import VALIDITY
-from moe_routing.analysis.sizes import NOT_VALID
+from moe_routing.analysis.outputs import ALL_LAYERS, NOT_VALID, VALIDITY
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
@@ -26,7 +25,6 @@ from moe_routing.figures.style import WIDTH, use_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ALL_LAYERS = "all"
 LEFT_OUT = "levels too small for the draws of a null are left out"
 COLUMNS = 4
 

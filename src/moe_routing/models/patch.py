@@ -20,8 +20,9 @@ from moe_routing.models.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.models.recorder import Recorder
 from moe_routing.models.swap import swapped
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Router, Strategy, parse_strategy
+from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.weighting import Router
 
 SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
 """Experts implementations that pass over the sentinel id E; the others index out of range or

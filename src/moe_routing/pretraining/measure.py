@@ -22,13 +22,14 @@ from moe_routing.evaluation.provenance import environment
 from moe_routing.models.loading import describe_checkpoint, load_model
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import Recorder, RoutingStatistics
+from moe_routing.routing.ranking import Ranker, Ranking, by_logit
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
-from moe_routing.routing.strategies.ranked import Ranker, Ranking, by_logit
 from moe_routing.routing.strategies.rivals import Capped
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.routing.types import RouterInputs
 from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+from moe_routing.vocabulary import Family, Look
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,14 @@ RESAMPLES = 2000
 class FixedCount(Capped):
     """Top ``max_k`` for every token, as a ranking, so that a control can put other experts in."""
 
-    family: ClassVar[str] = "fixed"
+    family: ClassVar[Family] = Family(
+        "fixed",
+        label="Top-k as a ranking",
+        look=Look("#999999", "."),
+        definition="top {k}, weights {weighting}",
+        selection="the k largest logits",
+        words="top-k as a ranking",
+    )
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return ranking by logit with a constant count."""

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 from moe_routing.errors import InputError
-from moe_routing.figures.labels import dataset_label, family_label, metric_label
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting import findings_routing as g
@@ -23,10 +22,12 @@ from moe_routing.reporting import wording as w
 from moe_routing.reporting.comparison_report import headline
 from moe_routing.reporting.findings_analyses import audit, recommendation, router, validity
 from moe_routing.reporting.gallery import GALLERY, Picture
-from moe_routing.reporting.missing import FAMILIES, missing
+from moe_routing.reporting.missing import missing
 from moe_routing.reporting.protocol import PROSE, has_bh
 from moe_routing.reporting.sheets import SHEETS, Sheet
 from moe_routing.reporting.study import Study, read_json
+from moe_routing.routing.strategies import family_entry
+from moe_routing.vocabulary import DATASETS, METRICS
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
@@ -34,15 +35,6 @@ VARIABLE = "MOE_ROUTING_RESULTS"
 DEFAULT = Path("results") / "default"
 DEFAULT_CONFIG = "config/config.yaml"
 """The config file that the workflow reads where none is given."""
-
-
-CITATIONS = {
-    "wikitext": "[@merity2017]",
-    "wikipedia": "passages [collected by @clark2019]",
-    "hellaswag": "[@zellers2019]",
-    "lambada": "[@paperno2016]",
-}
-"""How the text cites an evaluation set."""
 
 
 _TIES = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
@@ -130,7 +122,7 @@ class Article:
         """The evaluation sets with their citations."""
         names = tables.datasets_by_task(self.study)
         return Markdown(
-            w.listed([f"{dataset_label(name)} {CITATIONS.get(name, '')}".strip() for name in names])
+            w.listed([f"{DATASETS[name].label} {DATASETS[name].citation}" for name in names])
         )
 
     @property
@@ -147,8 +139,8 @@ class Article:
         return Markdown(
             w.listed(
                 [
-                    f"{dataset_label(name)} ({w.count(study.cell(study.baseline, name)['n_items'])}"
-                    " items)"
+                    f"{DATASETS[name].label} "
+                    f"({w.count(study.cell(study.baseline, name)['n_items'])} items)"
                     for name in tables.datasets_by_task(study)
                 ]
             )
@@ -163,7 +155,7 @@ class Article:
     def primary_contrast(self) -> Markdown:
         """The contrast declared before the run."""
         contrast = self.study.config.statistics.primary
-        return Markdown(f"`{contrast.strategy}` on {dataset_label(contrast.dataset)}")
+        return Markdown(f"`{contrast.strategy}` on {DATASETS[contrast.dataset].label}")
 
     @property
     def margins(self) -> Markdown:
@@ -182,7 +174,7 @@ class Article:
     @property
     def families(self) -> Markdown:
         """The families that were run, in words."""
-        words = [FAMILIES.get(name, family_label(name)) for name in self.study.families]
+        words = [family_entry(name).words for name in self.study.families]
         return Markdown(w.listed(words))
 
     def number(self, name: str) -> Markdown:
@@ -238,14 +230,14 @@ class Article:
             "matched_summary": g.matched_summary(table["matched_compute"], families),
             "fewest": f.fewest_static(table["noninferiority"], study.cells, native_k),
             "weighting": [f.weighting(table["paired"], native_k)],
-            "binding": [g.binding(study.cells)],
+            "binding": [g.binding(study.cells, study.config.parsed)],
             "cap": [g.cap(study.cells)],
             "pareto": g.pareto(table["pareto"], baseline),
             "pareto_time": g.pareto(table["pareto_time"], baseline, "seconds_per_1000_tokens"),
             "ranks": [g.ranks(table["friedman"], study.config.statistics.confidence)],
             "speed": [g.speed(study.cells, baseline)],
             "static_curve": c.static_curve(study.static_curve, table["controls"], main, native_k),
-            "controls": c.controls(table["controls"], main),
+            "controls": c.controls(table["controls"], main, study.config.parsed),
             "noise": [
                 *c.noise(table["noise"], main),
                 *c.beyond_noise(table["noise"], table["paired"], main),
@@ -378,7 +370,7 @@ class Article:
 
     def metric(self, dataset: str) -> Markdown:
         """Return the name of a data set's main metric."""
-        return Markdown(metric_label(self.study.cell(self.study.baseline, dataset)["metric"]))
+        return Markdown(METRICS[self.study.cell(self.study.baseline, dataset)["metric"]].label)
 
 
 def _tied(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_routing.figures.labels import dataset_label
 from moe_routing.files import atomic_path
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_controls as c
@@ -14,13 +13,14 @@ from moe_routing.reporting import wording as w
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.sheets import SHEETS
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 
-TABLES = {
+SECTIONS = {
     "Results": "tbl-results",
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
@@ -37,7 +37,7 @@ def comparison_report(study: Study) -> str:
     sections = [
         _head(study),
         _section("Findings", *(f"- {finding.text} ({finding.source})" for finding in said(study))),
-        *(_table(study, title, label) for title, label in TABLES.items()),
+        *(_table(study, title, label) for title, label in SECTIONS.items()),
         _figures(study),
         _section("What is missing", *(f"- {finding.text}" for finding in missing(study)))
         if missing(study)
@@ -79,14 +79,14 @@ def said(study: Study) -> list[f.Finding]:
         *f.chance(study.cells, baseline, study.config.statistics.margin_accuracy),
         *f.against_baseline(tables_["paired"], tables_["noninferiority"], families, baseline),
         *g.matched_summary(tables_["matched_compute"], families),
-        *c.controls(tables_["controls"], main),
+        *c.controls(tables_["controls"], main, study.config.parsed),
         *c.static_curve(study.static_curve, tables_["controls"], main, native_k),
         *c.noise(tables_["noise"], main),
         *c.beyond_noise(tables_["noise"], tables_["paired"], main),
         c.divergence(study.divergence, baseline),
         *f.fewest_static(tables_["noninferiority"], study.cells, native_k),
         f.weighting(tables_["paired"], native_k),
-        g.binding(study.cells),
+        g.binding(study.cells, study.config.parsed),
         g.cap(study.cells),
         *g.pareto(tables_["pareto"], baseline),
         g.ranks(tables_["friedman"], study.config.statistics.confidence),
@@ -98,10 +98,10 @@ def said(study: Study) -> list[f.Finding]:
 
 def _head(study: Study) -> str:
     model = study.model
-    names = w.listed([dataset_label(name) for name in tables.datasets_by_task(study)])
+    names = w.listed([DATASETS[name].label for name in tables.datasets_by_task(study)])
     items = w.listed(
         [
-            f"{w.count(study.cell(study.baseline, name)['n_items'])} ({dataset_label(name)})"
+            f"{w.count(study.cell(study.baseline, name)['n_items'])} ({DATASETS[name].label})"
             for name in tables.datasets_by_task(study)
         ]
     )

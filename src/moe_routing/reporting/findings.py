@@ -11,21 +11,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.figures.labels import dataset_label, metric_label
 from moe_routing.reporting import wording as w
+from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
-
-CHANCE = {"hellaswag": 0.25}
-"""Accuracy of guessing, where a data set has one."""
-
-STATIC = {
-    "regular": "static top-k with softmax weights",
-    "normalized": "static top-k with renormalised weights",
-    "uniform": "static top-k with uniform weights",
-}
-"""Families with the same number of experts for every token, in words."""
+from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING
 
 NAMED = 4
 """Up to this many strategies are named; more are counted."""
@@ -52,20 +43,23 @@ class Finding:
         return self.text
 
 
-PRIMARY = "statistics/primary.csv"
-PAIRED = "statistics/paired.csv"
-NONINFERIORITY = "statistics/noninferiority.csv"
-MATCHED = "statistics/matched_compute.csv"
-CELLS = "comparison/full_routing_results.csv"
+PRIMARY_FILE = "statistics/primary.csv"
+PAIRED_FILE = "statistics/paired.csv"
+NONINFERIORITY_FILE = "statistics/noninferiority.csv"
+MATCHED_FILE = "statistics/matched_compute.csv"
+CELLS_FILE = "comparison/full_routing_results.csv"
+METRICS_FILE = "comparison/all_metrics.csv"
+CONTROLS_FILE = "statistics/controls.csv"
+NOISE_FILE = "statistics/noise.csv"
 
 
 def primary(table: pd.DataFrame, confidence: float) -> Finding:
     """State the primary contrast from ``statistics/primary.csv``."""
     if table.empty:
-        return Finding("The primary contrast was not computed.", PRIMARY, "missing")
+        return Finding("The primary contrast was not computed.", PRIMARY_FILE, "missing")
     row = main_row(table)
     outcome = Verdict(row["verdict"])
-    return Finding(f"{_contrast(row, outcome)} {_numbers(row, confidence)}", PRIMARY, outcome)
+    return Finding(f"{_contrast(row, outcome)} {_numbers(row, confidence)}", PRIMARY_FILE, outcome)
 
 
 def main_row(table: pd.DataFrame) -> pd.Series:
@@ -76,18 +70,18 @@ def main_row(table: pd.DataFrame) -> pd.Series:
 def _contrast(row: pd.Series, outcome: Verdict) -> str:
     """Return the sentence of a comparison with the baseline, without its numbers."""
     arm, baseline = f"`{row['strategy']}`", f"`{row['baseline']}`"
-    where = dataset_label(row["dataset"])
+    where = DATASETS[row["dataset"]].label
     margin = row.get("margin", float("nan"))
     limit = f"{w.magnitude(margin, row['metric'])} or more" if pd.notna(margin) else ""
-    better, worse = _directions(row["metric"])
+    measure = METRICS[row["metric"]]
     open_ = limit and str(row.get("noninferior", "")).lower() == "false"
     sentences = {
         Verdict.IDENTICAL: f"On {where}, {arm} and {baseline} had the same result on every item"
         + (f", but with so few items a loss of {limit} is not ruled out." if open_ else "."),
-        Verdict.BETTER: f"On {where}, {arm} {better} than {baseline}.",
-        Verdict.WORSE: f"On {where}, {arm} {worse} than {baseline}{_beyond(row, limit)}.",
-        Verdict.WORSE_WITHIN_MARGIN: f"On {where}, {arm} {worse} than {baseline}, but a loss of "
-        f"{limit} is ruled out.",
+        Verdict.BETTER: f"On {where}, {arm} {measure.better} than {baseline}.",
+        Verdict.WORSE: f"On {where}, {arm} {measure.worse} than {baseline}{_beyond(row, limit)}.",
+        Verdict.WORSE_WITHIN_MARGIN: f"On {where}, {arm} {measure.worse} than {baseline}, but a "
+        f"loss of {limit} is ruled out.",
         Verdict.NON_INFERIOR: f"On {where}, no difference between {arm} and {baseline} could be "
         f"shown, and a loss of {limit} is ruled out{_equal(row)}.",
         Verdict.INCONCLUSIVE: f"On {where}, no difference between {arm} and {baseline} could be "
@@ -106,16 +100,10 @@ def _beyond(row: pd.Series, limit: str) -> str:
     """Return what the interval says about a shown loss and the margin."""
     if not limit:
         return ""
-    least = -row["high"] if w.is_share(row["metric"]) else row["low"]
+    least = -row["high"] if METRICS[row["metric"]].higher_is_better else row["low"]
     if least >= row["margin"]:
         return f", by {limit}"
     return f", and a loss of {limit} is not ruled out"
-
-
-def _directions(metric: str) -> tuple[str, str]:
-    if w.is_share(metric):
-        return "was more accurate", "was less accurate"
-    return "predicted better", "predicted worse"
 
 
 def _numbers(row: pd.Series, confidence: float) -> str:
@@ -131,7 +119,7 @@ def _numbers(row: pd.Series, confidence: float) -> str:
 def compute(table: pd.DataFrame) -> Finding:
     """State how many experts the primary strategy used, from ``statistics/primary.csv``."""
     if table.empty:
-        return Finding("Mean experts of the primary contrast are missing.", PRIMARY, "missing")
+        return Finding("Mean experts of the primary contrast are missing.", PRIMARY_FILE, "missing")
     row = main_row(table)
     own, stock = row["mean_experts"], row["baseline_mean_experts"]
     ratio = own / stock
@@ -146,15 +134,15 @@ def compute(table: pd.DataFrame) -> Finding:
     )
     if relation == "the same number":
         text = text.replace(f"{relation} than the", "the same number as the")
-    return Finding(text, PRIMARY, "fewer" if ratio < 1 else "more")
+    return Finding(text, PRIMARY_FILE, "fewer" if ratio < 1 else "more")
 
 
 def matched(table: pd.DataFrame) -> Finding:
     """State the primary strategy against the static curve of its weights at its own compute."""
     if table.empty:
-        return Finding("The comparison at matched compute is missing.", PRIMARY, "missing")
+        return Finding("The comparison at matched compute is missing.", PRIMARY_FILE, "missing")
     row = main_row(table)
-    experts, curve = w.experts(row["mean_experts"]), STATIC.get(row["matched_static_family"])
+    experts, curve = w.experts(row["mean_experts"]), static_words(row["matched_static_family"])
     if row["matched_status"] != "matched":
         reasons = {
             OUTSIDE: f"its {experts} experts lie outside the curve of {curve}",
@@ -164,16 +152,16 @@ def matched(table: pd.DataFrame) -> Finding:
         # No row of matched compute: a point of a static curve.
         reason = reasons.get(row["matched_status"], "it is static top-k itself")
         text = f"At matched compute nothing can be said of `{row['strategy']}`: {reason}."
-        return Finding(text, PRIMARY, "outside")
+        return Finding(text, PRIMARY_FILE, "outside")
     outcome = Verdict(row["matched_verdict"])
     numbers = w.difference(
         row["matched_difference"], row["matched_low"], row["matched_high"], row["metric"]
     )
     subject = f"{curve} and the same mean of {experts} experts"
-    better, worse = _directions(row["metric"])
+    measure = METRICS[row["metric"]]
     sentences = {
-        Verdict.BETTER: f"it {better} than {subject}",
-        Verdict.WORSE: f"it {worse} than {subject}",
+        Verdict.BETTER: f"it {measure.better} than {subject}",
+        Verdict.WORSE: f"it {measure.worse} than {subject}",
         Verdict.IDENTICAL: f"it equals {subject} on every item",
         Verdict.INCONCLUSIVE: f"no difference from {subject} could be shown",
     }
@@ -182,7 +170,7 @@ def matched(table: pd.DataFrame) -> Finding:
         f"At matched compute, {sentences[outcome]} ({numbers}; {p}, a secondary test, corrected "
         "with the exploratory ones)."
     )
-    return Finding(f"{text}{_line(row, outcome)}", PRIMARY, outcome)
+    return Finding(f"{text}{_line(row, outcome)}", PRIMARY_FILE, outcome)
 
 
 def _line(row: pd.Series, outcome: Verdict) -> str:
@@ -208,14 +196,19 @@ def _line(row: pd.Series, outcome: Verdict) -> str:
     )
 
 
+def static_words(family: object) -> str | None:
+    """Return the family of a static curve in words; None where a table names none."""
+    return family_entry(family).words if isinstance(family, str) else None
+
+
 def beyond_line(rows: pd.DataFrame) -> pd.Series:
     """Mark gains that no convex static curve through the measured points could explain.
 
     Args:
         rows: of ``statistics/matched_compute.csv`` whose verdict is better.
     """
-    shares = rows["metric"].map(w.is_share)
-    least = rows["low"].where(shares, -rows["high"])
+    higher = rows["metric"].map(lambda name: METRICS[name].higher_is_better)
+    least = rows["low"].where(higher, -rows["high"])
     return (rows["chord_excess"] == 0) | (least > rows["chord_excess"])
 
 
@@ -231,19 +224,19 @@ def against_baseline(
         baseline: the strategy compared with.
     """
     if paired.empty:
-        return [Finding("The paired comparisons were not computed.", PAIRED, "missing")]
+        return [Finding("The paired comparisons were not computed.", PAIRED_FILE, "missing")]
     main = paired[truths(paired["main"])]
     findings = []
     for dataset, rows in main.groupby("dataset", sort=False):
         text, verdict = _differences(rows, dataset, baseline)
         text += _ruled_out(noninferiority, dataset, families)
-        findings.append(Finding(text, PAIRED, verdict))
+        findings.append(Finding(text, PAIRED_FILE, verdict))
     return findings
 
 
 def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, str]:
     """Return what was shown on one data set, and the outcome in short."""
-    where, n = dataset_label(dataset), len(rows)
+    where, n = DATASETS[dataset].label, len(rows)
     groups = {v: list(rows.loc[rows["verdict"] == v, "strategy"]) for v in Verdict}
     same = groups[Verdict.IDENTICAL]
     if len(same) == n:
@@ -303,23 +296,23 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
     """State for each accuracy set whether the baseline leaves anything to lose."""
     findings = []
     for row in cells[cells["strategy"] == baseline].itertuples():
-        if not w.is_share(row.metric):
+        if not METRICS[row.metric].is_proportion:
             continue
-        guess = CHANCE.get(row.dataset, 0.0)
+        guess = DATASETS[row.dataset].chance
         value = w.estimate(row.value, row.ci_low, row.ci_high, row.metric)
-        name = f"{dataset_label(row.dataset)} ({metric_label(row.metric)} {value} %)"
+        name = f"{DATASETS[row.dataset].label} ({METRICS[row.metric].label} {value} %)"
         if row.value == 0:
             text = (
                 f"On {name}, the stock model `{baseline}` gets no item right, so this set cannot "
                 "show what routing costs."
             )
-            findings.append(Finding(text, CELLS, "at zero"))
+            findings.append(Finding(text, CELLS_FILE, "at zero"))
         elif guess and row.ci_low <= guess:
             text = (
                 f"On {name}, the stock model `{baseline}` cannot be told from guessing "
                 f"({w.percent(guess, 0)}), so this set cannot show what routing costs."
             )
-            findings.append(Finding(text, CELLS, "at chance"))
+            findings.append(Finding(text, CELLS_FILE, "at chance"))
         elif margin > WEAK_MARGIN * (row.value - guess):
             text = (
                 f"On {name}, the stock model `{baseline}` achieves only "
@@ -327,13 +320,17 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
                 + (" above guessing" if guess else "")
                 + f", so ruling out a loss of {w.magnitude(margin, row.metric)} says little."
             )
-            findings.append(Finding(text, CELLS, "wide margin"))
+            findings.append(Finding(text, CELLS_FILE, "wide margin"))
     return findings
 
 
 def weighting(paired: pd.DataFrame, native_k: int) -> Finding | None:
     """State what renormalised and uniform weights cost at the model's own k."""
-    arms = {f"normalized_k{native_k}": "renormalised", f"uniform_k{native_k}": "uniform"}
+    arms = {
+        f"{family.name}_k{native_k}": weighting
+        for weighting, family in static_families().items()
+        if weighting != RAW_WEIGHTING
+    }
     if paired.empty:
         return None
     rows = paired[paired["strategy"].isin(arms) & truths(paired["main"])]
@@ -352,11 +349,11 @@ def weighting(paired: pd.DataFrame, native_k: int) -> Finding | None:
     text = (
         f"With the same {native_k} experts, {w.listed(clauses)}, compared with raw softmax weights."
     )
-    return Finding(text, PAIRED, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
+    return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
 
 def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
-    return [dataset_label(name) for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
+    return [DATASETS[name].label for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
 
 
 def fewest_static(
@@ -375,7 +372,7 @@ def fewest_static(
     for dataset, group in rows.groupby("dataset", sort=False):
         safe = group.loc[truths(group["noninferior"]), "k"]
         margin = w.magnitude(group["margin"].iloc[0], group["metric"].iloc[0])
-        where = dataset_label(dataset)
+        where = DATASETS[dataset].label
         if safe.empty:
             text = f"On {where}, no static k below {native_k} rules out a loss of {margin}."
         else:
@@ -383,7 +380,9 @@ def fewest_static(
                 f"On {where}, static top-{safe.min()} already rules out a loss of {margin} "
                 f"against top-{native_k}."
             )
-        findings.append(Finding(text, NONINFERIORITY, "none" if safe.empty else "fewer suffice"))
+        findings.append(
+            Finding(text, NONINFERIORITY_FILE, "none" if safe.empty else "fewer suffice")
+        )
     return findings
 
 
@@ -401,7 +400,7 @@ def detectable(primary_table: pd.DataFrame) -> Finding | None:
         f"{w.magnitude(size, row['metric'])} in {w.percent(POWER, 0)} of runs"
     )
     if pd.isna(margin):
-        return Finding(f"{text}.", PRIMARY, "no margin")
+        return Finding(f"{text}.", PRIMARY_FILE, "no margin")
     small = size > margin
     text += (
         f", which is more than the margin of {w.magnitude(margin, row['metric'])}: the sample is "
@@ -409,7 +408,7 @@ def detectable(primary_table: pd.DataFrame) -> Finding | None:
         if small
         else f", no more than the margin of {w.magnitude(margin, row['metric'])}."
     )
-    return Finding(text, PRIMARY, "too small" if small else "large enough")
+    return Finding(text, PRIMARY_FILE, "too small" if small else "large enough")
 
 
 def truths(column: pd.Series) -> pd.Series:

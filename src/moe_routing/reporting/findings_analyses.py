@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import Finding
 from moe_routing.reporting.study import read_json
-from moe_routing.routing.strategies import parse_strategy
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
 
-ALL_LAYERS = "all"
 AUDIT_TABLE = "audit/audit.csv"
 
 
@@ -106,7 +105,7 @@ def audit(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
         & np.isclose(table["epsilon"], config.analysis.audit.primary_epsilon)
         & (table["scope"] == table["scope"].iloc[0])
     ]
-    wanted = getattr(parse_strategy(config.statistics.primary.strategy), "alpha", None)
+    wanted = getattr(config.parsed[config.statistics.primary.strategy], "alpha", None)
     tested = rows[rows["alpha"].notna()]
     stock = [_stock(row) for _, row in rows[rows["alpha"].isna()].iterrows()]
     return stock + [_audited(_at(group, wanted)) for _, group in tested.groupby("null", sort=False)]

@@ -8,118 +8,82 @@ and with static top-k at matched compute. Pure functions from tables to sentence
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
-from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import NAMED, PAIRED, Finding, main_row, truths
-from moe_routing.routing.strategies import parse_strategy
-from moe_routing.statistics.verdict import Verdict
-
-CONTROLS = "statistics/controls.csv"
-NOISE = "statistics/noise.csv"
-METRICS = "comparison/all_metrics.csv"
-
-WORSE = (Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
-SHOWN = (Verdict.BETTER, *WORSE)
-
-DONE = {
-    "shuffle": "With the counts of {base} dealt out to other tokens of the same layer",
-    "layermean": "With one number of experts a layer, the rounded mean of {base}, for every token",
-    "randomid": "With the counts of {base} but experts drawn at random",
-    "weighting": "With the weights of {base} rescaled to the mass of the token's own top experts",
-    "rival": "With the rule of {control} in place of that of {base}",
-}
-"""What each kind of control does to its base; the order of the text."""
-
-MEANING = {
-    "shuffle": {
-        "worse": "which tokens get more experts matters",
-        "better": "tokens drawn at random use the same experts better than those of the rule",
-        "none": "nothing shows that it matters which tokens get more experts",
-    },
-    "layermean": {
-        "worse": "a number for each token carries more than a number for each layer",
-        "better": "fixed numbers by layer do better than numbers by token",
-        "none": "nothing shows that numbers by token do better than numbers by layer",
-    },
-    "randomid": {
-        "worse": "it matters which experts are chosen",
-        "better": "the chosen experts are no better than random ones",
-        "none": "nothing shows that it matters which experts are chosen",
-    },
-    "weighting": {
-        "worse": "the rescaled weights cost quality",
-        "better": "part of what the strategy loses is due to its smaller weights",
-        "none": "nothing shows that the smaller weights matter",
-    },
-    "rival": {
-        "worse": "the rule does worse, at the number of experts that it takes",
-        "better": "the rule does better, at the number of experts that it takes",
-        "none": "nothing shows that the rule does better or worse, at the number of experts that "
-        "it takes",
-    },
-}
-"""What each outcome means; better and worse are those of the control."""
-
-RAW_RANDOM = {
-    "worse": "random experts keep their own, near-zero softmax weights, so that the choice of "
-    "experts cannot be told from the loss of most of the layer's output",
-}
-"""Meanings of random experts under raw softmax weights, where they are others."""
+from moe_routing.reporting.findings import (
+    CONTROLS_FILE,
+    METRICS_FILE,
+    NAMED,
+    NOISE_FILE,
+    PAIRED_FILE,
+    Finding,
+    main_row,
+    truths,
+)
+from moe_routing.routing.strategies import Strategy, control_kinds
+from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
+from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
 
 COUNTS_DIFFER = 0.05
 """Mean experts of control and base further apart than this share are stated."""
 
 
-def controls(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+def controls(
+    table: pd.DataFrame, main: dict[str, str], strategies: Mapping[str, Strategy]
+) -> list[Finding]:
     """State for each control and base, and each rival, where the control was worse or better.
 
     Args:
         table: ``statistics/controls.csv``; differences are control minus base.
         main: main measure of each data set; rows of others are not counted.
+        strategies: every strategy by id, the bases among them.
     """
     if table.empty:
         return []
     rows = _main_rows(table, main)
-    rows = rows[~_better_paired(rows)]
+    rows = rows[~_better_paired(rows, strategies)]
     return [
-        _control(kind, group)
-        for kind in DONE
-        for _, group in rows[rows["kind"] == kind].groupby(
-            "strategy" if kind == "rival" else "base", sort=False
+        _control(kind, group, strategies[group["base"].iloc[0]])
+        for kind in control_kinds().values()
+        if kind.done
+        for _, group in rows[rows["kind"] == kind.name].groupby(
+            "strategy" if kind.on_curves else "base", sort=False
         )
     ]
 
 
-def _better_paired(rows: pd.DataFrame) -> pd.Series:
-    """Mark random experts with raw softmax weights where there is a pair with rescaled ones.
+def _better_paired(rows: pd.DataFrame, strategies: Mapping[str, Strategy]) -> pd.Series:
+    """Mark controls of bases with raw softmax weights where there is one with rescaled ones.
 
-    Of the pair with raw weights the table alone speaks: it mixes the choice with lost output.
+    For kinds whose outcome means something else under raw weights, such as random experts: it mixes
+    the choice with lost output, so that of the pair the table alone speaks.
     """
-    random = rows["kind"] == "randomid"
-    bases = rows.loc[random, "base"]
-    raw = bases[bases.map(_keeps_raw_weights)]
-    rescaled = {_rule(name) for name in bases.drop(raw.index)}
-    return random & rows.index.isin(raw.index[raw.map(_rule).isin(rescaled)])
+    kinds = [kind.name for kind in control_kinds().values() if kind.raw_meanings]
+    mixed = rows["kind"].isin(kinds)
+    keys = {
+        place: (kind, _rule(strategies[base]), strategies[base].weighting_kind == RAW_WEIGHTING)
+        for place, kind, base in rows.loc[mixed, ["kind", "base"]].itertuples()
+    }
+    rescaled = {(kind, rule) for kind, rule, raw in keys.values() if not raw}
+    paired = [place for place, (*key, raw) in keys.items() if raw and tuple(key) in rescaled]
+    return pd.Series(rows.index.isin(paired), index=rows.index)
 
 
-def _keeps_raw_weights(strategy: str) -> bool:
-    return parse_strategy(strategy).weighting_kind == "softmax"
-
-
-def _rule(strategy: str) -> tuple:
+def _rule(strategy: Strategy) -> tuple:
     """Return what a strategy is but for its weights."""
-    parsed = parse_strategy(strategy)
-    return parsed.family, tuple(sorted(parsed.model_dump(exclude={"weighting"}).items()))
+    values = strategy.model_dump(exclude={"weighting"})
+    return strategy.family.name, tuple(sorted(values.items()))
 
 
 def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
     return table[table["metric"] == table["dataset"].map(main)]
 
 
-def _control(kind: str, rows: pd.DataFrame) -> Finding:
-    worse, better = (_difference_by_set(rows, set_) for set_ in (WORSE, (Verdict.BETTER,)))
+def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
+    worse, better = (_difference_by_set(rows, set_) for set_ in (LOSSES, (Verdict.BETTER,)))
     same = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
     safe = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
     unshown = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
@@ -136,12 +100,14 @@ def _control(kind: str, rows: pd.DataFrame) -> Finding:
         clauses.append(f"no difference could be shown on {w.listed(unshown)}")
     outcome = "mixed" if worse and better else "worse" if worse else "better" if better else "none"
     control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
-    done = DONE[kind].format(control=control, base=base)
+    done = kind.done.format(control=control, base=base)
     text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
-    meanings = {"mixed": "data sets disagree, so neither can be said in general", **MEANING[kind]}
-    if kind == "randomid" and _keeps_raw_weights(rows["base"].iloc[0]):
-        meanings |= RAW_RANDOM
-    return Finding(f"{text}: {meanings[outcome]}.{_unmatched(kind, rows)}", CONTROLS, outcome)
+    meanings = {"mixed": "data sets disagree, so neither can be said in general", **kind.meanings}
+    if base_strategy.weighting_kind == RAW_WEIGHTING:
+        meanings |= kind.raw_meanings
+    return Finding(
+        f"{text}: {meanings[outcome]}.{_unmatched(kind.name, rows)}", CONTROLS_FILE, outcome
+    )
 
 
 def _unmatched(kind: str, rows: pd.DataFrame) -> str:
@@ -158,12 +124,12 @@ def _unmatched(kind: str, rows: pd.DataFrame) -> str:
 
 
 def _sets(rows: pd.DataFrame) -> list[str]:
-    return [dataset_label(name) for name in rows["dataset"].drop_duplicates()]
+    return [DATASETS[name].label for name in rows["dataset"].drop_duplicates()]
 
 
 def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
     return [
-        f"{dataset_label(row.dataset)} "
+        f"{DATASETS[row.dataset].label} "
         f"({w.difference(row.difference, row.low, row.high, row.metric)})"
         for row in rows[rows["verdict"].isin(verdicts)].itertuples()
     ]
@@ -200,18 +166,20 @@ def static_curve(
         clauses = [_static_side(word, side) for word, side in sides.items() if len(side)]
         if not clauses:
             continue
-        lead = f"On {dataset_label(dataset)}, compared with `{group['base'].iloc[0]}`"
+        lead = f"On {DATASETS[dataset].label}, compared with `{group['base'].iloc[0]}`"
         text = f"{lead}, {'; '.join(clauses)}."
         shown = set(sides["more"]["verdict"])
-        outcome = "worse" if shown & set(WORSE) else "better" if Verdict.BETTER in shown else "none"
-        findings.append(Finding(text, CONTROLS, f"more {outcome}"))
+        outcome = (
+            "worse" if shown & set(LOSSES) else "better" if Verdict.BETTER in shown else "none"
+        )
+        findings.append(Finding(text, CONTROLS_FILE, f"more {outcome}"))
     return findings
 
 
 def _static_side(word: str, rows: pd.DataFrame) -> str:
     """Return at which k fewer, or more, static experts were worse, better or neither."""
     groups = {
-        "worse": rows["verdict"].isin(WORSE),
+        "worse": rows["verdict"].isin(LOSSES),
         "better": rows["verdict"] == Verdict.BETTER,
         "not shown to differ": ~rows["verdict"].isin(SHOWN),
     }
@@ -240,19 +208,19 @@ def noise(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     lead = f"The baseline was scored again with nothing changed but {w.listed(changed, 'or')}"
     if (rows["largest_item_difference"] == 0).all() and (rows["flips"].fillna(0) == 0).all():
         text = f"{lead}: every result stayed the same, so numerical noise hides nothing."
-        return [Finding(text, NOISE, "none")]
+        return [Finding(text, NOISE_FILE, "none")]
     parts = [
-        f"{dataset_label(dataset)} by up to {w.noise(limit, main[dataset])}{_flips(rows, dataset)}"
+        f"{DATASETS[dataset].label} by up to {w.noise(limit, main[dataset])}{_flips(rows, dataset)}"
         for dataset, limit in noise_limits(table, main).items()
     ]
     text = f"{lead}. That moved {w.listed(parts)}. No smaller difference is a finding."
-    return [Finding(text, NOISE, "some")]
+    return [Finding(text, NOISE_FILE, "some")]
 
 
 def _flips(rows: pd.DataFrame, dataset: str) -> str:
     """Return how many items at most changed sides, where items are right or wrong."""
     own = rows[rows["dataset"] == dataset]
-    if not w.is_share(own["metric"].iloc[0]):
+    if not METRICS[own["metric"].iloc[0]].is_proportion:
         return ""
     return f" ({w.plural(int(own['flips'].max()), 'item')} changed)"
 
@@ -272,15 +240,15 @@ def beyond_noise(table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]
         text = f"All of the {total} shown against the baseline are larger than that."
         if len(rows) == 1:
             text = "The one difference shown against the baseline is larger than that."
-        return [Finding(text, PAIRED, "beyond")]
-    names = [f"`{row.strategy}` on {dataset_label(row.dataset)}" for row in within.itertuples()]
+        return [Finding(text, PAIRED_FILE, "beyond")]
+    names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in within.itertuples()]
     which = f" ({w.listed(names)})" if len(names) <= NAMED else ""
     text = (
         f"Of {total} shown against the baseline, {len(names)}{which} "
         f"{'is' if len(names) == 1 else 'are'} no larger than that and must not be read as "
         f"{'an effect' if len(names) == 1 else 'effects'} of routing."
     )
-    return [Finding(text, PAIRED, "within")]
+    return [Finding(text, PAIRED_FILE, "within")]
 
 
 def primary_noise(
@@ -300,9 +268,9 @@ def primary_noise(
     size = w.noise(limit, row["metric"])
     if abs(row["difference"]) > limit:
         text = f"Numerical noise alone moves the baseline by at most {size} there."
-        return Finding(text, NOISE, "beyond")
+        return Finding(text, NOISE_FILE, "beyond")
     text = f"Numerical noise alone moves the baseline by {size} there, so this is no finding."
-    return Finding(text, NOISE, "within")
+    return Finding(text, NOISE_FILE, "within")
 
 
 def divergence(values: pd.Series, baseline: str) -> Finding | None:
@@ -319,11 +287,11 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
     values = values.drop(baseline, level="strategy", errors="ignore")
     if values.empty:
         return None
-    parts = [_range(own.droplevel("dataset"), dataset_label(dataset))
+    parts = [_range(own.droplevel("dataset"), DATASETS[dataset].label)
              for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
     lead = "The KL divergence of next-token predictions from the baseline's, nats a token, is"
     outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
-    return Finding(f"{lead} {w.listed(parts)}.", METRICS, outcome)
+    return Finding(f"{lead} {w.listed(parts)}.", METRICS_FILE, outcome)
 
 
 def _range(values: pd.Series, where: str) -> str:

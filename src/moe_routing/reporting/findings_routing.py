@@ -5,22 +5,24 @@ Pure functions from tables to sentences, as in :mod:`moe_routing.reporting.findi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
-from moe_routing.figures.labels import dataset_label, family_label
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import (
-    CELLS,
-    MATCHED,
+    CELLS_FILE,
+    MATCHED_FILE,
     NAMED,
-    STATIC,
     Finding,
     beyond_line,
+    static_words,
     truths,
 )
-from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
 from moe_routing.statistics.verdict import Verdict
+from moe_routing.vocabulary import DATASETS
 
 FLOOR_DECIDES = 0.5
 """Above this share of decisions without any rejection, the floor is called the method."""
@@ -34,7 +36,7 @@ COSTS = {
 }
 """The costs of Pareto fronts by column: in words, and the file that the front stands in."""
 
-FEW_DATASETS = 3
+LITTLE_POWER_UP_TO = 3
 """Up to this many data sets, the text says that a test of ranks has little power."""
 
 
@@ -49,10 +51,12 @@ def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Findi
         families: family of each strategy in it.
     """
     if table.empty:
-        return [Finding("The comparison at matched compute was not computed.", MATCHED, "missing")]
+        return [
+            Finding("The comparison at matched compute was not computed.", MATCHED_FILE, "missing")
+        ]
     main = table[truths(table["main"])].assign(family=lambda t: t["strategy"].map(families))
     return [
-        _matched_family(rows, family_label(family), STATIC.get(curve))
+        _matched_family(rows, family_entry(family).label, static_words(curve))
         for (family, curve), rows in main.groupby(
             ["family", "static_family"], sort=False, dropna=False
         )
@@ -63,10 +67,10 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
     inside = rows[rows["status"] == "matched"]
     if (rows["status"] == NO_CURVE).all():
         text = f"{label} was not compared at matched compute: no static top-k has its weights."
-        return Finding(text, MATCHED, "no curve")
+        return Finding(text, MATCHED_FILE, "no curve")
     if inside.empty:
         text = f"{label} never used a number of experts that {curve} covers on both sides."
-        return Finding(text, MATCHED, "outside")
+        return Finding(text, MATCHED_FILE, "outside")
     outcomes = inside["verdict"].value_counts()
     better, worse = (int(outcomes.get(name, 0)) for name in (Verdict.BETTER, Verdict.WORSE))
     verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
@@ -88,11 +92,16 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
     outside = len(rows) - len(inside)
     if outside:
         text += f" ({w.plural(outside, 'more cell')} had no static neighbour on both sides)"
-    return Finding(f"{text}.", MATCHED, verdict)
+    return Finding(f"{text}.", MATCHED_FILE, verdict)
 
 
-def binding(cells: pd.DataFrame) -> Finding | None:
-    """State how often BH rejected nothing, so that its floor decided; None without BH."""
+def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding | None:
+    """State how often BH rejected nothing, so that its floor decided; None without BH.
+
+    Args:
+        cells: table of cells.
+        strategies: every strategy by id.
+    """
     bh = cells[cells["family"] == "bh"]
     if bh.empty:
         return None
@@ -100,7 +109,7 @@ def binding(cells: pd.DataFrame) -> Finding | None:
     low, high = empty.min(), empty.max()
     nulls = w.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
     spread = w.percent(low) if high - low < 0.0005 else f"{w.percent(low)} to {w.percent(high)}"
-    floors = sorted({parse_strategy(name).min_experts for name in empty.index})
+    floors = sorted({strategies[name].min_experts for name in empty.index})
     text = (
         f"Under the null {nulls}, BH kept no expert of its own in {spread} of decisions (settings "
         f"averaged over data sets), where the floor gave the token {w.listed(map(str, floors))} "
@@ -109,12 +118,12 @@ def binding(cells: pd.DataFrame) -> Finding | None:
     many = list(empty.index[empty > FLOOR_DECIDES])
     if len(many) == len(empty):
         text += "In every setting the floor, not the test, decided most of the routing."
-        return Finding(text, CELLS, "floor decides")
+        return Finding(text, CELLS_FILE, "floor decides")
     if many:
         text += f"The floor decided most of the routing in {w.code(many)}."
-        return Finding(text, CELLS, "floor decides in part")
+        return Finding(text, CELLS_FILE, "floor decides in part")
     text += "In no setting did the floor decide most of the routing."
-    return Finding(text, CELLS, "test decides")
+    return Finding(text, CELLS_FILE, "test decides")
 
 
 def cap(cells: pd.DataFrame) -> Finding | None:
@@ -134,7 +143,7 @@ def cap(cells: pd.DataFrame) -> Finding | None:
     )
     inert = ratio < 1.05
     text += ": the cap is nearly inert." if inert else ": the cap shapes the routing."
-    return Finding(text, CELLS, "inert" if inert else "binds")
+    return Finding(text, CELLS_FILE, "inert" if inert else "binds")
 
 
 def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
@@ -154,7 +163,7 @@ def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
     text += many if len(beyond) else "none lies"
     text += " beyond the critical difference from the baseline"
     text += "." if different or beyond.empty else ", which alone shows nothing."
-    if row["n_datasets"] <= FEW_DATASETS:
+    if row["n_datasets"] <= LITTLE_POWER_UP_TO:
         text += " With so few data sets this test has little power."
     return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
 
@@ -174,7 +183,7 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
         return []
     findings = []
     for dataset, rows in table.groupby("dataset", sort=False):
-        where = dataset_label(dataset)
+        where = DATASETS[dataset].label
         if rows["value"].nunique() == 1:
             text = f"On {where}, every setting has the same quality, so the front says nothing."
             findings.append(Finding(text, source, "no difference"))
@@ -216,4 +225,4 @@ def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:
         f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens a second of "
         f"`{baseline}`, the slowest `{ratio.idxmin()}` at {ratio.min():.2f} times."
     )
-    return Finding(text, CELLS, "faster" if ratio.max() > 1 else "not faster")
+    return Finding(text, CELLS_FILE, "faster" if ratio.max() > 1 else "not faster")

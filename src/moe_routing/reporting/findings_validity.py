@@ -9,9 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
-from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import Finding
+from moe_routing.vocabulary import DATASETS
 
 SIMULATION = "validity/simulation.csv"
 DOMAINS = "baseline/domain_specialisation.csv"
@@ -92,8 +92,8 @@ def domains(table: pd.DataFrame) -> Finding | None:
         f"tokens), {w.count(special) if special else 'none'} {'was' if special == 1 else 'were'} "
         f"used by one of {len(names)} domains at least {SPECIAL:g} times as much as by domains on "
         f"average; the largest lift in this sample is {best['lift']:.2f} "
-        f"({dataset_label(best['domain'])}, layer {best['layer']}), where {len(names)} is the most "
-        "possible."
+        f"({DATASETS[best['domain']].label}, layer {best['layer']}), where {len(names)} is the "
+        "most possible."
     )
     return Finding(text, DOMAINS, "specialised" if special else "not specialised")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_routing.reporting.findings import CELLS
+from moe_routing.reporting.findings import CELLS_FILE
 from moe_routing.reporting.plots import CAPTIONS, FOLDER, planned
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ GALLERY: dict[str, Picture] = {
         "One panel a data set: mean experts a token across, quality up, one marker and line a "
         "family of strategies or rival rule, the static curve in black, vertical bars for "
         "intervals, a grey step for the Pareto front, a ring around the baseline.",
-        (CELLS,),
+        (CELLS_FILE,),
         "the table of cells was not plotted",
     ),
     "fig-forest": _comparison(
@@ -86,7 +86,7 @@ GALLERY: dict[str, Picture] = {
         "One panel a data set: most experts a token across, quality up, one line for static top-k "
         "and one for each alpha, null and weighting of BH, with the mean experts it used written "
         "beside its points.",
-        (CELLS,),
+        (CELLS_FILE,),
         "this run has no BH settings that differ in max_k alone",
     ),
     "fig-ranks": _comparison(
@@ -100,7 +100,7 @@ GALLERY: dict[str, Picture] = {
         "speed",
         "One panel a data set: mean experts a token across, tokens a second up, one marker and "
         "line a family, a ring around the baseline.",
-        (CELLS,),
+        (CELLS_FILE,),
         "the table of cells was not plotted",
     ),
     "fig-logits": _analysis(

@@ -5,37 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moe_routing.analysis.text import text_dataset
-from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import STATIC, Finding
+from moe_routing.reporting.findings import CONTROLS_FILE, METRICS_FILE, NOISE_FILE, Finding
+from moe_routing.routing.strategies import control_kinds, families
+from moe_routing.vocabulary import DATASETS, TASKS, Family
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
-
-FAMILIES = {
-    **STATIC,
-    "adaptive": "adaptive top-k",
-    "bh": "Benjamini-Hochberg routing",
-}
-"""The families of the complete comparison."""
-
-TASKS = {
-    "perplexity": "running text (WikiText-2 or Wikipedia)",
-    "multiple_choice": "multiple choice (HellaSwag)",
-    "last_word": "last words (LAMBADA)",
-}
-"""The kinds of evaluation set of the complete comparison."""
-
-
-CONTROLS = {
-    "static": "the longer static curve",
-    "shuffle": "counts shuffled over tokens",
-    "layermean": "one number of experts a layer",
-    "randomid": "experts drawn at random",
-    "weighting": "mass-matched weights",
-    "rival": "rival rules",
-}
-"""The controls of the complete comparison, by kind."""
 
 
 def missing(study: Study) -> list[Finding]:
@@ -43,21 +19,26 @@ def missing(study: Study) -> list[Finding]:
     return [*_parts(study), *_cells(study), *_tables(study), *_beside(study)]
 
 
+def _expected() -> list[Family]:
+    """Return the families of the complete comparison."""
+    return [cls.family for cls in families().values() if cls.family.complete]
+
+
 def _parts(study: Study) -> list[Finding]:
     findings = []
-    absent = [text for name, text in FAMILIES.items() if name not in study.families]
+    absent = [one.words for one in _expected() if one.name not in study.families]
     if absent:
         text = f"This run has {w.listed([f'no {words}' for words in absent])}."
         findings.append(Finding(text, "config.yaml", "family"))
     present = set(study.cells["task"])
-    absent = [text for name, text in TASKS.items() if name not in present]
+    absent = [task.examples for name, task in TASKS.items() if name not in present]
     if absent:
         text = f"This run has {w.listed([f'no data set of {words}' for words in absent])}."
         findings.append(Finding(text, "config.yaml", "dataset"))
     if "perplexity" not in present:
         text = (
             "Without running text, the analyses of the router, of BH, of its nulls and of its "
-            f"discoveries read {dataset_label(text_dataset(study.config.datasets))} instead: each "
+            f"discoveries read {DATASETS[text_dataset(study.config.datasets)].label} instead: each "
             "context with its right ending."
         )
         findings.append(Finding(text, "config.yaml", "dataset"))
@@ -75,22 +56,22 @@ def _beside(study: Study) -> list[Finding]:
     findings = []
     table = study.statistics["controls"]
     kinds = set() if table.empty else set(table["kind"])
-    absent = [words for kind, words in CONTROLS.items() if kind not in kinds]
+    absent = [one.absent for name, one in control_kinds().items() if name not in kinds]
     if absent:
         text = f"Of the controls, this run lacks {w.listed(absent)}."
-        findings.append(Finding(text, "statistics/controls.csv", "control"))
+        findings.append(Finding(text, CONTROLS_FILE, "control"))
     if study.statistics["noise"].empty:
         text = "The baseline was not scored against itself, so numerical noise is not known."
-        findings.append(Finding(text, "statistics/noise.csv", "noise"))
+        findings.append(Finding(text, NOISE_FILE, "noise"))
     elif not study.statistics["noise"]["changed"].str.startswith("dtype").any():
         text = (
             "The baseline was not scored in another number format, so it is not known what half "
             "precision would do to these results."
         )
-        findings.append(Finding(text, "statistics/noise.csv", "noise"))
+        findings.append(Finding(text, NOISE_FILE, "noise"))
     if study.divergence.empty:
         text = "Divergence from the baseline's predictions was not measured."
-        findings.append(Finding(text, "comparison/all_metrics.csv", "divergence"))
+        findings.append(Finding(text, METRICS_FILE, "divergence"))
     return findings
 
 
@@ -100,7 +81,7 @@ def _cells(study: Study) -> list[Finding]:
         return []
     return [
         Finding(
-            f"`{row.strategy}` on {dataset_label(row.dataset)}: {row.reason}.",
+            f"`{row.strategy}` on {DATASETS[row.dataset].label}: {row.reason}.",
             "statistics/missing.csv",
             "cell",
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from moe_routing.figures.style import save, use_style
-from moe_routing.routing.strategies import parse_strategy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,24 +44,27 @@ def planned(config: StudyConfig) -> list[str]:
     """Return the figures that a complete run of this config has."""
     names = list(CAPTIONS)
     absent = {
-        "quality_by_max_k": not _has_sweep(config.strategies),
-        "experts_by_layer": not varying(config.strategies),
-        "experts_per_token": not varying(config.strategies),
+        "quality_by_max_k": not _has_sweep(config),
+        "experts_by_layer": not varying(config),
+        "experts_per_token": not varying(config),
         "forest": len(config.strategies) < 2,
         "critical_difference": len(config.strategies) < 3 or len(config.datasets) < 2,
     }
     return [name for name in names if not absent.get(name, False)]
 
 
-def varying(strategies: Iterable[str]) -> list[str]:
-    """Return the strategies that may give tokens different numbers of experts."""
-    parsed = map(parse_strategy, strategies)
-    return [strategy.id for strategy in parsed if strategy.min_experts < strategy.max_experts]
+def varying(config: StudyConfig) -> list[str]:
+    """Return the compared strategies that may give tokens different numbers of experts."""
+    parsed = config.parsed
+    return [
+        name for name in config.strategies if parsed[name].min_experts < parsed[name].max_experts
+    ]
 
 
-def _has_sweep(strategies: Iterable[str]) -> bool:
+def _has_sweep(config: StudyConfig) -> bool:
     """Return whether two BH settings differ in max_k alone."""
-    bh = [strategy for strategy in map(parse_strategy, strategies) if strategy.family == "bh"]
+    compared = [config.parsed[name] for name in config.strategies]
+    bh = [strategy for strategy in compared if strategy.family.name == "bh"]
     rest = [(s.alpha, s.null, s.weighting, s.min_k) for s in bh]
     return len(set(rest)) < len(rest)
 
@@ -74,7 +76,7 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     cells, tables, baseline = study.cells, study.statistics, study.baseline
     families = dict(zip(cells["strategy"], cells["family"], strict=True))
     counts = comparison_routing.read_counts(study.folder, cells)
-    strategies = varying(cells["strategy"].drop_duplicates())
+    strategies = varying(study.config)
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),
         "forest": lambda: comparison_statistics.forest(

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moe_routing.figures.labels import dataset_label, metric_label
 from moe_routing.reporting import wording as w
+from moe_routing.vocabulary import DATASETS, METRICS, TASKS
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
 
-METRICS = "comparison/all_metrics.csv"
 ROUTING = "baseline/baseline_routing_stats.csv"
-
-PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
-"""Measures of running text beside the perplexity of a token."""
 
 
 def has_bh(study: Study) -> bool:
@@ -91,24 +87,13 @@ def _nulls(study: Study) -> str:
     return f"{start} The analysis of BH on text (@sec-bh) takes them from {w.code(tested)}, {text}"
 
 
-SCORING: dict[str, str] = {
-    "perplexity": "Perplexity is the exponential of the mean negative log-likelihood of a token, "
-    "documents scored in {windows}: every token is predicted once, and the last window of a "
-    "document is filled up with earlier tokens, which are read and not scored.",
-    "multiple_choice": "Multiple choice takes the continuation with the largest log-likelihood a "
-    "character.",
-    "last_word": "A last word counts if greedy decoding gives it.",
-}
-"""How each kind of evaluation set is scored."""
-
-
 def _scoring(study: Study) -> str:
     size = window(study)
     windows = "windows of the model's context, side by side"
     if size:
         windows = f"windows of {w.count(size)} tokens at a stride of {w.count(size)}"
     tasks = set(study.cells["task"])
-    texts = [text.format(windows=windows) for task, text in SCORING.items() if task in tasks]
+    texts = [task.scoring.format(windows=windows) for task in TASKS.values() if task.name in tasks]
     return " ".join(["All items are scored 0-shot, without examples before them.", *texts])
 
 
@@ -167,8 +152,10 @@ PROSE: dict[str, Callable[[Study], str]] = {
 
 def perplexity_rows(study: Study) -> pd.DataFrame:
     """Return the measures of running text beside a token's perplexity, of compared strategies."""
+    text = TASKS["perplexity"]
+    beside = [name for name in text.metrics if name != text.main_metric]
     rows = study.metrics[study.metrics["strategy"].isin(study.cells["strategy"])]
-    return rows[rows["metric"].isin(PERPLEXITIES)]
+    return rows[rows["metric"].isin(beside)]
 
 
 def perplexity_table(study: Study) -> pd.DataFrame:
@@ -177,8 +164,8 @@ def perplexity_table(study: Study) -> pd.DataFrame:
     several = rows["dataset"].nunique() > 1
     table = []
     for (dataset, strategy), own in rows.groupby(["dataset", "strategy"], sort=False):
-        values = {metric_label(row.metric): _bracketed(row) for row in own.itertuples()}
-        where = {"Data set": dataset_label(dataset)} if several else {}
+        values = {METRICS[row.metric].label: _bracketed(row) for row in own.itertuples()}
+        where = {"Data set": DATASETS[dataset].label} if several else {}
         table.append({"Strategy": f"`{strategy}`", **where, **values})
     return pd.DataFrame(table)
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_routing.figures.labels import dataset_label
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import CELLS
-from moe_routing.reporting.findings_controls import CONTROLS, METRICS, NOISE
+from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NOISE_FILE
 from moe_routing.reporting.protocol import perplexity_rows, perplexity_table
 from moe_routing.statistics.power import POWER
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,16 +43,18 @@ def _results_caption(study: Study) -> str:
     return (
         f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
         f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
-        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS}`."
+        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`."
     )
 
 
 def _perplexity_caption(study: Study) -> str:
     confidence = w.percent(study.config.statistics.confidence, 0)
-    sets = w.listed([dataset_label(x) for x in perplexity_rows(study)["dataset"].drop_duplicates()])
+    sets = w.listed(
+        [DATASETS[x].label for x in perplexity_rows(study)["dataset"].drop_duplicates()]
+    )
     return (
         f"{sets} by word and by byte, with {confidence} intervals that resample documents: "
-        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS}`."
+        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS_FILE}`."
     )
 
 
@@ -61,7 +62,7 @@ def _divergence_caption(study: Study) -> str:
     confidence = w.percent(study.config.statistics.confidence, 0)
     return (
         f"Divergence (KL) of next-token predictions from those of `{study.baseline}`, nats a "
-        f"token, with {confidence} intervals; n is the number of items. From `{METRICS}`."
+        f"token, with {confidence} intervals; n is the number of items. From `{METRICS_FILE}`."
     )
 
 
@@ -86,7 +87,7 @@ def _controls_caption(study: Study) -> str:
     return (
         f"Each control against its base: difference, control minus base, with {confidence} "
         f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
-        f"way is better; experts are means a token, over data sets. From `{CONTROLS}`."
+        f"way is better; experts are means a token, over data sets. From `{CONTROLS_FILE}`."
     )
 
 
@@ -110,13 +111,13 @@ SHEETS: dict[str, Sheet] = {
         tables.data_table,
         lambda _: (
             "Evaluation sets. Tokens: all that the model read, contexts included. From "
-            f"`{CELLS}` and `config.yaml`."
+            f"`{CELLS_FILE}` and `config.yaml`."
         ),
         "llrrll",
     ),
     "tbl-strategies": Sheet(
         tables.strategy_table,
-        lambda _: f"The strategies of this run, by family. From `{CELLS}`.",
+        lambda _: f"The strategies of this run, by family. From `{CELLS_FILE}`.",
         "llll",
     ),
     "tbl-environment": Sheet(
@@ -149,7 +150,7 @@ SHEETS: dict[str, Sheet] = {
         tables.controls_table,
         _controls_caption,
         None,
-        lambda study: _has(study, "controls", *tables.CONTROL_KINDS),
+        lambda study: _has(study, "controls", *tables.shown_kinds()),
         "no controls were scored",
     ),
     "tbl-static": Sheet(
@@ -157,7 +158,7 @@ SHEETS: dict[str, Sheet] = {
         lambda study: (
             f"Static top-k with softmax weights at every k that was scored, with "
             f"{w.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of its "
-            f"column. From `{CELLS}` and `comparison/controls.csv`."
+            f"column. From `{CELLS_FILE}` and `comparison/controls.csv`."
         ),
         None,
         lambda study: study.static_curve["k"].nunique() > 1,
@@ -167,7 +168,7 @@ SHEETS: dict[str, Sheet] = {
         tables.noise_table,
         lambda study: (
             f"The baseline `{study.baseline}` against itself with other numerics. The largest "
-            f"change of an item is that of its log-likelihood, nats. From `{NOISE}`."
+            f"change of an item is that of its log-likelihood, nats. From `{NOISE_FILE}`."
         ),
         "llrrrr",
         lambda study: _has(study, "noise"),
@@ -178,7 +179,8 @@ SHEETS: dict[str, Sheet] = {
         lambda _: (
             "How BH routed, averaged over data sets. A decision is a token in a layer. "
             "Nothing rejected: BH kept no expert, so that the floor decided. At floor, at cap: BH "
-            f"kept fewer or more experts than allowed, so that the limit decided. From `{CELLS}`."
+            "kept fewer or more experts than allowed, so that the limit decided. From "
+            f"`{CELLS_FILE}`."
         ),
         "llrrrrr",
         lambda study: "bh" in study.families,

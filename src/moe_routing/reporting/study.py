@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moe_routing.errors import InputError
-from moe_routing.statistics.intervals import DIVERGENCE
-from moe_routing.statistics.measures import MEASURES
+from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -145,7 +144,7 @@ class Study:
     def main_measures(self) -> dict[str, str]:
         """The measure that stands for each data set in tests: nats a token, or accuracy."""
         tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
-        return {name: MEASURES[task][0].name for name, task in tasks.items()}
+        return {name: TASKS[task].main_measure.name for name, task in tasks.items()}
 
     @property
     def static_curve(self) -> pd.DataFrame:
@@ -159,7 +158,7 @@ class Study:
     def divergence(self) -> pd.Series:
         """KL divergence from the baseline in nats a token, by compared strategy and data set."""
         compared = self.metrics["strategy"].isin(self.cells["strategy"])
-        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE)]
+        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE.name)]
         return rows.set_index(["strategy", "dataset"])["value"]
 
     def cell(self, strategy: str, dataset: str) -> pd.Series:

@@ -6,55 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moe_routing.figures.labels import HIGHER_IS_BETTER, dataset_label, family_label, metric_label
 from moe_routing.reporting import wording as w
-from moe_routing.statistics.intervals import DIVERGENCE
+from moe_routing.routing.strategies import control_kinds, family_entry
+from moe_routing.statistics.verdict import SHOWN
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
     from moe_routing.reporting.study import Study
 
 DAGGER = "\N{DAGGER}"
-
-ORDER = ("perplexity", "multiple_choice", "last_word")
-"""Tasks in the order of columns."""
-
-DEFINITIONS = {
-    "regular": "top {k}, softmax weights",
-    "normalized": "top {k}, renormalised weights",
-    "uniform": "top {k}, equal weights",
-    "adaptive": "up to {k} by confidence, renormalised weights",
-    "bh": "BH at {alpha}, at most {k}, null {null}, weights {weighting}",
-    "by": "Benjamini-Yekutieli at {alpha}, at most {k}, null {null}, weights {weighting}",
-    "ebh": "e-BH at {alpha}, at most {k}, null {null}, weights {weighting}",
-    "storey": "Storey's adaptive BH at {alpha}, at most {k}, null {null}, weights {weighting}",
-    "hc": "Higher Criticism at {alpha}, at most {k}, null {null}, weights {weighting}",
-    "threshold": "p at most {alpha}, at most {k}, null {null}, weights {weighting}",
-}
-
-
-SELECTION = {
-    "regular": "the k largest logits",
-    "normalized": "the k largest logits",
-    "uniform": "the k largest logits",
-    "adaptive": "between k/2 and k: fewer where the largest probability is large, thresholds from "
-    "calibration text",
-    "bh": "Benjamini-Hochberg on the token's p-values, at least 1, at most k (@eq-bh)",
-    "by": "Benjamini-Yekutieli on the token's p-values [@benjamini2001]",
-    "ebh": "e-BH on the token's e-values [@wang2022]",
-    "storey": "BH with Storey's estimate of the number of true nulls [@storey2002]",
-    "hc": "Higher Criticism's threshold [@donoho2004]",
-    "threshold": "every expert whose own p-value passes, without correction",
-    "minp": "every expert above a share of the largest probability",
-    "topp": "the fewest experts whose probabilities reach a total [@huang2024]",
-    "entropy": "between k/2 and k by the entropy of the router's softmax",
-    "perlayer": "a fixed number for each layer, from calibration text",
-    "dynskip": "the k largest, less those small beside the largest, by layer [@lu2024]",
-    "shuffle": "the counts of another strategy, permuted over tokens",
-    "layermean": "the mean count of another strategy in each layer, for every token",
-    "randomid": "the counts of another strategy, experts drawn at random",
-    "weighting": "the experts of another strategy, weights rescaled",
-}
-"""What each family chooses, for readers of the article."""
 
 WIDEST = 34
 """Characters that a column of a Markdown table may claim before its text wraps."""
@@ -81,18 +41,15 @@ def _rule(letter: str, length: int) -> str:
 
 def definition(row: pd.Series) -> str:
     """Say in words what a strategy does, its BH null and weighting included."""
-    family = row["family"]
     k = int(row["k"]) if pd.notna(row["k"]) else None
-    if family in DEFINITIONS:
-        return DEFINITIONS[family].format(**{**row, "k": k})
-    limit = f", at most {k}" if k else ""
-    return f"{family_label(family)}{limit}, weights {row['weighting']}"
+    return family_entry(row["family"]).definition.format(**{**row, "k": k})
 
 
 def datasets_by_task(study: Study) -> list[str]:
     """Return the data sets that have cells: text first, then choices, then last words."""
     tasks = study.cells.drop_duplicates("dataset").set_index("dataset")["task"]
-    return sorted(tasks.index, key=lambda name: ORDER.index(tasks[name]))
+    order = list(TASKS)
+    return sorted(tasks.index, key=lambda name: order.index(tasks[name]))
 
 
 def results_table(study: Study) -> pd.DataFrame:
@@ -127,7 +84,7 @@ def divergence_table(study: Study) -> pd.DataFrame:
     Heads give the number of items that it was measured on.
     """
     compared = study.metrics["strategy"].isin(study.cells["strategy"])
-    rows = study.metrics[compared & (study.metrics["metric"] == DIVERGENCE)]
+    rows = study.metrics[compared & (study.metrics["metric"] == DIVERGENCE.name)]
     rows = rows[rows["strategy"] != study.baseline]
     names = rows["strategy"].drop_duplicates()
     table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
@@ -135,7 +92,7 @@ def divergence_table(study: Study) -> pd.DataFrame:
         own = rows[rows["dataset"] == dataset].set_index("strategy")
         if own.empty:
             continue
-        head = f"{dataset_label(dataset)} (n = {w.count(own['n'].max())})"
+        head = f"{DATASETS[dataset].label} (n = {w.count(own['n'].max())})"
         table[head] = [_divergence_entry(row) for row in own.reindex(names).itertuples()]
     return table
 
@@ -160,27 +117,24 @@ def static_table(study: Study) -> pd.DataFrame:
     return table
 
 
-CONTROL_KINDS = {
-    "shuffle": "counts shuffled over tokens",
-    "layermean": "one number a layer",
-    "randomid": "random experts",
-    "weighting": "other weights",
-    "rival": "another rule",
-}
+def shown_kinds() -> dict[str, str]:
+    """Return the kinds of controls that have rows in the table of controls, in short words."""
+    return {name: kind.short for name, kind in control_kinds().items() if kind.short}
 
 
 def controls_table(study: Study) -> pd.DataFrame:
     """Return each control against its base: experts of both, and a difference a data set."""
     main = study.main_measures
+    kinds = shown_kinds()
     rows = study.statistics["controls"]
-    rows = rows[rows["kind"].isin(CONTROL_KINDS) & (rows["metric"] == rows["dataset"].map(main))]
+    rows = rows[rows["kind"].isin(kinds) & (rows["metric"] == rows["dataset"].map(main))]
     names = rows.drop_duplicates("strategy")
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
     table = pd.DataFrame(
         {
             "Base": [f"`{name}`" for name in names["base"]],
             "Control": [
-                f"`{name}`, {CONTROL_KINDS[kind]}"
+                f"`{name}`, {kinds[kind]}"
                 for name, kind in zip(names["strategy"], names["kind"], strict=True)
             ],
             "Experts, base and control": [
@@ -197,14 +151,16 @@ def controls_table(study: Study) -> pd.DataFrame:
 
 
 def _difference_head(dataset: str, metric: str) -> str:
-    better = "\N{UPWARDS ARROW}" if w.is_share(metric) else "\N{DOWNWARDS ARROW}"
-    return f"{dataset_label(dataset)}, {w.unit(metric)}\N{NO-BREAK SPACE}{better}"
+    measure = METRICS[metric]
+    return f"{DATASETS[dataset].label}, {measure.unit}\N{NO-BREAK SPACE}{measure.arrow}"
 
 
 def _difference_entry(row: object, metric: str) -> str:
     if pd.isna(row.difference):
         return "not run"
-    text = w.difference(row.difference, row.low, row.high, metric).replace(f" {w.unit(metric)}", "")
+    text = w.difference(row.difference, row.low, row.high, metric).replace(
+        f" {METRICS[metric].unit}", ""
+    )
     mark = DAGGER if row.verdict in ("better", "worse", "worse within margin") else ""
     return text.replace(" [", f"{mark} [", 1)
 
@@ -217,14 +173,14 @@ def noise_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Changed": [f"`{name}`" for name in rows["changed"]],
-            "Data set": rows["dataset"].map(dataset_label),
+            "Data set": rows["dataset"].map(lambda name: DATASETS[name].label),
             "Items": rows["n_items"].map(w.count),
             "Difference": [
                 f"{w.MINUS if row.difference < 0 else ''}{w.noise(abs(row.difference), row.metric)}"
                 for row in rows.itertuples()
             ],
             "Items that changed sides": [
-                w.count(row.flips) if w.is_share(row.metric) else "does not apply"
+                w.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
                 for row in rows.itertuples()
             ],
             "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
@@ -233,13 +189,13 @@ def noise_table(study: Study) -> pd.DataFrame:
 
 
 def _head(dataset: str, metric: str) -> str:
-    arrow = "\N{UPWARDS ARROW}" if HIGHER_IS_BETTER[metric] else "\N{DOWNWARDS ARROW}"
-    unit = ", %" if w.is_share(metric) else ""
-    return f"{dataset_label(dataset)} {metric_label(metric)}{unit}\N{NO-BREAK SPACE}{arrow}"
+    entry = METRICS[metric]
+    unit = ", %" if entry.is_proportion else ""
+    return f"{DATASETS[dataset].label} {entry.label}{unit}\N{NO-BREAK SPACE}{entry.arrow}"
 
 
 def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
-    higher = HIGHER_IS_BETTER[rows["metric"].dropna().iloc[0]]
+    higher = METRICS[rows["metric"].dropna().iloc[0]].higher_is_better
     best = rows["value"].max() if higher else rows["value"].min()
     if rows["value"].nunique() == 1:
         best = None  # nothing is better than anything
@@ -261,7 +217,7 @@ def _shown(study: Study) -> dict[str, set[str]]:
     if paired.empty:
         return {}
     main = paired[paired["main"].astype(str).str.lower() == "true"]
-    main = main[main["verdict"].isin(["better", "worse", "worse within margin"])]
+    main = main[main["verdict"].isin(SHOWN)]
     return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
 
 
@@ -272,11 +228,11 @@ def data_table(study: Study) -> pd.DataFrame:
         cell = study.cell(study.baseline, dataset)
         rows.append(
             {
-                "Data set": dataset_label(dataset),
-                "Task": cell["task"].replace("_", " "),
+                "Data set": DATASETS[dataset].label,
+                "Task": TASKS[cell["task"]].words,
                 "Items": w.count(cell["n_items"]),
                 "Tokens": w.count(cell["tokens"]),
-                "Metric": metric_label(cell["metric"]),
+                "Metric": METRICS[cell["metric"]].label,
                 "Source": source_words(study.config.datasets[dataset].source),
             }
         )
@@ -300,8 +256,8 @@ def contrast_table(study: Study) -> pd.DataFrame:
     metric = row["metric"]
     lines = {
         "Strategy": f"`{row['strategy']}` against `{row['baseline']}`",
-        "Data set": dataset_label(row["dataset"]),
-        "Metric": metric_label(metric),
+        "Data set": DATASETS[row["dataset"]].label,
+        "Metric": METRICS[metric].label,
         "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
         **_flips(row),
         "p, two-sided, of a single test": _bare_p(row["p_adjusted"]),
@@ -320,7 +276,7 @@ def _bare_p(value: float) -> str:
 
 def _flips(row: pd.Series) -> dict[str, str]:
     """Return the line of items that changed sides; none where items are not right or wrong."""
-    if not w.is_share(row["metric"]):
+    if not METRICS[row["metric"]].is_proportion:
         return {}
     counts = f"{w.count(row['lost'])} and {w.count(row['gained'])}"
     return {"Items lost and gained": f"{counts} of {w.count(row['n_items'])}"}
@@ -369,8 +325,8 @@ def strategy_table(study: Study) -> pd.DataFrame:
         names = list(cells["strategy"].drop_duplicates())
         rows.append(
             {
-                "Family": family_label(family),
-                "Selection": SELECTION.get(family, "see the package"),
+                "Family": family_entry(family).label,
+                "Selection": family_entry(family).selection,
                 "Weighting": ", ".join(cells["weighting"].drop_duplicates()),
                 "Settings": ", ".join(f"`{name}`" for name in names),
             }
@@ -380,16 +336,13 @@ def strategy_table(study: Study) -> pd.DataFrame:
 
 def null_table(study: Study) -> pd.DataFrame:
     """Return the fitted nulls: the hypothesis in words, and symmetry and tails over layers."""
-    from moe_routing.routing.nulls import NULLS
-
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
-        null = NULLS.get(path.stem)
         rows.append(
             {
                 "Null": f"`{path.stem}`",
-                "H0 in words": null.hypothesis if null else "",
+                "H0 in words": HYPOTHESES.get(path.stem, ""),
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
             }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moe_routing.figures.labels import METRICS
+from moe_routing.vocabulary import METRICS
 
 MINUS = "\N{MINUS SIGN}"
-SHARES = ("accuracy", "accuracy_norm")
 
 
 def count(value: float) -> str:
@@ -44,7 +43,7 @@ def quality(value: float, metric: str) -> str:
     >>> quality(0.5512, "accuracy"), quality(20.1234, "token_perplexity")
     ('55.1', '20.12')
     """
-    if metric in SHARES:
+    if METRICS[metric].is_proportion:
         return f"{100 * value:.1f}"
     return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:#.4g}"
 
@@ -81,11 +80,6 @@ def signed(value: float, decimals: int) -> str:
     return f"{'+' if value > 0 else MINUS}{text}"
 
 
-def is_share(metric: str) -> bool:
-    """Return whether a measure is a share of items, whose differences are percentage points."""
-    return metric in SHARES
-
-
 def difference(value: float, low: float, high: float, metric: str) -> str:
     """Write a difference and its limits with their unit, in digits that the interval warrants.
 
@@ -94,22 +88,11 @@ def difference(value: float, low: float, high: float, metric: str) -> str:
     >>> difference(0.031, 0.02, 0.04, "nats_per_token")
     '+0.031 nats a token [+0.020, +0.040]'
     """
-    scale = 100 if is_share(metric) else 1
-    decimals = _decimals(scale * (high - low), fewest=1 if is_share(metric) else 3)
+    entry = METRICS[metric]
+    scale = entry.percent
+    decimals = _decimals(scale * (high - low), fewest=1 if entry.is_proportion else 3)
     middle, *limits = (signed(scale * x, decimals) for x in (value, low, high))
-    return f"{middle} {unit(metric)} [{', '.join(limits)}]"
-
-
-UNITS = {"nats_per_token": "nats a token", "nats_per_target": "nats a last word"}
-
-
-def unit(metric: str) -> str:
-    """Return the unit of a difference.
-
-    >>> unit("accuracy"), unit("nats_per_token")
-    ('percentage points', 'nats a token')
-    """
-    return "percentage points" if is_share(metric) else UNITS[metric]
+    return f"{middle} {entry.unit} [{', '.join(limits)}]"
 
 
 def magnitude(value: float, metric: str) -> str:
@@ -118,10 +101,10 @@ def magnitude(value: float, metric: str) -> str:
     >>> magnitude(0.01, "accuracy"), magnitude(0.01, "nats_per_token")
     ('1 percentage point', '0.01 nats a token')
     """
-    if not is_share(metric):
-        return f"{value:.2g} {UNITS[metric]}"
-    text = f"{100 * value:.2g}"
-    return f"{text} percentage point{'' if text == '1' else 's'}"
+    entry = METRICS[metric]
+    text = f"{entry.percent * value:.2g}"
+    one = entry.is_proportion and text == "1"
+    return f"{text} {entry.unit.removesuffix('s') if one else entry.unit}"
 
 
 def noise(value: float, metric: str) -> str:
@@ -130,7 +113,7 @@ def noise(value: float, metric: str) -> str:
     >>> noise(0.0005, "accuracy"), noise(3.2e-7, "nats_per_token"), noise(0.0, "accuracy")
     ('0.05 percentage points', '3.2e-07 nats a token', '0 percentage points')
     """
-    return f"{100 * value if is_share(metric) else value:.2g} {unit(metric)}"
+    return f"{METRICS[metric].percent * value:.2g} {METRICS[metric].unit}"
 
 
 def divergence(value: float) -> str:
@@ -143,10 +126,8 @@ def divergence(value: float) -> str:
 
 
 def measure_words(metric: str) -> str:
-    """Return a measure as a noun: length-normalised accuracy, loss a token."""
-    return {"nats_per_token": "loss", "nats_per_target": "loss on the last word"}.get(
-        metric, METRICS.get(metric, metric)
-    )
+    """Return a measure as a noun: length-normalised accuracy, loss."""
+    return METRICS[metric].noun or METRICS[metric].label
 
 
 def listed(words: Sequence[str], conjunction: str = "and") -> str:

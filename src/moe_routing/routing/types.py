@@ -5,6 +5,7 @@ Shape letters: T tokens, K slots per token, E experts, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,10 @@ class Selection:
         ])  # fmt: skip
         count_T = torch.cat([part.count_T for part in parts])
         return cls(index_TK, count_T, torch.cat([part.rejected_T for part in parts]))
+
+
+Selector = Callable[[RouterInputs, Tensor], Selection]
+"""Maps (inputs, float32 softmax probabilities (tokens, experts)) to a selection."""
 
 
 @dataclass(frozen=True)

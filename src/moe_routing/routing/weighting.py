@@ -1,4 +1,4 @@
-"""The weights of the selected experts, the second of a strategy's two decisions.
+"""The weights of the selected experts, and the router that combines selection and weighting.
 
 The model was trained with the softmax probabilities as weights. Any other weighting also changes
 the scale of the layer's output, so weighting is a factor of the study in its own right.
@@ -6,16 +6,15 @@ the scale of the layer's output, so weighting is a factor of the study in its ow
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_routing.routing.types import Selection
-
-Weighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+from moe_routing.errors import InputError
+from moe_routing.routing.types import RouterInputs, Routing, Selection, Selector
+from moe_routing.vocabulary import Weighting
 
 
 def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_k: int) -> Tensor:
@@ -48,3 +47,31 @@ def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
     """Return the probability of each selected expert, (tokens, slots), 0 at padded slots."""
     # Padded slots index the column of zeros appended after the last expert.
     return F.pad(probability_TE, (0, 1)).gather(1, index_TK)
+
+
+@dataclass(frozen=True)
+class Router:
+    """A built strategy: choose, then weigh."""
+
+    select: Selector
+    weighting: Weighting
+    native_k: int
+
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        """Route the tokens of one layer.
+
+        Raises:
+            InputError: NaN among the logits, or plus infinity, or nothing but minus infinity (which
+                marks masked experts). Looked for on the CPU only, where it costs nothing; on an
+                accelerator it would wait for the device, and the model's output is NaN.
+        """
+        probability_TE = inputs.logits_TE.float().softmax(-1)
+        # One such logit makes the whole row of the softmax NaN, so that one column tells.
+        if probability_TE.device.type == "cpu" and bool(probability_TE[:, 0].isnan().any()):
+            raise InputError(
+                f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
+                "-inf for masked experts (check the weights and the dtype)"
+            )
+        selection = self.select(inputs, probability_TE)
+        weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
+        return Routing(selection, weight_TK, probability_TE)

@@ -15,7 +15,7 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.intervals import column, denominator
-from moe_routing.statistics.measures import Measure
+from moe_routing.vocabulary import Metric
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Panel:
         names = tuple(strategies)
         return replace(self, strategies=names, items=tuple(items[name] for name in names))
 
-    def values(self, measure: Measure) -> Array:
+    def values(self, measure: Metric) -> Array:
         """Return the numerator of a measure for each item and strategy, (N, S)."""
         columns = [
             column(items, measure.column, f"{strategy} on {self.dataset}")
@@ -122,31 +122,31 @@ class Panel:
         ]
         return measure.sign * np.stack(columns, axis=1)
 
-    def units(self, measure: Measure) -> Array:
+    def units(self, measure: Metric) -> Array:
         """Return the denominator of a measure for each item, (N,).
 
         Raises:
             InputError: strategies disagree, so that they cannot have scored the same text.
         """
         units = [
-            denominator(items, measure.unit, f"{strategy} on {self.dataset}")
+            denominator(items, measure.per, f"{strategy} on {self.dataset}")
             for strategy, items in zip(self.strategies, self.items, strict=True)
         ]
         for strategy, unit_N in zip(self.strategies, units, strict=True):
             if not np.array_equal(unit_N, units[0]):
                 raise InputError(
                     f"{strategy} and {self.strategies[0]} on {self.dataset}: column "
-                    f"'{measure.unit}' differs; cells must score the same text"
+                    f"'{measure.per}' differs; cells must score the same text"
                 )
         return units[0]
 
-    def value(self, measure: Measure, strategy: str) -> float:
+    def value(self, measure: Metric, strategy: str) -> float:
         """Return a measure of one strategy."""
         items = self.items[self.strategies.index(strategy)]
         total = measure.sign * column(items, measure.column).sum()
         return float(total / self.units(measure).sum())
 
-    def sums(self, values: Array, measure: Measure) -> tuple[Array, Array]:
+    def sums(self, values: Array, measure: Metric) -> tuple[Array, Array]:
         """Return values and units summed within clusters, both in the shape (C, S)."""
         value_CS = cluster_sums(values, self.clusters)
         unit_C = cluster_sums(self.units(measure), self.clusters)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from moe_routing.vocabulary import TASKS
+
 _KEY = {
     "strategy": "strategy id",
     "dataset": "evaluation set",
     "metric": "measure that is compared; nats are negative log-likelihoods",
 }
 _ABOUT = {
-    "task": "perplexity, multiple_choice or last_word",
+    "task": f"{', '.join([*TASKS][:-1])} or {[*TASKS][-1]}",
     "main": "whether the metric stands for its data set where only one is shown",
     "higher_is_better": "orientation of the metric",
     "n_items": "items, the same for baseline and strategy",
@@ -22,7 +24,7 @@ _FAMILY = {
 }
 _VERDICT = {"verdict": "what may be said, from p_adjusted and the non-inferiority test"}
 
-PAIRED = {
+_PAIRED = {
     **_KEY,
     **_ABOUT,
     "baseline": "strategy compared with",
@@ -49,7 +51,7 @@ PAIRED = {
     **_VERDICT,
 }
 
-NONINFERIORITY = {
+_NONINFERIORITY = {
     **_KEY,
     "main": _ABOUT["main"],
     "margin": "loss that would matter, fixed in the config before the run",
@@ -68,7 +70,7 @@ NONINFERIORITY = {
     "margin",
 }
 
-MATCHED = {
+_MATCHED = {
     **_KEY,
     "main": _ABOUT["main"],
     "higher_is_better": _ABOUT["higher_is_better"],
@@ -99,7 +101,7 @@ MATCHED = {
     "verdict": "better or worse than the static curve, identical to it, or inconclusive",
 }
 
-FRIEDMAN = {
+_FRIEDMAN = {
     "strategy": "strategy id",
     "average_rank": "mean rank over data sets on their main metrics; 1 is best",
     "p_nemenyi": "Nemenyi test against the baseline",
@@ -128,14 +130,14 @@ _ON_FRONT = {
     "on_front": "whether no other strategy is as good at lower cost or better at the same cost",
     "front_share": "share of bootstrap resamples in which it is on the front",
 }
-PARETO = {**_FRONT, "mean_experts": "mean experts a token, the cost", **_ON_FRONT}
-PARETO_TIME = {
+_PARETO = {**_FRONT, "mean_experts": "mean experts a token, the cost", **_ON_FRONT}
+_PARETO_TIME = {
     **_FRONT,
     "seconds_per_1000_tokens": "measured scoring time, the cost; differs between equal runs",
     **_ON_FRONT,
 }
 
-POWER = {
+_POWER = {
     "dataset": "evaluation set",
     "metric": "measure",
     "basis": "assumed discordance, or the standard error observed for `strategy`",
@@ -151,14 +153,14 @@ POWER = {
     "multiplicity makes exploratory contrasts need more",
 }
 
-PRIMARY = {
-    **PAIRED,
-    "margin": NONINFERIORITY["margin"],
-    "loss": NONINFERIORITY["loss"],
-    "upper_bound": NONINFERIORITY["upper_bound"],
+_PRIMARY = {
+    **_PAIRED,
+    "margin": _NONINFERIORITY["margin"],
+    "loss": _NONINFERIORITY["loss"],
+    "upper_bound": _NONINFERIORITY["upper_bound"],
     "p_noninferiority": "p_adjusted of noninferiority.csv",
-    "noninferior": NONINFERIORITY["noninferior"],
-    "equivalent": NONINFERIORITY["equivalent"],
+    "noninferior": _NONINFERIORITY["noninferior"],
+    "equivalent": _NONINFERIORITY["equivalent"],
     "mean_experts": "mean experts a token of the strategy on this data set",
     "baseline_mean_experts": "the same of the baseline",
     "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
@@ -174,7 +176,7 @@ PRIMARY = {
     "minimum_detectable_difference": "from the observed standard error, power.csv",
 }
 
-CONTROLS = {
+_CONTROLS = {
     "strategy": "the control: strategy id",
     "kind": "static (a point of a static curve); what of the base is replaced (shuffle: which "
     "token gets how many experts; layermean: every token its layer's mean number; randomid: which "
@@ -200,7 +202,7 @@ CONTROLS = {
     "control_mean_experts": "the same of the control",
 }
 
-NOISE = {
+_NOISE = {
     "arm": "name of the noise arm: the baseline with one setting changed",
     "changed": "the setting",
     "dataset": _KEY["dataset"],
@@ -215,24 +217,24 @@ NOISE = {
     "largest_item_difference": "largest change of an item's log-likelihood, nats",
 }
 
-MISSING = {
+_MISSING = {
     "dataset": "evaluation set",
     "strategy": "strategy id",
     "reason": "why the tables hold nothing about it",
 }
 
 TABLES = {
-    "paired": PAIRED,
-    "noninferiority": NONINFERIORITY,
-    "matched_compute": MATCHED,
-    "friedman": FRIEDMAN,
-    "pareto": PARETO,
-    "pareto_time": PARETO_TIME,
-    "power": POWER,
-    "primary": PRIMARY,
-    "controls": CONTROLS,
-    "noise": NOISE,
-    "missing": MISSING,
+    "paired": _PAIRED,
+    "noninferiority": _NONINFERIORITY,
+    "matched_compute": _MATCHED,
+    "friedman": _FRIEDMAN,
+    "pareto": _PARETO,
+    "pareto_time": _PARETO_TIME,
+    "power": _POWER,
+    "primary": _PRIMARY,
+    "controls": _CONTROLS,
+    "noise": _NOISE,
+    "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""
 

@@ -18,8 +18,8 @@ from moe_routing.statistics.bootstrap import (
     studentised_interval,
 )
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.measures import Measure
 from moe_routing.statistics.paired import sign_flip_p
+from moe_routing.vocabulary import Metric
 
 PERMUTATIONS = 9_999
 
@@ -60,7 +60,7 @@ class Comparison:
 
 def compare(
     panel: Panel,
-    measure: Measure,
+    measure: Metric,
     difference_NS: Array,
     *,
     confidence: float,
@@ -85,12 +85,12 @@ def compare(
 
 
 def bootstrap_interval(
-    boot: RatioBootstrap, measure: Measure, confidence: float
+    boot: RatioBootstrap, measure: Metric, confidence: float
 ) -> tuple[Array, Array]:
     """Return the cluster bootstrap limits that cover best for a kind of measure.
 
-    Bootstrap-t for nats; percentile for shares, where few items are discordant and resamples
+    Bootstrap-t for nats; percentile for proportions, where few items are discordant and resamples
     without any have no t.
     """
-    interval = percentile_interval if measure.is_share else studentised_interval
+    interval = percentile_interval if measure.is_proportion else studentised_interval
     return interval(boot, confidence)

@@ -15,7 +15,6 @@ from scipy import stats
 from moe_routing.statistics.bootstrap import one_sided_p, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import Comparison, compare, stream
-from moe_routing.statistics.measures import MEASURES, Measure, is_main
 from moe_routing.statistics.paired import count_flips, signed_rank_p
 from moe_routing.statistics.power import (
     DISCORDANCES,
@@ -29,6 +28,7 @@ from moe_routing.statistics.proportions import (
     paired_noninferiority_p,
     paired_score_interval,
 )
+from moe_routing.vocabulary import TASKS, Metric
 
 if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig
@@ -52,7 +52,7 @@ class Contrasts:
     """
 
     panel: Panel
-    measure: Measure
+    measure: Metric
     settings: StatisticsConfig
     arms: tuple[int, ...]
     baseline: int
@@ -84,7 +84,7 @@ def contrasts(
     if not arms:
         return []
     found = []
-    for measure in MEASURES[panel.task]:
+    for measure in TASKS[panel.task].measures:
         rng = stream(seed, table, panel.dataset, measure.name)
         comparison = _compare(panel, measure, settings, arms, baseline, rng)
         found.append(Contrasts(panel, measure, settings, arms, baseline, comparison))
@@ -93,7 +93,7 @@ def contrasts(
 
 def _compare(
     panel: Panel,
-    measure: Measure,
+    measure: Metric,
     settings: StatisticsConfig,
     arms: tuple[int, ...],
     baseline: int,
@@ -123,7 +123,7 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
             "dataset": panel.dataset,
             "metric": measure.name,
             "task": panel.task,
-            "main": is_main(measure, panel.task),
+            "main": TASKS[panel.task].is_main(measure),
             "higher_is_better": measure.higher_is_better,
             "n_items": panel.n_items,
             "n_clusters": panel.n_clusters,
@@ -142,7 +142,7 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
             "test": "sign flip",
             "identical": not comparison.difference_NS[:, s].any(),
         }
-        if measure.is_share:
+        if measure.is_proportion:
             row |= _share_columns(contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm])
         else:
             row["perplexity_ratio"] = np.exp(difference)
@@ -178,7 +178,7 @@ def noninferiority_rows(contrast: Contrasts) -> list[Row]:
     if not np.isfinite(contrast.margin):
         return []
     panel, measure = contrast.panel, contrast.measure
-    tests = _score_tests(contrast) if measure.is_share else _bootstrap_tests(contrast)
+    tests = _score_tests(contrast) if measure.is_proportion else _bootstrap_tests(contrast)
     rows = []
     for s, (arm, (upper_bound, p_loss, p_gain)) in enumerate(
         zip(contrast.arms, tests, strict=True)
@@ -190,12 +190,12 @@ def noninferiority_rows(contrast: Contrasts) -> list[Row]:
                 "strategy": panel.strategies[arm],
                 "dataset": panel.dataset,
                 "metric": measure.name,
-                "main": is_main(measure, panel.task),
+                "main": TASKS[panel.task].is_main(measure),
                 "margin": contrast.margin,
                 "loss": loss,
                 "upper_bound": upper_bound,
                 "alpha": (1 - contrast.settings.confidence) / 2,
-                "test": SCORE if measure.is_share else BOOTSTRAP_T,
+                "test": SCORE if measure.is_proportion else BOOTSTRAP_T,
                 "p_value": p_loss,
                 "p_clustered_t": _clustered_t(loss - contrast.margin, error, panel.n_clusters),
                 "p_gain": p_gain,
@@ -212,11 +212,13 @@ def _clustered_t(excess: float, error: float, clusters: int) -> float:
 
 
 def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
-    """Return upper bound of the loss, p of a loss, p of a gain for each arm of a share."""
+    """Return upper bound of the loss, p of a loss, p of a gain for each arm of a proportion."""
     value_NS = contrast.panel.values(contrast.measure)
     tests = []
     for s, arm in enumerate(contrast.arms):
-        flips = count_flips(value_NS[:, contrast.baseline], value_NS[:, arm])
+        pair = value_NS[:, contrast.baseline], value_NS[:, arm]
+        # Where more is worse, an item that the arm has and the baseline has not is a loss.
+        flips = count_flips(*(pair if contrast.measure.higher_is_better else pair[::-1]))
         effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
         lost, gained, n = flips.lost, flips.gained, flips.n
         low, _ = paired_score_interval(
@@ -230,8 +232,9 @@ def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
 
 
 def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
-    """Return the same for each arm of a measure in nats, where a difference is a loss."""
+    """Return the same for each arm of a measure that is no proportion."""
     boot, margin = contrast.comparison.boot, contrast.margin
+    boot = boot.negated() if contrast.measure.higher_is_better else boot  # a difference is a loss
     _, high_S = studentised_interval(boot, contrast.settings.confidence)
     p_loss_S = one_sided_p(boot, margin)
     p_gain_S = one_sided_p(boot.negated(), margin)
@@ -259,7 +262,7 @@ def power_rows(contrast: Contrasts) -> list[Row]:
             "discordance": share,
             detectable: detectable_accuracy(panel.n_items, share, confidence=confidence),
         }
-        for share in (DISCORDANCES if measure.is_share else ())
+        for share in (DISCORDANCES if measure.is_proportion else ())
     ]
     observed = []
     for s, arm in enumerate(contrast.arms):
@@ -272,7 +275,7 @@ def power_rows(contrast: Contrasts) -> list[Row]:
             # An arm that changes nothing shows no spread to plan with.
             detectable: detectable_difference(error or np.nan, confidence=confidence),
         }
-        if measure.is_share:
+        if measure.is_proportion:
             row["discordance"] = float(np.mean(contrast.comparison.difference_NS[:, s] != 0))
         observed.append(row)
     return assumed + observed

@@ -6,27 +6,18 @@ Both are the paired comparison of :mod:`moe_routing.statistics.contrasts` with a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.contrasts import contrasts, noninferiority_rows, paired_rows
-from moe_routing.statistics.measures import MEASURES
+from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.config import StatisticsConfig
+    from moe_routing.config import Control, StatisticsConfig
 
 Row = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Control:
-    """What a control replaces, or ``rival``, and the strategy that it is compared with."""
-
-    kind: str
-    base: str
 
 
 def control_rows(
@@ -100,5 +91,6 @@ def noise_rows(
         for contrast in contrasts(panel, settings, seed, "noise")
         for row in paired_rows(contrast)
     ]
-    order = [(name, measure.name) for name in changed for measure in MEASURES[panel.task]]
+    measures = TASKS[panel.task].measures
+    order = [(name, measure.name) for name in changed for measure in measures]
     return sorted(rows, key=lambda row: order.index((row["arm"], row["metric"])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from moe_routing.statistics.bootstrap import (
     studentised_interval,
 )
 from moe_routing.statistics.proportions import design_effect, wilson_interval
+from moe_routing.vocabulary import DIVERGENCE, METRICS, TASKS, Metric
 
 
 @dataclass(frozen=True)
@@ -36,40 +37,12 @@ class Estimate:
     n: int
 
 
-@dataclass(frozen=True)
-class Nats:
-    """A metric that is a function of nats (negative log-likelihood) per unit.
-
-    Attributes:
-        unit: column that holds the denominator; None counts items.
-        transform: increasing map from nats per unit to the metric.
-    """
-
-    unit: str | None
-    transform: Callable[[float], float] = np.exp
-
-
-NATS_METRICS: dict[str, dict[str, Nats]] = {
-    "perplexity": {
-        "token_perplexity": Nats("tokens"),
-        "word_perplexity": Nats("words"),
-        "byte_perplexity": Nats("bytes"),
-        "bits_per_byte": Nats("bytes", lambda nats: nats / np.log(2)),
-    },
-    "multiple_choice": {},
-    "last_word": {"last_word_perplexity": Nats(None)},
+SCALES: dict[str | None, Callable[[float], float]] = {
+    None: lambda nats: nats,
+    "exp": np.exp,
+    "bits": lambda nats: nats / np.log(2),
 }
-"""Metrics from log-likelihoods by task, by the definitions of lm-evaluation-harness."""
-
-DIVERGENCE = "kl_from_baseline"
-"""Metric of every task, measured on some items: KL(baseline || strategy), nats a token."""
-
-PROPORTION_METRICS: dict[str, dict[str, str]] = {
-    "perplexity": {},
-    "multiple_choice": {"accuracy": "correct", "accuracy_norm": "correct_norm"},
-    "last_word": {"accuracy": "correct"},
-}
-"""Metrics that are shares of items by task, and the column of zeros and ones that each counts."""
+"""Maps from nats per unit to a metric, by the name that the vocabulary gives them."""
 
 
 def metric_intervals(
@@ -104,15 +77,14 @@ def metric_intervals(
     accuracy 0.75 True 40
     last_word_perplexity 7.39 True 40
     """
-    if task not in NATS_METRICS:
-        raise InputError(f"unknown task '{task}'; allowed: {', '.join(NATS_METRICS)}")
+    if task not in TASKS:
+        raise InputError(f"unknown task '{task}'; allowed: {', '.join(TASKS)}")
     if items.empty:
         raise InputError("a cell has no items; at least 2 are needed")
-    shares = [
-        _share(items, metric, column, confidence)
-        for metric, column in PROPORTION_METRICS[task].items()
-    ]
-    return shares + _nats(items, NATS_METRICS[task], confidence, resamples, rng)
+    metrics = [METRICS[name] for name in TASKS[task].metrics]
+    proportions = [_proportion(items, one, confidence) for one in metrics if one.is_proportion]
+    others = [metric for metric in metrics if not metric.is_proportion]
+    return proportions + _ratios(items, others, confidence, resamples, rng)
 
 
 def divergence_interval(
@@ -140,7 +112,7 @@ def divergence_interval(
     boot = bootstrap_ratios(sums_CS[:, 0], sums_CS[:, 1], resamples=resamples, rng=rng)
     (low,), (high,) = studentised_interval(boot, confidence)
     value = float(boot.ratio_S[0])
-    return [Estimate(DIVERGENCE, value, max(float(low), 0.0), float(high), len(measured))]
+    return [Estimate(DIVERGENCE.name, value, max(float(low), 0.0), float(high), len(measured))]
 
 
 def column(items: pd.DataFrame, name: str, origin: str = "a cell") -> np.ndarray:
@@ -167,33 +139,33 @@ def denominator(items: pd.DataFrame, unit: str | None, origin: str = "a cell") -
     return np.ones(len(items)) if unit is None else column(items, unit, origin)
 
 
-def _share(items: pd.DataFrame, metric: str, name: str, confidence: float) -> Estimate:
-    values = column(items, name)
+def _proportion(items: pd.DataFrame, metric: Metric, confidence: float) -> Estimate:
+    values = column(items, metric.column)
     clusters = items["cluster"].to_numpy()
     effect = design_effect(values, clusters)
     low, high = wilson_interval(values.sum(), len(values), confidence, design_effect=effect)
-    return Estimate(metric, float(values.mean()), low, high, len(values))
+    return Estimate(metric.name, float(values.mean()), low, high, len(values))
 
 
-def _nats(
+def _ratios(
     items: pd.DataFrame,
-    metrics: dict[str, Nats],
+    metrics: Sequence[Metric],
     confidence: float,
     resamples: int,
     rng: np.random.Generator,
 ) -> list[Estimate]:
     if not metrics:
         return []
-    nats = -column(items, "log_likelihood")
-    units = np.stack([denominator(items, metric.unit) for metric in metrics.values()], axis=1)
+    values = np.stack([metric.sign * column(items, metric.column) for metric in metrics], axis=1)
+    units = np.stack([denominator(items, metric.per) for metric in metrics], axis=1)
     clusters = items["cluster"].to_numpy()
-    nats_CS = cluster_sums(np.repeat(nats[:, None], len(metrics), axis=1), clusters)
-    if len(nats_CS) < 2:
+    value_CS = cluster_sums(values, clusters)
+    if len(value_CS) < 2:
         raise InputError("a cell has a single cluster; an interval needs at least 2")
-    boot = bootstrap_ratios(nats_CS, cluster_sums(units, clusters), resamples=resamples, rng=rng)
+    boot = bootstrap_ratios(value_CS, cluster_sums(units, clusters), resamples=resamples, rng=rng)
     low_S, high_S = studentised_interval(boot, confidence)
-    rows = zip(metrics.items(), boot.ratio_S, low_S, high_S, strict=True)
+    rows = zip(metrics, boot.ratio_S, low_S, high_S, strict=True)
     return [
-        Estimate(name, *(float(metric.transform(limit)) for limit in limits), len(items))
-        for (name, metric), *limits in rows
+        Estimate(metric.name, *(float(SCALES[metric.scale](x)) for x in limits), len(items))
+        for metric, *limits in rows
     ]

@@ -18,7 +18,6 @@ from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, stream
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
-from moe_routing.statistics.measures import MEASURES, Measure, is_main
 from moe_routing.statistics.paired import Flips, count_flips
 from moe_routing.statistics.proportions import (
     design_effect,
@@ -27,6 +26,7 @@ from moe_routing.statistics.proportions import (
     p_of_interval,
     paired_score_interval,
 )
+from moe_routing.vocabulary import TASKS, Metric
 
 if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig
@@ -164,14 +164,14 @@ def matched_rows(
         name: bracket(mean_experts.get(name, np.nan), list(curves[name].values())) for name in arms
     }
     rows = []
-    for measure in MEASURES[panel.task]:
+    for measure in TASKS[panel.task].measures:
         gaps = _gaps(panel, measure, settings, seed, curves, places)
         for name in arms:
             row = {
                 "strategy": name,
                 "dataset": panel.dataset,
                 "metric": measure.name,
-                "main": is_main(measure, panel.task),
+                "main": TASKS[panel.task].is_main(measure),
                 "higher_is_better": measure.higher_is_better,
                 "mean_experts": mean_experts.get(name, np.nan),
                 "value": panel.value(measure, name),
@@ -187,7 +187,7 @@ def matched_rows(
 
 
 def _place_columns(
-    panel: Panel, measure: Measure, curve: Mapping[str, float], place: Bracket
+    panel: Panel, measure: Metric, curve: Mapping[str, float], place: Bracket
 ) -> dict[str, float]:
     """Return where on its curve a strategy lies, and what the chord there is worth."""
     ks = list(curve.values())
@@ -215,7 +215,7 @@ def _unmatched(name: str, curve_of: Mapping[str, str], mean_experts: Mapping[str
 
 def _gaps(
     panel: Panel,
-    measure: Measure,
+    measure: Metric,
     settings: StatisticsConfig,
     seed: int,
     curves: Mapping[str, Mapping[str, float]],
@@ -250,7 +250,7 @@ def _gaps(
             "p_value": comparison.p_sign_flip_S[s],
             "identical": bool((np.abs(difference_NS[:, s]) <= ROUNDING).all()),
         }
-        if measure.is_share:
+        if measure.is_proportion:
             gaps[name] |= share_columns(
                 arm_NS[:, s], static_NK[name], places[name], panel.clusters, settings.confidence
             )

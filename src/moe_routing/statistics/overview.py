@@ -10,10 +10,10 @@ import numpy as np
 from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import stream
-from moe_routing.statistics.measures import MEASURES
 from moe_routing.statistics.pareto import front_share, pareto_front
 from moe_routing.statistics.proportions import design_effect, wilson_interval
 from moe_routing.statistics.ranks import friedman
+from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
     from moe_routing.config import StatisticsConfig
@@ -60,7 +60,7 @@ def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[R
 
 
 def _main_loss(panel: Panel, strategy: str) -> float:
-    measure = MEASURES[panel.task][0]
+    measure = TASKS[panel.task].main_measure
     return measure.loss(panel.value(measure, strategy))
 
 
@@ -85,11 +85,11 @@ def pareto_rows(
         cost: cost of each strategy; strategies without one are off the front.
         name: column that holds the cost.
     """
-    measure = MEASURES[panel.task][0]
+    measure = TASKS[panel.task].main_measure
     value_NS = panel.values(measure)
     rng = stream(seed, "pareto", panel.dataset)
     boot = bootstrap_ratios(*panel.sums(value_NS, measure), resamples=settings.resamples, rng=rng)
-    if measure.is_share:
+    if measure.is_proportion:
         low_S, high_S = _wilson(panel, value_NS, settings.confidence)
     else:
         low_S, high_S = studentised_interval(boot, settings.confidence)

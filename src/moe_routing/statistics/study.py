@@ -12,6 +12,7 @@ import pandas as pd
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.routing.strategies import control_kinds, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
@@ -20,21 +21,15 @@ from moe_routing.statistics.contrasts import (
     paired_rows,
     power_rows,
 )
-from moe_routing.statistics.controls import Control, control_rows, noise_rows
+from moe_routing.statistics.controls import control_rows, noise_rows
 from moe_routing.statistics.matched import matched_rows
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.overview import friedman_rows, pareto_rows
 from moe_routing.statistics.verdict import verdict
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
-    from moe_routing.config import StatisticsConfig, StudyConfig
-
-STATIC_FAMILIES = {"softmax": "regular", "renormalised": "normalized", "uniform": "uniform"}
-"""The family that makes up the static curve of each weighting; mass-matched weights have none."""
-
-ON_CURVES = ("static", "rival")
-"""Kinds of controls that the comparison at matched compute and the Pareto fronts take in. The
-others are made to be compared with the strategy that they take apart."""
+    from moe_routing.config import Control, StatisticsConfig, StudyConfig
 
 MATCHED_COLUMNS = (
     "status", "static_family", "k_low", "k_high", "difference", "low", "high", "p_adjusted",
@@ -61,23 +56,19 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         InputError: no data set has a baseline, cells do not hold the same items, or the table of
             cells is missing or lacks a column.
     """
-    from moe_routing.config import TASKS, control_of  # torch comes with it
-
     results = Path(results_dir)
     comparison = results / "comparison"
     overview = [_read_overview(comparison / "full_routing_results.csv")]
     if config.controls:
         overview.append(_read_overview(comparison / "controls.csv"))
-    baseline = config.statistics.baseline
-    datasets = {name: TASKS[name] for name in config.datasets}
     tables = study_tables(
         results / "cells",
         pd.concat(overview, ignore_index=True),
         strategies=config.strategies,
-        datasets=datasets,
+        datasets={name: DATASETS[name].task for name in config.datasets},
         settings=config.statistics,
         seed=config.seed,
-        controls={name: Control(*control_of(name, baseline)) for name in config.controls},
+        controls=config.control_of,
         noise={arm.name: arm.changed for arm in config.noise},
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
@@ -290,7 +281,7 @@ def _all_rows(
     """Return the rows of every table; ``control_margins`` are the non-inferiority of controls."""
     names = ("paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power")
     rows: dict[str, Rows] = {name: [] for name in (*names, "controls", "control_margins")}
-    compared = []
+    compared, kinds = [], control_kinds()
     for everything in panels:
         panel = everything.only(s for s in everything.strategies if s not in controls)
         compared.append(panel)
@@ -300,7 +291,9 @@ def _all_rows(
             rows["power"] += power_rows(contrast)
         experts, seconds = costs.experts(panel.dataset), costs.seconds(panel.dataset)
         on_curves = everything.only(
-            s for s in everything.strategies if s not in controls or controls[s].kind in ON_CURVES
+            s
+            for s in everything.strategies
+            if s not in controls or kinds[controls[s].kind].on_curves
         )
         rows["matched_compute"] += matched_rows(
             on_curves, settings, seed, costs.static, costs.curve_of, experts
@@ -327,14 +320,15 @@ class _Costs:
         return {
             family: dict(zip(rows["strategy"], rows["k"].astype(float), strict=True))
             for family, rows in self.table.groupby("family")
-            if family in STATIC_FAMILIES.values()
+            if family in {entry.name for entry in static_families().values()}
         }
 
     @property
     def curve_of(self) -> dict[str, str]:
         """Family of the static curve with each strategy's weights, where there is one."""
-        rows = self.table[self.table["weighting"].isin(STATIC_FAMILIES)]
-        families = rows["weighting"].map(STATIC_FAMILIES)
+        static = {weighting: entry.name for weighting, entry in static_families().items()}
+        rows = self.table[self.table["weighting"].isin(static)]
+        families = rows["weighting"].map(static)
         return dict(zip(rows["strategy"], families, strict=True))
 
     def experts(self, dataset: str) -> dict[str, float]:

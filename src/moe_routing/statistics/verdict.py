@@ -17,6 +17,10 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+LOSSES = (Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
+SHOWN = (Verdict.BETTER, *LOSSES)
+"""Outcomes for which a difference was shown."""
+
 MEANINGS = {
     Verdict.IDENTICAL: "every item has the same result",
     Verdict.BETTER: "a difference in favour of the arm was shown",

@@ -17,6 +17,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
+from moe_routing.vocabulary import HYPOTHESES
 
 SMALLEST_P = torch.finfo(torch.float32).tiny
 """p-values computed from a formula are clipped here, so that they stay positive in float32."""
@@ -51,17 +52,20 @@ class Null(ABC):
     1, and the p-values of the other experts are as if it did not exist.
 
     Attributes:
-        id: name in config, ids and file names.
-        hypothesis: H0 in words.
+        id: name in config, ids and file names; a key of :data:`moe_routing.vocabulary.HYPOTHESES`.
         layer_monotone: whether all experts and tokens of a layer share the survival function.
         num_draws: number n of null draws behind each p-value: the smallest attainable p-value is
             1 / (n + 1). Infinite for a null with a formula.
     """
 
     id: ClassVar[str]
-    hypothesis: ClassVar[str]
     layer_monotone: ClassVar[bool]
     num_draws: float
+
+    @property
+    def hypothesis(self) -> str:
+        """H0 in words."""
+        return HYPOTHESES[self.id]
 
     @classmethod
     @abstractmethod

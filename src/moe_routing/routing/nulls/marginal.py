@@ -45,7 +45,6 @@ class Pooled(LogitNull, EmpiricalNull):
     """
 
     id: ClassVar[str] = "pooled"
-    hypothesis: ClassVar[str] = "the logit is typical of all (token, expert) pairs of the layer"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -57,7 +56,6 @@ class PerExpert(LogitNull, EmpiricalNull):
     """Logits of one expert on calibration tokens; n = tokens. The bound of ``pooled`` holds."""
 
     id: ClassVar[str] = "per_expert"
-    hypothesis: ClassVar[str] = "the logit is typical of this expert's logits"
     layer_monotone: ClassVar[bool] = False
 
     @classmethod
@@ -78,7 +76,6 @@ class Unselected(LogitNull, EmpiricalNull):
     """
 
     id: ClassVar[str] = "unselected"
-    hypothesis: ClassVar[str] = "the logit looks like one of an expert that the model rejects"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -105,7 +102,6 @@ class PermutedContext(PerExpert):
     """
 
     id: ClassVar[str] = "permuted_context"
-    hypothesis: ClassVar[str] = "the logit is one of this expert's for a mismatched context"
 
     @classmethod
     def draws_Ln(cls, sample: CalibrationSample) -> Tensor:
@@ -164,7 +160,6 @@ class PooledKDE(KernelNull):
     """As ``pooled``, with a kernel density instead of the empirical distribution."""
 
     id: ClassVar[str] = "pooled_kde"
-    hypothesis: ClassVar[str] = Pooled.hypothesis
     layer_monotone: ClassVar[bool] = True
 
     @classmethod
@@ -177,7 +172,6 @@ class PerExpertKDE(KernelNull):
     """As ``per_expert``, with a kernel density instead of the empirical distribution."""
 
     id: ClassVar[str] = "per_expert_kde"
-    hypothesis: ClassVar[str] = PerExpert.hypothesis
     layer_monotone: ClassVar[bool] = False
 
     @classmethod

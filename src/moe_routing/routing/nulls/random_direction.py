@@ -32,7 +32,6 @@ class RandomDirection(Null):
     """
 
     id: ClassVar[str] = "random_direction"
-    hypothesis: ClassVar[str] = "the expert's vector is no closer to the token than a random one"
     layer_monotone: ClassVar[bool] = True
     KNOTS: ClassVar[int] = 8193
     """256 per standard unit: p-values above 1e-10 have a relative error below 1e-5."""

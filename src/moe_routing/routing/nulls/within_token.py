@@ -103,7 +103,6 @@ class RobustZNull(Null):
     experts (minus infinity) are left out of median and scale.
     """
 
-    hypothesis: ClassVar[str] = "the expert belongs to the bulk of this token's experts"
     layer_monotone: ClassVar[bool] = True
     spread_above: ClassVar[Spread] = staticmethod(median_deviation)
     """Spread that sets the scale above the median."""

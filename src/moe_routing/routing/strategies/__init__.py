@@ -1,48 +1,49 @@
-"""Routing strategies and their ids."""
+"""Routing strategies and their ids.
+
+A family of strategies is one class in one file of this folder, or of another package that offers it
+as an entry point::
+
+    [project.entry-points."moe_routing.strategies"]
+    everyother = "my_package.everyother:EveryOther"
+
+The class carries the entry of its family (:class:`moe_routing.vocabulary.Family`): with it, ids of
+the family work in configs, and tables, figures and texts know what to call it and how to draw it.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+from collections.abc import Mapping
 
 from moe_routing.errors import InputError
-from moe_routing.routing.strategies.adaptive import Adaptive
-from moe_routing.routing.strategies.base import Router, Selector, Strategy, decode
-from moe_routing.routing.strategies.controls import Control, LayerMean, RandomIdentity, Shuffle
-from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.routing.strategies.rivals import (
-    DynamicSkipping,
-    EntropyBands,
-    MinP,
-    PerLayer,
-    TopP,
+from moe_routing.routing.strategies.base import Strategy, decode
+from moe_routing.routing.strategies.controls import ControlStrategy
+from moe_routing.routing.strategies.discovery import (
+    control_kinds,
+    controls,
+    families,
+    family_entry,
+    static_families,
 )
-from moe_routing.routing.strategies.testing import BH, BY, EBH, HigherCriticism, Storey, Threshold
-from moe_routing.routing.strategies.topk import Normalized, Regular, Uniform
+from moe_routing.routing.strategies.ranked import Ranked
 from moe_routing.schema import parse
 
-FAMILIES: tuple[type[Strategy], ...] = (
-    Regular,
-    Normalized,
-    Uniform,
-    Adaptive,
-    BH,
-    BY,
-    EBH,
-    Storey,
-    HigherCriticism,
-    Threshold,
-    MinP,
-    TopP,
-    EntropyBands,
-    PerLayer,
-    DynamicSkipping,
-)
-CONTROLS: tuple[type[Control], ...] = (Shuffle, LayerMean, RandomIdentity)
-
-__all__ = ["CONTROLS", "FAMILIES", "Router", "Selector", "Strategy", "parse_strategy"]
+__all__ = [
+    "ControlStrategy",
+    "Ranked",
+    "Strategy",
+    "control_kinds",
+    "controls",
+    "families",
+    "family_entry",
+    "parse_strategy",
+    "static_families",
+]
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_strategy(strategy_id: str) -> Strategy:
     """Return the strategy with this id, such as ``bh_k16_a005`` or ``shuffle.bh_k16_a005``.
 
@@ -50,27 +51,28 @@ def parse_strategy(strategy_id: str) -> Strategy:
         InputError: unknown family or parameter, or a value out of range.
     """
     head, point, base_id = strategy_id.partition(".")
-    cls = _family(head.split("_")[0], CONTROLS if point else FAMILIES, strategy_id)
+    known, kind = (controls(), "controls (before the point)") if point else (families(), "families")
+    cls = _family(head.split("_")[0], known, kind, strategy_id)
     values = _parameters(head, cls, strategy_id)
     if point:
         values["base"] = _base(base_id, strategy_id)
     return parse(cls, values, f"strategy '{strategy_id}'")
 
 
-def _family(name: str, families: tuple[type[Strategy], ...], strategy_id: str) -> type[Strategy]:
-    known = {cls.family: cls for cls in families}
+def _family(
+    name: str, known: Mapping[str, type[Strategy]], kind: str, strategy_id: str
+) -> type[Strategy]:
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    kind = "families" if families is FAMILIES else "controls (before the point)"
     raise InputError(f"unknown strategy '{strategy_id}'{hint}; allowed {kind}: {', '.join(known)}")
 
 
 def _base(base_id: str, strategy_id: str) -> Ranked:
     base = parse_strategy(base_id)
     if not isinstance(base, Ranked):
-        allowed = ", ".join(cls.family for cls in FAMILIES if issubclass(cls, Ranked))
+        allowed = ", ".join(name for name, cls in families().items() if issubclass(cls, Ranked))
         raise InputError(
             f"strategy '{strategy_id}': '{base_id}' cannot be taken apart; allowed families after "
             f"the point: {allowed}"

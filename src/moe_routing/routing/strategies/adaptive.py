@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, by_logit
-from moe_routing.routing.types import RouterInputs
-from moe_routing.routing.weighting import Weighting
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.vocabulary import Family, Look, Weighting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.types import RouterInputs
 
 
 class Adaptive(Ranked):
@@ -23,7 +26,16 @@ class Adaptive(Ranked):
     ceil(k/2) and k is therefore equally frequent, in every layer.
     """
 
-    family: ClassVar[str] = "adaptive"
+    family: ClassVar[Family] = Family(
+        "adaptive",
+        label="Adaptive",
+        look=Look("#009E73", "D", "-."),
+        definition="up to {k} by confidence, renormalised weights",
+        selection="between k/2 and k: fewer where the largest probability is large, thresholds "
+        "from calibration text",
+        words="adaptive top-k",
+        complete=True,
+    )
     codes: ClassVar[dict[str, str]] = {"k": "k"}
 
     k: int = Field(ge=1, description="Most experts a token.")
@@ -50,6 +62,10 @@ class Adaptive(Ranked):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return threshold-based ranking."""
+        import torch
+
+        from moe_routing.routing.ranking import Ranking, by_logit
+
         m = self.max_experts - self.min_experts
         levels_M = torch.arange(1, m + 1) / (m + 1)
         threshold_LM = calibration.confidence_quantiles(levels_M)

@@ -8,66 +8,38 @@ parameter that differs from its default is added by name (``bh_k16_a005_pooled``
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from moe_routing.errors import InputError
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.types import RouterInputs, Routing, Selection
-from moe_routing.routing.weighting import Weighting, weigh
 from moe_routing.schema import ClosedModel
+from moe_routing.vocabulary import Family, Weighting
 
-Selector = Callable[[RouterInputs, Tensor], Selection]
-"""Maps (inputs, float32 softmax probabilities (tokens, experts)) to a selection."""
-
-
-@dataclass(frozen=True)
-class Router:
-    """A built strategy: choose, then weigh."""
-
-    select: Selector
-    weighting: Weighting
-    native_k: int
-
-    def __call__(self, inputs: RouterInputs) -> Routing:
-        """Route the tokens of one layer.
-
-        Raises:
-            InputError: NaN among the logits, or plus infinity, or nothing but minus infinity (which
-                marks masked experts). Looked for on the CPU only, where it costs nothing; on an
-                accelerator it would wait for the device, and the model's output is NaN.
-        """
-        probability_TE = inputs.logits_TE.float().softmax(-1)
-        # One such logit makes the whole row of the softmax NaN, so that one column tells.
-        if probability_TE.device.type == "cpu" and bool(probability_TE[:, 0].isnan().any()):
-            raise InputError(
-                f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
-                "-inf for masked experts (check the weights and the dtype)"
-            )
-        selection = self.select(inputs, probability_TE)
-        weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
-        return Routing(selection, weight_TK, probability_TE)
+if TYPE_CHECKING:
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.types import Selector
 
 
 class Strategy(ClosedModel):
-    """A routing strategy. A new one is a subclass in its own file, listed in FAMILIES."""
+    """A routing strategy. A new one is a subclass in a file of its own beside this one.
 
-    family: ClassVar[str]
+    A package of its own offers its class as an entry point of the group ``moe_routing.strategies``.
+    Torch is imported inside the selector, so that ids can be read and figures drawn without it.
+    """
+
+    family: ClassVar[Family]
+    """What every stage needs to know of the family; each concrete class has one of its own."""
     codes: ClassVar[dict[str, str]]
     """Numeric parameters and the letter each has in the id; left out at their default, if any."""
     words: ClassVar[tuple[str, ...]] = ()
-    """Named parameters, written in the id only where they differ from the default."""
+    """Named parameters, written in the id only where they differ from the default; the class method
+    ``choices`` returns the values of each."""
     in_order: ClassVar[bool] = False
     """Whether forward passes must come one after another, because routing changes with each."""
 
     @property
     def id(self) -> str:
         """The stable id."""
-        parts = [self.family]
+        parts = [self.family.name]
         for name in (*self.codes, *self.words):
             value = getattr(self, name)
             if value == type(self).model_fields[name].default:

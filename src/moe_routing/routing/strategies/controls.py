@@ -9,22 +9,28 @@ Shape letters: L layers, T tokens, K slots a token, E experts.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field, SerializeAsAny
-from torch import Tensor
 
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.nulls import sample_inputs
-from moe_routing.routing.strategies.base import Selector, Strategy
-from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, blockwise
-from moe_routing.routing.types import RouterInputs, Selection
-from moe_routing.routing.weighting import Weighting
+from moe_routing.routing.strategies.base import Strategy
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.vocabulary import ControlKind, Family, Look, Weighting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 
-class Control(Strategy):
-    """A strategy made from another one, with its floor, cap, null and weights."""
+class ControlStrategy(Strategy):
+    """A strategy made from another one, with its floor, cap, null and weights.
+
+    The entry of its family says what kind of control it is.
+    """
 
     codes: ClassVar[dict[str, str]] = {}
 
@@ -61,7 +67,7 @@ class Control(Strategy):
         return self.base.weighting_kind
 
 
-class RandomControl(Control):
+class RandomControl(ControlStrategy):
     """A control that draws; its draws are a function of seed, layer and forward pass."""
 
     codes: ClassVar[dict[str, str]] = {"seed": "s"}
@@ -77,6 +83,10 @@ class RandomControl(Control):
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the control's selection; each selector draws its own sequence in each layer."""
+        import torch
+
+        from moe_routing.routing.ranking import blockwise
+
         rank = blockwise(self.base.ranker(calibration, num_experts))
         generators: dict[tuple[int, torch.device], torch.Generator] = {}
 
@@ -99,12 +109,33 @@ class Shuffle(RandomControl):
     the base, which token got how many did not matter. In a pass of one token nothing is permuted.
     """
 
-    family: ClassVar[str] = "shuffle"
+    family: ClassVar[Family] = Family(
+        "shuffle",
+        label="Control: counts shuffled",
+        look=Look("#172C4D", (6, 1, 0)),
+        definition="Control: counts shuffled, at most {k}, weights {weighting}",
+        selection="the counts of another strategy, permuted over tokens",
+        words="counts shuffled over tokens",
+        control=ControlKind(
+            "shuffle",
+            absent="counts shuffled over tokens",
+            short="counts shuffled over tokens",
+            done="With the counts of {base} dealt out to other tokens of the same layer",
+            meanings={
+                "worse": "which tokens get more experts matters",
+                "better": "tokens drawn at random use the same experts better than those of the "
+                "rule",
+                "none": "nothing shows that it matters which tokens get more experts",
+            },
+        ),
+    )
 
     def replace(
         self, inputs: RouterInputs, ranking: Ranking, experts: int, generator: torch.Generator
     ) -> Selection:
         """Permute counts."""
+        from moe_routing.routing.types import Selection
+
         source_T = permutation(ranking.count_T, inputs.mask_T, generator)
         count_T = ranking.count_T[source_T].minimum(ranking.available_T)
         return Selection.prefix(ranking.order_TK, count_T, experts, ranking.rejected_T[source_T])
@@ -112,6 +143,8 @@ class Shuffle(RandomControl):
 
 def permutation(count_T: Tensor, mask_T: Tensor | None, generator: torch.Generator) -> Tensor:
     """Return for each token the token whose count it gets; padding stays where it is."""
+    import torch
+
     tokens, device = count_T.numel(), count_T.device
     key_T = torch.rand(tokens, generator=generator, device=device, dtype=torch.float64)
     if mask_T is None:
@@ -124,31 +157,32 @@ def permutation(count_T: Tensor, mask_T: Tensor | None, generator: torch.Generat
     return torch.empty_like(target_T).scatter_(0, target_T, drawn_T)
 
 
-class RandomIdentity(RandomControl):
-    """The base's number of experts for each token, but random experts, without replacement."""
-
-    family: ClassVar[str] = "randomid"
-
-    def replace(
-        self, inputs: RouterInputs, ranking: Ranking, experts: int, generator: torch.Generator
-    ) -> Selection:
-        """Draw experts that are not masked."""
-        logits_TE = inputs.logits_TE
-        key_TE = torch.rand(
-            logits_TE.shape, generator=generator, device=logits_TE.device, dtype=torch.float64
-        )
-        order_TE = key_TE.masked_fill(logits_TE.isneginf(), 2.0).argsort(dim=1)
-        return Selection.prefix(order_TE, ranking.count_T, experts, ranking.rejected_T)
-
-
-class LayerMean(Control):
+class LayerMean(ControlStrategy):
     """Each layer's mean number of experts on calibration tokens, rounded, for every token.
 
     Separates what a strategy gains by treating layers differently from what it gains by treating
     tokens differently.
     """
 
-    family: ClassVar[str] = "layermean"
+    family: ClassVar[Family] = Family(
+        "layermean",
+        label="Control: layer means",
+        look=Look("#473320", "H"),
+        definition="Control: layer means, at most {k}, weights {weighting}",
+        selection="the mean count of another strategy in each layer, for every token",
+        words="one number of experts a layer",
+        control=ControlKind(
+            "layermean",
+            absent="one number of experts a layer",
+            short="one number a layer",
+            done="With one number of experts a layer, the rounded mean of {base}, for every token",
+            meanings={
+                "worse": "a number for each token carries more than a number for each layer",
+                "better": "fixed numbers by layer do better than numbers by token",
+                "none": "nothing shows that numbers by token do better than numbers by layer",
+            },
+        ),
+    )
 
     @property
     def needs_calibration(self) -> bool:
@@ -157,6 +191,8 @@ class LayerMean(Control):
 
     def counts(self, rank: Ranker, calibration: Calibration) -> list[int]:
         """Return the number of experts of each layer; halves are rounded to the even number."""
+        from moe_routing.routing.nulls import sample_inputs
+
         sample = calibration.sample
         means = []
         for layer in range(sample.num_layers):
@@ -167,6 +203,9 @@ class LayerMean(Control):
 
     def selector(self, calibration: Calibration, num_experts: int) -> Selector:
         """Return the base's order with the layer's count."""
+        from moe_routing.routing.ranking import blockwise
+        from moe_routing.routing.types import Selection
+
         rank = blockwise(self.base.ranker(calibration, num_experts))
         counts = self.counts(rank, calibration)
 
@@ -176,3 +215,46 @@ class LayerMean(Control):
             return Selection.prefix(ranking.order_TK, count_T, num_experts, count_T)
 
         return select
+
+
+class RandomIdentity(RandomControl):
+    """The base's number of experts for each token, but random experts, without replacement."""
+
+    family: ClassVar[Family] = Family(
+        "randomid",
+        label="Control: random experts",
+        look=Look("#400A24", (3, 1, 0)),
+        definition="Control: random experts, at most {k}, weights {weighting}",
+        selection="the counts of another strategy, experts drawn at random",
+        words="experts drawn at random",
+        control=ControlKind(
+            "randomid",
+            absent="experts drawn at random",
+            short="random experts",
+            done="With the counts of {base} but experts drawn at random",
+            meanings={
+                "worse": "it matters which experts are chosen",
+                "better": "the chosen experts are no better than random ones",
+                "none": "nothing shows that it matters which experts are chosen",
+            },
+            raw_meanings={
+                "worse": "random experts keep their own, near-zero softmax weights, so that the "
+                "choice of experts cannot be told from the loss of most of the layer's output",
+            },
+        ),
+    )
+
+    def replace(
+        self, inputs: RouterInputs, ranking: Ranking, experts: int, generator: torch.Generator
+    ) -> Selection:
+        """Draw experts that are not masked."""
+        import torch
+
+        from moe_routing.routing.types import Selection
+
+        logits_TE = inputs.logits_TE
+        key_TE = torch.rand(
+            logits_TE.shape, generator=generator, device=logits_TE.device, dtype=torch.float64
+        )
+        order_TE = key_TE.masked_fill(logits_TE.isneginf(), 2.0).argsort(dim=1)
+        return Selection.prefix(order_TE, ranking.count_T, experts, ranking.rejected_T)

@@ -10,17 +10,20 @@ axis.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking, by_logit
-from moe_routing.routing.types import RouterInputs
-from moe_routing.routing.weighting import WEIGHTINGS, Weighting
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.vocabulary import WEIGHTINGS, Family, Look, Weighting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.types import RouterInputs
 
 
 class Rival(Ranked):
@@ -66,13 +69,21 @@ class MinP(Capped):
     calls smart expert reduction.
     """
 
-    family: ClassVar[str] = "minp"
+    family: ClassVar[Family] = Family(
+        "minp",
+        label="Ratio (min-p)",
+        look=Look("#B01A1A", "v"),
+        definition="Ratio (min-p), at most {k}, weights {weighting}",
+        selection="every expert above a share of the largest probability",
+        words="min-p routing",
+    )
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "ratio": "t"}
 
     ratio: float = Field(gt=0, lt=1, description="Share of the largest probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return ranking with a count by ratio."""
+        from moe_routing.routing.ranking import Ranking, by_logit
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
@@ -89,13 +100,21 @@ class TopP(Capped):
     The rule of Huang et al. (2403.07652), trained there and used post hoc here.
     """
 
-    family: ClassVar[str] = "topp"
+    family: ClassVar[Family] = Family(
+        "topp",
+        label="Top-p",
+        look=Look("#DB9100", "X"),
+        definition="Top-p, at most {k}, weights {weighting}",
+        selection="the fewest experts whose probabilities reach a total [@huang2024]",
+        words="top-p routing",
+    )
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "mass": "p"}
 
     mass: float = Field(gt=0, lt=1, description="Cumulative probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return ranking with a count by cumulative mass, summed in float64."""
+        from moe_routing.routing.ranking import Ranking, by_logit
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
@@ -114,7 +133,14 @@ class EntropyBands(Capped):
     the entropy on calibration tokens; a token gains one expert for each threshold that it exceeds.
     """
 
-    family: ClassVar[str] = "entropy"
+    family: ClassVar[Family] = Family(
+        "entropy",
+        label="Entropy bands",
+        look=Look("#1C591B", "<"),
+        definition="Entropy bands, at most {k}, weights {weighting}",
+        selection="between k/2 and k by the entropy of the router's softmax",
+        words="entropy bands",
+    )
 
     @property
     def min_experts(self) -> int:
@@ -128,6 +154,10 @@ class EntropyBands(Capped):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking with a count by entropy band."""
+        import torch
+
+        from moe_routing.routing.ranking import Ranking, by_logit
+
         m = self.max_experts - self.min_experts
         levels_M = torch.arange(1, m + 1) / (m + 1)
         probability_LTE = calibration.sample.logits_LTE.softmax(-1)
@@ -153,7 +183,14 @@ class PerLayer(Rival):
     layer gets more than 2 * ``mean_k`` (or all it has).
     """
 
-    family: ClassVar[str] = "perlayer"
+    family: ClassVar[Family] = Family(
+        "perlayer",
+        label="Per-layer k",
+        look=Look("#49A3A3", "h"),
+        definition="Per-layer k, {k} on average, weights {weighting}",
+        selection="a fixed number for each layer, from calibration text",
+        words="per-layer k",
+    )
     codes: ClassVar[dict[str, str]] = {"mean_k": "k"}
 
     mean_k: int = Field(ge=1, description="Experts a token, averaged over layers.")
@@ -170,6 +207,8 @@ class PerLayer(Rival):
 
     def allocation(self, calibration: Calibration) -> list[int]:
         """Return the number of experts of each layer."""
+        import torch
+
         sample = calibration.sample
         cap = min(self.max_experts, sample.num_experts)
         mass_LJ = sample.logits_LTE.softmax(-1).sort(-1, descending=True).values.mean(1)[:, :cap]
@@ -181,6 +220,8 @@ class PerLayer(Rival):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking with the layer's number of experts."""
+        from moe_routing.routing.ranking import Ranking, by_logit
+
         counts = self.allocation(calibration)
 
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
@@ -202,7 +243,14 @@ class DynamicSkipping(Capped):
     1 + (k - 1) * (1 - share) experts on average, in every layer.
     """
 
-    family: ClassVar[str] = "dynskip"
+    family: ClassVar[Family] = Family(
+        "dynskip",
+        label="Dynamic skipping",
+        look=Look("#BF3AC2", "*"),
+        definition="Dynamic skipping, at most {k}, weights {weighting}",
+        selection="the k largest, less those small beside the largest, by layer [@lu2024]",
+        words="dynamic skipping",
+    )
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "share": "q"}
 
     max_k: int = Field(ge=2, description="Most experts a token.")
@@ -215,6 +263,8 @@ class DynamicSkipping(Capped):
 
     def ratio_L(self, calibration: Calibration) -> Tensor:
         """Return each layer's ratio, float64."""
+        import torch
+
         top_LTJ = calibration.sample.logits_LTE.topk(self.max_k, dim=-1).values
         ratio_LS = (top_LTJ[..., 1:] - top_LTJ[..., :1]).double().exp().flatten(1)
         # numpy's, because torch.quantile takes at most 16 million values.
@@ -222,6 +272,8 @@ class DynamicSkipping(Capped):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking with a count by the layer's ratio."""
+        from moe_routing.routing.ranking import Ranking, by_logit
+
         ratios = self.ratio_L(calibration).tolist()
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:

@@ -8,23 +8,24 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from moe_routing.errors import InputError
-from moe_routing.routing import procedures
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.nulls import NULLS
-from moe_routing.routing.nulls.base import Null, min_draws
-from moe_routing.routing.nulls.step_up import StepUpTest
-from moe_routing.routing.strategies.ranked import Ranked, Ranker, Ranking
-from moe_routing.routing.types import RouterInputs
-from moe_routing.routing.weighting import WEIGHTINGS, Weighting
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.vocabulary import HYPOTHESES, WEIGHTINGS, Family, Look, Weighting
 
-Counter = Callable[[Tensor], Tensor]
-"""Maps p-values sorted upwards, (tokens, experts), to numbers of rejections, (tokens,)."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.nulls.base import Null
+    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.types import RouterInputs
+
+    Counter = Callable[[Tensor], Tensor]
+    """Maps p-values sorted upwards, (tokens, experts), to numbers of rejections, (tokens,)."""
 
 
 class MultipleTesting(Ranked):
@@ -36,6 +37,8 @@ class MultipleTesting(Ranked):
 
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "alpha": "a", "min_k": "m"}
     words: ClassVar[tuple[str, ...]] = ("null", "weighting")
+    guarantee: ClassVar[str]
+    """Dependence of p-values under which the false discovery rate is at most alpha."""
 
     max_k: int = Field(ge=1, description="Most experts a token.")
     alpha: float = Field(gt=0, lt=1, description="Level.")
@@ -47,14 +50,14 @@ class MultipleTesting(Ranked):
     def _consistent(self) -> MultipleTesting:
         if self.max_k < self.min_k:
             raise ValueError(f"max_k is {self.max_k}; allowed: at least min_k = {self.min_k}")
-        if self.null not in NULLS:
-            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(NULLS)}")
+        if self.null not in HYPOTHESES:
+            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(HYPOTHESES)}")
         return self
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
         """Return the allowed values of a named parameter."""
-        return tuple(NULLS) if word == "null" else WEIGHTINGS
+        return tuple(HYPOTHESES) if word == "null" else WEIGHTINGS
 
     @property
     def max_experts(self) -> int:
@@ -90,6 +93,8 @@ class MultipleTesting(Ranked):
         Raises:
             InputError: it was not fitted, or on too few tokens for ``alpha``.
         """
+        from moe_routing.routing.nulls.base import min_draws
+
         null = calibration.null(self.null)
         level = self.smallest_level(num_experts)
         if not null.attains(level):
@@ -102,6 +107,8 @@ class MultipleTesting(Ranked):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking by p-values."""
+        from moe_routing.routing.ranking import Ranking
+
         null = self.fitted_null(calibration, num_experts)
         count = self.counter(num_experts)
         null_on = functools.cache(null.to)
@@ -117,24 +124,32 @@ class MultipleTesting(Ranked):
 class StepUp(MultipleTesting):
     """A step-up procedure: the largest i with p_(i) at most the i-th level."""
 
-    levels: ClassVar[Callable[[int, float], Tensor]]
+    @staticmethod
+    @abstractmethod
+    def levels(experts: int, alpha: float) -> Tensor:
+        """Return the levels, float64, (experts,)."""
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
-        level_E = type(self).levels(num_experts, self.alpha)
+        from moe_routing.routing import procedures
+
+        level_E = self.levels(num_experts, self.alpha)
         level_on = functools.cache(level_E.to)
         return lambda p_TE: procedures.step_up(p_TE, level_on(p_TE.device))
 
     def smallest_level(self, num_experts: int) -> float:
         """Return the first level."""
-        return float(type(self).levels(num_experts, self.alpha)[0])
+        return float(self.levels(num_experts, self.alpha)[0])
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking by critical values where the null has them, else by p-values."""
+        from moe_routing.routing.nulls.step_up import StepUpTest
+        from moe_routing.routing.ranking import Ranking
+
         null = self.fitted_null(calibration, num_experts)
         if not null.layer_monotone:
             return super().ranker(calibration, num_experts)
-        level_E = type(self).levels(num_experts, self.alpha)
+        level_E = self.levels(num_experts, self.alpha)
         test = StepUpTest.build(null, level_E, calibration.sample.num_layers)
         test_on = functools.cache(test.to)
 
@@ -150,47 +165,124 @@ class StepUp(MultipleTesting):
 class BH(StepUp):
     """Benjamini-Hochberg; see :func:`procedures.bh_levels`."""
 
-    family: ClassVar[str] = "bh"
-    levels = staticmethod(procedures.bh_levels)
+    family: ClassVar[Family] = Family(
+        "bh",
+        label="Benjamini-Hochberg",
+        look=Look("#D55E00", "P", (0, (5, 1))),
+        definition="BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="Benjamini-Hochberg on the token's p-values, at least 1, at most k (@eq-bh)",
+        words="Benjamini-Hochberg routing",
+        complete=True,
+    )
+    guarantee: ClassVar[str] = "independence, positive dependence"
+
+    @staticmethod
+    def levels(experts: int, alpha: float) -> Tensor:
+        """Return the levels; see :func:`moe_routing.routing.procedures.bh_levels`."""
+        from moe_routing.routing import procedures
+
+        return procedures.bh_levels(experts, alpha)
 
 
 class BY(StepUp):
     """Benjamini-Yekutieli; see :func:`procedures.by_levels`."""
 
-    family: ClassVar[str] = "by"
-    levels = staticmethod(procedures.by_levels)
+    family: ClassVar[Family] = Family(
+        "by",
+        label="Benjamini-Yekutieli",
+        look=Look("#5C18A1", "p"),
+        definition="Benjamini-Yekutieli at {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="Benjamini-Yekutieli on the token's p-values [@benjamini2001]",
+        words="Benjamini-Yekutieli routing",
+    )
+    guarantee: ClassVar[str] = "any dependence"
 
+    @staticmethod
+    def levels(experts: int, alpha: float) -> Tensor:
+        """Return the levels; see :func:`moe_routing.routing.procedures.by_levels`."""
+        from moe_routing.routing import procedures
 
-class EBH(StepUp):
-    """e-BH on calibrated p-values; see :func:`procedures.ebh_levels`."""
-
-    family: ClassVar[str] = "ebh"
-    levels = staticmethod(procedures.ebh_levels)
-
-
-class Threshold(StepUp):
-    """Every expert with p at most alpha; see :func:`procedures.threshold_levels`."""
-
-    family: ClassVar[str] = "threshold"
-    levels = staticmethod(procedures.threshold_levels)
+        return procedures.by_levels(experts, alpha)
 
 
 class Storey(MultipleTesting):
     """Storey's adaptive BH; see :func:`procedures.storey`."""
 
-    family: ClassVar[str] = "storey"
+    family: ClassVar[Family] = Family(
+        "storey",
+        label="Storey",
+        look=Look("#63EB23", (4, 1, 0)),
+        definition="Storey's adaptive BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="BH with Storey's estimate of the number of true nulls [@storey2002]",
+        words="BH routing with Storey's estimate",
+    )
+    guarantee: ClassVar[str] = "independence"
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
+        from moe_routing.routing import procedures
+
         return lambda p_TE: procedures.storey(p_TE, self.alpha)
+
+
+class EBH(StepUp):
+    """e-BH on calibrated p-values; see :func:`procedures.ebh_levels`."""
+
+    family: ClassVar[Family] = Family(
+        "ebh",
+        label="e-BH",
+        look=Look("#DBC500", "8"),
+        definition="e-BH at {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="e-BH on the token's e-values [@wang2022]",
+        words="e-BH routing",
+    )
+    guarantee: ClassVar[str] = "any dependence"
+
+    @staticmethod
+    def levels(experts: int, alpha: float) -> Tensor:
+        """Return the levels; see :func:`moe_routing.routing.procedures.ebh_levels`."""
+        from moe_routing.routing import procedures
+
+        return procedures.ebh_levels(experts, alpha)
 
 
 class HigherCriticism(MultipleTesting):
     """Higher Criticism at level alpha; see :func:`procedures.higher_criticism`."""
 
-    family: ClassVar[str] = "hc"
+    family: ClassVar[Family] = Family(
+        "hc",
+        label="Higher Criticism",
+        look=Look("#FF9EBB", "d"),
+        definition="Higher Criticism at {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="Higher Criticism's threshold [@donoho2004]",
+        words="Higher Criticism routing",
+    )
+    guarantee: ClassVar[str] = "none"
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
+        from moe_routing.routing import procedures
+
         critical = procedures.hc_critical(num_experts, self.alpha)
         return lambda p_TE: procedures.higher_criticism(p_TE, critical)
+
+
+class Threshold(StepUp):
+    """Every expert with p at most alpha; see :func:`procedures.threshold_levels`."""
+
+    family: ClassVar[Family] = Family(
+        "threshold",
+        label="Per-expert threshold",
+        look=Look("#786112", ">"),
+        definition="p at most {alpha}, at most {k}, null {null}, weights {weighting}",
+        selection="every expert whose own p-value passes, without correction",
+        words="a threshold for each p-value",
+    )
+    guarantee: ClassVar[str] = "none"
+
+    @staticmethod
+    def levels(experts: int, alpha: float) -> Tensor:
+        """Return the levels; see :func:`moe_routing.routing.procedures.threshold_levels`."""
+        from moe_routing.routing import procedures
+
+        return procedures.threshold_levels(experts, alpha)

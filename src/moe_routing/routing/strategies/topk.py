@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.ordering import top_experts
-from moe_routing.routing.strategies.base import Selector, Strategy
-from moe_routing.routing.types import RouterInputs, Selection
-from moe_routing.routing.weighting import Weighting
+from moe_routing.routing.strategies.base import Strategy
+from moe_routing.vocabulary import Family, Look, Weighting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.types import RouterInputs, Selection, Selector
+
+_LARGEST = "the k largest logits"
 
 
 class Regular(Strategy):
     """Top k with raw softmax weights; with the model's own k this is the stock model."""
 
-    family: ClassVar[str] = "regular"
+    family: ClassVar[Family] = Family(
+        "regular",
+        label="Top-k, softmax",
+        look=Look("#000000", "o", "-"),
+        definition="top {k}, softmax weights",
+        selection=_LARGEST,
+        words="static top-k with softmax weights",
+        static_weighting="softmax",
+        complete=True,
+    )
     codes: ClassVar[dict[str, str]] = {"k": "k"}
-    weighting: ClassVar[Weighting] = "softmax"
 
     k: int = Field(ge=1, description="Experts a token.")
 
@@ -31,10 +43,12 @@ class Regular(Strategy):
     @property
     def weighting_kind(self) -> Weighting:
         """How selected experts are weighted."""
-        return self.weighting
+        return self.family.static_weighting
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return top-k selection by probability, as the stock router does, ties included."""
+        from moe_routing.routing.ordering import top_experts
+        from moe_routing.routing.types import Selection
 
         def select(_: RouterInputs, probability_TE: Tensor) -> Selection:
             return Selection.fixed(top_experts(probability_TE, self.k))
@@ -45,12 +59,28 @@ class Regular(Strategy):
 class Normalized(Regular):
     """Top k, weights renormalised to sum 1."""
 
-    family: ClassVar[str] = "normalized"
-    weighting: ClassVar[Weighting] = "renormalised"
+    family: ClassVar[Family] = Family(
+        "normalized",
+        label="Top-k, renormalised",
+        look=Look("#0072B2", "s", "--"),
+        definition="top {k}, renormalised weights",
+        selection=_LARGEST,
+        words="static top-k with renormalised weights",
+        static_weighting="renormalised",
+        complete=True,
+    )
 
 
 class Uniform(Regular):
     """Top k, equal weights 1/k."""
 
-    family: ClassVar[str] = "uniform"
-    weighting: ClassVar[Weighting] = "uniform"
+    family: ClassVar[Family] = Family(
+        "uniform",
+        label="Top-k, uniform",
+        look=Look("#56B4E9", "^", ":"),
+        definition="top {k}, equal weights",
+        selection=_LARGEST,
+        words="static top-k with uniform weights",
+        static_weighting="uniform",
+        complete=True,
+    )

@@ -1,0 +1,117 @@
+"""The order of a token's experts, and how many of them a strategy keeps.
+
+Shape letters: T tokens, K slots a token, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from moe_routing.routing.ordering import order_experts
+from moe_routing.routing.types import RouterInputs, Selection, Selector
+
+BLOCK = 1 << 18
+"""Logits that the CPU works on at a time: 4,096 tokens of 64 experts. With fewer the overhead of a
+hundred small operators shows, with more they leave the cache."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The order of a token's experts, and how many of them a rule keeps.
+
+    Attributes:
+        order_TK: expert ids in order of preference, masked ones last, (tokens, cap).
+        value_TK: logits or statistics in that order; -inf marks masked experts.
+        count_T: how many are kept, floor and cap applied, (tokens,), int64.
+        rejected_T: how many the rule itself chose, (tokens,), int64.
+    """
+
+    order_TK: Tensor
+    value_TK: Tensor
+    count_T: Tensor
+    rejected_T: Tensor
+
+    @classmethod
+    def bounded(
+        cls, order_TE: Tensor, value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int
+    ) -> Ranking:
+        """Apply floor and cap to a rule that chose no masked expert; nor does the floor.
+
+        Args:
+            order_TE: all experts in order.
+            value_TE: values sorted downwards, -inf for masked experts.
+            rejected_T: how many the rule chose.
+            floor: fewest experts a token.
+            cap: most experts a token.
+        """
+        floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
+        count_T = rejected_T.clamp(max=cap).maximum(floor_T)
+        return cls(order_TE[:, :cap], value_TE[:, :cap], count_T, rejected_T)
+
+    @classmethod
+    def counted(cls, order_TE: Tensor, value_TE: Tensor, count_T: Tensor, cap: int) -> Ranking:
+        """Keep a given number of experts, at most ``cap``, but no masked one."""
+        available_T = (value_TE[:, :cap] > -math.inf).sum(1)
+        kept_T = count_T.minimum(available_T)
+        return cls(order_TE[:, :cap], value_TE[:, :cap], kept_T, kept_T)
+
+    @classmethod
+    def concatenated(cls, parts: list[Ranking]) -> Ranking:
+        """Join the rankings of consecutive tokens."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    @property
+    def available_T(self) -> Tensor:
+        """How many of the ranked experts are not masked, (tokens,), int64."""
+        return (self.value_TK > -math.inf).sum(1)
+
+
+Ranker = Callable[[RouterInputs, Tensor], Ranking]
+"""Maps (inputs, float32 softmax probabilities (tokens, experts)) to a ranking."""
+
+
+def blockwise(rank: Ranker) -> Ranker:
+    """Return a ranker that works on the CPU in blocks of tokens, which fit its cache."""
+
+    def rank_blocks(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
+        blocks = blocks_of(*probability_TE.shape)
+        if len(blocks) == 1 or probability_TE.device.type != "cpu":
+            return rank(inputs, probability_TE)
+        return Ranking.concatenated([rank(inputs.rows(b), probability_TE[b]) for b in blocks])
+
+    return rank_blocks
+
+
+def blocks_of(tokens: int, experts: int) -> list[slice]:
+    """Return blocks of tokens that fit the processor's cache, at least one."""
+    rows = BLOCK // experts + 1
+    return [slice(start, start + rows) for start in range(0, max(1, tokens), rows)]
+
+
+def by_logit(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+    """Return the float32 logits sorted downwards and the experts in that order."""
+    return order_experts(inputs.logits_TE.float())
+
+
+def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
+    """Return a selector that keeps as many of the ranked experts as the ranking says."""
+
+    def select_block(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+        kept = rank(inputs, probability_TE)
+        return Selection.prefix(kept.order_TK, kept.count_T, num_experts, kept.rejected_T)
+
+    def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+        if probability_TE.device.type != "cpu":
+            return select_block(inputs, probability_TE)
+        blocks = blocks_of(*probability_TE.shape)
+        # Block by block the slots that nobody fills are cut off before anything is joined.
+        parts = [select_block(inputs.rows(b), probability_TE[b]) for b in blocks]
+        return Selection.concatenated(parts, num_experts)
+
+    return select
