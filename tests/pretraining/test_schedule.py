@@ -62,7 +62,7 @@ def test_repeats_can_be_ended_after_the_steps_done(config: PretrainConfig, tmp_p
     ("change", "message"),
     [
         ({"seed": 1}, "seed = 0, now it is 1"),
-        ({"batch_size": 8}, "batch_size = 4, now it is 8"),
+        ({"batch_size": 8}, "batch size of step 0 = 4, now it is 8"),
         ({"learning_rate": 0.1}, "learning rate of step 0"),
         ({"z_loss_coefficient": 0.5}, r"z_loss_coefficient = 0\.001, now it is 0\.5"),
         ({"weight_decay": 0.5}, r"weight_decay = 0\.1, now it is 0\.5"),

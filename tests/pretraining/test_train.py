@@ -102,7 +102,9 @@ def test_the_weight_of_words_that_recur_decides_the_weights(
 ):
     monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
     assert weights(train("weighted", recurrence_weight=5.0)) != weights(train("plain"))
-    with pytest.raises(InputError, match=r"done with recurrence_weight = 5\.0, now it is 2\.0"):
+    with pytest.raises(
+        InputError, match=r"done with recurrence weight of step 0 = 5\.0, now it is 2\.0"
+    ):
         train("weighted", recurrence_weight=2.0)
 
 
@@ -112,7 +114,7 @@ def test_only_words_that_recur_are_emphasised(
     monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
     weighted = config.model_copy(update={"recurrence_weight": 5.0})
     trainer = Trainer(weighted, tokenizer, tokens, tmp_path / "weighted")
-    batch = next(trainer.training.batches(4, 0, 1))
+    batch = next(trainer.training.batches([0, 4]))
     emphasis_BL = trainer._emphasis(batch).view(batch.shape[0], -1).numpy()
     recurs_BL = corpus.recurring(batch, trainer._emphasised_V)[:, 1:]
     assert 0 < recurs_BL.mean() < 1
@@ -135,7 +137,7 @@ def test_a_run_goes_on_from_the_weights_and_the_text_of_another(
     assert int(log(whole)[0]["tokens"]) == 25 * 4 * 16
     assert float(log(whole)[0]["learning_rate"]) == config.learning_rate / config.warmup_steps
     trainer = Trainer(config, tokenizer, tokens, tmp_path / "first")
-    batch = next(trainer.training.batches(4, 24, 25))
+    batch = next(trainer.training.batches([96, 100]))
     assert float(log(whole)[0]["loss"]) == trainer._losses(batch)[0].item()
     assert weights(train("broken", 31, None, validation_interval=40, **changes)) == weights(whole)
 
@@ -157,7 +159,9 @@ def test_weights_that_cannot_be_continued_are_named(train: Train, tmp_path: Path
 def test_a_checkpoint_of_another_config_is_refused_untouched(train: Train):
     folder = train("run", 8)
     before = (folder / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(InputError, match="8 steps were done with batch_size = 4, now it is 2"):
+    with pytest.raises(
+        InputError, match="8 steps were done with batch size of step 0 = 4, now it is 2"
+    ):
         train("run", batch_size=2)
     assert (folder / "checkpoint.safetensors").read_bytes() == before
 
@@ -178,7 +182,7 @@ def test_the_loss_is_the_models_own_and_trains_every_parameter(
     config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
 ):
     trainer = Trainer(config, tokenizer, tokens, tmp_path)
-    batch = next(trainer.training.batches(4, 0, 1))
+    batch = next(trainer.training.batches([0, 4]))
     ids_BL = torch.from_numpy(batch)
     loss, _ = trainer._losses(batch)
     logits_BLV = trainer.model(ids_BL[:, :-1]).logits
