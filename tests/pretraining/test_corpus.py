@@ -216,3 +216,11 @@ def test_uncommon_word_starts(tokenizer, monkeypatch: pytest.MonkeyPatch):
     assert not starts_V[tea[0]]  # the most frequent token
     names = tokenizer.convert_ids_to_tokens(np.flatnonzero(starts_V).tolist())
     assert all(tokenizer.convert_tokens_to_string([name]).startswith(" ") for name in names)
+
+
+def test_batches_of_any_sizes_are_the_same_windows(tokens: Path, config: PretrainConfig):
+    corpus = open_corpus(tokens, config, "train")
+    whole = np.concatenate(list(corpus.batches(range(0, 41, 4))))
+    batches = list(corpus.batches([0, 1, 2, 9, 40]))
+    assert [len(batch) for batch in batches] == [1, 1, 7, 31]
+    np.testing.assert_array_equal(np.concatenate(batches), whole)

@@ -106,7 +106,7 @@ class PretrainConfig(ClosedModel):
     steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
     batch_size: PositiveInt = Field(16, description="Sequences per step.")
     batch_warmup: list[BatchStage] = Field(
-        default_factory=list,
+        [],
         description="Stages with other batches at the start of this run, one after the other; "
         "batch_size follows.",
     )
