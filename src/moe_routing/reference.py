@@ -22,6 +22,7 @@ INTRODUCTION = """# Configuration
 | `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on complete sets, one GPU a job |
 | `smoke.yaml` | the same graph on a few items, in a minute or two |
 | `pretrain.yaml` | training of the embedded model, from local text files |
+| `pretrain-next.yaml` | its next version, from random weights, for about a day on one core |
 | `pretrain-hub.yaml` | the same architecture, from data sets of the Hugging Face hub |
 | `card.yaml` | the benchmarks of its model card, WikiText-2 among them |
 

@@ -118,18 +118,20 @@ def test_a_source_shorter_than_a_window_is_said(tokens: Path, config: PretrainCo
 
 def test_batches_from_a_later_step_are_the_tail(tokens: Path, config: PretrainConfig):
     corpus = open_corpus(tokens, config, "train")
-    whole = list(corpus.batches(4, 0, 400))  # several epochs
+    whole = list(corpus.batches(range(0, 1601, 4)))  # several epochs
     assert whole[0].shape == (4, config.sequence_length + 1)
     for first in (1, 7, 399):
-        tail = list(corpus.batches(4, first, 400))
+        tail = list(corpus.batches(range(4 * first, 1601, 4)))
         assert len(tail) == 400 - first
         assert all(np.array_equal(a, b) for a, b in zip(tail, whole[first:], strict=True))
-    shorter = list(corpus.batches(4, 0, 9))
+    shorter = list(corpus.batches(range(0, 37, 4)))
     assert all(np.array_equal(a, b) for a, b in zip(shorter, whole[:9], strict=True))
 
 
 def test_order_depends_on_the_seed(tokens: Path, config: PretrainConfig):
-    first, other = (next(open_corpus(tokens, config, "train", s).batches(8, 0, 1)) for s in (0, 1))
+    first, other = (
+        next(open_corpus(tokens, config, "train", s).batches(range(0, 9, 8))) for s in (0, 1)
+    )
     assert not np.array_equal(first, other)
 
 
@@ -138,7 +140,7 @@ def test_each_window_comes_once_an_epoch_in_a_new_order(tokens: Path, config: Pr
     array = np.load(tokens / "first.train.npy").astype(np.int64)
     windows = [array[n : n + length + 1].tobytes() for n in range(0, array.size - length, length)]
     corpus = PackedCorpus((array,), (1.0,), length, seed=0)
-    seen = [batch[0].tobytes() for batch in corpus.batches(1, 0, 2 * len(windows))]
+    seen = [batch[0].tobytes() for batch in corpus.batches(range(2 * len(windows) + 1))]
     first, second = seen[: len(windows)], seen[len(windows) :]
     assert Counter(first) == Counter(second) == Counter(windows)
     assert first != second
@@ -148,7 +150,7 @@ def test_each_window_comes_once_an_epoch_in_a_new_order(tokens: Path, config: Pr
 def test_sources_are_mixed_by_weight(config: PretrainConfig):
     ones, twos = np.full(100, 1), np.full(100, 2)
     corpus = PackedCorpus((ones, twos), (3.0, 1.0), length=9, seed=0)
-    drawn = np.concatenate([batch[:, 0] for batch in corpus.batches(10, 0, 1000)])
+    drawn = np.concatenate([batch[:, 0] for batch in corpus.batches(range(0, 10001, 10))])
     # 10,000 draws: 5 standard deviations are 0.022.
     assert abs((drawn == 1).mean() - 0.75) < 0.022
 
@@ -156,12 +158,12 @@ def test_sources_are_mixed_by_weight(config: PretrainConfig):
 def test_no_validation_window_is_trained_on(tokens: Path, config: PretrainConfig):
     trained = {
         row[1:].tobytes()
-        for batch in open_corpus(tokens, config, "train").batches(4, 0, 300)
+        for batch in open_corpus(tokens, config, "train").batches(range(0, 1201, 4))
         for row in batch
     }
     held_out = [
         row[1:].tobytes()
-        for batch in open_corpus(tokens, config, "validation").batches(4, 0, 10)
+        for batch in open_corpus(tokens, config, "validation").batches(range(0, 41, 4))
         for row in batch
     ]
     assert len(held_out) == 40
@@ -174,7 +176,9 @@ def test_a_share_of_the_windows_repeats_its_first_tokens(tokens: Path, config: P
     corpus = replace(plain, repeats=0.3, repeats_end=4 * 200)
     pairs = [
         (before, after)
-        for batches in zip(plain.batches(4, 0, 300), corpus.batches(4, 0, 300), strict=True)
+        for batches in zip(
+            plain.batches(range(0, 1201, 4)), corpus.batches(range(0, 1201, 4)), strict=True
+        )
         for before, after in zip(*batches, strict=True)
     ]
     changed = [(before, after) for before, after in pairs[:800] if (before != after).any()]
@@ -189,8 +193,8 @@ def test_a_share_of_the_windows_repeats_its_first_tokens(tokens: Path, config: P
 
 def test_repeats_do_not_depend_on_the_first_step(tokens: Path, config: PretrainConfig):
     corpus = replace(open_corpus(tokens, config, "train"), repeats=0.5)
-    whole = np.stack(list(corpus.batches(4, 0, 40)))
-    np.testing.assert_array_equal(np.stack(list(corpus.batches(4, 17, 40))), whole[17:])
+    whole = np.stack(list(corpus.batches(range(0, 161, 4))))
+    np.testing.assert_array_equal(np.stack(list(corpus.batches(range(68, 161, 4)))), whole[17:])
 
 
 def test_tokens_that_recur_by_a_loop():
@@ -212,3 +216,11 @@ def test_uncommon_word_starts(tokenizer, monkeypatch: pytest.MonkeyPatch):
     assert not starts_V[tea[0]]  # the most frequent token
     names = tokenizer.convert_ids_to_tokens(np.flatnonzero(starts_V).tolist())
     assert all(tokenizer.convert_tokens_to_string([name]).startswith(" ") for name in names)
+
+
+def test_batches_of_any_sizes_are_the_same_windows(tokens: Path, config: PretrainConfig):
+    corpus = open_corpus(tokens, config, "train")
+    whole = np.concatenate(list(corpus.batches(range(0, 41, 4))))
+    batches = list(corpus.batches([0, 1, 2, 9, 40]))
+    assert [len(batch) for batch in batches] == [1, 1, 7, 31]
+    np.testing.assert_array_equal(np.concatenate(batches), whole)

@@ -16,7 +16,7 @@ from moe_routing.errors import InputError
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import Recorder
 from moe_routing.pretraining.card import write_card
-from moe_routing.pretraining.config import PretrainConfig
+from moe_routing.pretraining.config import BatchStage, PretrainConfig
 from moe_routing.pretraining.measure import (
     FixedCount,
     measure_model,
@@ -243,6 +243,32 @@ def test_card_says_that_words_that_recur_weigh_more(
         write_card(weighted, measured, log, corpus(config, tokens), tmp_path / "README.md")
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert ("has occurred in its window before has weight\n6, unless" in card) == said
+    late = config.model_copy(update={"recurrence_weight": 6.0, "recurrence_start": 18})
+    write_card(late, measured, log, corpus(config, tokens), tmp_path / "README.md")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "has weight\n6 after the first 18 steps, unless" in card
+
+
+def test_card_names_the_optimizer_and_the_stages_of_the_batch(
+    config: PretrainConfig, tokens: Path, run: Path, measured: dict, tmp_path: Path
+):
+    log = pd.read_csv(run / "training.csv")
+    stages = [BatchStage(steps=8, batch_size=1), BatchStage(steps=4, batch_size=2)]
+    path = tmp_path / "README.md"
+    write_card(config, measured, log, corpus(config, tokens), path)
+    plain = path.read_text(encoding="utf-8")
+    grown = config.model_copy(update={"optimizer": "muon", "batch_warmup": stages})
+    write_card(grown, measured, log, corpus(config, tokens), path)
+    card = path.read_text(encoding="utf-8")
+    assert "Muon" not in plain
+    assert "\nAdamW (betas 0.9 and 0.95, weight decay 0.1 on matrices), gradient norm" in plain
+    assert "| 4 sequences of 16 tokens" in plain
+    assert "\nMuon (momentum 0.95, five Newton-Schulz steps, weight decay 0.1," in card
+    assert "1 for 8 steps, 2 for 4 steps, then 4 sequences of 16 tokens" in card
+    (row,) = [line for line in card.splitlines() if line.startswith("| first") and "%" in line]
+    epochs = float(row.split("|")[6])
+    counted = corpus(config, tokens)["first"]["tokens"]
+    assert epochs == pytest.approx(0.75 * (8 + 8 + 12 * 4) * 16 / counted, abs=0.006)
 
 
 @pytest.mark.parametrize(("at_64", "words"), [(3.01, "does not show"), (4.5, "shows that too")])

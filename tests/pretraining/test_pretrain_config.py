@@ -7,6 +7,7 @@ import yaml
 
 from moe_routing.errors import InputError
 from moe_routing.pretraining.config import PretrainConfig, validate_pretrain_config
+from moe_routing.pretraining.schedule import sequences_before
 from moe_routing.schema import load_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,9 @@ def values(**changes: object) -> dict:
     return {"name": "run", "sources": [SOURCE], "steps": 10, **changes}
 
 
-def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape():
-    path = ROOT / "config" / "pretrain.yaml"
+@pytest.mark.parametrize("name", ["pretrain.yaml", "pretrain-next.yaml"])
+def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape(name: str):
+    path = ROOT / "config" / name
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = load_yaml(PretrainConfig, path)
     assert set(written) == set(PretrainConfig.model_fields)
@@ -26,6 +28,22 @@ def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape():
     assert (config.model.num_hidden_layers, config.model.num_experts) == (16, 64)
     assert config.model.num_experts_per_tok == 8
     assert config.max_weights_bytes <= 32_000_000
+
+
+def test_the_next_run_differs_from_the_last_in_no_shape_of_a_weight_and_not_in_its_text():
+    last, following = (
+        load_yaml(PretrainConfig, ROOT / "config" / name)
+        for name in ("pretrain.yaml", "pretrain-next.yaml")
+    )
+    longer = {"max_position_embeddings": following.model.max_position_embeddings}
+    assert last.model.model_copy(update=longer) == following.model
+    unweighted = [
+        [s.model_copy(update={"weight": 1.0}) for s in c.sources] for c in (last, following)
+    ]
+    assert unweighted[0] == unweighted[1]
+    decay = round(following.decay_share * following.steps)
+    assert following.recurrence_start == following.steps - decay
+    assert sequences_before(following.steps, following) * following.sequence_length >= 150e6
 
 
 def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
@@ -45,6 +63,12 @@ def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
             "config: (top level): steps is 10; allowed: more than continue_from.steps = 10",
         ),
         ({"steps": 0}, "config: steps is 0; input should be greater than 0"),
+        (
+            {"batch_warmup": [{"steps": 5, "batch_size": 0}]},
+            "config: batch_warmup.0.batch_size is 0; input should be greater than 0",
+        ),
+        ({"optimizer": "sgd"}, "config: optimizer is 'sgd'; "),
+        ({"recurrence_start": -1}, "config: recurrence_start is -1; "),
         ({"sources": []}, "config: sources is []; list should have at least 1 item"),
         (
             {"sources": [SOURCE, SOURCE]},

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import ContinueFrom, PretrainConfig
-from moe_routing.pretraining.schedule import learning_rate, record_start
+from moe_routing.pretraining.config import BatchStage, ContinueFrom, PretrainConfig
+from moe_routing.pretraining.schedule import (
+    batch_size,
+    learning_rate,
+    record_start,
+    sequences_before,
+)
 
 CORPUS = {"first.train.npy": "0" * 64}
 
@@ -50,6 +55,29 @@ def test_a_run_can_be_prolonged_before_its_decay(config: PretrainConfig, tmp_pat
         record_start(changed(config, steps=80), CORPUS, tmp_path, steps_done=76)
 
 
+def test_batches_grow_stage_by_stage_from_the_first_step_of_the_run(config: PretrainConfig):
+    stages = [BatchStage(steps=2, batch_size=1), BatchStage(steps=3, batch_size=2)]
+    run = changed(config, batch_warmup=stages)
+    sizes = [batch_size(step, run) for step in range(8)]
+    assert sizes == [1, 1, 2, 2, 2, 4, 4, 4]
+    assert [sequences_before(step, run) for step in range(9)] == [0, 1, 2, 4, 6, 8, 12, 16, 20]
+    before = ContinueFrom(weights="w.safetensors", sha256="0" * 64, steps=10)
+    continued = changed(run, steps=40, continue_from=before)
+    assert [batch_size(step, continued) for step in range(10, 18)] == sizes
+    assert [sequences_before(step, continued) for step in (10, 11, 13)] == [40, 41, 44]
+    counted = before.model_copy(update={"sequences": 7})
+    assert sequences_before(11, changed(continued, continue_from=counted)) == 8
+
+
+def test_batches_can_be_changed_after_the_steps_done(config: PretrainConfig, tmp_path: Path):
+    run = changed(config, steps=100, batch_warmup=[BatchStage(steps=8, batch_size=2)])
+    record_start(run, CORPUS, tmp_path, steps_done=0)
+    record_start(changed(run, batch_size=16), CORPUS, tmp_path, steps_done=8)
+    longer = changed(run, batch_warmup=[BatchStage(steps=9, batch_size=2)])
+    with pytest.raises(InputError, match=r"9 steps were .* batch size of step 8 = 16, now it is 2"):
+        record_start(longer, CORPUS, tmp_path, steps_done=9)
+
+
 def test_repeats_can_be_ended_after_the_steps_done(config: PretrainConfig, tmp_path: Path):
     run = changed(config, steps=100, repeat_share=0.5)
     record_start(run, CORPUS, tmp_path, steps_done=0)
@@ -62,9 +90,10 @@ def test_repeats_can_be_ended_after_the_steps_done(config: PretrainConfig, tmp_p
     ("change", "message"),
     [
         ({"seed": 1}, "seed = 0, now it is 1"),
-        ({"batch_size": 8}, "batch_size = 4, now it is 8"),
+        ({"batch_size": 8}, "batch size of step 0 = 4, now it is 8"),
         ({"learning_rate": 0.1}, "learning rate of step 0"),
         ({"z_loss_coefficient": 0.5}, r"z_loss_coefficient = 0\.001, now it is 0\.5"),
+        ({"optimizer": "muon"}, "optimizer = adamw, now it is muon"),
         ({"weight_decay": 0.5}, r"weight_decay = 0\.1, now it is 0\.5"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from moe_routing.errors import InputError
 from moe_routing.pretraining import corpus
-from moe_routing.pretraining.config import ContinueFrom, PretrainConfig
+from moe_routing.pretraining.config import BatchStage, ContinueFrom, PretrainConfig
 from moe_routing.pretraining.model import build_model
 from moe_routing.pretraining.train import Trainer
 
@@ -102,8 +102,49 @@ def test_the_weight_of_words_that_recur_decides_the_weights(
 ):
     monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
     assert weights(train("weighted", recurrence_weight=5.0)) != weights(train("plain"))
-    with pytest.raises(InputError, match=r"done with recurrence_weight = 5\.0, now it is 2\.0"):
+    with pytest.raises(
+        InputError, match=r"done with recurrence weight of step 0 = 5\.0, now it is 2\.0"
+    ):
         train("weighted", recurrence_weight=2.0)
+
+
+def test_that_weight_can_begin_at_a_step_and_be_decided_on_before_it(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
+    plain = train("plain")
+    late = train("late", recurrence_weight=5.0, recurrence_start=12)
+    losses = [[row["loss"] for row in log(run)] for run in (plain, late)]
+    assert losses[0][:12] == losses[1][:12]
+    assert all(a != b for a, b in zip(losses[0][12:], losses[1][12:], strict=True))
+    train("decided", 8)
+    decided = train("decided", recurrence_weight=5.0, recurrence_start=12)
+    assert weights(decided) == weights(late)
+    with pytest.raises(InputError, match=r"recurrence weight of step 12 = 5\.0, now it is 1\.0"):
+        train("decided")
+
+
+STAGES = [BatchStage(steps=7, batch_size=1), BatchStage(steps=6, batch_size=2)]
+
+
+def test_muon_with_growing_batches_is_the_same_bytes_broken_or_not(train: Train):
+    changes = {"optimizer": "muon", "batch_warmup": STAGES, "validation_interval": 24}
+    whole = train("whole", **changes)
+    assert weights(train("broken", 3, 7, 10, 19, None, **changes)) == weights(whole)
+    assert weights(train("other", seed=1, **changes)) != weights(whole)
+    assert weights(train("adamw", **{**changes, "optimizer": "adamw"})) != weights(whole)
+    sequences = [int(row["tokens"]) / 16 for row in log(whole)]
+    assert sequences == [*range(1, 8), *range(9, 20, 2), *range(23, 64, 4)]
+    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"]) - 0.5
+
+
+def test_two_hundred_steps_of_muon_are_the_same_bytes_broken_or_not(train: Train):
+    stages = [BatchStage(steps=80, batch_size=1), BatchStage(steps=60, batch_size=2)]
+    changes = {"optimizer": "muon", "batch_warmup": stages, "steps": 200}
+    first = train("first", validation_interval=200, **changes)
+    assert weights(train("again", validation_interval=200, **changes)) == weights(first)
+    broken = train("broken", 77, 150, None, validation_interval=200, **changes)
+    assert weights(broken) == weights(first)
 
 
 def test_only_words_that_recur_are_emphasised(
@@ -112,7 +153,7 @@ def test_only_words_that_recur_are_emphasised(
     monkeypatch.setattr(corpus, "COMMON_TOKENS", 3)
     weighted = config.model_copy(update={"recurrence_weight": 5.0})
     trainer = Trainer(weighted, tokenizer, tokens, tmp_path / "weighted")
-    batch = next(trainer.training.batches(4, 0, 1))
+    batch = next(trainer.training.batches([0, 4]))
     emphasis_BL = trainer._emphasis(batch).view(batch.shape[0], -1).numpy()
     recurs_BL = corpus.recurring(batch, trainer._emphasised_V)[:, 1:]
     assert 0 < recurs_BL.mean() < 1
@@ -135,9 +176,22 @@ def test_a_run_goes_on_from_the_weights_and_the_text_of_another(
     assert int(log(whole)[0]["tokens"]) == 25 * 4 * 16
     assert float(log(whole)[0]["learning_rate"]) == config.learning_rate / config.warmup_steps
     trainer = Trainer(config, tokenizer, tokens, tmp_path / "first")
-    batch = next(trainer.training.batches(4, 24, 25))
+    batch = next(trainer.training.batches([96, 100]))
     assert float(log(whole)[0]["loss"]) == trainer._losses(batch)[0].item()
     assert weights(train("broken", 31, None, validation_interval=40, **changes)) == weights(whole)
+
+
+def test_a_run_with_growing_batches_is_continued_where_its_text_ended(
+    train: Train, config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
+):
+    first = train("first", batch_warmup=STAGES) / "weights.safetensors"
+    before = continuing(first, 24).model_copy(update={"sequences": 63})
+    rows = log(train("second", continue_from=before, steps=40))
+    assert int(rows[0]["tokens"]) == (63 + 4) * 16
+    trainer = Trainer(config, tokenizer, tokens, tmp_path / "first-weights")
+    trainer.model.load_state_dict(load_file(first))
+    batch = next(trainer.training.batches([63, 67]))
+    assert float(rows[0]["loss"]) == trainer._losses(batch)[0].item()
 
 
 def test_weights_that_cannot_be_continued_are_named(train: Train, tmp_path: Path):
@@ -157,7 +211,9 @@ def test_weights_that_cannot_be_continued_are_named(train: Train, tmp_path: Path
 def test_a_checkpoint_of_another_config_is_refused_untouched(train: Train):
     folder = train("run", 8)
     before = (folder / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(InputError, match="8 steps were done with batch_size = 4, now it is 2"):
+    with pytest.raises(
+        InputError, match="8 steps were done with batch size of step 0 = 4, now it is 2"
+    ):
         train("run", batch_size=2)
     assert (folder / "checkpoint.safetensors").read_bytes() == before
 
@@ -178,7 +234,7 @@ def test_the_loss_is_the_models_own_and_trains_every_parameter(
     config: PretrainConfig, tokenizer, tokens: Path, tmp_path: Path
 ):
     trainer = Trainer(config, tokenizer, tokens, tmp_path)
-    batch = next(trainer.training.batches(4, 0, 1))
+    batch = next(trainer.training.batches([0, 4]))
     ids_BL = torch.from_numpy(batch)
     loss, _ = trainer._losses(batch)
     logits_BLV = trainer.model(ids_BL[:, :-1]).logits

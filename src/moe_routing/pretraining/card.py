@@ -10,7 +10,8 @@ import pandas as pd
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.pretraining.corpus import COMMON_TOKENS
+from moe_routing.pretraining.card_training import additions_text, batch_text, optimizer_text
+from moe_routing.pretraining.schedule import sequences_before
 
 if TYPE_CHECKING:
     from moe_routing.pretraining.config import PretrainConfig
@@ -51,7 +52,7 @@ what one token uses: {num_experts_per_tok} of {num_experts} experts, without the
 
 {training}
 
-AdamW (betas 0.9 and 0.95, weight decay {weight_decay:g} on matrices), gradient norm clipped at
+{optimizer}, gradient norm clipped at
 {gradient_clip:g}; {warmup_steps} steps of warm-up, a constant rate, and a 1 - sqrt decay to zero
 over the last {decay_percent:g} % of the steps. Added to the loss: load balancing,
 {load_balancing:g} a layer, computed for each layer (over all layers together it can be at its
@@ -150,13 +151,13 @@ def write_card(
         name=config.name,
         architecture=_architecture(config, measured),
         training=_training(config, log),
-        weight_decay=config.weight_decay,
+        optimizer=optimizer_text(config),
         gradient_clip=config.gradient_clip,
         warmup_steps=config.warmup_steps,
         decay_percent=100 * config.decay_share,
         load_balancing=config.load_balancing_coefficient,
         z_loss=config.z_loss_coefficient,
-        additions=_repeats(config) + _recurrence(config) + _continued(config),
+        additions=additions_text(config),
         data=_data(config, corpus),
         this="this run" if config.continue_from else "training",
         validation_percent=100 * config.validation_share,
@@ -214,14 +215,14 @@ def _architecture(config: PretrainConfig, measured: dict) -> str:
 
 def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
     steps = int(log["step"].iloc[-1])
-    batch = f"{config.batch_size} sequences of {config.sequence_length} tokens"
-    seconds = (config.batch_size * config.sequence_length / log["tokens_per_second"]).sum()
+    first = config.first_sequence * config.sequence_length
+    seconds = (np.diff(log["tokens"], prepend=first) / log["tokens_per_second"]).sum()
     last = log.dropna(subset="validation_loss").iloc[-1]
     return _table(
         [
             {"": "steps", "value": f"{steps:,}"},
             {"": "tokens", "value": f"{int(log['tokens'].iloc[-1]):,}"},
-            {"": "batch", "value": batch},
+            {"": "batch", "value": batch_text(config)},
             {"": "peak learning rate", "value": f"{config.learning_rate:g}"},
             {"": "device", "value": config.device},
             {"": "tokens a second (median)", "value": f"{log['tokens_per_second'].median():,.0f}"},
@@ -232,47 +233,10 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
     )
 
 
-def _repeats(config: PretrainConfig) -> str:
-    if not config.repeat_share:
-        return ""
-    steps = f" of the run's first {config.repeat_steps:,} steps" if config.repeat_steps else ""
-    return f"""
-
-{100 * config.repeat_share:g} % of the windows{steps} are a short text from the data, repeated to
-the end. They teach attention to copy from the context, which plain text teaches only over far more
-tokens. The loss of training, not that of validation, is lower for them."""
-
-
-def _recurrence(config: PretrainConfig) -> str:
-    if config.recurrence_weight == 1:
-        return ""
-    return f"""
-
-In the training loss the first token of a word that has occurred in its window before has weight
-{config.recurrence_weight:g}, unless it is one of the {COMMON_TOKENS} most frequent tokens; all
-others have 1. It teaches in a short run what the names and things of a story ask for: to look for
-the next word in what has been read. The probability of such words is thereby too high, and the loss
-on plain text a little higher than it could be; validation is not weighted."""
-
-
-def _continued(config: PretrainConfig) -> str:
-    before = config.continue_from
-    if before is None:
-        return ""
-    tokens = before.steps * config.batch_size * config.sequence_length
-    return f"""
-
-The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were done before this run,
-decay included; their weights have the sha256 `{before.sha256[:16]}`. This run took them up with a
-new optimiser and a new warm-up and went on in the data; schedule and speed above, the figure, and
-the shares of the sources below are those of this run. `config/pretrain.yaml` says how to get at
-what was before."""
-
-
 def _data(config: PretrainConfig, corpus: dict[str, dict[str, float]]) -> str:
     total = sum(source.weight for source in config.sources)
-    steps = config.steps - config.first_step
-    tokens = steps * config.batch_size * config.sequence_length
+    sequences = sequences_before(config.steps, config) - config.first_sequence
+    tokens = sequences * config.sequence_length
     rows = []
     for source in config.sources:
         counts, share = corpus[source.name], source.weight / total

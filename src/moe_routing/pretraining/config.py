@@ -76,6 +76,16 @@ class ContinueFrom(ClosedModel):
     weights: str = Field(description="Its exported safetensors, relative to the repository.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash that the file must have.")
     steps: PositiveInt = Field(description="Steps behind it; the data go on from there.")
+    sequences: PositiveInt | None = Field(
+        None, description="Training windows behind it; null: steps times batch_size."
+    )
+
+
+class BatchStage(ClosedModel):
+    """Some steps with a batch size of their own."""
+
+    steps: PositiveInt = Field(description="Steps.")
+    batch_size: PositiveInt = Field(description="Sequences per step.")
 
 
 class PretrainConfig(ClosedModel):
@@ -94,7 +104,12 @@ class PretrainConfig(ClosedModel):
         None, description="Weights of an earlier run to start from; null starts from random ones."
     )
     steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
-    batch_size: PositiveInt = Field(16, description="Sequences a step.")
+    batch_size: PositiveInt = Field(16, description="Sequences per step.")
+    batch_warmup: list[BatchStage] = Field(
+        [],
+        description="Stages with other batches at the start of this run, one after the other; "
+        "batch_size follows.",
+    )
     sequence_length: PositiveInt = Field(256, description="Tokens a sequence.")
     repeat_share: float = Field(
         0.0,
@@ -110,7 +125,15 @@ class PretrainConfig(ClosedModel):
         description="Weight, in the training loss, of the first token of an uncommon word that has "
         "occurred in its window before; all other tokens have weight 1.",
     )
-    learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate of AdamW.")
+    recurrence_start: int = Field(
+        0, ge=0, description="Step from which on that weight holds, such as the first of the decay."
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw for all parameters, or muon for the matrices of attention and experts "
+        "and adamw for the others.",
+    )
+    learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
     decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
@@ -158,6 +181,12 @@ class PretrainConfig(ClosedModel):
     def first_step(self) -> int:
         """Steps that were done before this run."""
         return self.continue_from.steps if self.continue_from else 0
+
+    @property
+    def first_sequence(self) -> int:
+        """Training windows that were read before this run."""
+        before = self.continue_from
+        return (before.sequences or before.steps * self.batch_size) if before else 0
 
     @property
     def repeats_end(self) -> int:

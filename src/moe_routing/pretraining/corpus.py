@@ -7,9 +7,9 @@ import hashlib
 import json
 import lzma
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,22 +209,25 @@ class PackedCorpus:
                 )
         return cls(tokens, tuple(s.weight for s in sources), length, seed)
 
-    def batches(self, batch_size: int, first_step: int, last_step: int) -> Iterator[np.ndarray]:
-        """Yield int64 arrays (batch_size, length + 1) for steps first_step ... last_step - 1."""
+    def batches(self, bounds: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield int64 arrays (sequences, length + 1), one between each two neighbours of bounds.
+
+        Args:
+            bounds: rising places of the schedule, each a batch's first and the end of the last.
+        """
         share = np.array(self.weights) / sum(self.weights)
-        draws = np.random.default_rng([self.seed, 0]).random(batch_size * last_step)
+        draws = np.random.default_rng([self.seed, 0]).random(bounds[-1])
         source_of = np.searchsorted(np.cumsum(share)[:-1], draws, side="right")
         turn_of = np.zeros_like(source_of)
         for source in range(len(self.tokens)):
             mine = source_of == source
             turn_of[mine] = np.arange(mine.sum())
         orders: dict[tuple[int, int], np.ndarray] = {}
-        for step in range(first_step, last_step):
-            places = range(step * batch_size, (step + 1) * batch_size)
+        for first, end in pairwise(bounds):
             yield np.stack(
                 [
                     self._with_repeat(self._window(int(source_of[n]), int(turn_of[n]), orders), n)
-                    for n in places
+                    for n in range(first, end)
                 ]
             )
 

@@ -15,7 +15,8 @@ STARTED_WITH = "started_with.json"
 MAY_CHANGE = {
     "name", "sources", "device", "threads", "steps", "decay_share", "learning_rate",
     "warmup_steps", "validation_interval", "validation_batches", "checkpoint_interval",
-    "repeat_steps", "card_tokens", "max_weights_bytes",
+    "repeat_steps", "batch_size", "batch_warmup", "recurrence_weight", "recurrence_start",
+    "card_tokens", "max_weights_bytes",
 }  # fmt: skip
 """Keys that do not decide the weights, or are compared by what they come to."""
 
@@ -32,6 +33,30 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     decay_steps = max(1, round(config.decay_share * (config.steps - config.first_step)))
     done = max(0.0, (step + decay_steps - config.steps) / decay_steps)
     return config.learning_rate * (1 - math.sqrt(done))
+
+
+def batch_size(step: int, config: PretrainConfig) -> int:
+    """Return the sequences of the batch of ``step``."""
+    since = step - config.first_step
+    for stage in config.batch_warmup:
+        if since < stage.steps:
+            return stage.batch_size
+        since -= stage.steps
+    return config.batch_size
+
+
+def sequences_before(step: int, config: PretrainConfig) -> int:
+    """Return the sequences that were read before ``step``: the place in the data's schedule."""
+    since, total = step - config.first_step, config.first_sequence
+    for stage in config.batch_warmup:
+        done = min(since, stage.steps)
+        total, since = total + done * stage.batch_size, since - done
+    return total + since * config.batch_size
+
+
+def recurrence_weight(step: int, config: PretrainConfig) -> float:
+    """Return the weight that words that recur have in the loss of ``step``."""
+    return config.recurrence_weight if step >= config.recurrence_start else 1.0
 
 
 def record_start(
@@ -66,6 +91,14 @@ def record_start(
         temporary.write_text(json.dumps(started_with, indent=1) + "\n", encoding="utf-8")
 
 
+BY_STEP = {
+    "learning rate": learning_rate,
+    "batch size": batch_size,
+    "recurrence weight": recurrence_weight,
+}
+"""What a config comes to in each step."""
+
+
 def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: int) -> None:
     """Raise InputError for the first key under which the steps done would have differed."""
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
@@ -73,11 +106,11 @@ def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: 
     pairs.append(("sources", _mixture(before), _mixture(config)))
     repeated = (min(steps_done, run.repeats_end) for run in (before, config))
     pairs.append(("steps with repeats", *repeated))
-    rates = (
-        (n, learning_rate(n, before), learning_rate(n, config))
-        for n in range(config.first_step, steps_done)
+    pairs += (
+        (f"{name} of step {step}", of_step(step, before), of_step(step, config))
+        for step in range(config.first_step, steps_done)
+        for name, of_step in BY_STEP.items()
     )
-    pairs += ((f"learning rate of step {n}", old, new) for n, old, new in rates)
     for key, old, new in pairs:
         if old != new:
             raise InputError(

@@ -33,7 +33,13 @@ from moe_routing.pretraining.corpus import (
 )
 from moe_routing.pretraining.loss import RouterLosses, linear_cross_entropy, router_losses
 from moe_routing.pretraining.model import build_model, load_weights
-from moe_routing.pretraining.schedule import learning_rate, record_start
+from moe_routing.pretraining.optimizer import build_optimizers
+from moe_routing.pretraining.schedule import (
+    learning_rate,
+    record_start,
+    recurrence_weight,
+    sequences_before,
+)
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
@@ -44,17 +50,6 @@ COLUMNS = (
     "step", "tokens", "learning_rate", "loss", "load_balancing", "z_loss", "gradient_norm",
     "max_load", "tokens_per_second", "validation_loss",
 )  # fmt: skip
-
-
-def build_optimizer(model: OlmoeForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices and leaves norms alone."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    kept = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 class Trainer:
@@ -98,13 +93,19 @@ class Trainer:
         self.training = replace(
             self.training,
             repeats=config.repeat_share,
-            repeats_end=config.repeats_end * config.batch_size,
+            repeats_end=sequences_before(config.repeats_end, config),
         )
         self._emphasised_V = None
         if config.recurrence_weight != 1:  # reads all tokens
             self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
         self.model = build_model(config, tokenizer).to(self.device)
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizers = build_optimizers(self.model, config)
+        self._optimizer_of = {
+            parameter: optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         self.step = 0
         self._load_checkpoint(corpus_hashes(corpus_folder, config.sources))
 
@@ -115,7 +116,8 @@ class Trainer:
             InputError: the loss is not finite.
         """
         last = min(steps or self.config.steps, self.config.steps)
-        batches = self.training.batches(self.config.batch_size, self.step, last)
+        steps_to_do = range(self.step, last + 1)
+        batches = self.training.batches([sequences_before(n, self.config) for n in steps_to_do])
         self.model.train()
         bar = {"unit": "step", "desc": "pretrain", "mininterval": 2.0}
         with tqdm(total=last, initial=self.step, **bar) as progress:
@@ -141,8 +143,9 @@ class Trainer:
 
     def _train_step(self, ids_BL: np.ndarray) -> dict[str, float]:
         rate = learning_rate(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         loss, router = self._losses(ids_BL, self._emphasis(ids_BL))
         total = (
             loss
@@ -151,11 +154,12 @@ class Trainer:
         )
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
         return {
             "step": self.step + 1,
-            "tokens": (self.step + 1) * ids_BL[:, 1:].size,
+            "tokens": sequences_before(self.step + 1, self.config) * self.config.sequence_length,
             "learning_rate": rate,
             "loss": loss.item(),
             "load_balancing": router.load_balancing.item(),
@@ -166,10 +170,10 @@ class Trainer:
 
     def _emphasis(self, ids_BL: np.ndarray) -> Tensor | None:
         """Return the weight of each target in the loss; None: all the same."""
-        if self._emphasised_V is None:
+        weight = recurrence_weight(self.step, self.config)
+        if weight == 1:
             return None
         recurs_BL = recurring(ids_BL, self._emphasised_V)[:, 1:]
-        weight = self.config.recurrence_weight
         emphasis_T = np.where(recurs_BL, weight, 1.0).astype(np.float32).ravel()
         return torch.from_numpy(emphasis_T).to(self.device)
 
@@ -191,7 +195,7 @@ class Trainer:
         losses = [
             self._losses(batch)[0].item()
             for batch in self.validation.batches(
-                self.config.batch_size, 0, self.config.validation_batches
+                [n * self.config.batch_size for n in range(self.config.validation_batches + 1)]
             )
         ]
         self.model.train()
@@ -208,7 +212,7 @@ class Trainer:
     def _state(self) -> dict[str, Tensor]:
         state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self._optimizer_of[parameter].state[parameter].items():
                 state[f"{key}.{name}"] = value
         return state
 
@@ -246,13 +250,15 @@ class Trainer:
         self.step = before.steps
 
     def _restore(self, state: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(state[f"model.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: state[f"{key}.{name}"].to(self.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+        parameters = dict(self.model.named_parameters())
+        for key_and_name, value in state.items():
+            key, name = key_and_name.split(".", 1)
+            parameter = parameters[name]
+            if key == "model":
+                with torch.no_grad():
+                    parameter.copy_(value)
+            else:
+                self._optimizer_of[parameter].state[parameter][key] = value.to(self.device)
 
     def _cut_log(self) -> None:
         """Drop the log rows after the checkpoint: they are written again."""
