@@ -47,11 +47,10 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 from torch import Tensor
 
+from moe_routing.analysis.config import FIT_TIMES
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
 
-FIT_TIMES = 2
-"""Tokens to fit on for one token to test on: the noise of the fit adds to that of the test."""
 SCORES = np.linspace(-5, 5, 1025)
 """Normal scores at which quantiles stand for a layer's law; a logit is interpolated between them.
 Even in the score, they are dense in the tails, where BH decides."""
