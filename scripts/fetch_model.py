@@ -1,10 +1,9 @@
-"""Fetch the model into the hub's cache if need be, check its files, write model.json.
+"""Fetch the model into the hub's cache if need be, check it and the study, write model.json.
 
 By hand: python scripts/fetch_model.py --results results/default
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from moe_routing.cli import run
@@ -18,13 +17,11 @@ def main() -> None:
     results = parser.parse_args().results
 
     from moe_routing.config import load_config
-    from moe_routing.files import atomic_path
-    from moe_routing.models.loading import describe_checkpoint
+    from moe_routing.evaluation.study_model import write_model
+    from moe_routing.workflow import config_file
 
     started()
-    description = describe_checkpoint(load_config(results / "config.yaml").model)
-    with atomic_path(results / "model.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_model(load_config(results / "config.yaml"), results, config_file(results))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ def main() -> None:
 
     from moe_routing.config import load_config
     from moe_routing.evaluation.calibrate import calibration_window, sample_router_logits
-    from moe_routing.models.loading import load_model
+    from moe_routing.evaluation.study_model import load_study_model
     from moe_routing.routing.calibration import SAMPLE_FILE
 
     started()
     config = load_config(results / "config.yaml")
-    loaded = load_model(config.model, config.resources.threads)
+    loaded = load_study_model(config.model, results, config.resources.threads)
     sample = sample_router_logits(
         loaded.model,
         loaded.tokenizer,

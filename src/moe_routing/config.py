@@ -314,6 +314,15 @@ class StudyConfig(ClosedModel):
             for start in range(0, len(group), size)
         ]
 
+    def of_model(self, experts: int, native_k: int) -> StudyConfig:
+        """Return this study with what it leaves to the model filled in.
+
+        Args:
+            experts: experts of a layer.
+            native_k: experts per token that the model was trained with.
+        """
+        return self.model_copy(update={"analysis": self.analysis.of_model(experts, native_k)})
+
     def under(self, arm: NoiseArm) -> StudyConfig:
         """Return this study with the setting of a noise arm."""
         changes = arm.changes

@@ -13,6 +13,8 @@ from moe_routing.config import StudyConfig
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
 from moe_routing.files import atomic_path
+from moe_routing.limits import Limits, check_limits
+from moe_routing.models.weights import file_hashes, read_object
 from moe_routing.schema import parse
 
 
@@ -23,6 +25,36 @@ def validate_config(values: dict) -> StudyConfig:
         InputError: see :func:`moe_routing.schema.parse`.
     """
     return parse(StudyConfig, values, "config")
+
+
+def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
+    """Check a study against its model, if an earlier run has described the model.
+
+    The job that describes it checks the study too, but is not done again for a change of settings.
+
+    Args:
+        study: the config.
+        results: folder of the study.
+        origin: how errors name the config.
+
+    Raises:
+        InputError: see :func:`moe_routing.limits.check_limits`.
+    """
+    file = results / "model.json"
+    described = read_object(file) if file.is_file() else {}
+    if _describes(described, study):
+        check_limits(study, Limits.of(described), origin)
+
+
+def _describes(described: dict, study: StudyConfig) -> bool:
+    """Return whether ``model.json`` is about the model of a config, as it is now."""
+    model = study.model
+    named = {"path": model.path, "revision": model.revision}
+    if "window" not in described or {key: described[key] for key in named} != named:
+        return False
+    config = Path(model.path) / "config.json"
+    hashed = {"config.json": described["settings"]["config.json"]}
+    return model.revision is not None or (config.is_file() and file_hashes([config]) == hashed)
 
 
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
@@ -61,6 +93,21 @@ def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None
     file = given[0] if whole else Path(os.path.relpath(path.with_name("config.yaml")))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"config_file": file.as_posix()}) + "\n")
+
+
+def config_file(results: Path) -> str:
+    """Return the config file that makes a study again, relative to the repository.
+
+    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
+    the results folder.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    noted = results / "run.json"
+    if not noted.is_file():
+        return f"results/{results.resolve().name}/config.yaml"
+    return read_object(noted)["config_file"]
 
 
 def model_files(study: StudyConfig) -> list[str]:

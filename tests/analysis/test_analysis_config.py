@@ -40,7 +40,7 @@ def test_one_line_that_says_what_is_allowed(section, message):
 
 
 def test_defaults_are_those_of_the_study():
-    bh = AnalysisConfig().bh
+    bh = AnalysisConfig().of_model(experts=64, native_k=8).bh
     assert bh.max_k == [8, 16, 32, 64]
     assert bh.alpha == [0.01, 0.05, 0.1]
     assert bh.prompt == "The theory of relativity fundamentally changed our understanding of"

@@ -28,6 +28,7 @@ from moe_routing.config import load_config
 from moe_routing.data.items import Item, document_item, write_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.cells import score_dataset, score_items
+from moe_routing.evaluation.study_model import write_model
 from moe_routing.figures import baseline as baseline_figures
 from moe_routing.figures import bh as bh_figures
 from moe_routing.figures.audit import draw_audit
@@ -59,6 +60,7 @@ def results(tmp_path_factory, nano, calibration):
     """A study folder with everything that the analyses read."""
     root = tmp_path_factory.mktemp("study")
     _write_config(root, ANALYSIS)
+    write_model(load_config(root / "config.yaml"), root, "config.yaml")
     texts = [json.loads(line)["passage"] for line in _data("wikipedia.jsonl")]
     passages = [document_item("wikipedia", row, text, text) for row, text in enumerate(texts)]
     write_items(passages, root / "data" / "wikipedia.parquet")
@@ -153,7 +155,7 @@ def test_the_figures_are_those_that_were_asked_for():
 
 
 def test_by_default_a_null_has_16_rows():
-    study = AnalysisConfig().bh
+    study = AnalysisConfig().of_model(experts=64, native_k=8).bh
     assert len(study.max_k) * (len(study.alpha) + 1) == 16
 
 
@@ -238,7 +240,6 @@ def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh)
 
 @pytest.mark.parametrize("strategy", ["bh_k4_a010_pooled", "regular_k4"])
 def test_cells_count_floor_and_cap_where_they_bind(results, config, nano, calibration, strategy):
-    (results / "model.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     _, record = score_dataset(
         nano, parse_strategy(strategy), "wikipedia", config, results, calibration
     )

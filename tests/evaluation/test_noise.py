@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp_path):
     loaded, settings, cells = [], [], {}
 
-    def load_model(model, threads):
+    def load_study_model(model, results, threads):
         loaded.append(model.dtype)
         return model.dtype
 
@@ -25,7 +25,7 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
     def write_cell(path, frame, record):
         cells[path.relative_to(tmp_path).as_posix()] = frame, record["noise"]
 
-    for function in (load_model, score_dataset, write_cell):
+    for function in (load_study_model, score_dataset, write_cell):
         monkeypatch.setattr(noise, function.__name__, function)
     study = load_config(CONFIG)
     arms = [study.noise[0], NoiseArm(name="bfloat16", dtype="bfloat16"), study.noise[1]]
@@ -47,5 +47,5 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
 
 
 def test_without_arms_nothing_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(noise, "load_model", None)
+    monkeypatch.setattr(noise, "load_study_model", None)
     noise.evaluate_noise(load_config(CONFIG).model_copy(update={"noise": []}), tmp_path)

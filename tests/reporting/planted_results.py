@@ -16,7 +16,7 @@ from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
-from moe_routing.models.loading import LoadedModel
+from moe_routing.models.loading import LoadedModel, describe_checkpoint
 from moe_routing.models.recorder import RoutingStatistics
 from moe_routing.reporting.study import Study
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
@@ -308,6 +308,9 @@ def _write_json(path: Path, value: object) -> None:
 def add_analyses(study: Study, nano: LoadedModel) -> None:
     """Calibrate, and run the baseline and BH analyses for real on a few words of real text."""
     config, folder = study.config, study.folder
+    real = describe_checkpoint(config.model)
+    planted = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    _write_json(folder / "model.json", planted | {k: real[k] for k in ("files", "settings")})
     for name in config.datasets:
         items = load_items(name, DATA_FILES / f"{name}.jsonl")
         write_items(items[:4], folder / "data" / f"{name}.parquet")

@@ -14,6 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from moe_routing.config import load_config
+from moe_routing.evaluation.study_model import write_model
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "resources" / "olmoe-nano"
 
@@ -116,12 +119,50 @@ def test_no_gpu_where_one_is_asked_for(study, monkeypatch):
     assert study.evaluate() == "model.device is 'cuda', but no GPU is visible; allowed here: cpu"
 
 
+def describe_again(study):
+    write_model(load_config(study.results / "config.yaml"), study.results, "config.yaml")
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py", "baseline.py", "audit.py",
+                                    "bh_routing.py", "noise.py"])  # fmt: skip
+def test_weights_replaced_since_they_were_described(study, script):
+    weights = study.model() / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    extra = ("--strategy", "regular_k8") if script == "evaluate.py" else ()
+    message = study.error_of(script, "--results", study.results, *extra)
+    assert message.startswith(f"{weights}: is not the file that {study.results}/model.json descri")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("analysis.bh.max_k", [8, 128], "analysis.bh.max_k has 128; allowed: at most the model's"),
+        ("strategies", ["regular_k8", "bh_k8_a005", "regular_k65"], "strategies has 'regular_k65'"),
+        (
+            "controls",
+            ["regular_k1", "topp_k65_p050"],
+            "controls has 'topp_k65_p050', which may sel",
+        ),
+        ("analysis.validity.signals", [0, 65], "analysis.validity.signals has 65; allowed: at mo"),
+        ("calibration.tokens", 10, "calibration.tokens is 10; allowed: at least 20, for strategy "),
+    ],
+)
+def test_a_study_that_asks_more_than_its_model_has(study, key, value, said):
+    study.configure(key, value)
+    (study.results / "model.json").unlink()
+    message = study.error_of("fetch_model.py", "--results", study.results)
+    assert message.startswith(f"config/smoke.yaml: {said}")
+
+
 @pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py"])
 def test_logits_that_are_not_finite(study, script):
     weights = study.model() / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.layers.5.mlp.gate.weight"][3, 3] = torch.nan
     save_file(tensors, weights, {"format": "pt"})
+    describe_again(study)
     if script == "evaluate.py":
         message = study.evaluate()
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
+    check_known_model,
     dataset_of,
     model_files,
     raw_file,
@@ -19,6 +20,7 @@ from moe_routing.workflow import (
 
 try:
     study = validate_config(config)
+    check_known_model(study, Path(f"results/{study.study}"), "config")
 except InputError as error:
     sys.exit(f"error: {error}")
 # Captions of the report read the raw config, which may leave this key to its default.

@@ -8,6 +8,8 @@ rule fetch_model:
         f"{RESULTS}/model.json",
     log:
         f"{RESULTS}/logs/fetch_model.log",
+    # It checks whether the model allows what the study asks, so that it starts before all others.
+    priority: 2
     retries: 2
     localrule: True
     conda:
@@ -16,7 +18,7 @@ rule fetch_model:
         settings=sections(study, "model"),
         results=subpath(output[0], parent=True),
     message:
-        "Fetching and checking the model"
+        "Fetching the model, and checking it and the study"
     shell:
         "HF_HUB_OFFLINE=0 python scripts/fetch_model.py --results {params.results} 2> {log}"
 

@@ -31,9 +31,10 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import read_text
 from moe_routing.errors import InputError
 from moe_routing.evaluation.requests import Encoder, max_length
+from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.loading import LoadedModel
 from moe_routing.models.patch import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies.testing import BH
@@ -71,7 +72,7 @@ def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
     settings = config.analysis.audit
     nulls = settings.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
-    loaded = load_model(config.model, config.resources.threads)
+    loaded = load_study_model(config.model, results, config.resources.threads)
     probes = choose_probes(config, results, loaded)
     routers = find_routers(loaded.model)
     layers = spaced_layers(len(routers), settings.layers)

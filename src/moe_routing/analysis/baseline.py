@@ -24,8 +24,9 @@ from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.data.items import read_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.requests import max_length
+from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.loading import LoadedModel
 
 if TYPE_CHECKING:
     from moe_routing.config import StudyConfig
@@ -49,7 +50,7 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
             logits.
     """
     folder = results / "baseline"
-    loaded = load_model(config.model, config.resources.threads)
+    loaded = load_study_model(config.model, results, config.resources.threads)
     native_k = find_routers(loaded.model)[0].native_k
     rng = np.random.default_rng(config.seed)
     name = text_dataset(config.datasets)

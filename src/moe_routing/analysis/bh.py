@@ -33,8 +33,9 @@ from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
 from moe_routing.evaluation.cells import check_finite
 from moe_routing.evaluation.scoring import Scorer
+from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.loading import LoadedModel
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import RoutingStatistics
 from moe_routing.routing.calibration import Calibration
@@ -93,7 +94,8 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     folder = results / "bh"
     nulls = config.analysis.bh.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
-    loaded = load_model(config.model, config.resources.threads)
+    loaded = load_study_model(config.model, results, config.resources.threads)
+    config = config.of_model(calibration.sample.num_experts, calibration.sample.native_k)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
     arms = arms_of(config, nulls)
     check_arms(loaded, arms, calibration)
@@ -135,9 +137,17 @@ def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
     settings = config.analysis.bh
     baseline = config.parsed[config.statistics.baseline]
     ks = {*settings.fewer_k, *settings.max_k}
-    static: dict[str, Strategy] = {arm.id: arm for k in sorted(ks) if (arm := Regular(k=k))}
+    static: dict[str, Strategy] = {
+        arm.id: arm for k in sorted(ks) if (arm := static_arm(config, k))
+    }
     static.setdefault(baseline.id, baseline)
     return [*static.values(), *(arm for null in nulls for arm in bh_arms(config, null))]
+
+
+def static_arm(config: StudyConfig, k: int) -> Regular:
+    """Return top-k under the weights of the baseline: one curve has one kind of weights."""
+    baseline = config.parsed[config.statistics.baseline]
+    return type(baseline)(k=k) if isinstance(baseline, Regular) else Regular(k=k)
 
 
 def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
@@ -228,7 +238,7 @@ def results_table(
             place = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
             rows.append({"strategy": arm.id, "null": null, **place, **measured[arm.id]})
         for k in config.analysis.bh.max_k:
-            name = Regular(k=k).id
+            name = static_arm(config, k).id
             place = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
             rows.append({"strategy": name, "null": null, **place, **measured[name]})
     return pd.DataFrame(rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count, takewhile
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moe_routing.schema import ClosedModel
 from moe_routing.vocabulary import HYPOTHESES
@@ -16,6 +17,10 @@ PROMPTS = (
     "In quantum mechanics, the uncertainty principle states that",
     "Once upon a time, there was a",
 )
+FEWER_K = (1, 2, 3, 4, 6)
+FIT_TIMES = 2
+"""Tokens to fit a null on for one token to test it on: the noise of the fit adds to that of the
+test."""
 GENERATION_PROMPT = "The theory of relativity fundamentally changed our understanding of"
 
 
@@ -41,15 +46,20 @@ class BHAnalysis(ClosedModel):
     """Benjamini-Hochberg routing over max_k and alpha, beside top-k."""
 
     tokens: PositiveInt = Field(6144, description="Tokens of evaluation text, at least.")
-    max_k: list[PositiveInt] = Field(
-        [8, 16, 32, 64], min_length=1, description="Caps, and the k of top-k beside them."
+    max_k: list[PositiveInt] | None = Field(
+        None,
+        min_length=1,
+        description="Caps, and the k of top-k beside them; null takes the model's own k, doubled "
+        "until it is all experts: 8, 16, 32, 64 of OLMoE.",
     )
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     nulls: list[str] | None = Field(
         None, min_length=1, description="Nulls; null takes those of calibration.nulls."
     )
-    fewer_k: list[PositiveInt] = Field(
-        [1, 2, 3, 4, 6], description="Further static k: what BH must beat to be recommended."
+    fewer_k: list[PositiveInt] | None = Field(
+        None,
+        description="Further static k: what BH must beat to be recommended; null takes 1, 2, 3, 4, "
+        "6, as far as the model has experts.",
     )
     prompt: str = Field(GENERATION_PROMPT, min_length=1, description="Prompt to go on from.")
     new_tokens: PositiveInt = Field(32, description="Tokens to generate greedily.")
@@ -67,16 +77,27 @@ class ValidityAnalysis(ClosedModel):
     """Whether p-values are what they claim to be."""
 
     tokens: int = Field(6144, ge=256, description="Tokens to test on, and twice as many to fit on.")
-    nulls: list[str] = Field(list(HYPOTHESES), min_length=1, description="Nulls to look at.")
+    nulls: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Nulls to look at; null takes all that the model has draws for.",
+    )
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     level: Level = Field(0.05, description="Level at which a null is called valid or not.")
     largest_size: Level = Field(
         0.06,
         description="Largest share of pure-noise tokens with a selection in any layer, if valid.",
     )
-    max_k: PositiveInt = Field(8, description="Cap whose binding is counted.")
+    max_k: PositiveInt | None = Field(
+        None, description="Cap whose binding is counted; null takes the model's own k."
+    )
     repeats: int = Field(10000, ge=100, description="Simulated tokens of each setting.")
-    signals: list[int] = Field([0, 4, 16], description="Experts with an effect, simulated.")
+    signals: list[NonNegativeInt] | None = Field(
+        None,
+        min_length=1,
+        description="Experts with an effect, simulated; null takes none, a sixteenth and a quarter "
+        "of the model's: 0, 4, 16 of OLMoE's 64.",
+    )
     effect: PositiveFloat = Field(3.0, description="Their mean, in standard deviations.")
     correlation: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.0, 0.5], description="Correlation between experts, simulated."
@@ -96,7 +117,11 @@ class AuditAnalysis(ClosedModel):
     tokens: PositiveInt = Field(
         200, description="Tokens, four a document, more where documents are few."
     )
-    layers: PositiveInt = Field(4, description="Layers, evenly spaced, first and last included.")
+    layers: PositiveInt = Field(
+        4,
+        description="Layers, evenly spaced, first and last included; all of a model that has "
+        "fewer.",
+    )
     alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
     nulls: list[str] | None = Field(
         None, min_length=1, description="Nulls; null takes those of calibration.nulls."
@@ -138,3 +163,37 @@ class AnalysisConfig(ClosedModel):
     audit: AuditAnalysis = Field(
         default_factory=AuditAnalysis, description="Interventions on selected experts."
     )
+
+    def of_model(self, experts: int, native_k: int) -> AnalysisConfig:
+        """Return these settings with those that are left to the model filled in.
+
+        Args:
+            experts: experts of a layer.
+            native_k: experts per token that the model was trained with.
+        """
+        bh = {
+            "max_k": doublings(native_k, experts),
+            "fewer_k": [k for k in FEWER_K if k <= experts],
+        }
+        validity = {
+            # Where the model selects every expert, none is left to draw ``unselected`` from.
+            "nulls": [name for name in HYPOTHESES if name != "unselected" or native_k < experts],
+            "max_k": native_k,
+            "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
+        }
+        parts = {"bh": _filled(self.bh, bh), "validity": _filled(self.validity, validity)}
+        return self.model_copy(update=parts)
+
+
+def doublings(k: int, most: int) -> list[int]:
+    """Return k, 2k, 4k, ... below ``most``, and ``most``.
+
+    >>> doublings(8, 64), doublings(2, 8), doublings(4, 60), doublings(3, 3)
+    ([8, 16, 32, 64], [2, 4, 8], [4, 8, 16, 32, 60], [3])
+    """
+    return [*takewhile(lambda value: value < most, (k << n for n in count())), most]
+
+
+def _filled(part: ClosedModel, values: dict[str, object]) -> ClosedModel:
+    unset = {name: value for name, value in values.items() if getattr(part, name) is None}
+    return part.model_copy(update=unset)

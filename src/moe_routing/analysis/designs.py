@@ -48,11 +48,10 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 from torch import Tensor
 
+from moe_routing.analysis.config import FIT_TIMES
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
 
-FIT_TIMES = 2
-"""Tokens to fit on per token to test on: the noise of the fit adds to that of the test."""
 SCORES = np.linspace(-5, 5, 1025)
 """Normal scores of the quantiles that represent a layer's distribution; logits are interpolated
 between them. Evenly spaced scores are dense in the tails, where BH decides."""

@@ -50,10 +50,11 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
         InputError: no calibration sample, no capture of the same model, or too few tokens to fit
             a null that can reject at the level of the verdict.
     """
+    sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
+    config = config.of_model(sample.num_experts, sample.native_k)
     settings = config.analysis.validity
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)
-    sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
     write_csv(binding_table(config, sample, text_sample(results, sample)), folder / "binding.csv")
     tables = design_tables(config, sample, rng)
     for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):

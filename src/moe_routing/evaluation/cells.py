@@ -18,8 +18,9 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
 from moe_routing.evaluation.provenance import environment
 from moe_routing.evaluation.scoring import Score, Scorer
+from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.models.loading import LoadedModel, load_model
+from moe_routing.models.loading import LoadedModel
 from moe_routing.models.patch import routed
 from moe_routing.models.recorder import Recorder, RoutingStatistics
 from moe_routing.routing.calibration import Calibration
@@ -54,7 +55,7 @@ def evaluate_strategies(
         raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
     baseline = config.parsed[config.statistics.baseline]
     calibration = load_calibration(results, *strategies, baseline)
-    loaded = load_model(config.model, config.resources.threads)
+    loaded = load_study_model(config.model, results, config.resources.threads)
     for name in names:
         started = time.perf_counter()
         items = divergence_subset(read_items(_items_file(results, name)), name, config)
@@ -102,7 +103,6 @@ def score_dataset(
         InputError: no items, or router logits or likelihoods that are not finite.
     """
     items = read_items(_items_file(results, dataset))
-    study_model = json.loads((results / "model.json").read_text(encoding="utf-8"))
     frame, statistics, seconds = score_items(
         loaded, strategy, items, DATASETS[dataset].task, config, calibration, label=dataset
     )
@@ -111,7 +111,6 @@ def score_dataset(
         **loaded.provenance,
         "experts_implementation": config.model.experts_implementation,
         "token_budget": config.evaluation.token_budget,
-        "weights_sha256": study_model["weights_sha256"],
         "data_sha256": fingerprint(items),
         **environment(config.seed),
     }

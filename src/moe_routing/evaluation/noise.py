@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_routing.config import NoiseArm, StudyConfig
 from moe_routing.evaluation.cells import load_calibration, score_dataset, write_cell
-from moe_routing.models.loading import load_model
+from moe_routing.evaluation.study_model import load_study_model
 
 
 def evaluate_noise(config: StudyConfig, results: Path) -> None:
@@ -26,7 +26,7 @@ def evaluate_noise(config: StudyConfig, results: Path) -> None:
 def _evaluate_arms(config: StudyConfig, results: Path, arms: list[NoiseArm]) -> None:
     strategy = config.parsed[config.statistics.baseline]
     calibration = load_calibration(results, strategy)
-    loaded = load_model(config.under(arms[0]).model, config.resources.threads)
+    loaded = load_study_model(config.under(arms[0]).model, results, config.resources.threads)
     for arm in arms:
         for name in config.datasets:
             frame, record = score_dataset(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.errors import InputError
+from moe_routing.models.weights import (
+    check_weights,
+    file_hashes,
+    lacking_expert,
+    natural_order,
+    read_object,
+    settings_files,
+    weight_files,
+)
 from moe_routing.usage import loading
 
 if TYPE_CHECKING:
@@ -28,34 +38,70 @@ class LoadedModel:
     provenance: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A checkpoint that was checked against its own config, but whose weights are not in memory.
+
+    Attributes:
+        folder: where it lies.
+        model: the model on torch's meta device: modules, names and shapes.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+
+
 def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
-    """Check a checkpoint without loading it, and return what it is.
+    """Check a checkpoint without keeping its weights in memory, and return what it is.
+
+    Raises:
+        InputError: see :func:`outline_checkpoint`.
+    """
+    return describe(config, outline_checkpoint(config))
+
+
+def outline_checkpoint(config: ModelConfig) -> Outline:
+    """Check that a checkpoint is whole, fits its own config, and has routers and a tokenizer.
 
     A hub id is downloaded first (into the hub's own cache), so that later jobs need no network.
+    The weights are then loaded as any job loads them, but onto the meta device, which drops each
+    tensor once its place is found.
+
+    Raises:
+        InputError: no such folder; no or truncated safetensors; weights of another model or with
+            tensors missing; quantised weights; a config that makes no sense; no supported router.
+    """
+    folder = checkpoint_folder(config, download=True)
+    _check_files(folder)
+    _load_tokenizer(folder)
+    model = _load_weights(folder, config, "meta")
+    model.tie_weights()  # what a file holds under both its names is one tensor all the same
+    return Outline(folder, model)
+
+
+def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
+    """Return what a checkpoint is.
 
     Returns:
         ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``native_k``,
-        ``parameters``, ``weights_sha256`` (one hash over the files' hashes) and ``files`` (name to
-        hash).
-
-    Raises:
-        InputError: no such folder, no or truncated safetensors, or no config.
+        ``parameters``, ``weights_sha256`` (one hash over the hashes of the weights), ``files``
+        (name to hash of what is loaded) and ``settings`` (the same of config and tokenizer).
     """
-    folder = checkpoint_folder(config, download=True)
-    architecture = _read_json(folder / "config.json")
-    files = {path.name: _check_weights(path) for path in _weight_files(folder)}
-    digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
-    experts = architecture.get("num_experts", architecture.get("num_local_experts"))
+    from moe_routing.models.adapters import find_routers
+
+    model, router = outline.model, find_routers(outline.model)[0]
+    files = file_hashes(weight_files(outline.folder))
     return {
         "path": config.path,
         "revision": config.revision,
-        "architecture": (architecture.get("architectures") or ["unknown"])[0],
-        "num_layers": architecture.get("num_hidden_layers"),
-        "num_experts": experts,
-        "native_k": architecture.get("num_experts_per_tok"),
-        "parameters": sum(_count_parameters(path) for path in _weight_files(folder)),
-        "weights_sha256": digest,
+        "architecture": type(model).__name__,
+        "num_layers": model.config.num_hidden_layers,
+        "num_experts": router.num_experts,
+        "native_k": router.native_k,
+        "parameters": model.num_parameters(),
+        "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         "files": files,
+        "settings": file_hashes(settings_files(outline.folder)),
     }
 
 
@@ -103,30 +149,16 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
             supported router; weights that do not fit the architecture.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    from moe_routing.models.adapters import find_routers, router_fingerprint
+    from moe_routing.models.adapters import router_fingerprint
 
     if threads:
         torch.set_num_threads(threads)
-    logging.disable_progress_bar()
     check_device(config.device)
     folder = checkpoint_folder(config)
-    for path in _weight_files(folder):
-        _open_weights(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, config.dtype),
-            device_map=config.device_map,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.path: {config.path}: cannot be loaded: {reason}") from error
-    find_routers(model)
+    _check_files(folder)
+    tokenizer = _load_tokenizer(folder)
+    model = _load_weights(folder, config, config.device_map)
     if config.device_map is None:
         model.to(config.device)
     from moe_routing.models.experts import EXPERTS_IMPLEMENTATION  # noqa: F401 (registers it)
@@ -166,48 +198,109 @@ def device_name(device: str) -> str:
     return f"cpu ({platform.machine()})"
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise InputError(f"{folder / missing[0]}: missing; {index.name} names it")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: no .safetensors file; other weight formats are not read")
-    return files
+def _check_files(folder: Path) -> None:
+    """Check what files say by themselves.
+
+    Raises:
+        InputError: see :func:`weight_files` and :func:`check_weights`; or codes that stand for
+            weights, which a router cannot be read from.
+    """
+    quantised = read_object(folder / "config.json").get("quantization_config")
+    if quantised is not None:
+        said = textwrap.shorten(str(quantised), 80)
+        raise InputError(f"{folder / 'config.json'}: quantization_config is {said}; allowed: none")
+    check_weights(weight_files(folder))
 
 
-def _open_weights(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoConfig, AutoTokenizer
 
+    with _refusing(f"{folder / 'config.json'}: transformers cannot use it"):
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _refusing(f"{folder}: no tokenizer that can be loaded"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> PreTrainedModel:
+    """Load a model with its very weights: none left out, left over, filled in or reshaped."""
+    import torch
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    with _refusing(f"model.path: {config.path}: cannot be loaded", folder):
+        # transformers fills what is missing or of another shape with random numbers, and says so.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, config.dtype),
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_complete(found, config.path)
+    _check_numbers(model, folder / "config.json")
+    return model
+
+
+@contextmanager
+def _refusing(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint, which may be anything, into one line."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on the weights is a table
     try:
-        with safe_open(path, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: truncated or not a safetensors file: {reason}") from error
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 240)}"
+        if "conversion of the weights" in reason and (name := lacking_expert(folder)):
+            reason = f"tensor '{name}' is missing"
+        raise InputError(f"{what}: {reason}") from error
+    finally:
+        logging.set_verbosity(level)
 
 
-def _count_parameters(path: Path) -> int:
-    """Return the number of weights in a file, from its header."""
-    from safetensors import safe_open
+def _check_complete(found: dict[str, set], path: str) -> None:
+    """Check transformers' account of a loading, which leaves out what may be absent or left over.
 
-    with safe_open(path, "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    Raises:
+        InputError: a tensor is missing, has no place in the model, or has another shape.
+    """
+    kinds = {
+        "missing tensors": dict.fromkeys(found["missing_keys"], ""),
+        "unexpected tensors": dict.fromkeys(found["unexpected_keys"], ""),
+        "tensors of another shape": {
+            name: f": {tuple(has)} in place of {tuple(wanted)}"
+            for name, has, wanted in found["mismatched_keys"]
+        },
+    }
+    said = [
+        f"{kind}: {len(notes)} (first {(first := min(notes, key=natural_order))}{notes[first]})"
+        for kind, notes in kinds.items()
+        if notes
+    ]
+    if said:
+        raise InputError(
+            f"model.path: {path}: the weights do not fit config.json: {'; '.join(said)}"
+        )
 
 
-def _check_weights(path: Path) -> str:
-    """Open a weight file and return its sha256."""
-    _open_weights(path)
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _check_numbers(model: PreTrainedModel, path: Path) -> None:
+    """Check what shapes do not show.
 
+    Raises:
+        InputError: no supported router, or a number in config.json that makes no sense.
+    """
+    from moe_routing.models.adapters import find_routers
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: missing or not valid JSON: {error}") from error
+    for router in find_routers(model):
+        if not 1 <= router.native_k <= router.num_experts:
+            raise InputError(
+                f"{path}: num_experts_per_tok is {router.native_k}; allowed: 1 to "
+                f"{router.num_experts}, the experts of a layer"
+            )
+    for key in ("max_position_embeddings", "sliding_window"):
+        value = getattr(model.config, key, None)
+        if value is not None and value < 1:
+            raise InputError(f"{path}: {key} is {value}; allowed: at least 1")

@@ -25,9 +25,10 @@ from moe_routing.reporting.gallery import GALLERY, Picture
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.protocol import PROSE, has_bh
 from moe_routing.reporting.sheets import SHEETS, Sheet
-from moe_routing.reporting.study import Study, read_json
+from moe_routing.reporting.study import Study
 from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS, METRICS
+from moe_routing.workflow import config_file
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
@@ -66,18 +67,6 @@ def results_folder() -> Path:
             return folder / wanted
     said = f"{VARIABLE}={named}" if named else f"{VARIABLE} is not set"
     raise InputError(f"{said}: no config.yaml in {wanted}, here ({here}) or in a folder above")
-
-
-def config_file(folder: Path) -> str:
-    """Return the config file that makes a study again, relative to the repository.
-
-    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
-    the results folder.
-    """
-    noted = folder / "run.json"
-    if not noted.is_file():
-        return f"results/{folder.resolve().name}/config.yaml"
-    return read_json(noted)["config_file"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""Whether a study has the tokens that its nulls need, which depends on the model's experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from moe_routing.analysis.config import FIT_TIMES
+from moe_routing.config import StudyConfig
+from moe_routing.errors import InputError
+from moe_routing.limits import Limits
+from moe_routing.routing.nulls.base import needed_draws
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies.testing import BH, MultipleTesting
+
+DRAWS_PER_TOKEN: Mapping[str, Callable[[Limits], float]] = MappingProxyType(
+    {
+        "within_token": lambda limits: limits.experts,
+        "within_token_split": lambda limits: limits.experts,
+        "within_token_efron": lambda limits: math.inf,
+        "pooled": lambda limits: limits.experts,
+        "pooled_kde": lambda limits: limits.experts,
+        "per_expert": lambda limits: 1,
+        "per_expert_kde": lambda limits: 1,
+        "unselected": lambda limits: limits.experts - limits.native_k,
+        "random_direction": lambda limits: math.inf,
+        "permuted_context": lambda limits: 1,
+    }
+)
+"""What a calibration token adds to the draws behind each tail of a fitted null."""
+
+
+def check_tokens(study: StudyConfig, limits: Limits, origin: str) -> None:
+    """Check that every null which is used gets the draws for every level that it is tested at.
+
+    Args:
+        study: the config, with what it leaves to the model filled in; it fits the limits.
+        limits: the model's.
+        origin: how errors name the config file.
+
+    Raises:
+        InputError: too few tokens to calibrate, or to examine nulls.
+    """
+    for key, tokens, needed, what in _demands(study, limits):
+        if tokens < needed:
+            raise InputError(
+                f"{origin}: {key} is {tokens}; allowed: at least {needed}, for {what} with the "
+                f"model's {limits.experts} experts"
+            )
+
+
+def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int, str]]:
+    """Yield a key, its tokens, how many are needed, and by what."""
+    validity, tokens = study.analysis.validity, study.calibration.tokens
+    for what, null, level in _levels(study, limits.experts):
+        yield "calibration.tokens", tokens, _needed(null, level, limits), what
+    for null in validity.nulls:
+        what = f"analysis.validity.level {validity.level:g} of null '{null}'"
+        needed = -(-_needed(null, validity.level / limits.experts, limits) // FIT_TIMES)
+        yield "analysis.validity.tokens", validity.tokens, needed, what
+        if null == "permuted_context":  # fitted and tested on parts of the calibration sample
+            yield "calibration.tokens", tokens, needed * (FIT_TIMES + 1), what
+
+
+def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]]:
+    """Yield what tests on calibration tokens, its null, and the smallest level it tests at."""
+    for name in study.scored:
+        strategy = parse_strategy(name)
+        rule = getattr(strategy, "base", strategy)
+        if isinstance(rule, MultipleTesting):
+            yield f"strategy '{name}'", rule.null, rule.smallest_level(experts)
+    for key, part in (("bh", study.analysis.bh), ("audit", study.analysis.audit)):
+        for null in part.nulls or study.calibration.nulls:
+            for alpha in part.alpha:
+                rule = BH(max_k=experts, alpha=alpha, null=null)
+                what = f"analysis.{key}.alpha {alpha:g} of null '{null}'"
+                yield what, null, rule.smallest_level(experts)
+
+
+def _needed(null: str, level: float, limits: Limits) -> int:
+    """Return the tokens that a null is fitted on at least, to have a p-value of a level."""
+    return math.ceil(needed_draws(level) / DRAWS_PER_TOKEN[null](limits))

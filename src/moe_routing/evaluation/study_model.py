@@ -1,0 +1,101 @@
+"""The model of a study: ``model.json`` says what it is, and every job loads just that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_routing.errors import InputError
+from moe_routing.evaluation.calibration_tokens import check_tokens
+from moe_routing.evaluation.requests import max_length
+from moe_routing.files import atomic_path
+from moe_routing.limits import Limits, check_limits
+from moe_routing.models.adapters import find_routers
+from moe_routing.models.loading import (
+    LoadedModel,
+    checkpoint_folder,
+    describe,
+    load_model,
+    outline_checkpoint,
+)
+from moe_routing.models.weights import file_hashes, read_object, weight_files
+
+if TYPE_CHECKING:
+    from moe_routing.config import ModelConfig, StudyConfig
+
+MODEL_FILE = "model.json"
+
+
+def write_model(study: StudyConfig, results: Path, origin: str) -> None:
+    """Fetch the model, check it and what the study asks of it, and write ``model.json``.
+
+    Beside what :func:`moe_routing.models.loading.describe` returns it has ``window``, the most
+    input tokens of a forward pass.
+
+    Args:
+        study: the config.
+        results: folder of the study.
+        origin: how errors name the config file.
+
+    Raises:
+        InputError: see :func:`moe_routing.models.loading.outline_checkpoint`,
+            :func:`moe_routing.limits.check_limits` and :func:`check_tokens`.
+    """
+    outline = outline_checkpoint(study.model)
+    router = find_routers(outline.model)[0]
+    window = max_length(outline.model.config, None)
+    limits = Limits(router.num_experts, router.native_k, window)
+    check_limits(study, limits, origin)
+    check_tokens(study.of_model(limits.experts, limits.native_k), limits, origin)
+    described = {**describe(study.model, outline), "window": window}
+    with atomic_path(results / MODEL_FILE) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def load_study_model(config: ModelConfig, results: Path, threads: int | None = None) -> LoadedModel:
+    """Load the model of a study, and make sure that it is the one in ``model.json``.
+
+    The files are hashed once more after they are loaded, so that a result names the weights that
+    it was made with even if they were replaced since ``model.json`` was written. Sizes and times of
+    files would not tell: tools that copy keep them. Hashing reads what has just been read.
+
+    Args:
+        config: the model, under the settings of the job.
+        results: folder of the study.
+        threads: CPU threads.
+
+    Raises:
+        InputError: see :func:`moe_routing.models.loading.load_model`; or a file is another one now.
+    """
+    described = _read_description(results / MODEL_FILE)
+    loaded = load_model(config, threads)
+    _check_unchanged(checkpoint_folder(config), described, results / MODEL_FILE)
+    weights = {"weights_sha256": described["weights_sha256"]}
+    return replace(loaded, provenance={**loaded.provenance, **weights})
+
+
+def _read_description(path: Path) -> dict:
+    described = read_object(path)
+    for key in ("weights_sha256", "files", "settings"):
+        if key not in described:
+            raise InputError(f"{path}: key '{key}' is missing; remove the file and run again")
+    return described
+
+
+def _check_unchanged(folder: Path, described: Mapping[str, dict[str, str]], origin: Path) -> None:
+    """Compare what was loaded with its description: the weights, and the settings named there."""
+    settings = [folder / name for name in described["settings"]]
+    for path in settings:
+        if not path.is_file():
+            raise InputError(f"{path}: missing; {origin} names it")
+    now = file_hashes([*weight_files(folder), *settings])
+    before = {**described["files"], **described["settings"]}
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(
+            f"{folder / changed[0]}: is not the file that {origin} describes; allowed: that one, "
+            "or the study run again from its first step on"
+        )

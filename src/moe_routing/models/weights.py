@@ -1,0 +1,146 @@
+"""The files of a checkpoint: which of them are loaded, what they hold, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from moe_routing.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of tensors that are weights; others are codes, which make sense with their scales only."""
+NOT_READ = {
+    "adapter_config.json": "an adapter",
+    "shard-*-model-*-of-*.safetensors": "a distributed checkpoint",
+}
+"""What transformers would load besides, or in place of, the weights that are hashed."""
+EXPERT = re.compile(r"(.*\d.*\.)(\d+)(\.\D*)")
+"""Name of a tensor of one expert of a layer: layer, number of the expert, part."""
+SETTINGS = ("*.json", "*.txt", "*.model")
+"""Files of architecture and tokenizer."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers loads, by its order of preference.
+
+    That is the file which ``transformers_weights`` in ``config.json`` names, else
+    ``model.safetensors``, else the shards of ``model.safetensors.index.json``. Any other copy of
+    the weights beside them is not read.
+
+    Raises:
+        InputError: no such file, a shard is missing, or the folder holds an adapter or a
+            distributed checkpoint.
+    """
+    for pattern, what in NOT_READ.items():
+        for path in folder.glob(pattern):
+            raise InputError(f"{path}: {what} is not read; allowed: {SINGLE}, or {INDEX}")
+    named = read_object(folder / "config.json").get("transformers_weights")
+    for path in (folder / str(named),) if named else (folder / SINGLE, folder / INDEX):
+        if path.is_file():
+            return _shards(path) if path.name.endswith(".index.json") else [path]
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: no .safetensors file; other weight formats are not read")
+    raise InputError(f"{folder}: no {named or f'{SINGLE} or {INDEX}'}; no other file is loaded")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(read_object(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: no weight_map; allowed: tensors and their files") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InputError(f"{index.parent / missing[0]}: missing; {index.name} names it")
+    return [index.parent / name for name in names]
+
+
+def check_weights(files: Iterable[Path]) -> None:
+    """Look at the headers of weight files.
+
+    Raises:
+        InputError: a truncated file, a tensor that is no floating-point number, or one in two
+            files, of which transformers would take either.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        for name, dtype in _tensors(path):
+            if dtype not in FLOATS:
+                raise InputError(
+                    f"{path}: tensor '{name}' is of type {dtype}; allowed: {', '.join(FLOATS)}"
+                )
+            if name in found:
+                raise InputError(
+                    f"{path}: tensor '{name}' is in {found[name].name} too; allowed: each once"
+                )
+            found[name] = path
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and type of each tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, file.get_slice(name).get_dtype()
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: truncated or not a safetensors file: {reason}") from error
+
+
+def lacking_expert(folder: Path) -> str | None:
+    """Return the first tensor that one expert lacks and another of its layer has, if any.
+
+    transformers joins the experts of a layer, and does not say which of them do not fit.
+    """
+    names = {name for path in weight_files(folder) for name, _ in _tensors(path)}
+    numbers, parts = defaultdict(set), defaultdict(set)
+    for match in filter(None, map(EXPERT.fullmatch, names)):
+        layer, number, part = match.groups()
+        numbers[layer].add(number)
+        parts[layer].add(part)
+    wanted = {layer + n + part for layer in parts for n in numbers[layer] for part in parts[layer]}
+    return min(wanted - names, key=natural_order, default=None)
+
+
+def natural_order(name: str) -> str:
+    """Return a key that sorts layer 2 before layer 10."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
+
+
+def file_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by name; several are read at once."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((path.name for path in files), pool.map(_sha256, files), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """Return what stands beside the weights and decides what they do."""
+    return sorted(path for pattern in SETTINGS for path in folder.glob(pattern))
+
+
+def read_object(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is missing, not JSON, or something else than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is a {type(value).__name__}; allowed: a JSON object")
+    return value

@@ -1,0 +1,68 @@
+"""Too few tokens for a level are refused by the numbers alone, before anything is calibrated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_routing.config import load_config
+from moe_routing.errors import InputError
+from moe_routing.evaluation.calibration_tokens import DRAWS_PER_TOKEN, check_tokens
+from moe_routing.limits import Limits
+from moe_routing.routing.nulls import NULLS
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+OLMOE = Limits(experts=64, native_k=8, window=4096)
+
+
+def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
+    sample = calibration.sample
+    limits = Limits(sample.num_experts, sample.native_k, 0)
+    assert set(DRAWS_PER_TOKEN) == set(NULLS)
+    for name, null in calibration.nulls.items():
+        assert null.draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"])
+def test_shipped_studies_have_the_tokens(name):
+    check_tokens(load_config(CONFIG / name).of_model(64, 8), OLMOE, name)
+
+
+def changed(strategies=(), calibrated=2048, **validity):
+    study = load_config(CONFIG / "smoke.yaml").of_model(64, 8)
+    examined = study.analysis.validity.model_copy(update=validity)
+    return study.model_copy(
+        update={
+            "calibration": study.calibration.model_copy(update={"tokens": calibrated}),
+            "analysis": study.analysis.model_copy(update={"validity": examined}),
+            "strategies": [*study.strategies, *strategies],
+        }
+    )
+
+
+EXACT = {"nulls": ["permuted_context"], "tokens": 640}
+
+
+@pytest.mark.parametrize(
+    ("few", "enough", "said"),
+    [
+        ({"strategies": ["bh_k8_a001_per-expert"]},
+         {"strategies": ["bh_k8_a001_per-expert"], "calibrated": 6400},
+         "calibration.tokens is 2048; allowed: at least 6400, for strategy 'bh_k8_a001_per-expe"),
+        ({"strategies": ["shuffle.bh_k8_a001_per-expert"]},
+         {"strategies": ["shuffle.bh_k8_a001_per-expert"], "calibrated": 6400},
+         "calibration.tokens is 2048; allowed: at least 6400, for strategy 'shuffle.bh_k8_a001_"),
+        ({"calibrated": 19}, {"calibrated": 20},
+         "calibration.tokens is 19; allowed: at least 20, for strategy 'bh_k8_a005' with the mod"),
+        ({"nulls": ["per_expert"], "tokens": 639}, {"nulls": ["per_expert"], "tokens": 640},
+         "analysis.validity.tokens is 639; allowed: at least 640, for analysis.validity.level 0."),
+        ({"calibrated": 1919, **EXACT}, {"calibrated": 1920, **EXACT},
+         "calibration.tokens is 1919; allowed: at least 1920, for analysis.validity.level 0.05 o"),
+    ],
+)  # fmt: skip
+def test_too_few_tokens_are_one_line_with_the_least(few, enough, said):
+    with pytest.raises(InputError) as caught:
+        check_tokens(changed(**few), OLMOE, "mine.yaml")
+    assert str(caught.value).startswith(f"mine.yaml: {said}")
+    check_tokens(changed(**enough), OLMOE, "mine.yaml")
