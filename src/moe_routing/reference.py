@@ -28,6 +28,15 @@ INTRODUCTION = """# Configuration
 `snakemake --configfile FILE` replaces the default file; it does not extend it. A config is checked
 before any job runs: an unknown key, a wrong type or a value out of range ends the run with one
 line. The keys below are made from the code by `python scripts/config_reference.py`.
+
+A name (of a study, a pretraining run, a noise arm, a text source) begins with a letter or digit and
+has at most 64 letters, digits, `.`, `_` and `-`. What a run writes stays in `results/<name>/`; only
+downloads are kept elsewhere, wheels in `results/.wheels` and files of the hub in its own cache.
+
+A config is data: no value of it is run, and nothing of a wheel is. Snakemake itself, however, takes
+a config file with the key `__use_yte__` for a template and evaluates the Python in it, before it
+reads the workflow and even for a dry run. The workflow refuses such a file, but too late. Look for
+that key in a config that you did not write.
 """
 
 

@@ -8,7 +8,8 @@ from workflow_runs import make_checkout, snakemake
 
 @pytest.fixture
 def checkout(tmp_path):
-    return make_checkout(tmp_path)
+    """A checkout in a folder whose name a shell would not take as it is."""
+    return make_checkout(tmp_path / "it's a $HOME")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ rule comparison_report:
     message:
         "Writing the comparison report"
     shell:
-        "python scripts/comparison_report.py --results {params.results} 2> {log}"
+        "python scripts/comparison_report.py --results {params.results:q} 2> {log:q}"
 
 
 rule render_article:
@@ -62,4 +62,4 @@ rule render_article:
     message:
         "Rendering the article"
     shell:
-        "python scripts/render_report.py --results {params.results} > {log} 2>&1"
+        "python scripts/render_report.py --results {params.results:q} > {log:q} 2>&1"
