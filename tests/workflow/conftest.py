@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from workflow_runs import make_checkout, snakemake
+from workflow_runs import make_checkout, make_quarto, snakemake
 
 
 @pytest.fixture
@@ -14,8 +14,12 @@ def checkout(tmp_path):
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """The smoke study, run once: the folder and Snakemake's own report of the run."""
+    """The smoke study, run once: the folder and Snakemake's own report of the run.
+
+    A stand-in for Quarto is on the PATH.
+    """
     folder = make_checkout(tmp_path_factory.mktemp("smoke"))
-    done = snakemake(folder, "--cores", "2", "--configfile", "config/smoke.yaml")
+    path = make_quarto(tmp_path_factory.mktemp("programs") / "bin")
+    done = snakemake(folder, "--cores", "2", "--configfile", "config/smoke.yaml", PATH=path)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done

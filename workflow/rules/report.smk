@@ -61,5 +61,6 @@ rule render_article:
         results=subpath(input.report, ancestor=2),
     message:
         "Rendering the article"
+    # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
     shell:
-        "python scripts/render_report.py --results {params.results:q} > {log:q} 2>&1"
+        "python scripts/render_report.py --results {params.results:q} 2>&1 | tee {log:q}"
