@@ -1,11 +1,13 @@
 """Render the article and its notebooks from the results of a study into results/<study>/report.
 
-By Quarto where it is on the PATH; otherwise a preview from the same sources.
+By Quarto where it is on the PATH; a preview from the same sources where it is not, or where its
+pages cannot be used.
 By hand: python scripts/render_report.py --results results/default
 """
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from moe_routing.cli import run
@@ -24,8 +26,15 @@ def main() -> None:
 
     started()
     quarto = None if arguments.preview else shutil.which("quarto")
-    how = render(arguments.source, arguments.results, quarto=quarto)
-    print(f"{arguments.results / 'report' / 'index.html'} ({how})")
+    rendered = render(arguments.source, arguments.results, quarto=quarto)
+    if rendered.problem:
+        print(
+            f"warning: the report is a preview. Quarto's pages cannot be used: {rendered.problem}. "
+            "To have them, mend that, then run "
+            f"python scripts/render_report.py --results {arguments.results}",
+            file=sys.stderr,
+        )
+    print(f"{arguments.results / 'report' / 'index.html'} ({rendered.by})")
 
 
 if __name__ == "__main__":

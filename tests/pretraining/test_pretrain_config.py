@@ -95,6 +95,24 @@ def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
             {"model": {"hidden_size": 30}},
             "config: model: num_attention_heads is 4; allowed: a divisor of hidden_size = 30",
         ),
+        ({"name": ".."}, "config: name is '..'; allowed: a letter or digit, then at most 63"),
+        (
+            {"sources": [{**SOURCE, "name": "../a"}]},
+            "config: sources.0.local.name is '../a'; allowed: a letter or digit",
+        ),
+        (
+            {"sources": [SOURCE, {**SOURCE, "name": "A"}]},
+            "config: sources: two sources are named 'a'; allowed: distinct names",
+        ),
+        (
+            {"sources": [{**SOURCE, "path": "{x}.txt"}]},
+            "config: sources.0.local.path is '{x}.txt'; allowed: a path without control",
+        ),
+        (
+            {"continue_from": {"weights": "w", "sha256": "0", "steps": 1}},
+            "config: continue_from.sha256 is '0'; allowed: 64 hexadecimal digits",
+        ),
+        ({"device": "cuda;id"}, "config: device is 'cuda;id'; allowed: a torch device"),
         ({"validation_share": 1.0}, "config: validation_share is 1.0; input should be less than 1"),
     ],
 )

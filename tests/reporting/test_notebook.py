@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from planted_results import add_analyses, planted_config, write_results
 
@@ -12,7 +14,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting import notebook
 from moe_routing.reporting.article import VARIABLE
-from moe_routing.reporting.notebook import prepare, run_workflow
+from moe_routing.reporting.notebook import ROWS, prepare, run_workflow, table_markdown
 from moe_routing.reporting.qmd import run_page
 from moe_routing.reporting.study import Study
 from moe_routing.schema import parse
@@ -88,6 +90,50 @@ def test_snakemake_takes_files_for_targets_and_the_config_for_a_config(tmp_path,
     arguments = get_argument_parser().parse_args(commands[0][3:])
     assert sorted(arguments.targets) == ["results/a.csv", "results/b.csv"]
     assert [str(path) for path in arguments.configfile] == ["config/mine.yaml"]
+
+
+SHOWN = """```{python}
+import pandas as pd
+from IPython.display import HTML, Javascript, Markdown, display
+from moe_routing.reporting.notebook import show_markdown
+
+show_markdown()
+display(HTML("<b>x</b>"), Javascript("x"), Markdown("*x*"))
+pd.DataFrame({"a_b": [1, 2]})
+```
+
+```{python}
+pd.DataFrame({"c": [1.0]}).to_html()
+```
+"""
+
+
+def test_a_notebook_shows_tables_as_markdown_and_nothing_as_html(tmp_path):
+    path = tmp_path / "page.qmd"
+    path.write_text(SHOWN)
+    page = run_page(path, echo=False)
+    outputs = [output for cell in page.notebook.cells for output in cell.outputs]
+    kinds = {kind for output in outputs for kind in output["data"]}
+    assert kinds == {"text/plain", "text/markdown"}
+    assert outputs[3]["data"]["text/markdown"] == "| a\\_b |\n| ----: |\n| 1 |\n| 2 |\n"
+    assert "| a\\_b |" in page.markdown
+
+
+def test_a_table_says_what_it_has():
+    table = pd.DataFrame({"id": ["a|b\n<c>", None], "x": [0.123456789, np.nan], "n": [3, 4]})
+    assert table_markdown(table).splitlines()[2:] == [
+        r"| a\|b \<c\> | 0.123457 | 3 |",
+        "|  |  | 4 |",
+    ]
+    assert table_markdown(table.set_index("n")).startswith("| n | id | x |\n")
+    wide = table.pivot(index="n", columns=["id"], values=["x"])
+    assert table_markdown(wide).startswith("| n | x, ")
+
+
+def test_of_a_long_table_the_first_rows_are_shown():
+    text = table_markdown(pd.DataFrame({"a": range(ROWS + 5)}))
+    assert text.endswith(f"| {ROWS - 1} |\n\n{ROWS} of {ROWS + 5} rows.\n")
+    assert "rows" not in table_markdown(pd.DataFrame({"a": range(ROWS)}))
 
 
 def test_a_failing_workflow_is_one_line(tmp_path, monkeypatch):

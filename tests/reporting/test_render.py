@@ -6,10 +6,13 @@ import html as html_module
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -22,11 +25,14 @@ from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import protocol
+from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
+from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.gallery import GALLERY
+from moe_routing.reporting.notebook import NOT_SHOWN
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
-from moe_routing.reporting.qmd import read_page
+from moe_routing.reporting.qmd import read_page, run_page
 from moe_routing.reporting.render import (
     OUTPUT_DIR,
     PREVIEW_NOTE,
@@ -49,7 +55,7 @@ def rendered(planted, nano):
     draw_baseline(planted.folder / "baseline")
     draw_bh(planted.folder / "bh")
     (planted.folder / "run.json").write_text('{"config_file": "config/mine.yaml"}')
-    assert render(SOURCE, planted.folder) == "preview"
+    assert render(SOURCE, planted.folder) == ("preview", "")
     return planted.folder / "report"
 
 
@@ -189,6 +195,31 @@ def test_notebooks_are_valid_were_run_and_start_by_themselves(rendered, name):
     assert all(cell.execution_count for cell in code)
     assert "errors" not in {o.output_type for cell in code for o in cell.outputs}
     assert str(ROOT) not in path.read_text(encoding="utf-8")
+
+
+def kinds_of(notebook):
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return {kind for cell in cells for output in cell.outputs for kind in output.get("data", {})}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_output_of_a_notebook_is_html(rendered, name):
+    kinds = kinds_of(nbformat.read(rendered / "notebooks" / f"{name}.ipynb", as_version=4))
+    assert "text/markdown" in kinds
+    assert not kinds & set(NOT_SHOWN)
+
+
+def test_no_output_of_the_article_is_html(rendered, monkeypatch):
+    monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
+    kinds = kinds_of(run_page(SOURCE / "index.qmd", echo=False).notebook)
+    assert "text/markdown" in kinds
+    assert not kinds & set(NOT_SHOWN)
+
+
+def test_data_frames_are_tables_of_the_notebooks(rendered):
+    html = (rendered / "notebooks" / "baseline.html").read_text(encoding="utf-8")
+    heads = re.findall(r"(?s)<thead>(.*?)</thead>", html)
+    assert any("avg_max_weight" in head and "entropy" in head for head in heads)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -418,7 +449,7 @@ def stubbed(copy, formats="format: {html: default, ipynb: default}", body="Nothi
 def test_quarto_renders_where_it_is_installed(tmp_path, copy):
     stubbed(copy)
     (tmp_path / "results").mkdir()
-    assert render(copy, tmp_path / "results", quarto=quarto(tmp_path)) == "quarto"
+    assert render(copy, tmp_path / "results", quarto=quarto(tmp_path)) == ("quarto", "")
     made = tmp_path / "results" / "report"
     assert {p.relative_to(made).as_posix() for p in made.rglob("*.*")} == set(outputs())
     assert not (copy / "_rendered").exists()
@@ -426,30 +457,98 @@ def test_quarto_renders_where_it_is_installed(tmp_path, copy):
         nbformat.validate(nbformat.read(made / "notebooks" / f"{name}.ipynb", as_version=4))
 
 
+def refusal(copy, results, program):
+    """Why Quarto's pages are not taken."""
+    results.mkdir()
+    make = partial(rendering._render_by_quarto, program)
+    with rendering._results_named(results), pytest.raises(InputError) as refused:
+        rendering._publish(make, copy, results, copy.parent / "scratch")
+    assert not (results / "report").exists()
+    return str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
         ({"status": "ERROR: no such engine"}, "quarto failed: ERROR: no such engine"),
-        ({"added": "<strong>?@fig-gone</strong>"}, "cross-reference '@fig-gone' leads nowhere"),
-        ({"word": "<w:b/><w:t>?@tbl-gone</w:t>"}, "cross-reference '@tbl-gone' leads nowhere"),
-        ({"word": '<w:hyperlink w:anchor="ref-x2000">'}, "citation '@x2000' is not in"),
-        ({"added": "<script src=https://x.org/y.js></script>"}, "from another host"),
+        (
+            {"added": "<strong>?@fig-gone</strong>"},
+            "index.html: cross-reference '@fig-gone' leads nowhere",
+        ),
+        (
+            {"word": "<w:b/><w:t>?@tbl-gone</w:t>"},
+            "index.docx: cross-reference '@tbl-gone' leads nowhere",
+        ),
+        (
+            {"word": '<w:hyperlink w:anchor="ref-x2000">'},
+            "index.docx: citation '@x2000' is not in references.bib",
+        ),
+        (
+            {"added": "<script src=https://x.org/y.js></script>"},
+            "index.html: loads https://x.org/y.js from another host; pages must work offline",
+        ),
+        (
+            {"added": "<code>{python} a.text(1)</code>"},
+            "index.html: inline code was not run; Quarto runs it from version 1.4 on",
+        ),
     ],
 )
 def test_what_quarto_lets_pass_is_refused(tmp_path, copy, fault, said):
     stubbed(copy)
-    (tmp_path / "results").mkdir()
-    with pytest.raises(InputError, match=re.escape(said)):
-        render(copy, tmp_path / "results", quarto=quarto(tmp_path, **fault))
-    assert not (tmp_path / "results" / "report").exists()
+    assert refusal(copy, tmp_path / "results", quarto(tmp_path, **fault)) == said
 
 
 def test_a_link_to_a_page_that_is_not_kept_is_refused(tmp_path, copy):
     stubbed(copy, formats="")
-    (tmp_path / "results").mkdir()
-    with pytest.raises(InputError, match=r"link to baseline\.docx leads nowhere"):
-        render(copy, tmp_path / "results", quarto=quarto(tmp_path))
-    assert not (tmp_path / "results" / "report").exists()
+    said = refusal(copy, tmp_path / "results", quarto(tmp_path))
+    assert said == "notebooks/baseline.html: link to baseline.docx leads nowhere"
+
+
+def test_a_program_that_cannot_be_run_is_no_quarto(tmp_path, copy):
+    (tmp_path / "quarto").write_text("no program")
+    said = refusal(copy, tmp_path / "results", str(tmp_path / "quarto"))
+    assert said == "quarto cannot be run: Permission denied"
+
+
+def test_a_quarto_that_does_not_end_is_ended_with_what_it_started(tmp_path, copy, monkeypatch):
+    alive = tmp_path / "alive"
+    program = tmp_path / "quarto"
+    program.write_text(f"#!/bin/sh\n(sleep 4; touch {alive}) &\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(rendering, "QUARTO_SECONDS", 1)
+    started = time.monotonic()
+    said = refusal(copy, tmp_path / "results", str(program))
+    assert said == "quarto did not end within 1 seconds"
+    time.sleep(max(0, 5 - (time.monotonic() - started)))
+    assert not alive.exists()
+
+
+def test_a_page_that_quarto_cannot_make_does_not_cost_the_study(
+    tmp_path, copy, monkeypatch, capsys
+):
+    """The script ends well, with a preview that passes the checks and a warning."""
+    stubbed(copy)
+    (copy / "index.qmd").write_text("---\ntitle: x\n---\n\nNothing.\n", encoding="utf-8")
+    results = tmp_path / "results"
+    results.mkdir()
+    quarto(tmp_path, added="<script src=https://x.org/y.js></script>")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(results), "--source", str(copy)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "render_report.py"), run_name="__main__")
+    assert ended.value.code == 0
+    made = results / "report"
+    assert {path.relative_to(made).as_posix() for path in made.rglob("*.*")} == set(outputs())
+    assert PREVIEW_NOTE in (made / "index.html").read_text(encoding="utf-8")
+    check_pages(sorted(made.rglob("*.html")))
+    said = capsys.readouterr()
+    assert said.out == f"{made / 'index.html'} (preview)\n"
+    warning = next(line for line in said.err.splitlines() if "warning" in line)
+    assert warning == (
+        "warning: the report is a preview. Quarto's pages cannot be used: index.html: loads "
+        "https://x.org/y.js from another host; pages must work offline. To have them, mend that, "
+        f"then run python scripts/render_report.py --results {results}"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -213,7 +213,7 @@ def test_empty_item(study):
 
 
 def test_wrong_hash(study, monkeypatch, tmp_path):
-    def download(requirement, folder):
+    def download(_, folder):
         wheel = folder / "archive-1.0-py3-none-any.whl"
         wheel.write_bytes(b"not what was pinned")
         return wheel

@@ -79,6 +79,42 @@ def test_bad_config_is_one_line_before_any_job(checkout, key, value, expected):
     assert not (checkout / "results").exists()
 
 
+EVIL = {"kind": "archive", "package": "./evil", "version": "1.0", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"study": ".."}, "error: config: study is '..'; allowed: a letter or digit, then at most"),
+        (
+            {"datasets": {"lambada": {"source": {**EVIL, "member": "a.jsonl"}}}},
+            "error: config: datasets.lambada.source.archive.package is './evil'; allowed: a letter",
+        ),
+        ({"__use_yte__": True}, "hostile.yaml: __use_yte__ makes it a template, whose code Snake"),
+    ],
+)
+def test_a_hostile_config_is_refused_by_a_dry_run(checkout, changes, expected):
+    config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
+    (checkout / "hostile.yaml").write_text(yaml.safe_dump({**config, **changes}))
+    before = {path for path in checkout.rglob("*") if ".snakemake" not in path.parts}
+    done = snakemake(checkout, "-n", "--configfile", "hostile.yaml")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert "Traceback" not in done.stderr
+    after = {path for path in checkout.rglob("*") if ".snakemake" not in path.parts}
+    assert {path for path in after - before if "__pycache__" not in path.parts} == set()
+
+
+def test_every_value_in_a_shell_command_is_quoted():
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for command in re.findall(r'\n *shell:\n((?: *".*"\n)+)', path.read_text()):
+            values = re.findall(r"(?<!\{)\{([^{}]+)\}", command)
+            assert values, path.name
+            assert [value for value in values if not value.endswith(":q")] == [], path.name
+
+
 def test_every_rule_says_what_it_does_and_what_it_needs():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         text = path.read_text()

@@ -22,10 +22,20 @@ def make_checkout(folder):
     return folder
 
 
-def snakemake(folder, *arguments, timeout=600):
+def make_quarto(folder):
+    """Write the stand-in for Quarto as a program, and return a PATH that begins with its folder."""
+    folder.mkdir()
+    program = folder / "quarto"
+    stand_in = Path(__file__).with_name("quarto_stand_in.py")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def snakemake(folder, *arguments, timeout=600, **environment):
     """Run Snakemake as a user does, without a network for the hub."""
     command = [sys.executable, "-m", "snakemake", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )

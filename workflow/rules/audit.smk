@@ -38,7 +38,7 @@ rule audit:
     message:
         "Leaving selected experts out, one at a time"
     shell:
-        "python scripts/audit.py --results {params.results} > {log} 2>&1"
+        "python scripts/audit.py --results {params.results:q} > {log:q} 2>&1"
 
 
 rule plot_audit:
@@ -68,4 +68,4 @@ rule plot_audit:
     message:
         "Drawing the figures of the audit"
     shell:
-        "python scripts/audit.py --results {params.results} --figures > {log} 2>&1"
+        "python scripts/audit.py --results {params.results:q} --figures > {log:q} 2>&1"

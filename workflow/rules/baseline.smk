@@ -36,7 +36,7 @@ rule baseline:
     message:
         "Watching the stock router"
     shell:
-        "python scripts/baseline.py --results {params.results} > {log} 2>&1"
+        "python scripts/baseline.py --results {params.results:q} > {log:q} 2>&1"
 
 
 rule plot_baseline:
@@ -66,4 +66,4 @@ rule plot_baseline:
     message:
         "Drawing the figures of the baseline analysis"
     shell:
-        "python scripts/baseline.py --results {params.results} --figures > {log} 2>&1"
+        "python scripts/baseline.py --results {params.results:q} --figures > {log:q} 2>&1"

@@ -30,7 +30,7 @@ rule bh_routing:
     message:
         "Routing by BH over max_k, alpha and null"
     shell:
-        "python scripts/bh_routing.py --results {params.results} > {log} 2>&1"
+        "python scripts/bh_routing.py --results {params.results:q} > {log:q} 2>&1"
 
 
 rule plot_bh_routing:
@@ -60,4 +60,4 @@ rule plot_bh_routing:
     message:
         "Drawing the figures of the BH analysis"
     shell:
-        "python scripts/bh_routing.py --results {params.results} --figures > {log} 2>&1"
+        "python scripts/bh_routing.py --results {params.results:q} --figures > {log:q} 2>&1"

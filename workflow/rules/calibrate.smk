@@ -24,7 +24,7 @@ rule sample_logits:
     message:
         "Sampling router logits on calibration text"
     shell:
-        "python scripts/sample_logits.py --results {params.results} 2> {log}"
+        "python scripts/sample_logits.py --results {params.results:q} 2> {log:q}"
 
 
 rule fit_null:
@@ -44,5 +44,5 @@ rule fit_null:
     message:
         "Fitting null {wildcards.null}"
     shell:
-        "python scripts/fit_null.py --sample {input} --null {wildcards.null} "
-        "--out {output.null} --diagnostics {output.diagnostics} 2> {log}"
+        "python scripts/fit_null.py --sample {input:q} --null {wildcards.null:q} "
+        "--out {output.null:q} --diagnostics {output.diagnostics:q} 2> {log:q}"

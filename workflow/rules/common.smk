@@ -10,6 +10,7 @@ from moe_routing.workflow import (
     dataset_of,
     model_files,
     raw_file,
+    refuse_templates,
     sections,
     source_section,
     unique_folders,
@@ -19,6 +20,7 @@ from moe_routing.workflow import (
 )
 
 try:
+    refuse_templates(workflow.configfiles)
     study = validate_config(config)
     check_known_model(study, Path(f"results/{study.study}"), "config")
 except InputError as error:
@@ -30,8 +32,9 @@ RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
 # Jobs import the package from the checkout, also inside conda environments. Rules that fetch
 # override HF_HUB_OFFLINE; nothing else may use the network.
+PACKAGE = f"{workflow.basedir}/src"
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}/src' HF_HUB_OFFLINE=1 "
+    "set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE=1 "
     "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
 )
 

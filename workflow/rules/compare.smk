@@ -26,4 +26,4 @@ rule collect:
     message:
         "Collecting the cells"
     shell:
-        "python scripts/collect.py --results {params.results} 2> {log}"
+        "python scripts/collect.py --results {params.results:q} 2> {log:q}"

@@ -21,8 +21,8 @@ rule prepare_dataset:
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        "python scripts/prepare_data.py --config {params.config} --dataset {wildcards.dataset} "
-        "--raw {params.raw} --out {output} 2> {log}"
+        "python scripts/prepare_data.py --config {params.config:q} --dataset {wildcards.dataset:q} "
+        "--raw {params.raw:q} --out {output:q} 2> {log:q}"
 
 
 rule prepare_calibration:
@@ -47,5 +47,5 @@ rule prepare_calibration:
     message:
         "Preparing calibration text"
     shell:
-        "python scripts/prepare_data.py --config {params.config} --dataset calibration "
-        "--raw {params.raw} --out {output.texts} 2> {log}"
+        "python scripts/prepare_data.py --config {params.config:q} --dataset calibration "
+        "--raw {params.raw:q} --out {output.texts:q} 2> {log:q}"

@@ -52,8 +52,8 @@ for strategies in study.scoring_jobs:
             "Scoring {params.strategies} on {params.datasets} ({threads} threads, "
             "gpu={resources.gpu})"
         shell:
-            "python scripts/evaluate.py --results {params.results} "
-            "--strategy {params.strategies} 2> {log}"
+            "python scripts/evaluate.py --results {params.results:q} "
+            "--strategy {params.strategies:q} 2> {log:q}"
 
 
 rule noise:
@@ -106,4 +106,4 @@ rule noise:
     message:
         "Scoring the baseline under {params.arms} ({threads} threads, gpu={resources.gpu})"
     shell:
-        "python scripts/noise.py --results {params.results} 2> {log}"
+        "python scripts/noise.py --results {params.results:q} 2> {log:q}"

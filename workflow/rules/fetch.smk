@@ -20,7 +20,7 @@ rule fetch_model:
     message:
         "Fetching the model, and checking it and the study"
     shell:
-        "HF_HUB_OFFLINE=0 python scripts/fetch_model.py --results {params.results} 2> {log}"
+        "HF_HUB_OFFLINE=0 python scripts/fetch_model.py --results {params.results:q} 2> {log:q}"
 
 
 rule fetch_data:
@@ -39,5 +39,5 @@ rule fetch_data:
     message:
         "Fetching {wildcards.file}"
     shell:
-        "HF_HUB_OFFLINE=0 python scripts/fetch_data.py --config {params.config} "
-        "--dataset {params.name} --out {output} 2> {log}"
+        "HF_HUB_OFFLINE=0 python scripts/fetch_data.py --config {params.config:q} "
+        "--dataset {params.name:q} --out {output:q} 2> {log:q}"

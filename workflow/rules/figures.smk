@@ -31,4 +31,4 @@ rule plot_comparison:
     message:
         "Drawing the comparison"
     shell:
-        "python scripts/figures.py --results {params.results} 2> {log}"
+        "python scripts/figures.py --results {params.results:q} 2> {log:q}"

@@ -1,12 +1,14 @@
 # Trains the embedded model: tokenizer, tokens, weights.
 import os
+import re
 import sys
 
 from moe_routing.errors import InputError
 from moe_routing.pretraining.config import validate_pretrain_config
-from moe_routing.workflow import sections, write_config
+from moe_routing.workflow import refuse_templates, sections, write_config
 
 try:
+    refuse_templates(workflow.configfiles)
     pretraining = validate_pretrain_config(config)
 except InputError as error:
     sys.exit(f"error: {error}")
@@ -18,14 +20,13 @@ TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
 # Jobs import the package from the checkout, also inside conda environments.
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}/src' "
-    f"HF_HUB_OFFLINE={int(not NEEDS_NETWORK)}; "
-)
+PACKAGE = f"{workflow.basedir}/src"
+OFFLINE = int(not NEEDS_NETWORK)
+shell.prefix("set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE={OFFLINE}; ")
 
 
 wildcard_constraints:
-    source="|".join(TEXT),
+    source="|".join(map(re.escape, TEXT)),
 
 
 rule pretrain:
@@ -61,7 +62,8 @@ rule pretrain_tokenizer:
     message:
         "Training the tokenizer"
     shell:
-        "python scripts/pretrain.py tokenizer --config {params.config} --out {output} 2> {log}"
+        "python scripts/pretrain.py tokenizer --config {params.config:q} "
+        "--out {output:q} 2> {log:q}"
 
 
 rule pretrain_tokens:
@@ -90,8 +92,9 @@ rule pretrain_tokens:
     message:
         "Tokenizing {wildcards.source}"
     shell:
-        "python scripts/pretrain.py tokens --config {params.config} --tokenizer {input.tokenizer} "
-        "--source {wildcards.source} --out {params.folder} 2> {log}"
+        "python scripts/pretrain.py tokens --config {params.config:q} "
+        "--tokenizer {input.tokenizer:q} --source {wildcards.source:q} "
+        "--out {params.folder:q} 2> {log:q}"
 
 
 # The run's folder holds the checkpoint. It is no output, since Snakemake removes the outputs of a
@@ -134,6 +137,6 @@ rule pretrain_train:
     shell:
         "MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 "
         "MALLOC_TOP_PAD_=268435456 "
-        "python scripts/pretrain.py train --config {params.config} --tokenizer {input.tokenizer} "
-        "--tokens {params.tokens} --run {params.run} --weights {output.weights} "
-        "--log {output.log} 2> {log}"
+        "python scripts/pretrain.py train --config {params.config:q} "
+        "--tokenizer {input.tokenizer:q} --tokens {params.tokens:q} "
+        "--run {params.run:q} --weights {output.weights:q} --log {output.log:q} 2> {log:q}"

@@ -24,8 +24,9 @@ rule pretrain_export:
     message:
         "Exporting the model"
     shell:
-        "python scripts/pretrain.py export --config {params.config} --tokenizer {input.tokenizer} "
-        "--weights {input.weights} --out {params.folder} 2> {log}"
+        "python scripts/pretrain.py export --config {params.config:q} "
+        "--tokenizer {input.tokenizer:q} --weights {input.weights:q} "
+        "--out {params.folder:q} 2> {log:q}"
 
 
 rule pretrain_measure:
@@ -54,8 +55,8 @@ rule pretrain_measure:
     message:
         "Measuring the model for its card; progress: tail -f {log}"
     shell:
-        "python scripts/pretrain.py measure --config {params.config} --model {params.model} "
-        "--tokens {params.tokens} --out {output} 2> {log}"
+        "python scripts/pretrain.py measure --config {params.config:q} --model {params.model:q} "
+        "--tokens {params.tokens:q} --out {output:q} 2> {log:q}"
 
 
 rule pretrain_card:
@@ -81,5 +82,5 @@ rule pretrain_card:
     message:
         "Writing the model card"
     shell:
-        "python scripts/pretrain.py card --config {params.config} --measured {input.measured} "
-        "--tokens {params.tokens} --log {input.log} --out {params.folder} 2> {log}"
+        "python scripts/pretrain.py card --config {params.config:q} --measured {input.measured:q} "
+        "--tokens {params.tokens:q} --log {input.log:q} --out {params.folder:q} 2> {log:q}"

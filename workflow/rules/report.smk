@@ -28,7 +28,7 @@ rule comparison_report:
     message:
         "Writing the comparison report"
     shell:
-        "python scripts/comparison_report.py --results {params.results} 2> {log}"
+        "python scripts/comparison_report.py --results {params.results:q} 2> {log:q}"
 
 
 rule render_article:
@@ -61,5 +61,6 @@ rule render_article:
         results=subpath(input.report, ancestor=2),
     message:
         "Rendering the article"
+    # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
     shell:
-        "python scripts/render_report.py --results {params.results} > {log} 2>&1"
+        "python scripts/render_report.py --results {params.results:q} 2>&1 | tee {log:q}"

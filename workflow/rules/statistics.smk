@@ -30,4 +30,4 @@ rule statistics:
     message:
         "Testing every strategy against {study.statistics.baseline}"
     shell:
-        "python scripts/compute_statistics.py --results {params.results} 2> {log}"
+        "python scripts/compute_statistics.py --results {params.results:q} 2> {log:q}"

@@ -24,7 +24,7 @@ rule validity:
     message:
         "Examining nulls and procedures"
     shell:
-        "python scripts/validity.py --results {params.results} > {log} 2>&1"
+        "python scripts/validity.py --results {params.results:q} > {log:q} 2>&1"
 
 
 rule plot_validity:
@@ -54,4 +54,4 @@ rule plot_validity:
     message:
         "Drawing the figures of the validity page"
     shell:
-        "python scripts/validity.py --results {params.results} --figures > {log} 2>&1"
+        "python scripts/validity.py --results {params.results:q} --figures > {log:q} 2>&1"

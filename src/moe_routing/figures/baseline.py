@@ -162,5 +162,5 @@ def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]
 
 
 def _short(text: str, words: int = 4) -> str:
-    parts = text.split()
+    parts = text.replace("$", r"\$").split()  # a dollar sign would begin a formula
     return " ".join(parts[:words]) + (" ..." if len(parts) > words else "")

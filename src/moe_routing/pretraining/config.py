@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from moe_routing.errors import InputError
-from moe_routing.schema import ClosedModel, parse
+from moe_routing.schema import ClosedModel, Commit, Device, FilePath, HubId, Name, Sha256, parse
 
 
 class _TextSource(ClosedModel):
-    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Short name; names the token files.")
+    name: Name = Field(description="Short name; names the token files.")
     weight: PositiveFloat = Field(1.0, description="Relative share of the training windows.")
     max_documents: PositiveInt | None = Field(None, description="Read only the first documents.")
     license: str = Field(description="Licence of the text, for the model card.")
@@ -22,21 +22,19 @@ class LocalTextSource(_TextSource):
     """A text file: a paragraph a line, an empty line between documents; also .xz and .gz."""
 
     kind: Literal["local"]
-    path: str = Field(description="Path, relative to the repository.")
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="Hash that the file must have, if given."
-    )
+    path: FilePath = Field(description="Path, relative to the repository.")
+    sha256: Sha256 | None = Field(None, description="Hash that the file must have, if given.")
 
 
 class HubTextSource(_TextSource):
     """A data set of the Hugging Face hub, streamed."""
 
     kind: Literal["hub"]
-    dataset: str = Field(description="Hub id.")
+    dataset: HubId = Field(description="Hub id.")
     subset: str | None = Field(None, description="Configuration name of the data set.")
-    split: str = Field("train", description="Split.")
+    split: Name = Field("train", description="Split.")
     column: str = Field("text", description="Column that holds the document.")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="Commit hash on the hub.")
+    revision: Commit = Field(description="Commit hash on the hub.")
 
 
 TextSource = Annotated[LocalTextSource | HubTextSource, Field(discriminator="kind")]
@@ -73,8 +71,8 @@ class ModelShape(ClosedModel):
 class ContinueFrom(ClosedModel):
     """An earlier run of the same architecture, tokenizer and data, that this one goes on from."""
 
-    weights: str = Field(description="Its exported safetensors, relative to the repository.")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash that the file must have.")
+    weights: FilePath = Field(description="Its exported safetensors, relative to the repository.")
+    sha256: Sha256 = Field(description="Hash that the file must have.")
     steps: PositiveInt = Field(description="Steps behind it; the data go on from there.")
     sequences: PositiveInt | None = Field(
         None, description="Training windows behind it; null: steps times batch_size."
@@ -91,14 +89,14 @@ class BatchStage(ClosedModel):
 class PretrainConfig(ClosedModel):
     """Everything that decides the weights of a pretraining run."""
 
-    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name; the folder under results/.")
+    name: Name = Field(description="Name; the folder under results/.")
     sources: list[TextSource] = Field(min_length=1, description="Text to train on.")
     model: ModelShape = Field(default_factory=ModelShape, description="Architecture.")
     tokenizer_bytes: PositiveInt = Field(
         20_000_000, description="Bytes of text from each source that the tokenizer is trained on."
     )
     seed: int = Field(0, ge=0, description="Seed of initialisation, split and data order.")
-    device: str = Field("cpu", description="torch device, such as cpu or cuda.")
+    device: Device = Field("cpu", description="torch device, such as cpu or cuda.")
     threads: PositiveInt | None = Field(None, description="CPU threads; default: torch's choice.")
     continue_from: ContinueFrom | None = Field(
         None, description="Weights of an earlier run to start from; null starts from random ones."
@@ -154,7 +152,7 @@ class PretrainConfig(ClosedModel):
     @field_validator("sources")
     @classmethod
     def _distinct(cls, value: list[TextSource]) -> list[TextSource]:
-        names = [source.name for source in value]
+        names = [source.name.lower() for source in value]  # some file systems ignore case
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
             raise ValueError(f"two sources are named '{duplicates[0]}'; allowed: distinct names")

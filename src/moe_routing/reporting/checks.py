@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,9 @@ _CSS_URL = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^)'\"]
 
 _REFERENCE = re.compile(r"\?@((?:fig|tbl|sec|eq)-[\w-]+)")
 """What Quarto leaves of a cross-reference that leads nowhere."""
+
+_INLINE = re.compile(r"\{python\}\s")
+"""What a version of Quarto leaves that does not know inline code."""
 
 _CITATION = re.compile(
     r'data-cites="[^"]*"[^>]*>(?:(?!</span>).)*?<strong>([^\s<>]+)\?</strong>', re.DOTALL
@@ -80,7 +84,7 @@ def _collect(path: Path) -> _Collector:
     if not path.is_file():
         raise InputError(f"{path}: was not rendered")
     collector = _Collector()
-    collector.feed(path.read_text(encoding="utf-8"))
+    collector.feed(path.read_text(encoding="utf-8", errors="replace"))
     return collector
 
 
@@ -111,13 +115,15 @@ def _check_links(path: Path, page: _Collector, contents: dict[Path, _Collector])
 
 def _check_text(path: Path) -> None:
     """Refuse what Quarto and pandoc leave where a reference or citation leads nowhere."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     _check_references(path, text)
     if match := _CITATION.search(text):
         raise _no_entry(path, match[1])
 
 
 def _check_references(path: Path, text: str) -> None:
+    if _INLINE.search(text):
+        raise InputError(f"{path}: inline code was not run; Quarto runs it from version 1.4 on")
     if match := _REFERENCE.search(text):
         raise InputError(f"{path}: cross-reference '@{match[1]}' leads nowhere")
 
@@ -134,8 +140,8 @@ def check_word(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            text = archive.read("word/document.xml").decode("utf-8")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+            text = archive.read("word/document.xml").decode("utf-8", errors="replace")
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a Word file: {error}") from error
     _check_references(path, re.sub(r"<[^>]+>", "", text))
     places = set(_WORD_PLACE.findall(text))

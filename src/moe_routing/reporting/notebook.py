@@ -1,4 +1,4 @@
-"""What the notebooks call: make missing results, export them."""
+"""What the notebooks call: show tables as Markdown, make missing results, export them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,60 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_routing.errors import InputError
 from moe_routing.reporting.article import VARIABLE, results_folder
+from moe_routing.reporting.tables import markdown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_SHOWN = ("text/html", "application/javascript")
+"""Kinds of output that no page has. To a page with any, Quarto adds require.js and jQuery from
+another host (quarto-cli, src/core/jupyter/widgets.ts), and the page no longer works offline."""
+
+ROWS = 100
+"""The most rows of a table that are shown."""
 
 _STEPS = re.compile(r"(\d+) of (\d+) steps \(")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#$~^])")
+
+
+def show_markdown() -> None:
+    """Let this notebook show data frames as Markdown, and nothing as HTML or JavaScript."""
+    import pandas as pd
+    from IPython import get_ipython
+
+    display = get_ipython().display_formatter
+    display.active_types = [kind for kind in display.format_types if kind not in NOT_SHOWN]
+    display.formatters["text/markdown"].for_type(pd.DataFrame, table_markdown)
+
+
+def table_markdown(table: pd.DataFrame) -> str:
+    """Return the first rows of a data frame as a Markdown table, numbers to six digits.
+
+    The index is shown if it has a name.
+    """
+    shown = table.head(ROWS)
+    shown = shown.reset_index() if any(name is not None for name in table.index.names) else shown
+    align = "".join("r" if kind.kind in "iuf" else "l" for kind in shown.dtypes)
+    shown = shown.map(_cell).set_axis([_header(name) for name in shown.columns], axis=1)
+    more = f"\n\n{ROWS} of {len(table)} rows." if len(table) > ROWS else ""
+    return f"{markdown(shown, align)}{more}\n"
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _header(name: object) -> str:
+    """Return a column's name, the parts of one with several levels separated by commas."""
+    parts = name if isinstance(name, tuple) else (name,)
+    return ", ".join(_cell(part) for part in parts if part != "")
 
 
 def prepare(config: str, needs: str, *also: str) -> Path:

@@ -109,7 +109,7 @@ def run_page(path: Path, *, echo: bool, timeout: int = 600) -> Page:
 def _run_cell(
     client: NotebookClient, cell: NotebookNode, number: int, path: Path, echo: bool
 ) -> str:
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     if cell.cell_type == "markdown":
         return _fill_inline(client, cell.source, path)
@@ -119,6 +119,8 @@ def _run_cell(
         raise InputError(f"{path}: cell {number}: {error.ename}: {error.evalue}") from error
     except CellTimeoutError as error:
         raise InputError(f"{path}: cell {number}: no answer within the time limit") from error
+    except DeadKernelError as error:
+        raise InputError(f"{path}: cell {number}: its Python was ended from outside") from error
     return _cell_markdown(cell, echo)
 
 
@@ -184,8 +186,6 @@ def _output(output: NotebookNode, options: dict[str, Any]) -> str:
         return data["text/markdown"]
     if "image/png" in data:
         return _image(data["image/png"], options)
-    if "<table" in data.get("text/html", ""):
-        return f"```{{=html}}\n{data['text/html']}\n```"
     return _block(data.get("text/plain", ""))
 
 

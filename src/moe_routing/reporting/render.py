@@ -1,6 +1,7 @@
 """Render the manuscript: by Quarto where it is installed, else as a preview from the same sources.
 
-Either way the pages are checked before they take their place in the results folder.
+Either way the pages are checked before they take their place in the results folder. Pages that
+Quarto does not make, or makes wrongly, are replaced by the preview.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,6 +39,9 @@ _FORMAT = "markdown-yaml_metadata_block"
 OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
 
+QUARTO_SECONDS = 900
+"""How long Quarto may take for all pages."""
+
 PANDOC = 3
 """Oldest major version that has figures as blocks, as cross-references need them."""
 
@@ -48,7 +55,23 @@ _REPOSITORY = re.compile(r'^(REPOSITORY = .*? or )""', re.MULTILINE)
 _NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
 
 
-def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
+Renderer = Callable[[Path, Path, str], Path]
+"""Makes the pages of a source folder in another folder, for a config file; where they then lie."""
+
+
+class Rendered(NamedTuple):
+    """How a report was rendered.
+
+    Attributes:
+        by: ``quarto`` or ``preview``.
+        problem: why Quarto's pages were not taken, if it was asked for them.
+    """
+
+    by: str
+    problem: str = ""
+
+
+def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendered:
     """Render ``source`` (the folder report/) from ``results`` into ``results``/report.
 
     Args:
@@ -56,27 +79,39 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> str:
         results: folder of the study.
         quarto: path of Quarto; None takes the preview.
 
-    Returns:
-        "quarto" or "preview".
-
     Raises:
         InputError: a cell fails, a reference, citation or image leads nowhere, a page would call
-            another host, or a tool is missing.
+            another host, or a tool is missing. Where only Quarto fails, the preview is made.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; run this in the repository")
+    problem = ""
     with tempfile.TemporaryDirectory() as scratch, _results_named(results):
-        made, staged = Path(scratch) / "report", Path(scratch) / "staged"
-        config = config_file(results)
         if quarto:
-            made = _render_by_quarto(source.resolve(), made, quarto, config)
-        else:
-            _render_preview(source.resolve(), made, config)
+            try:
+                make = partial(_render_by_quarto, quarto)
+                _publish(make, source, results, Path(scratch) / "quarto")
+                return Rendered("quarto")
+            except (InputError, OSError) as error:
+                problem = str(error)
+        _publish(_render_preview, source, results, Path(scratch) / "preview")
+    return Rendered("preview", problem)
+
+
+def _publish(make: Renderer, source: Path, results: Path, scratch: Path) -> None:
+    """Make the pages, check them, and put them into the results folder."""
+    config, staged = config_file(results), scratch / "staged"
+    try:
+        made = make(source.resolve(), scratch / "report", config)
         _put(made, staged)  # checked as they will lie: without what a renderer made besides
         check_pages(sorted(staged.rglob("*.html")))
         check_word(staged / f"{ARTICLE}.docx")
-        _put(staged, results / "report")
-    return "quarto" if quarto else "preview"
+    except InputError as error:
+        text = str(error)
+        for folder in (staged, scratch):  # a page is named, not where it lay for a while
+            text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
+        raise InputError(text) from error
+    _put(staged, results / "report")
 
 
 @contextmanager
@@ -90,6 +125,7 @@ def _results_named(results: Path) -> Iterator[None]:
         VARIABLE: str(results.resolve()),
         "PYTHONPATH": os.pathsep.join(paths),
         "QUARTO_PYTHON": sys.executable,
+        "NO_COLOR": "1",  # in what Quarto says
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -112,16 +148,35 @@ def _put(made: Path, folder: Path) -> None:
             shutil.copyfile(made / name, temporary)
 
 
-def _run(command: list[str | Path], folder: Path, stdin: str | None = None) -> str:
-    """Run a program; its last line of complaint becomes the error."""
-    result = subprocess.run(  # noqa: S603 (our own arguments)
-        [str(part) for part in command], cwd=folder, input=stdin, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if result.returncode:
-        said = [line for line in result.stderr.splitlines() if line.strip()]
-        raise InputError(f"{Path(command[0]).name} failed: {_complaint(said)}")
-    return result.stdout
+def _run(
+    command: list[str | Path], folder: Path, stdin: str | None = None, timeout: float | None = None
+) -> str:
+    """Run a program; its line of complaint becomes the error.
+
+    One that is stopped, or does not end in time, takes along what it has started.
+    """
+    name = Path(command[0]).name
+    try:
+        program = subprocess.Popen(  # noqa: S603 (our own arguments)
+            [str(part) for part in command], cwd=folder, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"{name} cannot be run: {error.strerror or error}") from error
+    try:
+        output, said = program.communicate(stdin, timeout)
+    except BaseException as error:
+        with suppress(OSError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise InputError(f"{name} did not end within {timeout:g} seconds") from error
+        raise
+    if program.returncode:
+        lines = [line for line in said.splitlines() if line.strip()]
+        raise InputError(f"{name} failed: {_complaint(lines)}")
+    return output
 
 
 def _complaint(lines: list[str]) -> str:
@@ -136,10 +191,10 @@ def _complaint(lines: list[str]) -> str:
 # By Quarto.
 
 
-def _render_by_quarto(source: Path, copy: Path, quarto: str, config: str) -> Path:
+def _render_by_quarto(quarto: str, source: Path, copy: Path, config: str) -> Path:
     """Render a copy of the sources, so that nothing is left behind; return the output folder."""
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    _run([quarto, "render", copy], copy)
+    _run([quarto, "render", copy], copy, timeout=QUARTO_SECONDS)
     made, address = copy / OUTPUT_DIR, repository_address(source.parent)
     for name in NOTEBOOKS:
         page = run_page(copy / "notebooks" / f"{name}.qmd", echo=True)
@@ -150,7 +205,7 @@ def _render_by_quarto(source: Path, copy: Path, quarto: str, config: str) -> Pat
 # The preview.
 
 
-def _render_preview(source: Path, made: Path, config: str) -> None:
+def _render_preview(source: Path, made: Path, config: str) -> Path:
     pandoc, address = find_pandoc(), repository_address(source.parent)
     bibliography = source / "references.bib"
     (made / "notebooks").mkdir(parents=True)
@@ -163,6 +218,7 @@ def _render_preview(source: Path, made: Path, config: str) -> None:
         document = _document(page, pandoc, bibliography)
         _write(document, page, made / "notebooks" / f"{name}.html", pandoc, source)
         _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config, address)
+    return made
 
 
 def find_pandoc() -> str:
@@ -184,7 +240,10 @@ def find_pandoc() -> str:
 
 
 def _major(pandoc: str) -> int:
-    match = re.search(r"pandoc\D* (\d+)", _run([pandoc, "--version"], Path.cwd()))
+    try:
+        match = re.search(r"pandoc\D* (\d+)", _run([pandoc, "--version"], Path.cwd(), timeout=60))
+    except InputError:
+        return 0
     return int(match[1]) if match else 0
 
 
