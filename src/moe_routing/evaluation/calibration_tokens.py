@@ -10,7 +10,7 @@ from moe_routing.analysis.config import FIT_TIMES
 from moe_routing.config import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.limits import Limits
-from moe_routing.routing.nulls.base import needed_draws
+from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 
@@ -80,4 +80,4 @@ def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]
 
 def _needed(null: str, level: float, limits: Limits) -> int:
     """Return the tokens that a null is fitted on at least, to have a p-value of a level."""
-    return math.ceil(needed_draws(level) / DRAWS_PER_TOKEN[null](limits))
+    return math.ceil(min_draws(level) / DRAWS_PER_TOKEN[null](limits))
