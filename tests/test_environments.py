@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {
     "matplotlib-base": "matplotlib",
     "pytorch": "torch",
-    "pytorch-cpu": "torch",
     "seaborn-base": "seaborn",
     "snakemake-minimal": "snakemake",
 }
