@@ -27,8 +27,9 @@ INTRODUCTION = """# Configuration
 
 `snakemake --configfile FILE` replaces the default file; it does not extend it. A config is checked
 before any job runs: an unknown key, a wrong type or a value out of range ends the run with one
-line. The first job fetches the model and checks its files, and that it has what the config asks for,
-such as `max_k` experts. The keys below are made from the code by `python scripts/config_reference.py`.
+line. The first job fetches the model, checks its files, and checks that it has what the config asks
+for, such as `max_k` experts. The keys below are made from the code by
+`python scripts/config_reference.py`.
 """
 
 
