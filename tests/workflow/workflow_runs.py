@@ -22,7 +22,7 @@ def make_checkout(folder):
     return folder
 
 
-def snakemake(folder, *arguments, timeout=600):
+def snakemake(folder, *arguments, timeout=3600):
     """Run Snakemake as a user does, without a network for the hub."""
     command = [sys.executable, "-m", "snakemake", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
