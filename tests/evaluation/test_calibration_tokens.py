@@ -21,7 +21,7 @@ def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
     limits = Limits(sample.num_experts, sample.native_k, 0)
     assert set(DRAWS_PER_TOKEN) == set(NULLS)
     for name, null in calibration.nulls.items():
-        assert null.draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name
+        assert null.num_draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"])

@@ -159,6 +159,34 @@ def test_weights_of_any_layout_are_whole(saved, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
+FAMILIES = ["flex_olmo", "mixtral", "qwen2_moe", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_every_supported_family_are_whole(tmp_path, family, tied):
+    """As they are on the hub: an expert at a time, under the family's own names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    experts = "num_local_experts" if family == "mixtral" else "num_experts"
+    config = AutoConfig.for_model(
+        family, hidden_size=16, intermediate_size=8, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, num_experts_per_tok=2, vocab_size=32, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied, **{experts: 4},
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(NANO / name, tmp_path)
+    assert any(".experts.3." in name for name in load_file(tmp_path / "model.safetensors"))
+    found, weights = described(tmp_path), loaded(tmp_path).state_dict()
+    assert (found["num_layers"], found["num_experts"], found["native_k"]) == (2, 4, 2)
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["once", "under both names"])
 def test_tied_embeddings_count_once(tmp_path, both):
     folder = save_tiny(tmp_path, tied=True)

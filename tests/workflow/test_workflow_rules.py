@@ -115,6 +115,31 @@ def test_every_value_in_a_shell_command_is_quoted():
             assert [value for value in values if not value.endswith(":q")] == [], path.name
 
 
+def asking_for_too_much(folder):
+    config = yaml.safe_load((folder / "config/smoke.yaml").read_text())
+    config["analysis"]["bh"]["max_k"] = [8, 128]
+    (folder / "asking.yaml").write_text(yaml.safe_dump(config))
+    return "analysis.bh.max_k has 128; allowed: at most the model's 64 experts"
+
+
+def test_a_study_that_asks_too_much_of_its_model_ends_with_its_first_job(checkout):
+    expected = asking_for_too_much(checkout)
+    done = snakemake(checkout, "--cores", "1", "--configfile", "asking.yaml")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [f"error: asking.yaml: {expected}"]
+    assert not (checkout / "results/smoke/model.json").exists()
+    assert not (checkout / "results/smoke/data").exists()
+
+
+def test_a_study_that_asks_too_much_of_a_known_model_is_not_even_planned(smoke_run):
+    expected = asking_for_too_much(smoke_run[0])
+    done = snakemake(smoke_run[0], "-n", "--configfile", "asking.yaml")
+    assert done.returncode != 0
+    assert f"error: config: {expected}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_every_rule_says_what_it_does_and_what_it_needs():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         text = path.read_text()

@@ -32,7 +32,7 @@ def make_quarto(folder):
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def snakemake(folder, *arguments, timeout=600, **environment):
+def snakemake(folder, *arguments, timeout=3600, **environment):
     """Run Snakemake as a user does, without a network for the hub."""
     command = [sys.executable, "-m", "snakemake", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}

@@ -8,9 +8,7 @@ rule fetch_model:
         f"{RESULTS}/model.json",
     log:
         f"{RESULTS}/logs/fetch_model.log",
-    # It checks whether the model allows what the study asks, so that it starts before all others.
-    priority: 2
-    retries: 2
+    retries: 2 * bool(study.model.revision)  # A local model needs no network: what fails is wrong.
     localrule: True
     conda:
         "../../envs/model.yaml"
@@ -23,7 +21,10 @@ rule fetch_model:
         "HF_HUB_OFFLINE=0 python scripts/fetch_model.py --results {params.results:q} 2> {log:q}"
 
 
+# The first job checks the model, and the study against it: nothing else is worth doing before.
 rule fetch_data:
+    input:
+        ancient(rules.fetch_model.output),
     output:
         f"{RESULTS}/data/raw/{{file}}",
     log:

@@ -300,7 +300,6 @@ def _check_numbers(model: PreTrainedModel, path: Path) -> None:
                 f"{path}: num_experts_per_tok is {router.native_k}; allowed: 1 to "
                 f"{router.num_experts}, the experts of a layer"
             )
-    for key in ("max_position_embeddings", "sliding_window"):
-        value = getattr(model.config, key, None)
-        if value is not None and value < 1:
-            raise InputError(f"{path}: {key} is {value}; allowed: at least 1")
+    longest = model.config.max_position_embeddings
+    if longest < 1:
+        raise InputError(f"{path}: max_position_embeddings is {longest}; allowed: at least 1")
