@@ -36,10 +36,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_routing.evaluation.calibrate import calibrate
-from moe_routing.evaluation.requests import TokenRequest
-from moe_routing.evaluation.scoring import Scorer
-from moe_routing.models.patch import routed
-from moe_routing.models.recorder import Recorder
+from moe_routing.engine.requests import TokenRequest
+from moe_routing.engine.scorer import Scorer
+from moe_routing.engine.routed import routed
+from moe_routing.engine.recorder import Recorder
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import parse_strategy
 

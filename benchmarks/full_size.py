@@ -27,8 +27,8 @@ from engine import Bench, scoring_table
 from measure import interleave, options, prepare, sgemm_rate, show
 from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
 
-from moe_routing.config import load_config
-from moe_routing.models.adapters import find_routers
+from moe_routing.config.study import load_config
+from moe_routing.engine.adapters import find_routers
 from moe_routing.routing.strategies import parse_strategy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,12 +28,12 @@ from measure import interleave, options, prepare, ratio, show
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.cli import run
-from moe_routing.config import ModelConfig
+from moe_routing.config.study import ModelConfig
 from moe_routing.data.items import Item, read_items
 from moe_routing.errors import InputError
-from moe_routing.evaluation.scoring import Scorer
-from moe_routing.models.loading import load_model
-from moe_routing.models.patch import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.engine.loading import load_model
+from moe_routing.engine.routed import routed
 from moe_routing.vocabulary import task_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
-from moe_routing.models.experts import EXPERTS_IMPLEMENTATION
+from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 
 EXPERTS = 64
 MEANS = (1, 2, 4, 8, 16, 32, 64)

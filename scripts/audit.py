@@ -19,14 +19,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.figures:
-        from moe_routing.figures.audit import draw_audit
+        from moe_routing.figures.ablation import draw_audit
 
         started()
         draw_audit(arguments.results / "audit")
         return
 
-    from moe_routing.analysis.audit import write_audit
-    from moe_routing.config import load_config
+    from moe_routing.analysis.ablation import write_audit
+    from moe_routing.config.study import load_config
 
     started()
     config = load_config(arguments.results / "config.yaml")

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results
 
-    from moe_routing.config import load_config
+    from moe_routing.config.study import load_config
     from moe_routing.evaluation.collect import write_tables
 
     started()

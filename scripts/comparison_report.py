@@ -17,7 +17,7 @@ def main() -> None:
     results = parser.parse_args().results
 
     from moe_routing.reporting.comparison_report import write_report
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
     started()
     write_report(Study.load(results))

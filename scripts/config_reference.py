@@ -16,7 +16,7 @@ def main() -> None:
     root = parser.parse_args().root
 
     from moe_routing.files import atomic_path
-    from moe_routing.reference import reference_files
+    from moe_routing.config.reference import reference_files
 
     for name, text in reference_files().items():
         with atomic_path(root / name) as temporary:

@@ -22,7 +22,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from moe_routing.config import load_config
+    from moe_routing.config.study import load_config
     from moe_routing.evaluation.cells import evaluate_strategies
 
     started()

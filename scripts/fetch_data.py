@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import fetch, raw_path
 from moe_routing.errors import InputError

@@ -17,7 +17,7 @@ def main() -> None:
     results = parser.parse_args().results
 
     from moe_routing.reporting.plots import write_plots
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
     started()
     write_plots(Study.load(results))

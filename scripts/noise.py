@@ -16,8 +16,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results
 
-    from moe_routing.config import load_config
-    from moe_routing.evaluation.noise import evaluate_noise
+    from moe_routing.config.study import load_config
+    from moe_routing.evaluation.numerics import evaluate_noise
 
     started()
     evaluate_noise(load_config(results / "config.yaml"), results)

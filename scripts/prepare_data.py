@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.data.prepare import (
     CALIBRATION,
     prepare_calibration,

@@ -22,22 +22,22 @@ from pathlib import Path
 
 from moe_routing.cli import run
 from moe_routing.files import atomic_path
-from moe_routing.pretraining.config import PretrainConfig
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.schema import load_yaml
 from moe_routing.usage import started
 
 
 def tokenizer(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Train the tokenizer on the first documents of each source."""
-    from moe_routing.pretraining.tokenizer import train_on_sources
+    from moe_pretraining.tokenizer import train_on_sources
 
     train_on_sources(config).save_pretrained(arguments.out)
 
 
 def tokens(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Tokenize one source and split its documents into training and validation."""
-    from moe_routing.pretraining.corpus import tokenize_source
-    from moe_routing.pretraining.tokenizer import load_tokenizer
+    from moe_pretraining.corpus import tokenize_source
+    from moe_pretraining.tokenizer import load_tokenizer
 
     tokenize_source(
         config.source(arguments.source),
@@ -50,8 +50,8 @@ def tokens(config: PretrainConfig, arguments: argparse.Namespace) -> None:
 
 def train(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Train, from the checkpoint in the run's folder if there is one."""
-    from moe_routing.pretraining.tokenizer import load_tokenizer
-    from moe_routing.pretraining.train import Trainer
+    from moe_pretraining.tokenizer import load_tokenizer
+    from moe_pretraining.train import Trainer
 
     trainer = Trainer(config, load_tokenizer(arguments.tokenizer), arguments.tokens, arguments.run)
     trainer.run()
@@ -62,15 +62,15 @@ def train(config: PretrainConfig, arguments: argparse.Namespace) -> None:
 
 def export(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Write the trained weights and the tokenizer as a folder that transformers loads."""
-    from moe_routing.pretraining.model import export_model
-    from moe_routing.pretraining.tokenizer import load_tokenizer
+    from moe_pretraining.model import export_model
+    from moe_pretraining.tokenizer import load_tokenizer
 
     export_model(config, arguments.weights, load_tokenizer(arguments.tokenizer), arguments.out)
 
 
 def measure(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Measure the exported model for its card."""
-    from moe_routing.pretraining.measure import measure_model
+    from moe_pretraining.measure import measure_model
 
     measured = measure_model(config, arguments.model, arguments.tokens)
     with atomic_path(arguments.out) as temporary:
@@ -81,8 +81,8 @@ def card(config: PretrainConfig, arguments: argparse.Namespace) -> None:
     """Write the model card and its figure."""
     import pandas as pd
 
-    from moe_routing.pretraining.card import write_card
-    from moe_routing.pretraining.plot import plot_training
+    from moe_pretraining.card import write_card
+    from moe_pretraining.plot import plot_training
 
     log = pd.read_csv(arguments.log)
     measured = json.loads(arguments.measured.read_text(encoding="utf-8"))

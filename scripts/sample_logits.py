@@ -19,7 +19,7 @@ def main() -> None:
     import numpy as np
     import pandas as pd
 
-    from moe_routing.config import load_config
+    from moe_routing.config.study import load_config
     from moe_routing.evaluation.calibrate import calibration_window, sample_router_logits
     from moe_routing.evaluation.study_model import load_study_model
     from moe_routing.routing.calibration import SAMPLE_FILE

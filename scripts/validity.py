@@ -26,7 +26,7 @@ def main() -> None:
         return
 
     from moe_routing.analysis.validity import write_validity
-    from moe_routing.config import load_config
+    from moe_routing.config.study import load_config
 
     started()
     config = load_config(arguments.results / "config.yaml")

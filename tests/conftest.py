@@ -17,8 +17,8 @@ collect_ignore_glob = ["*conftest.py"]
 @pytest.fixture(scope="session")
 def nano():
     """The embedded model and its tokenizer, in float32."""
-    from moe_routing.config import ModelConfig
-    from moe_routing.models.loading import load_model
+    from moe_routing.config.study import ModelConfig
+    from moe_routing.engine.loading import load_model
 
     return load_model(ModelConfig(path=str(ROOT / "resources" / "olmoe-nano")), threads=1)
 

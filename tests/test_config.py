@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_routing.config import StudyConfig, as_control, load_config
+from moe_routing.config.study import StudyConfig, as_control, load_config
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig
-from moe_routing.reference import reference_files
+from moe_pretraining.settings import PretrainConfig
+from moe_routing.config.reference import reference_files
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import NAME, load_yaml
 from moe_routing.workflow import sections

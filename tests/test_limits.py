@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.analysis.config import AnalysisConfig
-from moe_routing.config import StudyConfig, load_config
+from moe_routing.config.analyses import AnalysisConfig
+from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
-from moe_routing.limits import Limits, check_limits
+from moe_routing.config.limits import Limits, check_limits
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 OLMOE = Limits(experts=64, native_k=8, window=4096)

@@ -24,7 +24,7 @@ for name in names:
     for info in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
         importlib.import_module(info.name)
         names.append(info.name)
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.routing.strategies import control_kinds, families
 
 load_config("config/config.yaml")

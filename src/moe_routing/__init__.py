@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moe_routing.evaluation.calibrate import calibrate
-    from moe_routing.models.patch import routed
-    from moe_routing.models.recorder import Recorder
+    from moe_routing.engine.routed import routed
+    from moe_routing.engine.recorder import Recorder
     from moe_routing.routing.strategies import parse_strategy
 
 __version__ = "0.1.0"
 _HOMES = {
-    "Recorder": "moe_routing.models.recorder",
+    "Recorder": "moe_routing.engine.recorder",
     "calibrate": "moe_routing.evaluation.calibrate",
     "parse_strategy": "moe_routing.routing.strategies",
-    "routed": "moe_routing.models.patch",
+    "routed": "moe_routing.engine.routed",
 }
 __all__ = ["Recorder", "calibrate", "parse_strategy", "routed"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from moe_routing.config import StudyConfig
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.limits import Limits, check_limits
-from moe_routing.models.weights import file_hashes, read_object
+from moe_routing.config.limits import Limits, check_limits
+from moe_routing.engine.weights import file_hashes, read_object
 from moe_routing.schema import parse, read_yaml
 
 
@@ -57,7 +57,7 @@ def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
         origin: how errors name the config.
 
     Raises:
-        InputError: see :func:`moe_routing.limits.check_limits`.
+        InputError: see :func:`moe_routing.config.limits.check_limits`.
     """
     file = results / "model.json"
     described = read_object(file) if file.is_file() else {}

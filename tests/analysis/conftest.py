@@ -29,7 +29,7 @@ def tiny(nano):
     """Three layers, 8 experts, top-3, random weights with routers that have preferences."""
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
-    from moe_routing.models.adapters import find_routers
+    from moe_routing.engine.adapters import find_routers
 
     generator = torch.Generator().manual_seed(0)
     config = OlmoeConfig(

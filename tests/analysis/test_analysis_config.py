@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.analysis.config import AnalysisConfig
+from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.analysis.text import text_dataset
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.schema import parse
 

@@ -15,23 +15,23 @@ import pytest
 import torch
 import yaml
 
-from moe_routing.analysis.audit import choose_probes, write_audit
+from moe_routing.analysis.ablation import choose_probes, write_audit
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import run_arm, write_bh
 from moe_routing.analysis.capture import Capture
-from moe_routing.analysis.config import AnalysisConfig
+from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
 from moe_routing.analysis.telemetry import UnionRecorder
 from moe_routing.analysis.text import first_items, read_text
 from moe_routing.analysis.validity import design_tables, write_validity
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.data.items import Item, document_item, write_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.cells import score_dataset, score_items
 from moe_routing.evaluation.study_model import write_model
 from moe_routing.figures import baseline as baseline_figures
 from moe_routing.figures import bh as bh_figures
-from moe_routing.figures.audit import draw_audit
+from moe_routing.figures.ablation import draw_audit
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.figures.validity import draw_validity

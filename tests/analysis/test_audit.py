@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_routing.analysis.audit import Probe, audit_arms, find_discoveries
-from moe_routing.analysis.config import AnalysisConfig
-from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
+from moe_routing.analysis.ablation import Probe, audit_arms, find_discoveries
+from moe_routing.config.analyses import AnalysisConfig
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.strategies import parse_strategy

@@ -11,9 +11,9 @@ from moe_routing.analysis.baseline import prompt_logits
 from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
 from moe_routing.data.items import Item
 from moe_routing.errors import InputError
-from moe_routing.evaluation.scoring import Scorer
-from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import LoadedModel
+from moe_routing.engine.scorer import Scorer
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.loading import LoadedModel
 
 WINDOW = 16
 

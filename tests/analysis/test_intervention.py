@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_routing.analysis.audit import spaced_layers
+from moe_routing.analysis.ablation import spaced_layers
 from moe_routing.analysis.intervention import (
     Removal,
     SelectionRecorder,
@@ -17,9 +17,9 @@ from moe_routing.analysis.intervention import (
     removed,
 )
 from moe_routing.errors import InputError
-from moe_routing.models.adapters import find_routers
-from moe_routing.models.patch import routed
-from moe_routing.models.swap import swapped
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.routed import routed
+from moe_routing.engine.patching import swapped
 
 ARMS = ["regular_k3", "bh_k8_a010", "bh_k8_a030_pooled"]
 

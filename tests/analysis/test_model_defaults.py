@@ -10,7 +10,7 @@ import pytest
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
 from moe_routing.analysis.validity import write_validity
-from moe_routing.config import StudyConfig
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import document_item, write_items
 from moe_routing.evaluation.study_model import write_model
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path

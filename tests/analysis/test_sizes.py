@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_routing.analysis.designs import DESIGNS, samples
-from moe_routing.analysis.sizes import (
+from moe_routing.analysis.null_size import (
     ALL_LAYERS,
     BINS,
     NOT_SHOWN,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder, distinct_experts
-from moe_routing.models.patch import routed
+from moe_routing.engine.routed import routed
 
 
 def test_distinct_experts_equal_a_loop(rng):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.config import ArchiveSource
+from moe_routing.config.study import ArchiveSource
 from moe_routing.data import archive
 from moe_routing.data.sources import fetch
 from moe_routing.errors import InputError

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from moe_routing.config import HubSource
+from moe_routing.config.study import HubSource
 from moe_routing.data.sources import fetch
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError

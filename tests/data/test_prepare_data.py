@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from moe_routing.config import LocalSource, StudyConfig
+from moe_routing.config.study import LocalSource, StudyConfig
 from moe_routing.data.items import fingerprint, read_items
 from moe_routing.data.overlap import overlapping
 from moe_routing.data.prepare import (

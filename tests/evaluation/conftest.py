@@ -39,7 +39,7 @@ def rows():
 @pytest.fixture(scope="session")
 def choice_requests(rows):
     """Return the requests of 6 HellaSwag items, four a context."""
-    from moe_routing.evaluation.requests import Request
+    from moe_routing.engine.requests import Request
 
     return [
         Request(f"{row['activity_label']}: {row['ctx']}", f" {ending}")
@@ -51,7 +51,7 @@ def choice_requests(rows):
 @pytest.fixture(scope="session")
 def word_requests(rows):
     """Return the requests of 6 LAMBADA items."""
-    from moe_routing.evaluation.requests import Request
+    from moe_routing.engine.requests import Request
 
     texts = [row["text"] for row in rows("lambada")[:6]]
     return [Request(*split) for split in ((t[: t.rindex(" ")], t[t.rindex(" ") :]) for t in texts)]

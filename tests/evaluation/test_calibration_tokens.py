@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import DRAWS_PER_TOKEN, check_tokens
-from moe_routing.limits import Limits
+from moe_routing.config.limits import Limits
 from moe_routing.routing.nulls import NULLS
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"

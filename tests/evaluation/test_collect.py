@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.routing.strategies import parse_strategy

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation import divergence
 from moe_routing.evaluation.divergence import (
@@ -19,9 +19,9 @@ from moe_routing.evaluation.divergence import (
     divergence_subset,
     next_token_divergences,
 )
-from moe_routing.evaluation.requests import Encoder, Request
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
+from moe_routing.engine.requests import Encoder, Request
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import divergence_interval
 

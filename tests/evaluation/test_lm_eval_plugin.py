@@ -11,9 +11,9 @@ import torch
 from lm_eval.api.registry import get_model
 
 from moe_routing.errors import InputError
-from moe_routing.evaluation.scoring import Scorer
+from moe_routing.engine.scorer import Scorer
 from moe_routing.lm_eval_plugin import MODEL_NAME, RoutedLM
-from moe_routing.models.patch import routed
+from moe_routing.engine.routed import routed
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_routing.config import NoiseArm, load_config
-from moe_routing.evaluation import noise
+from moe_routing.config.study import NoiseArm, load_config
+from moe_routing.evaluation import numerics
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_routing.config import StudyConfig
+from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model, write_model
 from moe_routing.workflow import check_known_model

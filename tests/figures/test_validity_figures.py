@@ -9,7 +9,7 @@ import pytest
 from matplotlib.patches import StepPatch
 
 from moe_routing.analysis.outputs import ALL_LAYERS
-from moe_routing.analysis.sizes import call_nulls, judge_designs
+from moe_routing.analysis.null_size import call_nulls, judge_designs
 from moe_routing.figures import validity
 
 

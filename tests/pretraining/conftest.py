@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from moe_routing.pretraining.config import PretrainConfig, validate_pretrain_config
-from moe_routing.pretraining.corpus import tokenize_source
-from moe_routing.pretraining.tokenizer import train_on_sources
+from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
+from moe_pretraining.corpus import tokenize_source
+from moe_pretraining.tokenizer import train_on_sources
 
 WORDS = ("Ein", "Wort", "the", "of", "naïve", "rain", "and", "tea", "for", "two", "kettle", "—")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining import corpus
-from moe_routing.pretraining.config import HubTextSource, LocalTextSource, PretrainConfig
-from moe_routing.pretraining.corpus import (
+from moe_pretraining import corpus
+from moe_pretraining.settings import HubTextSource, LocalTextSource, PretrainConfig
+from moe_pretraining.corpus import (
     SHORTEST_PERIOD,
     PackedCorpus,
     leading_documents,

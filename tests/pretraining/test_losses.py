@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
-from moe_routing.pretraining.loss import CHUNK, linear_cross_entropy, router_losses
+from moe_pretraining.loss import CHUNK, linear_cross_entropy, router_losses
 
 
 def sample(tokens: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -13,20 +13,20 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_routing.errors import InputError
-from moe_routing.models.patch import routed
-from moe_routing.models.recorder import Recorder
-from moe_routing.pretraining.card import write_card
-from moe_routing.pretraining.config import BatchStage, PretrainConfig
-from moe_routing.pretraining.measure import (
+from moe_routing.engine.routed import routed
+from moe_routing.engine.recorder import Recorder
+from moe_pretraining.card import write_card
+from moe_pretraining.settings import BatchStage, PretrainConfig
+from moe_pretraining.measure import (
     FixedCount,
     measure_model,
     random_experts,
     validation_windows,
     window_losses,
 )
-from moe_routing.pretraining.model import export_model
-from moe_routing.pretraining.plot import plot_training
-from moe_routing.pretraining.train import Trainer
+from moe_pretraining.model import export_model
+from moe_pretraining.plot import plot_training
+from moe_pretraining.train import Trainer
 from moe_routing.routing.strategies.topk import Regular
 
 

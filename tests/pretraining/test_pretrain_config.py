@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig, validate_pretrain_config
-from moe_routing.pretraining.schedule import sequences_before
+from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
+from moe_pretraining.schedule import sequences_before
 from moe_routing.schema import load_yaml
 
 ROOT = Path(__file__).parents[2]

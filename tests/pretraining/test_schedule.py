@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import BatchStage, ContinueFrom, PretrainConfig
-from moe_routing.pretraining.schedule import (
+from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
+from moe_pretraining.schedule import (
     batch_size,
     learning_rate,
     record_start,

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import PretrainConfig
-from moe_routing.pretraining.measure import token_bytes
-from moe_routing.pretraining.tokenizer import (
+from moe_pretraining.settings import PretrainConfig
+from moe_pretraining.measure import token_bytes
+from moe_pretraining.tokenizer import (
     END_OF_TEXT,
     PADDING,
     load_tokenizer,

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining import corpus
-from moe_routing.pretraining.config import BatchStage, ContinueFrom, PretrainConfig
-from moe_routing.pretraining.model import build_model
-from moe_routing.pretraining.train import Trainer
+from moe_pretraining import corpus
+from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
+from moe_pretraining.model import build_model
+from moe_pretraining.train import Trainer
 
 Train = Callable[..., Path]
 

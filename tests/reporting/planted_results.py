@@ -11,20 +11,20 @@ import pandas as pd
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
-from moe_routing.config import StudyConfig
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
 from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
-from moe_routing.models.loading import LoadedModel, describe_checkpoint
-from moe_routing.models.recorder import RoutingStatistics
-from moe_routing.reporting.study import Study
+from moe_routing.engine.loading import LoadedModel, describe_checkpoint
+from moe_routing.engine.recorder import RoutingStatistics
+from moe_routing.reporting.results import Study
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
 from moe_routing.statistics.intervals import metric_intervals
-from moe_routing.statistics.study import write_statistics
+from moe_routing.statistics.study_tables import write_statistics
 from moe_routing.vocabulary import DATASETS, DIVERGENCE
 from moe_routing.workflow import write_config
 

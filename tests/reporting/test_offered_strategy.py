@@ -9,7 +9,7 @@ from offered_strategies import EVERY_OTHER, forget, write_package
 from planted_results import make_study, planted_config
 
 from moe_routing import routed
-from moe_routing.models.recorder import Recorder
+from moe_routing.engine.recorder import Recorder
 from moe_routing.reporting import tables
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.comparison_report import comparison_report

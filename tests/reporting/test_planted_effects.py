@@ -19,7 +19,7 @@ LOSS, GAIN, ZERO = "bh_k8_a005", "bh_k16_a005", "bh_k64_a005"
 
 def with_primary(planted, strategy, dataset="hellaswag"):
     """The same study, as if another contrast had been declared primary."""
-    from moe_routing.statistics.study import study_tables
+    from moe_routing.statistics.study_tables import study_tables
 
     statistics = planted.config.statistics.model_copy(
         update={

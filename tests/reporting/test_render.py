@@ -28,7 +28,7 @@ from moe_routing.reporting import protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
 from moe_routing.reporting.checks import check_pages
-from moe_routing.reporting.gallery import GALLERY
+from moe_routing.reporting.article_figures import GALLERY
 from moe_routing.reporting.notebook import NOT_SHOWN
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER

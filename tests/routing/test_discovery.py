@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from offered_strategies import EVERY_OTHER, forget, write_package
 
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies import (
     ControlStrategy,

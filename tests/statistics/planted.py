@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_routing.config import Contrast, StatisticsConfig
+from moe_routing.config.study import Contrast, StatisticsConfig
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_routing.config import StatisticsConfig
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.cells import Cell, make_panel
 from moe_routing.statistics.comparison import compare, stream
 from moe_routing.statistics.contrasts import Contrasts, noninferiority_rows

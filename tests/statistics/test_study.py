@@ -30,14 +30,14 @@ from planted import (
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from moe_routing.config import StudyConfig, as_control
+from moe_routing.config.study import StudyConfig, as_control
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.cells import load_cells, make_panel
 from moe_routing.statistics.columns import TABLES
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.power import POWER
-from moe_routing.statistics.study import study_tables, write_statistics
+from moe_routing.statistics.study_tables import study_tables, write_statistics
 from moe_routing.statistics.verdict import Verdict
 from moe_routing.vocabulary import TASKS
 
@@ -666,7 +666,7 @@ def test_panel_values_are_those_of_the_cell(planted_folder):
 
 def test_statistics_do_not_need_torch():
     code = (
-        "import sys, moe_routing.statistics.study as study; "
+        "import sys, moe_routing.statistics.study_tables as study; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

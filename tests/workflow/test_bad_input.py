@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from moe_routing.config import load_config
+from moe_routing.config.study import load_config
 from moe_routing.evaluation.study_model import write_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import re
 import sys
 
 from moe_routing.errors import InputError
-from moe_routing.pretraining.config import validate_pretrain_config
+from moe_pretraining.settings import validate_pretrain_config
 from moe_routing.workflow import refuse_templates, sections, write_config
 
 try:

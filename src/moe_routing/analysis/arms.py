@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
 

@@ -23,13 +23,13 @@ from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.data.items import read_items
 from moe_routing.errors import InputError
-from moe_routing.evaluation.requests import max_length
+from moe_routing.engine.requests import max_length
 from moe_routing.evaluation.study_model import load_study_model
-from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import LoadedModel
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 Array = NDArray[np.float32]
 

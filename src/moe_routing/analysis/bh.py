@@ -32,12 +32,12 @@ from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
 from moe_routing.evaluation.cells import check_finite
-from moe_routing.evaluation.scoring import Scorer
+from moe_routing.engine.scorer import Scorer
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
-from moe_routing.models.recorder import RoutingStatistics
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
+from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import sample_inputs
 from moe_routing.routing.strategies import Strategy
@@ -46,7 +46,7 @@ from moe_routing.routing.strategies.topk import Regular
 from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
 
 if TYPE_CHECKING:
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 TOP_K = "topk"
 

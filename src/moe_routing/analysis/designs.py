@@ -48,7 +48,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 from torch import Tensor
 
-from moe_routing.analysis.config import FIT_TIMES
+from moe_routing.config.analyses import FIT_TIMES
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.sample import CalibrationSample
 

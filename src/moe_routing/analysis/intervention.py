@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from moe_routing.errors import InputError
-from moe_routing.models.adapters import RouterModule, find_routers
-from moe_routing.models.recorder import Recorder
-from moe_routing.models.swap import swapped
+from moe_routing.engine.adapters import RouterModule, find_routers
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.patching import swapped
 from moe_routing.routing.types import Routing
 
 

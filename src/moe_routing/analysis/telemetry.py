@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_routing.models.recorder import Recorder
+from moe_routing.engine.recorder import Recorder
 from moe_routing.routing.types import Routing
 
 

@@ -13,7 +13,7 @@ from moe_routing.vocabulary import DATASETS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 
 def text_dataset(datasets: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples
 from moe_routing.analysis.simulation import simulate_procedures
-from moe_routing.analysis.sizes import binding_rows, call_nulls, examine, judge_designs
+from moe_routing.analysis.null_size import binding_rows, call_nulls, examine, judge_designs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
@@ -25,8 +25,8 @@ from moe_routing.routing.sample import CalibrationSample
 from moe_routing.vocabulary import HYPOTHESES
 
 if TYPE_CHECKING:
-    from moe_routing.analysis.config import ValidityAnalysis
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.analyses import ValidityAnalysis
+    from moe_routing.config.study import StudyConfig
 
 MIN_K = 1
 """The floor of every BH arm."""

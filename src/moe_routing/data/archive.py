@@ -18,7 +18,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
-    from moe_routing.config import ArchiveSource
+    from moe_routing.config.study import ArchiveSource
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
 """What pip says of a file with another hash."""

@@ -17,7 +17,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
-    from moe_routing.config import HubSource
+    from moe_routing.config.study import HubSource
 
 CARD = "README.md"
 

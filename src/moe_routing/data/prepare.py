@@ -20,7 +20,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
-    from moe_routing.config import Source, StudyConfig
+    from moe_routing.config.study import Source, StudyConfig
 
 CALIBRATION = "calibration"
 """Name of the calibration text where an evaluation set's name could stand."""

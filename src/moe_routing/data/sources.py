@@ -13,7 +13,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
-    from moe_routing.config import LocalSource, Source
+    from moe_routing.config.study import LocalSource, Source
 
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:

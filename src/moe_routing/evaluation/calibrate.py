@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.errors import InputError
-from moe_routing.models.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from moe_routing.analysis.config import FIT_TIMES
-from moe_routing.config import StudyConfig
+from moe_routing.config.analyses import FIT_TIMES
+from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.limits import Limits
+from moe_routing.config.limits import Limits
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting

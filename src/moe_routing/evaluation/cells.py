@@ -17,19 +17,19 @@ from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
 from moe_routing.evaluation.provenance import environment
-from moe_routing.evaluation.scoring import Score, Scorer
+from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
-from moe_routing.models.recorder import Recorder, RoutingStatistics
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
+from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.statistics.intervals import Estimate, divergence_interval, metric_intervals
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 SCHEMA_VERSION = 1
 

@@ -13,7 +13,7 @@ from moe_routing.files import atomic_path
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 NOT_APPLICABLE = "none"
 

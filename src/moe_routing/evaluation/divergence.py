@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_routing.config import StudyConfig
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.errors import InputError
-from moe_routing.evaluation.requests import Encoder, Request, TokenRequest
-from moe_routing.evaluation.scoring import Scorer
-from moe_routing.models.loading import LoadedModel
-from moe_routing.models.patch import routed
+from moe_routing.engine.requests import Encoder, Request, TokenRequest
+from moe_routing.engine.scorer import Scorer
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
 

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import check_tokens
-from moe_routing.evaluation.requests import max_length
+from moe_routing.engine.requests import max_length
 from moe_routing.files import atomic_path
-from moe_routing.limits import Limits, check_limits
-from moe_routing.models.adapters import find_routers
-from moe_routing.models.loading import (
+from moe_routing.config.limits import Limits, check_limits
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.loading import (
     LoadedModel,
     checkpoint_folder,
     describe,
     load_model,
     outline_checkpoint,
 )
-from moe_routing.models.weights import file_hashes, read_object, weight_files
+from moe_routing.engine.weights import file_hashes, read_object, weight_files
 
 if TYPE_CHECKING:
-    from moe_routing.config import ModelConfig, StudyConfig
+    from moe_routing.config.study import ModelConfig, StudyConfig
 
 MODEL_FILE = "model.json"
 
@@ -32,7 +32,7 @@ MODEL_FILE = "model.json"
 def write_model(study: StudyConfig, results: Path, origin: str) -> None:
     """Fetch the model, check it and what the study asks of it, and write ``model.json``.
 
-    Beside what :func:`moe_routing.models.loading.describe` returns it has ``window``, the most
+    Beside what :func:`moe_routing.engine.loading.describe` returns it has ``window``, the most
     input tokens of a forward pass.
 
     Args:
@@ -41,8 +41,8 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
         origin: how errors name the config file.
 
     Raises:
-        InputError: see :func:`moe_routing.models.loading.outline_checkpoint`,
-            :func:`moe_routing.limits.check_limits` and :func:`check_tokens`.
+        InputError: see :func:`moe_routing.engine.loading.outline_checkpoint`,
+            :func:`moe_routing.config.limits.check_limits` and :func:`check_tokens`.
     """
     outline = outline_checkpoint(study.model)
     router = find_routers(outline.model)[0]
@@ -68,7 +68,7 @@ def load_study_model(config: ModelConfig, results: Path, threads: int | None = N
         threads: CPU threads.
 
     Raises:
-        InputError: see :func:`moe_routing.models.loading.load_model`; or a file is another one now.
+        InputError: see :func:`moe_routing.engine.loading.load_model`; or a file is another one now.
     """
     described = _read_description(results / MODEL_FILE)
     loaded = load_model(config, threads)

@@ -21,11 +21,11 @@ from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.comparison_report import headline
 from moe_routing.reporting.findings_analyses import audit, recommendation, router, validity
-from moe_routing.reporting.gallery import GALLERY, Picture
+from moe_routing.reporting.article_figures import GALLERY, Picture
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.protocol import PROSE, has_bh
-from moe_routing.reporting.sheets import SHEETS, Sheet
-from moe_routing.reporting.study import Study
+from moe_routing.reporting.article_tables import SHEETS, Sheet
+from moe_routing.reporting.results import Study
 from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS, METRICS
 from moe_routing.workflow import config_file

@@ -12,11 +12,11 @@ from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
-from moe_routing.reporting.sheets import SHEETS
+from moe_routing.reporting.article_tables import SHEETS
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 

@@ -15,10 +15,10 @@ import pandas as pd
 from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import Finding
-from moe_routing.reporting.study import read_json
+from moe_routing.reporting.results import read_json
 
 if TYPE_CHECKING:
-    from moe_routing.config import StudyConfig
+    from moe_routing.config.study import StudyConfig
 
 AUDIT_TABLE = "audit/audit.csv"
 

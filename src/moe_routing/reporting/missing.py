@@ -11,7 +11,7 @@ from moe_routing.routing.strategies import control_kinds, families
 from moe_routing.vocabulary import DATASETS, TASKS, Family
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
 
 def missing(study: Study) -> list[Finding]:

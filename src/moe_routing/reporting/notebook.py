@@ -85,7 +85,7 @@ def prepare(config: str, needs: str, *also: str) -> Path:
         if not (results / needs).is_file():
             raise InputError(f"{results / needs}: missing; run the workflow to make it")
         return results
-    from moe_routing.config import load_config
+    from moe_routing.config.study import load_config
 
     root = repository()
     results = root / "results" / load_config(root / config).study

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from moe_routing.config import StudyConfig
-    from moe_routing.reporting.study import Study
+    from moe_routing.config.study import StudyConfig
+    from moe_routing.reporting.results import Study
 
 FOLDER = "comparison/comparison_plots"
 

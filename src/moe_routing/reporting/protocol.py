@@ -14,7 +14,7 @@ from moe_routing.reporting import wording as w
 from moe_routing.vocabulary import DATASETS, METRICS, TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
 ROUTING = "baseline/baseline_routing_stats.csv"
 

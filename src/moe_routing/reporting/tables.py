@@ -12,7 +12,7 @@ from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.study import Study
+    from moe_routing.reporting.results import Study
 
 DAGGER = "\N{DAGGER}"
 

@@ -1,7 +1,7 @@
 """Every strategy of a data set against the baseline: differences, tests, margins, power.
 
 Functions return rows of tables for one data set; adjusted p-values and verdicts need all data
-sets and come later, in :mod:`moe_routing.statistics.study`.
+sets and come later, in :mod:`moe_routing.statistics.study_tables`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from moe_routing.statistics.proportions import (
 from moe_routing.vocabulary import TASKS, Metric
 
 if TYPE_CHECKING:
-    from moe_routing.config import StatisticsConfig
+    from moe_routing.config.study import StatisticsConfig
 
 Row = dict[str, object]
 

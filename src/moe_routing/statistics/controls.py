@@ -15,7 +15,7 @@ from moe_routing.statistics.contrasts import contrasts, noninferiority_rows, pai
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.config import Control, StatisticsConfig
+    from moe_routing.config.study import Control, StatisticsConfig
 
 Row = dict[str, object]
 

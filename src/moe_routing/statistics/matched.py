@@ -29,7 +29,7 @@ from moe_routing.statistics.proportions import (
 from moe_routing.vocabulary import TASKS, Metric
 
 if TYPE_CHECKING:
-    from moe_routing.config import StatisticsConfig
+    from moe_routing.config.study import StatisticsConfig
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
 NO_CURVE = "no curve"

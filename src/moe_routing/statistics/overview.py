@@ -16,7 +16,7 @@ from moe_routing.statistics.ranks import friedman
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.config import StatisticsConfig
+    from moe_routing.config.study import StatisticsConfig
 
 Row = dict[str, object]
 

@@ -1,0 +1,75 @@
+"""What the model card says about how the model was trained, from the run's config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe_pretraining.corpus import COMMON_TOKENS
+
+if TYPE_CHECKING:
+    from moe_pretraining.settings import PretrainConfig
+
+ADAMW = "AdamW (betas 0.9 and 0.95, weight decay {decay:g} on matrices)"
+MUON = """\
+Muon (momentum 0.95, five Newton-Schulz steps, weight decay {decay:g}, updates scaled to the root
+mean square of AdamW's) for the matrices of attention and experts, each expert's gate, up and down
+projection by itself, and AdamW (betas 0.9 and 0.95, the same weight decay on matrices) for
+embeddings, head, routers and norms"""
+
+
+def optimizer_text(config: PretrainConfig) -> str:
+    """Name the optimiser and its constants."""
+    return {"adamw": ADAMW, "muon": MUON}[config.optimizer].format(decay=config.weight_decay)
+
+
+def batch_text(config: PretrainConfig) -> str:
+    """Say how many sequences a batch had, stage by stage."""
+    text = f"{config.batch_size} sequences of {config.sequence_length} tokens"
+    if not config.batch_warmup:
+        return text
+    stages = ", ".join(f"{s.batch_size} for {s.steps:,} steps" for s in config.batch_warmup)
+    return f"{stages}, then {text}"
+
+
+def additions_text(config: PretrainConfig) -> str:
+    """Describe what was done beside plain training, a paragraph each; may be empty."""
+    return _repeats(config) + _recurrence(config) + _continued(config)
+
+
+def _repeats(config: PretrainConfig) -> str:
+    if not config.repeat_share:
+        return ""
+    steps = f" of the run's first {config.repeat_steps:,} steps" if config.repeat_steps else ""
+    return f"""
+
+{100 * config.repeat_share:g} % of the windows{steps} are a short text from the data, repeated to
+the end. They teach attention to copy from the context, which plain text teaches only over far more
+tokens. The loss of training, not that of validation, is lower for them."""
+
+
+def _recurrence(config: PretrainConfig) -> str:
+    if config.recurrence_weight == 1:
+        return ""
+    start = config.recurrence_start
+    after = f" after the first {start:,} steps" if start > config.first_step else ""
+    return f"""
+
+In the training loss the first token of a word that has occurred in its window before has weight
+{config.recurrence_weight:g}{after}, unless it is one of the {COMMON_TOKENS} most frequent tokens;
+all others have 1. It teaches in a short run what the names and things of a story ask for: to look
+for the next word in what has been read. The probability of such words is thereby too high, and the
+loss on plain text a little higher than it could be; validation is not weighted."""
+
+
+def _continued(config: PretrainConfig) -> str:
+    before = config.continue_from
+    if before is None:
+        return ""
+    tokens = config.first_sequence * config.sequence_length
+    return f"""
+
+The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were done before this run,
+decay included; their weights have the sha256 `{before.sha256[:16]}`. This run took them up with a
+new optimiser and a new warm-up and went on in the data; schedule and speed above, the figure, and
+the shares of the sources below are those of this run. `config/pretrain.yaml` says how to get at
+what was before."""

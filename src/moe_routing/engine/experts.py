@@ -1,0 +1,368 @@
+"""Experts for ragged routing: work and memory follow the selected (token, expert) pairs.
+
+Shape letters: T tokens, K slots a token, P selected pairs, token by token, S the same pairs, expert
+by expert, N pairs of one expert, E experts, H hidden size, I expert size, J all experts' sizes
+(E * I).
+
+The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
+leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here a padded
+slot has no row. Importing this module registers the implementation under
+:data:`EXPERTS_IMPLEMENTATION` in the experts interface of transformers.
+
+There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
+
+- grouped: two grouped matrix products over all pairs; differentiable, every device and dtype.
+- in tiles: for inference on the CPU, a tile of tokens after the other, so that rows stay few. The
+  rows of a tile come from grouped products too, or, where oneDNN is the faster library
+  (:mod:`moe_routing.engine.linear`), from a loop over experts.
+- dense: every expert on every token, weight 0 where it is not selected; for inference on the CPU
+  when most experts are selected anyway: nothing to sort, gather or scatter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moe_routing.engine.linear import linear, prefers_onednn
+
+EXPERTS_IMPLEMENTATION = "ragged"
+ROWS_STEP = 64
+"""Rows of an expert are filled up to a multiple of this: oneDNN prepares each new size anew."""
+PAIRS_AN_EXPERT = 192
+"""With fewer pairs an expert, on average, the loop over experts costs more than oneDNN saves."""
+PAIRS_AN_EXPERT_BESIDE = 448
+"""The same where passes run beside each other: the loop takes Python's lock from the others."""
+DENSE_SHARE = 0.6
+"""From this share of all (token, expert) pairs on, computing all of them is faster."""
+DENSE_TILE = 256
+"""Tokens in work at once when computing all pairs."""
+GATHER_NUMBERS = 1 << 26
+"""Numbers of gathered rows in work at once when they are summed in half precision or on a GPU."""
+MIN_DENSE_TOKENS = 64
+"""With fewer tokens, bringing the down projections side by side costs more than it saves."""
+
+
+class Tile(NamedTuple):
+    """How much is in work at once in inference on the CPU.
+
+    ``bytes`` of hidden states by pair, but at least ``pairs_an_expert`` of them on average, so that
+    reading weights pays.
+    """
+
+    bytes: int
+    pairs_an_expert: int
+
+
+GROUPED_TILE = Tile(8 << 20, 256)
+LOOP_TILE = Tile(24 << 20, 512)
+
+
+class Pairs(NamedTuple):
+    """The selected pairs, token by token, in the order of a token's slots.
+
+    ``bound_B`` says where each token's pairs begin and the last one's end, (tokens + 1,); a token
+    has at most ``slots``.
+    """
+
+    token_P: Tensor
+    expert_P: Tensor
+    weight_P: Tensor
+    bound_B: Tensor
+    slots: int
+
+
+def select_pairs(index_TK: Tensor, weight_TK: Tensor, num_experts: int) -> Pairs:
+    """Leave out the padded slots (id ``num_experts``).
+
+    An accelerator has to be waited for here, once a layer. It is what makes memory follow the
+    pairs.
+    """
+    tokens, slots = index_TK.shape
+    expert_P, weight_P = index_TK.reshape(-1), weight_TK.reshape(-1)
+    keep_TK = index_TK < num_experts
+    slot_P = _true_places(keep_TK)
+    if slot_P.numel() == index_TK.numel():
+        token_T = torch.arange(tokens + 1, device=index_TK.device)
+        token_P = token_T[:-1, None].expand(-1, slots).reshape(-1)
+        return Pairs(token_P, expert_P, weight_P, token_T * slots, slots)
+    expert_P, weight_P = expert_P.index_select(0, slot_P), weight_P.index_select(0, slot_P)
+    bound_B = F.pad(keep_TK.sum(1).cumsum(0), (1, 0))
+    return Pairs(slot_P // slots, expert_P, weight_P, bound_B, slots)
+
+
+def _true_places(keep_TK: Tensor) -> Tensor:
+    """Return the flat places that hold; on the CPU by numpy, in a third of torch's time."""
+    if keep_TK.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(keep_TK.numpy()))
+    return keep_TK.reshape(-1).nonzero()[:, 0]
+
+
+def _order(expert_S: Tensor, num_experts: int) -> Tensor:
+    """Return the stable order of expert ids, 0 ... ``num_experts``."""
+    # Ids of one byte are sorted by radix: on the CPU in a ninth of the time, and by numpy, because
+    # torch does so from 32,768 ids on only.
+    small_S = expert_S.to(torch.uint8) if num_experts < 256 else expert_S
+    if small_S.device.type == "cpu":
+        return torch.from_numpy(np.argsort(small_S.numpy(), kind="stable"))
+    return small_S.argsort(stable=True)
+
+
+def _inverse(order_S: Tensor) -> Tensor:
+    """Return the place of each pair in an order."""
+    row_P = torch.empty_like(order_S)
+    row_P[order_S] = torch.arange(order_S.numel(), device=order_S.device)
+    return row_P
+
+
+def _sum_rows(rows_SH: Tensor, row_P: Tensor, bound_B: Tensor, slots: int) -> Tensor:
+    """Sum, for each token, the rows of its pairs."""
+    if rows_SH.device.type == "cpu" and rows_SH.dtype in (torch.float32, torch.float64):
+        return F.embedding_bag(row_P, rows_SH, bound_B, mode="sum", include_last_offset=True)
+    # A few tokens at a time: all pairs' rows side by side would be as large as the rows again.
+    tokens = max(1, GATHER_NUMBERS // (slots * rows_SH.shape[1]))
+    parts = zip(bound_B[:-1].split(tokens), bound_B[1:].split(tokens), strict=True)
+    return torch.cat([_gather_and_sum(rows_SH, row_P, *part, slots) for part in parts])
+
+
+def _gather_and_sum(
+    rows_SH: Tensor, row_P: Tensor, start_N: Tensor, end_N: Tensor, slots: int
+) -> Tensor:
+    """Sum as :func:`_sum_rows` does; half precisions in float32, as stock does."""
+    pair_NK = start_N[:, None] + torch.arange(slots, device=start_N.device)
+    none_NK = pair_NK >= end_N[:, None]
+    picked_NKH = rows_SH[row_P[pair_NK.clamp_(max=row_P.numel() - 1)]]
+    picked_NKH.masked_fill_(none_NK[..., None], 0.0)
+    total_dtype = torch.promote_types(rows_SH.dtype, torch.float32)
+    return picked_NKH.sum(1, dtype=total_dtype).to(rows_SH.dtype)
+
+
+class _Dispatch(torch.autograd.Function):
+    """Copy each token's hidden state to the rows of its pairs; backward sums."""
+
+    @staticmethod
+    def forward(
+        ctx,  # noqa: ANN001
+        hidden_TH: Tensor,
+        token_S: Tensor,
+        row_P: Tensor,
+        bound_B: Tensor,
+        slots: int,
+    ) -> Tensor:
+        ctx.save_for_backward(row_P, bound_B)
+        ctx.slots = slots
+        return hidden_TH.index_select(0, token_S)
+
+    @staticmethod
+    def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN001
+        return _sum_rows(grad_SH, *ctx.saved_tensors, ctx.slots), None, None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Sum the rows of a token's pairs; backward copies."""
+
+    @staticmethod
+    def forward(
+        ctx,  # noqa: ANN001
+        out_SH: Tensor,
+        token_S: Tensor,
+        row_P: Tensor,
+        bound_B: Tensor,
+        slots: int,
+    ) -> Tensor:
+        ctx.save_for_backward(token_S)
+        return _sum_rows(out_SH, row_P, bound_B, slots)
+
+    @staticmethod
+    def backward(ctx, grad_TH: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN001
+        return grad_TH.index_select(0, *ctx.saved_tensors), None, None, None, None
+
+
+class Weights(NamedTuple):
+    """The experts' weights as right-hand factors: up (gate and up side by side), then down."""
+
+    up_EHI: Tensor
+    down_EIH: Tensor
+
+
+def _weights(module: nn.Module) -> Weights:
+    if module.is_transposed:
+        return Weights(module.gate_up_proj, module.down_proj)
+    return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
+
+
+def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+    """Compute all experts in two grouped products."""
+    order_S = _order(pairs.expert_P, module.num_experts)
+    expert_E = torch.arange(module.num_experts, device=order_S.device)
+    ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
+    where = (pairs.token_P[order_S], _inverse(order_S), pairs.bound_B, pairs.slots)
+    rows_SH = _Dispatch.apply(hidden_TH, *where)
+    inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, ends_E))
+    # Folding the weight in here touches I numbers a pair; after the down projection, H.
+    inner_SI = inner_SI * pairs.weight_P[order_S].unsqueeze(1).to(inner_SI.dtype)
+    out_SH = _grouped_product(inner_SI, weights.down_EIH, ends_E)
+    return _Combine.apply(out_SH, *where)
+
+
+def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Tensor:
+    """Multiply the rows of each expert's pairs by that expert's weight."""
+    # torch has no grouped product in double precision, nor of rows that do not fill 16 bytes.
+    widths = [size * rows_SX.element_size() for size in weight_EXY.shape[1:]]
+    if rows_SX.dtype != torch.float64 and not any(width % 16 for width in widths):
+        return F.grouped_mm(rows_SX, weight_EXY, offs=ends_E)
+    ends = ends_E.tolist()
+    groups = zip([0, *ends[:-1]], ends, weight_EXY, strict=True)
+    return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
+
+
+Compute = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
+"""From experts, hidden states, pairs and weights to the sums, (T, H)."""
+Rows = Callable[[nn.Module, Tensor, Tensor, Tensor, Weights], Tensor]
+"""From experts, hidden states, tokens (S,), pairs by expert (E,) and weights to outputs (S, H)."""
+
+
+def _in_tiles(rows: Rows, tile: Tile) -> Compute:
+    """Return a way that computes a tile of tokens at a time, for inference on the CPU."""
+
+    def compute(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+        row = hidden_TH.element_size() * hidden_TH.shape[1]
+        most = max(tile.bytes // row, tile.pairs_an_expert * module.num_experts)
+        tiles = max(1, -(-pairs.expert_P.numel() // most))
+        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
+        sums = []
+        for first in range(0, hidden_TH.shape[0], step):
+            bound_B = pairs.bound_B[first : first + step + 1]
+            start, end = bound_B[[0, -1]].tolist()
+            token_P, expert_P, weight_P = (part[start:end] for part in pairs[:3])
+            order_S = _order(expert_P, module.num_experts)
+            count_E = torch.bincount(expert_P, minlength=module.num_experts)
+            sums.append(
+                F.embedding_bag(
+                    _inverse(order_S),
+                    rows(module, hidden_TH, token_P[order_S], count_E, weights),
+                    bound_B - start,
+                    mode="sum",
+                    per_sample_weights=weight_P.to(hidden_TH.dtype),
+                    include_last_offset=True,
+                )
+            )
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    return compute
+
+
+def _grouped_rows(
+    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+) -> Tensor:
+    """Compute all experts in two grouped products."""
+    ends_E = count_E.cumsum(0).to(torch.int32)
+    up_SI = _grouped_product(hidden_TH.index_select(0, token_S), weights.up_EHI, ends_E)
+    return _grouped_product(module._apply_gate(up_SI), weights.down_EIH, ends_E)
+
+
+def _loop_rows(
+    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+) -> Tensor:
+    """Compute expert after expert."""
+    counts = count_E.tolist()
+    rows_SH = hidden_TH.new_empty(token_S.numel(), hidden_TH.shape[1])
+    # Rows behind an expert's own are left from an expert before it; what comes of them is cut off.
+    picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
+    work = zip(token_S.split(counts), rows_SH.split(counts), *weights, strict=True)
+    for token_N, out_NH, up_HI, down_IH in work:
+        if size := token_N.numel():
+            torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:size])
+            up_NI = linear(picked_NH[: _rounded(size)], up_HI.t())[:size]
+            torch.mm(module._apply_gate(up_NI), down_IH, out=out_NH)
+    return rows_SH
+
+
+_grouped_in_tiles = _in_tiles(_grouped_rows, GROUPED_TILE)
+_loop_in_tiles = _in_tiles(_loop_rows, LOOP_TILE)
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // ROWS_STEP) * ROWS_STEP
+
+
+def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+    """Compute every expert for every token, a cache-sized tile of tokens at a time."""
+    experts, hidden = module.num_experts, hidden_TH.shape[1]
+    weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts)
+    weight_TE[pairs.token_P, pairs.expert_P] = pairs.weight_P.to(hidden_TH.dtype)
+    up_JH = weights.up_EHI.transpose(1, 2).reshape(-1, hidden)
+    down_JH = weights.down_EIH.reshape(-1, hidden)
+    out_TH = torch.empty_like(hidden_TH)
+    for start in range(0, hidden_TH.shape[0], DENSE_TILE):
+        part = slice(start, start + DENSE_TILE)
+        up_TJ = linear(hidden_TH[part], up_JH)
+        inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
+        inner_TEI = inner_TEI * weight_TE[part, :, None]
+        torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
+    return out_TH
+
+
+def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
+    """Choose by device, dtype, processor and the number of selected pairs."""
+    inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
+    on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
+    if not (inference and on_cpu):
+        return _grouped
+    tokens, experts = hidden_TH.shape[0], module.num_experts
+    if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
+        return _dense
+    beside = threading.current_thread() is not threading.main_thread()
+    enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
+    loop = prefers_onednn() and pairs >= enough * experts
+    return _loop_in_tiles if loop else _grouped_in_tiles
+
+
+def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
+    return hidden_TH.requires_grad or any(p.requires_grad for p in module.parameters())
+
+
+@torch.compiler.disable
+def ragged_experts_forward(
+    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
+) -> Tensor:
+    """Run the experts of the selected pairs only.
+
+    ``torch.compile`` leaves this function out of its graphs: sizes follow the routing, and
+    grouped products cannot be traced in single precision.
+
+    Args:
+        module: an experts module of transformers (fused 3-D weights, gated, no bias).
+        hidden_TH: hidden states, (tokens, hidden).
+        index_TK: expert ids, (tokens, slots); the id E marks a padded slot.
+        weight_TK: routing weights, (tokens, slots); ignored at padded slots.
+
+    Returns:
+        The weighted sum of expert outputs, (tokens, hidden), in the dtype of ``hidden_TH``.
+
+    Raises:
+        NotImplementedError: the experts have a bias, no gate, or a norm after the experts.
+    """
+    if module.has_bias or not module.has_gate or module.has_post_expert_norm:
+        name = type(module).__name__
+        raise NotImplementedError(f"{name}: ragged experts need gated experts without bias or norm")
+    weights, dtype, device = _weights(module), hidden_TH.dtype, hidden_TH.device.type
+    if torch.is_autocast_enabled(device):
+        # Grouped products are not among the operations that autocast knows.
+        lower = torch.get_autocast_dtype(device)
+        hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
+    pairs = select_pairs(index_TK, weight_TK, module.num_experts)
+    if pairs.expert_P.numel() == 0:
+        return torch.zeros_like(hidden_TH, dtype=dtype)
+    compute = _best_way(module, hidden_TH, pairs.expert_P.numel())
+    return compute(module, hidden_TH, pairs, weights).to(dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, ragged_experts_forward)

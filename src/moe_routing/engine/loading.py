@@ -1,0 +1,305 @@
+"""Load the model under study, or say in one line why not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_routing.errors import InputError
+from moe_routing.engine.weights import (
+    check_weights,
+    file_hashes,
+    lacking_expert,
+    natural_order,
+    read_object,
+    settings_files,
+    weight_files,
+)
+from moe_routing.usage import loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from moe_routing.config.study import ModelConfig
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its tokenizer, and where they came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A checkpoint that was checked against its own config, but whose weights are not in memory.
+
+    Attributes:
+        folder: where it lies.
+        model: the model on torch's meta device: modules, names and shapes.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+
+
+def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
+    """Check a checkpoint without keeping its weights in memory, and return what it is.
+
+    Raises:
+        InputError: see :func:`outline_checkpoint`.
+    """
+    return describe(config, outline_checkpoint(config))
+
+
+def outline_checkpoint(config: ModelConfig) -> Outline:
+    """Check that a checkpoint is whole, fits its own config, and has routers and a tokenizer.
+
+    A hub id is downloaded first (into the hub's own cache), so that later jobs need no network.
+    The weights are then loaded as any job loads them, but onto the meta device, which drops each
+    tensor once its place is found.
+
+    Raises:
+        InputError: no such folder; no or truncated safetensors; weights of another model or with
+            tensors missing; quantised weights; a config that makes no sense; no supported router.
+    """
+    folder = checkpoint_folder(config, download=True)
+    _check_files(folder)
+    _load_tokenizer(folder)
+    model = _load_weights(folder, config, "meta")
+    model.tie_weights()  # what a file holds under both its names is one tensor all the same
+    return Outline(folder, model)
+
+
+def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
+    """Return what a checkpoint is.
+
+    Returns:
+        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``native_k``,
+        ``parameters``, ``weights_sha256`` (one hash over the hashes of the weights), ``files``
+        (name to hash of what is loaded) and ``settings`` (the same of config and tokenizer).
+    """
+    from moe_routing.engine.adapters import find_routers
+
+    model, router = outline.model, find_routers(outline.model)[0]
+    files = file_hashes(weight_files(outline.folder))
+    return {
+        "path": config.path,
+        "revision": config.revision,
+        "architecture": type(model).__name__,
+        "num_layers": model.config.num_hidden_layers,
+        "num_experts": router.num_experts,
+        "native_k": router.native_k,
+        "parameters": model.num_parameters(),
+        "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
+        "files": files,
+        "settings": file_hashes(settings_files(outline.folder)),
+    }
+
+
+def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
+    """Return the local folder of a checkpoint; a hub id is looked up in the hub's cache.
+
+    Raises:
+        InputError: the folder does not exist, or the hub id is neither cached nor reachable.
+    """
+    if config.revision is None:
+        folder = Path(config.path)
+        if not folder.is_dir():
+            raise InputError(
+                f"model.path: {config.path}: no such folder; a hub id needs model.revision too"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                config.path,
+                revision=config.revision,
+                local_files_only=not download or bool(os.environ.get("HF_HUB_OFFLINE")),
+                allow_patterns=["*.json", "*.safetensors", "*.txt"],
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"model.path: {config.path}@{config.revision}: not in the local hub cache and not "
+            f"downloadable: {reason}"
+        ) from error
+
+
+@loading()
+def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
+    """Load model and tokenizer for inference.
+
+    Weights are safetensors only and code of the checkpoint is never run.
+
+    Raises:
+        InputError: see :func:`checkpoint_folder`; a device that is not there; a model without a
+            supported router; weights that do not fit the architecture.
+    """
+    import torch
+
+    from moe_routing.engine.adapters import router_fingerprint
+
+    if threads:
+        torch.set_num_threads(threads)
+    check_device(config.device)
+    folder = checkpoint_folder(config)
+    _check_files(folder)
+    tokenizer = _load_tokenizer(folder)
+    model = _load_weights(folder, config, config.device_map)
+    if config.device_map is None:
+        model.to(config.device)
+    from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION  # noqa: F401 (registers it)
+
+    model.set_experts_implementation(config.experts_implementation)
+    provenance = {
+        "path": config.path,
+        "revision": config.revision or "",
+        "dtype": config.dtype,
+        "device": device_name(config.device),
+        "experts_implementation": config.experts_implementation,
+        "router_fingerprint": router_fingerprint(model),
+    }
+    return LoadedModel(model.eval(), tokenizer, provenance)
+
+
+def check_device(device: str, key: str = "model.device") -> None:
+    """Raise InputError if a device is asked for, under a config key, that is not there."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"{key} is '{device}'; allowed: cpu, cuda, cuda:<n>") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"{key} is '{device}', but no GPU is visible; allowed here: cpu")
+
+
+def device_name(device: str) -> str:
+    """Return the device's product name, or the processor kind for the CPU."""
+    import platform
+
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def _check_files(folder: Path) -> None:
+    """Check what files say by themselves.
+
+    Raises:
+        InputError: see :func:`weight_files` and :func:`check_weights`; or codes that stand for
+            weights, which a router cannot be read from.
+    """
+    quantised = read_object(folder / "config.json").get("quantization_config")
+    if quantised is not None:
+        said = textwrap.shorten(str(quantised), 80)
+        raise InputError(f"{folder / 'config.json'}: quantization_config is {said}; allowed: none")
+    check_weights(weight_files(folder))
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _refusing(f"{folder / 'config.json'}: transformers cannot use it"):
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _refusing(f"{folder}: no tokenizer that can be loaded"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> PreTrainedModel:
+    """Load a model with its very weights: none left out, left over, filled in or reshaped."""
+    import torch
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    with _refusing(f"model.path: {config.path}: cannot be loaded", folder):
+        # transformers fills what is missing or of another shape with random numbers, and says so.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, config.dtype),
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_complete(found, config.path)
+    _check_numbers(model, folder / "config.json")
+    return model
+
+
+@contextmanager
+def _refusing(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint, which may be anything, into one line."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on the weights is a table
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 240)}"
+        if "conversion of the weights" in reason and (name := lacking_expert(folder)):
+            reason = f"tensor '{name}' is missing"
+        raise InputError(f"{what}: {reason}") from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _check_complete(found: dict[str, set], path: str) -> None:
+    """Check transformers' account of a loading, which leaves out what may be absent or left over.
+
+    Raises:
+        InputError: a tensor is missing, has no place in the model, or has another shape.
+    """
+    kinds = {
+        "missing tensors": dict.fromkeys(found["missing_keys"], ""),
+        "unexpected tensors": dict.fromkeys(found["unexpected_keys"], ""),
+        "tensors of another shape": {
+            name: f": {tuple(has)} in place of {tuple(wanted)}"
+            for name, has, wanted in found["mismatched_keys"]
+        },
+    }
+    said = [
+        f"{kind}: {len(notes)} (first {(first := min(notes, key=natural_order))}{notes[first]})"
+        for kind, notes in kinds.items()
+        if notes
+    ]
+    if said:
+        raise InputError(
+            f"model.path: {path}: the weights do not fit config.json: {'; '.join(said)}"
+        )
+
+
+def _check_numbers(model: PreTrainedModel, path: Path) -> None:
+    """Check what shapes do not show.
+
+    Raises:
+        InputError: no supported router, or a number in config.json that makes no sense.
+    """
+    from moe_routing.engine.adapters import find_routers
+
+    for router in find_routers(model):
+        if not 1 <= router.native_k <= router.num_experts:
+            raise InputError(
+                f"{path}: num_experts_per_tok is {router.native_k}; allowed: 1 to "
+                f"{router.num_experts}, the experts of a layer"
+            )
+    longest = model.config.max_position_embeddings
+    if longest < 1:
+        raise InputError(f"{path}: max_position_embeddings is {longest}; allowed: at least 1")

@@ -1,0 +1,149 @@
+"""Put a routing strategy into a model, and take it out again without a trace.
+
+Shape letters: T tokens, K slots a token, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moe_routing.errors import InputError
+from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.patching import swapped
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.weighting import Router
+
+SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
+"""Experts implementations that pass over the sentinel id E; the others index out of range or
+leave uninitialised rows, so that they get a valid id with weight 0 instead."""
+
+
+@contextmanager
+def routed(
+    model: PreTrainedModel,
+    strategy: Strategy | str,
+    *,
+    calibration: Calibration | Path | str | None = None,
+    recorder: Recorder | None = None,
+    experts_implementation: str | None = EXPERTS_IMPLEMENTATION,
+) -> Iterator[PreTrainedModel]:
+    """Route ``model`` by ``strategy`` inside the context; restore it exactly on leaving.
+
+    Args:
+        model: a transformers model with supported routers.
+        strategy: a strategy or its id, such as ``"bh_k16_a005"``.
+        calibration: needed by strategies that test against a null or use thresholds; an object or
+            a folder written by the calibrate step.
+        recorder: collects routing statistics.
+        experts_implementation: how experts are computed inside the context; None keeps the
+            model's own setting.
+
+    Raises:
+        InputError: an unknown strategy, more experts than the model has, a calibration that is
+            missing or belongs to another model, or a model without a supported router.
+
+    Example::
+
+        with routed(model, "regular_k4"):
+            model.generate(**inputs)
+    """
+    strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
+    routers = find_routers(model)
+    calibration = _check(model, strategy, routers, calibration)
+    select = strategy.selector(calibration, routers[0].num_experts)
+    with ExitStack() as stack:
+        if experts_implementation is not None:
+            stack.enter_context(_experts(model, experts_implementation))
+        for router in routers:
+            built = Router(select, strategy.weighting_kind, router.native_k)
+            forward = _forward(model, router, built, strategy, recorder)
+            stack.enter_context(swapped(router.module, "forward", forward))
+        yield model
+
+
+def _check(
+    model: PreTrainedModel,
+    strategy: Strategy,
+    routers: list[RouterModule],
+    calibration: Calibration | Path | str | None,
+) -> Calibration | None:
+    experts = routers[0].num_experts
+    if strategy.max_experts > experts:
+        raise InputError(
+            f"strategy '{strategy.id}' may select {strategy.max_experts} experts; "
+            f"allowed: at most the model's {experts}"
+        )
+    if not strategy.needs_calibration:
+        return None
+    if calibration is None:
+        raise InputError(f"strategy '{strategy.id}' needs a calibration of this model; none given")
+    if not isinstance(calibration, Calibration):
+        nulls = (strategy.needs_null,) if strategy.needs_null else ()
+        calibration = Calibration.load(calibration, nulls)
+    if calibration.sample.fingerprint != router_fingerprint(model):
+        raise InputError(
+            f"strategy '{strategy.id}': the calibration was made on other router weights "
+            f"({calibration.sample.num_layers} layers, {calibration.sample.num_experts} experts); "
+            f"make one on this model ({len(routers)} layers, {experts} experts)"
+        )
+    return calibration
+
+
+@contextmanager
+def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    before = model.get_experts_implementation()
+    model.set_experts_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def _forward(
+    model: PreTrainedModel,
+    router: RouterModule,
+    route: Router,
+    strategy: Strategy,
+    recorder: Recorder | None,
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Return a router forward: hidden states to (logits, weights, expert ids)."""
+    floor, cap = strategy.min_experts, strategy.max_experts
+
+    # Not for torch.compile's graphs: sizes follow the routing, numpy sorts, a recorder sums.
+    @torch.compiler.disable
+    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight_EH = router.module.weight
+        hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
+        logits_TE = F.linear(hidden_TH, weight_EH)
+        mask_T = None if recorder is None else recorder.mask_T
+        routing = route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
+        index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
+        if recorder is not None:
+            recorder.add(router.layer, routing, floor, cap)
+            if recorder.mask_T is not None:
+                padding_T1 = ~recorder.mask_T.to(index_TK.device)[:, None]
+                index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
+                weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
+        if model.config._experts_implementation not in SKIPS_PADDED_SLOTS:
+            index_TK = index_TK.where(index_TK < router.num_experts, 0)
+        return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
+
+    forward.in_order = strategy.in_order
+    return forward
+
+
+def routes_in_order(model: PreTrainedModel) -> bool:
+    """Tell whether the strategy in place needs one forward pass after another."""
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(getattr(forward, "in_order", False) for forward in forwards)

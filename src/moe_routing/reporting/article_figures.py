@@ -1,0 +1,259 @@
+"""The figures of the manuscript: file, caption, alternative text, and what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_routing.reporting.findings import CELLS_FILE
+from moe_routing.reporting.plots import CAPTIONS, FOLDER, planned
+
+if TYPE_CHECKING:
+    from moe_routing.reporting.results import Study
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Attributes:
+        path: PNG under the results folder.
+        caption: what it shows.
+        alt: what a reader who cannot see it should know of its make-up.
+        sources: files that its numbers stand in.
+        needs: what is missing where it is not due.
+        due: whether a study must have it: its config plans it, or its analysis was made.
+    """
+
+    path: str
+    caption: str
+    alt: str
+    sources: tuple[str, ...]
+    needs: str
+    due: Callable[[Study], bool]
+
+
+def _comparison(name: str, alt: str, sources: tuple[str, ...], needs: str) -> Picture:
+    def due(study: Study) -> bool:
+        return name in planned(study.config)
+
+    return Picture(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs, due)
+
+
+def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> Picture:
+    needs = f"the analysis {folder}/ was not made"
+    sources = tuple(f"{folder}/{file}" for file in files)
+
+    def due(study: Study) -> bool:
+        return any((study.folder / source).is_file() for source in sources)
+
+    return Picture(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs, due)
+
+
+GALLERY: dict[str, Picture] = {
+    "fig-pareto": _comparison(
+        "pareto",
+        "One panel a data set: mean experts a token across, quality up, one marker and line a "
+        "family of strategies or rival rule, the static curve in black, vertical bars for "
+        "intervals, a grey step for the Pareto front, a ring around the baseline.",
+        (CELLS_FILE,),
+        "the table of cells was not plotted",
+    ),
+    "fig-forest": _comparison(
+        "forest",
+        "One panel a data set, one row a strategy: the paired difference from the baseline with a "
+        "horizontal interval; the side of losses beyond the margin is shaded.",
+        ("statistics/paired.csv", "statistics/noninferiority.csv"),
+        "there are no paired comparisons",
+    ),
+    "fig-layers": _comparison(
+        "experts_by_layer",
+        "One panel a family and data set: layer across, mean experts a token up, one line a "
+        "strategy.",
+        ("cells/<strategy>/<dataset>.json",),
+        "no strategy of this run varies its number of experts",
+    ),
+    "fig-tokens": _comparison(
+        "experts_per_token",
+        "One panel a family and data set: number of experts across, cumulative share of decisions "
+        "up, one step line a strategy.",
+        ("cells/<strategy>/<dataset>.json",),
+        "no strategy of this run varies its number of experts",
+    ),
+    "fig-max-k": _comparison(
+        "quality_by_max_k",
+        "One panel a data set: most experts a token across, quality up, one line for static top-k "
+        "and one for each alpha, null and weighting of BH, with the mean experts it used written "
+        "beside its points.",
+        (CELLS_FILE,),
+        "this run has no BH settings that differ in max_k alone",
+    ),
+    "fig-ranks": _comparison(
+        "critical_difference",
+        "Strategies down, average rank across, with a band that reaches one critical difference to "
+        "either side of the baseline, and bars that join strategies that cannot be told apart.",
+        ("statistics/friedman.csv",),
+        "ranks need at least two data sets and three strategies",
+    ),
+    "fig-speed": _comparison(
+        "speed",
+        "One panel a data set: mean experts a token across, tokens a second up, one marker and "
+        "line a family, a ring around the baseline.",
+        (CELLS_FILE,),
+        "the table of cells was not plotted",
+    ),
+    "fig-logits": _analysis(
+        "baseline",
+        "router_logit_distributions",
+        "Router logits of the stock model: density by layer on text, its mean in black, and the "
+        "means of the prompts.",
+        "One ridge a layer, the first on top: logit across, density up, a black dot at the mean, a "
+        "mark for the mean of each prompt.",
+        "logit_histogram.csv",
+        "baseline_routing_stats.csv",
+    ),
+    "fig-usage": _analysis(
+        "baseline",
+        "expert_usage",
+        "How often the stock router uses each expert, relative to uniform use, on text and on the "
+        "prompts.",
+        "Two maps, layers down and experts across; the colour is an expert's load over the mean "
+        "load of its layer.",
+        "expert_usage.csv",
+    ),
+    "fig-entropy": _analysis(
+        "baseline",
+        "entropy_by_layer",
+        "Entropy of the stock router's softmax by layer, on text and on prompts.",
+        "Layer across, entropy up, with a band for the interval on text, one thin line a prompt "
+        "and a dotted line for a uniform router.",
+        "baseline_routing_stats.csv",
+        "baseline_prompts.csv",
+    ),
+    "fig-weights": _analysis(
+        "baseline",
+        "weight_concentration",
+        "How concentrated the stock router's weights are, by layer.",
+        "Two panels, the largest weight and the mass of the chosen experts: layer across, "
+        "probability up, a band for the interval on text and a grey one for the range of prompts.",
+        "baseline_routing_stats.csv",
+        "baseline_prompts.csv",
+    ),
+    "fig-bh-counts": _analysis(
+        "bh",
+        "counts_distribution",
+        "Experts under BH at the largest max_k: share of decisions with at least c of them, and "
+        "their mean by layer.",
+        "One column a null, one line an alpha. Above: experts across, share of decisions up. "
+        "Below: layer across, mean experts up, a band for 5 to 95 % of the tokens at the middle "
+        "alpha.",
+        "bh_counts.csv",
+    ),
+    "fig-bh-alpha": _analysis(
+        "bh",
+        "alpha_sensitivity",
+        "Mean experts of BH, and its loss against the baseline, by alpha.",
+        "One column a null, one line a max_k: alpha across; above mean experts up, below the loss "
+        "up, with bars for intervals.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-quality": _analysis(
+        "bh",
+        "quality_vs_experts",
+        "Loss against the baseline by mean experts: BH at every max_k and alpha, and the static "
+        "curve.",
+        "Mean experts across, loss against the baseline up (perplexity on the right); static top-k "
+        "as a line, BH as points with a colour an alpha and a shape a null; bars for intervals.",
+        "bh_routing_results.csv",
+        "bh_static_curve.csv",
+    ),
+    "fig-bh-topk": _analysis(
+        "bh",
+        "bh_vs_topk_by_max_k",
+        "Mean experts of BH beside top-k at the same limit.",
+        "One panel a null: max_k across, mean experts as bars, one for top-k beside one for each "
+        "alpha.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-heatmap": _analysis(
+        "bh",
+        "heatmap_alpha_max_k",
+        "Mean experts and perplexity of BH by alpha and max_k.",
+        "One column a null, mean experts above and perplexity below: a grid of alpha and max_k "
+        "with the number in each field.",
+        "bh_routing_results.csv",
+    ),
+    "fig-bh-saturation": _analysis(
+        "bh",
+        "saturation_curve",
+        "Mean experts of BH as max_k grows, and the max_k at which they reach 95 % of the mean "
+        "without a limit.",
+        "One panel a null, one line an alpha: max_k across, mean experts up, marks for runs, a "
+        "dotted vertical line at saturation.",
+        "bh_saturation.csv",
+    ),
+    "fig-bh-reduction": _analysis(
+        "bh",
+        "reduction_percent",
+        "Experts saved by BH against top-k at k = max_k.",
+        "One panel a null: max_k across, the share of experts saved as bars, one for each alpha.",
+        "bh_routing_results.csv",
+    ),
+    "fig-size": _analysis(
+        "validity",
+        "size_by_layer",
+        "Size of BH where its null holds: share of tokens for which it selects anything, largest "
+        "over designs, at the alpha of the verdicts. Bold: more than allowed.",
+        "A map, nulls down and layers across, with the largest size over designs in each field.",
+        "size.csv",
+        "verdict.csv",
+    ),
+    "fig-bound": _analysis(
+        "validity",
+        "marginal_bound",
+        "How often BH selects anything on real text, and the bound on it for marginal nulls.",
+        "Two panels, calibration text and evaluation text: alpha across, share of tokens up, one "
+        "line a null, the bound as a black line and alpha as a dotted one.",
+        "binding.csv",
+    ),
+    "fig-binding": _analysis(
+        "validity",
+        "binding_by_layer",
+        "What decides how many experts a token gets, by layer, on evaluation text at the alpha of "
+        "the verdicts: the floor where BH selects nothing, the limit where it selects more than "
+        "allowed, or BH.",
+        "One panel a null: layer across, share of tokens up, a stacked bar of floor, BH and limit "
+        "for each layer.",
+        "binding.csv",
+        "verdict.csv",
+    ),
+    "fig-simulation": _analysis(
+        "validity",
+        "simulation",
+        "False discovery rate and power of the procedures where the truth is simulated.",
+        "One column a correlation, one line a procedure, alpha across; for each number of signals "
+        "a row for the false discovery rate, with alpha itself dotted, and one for power.",
+        "simulation.csv",
+    ),
+    "fig-audit": _analysis(
+        "audit",
+        "false_discoveries",
+        "Audit by intervention: experts that the stock router chose and a null calls discoveries, "
+        "whose removal from the stock model changes the loss by less than epsilon, as a share, by "
+        "alpha. Grey: all experts that the stock router chose.",
+        "One column an epsilon, one line a null: alpha across, with bars for intervals; above the "
+        "share of false ones among discoveries, below the false discovery rate; a grey band for "
+        "the stock router and a dotted line for alpha.",
+        "audit.csv",
+    ),
+    "fig-importance": _analysis(
+        "audit",
+        "weight_importance",
+        "How well a router weight predicts what removing its expert does, by layer.",
+        "Layer across, rank correlation of weight and size of the change of loss up, with "
+        "intervals.",
+        "weight_importance.csv",
+    ),
+}
+"""By cross-reference label."""

@@ -1,0 +1,190 @@
+"""The tables of the manuscript: caption, source, and what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_routing.reporting import tables
+from moe_routing.reporting import wording as w
+from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NOISE_FILE
+from moe_routing.reporting.protocol import perplexity_rows, perplexity_table
+from moe_routing.statistics.power import POWER
+from moe_routing.vocabulary import DATASETS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_routing.reporting.results import Study
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table.
+
+    Attributes:
+        build: makes it.
+        caption: what it shows and where its numbers stand.
+        align: a letter (l, r, c) a column; None aligns numbers right.
+        ready: whether a study has its inputs.
+        needs: what is missing where it has not.
+    """
+
+    build: Callable[[Study], pd.DataFrame]
+    caption: Callable[[Study], str]
+    align: str | None = None
+    ready: Callable[[Study], bool] = lambda _: True
+    needs: str = ""
+
+
+def _results_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    return (
+        f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
+        f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
+        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`."
+    )
+
+
+def _perplexity_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    sets = w.listed(
+        [DATASETS[x].label for x in perplexity_rows(study)["dataset"].drop_duplicates()]
+    )
+    return (
+        f"{sets} by word and by byte, with {confidence} intervals that resample documents: "
+        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS_FILE}`."
+    )
+
+
+def _divergence_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    return (
+        f"Divergence (KL) of next-token predictions from those of `{study.baseline}`, nats a "
+        f"token, with {confidence} intervals; n is the number of items. From `{METRICS_FILE}`."
+    )
+
+
+def _has(study: Study, name: str, *kinds: str) -> bool:
+    """Return whether a table of the statistics has rows, of one of these kinds if given."""
+    table = study.statistics.get(name)
+    if table is None or table.empty:
+        return False
+    return bool(table["kind"].isin(kinds).any()) if kinds else True
+
+
+def _primary_caption(_: Study) -> str:
+    return (
+        "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
+        f"has right. A difference as large as the minimum detectable one is found in "
+        f"{w.percent(POWER, 0)} of runs. From `statistics/primary.csv` and `statistics/power.csv`."
+    )
+
+
+def _controls_caption(study: Study) -> str:
+    confidence = w.percent(study.config.statistics.confidence, 0)
+    return (
+        f"Each control against its base: difference, control minus base, with {confidence} "
+        f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
+        f"way is better; experts are means a token, over data sets. From `{CONTROLS_FILE}`."
+    )
+
+
+SHEETS: dict[str, Sheet] = {
+    "tbl-results": Sheet(tables.results_table, _results_caption),
+    "tbl-perplexity": Sheet(
+        perplexity_table,
+        _perplexity_caption,
+        None,
+        lambda study: not perplexity_rows(study).empty,
+        "this run has no running text",
+    ),
+    "tbl-divergence": Sheet(
+        tables.divergence_table,
+        _divergence_caption,
+        None,
+        lambda study: not study.divergence.empty,
+        "divergence from the baseline's predictions was not measured",
+    ),
+    "tbl-data": Sheet(
+        tables.data_table,
+        lambda _: (
+            "Evaluation sets. Tokens: all that the model read, contexts included. From "
+            f"`{CELLS_FILE}` and `config.yaml`."
+        ),
+        "llrrll",
+    ),
+    "tbl-strategies": Sheet(
+        tables.strategy_table,
+        lambda _: f"The strategies of this run, by family. From `{CELLS_FILE}`.",
+        "llll",
+    ),
+    "tbl-environment": Sheet(
+        tables.environment_table,
+        lambda _: (
+            "What produced the numbers. From `model.json`, `config.yaml` and the provenance in "
+            "`cells/<strategy>/<dataset>.json`."
+        ),
+        "ll",
+    ),
+    "tbl-nulls": Sheet(
+        tables.null_table,
+        lambda _: (
+            "Nulls that were fitted, and what they look like over layers: the spread above "
+            "the median over that below it (1 if symmetric), and the smallest p-value they can "
+            "give. From `calibration/nulls/<null>.csv`."
+        ),
+        "llrr",
+        lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
+        "this run has no diagnostics of its nulls",
+    ),
+    "tbl-primary": Sheet(
+        tables.contrast_table,
+        _primary_caption,
+        "ll",
+        lambda study: not study.statistics["primary"].empty,
+        "the primary contrast was not computed",
+    ),
+    "tbl-controls": Sheet(
+        tables.controls_table,
+        _controls_caption,
+        None,
+        lambda study: _has(study, "controls", *tables.shown_kinds()),
+        "no controls were scored",
+    ),
+    "tbl-static": Sheet(
+        tables.static_table,
+        lambda study: (
+            f"Static top-k with softmax weights at every k that was scored, with "
+            f"{w.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of its "
+            f"column. From `{CELLS_FILE}` and `comparison/controls.csv`."
+        ),
+        None,
+        lambda study: study.static_curve["k"].nunique() > 1,
+        "this run has fewer than two static settings",
+    ),
+    "tbl-noise": Sheet(
+        tables.noise_table,
+        lambda study: (
+            f"The baseline `{study.baseline}` against itself with other numerics. The largest "
+            f"change of an item is that of its log-likelihood, nats. From `{NOISE_FILE}`."
+        ),
+        "llrrrr",
+        lambda study: _has(study, "noise"),
+        "the baseline was not scored again with other numerics",
+    ),
+    "tbl-routing": Sheet(
+        tables.routing_table,
+        lambda _: (
+            "How BH routed, averaged over data sets. A decision is a token in a layer. "
+            "Nothing rejected: BH kept no expert, so that the floor decided. At floor, at cap: BH "
+            "kept fewer or more experts than allowed, so that the limit decided. From "
+            f"`{CELLS_FILE}`."
+        ),
+        "llrrrrr",
+        lambda study: "bh" in study.families,
+        "this run has no Benjamini-Hochberg routing",
+    ),
+}
+"""By cross-reference label."""

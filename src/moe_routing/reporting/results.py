@@ -1,0 +1,238 @@
+"""The results folder of a study, read once: what every text is written from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moe_routing.errors import InputError
+from moe_routing.vocabulary import DIVERGENCE, TASKS
+
+if TYPE_CHECKING:
+    from moe_routing.config.study import StudyConfig
+
+SMALL_MODEL = 100_000_000
+"""Below this many parameters the text calls a model small; no published MoE model is."""
+
+STATISTICS = (
+    "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
+    "primary", "missing", "controls", "noise",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model under study, as ``model.json`` describes it.
+
+    Attributes:
+        path: folder or hub id.
+        revision: pinned commit of the hub, if any.
+        architecture: class name.
+        layers: number of layers.
+        experts: experts a layer.
+        native_k: experts a token that it was trained with.
+        parameters: number of weights, if known.
+        weights_sha256: hash over its weight files.
+    """
+
+    path: str
+    revision: str | None
+    architecture: str
+    layers: int
+    experts: int
+    native_k: int
+    parameters: int | None
+    weights_sha256: str
+
+    @property
+    def name(self) -> str:
+        """Last part of the path: OLMoE-1B-7B-0924."""
+        return self.path.rstrip("/").split("/")[-1]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is far below the size of models in use."""
+        return self.parameters is not None and self.parameters < SMALL_MODEL
+
+    @property
+    def phrase(self) -> str:
+        """How the text names it: a small one is called small wherever it is named."""
+        if not self.is_small:
+            return self.name
+        return f"a small model ({self.name}, {self.parameters / 1e6:.0f} million parameters)"
+
+    @property
+    def topology(self) -> str:
+        """Its routing in words."""
+        return f"{self.layers} layers, {self.experts} experts a layer, top-{self.native_k}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """All tables of one results folder.
+
+    Attributes:
+        folder: the results folder.
+        config: the resolved config.
+        model: the model.
+        cells: ``comparison/full_routing_results.csv``.
+        metrics: ``comparison/all_metrics.csv``.
+        statistics: tables under ``statistics/`` by name; one that was not written is empty.
+        controls: ``comparison/controls.csv``, the cells scored beside the comparison; empty if it
+            was not written.
+    """
+
+    folder: Path
+    config: StudyConfig
+    model: Model
+    cells: pd.DataFrame
+    metrics: pd.DataFrame
+    statistics: dict[str, pd.DataFrame] = field(default_factory=dict)
+    controls: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Study:
+        """Read a results folder.
+
+        Raises:
+            InputError: the folder, its config, ``model.json`` or the table of cells is missing.
+        """
+        from moe_routing.config.study import load_config
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such results folder")
+        comparison = folder / "comparison"
+        return cls(
+            folder=folder,
+            config=load_config(folder / "config.yaml"),
+            model=read_model(folder / "model.json"),
+            cells=read_table(comparison / "full_routing_results.csv"),
+            metrics=read_table(comparison / "all_metrics.csv"),
+            statistics={
+                name: _optional(folder / "statistics" / f"{name}.csv") for name in STATISTICS
+            },
+            controls=_optional(comparison / "controls.csv"),
+        )
+
+    @property
+    def baseline(self) -> str:
+        """Strategy that every other is compared with."""
+        return self.config.statistics.baseline
+
+    @property
+    def datasets(self) -> list[str]:
+        """Evaluation sets that have cells, in config order."""
+        return list(self.cells["dataset"].drop_duplicates())
+
+    @property
+    def families(self) -> list[str]:
+        """Families of strategies that have cells."""
+        return list(self.cells["family"].drop_duplicates())
+
+    @property
+    def family_of(self) -> dict[str, str]:
+        """Family of every strategy that has cells, controls included."""
+        parts = (self.cells, self.controls)
+        return {row.strategy: row.family for part in parts for row in part.itertuples()}
+
+    @property
+    def main_measures(self) -> dict[str, str]:
+        """The measure that stands for each data set in tests: nats a token, or accuracy."""
+        tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
+        return {name: TASKS[task].main_measure.name for name, task in tasks.items()}
+
+    @property
+    def static_curve(self) -> pd.DataFrame:
+        """Cells of static top-k, those of the controls included, in ascending k by data set."""
+        parts = [part for part in (self.cells, self.controls) if not part.empty]
+        both = pd.concat([part[part["family"] == "regular"] for part in parts])
+        both = both.drop_duplicates(["strategy", "dataset"])
+        return both.sort_values("k", kind="stable").reset_index(drop=True)
+
+    @property
+    def divergence(self) -> pd.Series:
+        """KL divergence from the baseline in nats a token, by compared strategy and data set."""
+        compared = self.metrics["strategy"].isin(self.cells["strategy"])
+        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE.name)]
+        return rows.set_index(["strategy", "dataset"])["value"]
+
+    def cell(self, strategy: str, dataset: str) -> pd.Series:
+        """Return one row of the table of cells.
+
+        Raises:
+            InputError: there is no such cell.
+        """
+        rows = self.cells.query("strategy == @strategy and dataset == @dataset")
+        if rows.empty:
+            raise InputError(f"{self.folder}: no cell of '{strategy}' on '{dataset}'")
+        return rows.iloc[0]
+
+    def provenance(self) -> dict:
+        """Return the provenance of the first cell; all cells of a study share it but for data."""
+        first = self.cells.iloc[0]
+        path = self.folder / "cells" / first["strategy"] / f"{first['dataset']}.json"
+        return read_json(path)["provenance"]
+
+    def table(self, path: str) -> pd.DataFrame:
+        """Read another table of the folder; empty if it was not written."""
+        return _optional(self.folder / path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file; the word ``none`` stays a word.
+
+    Raises:
+        InputError: the file is missing or empty.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such table; run the workflow to make it")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    if table.empty:
+        raise InputError(f"{path}: the table has no rows")
+    return table
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: missing or not valid JSON: {error}") from error
+
+
+def read_model(path: Path) -> Model:
+    """Read ``model.json``.
+
+    Raises:
+        InputError: the file is missing, not JSON, or lacks a key.
+    """
+    values = read_json(path)
+    try:
+        return Model(
+            path=values["path"],
+            revision=values.get("revision"),
+            architecture=values["architecture"],
+            layers=values["num_layers"],
+            experts=values["num_experts"],
+            native_k=values["native_k"],
+            parameters=values.get("parameters"),
+            weights_sha256=values["weights_sha256"],
+        )
+    except KeyError as error:
+        raise InputError(f"{path}: key {error} is missing") from error
+
+
+def _optional(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame()

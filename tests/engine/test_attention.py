@@ -1,0 +1,75 @@
+"""Layouts of packed attention against one plain causal attention a request."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_routing.engine import attention
+from moe_routing.engine.packing import build, plant
+from moe_routing.engine.requests import TokenRequest
+
+HEADS, D = 3, 4
+
+
+def make_pack(rng):
+    """Trees with and without branches, empty branches, equal and unequal lengths."""
+    shapes = [(20, (3, 0, 5)), (9, (1, 1)), (70, ()), (70, ()), (130, ()), (12, (4, 4)), (1, ())]
+    requests, groups = [], []
+    for trunk, branches in shapes:
+        shared = rng.integers(0, 50, trunk).tolist()
+        group = []
+        for place, branch in enumerate(branches or (0,)):
+            own = [100 + place, *rng.integers(0, 50, branch - 1).tolist()] if branch else []
+            group.append(len(requests))
+            requests.append(TokenRequest(shared + own, [0]))
+        groups.append(group)
+    return build(requests, plant(requests, groups))
+
+
+@pytest.mark.parametrize("layout", [attention.SlicedLayout, attention.PaddedLayout])
+@pytest.mark.parametrize("block", [16, 1000])
+@pytest.mark.parametrize("key_heads", [1, HEADS])
+def test_each_request_attends_to_itself_only(layout, block, key_heads, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    rng = np.random.default_rng(0)
+    pack = make_pack(rng)
+    tokens = pack.ids_T.size
+    query, key, value = (
+        torch.from_numpy(rng.standard_normal((1, heads, tokens, D)))
+        for heads in (HEADS, key_heads, key_heads)
+    )
+    plan = layout(pack.spans, torch.float64, torch.device("cpu"))
+    out, _ = attention.packed_attention_forward(
+        torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=plan
+    )
+    assert out.shape == (1, tokens, HEADS, D)
+    assert out.is_contiguous()
+    for start, fork, begin, end in pack.paths:
+        path = np.r_[start:fork, begin:end]
+        alone = F.scaled_dot_product_attention(
+            query[:, :, path], key[:, :, path], value[:, :, path],
+            is_causal=True, scale=0.3, enable_gqa=True,
+        )  # fmt: skip
+        torch.testing.assert_close(out[:, path], alone.transpose(1, 2))
+
+
+def test_a_pack_without_layout_is_refused():
+    rows = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(TypeError, match="layout"):
+        attention.packed_attention_forward(torch.nn.Identity(), rows, rows, rows, None)
+
+
+def test_the_model_s_attention_is_restored(model):
+    before = model.config._attn_implementation
+
+    def fail():
+        with attention.packed_attention(model):
+            assert model.config._attn_implementation == attention.ATTENTION_IMPLEMENTATION
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert model.config._attn_implementation == before

@@ -1,0 +1,75 @@
+"""Lean kernels against the models' own, for every family that they serve."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+
+from moe_routing.engine import kernels
+
+FAMILIES = {
+    "olmoe": "OlmoeRMSNorm",
+    "flex_olmo": "FlexOlmoRMSNorm",
+    "mixtral": "MixtralRMSNorm",
+    "qwen2_moe": "Qwen2MoeRMSNorm",
+    "qwen3_moe": "Qwen3MoeRMSNorm",
+}
+
+
+def family_module(family):
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def test_all_families_are_tested():
+    assert sorted(FAMILIES.values()) == sorted(kernels.NORM_CLASSES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(1, 50, 16), (1, 7, 3, 16)])
+def test_norms(family, shape):
+    norm = getattr(family_module(family), FAMILIES[family])(16).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    norm.weight.data = torch.randn(16, generator=generator)
+    hidden = 3 * torch.randn(shape, generator=generator)
+    hidden[0, 0] = 0.0
+    before = hidden.clone()
+    torch.testing.assert_close(kernels._norm_forward(norm)(hidden), norm(hidden))
+    assert torch.equal(hidden, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_embeddings(family):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 9, 4, 16, generator=generator).transpose(1, 2)
+    key = torch.randn(2, 2, 9, 16, generator=generator)
+    angles = torch.rand(2, 9, 8, generator=generator)
+    angles = torch.cat([angles, angles], dim=-1)
+    cos, sin = 1.5 * angles.cos(), angles.sin()
+    stock = family_module(family).apply_rotary_pos_emb(query, key, cos, sin)
+    for ours, theirs in zip(kernels.apply_rotary(query, key, cos, sin), stock, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_in_place_inside_restored_outside(model):
+    stock = family_module("olmoe").apply_rotary_pos_emb
+    norm = model.model.norm
+
+    def fail():
+        with kernels.lean_kernels(model):
+            assert family_module("olmoe").apply_rotary_pos_emb is kernels.apply_rotary
+            assert "forward" in vars(norm)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert family_module("olmoe").apply_rotary_pos_emb is stock
+    assert "forward" not in vars(norm)
+
+
+def test_half_precision_keeps_its_own(model):
+    stock = family_module("olmoe").apply_rotary_pos_emb
+    with kernels.lean_kernels(copy.deepcopy(model).to(torch.bfloat16)):
+        assert family_module("olmoe").apply_rotary_pos_emb is stock
