@@ -31,7 +31,7 @@ else:
     include: "workflow/rules/baseline.smk"
     include: "workflow/rules/bh.smk"
     include: "workflow/rules/validity.smk"
-    include: "workflow/rules/audit.smk"
+    include: "workflow/rules/ablation.smk"
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/report.smk"
 

@@ -35,11 +35,11 @@ from measure import interleave, options, peak_megabytes, prepare, ratio, sgemm_r
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moe_routing.evaluation.calibrate import calibrate
-from moe_routing.engine.requests import TokenRequest
-from moe_routing.engine.scorer import Scorer
-from moe_routing.engine.routed import routed
 from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.requests import TokenRequest
+from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.evaluation.calibrate import calibrate
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import parse_strategy
 
@@ -80,7 +80,7 @@ class Bench:
             return log_probability.gather(2, ids_BS[:, 1:, None])[..., 0].double()
 
     def engine(
-        self, scored: int | None, strategy: str = "", experts: str = "ragged"
+        self, scored: int | None, strategy: str = "", experts: str = "dropless"
     ) -> torch.Tensor:
         """Score the last ``scored`` positions of each window, or all; float64, (windows,)."""
         rows = self.ids_BS.tolist()
@@ -149,7 +149,7 @@ def scoring_table(
         bench: model and windows.
         stock: experts implementations of transformers; ``grouped_mm`` and ``eager`` among them.
         rounds: times that every way is run.
-        peak: operations a second of a large matrix product, to compare with.
+        peak: operations per second of a large matrix product, to compare with.
     """
     ways = bench.ways(stock)
     window = bench.ids_BS.shape[1]
@@ -186,7 +186,7 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
     runs["no experts"] = partial(bench.engine, 1, "regular_k1", "zeros")
     seconds = interleave(runs, rounds, bench.device)
     rest = seconds.pop("no experts")
-    shares = {
+    proportions = {
         name: [a - b for a, b in zip(times, rest, strict=True)] for name, times in seconds.items()
     }
     rows = []
@@ -199,7 +199,8 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
                 "seconds": statistics.median(seconds[name]),
                 "tokens/s": bench.ids_BS.numel() / statistics.median(seconds[name]),
                 "time / regular_k8": 1 / ratio(seconds["regular_k8"], seconds[name]),
-                "experts' share / regular_k8": 1 / ratio(shares["regular_k8"], shares[name]),
+                "experts' share / regular_k8": 1
+                / ratio(proportions["regular_k8"], proportions[name]),
                 "time / static ceil(mean)": 1 / ratio(static, seconds[name]),
             }
         )
@@ -229,7 +230,7 @@ def line(rows: Sequence[dict]) -> list[dict]:
     static = [r for r in rows if r["strategy"].startswith("regular") and r["mean experts"] <= 16]
     x, y = ([row[name] for row in static] for name in ("mean experts", "seconds"))
     slope, start = np.polyfit(x, y, 1)
-    return [{"seconds an expert": slope, "seconds without": start, "strategies": len(static)}]
+    return [{"seconds per expert": slope, "seconds without": start, "strategies": len(static)}]
 
 
 def _mean_experts(bench: Bench, strategy: str) -> float:

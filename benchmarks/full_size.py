@@ -6,8 +6,8 @@
 Nothing is downloaded. Router logits have unit variance and, as the experts' router vectors differ
 in length, the heavy tails and uneven loads of a trained router; the first table says how far. Then:
 
-- scoring: tokens a second at k = 8, stock ``eager`` and ``grouped_mm`` against the engine, and the
-  peak of memory above the weights for the given tokens in one forward pass.
+- scoring: tokens per second at k = 8, stock ``eager`` and ``grouped_mm`` against the engine, and
+  the peak of memory above the weights for the given tokens in one forward pass.
 - rates: the engine under static strategies, every position scored.
 - projection: the study of config/olmoe-1b-7b.yaml, 23 strategies on three evaluation sets, at
   these rates, with its arithmetic. It is one of scoring alone, without loading.

@@ -1,4 +1,4 @@
-"""Items a second: the engine against lm-evaluation-harness's HFLM, on the same model and items.
+"""Items per second: the engine against lm-evaluation-harness's HFLM, on the same model and items.
 
     snakemake --cores all                # once: makes the items of the default study
     python benchmarks/harness.py         # some minutes on two cores
@@ -30,10 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_routing.cli import run
 from moe_routing.config.study import ModelConfig
 from moe_routing.data.items import Item, read_items
-from moe_routing.errors import InputError
-from moe_routing.engine.scorer import Scorer
 from moe_routing.engine.loading import load_model
 from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
 from moe_routing.vocabulary import task_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -126,7 +126,7 @@ def peak_megabytes(run: Callable[[], object], device: str = "cpu") -> float | No
 
 
 def sgemm_rate(threads: int, size: int = 1024, repeats: int = 9) -> float:
-    """Return floating-point operations a second of a square single-precision product."""
+    """Return floating-point operations per second of a square single-precision product."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""Memory of the ragged experts: does it follow the selected pairs, or tokens x slots x hidden size?
+"""Memory of the dropless experts: proportional to the selected pairs, not to all slots.
 
 Counts the bytes of all tensors alive at once while one layer's experts run on the CPU, and prints
-a table by experts a token: the peak, the peak a selected pair, and how many rows of hidden
+a table by experts per token: the peak, the peak a selected pair, and how many rows of hidden
 size are alive at the peak, a token (its slope in the hidden size, which index tables do not have).
 
     python benchmarks/memory.py --tokens 2048 --slots 64 --json memory.json
@@ -120,10 +120,10 @@ def main(argv: list[str] | None = None) -> None:
         peak = peak_bytes(index_TK, arguments.hidden, arguments.inner)
         rows.append(
             {
-                "experts a token": mean,
+                "experts per token": mean,
                 "pairs": pairs,
                 "peak, MiB": peak / 2**20,
-                "bytes a pair": peak / pairs,
+                "bytes per pair": peak / pairs,
                 "rows of hidden size a token": rows_alive(
                     index_TK, arguments.hidden, arguments.inner
                 )

@@ -47,8 +47,8 @@ CAPS = (8, 16, 64)
 def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> CalibrationSample:
     """Return normal logits with a larger first eighth, one layer."""
     logits_LTE = rng.standard_normal((1, tokens, experts), np.float32)
-    native_k = max(1, experts // 8)
-    logits_LTE[..., :native_k] += 2
+    top_k = max(1, experts // 8)
+    logits_LTE[..., :top_k] += 2
     return CalibrationSample(
         torch.from_numpy(rng.permuted(logits_LTE, axis=-1)),
         torch.from_numpy(rng.standard_normal((1, tokens, experts), np.float32)),
@@ -56,7 +56,7 @@ def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> Cal
         torch.full((1, tokens), HIDDEN**0.5),
         torch.ones(1, experts),
         hidden_size=HIDDEN,
-        native_k=native_k,
+        top_k=top_k,
         fingerprint="simulated",
     )
 
@@ -144,7 +144,7 @@ class Bench:
     def row(self, strategy: Strategy) -> dict[str, object]:
         """Time one strategy."""
         sample, layers = self.calibration.sample, self.layers
-        base, k = getattr(strategy, "base", strategy), sample.native_k
+        base, k = getattr(strategy, "base", strategy), sample.top_k
         select = strategy.selector(self.calibration, sample.num_experts)
         router = Router(select, strategy.weighting_kind, k)
         device = layers[0].logits_TE.device

@@ -8,8 +8,8 @@ From the last line of each job's log under ``logs/``, in which the job tells wha
 - rules: jobs, wall and CPU seconds, the CPU seconds of start-up (Python and imports) and of loading
   the model, and the largest peak of a job's memory.
 - study: wall clock from the start of the first job to the end of the last, of use if the study ran
-  in one go; CPU seconds of all jobs, and the share of start-up and loading in them. Snakemake's own
-  time lies in the wall clock only.
+  in one go; CPU seconds of all jobs, and the proportion of start-up and loading in them.
+  Snakemake's own time lies in the wall clock only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SUMS = list(COLUMNS.values())[:-1]
 
 
 def read_jobs(results: Path) -> pd.DataFrame:
-    """Return one row a job: rule, job, what it used, and when it ended.
+    """Return one row per job: rule, job, what it used, and when it ended.
 
     A job of ``logs/<rule>.log`` is named like its rule; one of ``logs/<rule>/<job>.log`` by its
     wildcards.

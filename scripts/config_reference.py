@@ -15,10 +15,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="repository (default: here)")
     root = parser.parse_args().root
 
-    from moe_routing.files import atomic_path
+    from moe_pretraining.settings import PretrainConfig
     from moe_routing.config.reference import reference_files
+    from moe_routing.files import atomic_path
 
-    for name, text in reference_files().items():
+    for name, text in reference_files(PretrainConfig).items():
         with atomic_path(root / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -16,9 +16,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results
 
-    from moe_routing.config.study import load_config
+    from moe_routing.config.study import config_file, load_config
     from moe_routing.evaluation.study_model import write_model
-    from moe_routing.workflow import config_file
 
     started()
     write_model(load_config(results / "config.yaml"), results, config_file(results))

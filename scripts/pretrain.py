@@ -20,9 +20,9 @@ import json
 import shutil
 from pathlib import Path
 
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.cli import run
 from moe_routing.files import atomic_path
-from moe_pretraining.settings import PretrainConfig
 from moe_routing.schema import load_yaml
 from moe_routing.usage import started
 

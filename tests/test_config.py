@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_routing.config.study import StudyConfig, as_control, load_config
-from moe_routing.errors import InputError
 from moe_pretraining.settings import PretrainConfig
 from moe_routing.config.reference import reference_files
+from moe_routing.config.study import StudyConfig, as_control, load_config
+from moe_routing.errors import InputError
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import NAME, load_yaml
 from moe_routing.workflow import sections
@@ -74,12 +74,12 @@ def test_what_a_control_takes_apart(control, kind, base):
 
 def test_a_noise_arm_changes_one_setting(values):
     half = {"name": "bfloat16", "dtype": "bfloat16"}
-    values["noise"] = [values["noise"][0], half, values["noise"][1]]
+    values["numerics"] = [values["numerics"][0], half, values["numerics"][1]]
     study = StudyConfig.model_validate(values)
-    eager, half, small = (study.under(arm) for arm in study.noise)
+    eager, half, small = (study.under(arm) for arm in study.numerics)
     assert (eager.model.experts_implementation, half.model.dtype) == ("eager", "bfloat16")
     assert small.evaluation.token_budget == 1024
-    assert [arm.changed for arm in study.noise][1] == "dtype = bfloat16"
+    assert [arm.changed for arm in study.numerics][1] == "dtype = bfloat16"
     back = half.model.model_copy(update={"dtype": study.model.dtype})
     assert half.model_copy(update={"model": back}) == study
 
@@ -146,13 +146,16 @@ def change(values, key, value):
         ("controls", ["shuffle.bh_k9_a005"], "is compared with 'bh_k9_a005'; allowed: controls of"),
         ("controls", ["bh_k9_a005_uniform"], "is compared with 'bh_k9_a005'; allowed: controls of"),
         ("controls", ["bh_k8_a005_per-expert"], "calibration.nulls lacks 'per_expert'"),
-        ("noise", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the study"),
-        ("noise", [{"name": "a", "dtype": "float8"}], "noise.0.dtype is 'float8'; input should be"),
-        ("noise", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),
-        ("noise", [{"name": "a"}], "arm 'a' changes nothing; allowed: one of experts_impl"),
-        ("noise", [{"name": "a", "dtype": "float16", "token_budget": 256}], "changes dtype, token"),
-        ("noise", [{"name": "a/b", "dtype": "float16"}], "noise.0.name is 'a/b'; allowed: a lett"),
-        ("noise", [{"name": "a", "dtype": "float16"}] * 2, "two arms 'a'; allowed: each name once"),
+        ("noise", [], "noise: unknown key; it is now called 'numerics'"),
+        ("analysis.audit", {}, "analysis.audit: unknown key; it is now called 'ablation'"),
+        ("model.experts_implementation", "ragged", "implementation is 'ragged'; input shou"),
+        ("numerics", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the"),
+        ("numerics", [{"name": "a", "dtype": "float8"}], "numerics.0.dtype is 'float8'; input sho"),
+        ("numerics", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),
+        ("numerics", [{"name": "a"}], "arm 'a' changes nothing; allowed: one of experts_impl"),
+        ("numerics", [{"name": "a", "dtype": "float16", "token_budget": 256}], "changes dtype,"),
+        ("numerics", [{"name": "a/b", "dtype": "float16"}], "numerics.0.name is 'a/b'; allowed"),
+        ("numerics", [{"name": "a", "dtype": "float16"}] * 2, "two arms 'a'; allowed: each name"),
         ("evaluation.kl_items", -1, "evaluation.kl_items is -1; input should be greater than or"),
         ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
         ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'within_token'"),
@@ -168,7 +171,7 @@ NAMES += ["x" * 65, 3, None]
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [*(("study", value) for value in NAMES), ("noise.0.name", "..")]
+    ("key", "value"), [*(("study", value) for value in NAMES), ("numerics.0.name", "..")]
 )
 def test_a_name_stays_in_its_folder(values, tmp_path, key, value):
     message = message_of(change(values, key, value), tmp_path)
@@ -268,8 +271,8 @@ def test_every_strategy_id_is_a_name(values):
 
 
 def test_arms_that_differ_in_case_only_are_one_folder_for_some(values, tmp_path):
-    values["noise"] = [{"name": name, "dtype": "float16"} for name in ("half", "Half")]
-    assert "noise has two arms 'half'; allowed: each name once" in message_of(values, tmp_path)
+    values["numerics"] = [{"name": name, "dtype": "float16"} for name in ("half", "Half")]
+    assert "numerics has two arms 'half'; allowed: each name once" in message_of(values, tmp_path)
 
 
 def test_missing_key(values, tmp_path):
@@ -298,6 +301,9 @@ def test_a_rule_depends_only_on_its_sections(values):
     assert sections(study, "datasets.lambada") != sections(other, "datasets.lambada")
 
 
-@pytest.mark.parametrize("name", list(reference_files()))
+REFERENCE = reference_files(PretrainConfig)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
 def test_reference_is_made_from_the_models(name):
-    assert (ROOT / name).read_text(encoding="utf-8") == reference_files()[name]
+    assert (ROOT / name).read_text(encoding="utf-8") == REFERENCE[name]

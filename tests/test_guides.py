@@ -43,7 +43,7 @@ def small_sample() -> CalibrationSample:
     norm_LT = torch.ones(2, 50)
     return CalibrationSample(
         logits_LTE, logits_LTE, norm_LT, norm_LT, torch.ones(2, 8),
-        hidden_size=4, native_k=2, fingerprint="x",
+        hidden_size=4, top_k=2, fingerprint="x",
     )  # fmt: skip
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from moe_routing.config.analyses import AnalysisConfig
+from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
-from moe_routing.config.limits import Limits, check_limits
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
-OLMOE = Limits(experts=64, native_k=8, window=4096)
-MIXTRAL = Limits(experts=8, native_k=2, window=256)
+OLMOE = Limits(experts=64, top_k=8, window=4096)
+MIXTRAL = Limits(experts=8, top_k=2, window=256)
 STUDY = {
     "study": "small",
     "model": {"path": "unused"},
@@ -45,7 +45,7 @@ def test_a_study_of_defaults_fits_any_model():
 
 
 @pytest.mark.parametrize(
-    ("experts", "native_k", "max_k", "fewer_k", "signals"),
+    ("experts", "top_k", "max_k", "fewer_k", "signals"),
     [
         (64, 8, [8, 16, 32, 64], [1, 2, 3, 4, 6], [0, 4, 16]),
         (8, 2, [2, 4, 8], [1, 2, 3, 4, 6], [0, 1, 2]),
@@ -54,11 +54,11 @@ def test_a_study_of_defaults_fits_any_model():
         (4, 4, [4], [1, 2, 3, 4], [0, 1]),
     ],
 )
-def test_defaults_follow_the_model(experts, native_k, max_k, fewer_k, signals):
-    settings = AnalysisConfig().of_model(experts, native_k)
+def test_defaults_follow_the_model(experts, top_k, max_k, fewer_k, signals):
+    settings = AnalysisConfig().of_model(experts, top_k)
     assert (settings.bh.max_k, settings.bh.fewer_k) == (max_k, fewer_k)
-    assert (settings.validity.max_k, settings.validity.signals) == (native_k, signals)
-    assert ("unselected" in settings.validity.nulls) == (native_k < experts)
+    assert (settings.validity.max_k, settings.validity.signals) == (top_k, signals)
+    assert ("unselected" in settings.validity.nulls) == (top_k < experts)
 
 
 def test_what_is_set_is_kept():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
 from moe_pretraining.card_training import additions_text, batch_text, optimizer_text
 from moe_pretraining.schedule import sequences_before
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
     from moe_pretraining.settings import PretrainConfig
@@ -28,9 +28,9 @@ tags: [mixture-of-experts, olmoe, routing]
 # {name}
 
 A small `OlmoeForCausalLM`, the architecture of OLMoE-1B-7B: {num_hidden_layers} layers,
-{num_experts} experts a layer, top-{num_experts_per_tok}, softmax router, weights not renormalised.
-It was trained by this repository, from random weights, to study routing where a large model would
-be impractical. It is no language model to be used for anything else.
+{num_experts} experts per layer, top-{num_experts_per_tok}, softmax router, weights not
+renormalised. It was trained by this repository, from random weights, to study routing where a large
+model would be impractical. It is no language model to be used for anything else.
 
     snakemake pretrain --cores all --configfile config/pretrain.yaml
 
@@ -80,9 +80,9 @@ them; intervals ({confidence:g} %) from resampling documents.
 {benchmarks}
 ## Routing
 
-Of the same tokens, by layer. Load is the share of assignments that an expert gets, over the mean
-share; entropy is that of the router's softmax (at most {max_entropy:.2f} nats); the mass is the
-summed probability of the {num_experts_per_tok} experts chosen.
+Of the same tokens, by layer. Load is the proportion of assignments that an expert gets, over the
+mean share; entropy is that of the router's softmax (at most {max_entropy:.2f} nats); the mass is
+the summed probability of the {num_experts_per_tok} experts chosen.
 
 {routing}
 
@@ -199,12 +199,12 @@ def _architecture(config: PretrainConfig, measured: dict) -> str:
     return _table(
         [
             {"": "parameters", "value": f"{parameters['total']:,}"},
-            {"": "active parameters a token", "value": f"{parameters['active']:,}"},
+            {"": "active parameters per token", "value": f"{parameters['active']:,}"},
             {"": "layers", "value": str(shape.num_hidden_layers)},
             {"": "hidden size", "value": str(shape.hidden_size)},
             {"": "attention heads", "value": str(shape.num_attention_heads)},
-            {"": "experts a layer", "value": str(shape.num_experts)},
-            {"": "experts a token", "value": str(shape.num_experts_per_tok)},
+            {"": "experts per layer", "value": str(shape.num_experts)},
+            {"": "experts per token", "value": str(shape.num_experts_per_tok)},
             {"": "inner size of an expert", "value": str(shape.intermediate_size)},
             {"": "vocabulary", "value": f"{shape.vocab_size:,}"},
             {"": "longest context", "value": str(shape.max_position_embeddings)},
@@ -225,9 +225,12 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
             {"": "batch", "value": batch_text(config)},
             {"": "peak learning rate", "value": f"{config.learning_rate:g}"},
             {"": "device", "value": config.device},
-            {"": "tokens a second (median)", "value": f"{log['tokens_per_second'].median():,.0f}"},
+            {
+                "": "tokens per second (median)",
+                "value": f"{log['tokens_per_second'].median():,.0f}",
+            },
             {"": "hours in this run's steps", "value": f"{seconds / 3600:.1f}"},
-            {"": "last validation loss, nats a token", "value": f"{last['validation_loss']:.3f}"},
+            {"": "last validation loss, nats per token", "value": f"{last['validation_loss']:.3f}"},
             {"": "seed", "value": str(config.seed)},
         ]
     )
@@ -239,15 +242,15 @@ def _data(config: PretrainConfig, corpus: dict[str, dict[str, float]]) -> str:
     tokens = sequences * config.sequence_length
     rows = []
     for source in config.sources:
-        counts, share = corpus[source.name], source.weight / total
+        counts, proportion = corpus[source.name], source.weight / total
         rows.append(
             {
                 "source": source.name,
-                "share of windows": f"{100 * share:.0f} %",
+                "proportion of windows": f"{100 * proportion:.0f} %",
                 "text, MB": f"{counts['bytes'] / 1e6:.1f}",
                 "tokens, millions": f"{counts['tokens'] / 1e6:.1f}",
-                "bytes a token": f"{counts['bytes_per_token']:.2f}",
-                "epochs": f"{share * tokens / counts['tokens']:.2f}",
+                "bytes per token": f"{counts['bytes_per_token']:.2f}",
+                "epochs": f"{proportion * tokens / counts['tokens']:.2f}",
                 "licence": source.license,
                 "from": source.url,
             }
@@ -263,9 +266,9 @@ def _validation(validation: dict) -> str:
                 "text": name,
                 "documents": str(part["documents"]),
                 "tokens": f"{part['tokens']:,}",
-                "loss, nats a token": _interval(part["nats_per_token"]),
+                "loss, nats per token": _interval(part["nats_per_token"]),
                 "perplexity": f"{np.exp(part['nats_per_token']['estimate']):.1f}",
-                "bits a byte": _interval(part["bits_per_byte"]),
+                "bits per byte": _interval(part["bits_per_byte"]),
             }
             for name, part in parts.items()
         ]
@@ -276,8 +279,8 @@ def _copying(copying: dict[str, float]) -> str:
     first, second = copying["first"], copying["second"]
     return (
         f"When the same {copying['tokens']} tokens of these texts stand twice in a window, the "
-        f"first reading costs {first:.3f} nats a token and the second {second:.3f}: what the model "
-        "can copy from its context."
+        f"first reading costs {first:.3f} nats per token and the second {second:.3f}: what the "
+        "model can copy from its context."
     )
 
 
@@ -332,19 +335,23 @@ def _dead_sentence(routing: dict) -> str:
 def _static(static: dict[str, float]) -> str:
     return _table(
         [
-            {"experts": k, "loss, nats a token": f"{loss:.3f}", "perplexity": f"{np.exp(loss):.1f}"}
+            {
+                "experts": k,
+                "loss, nats per token": f"{loss:.3f}",
+                "perplexity": f"{np.exp(loss):.1f}",
+            }
             for k, loss in static.items()
         ]
     )
 
 
-def _static_sentence(static: dict[str, float], native_k: int) -> str:
+def _static_sentence(static: dict[str, float], top_k: int) -> str:
     best, most = min(static, key=static.__getitem__), max(static, key=int)
-    place = "the number it was trained with" if best == str(native_k) else f"not at {native_k}"
+    place = "the number it was trained with" if best == str(top_k) else f"not at {top_k}"
     gap = static[most] - static[best]
     return (
-        f"The loss is lowest at {best} experts, {place}; with {most} it is {gap:.3f} nats a token "
-        "higher."
+        f"The loss is lowest at {best} experts, {place}; with {most} it is {gap:.3f} nats per "
+        "token higher."
     )
 
 
@@ -357,7 +364,7 @@ def _published_sentence(static: dict[str, float]) -> str:
     small = static[many] - static[few]
     verdict = "it does not show that" if small < large / 2 else "it shows that too"
     return (
-        f"From {few} to {many} experts OLMoE-1B-7B loses {large:.2f} nats a token (perplexity "
+        f"From {few} to {many} experts OLMoE-1B-7B loses {large:.2f} nats per token (perplexity "
         f"{PUBLISHED[few]:g} to {PUBLISHED[many]:g} on lines of WikiText-2, as published), this "
         f"model {small:.3f}: {verdict}."
     )

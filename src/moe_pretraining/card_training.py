@@ -23,7 +23,7 @@ def optimizer_text(config: PretrainConfig) -> str:
 
 
 def batch_text(config: PretrainConfig) -> str:
-    """Say how many sequences a batch had, stage by stage."""
+    """Say how many sequences per batch had, stage by stage."""
     text = f"{config.batch_size} sequences of {config.sequence_length} tokens"
     if not config.batch_warmup:
         return text
@@ -71,5 +71,5 @@ def _continued(config: PretrainConfig) -> str:
 The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were done before this run,
 decay included; their weights have the sha256 `{before.sha256[:16]}`. This run took them up with a
 new optimiser and a new warm-up and went on in the data; schedule and speed above, the figure, and
-the shares of the sources below are those of this run. `config/pretrain.yaml` says how to get at
-what was before."""
+the proportions of the sources below are those of this run. `config/pretrain.yaml` says how to get
+at what was before."""

@@ -35,8 +35,8 @@ OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 def read_documents(source: TextSource) -> Iterator[str]:
     """Yield the documents of a source, in order.
 
-    A text file (also .xz, .gz) holds a paragraph a line and an empty line between documents; a hub
-    data set holds a document a row.
+    A text file (also .xz, .gz) holds a paragraph per line and an empty line between documents; a
+    hub data set holds a document per row.
 
     Raises:
         InputError: no such file, another hash than the config's, or no such column.
@@ -215,9 +215,9 @@ class PackedCorpus:
         Args:
             bounds: rising places of the schedule, each a batch's first and the end of the last.
         """
-        share = np.array(self.weights) / sum(self.weights)
+        proportion = np.array(self.weights) / sum(self.weights)
         draws = np.random.default_rng([self.seed, 0]).random(bounds[-1])
-        source_of = np.searchsorted(np.cumsum(share)[:-1], draws, side="right")
+        source_of = np.searchsorted(np.cumsum(proportion)[:-1], draws, side="right")
         turn_of = np.zeros_like(source_of)
         for source in range(len(self.tokens)):
             mine = source_of == source

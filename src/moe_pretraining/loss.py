@@ -1,7 +1,7 @@
 """The three losses of pretraining: next token, load balancing, and router z-loss.
 
 Shape letters: L layers, T tokens, C tokens of a chunk, H hidden size, V vocabulary, E experts,
-K experts a token.
+K experts per token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_TH: Tensor,
         weight_VH: Tensor,
         target_T: Tensor,
-        share_T: Tensor,
+        proportion_T: Tensor,
     ) -> Tensor:
         total = hidden_TH.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_TH)
@@ -34,14 +34,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, target_T.numel(), CHUNK):
             hidden_CH = hidden_TH[start : start + CHUNK]
             target_C = target_T[start : start + CHUNK, None]
-            share_C = share_T[start : start + CHUNK, None]
+            proportion_C = proportion_T[start : start + CHUNK, None]
             logits_CV = (hidden_CH @ weight_VH.T).float()
             logsumexp_C = logits_CV.logsumexp(-1, keepdim=True)
-            total += ((logsumexp_C - logits_CV.gather(1, target_C)) * share_C).sum()
+            total += ((logsumexp_C - logits_CV.gather(1, target_C)) * proportion_C).sum()
             if any(ctx.needs_input_grad):
                 grad_CV = logits_CV.sub_(logsumexp_C).exp_()
                 grad_CV.scatter_add_(1, target_C, grad_CV.new_full(target_C.shape, -1.0))
-                grad_CV = grad_CV.mul_(share_C).to(hidden_TH.dtype)
+                grad_CV = grad_CV.mul_(proportion_C).to(hidden_TH.dtype)
                 grad_hidden[start : start + CHUNK] = grad_CV @ weight_VH
                 grad_weight.addmm_(grad_CV.T, hidden_CH)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -66,8 +66,8 @@ def linear_cross_entropy(
     """
     if emphasis_T is None:
         emphasis_T = hidden_TH.new_ones(target_T.shape, dtype=torch.float32)
-    share_T = emphasis_T / emphasis_T.sum()
-    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, target_T, share_T)
+    proportion_T = emphasis_T / emphasis_T.sum()
+    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, target_T, proportion_T)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RouterLosses:
 def router_losses(logits_LTE: tuple[Tensor, ...], top_k: int) -> RouterLosses:
     r"""Compute load balancing and z-loss for each layer, and sum them over layers.
 
-    Load balancing (Fedus et al. 2021, eq. 4-6) is :math:`E \sum_e f_e P_e` with f the share of
+    Load balancing (Fedus et al. 2021, eq. 4-6) is :math:`E \sum_e f_e P_e` with f the proportion of
     assignments and P the mean probability: 1 a layer when balanced. Over concatenated layers, as in
     transformers, it can sit at its optimum while single layers collapse. The z-loss
     (Zoph et al. 2022, eq. 5) is the mean squared log-sum-exp.
@@ -92,10 +92,10 @@ def router_losses(logits_LTE: tuple[Tensor, ...], top_k: int) -> RouterLosses:
         logits_TE = logits_TE.float()
         probability_E = logits_TE.softmax(-1).mean(0)
         index_TK = logits_TE.detach().topk(top_k).indices
-        share_E = index_TK.flatten().bincount(minlength=logits_TE.shape[1]) / index_TK.numel()
-        balance.append(logits_TE.shape[1] * (share_E * probability_E).sum())
+        proportion_E = index_TK.flatten().bincount(minlength=logits_TE.shape[1]) / index_TK.numel()
+        balance.append(logits_TE.shape[1] * (proportion_E * probability_E).sum())
         z_loss.append(logits_TE.logsumexp(-1).square().mean())
-        loads.append(share_E.max() * logits_TE.shape[1])
+        loads.append(proportion_E.max() * logits_TE.shape[1])
     return RouterLosses(
         torch.stack(balance).sum(), torch.stack(z_loss).sum(), torch.stack(loads).max()
     )

@@ -1,7 +1,7 @@
 """What the model card tells of a trained model, measured on validation text.
 
 Shape letters: W windows, L tokens of a window (and the one after them), V vocabulary, T tokens,
-E experts, K experts a token, D documents.
+E experts, K experts per token, D documents.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.config.study import ModelConfig
-from moe_routing.evaluation.provenance import environment
 from moe_routing.engine.loading import describe_checkpoint, load_model
-from moe_routing.engine.routed import routed
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
+from moe_routing.engine.routed import routed
+from moe_routing.evaluation.provenance import environment
 from moe_routing.routing.ranking import Ranker, Ranking, by_logit
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
@@ -150,9 +150,9 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
 
     Returns:
         ``parameters`` (total and active a token), ``weights_bytes`` and ``weights_sha256``,
-        ``validation`` (loss in nats a token and bits a byte, overall and by source, with intervals
-        of level ``confidence``), ``copying`` (loss at a text's first and second reading in one
-        window), ``routing`` by layer, ``static_k`` (loss by fixed number of experts),
+        ``validation`` (loss in nats per token and bits per byte, overall and by source, with
+        intervals of level ``confidence``), ``copying`` (loss at a text's first and second reading
+        in one window), ``routing`` by layer, ``static_k`` (loss by fixed number of experts),
         ``random_experts`` (the loss without the router's choice, and its difference from the loss
         with it), and ``provenance``.
 
@@ -163,12 +163,12 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
     loaded = load_model(checkpoint, config.threads)
     model = loaded.model
     windows = validation_windows(config, loaded.tokenizer, corpus_folder)
-    native_k, experts = config.model.num_experts_per_tok, config.model.num_experts
+    top_k, experts = config.model.num_experts_per_tok, config.model.num_experts
     recorder = Recorder()
-    nats_W = _losses(model, windows, Regular(k=native_k), recorder)
-    random_W = _losses(model, windows, random_experts(native_k, config.seed))
-    sweep = sorted({native_k, *(k for k in STATIC_K if k <= experts)})
-    static = {k: nats_W if k == native_k else _losses(model, windows, Regular(k=k)) for k in sweep}
+    nats_W = _losses(model, windows, Regular(k=top_k), recorder)
+    random_W = _losses(model, windows, random_experts(top_k, config.seed))
+    sweep = sorted({top_k, *(k for k in STATIC_K if k <= experts)})
+    static = {k: nats_W if k == top_k else _losses(model, windows, Regular(k=k)) for k in sweep}
     rng = np.random.default_rng(config.seed)
     tokens = int(windows.tokens_W.sum())
     difference = _ratio(random_W - nats_W, windows.tokens_W, windows.document_W, rng)
@@ -178,7 +178,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         "weights_sha256": describe_checkpoint(checkpoint)["weights_sha256"],
         "confidence": CONFIDENCE,
         "validation": _validation(windows, nats_W, rng),
-        "copying": _copying(model, windows, Regular(k=native_k)),
+        "copying": _copying(model, windows, Regular(k=top_k)),
         "routing": _routing(recorder.statistics()),
         "static_k": {str(k): float(loss_W.sum() / tokens) for k, loss_W in static.items()},
         "random_experts": {"loss": float(random_W.sum() / tokens), "difference": difference},
@@ -187,7 +187,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
 
 
 def random_experts(k: int, seed: int) -> Strategy:
-    """Return the control that keeps k experts a token but draws which.
+    """Return the control that keeps k experts per token but draws which.
 
     Weights are rescaled to the mass of the token's own top k, so that the layer's output keeps its
     scale and only the choice of experts is lost.
@@ -208,8 +208,8 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     embeddings = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" in name)
-    share = config.num_experts_per_tok / config.num_experts
-    return {"total": total, "active": round(total - embeddings - experts * (1 - share))}
+    proportion = config.num_experts_per_tok / config.num_experts
+    return {"total": total, "active": round(total - embeddings - experts * (1 - proportion))}
 
 
 def _validation(windows: Windows, nats_W: np.ndarray, rng: np.random.Generator) -> dict:
@@ -232,7 +232,7 @@ def _validation(windows: Windows, nats_W: np.ndarray, rng: np.random.Generator) 
 
 
 def _copying(model: PreTrainedModel, windows: Windows, strategy: Strategy) -> dict[str, float]:
-    """Return the loss in nats a token of the windows' first halves, and of the same once more."""
+    """Return the loss in nats per token of the windows' first halves, and of the same once more."""
     half_WL = windows.ids_WL[:, : windows.ids_WL.shape[1] // 2]
     count, size = half_WL.shape
     with routed(model, strategy):

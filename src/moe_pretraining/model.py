@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moe_routing.errors import InputError
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
+from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase

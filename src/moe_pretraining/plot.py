@@ -34,11 +34,11 @@ def plot_training(log: pd.DataFrame, path: Path) -> None:
     sns.lineplot(smooth, x="tokens", y="loss", ax=top, label=label)
     validated = log.dropna(subset="validation_loss")
     sns.lineplot(validated, x="tokens", y="validation_loss", ax=top, label="validation", ls="--")
-    top.set_ylabel("loss, nats a token")
+    top.set_ylabel("loss, nats per token")
     sns.lineplot(smooth, x="tokens", y="max_load", ax=middle)
     middle.set_ylabel("largest load\n/ mean load")
     sns.lineplot(smooth, x="tokens", y="tokens_per_second", ax=bottom)
-    bottom.set(xlabel="training tokens, millions", ylabel="tokens a second", ylim=(0, None))
+    bottom.set(xlabel="training tokens, millions", ylabel="tokens per second", ylim=(0, None))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     plt.close(figure)

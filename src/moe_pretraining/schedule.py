@@ -6,9 +6,9 @@ import json
 import math
 from pathlib import Path
 
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_pretraining.settings import PretrainConfig
 from moe_routing.schema import parse
 
 STARTED_WITH = "started_with.json"

@@ -12,14 +12,14 @@ from moe_routing.schema import ClosedModel, Commit, Device, FilePath, HubId, Nam
 
 class _TextSource(ClosedModel):
     name: Name = Field(description="Short name; names the token files.")
-    weight: PositiveFloat = Field(1.0, description="Relative share of the training windows.")
+    weight: PositiveFloat = Field(1.0, description="Relative proportion of the training windows.")
     max_documents: PositiveInt | None = Field(None, description="Read only the first documents.")
     license: str = Field(description="Licence of the text, for the model card.")
     url: str = Field(description="Where the text comes from, for the model card.")
 
 
 class LocalTextSource(_TextSource):
-    """A text file: a paragraph a line, an empty line between documents; also .xz and .gz."""
+    """A text file: a paragraph per line, an empty line between documents; also .xz and .gz."""
 
     kind: Literal["local"]
     path: FilePath = Field(description="Path, relative to the repository.")
@@ -48,8 +48,8 @@ class ModelShape(ClosedModel):
     intermediate_size: PositiveInt = Field(32, description="Inner width of one expert.")
     num_hidden_layers: PositiveInt = Field(16, description="Layers.")
     num_attention_heads: PositiveInt = Field(4, description="Attention heads.")
-    num_experts: PositiveInt = Field(64, description="Experts a layer.")
-    num_experts_per_tok: PositiveInt = Field(8, description="Experts a token (top-k).")
+    num_experts: PositiveInt = Field(64, description="Experts per layer.")
+    num_experts_per_tok: PositiveInt = Field(8, description="Experts per token (top-k).")
     max_position_embeddings: PositiveInt = Field(256, description="Longest sequence.")
     initializer_range: PositiveFloat = Field(0.02, description="Standard deviation at the start.")
 
@@ -108,12 +108,12 @@ class PretrainConfig(ClosedModel):
         description="Stages with other batches at the start of this run, one after the other; "
         "batch_size follows.",
     )
-    sequence_length: PositiveInt = Field(256, description="Tokens a sequence.")
+    sequence_length: PositiveInt = Field(256, description="Tokens per sequence.")
     repeat_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the training windows that repeat their first tokens to the end.",
+        description="Proportion of the training windows that repeat their first tokens to the end.",
     )
     repeat_steps: PositiveInt | None = Field(
         None, description="Steps of this run that have such windows, its first ones; null: all."
@@ -133,12 +133,16 @@ class PretrainConfig(ClosedModel):
     )
     learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate.")
     warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
-    decay_share: float = Field(0.25, ge=0, le=1, description="Share of this run's steps in decay.")
+    decay_share: float = Field(
+        0.25, ge=0, le=1, description="Proportion of this run's steps in decay."
+    )
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
     gradient_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
     load_balancing_coefficient: float = Field(0.01, ge=0, description="Weight of the loss.")
     z_loss_coefficient: float = Field(0.001, ge=0, description="Weight of the router z-loss.")
-    validation_share: float = Field(0.005, gt=0, lt=1, description="Share of documents held out.")
+    validation_share: float = Field(
+        0.005, gt=0, lt=1, description="Proportion of documents held out."
+    )
     validation_interval: PositiveInt = Field(250, description="Steps between validations.")
     validation_batches: PositiveInt = Field(8, description="Batches of a validation.")
     checkpoint_interval: PositiveInt = Field(250, description="Steps between checkpoints.")

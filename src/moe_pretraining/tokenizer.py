@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moe_routing.errors import InputError
 from moe_pretraining.corpus import leading_documents
+from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
     from moe_pretraining.settings import PretrainConfig

@@ -21,9 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
-from moe_routing.engine.loading import check_device
 from moe_pretraining.corpus import (
     PackedCorpus,
     check_file,
@@ -40,6 +37,9 @@ from moe_pretraining.schedule import (
     recurrence_weight,
     sequences_before,
 )
+from moe_routing.engine.loading import check_device
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
@@ -190,7 +190,7 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Return the loss in nats a token on the first batches of the validation windows."""
+        """Return the loss in nats per token on the first batches of the validation windows."""
         self.model.eval()
         losses = [
             self._losses(batch)[0].item()

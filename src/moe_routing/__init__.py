@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moe_routing.evaluation.calibrate import calibrate
-    from moe_routing.engine.routed import routed
     from moe_routing.engine.recorder import Recorder
+    from moe_routing.engine.routed import routed
+    from moe_routing.evaluation.calibrate import calibrate
     from moe_routing.routing.strategies import parse_strategy
 
 __version__ = "0.1.0"

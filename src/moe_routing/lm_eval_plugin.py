@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from moe_routing.engine.requests import TokenRequest
-from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.routing.strategies import parse_strategy
 
 if TYPE_CHECKING:

@@ -138,7 +138,13 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key} is {first['input']!r:.120}; {wrong}{more}"
 
 
+RENAMED = {"noise": "numerics", "audit": "ablation"}
+"""Keys of earlier versions, and what they are called now."""
+
+
 def _suggestion(word: str, model: type[BaseModel]) -> str:
+    if word in RENAMED:
+        return f"; it is now called '{RENAMED[word]}'"
     known = set(_keys(model.model_json_schema()))
     close = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -114,7 +114,7 @@ class Metric:
         per: column that it is divided by; None counts items.
         sign: -1 turns log-likelihoods into nats.
         scale: increasing map from the ratio to the metric: none, exp, or nats to bits.
-        is_proportion: whether items are right or wrong, so that it is a share of them.
+        is_proportion: whether items are right or wrong, so that it is a proportion of them.
         higher_is_better: which way is better.
         margin: which non-inferiority margin of the config applies to a difference, if one does.
         unit: unit of a difference.
@@ -169,35 +169,35 @@ def _accuracy(name: str, label: str, column: str) -> Metric:
 
 METRICS: Mapping[str, Metric] = _by_name(
     [
-        Metric("token_perplexity", "perplexity a token", per="tokens", scale="exp"),
-        Metric("word_perplexity", "perplexity a word", per="words", scale="exp"),
-        Metric("byte_perplexity", "perplexity a byte", per="bytes", scale="exp"),
-        Metric("bits_per_byte", "bits a byte", per="bytes", scale="bits"),
+        Metric("token_perplexity", "token perplexity", per="tokens", scale="exp"),
+        Metric("word_perplexity", "word perplexity", per="words", scale="exp"),
+        Metric("byte_perplexity", "byte perplexity", per="bytes", scale="exp"),
+        Metric("bits_per_byte", "bits per byte", per="bytes", scale="bits"),
         _accuracy("accuracy", "accuracy", "correct"),
         _accuracy("accuracy_norm", "length-normalised accuracy", "correct_norm"),
         Metric("last_word_perplexity", "perplexity of the last word", scale="exp"),
         Metric(
             "nats_per_token",
-            "nats a token",
+            "nats per token",
             per="tokens",
             margin="nats",
-            unit="nats a token",
+            unit="nats per token",
             noun="loss",
         ),
         # The margin is one of nats per token, and a last word has several: no margin applies.
         Metric(
             "nats_per_target",
-            "nats a last word",
-            unit="nats a last word",
+            "nats per last word",
+            unit="nats per last word",
             noun="loss on the last word",
         ),
         Metric(
             "kl_from_baseline",
-            "KL from the baseline, nats a token",
+            "KL from the baseline, nats per token",
             column="kl",
             per="tokens",
             sign=1.0,
-            unit="nats a token",
+            unit="nats per token",
         ),
     ]
 )

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import yaml
 
+from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
+from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
-from moe_routing.config.limits import Limits, check_limits
-from moe_routing.engine.weights import file_hashes, read_object
+from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
 
 
@@ -60,7 +60,7 @@ def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
         InputError: see :func:`moe_routing.config.limits.check_limits`.
     """
     file = results / "model.json"
-    described = read_object(file) if file.is_file() else {}
+    described = read_json(file) if file.is_file() else {}
     if _describes(described, study):
         check_limits(study, Limits.of(described), origin)
 
@@ -112,21 +112,6 @@ def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None
     file = given[0] if whole else Path(os.path.relpath(path.with_name("config.yaml")))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"config_file": file.as_posix()}) + "\n")
-
-
-def config_file(results: Path) -> str:
-    """Return the config file that makes a study again, relative to the repository.
-
-    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
-    the results folder.
-
-    Raises:
-        InputError: the note cannot be read.
-    """
-    noted = results / "run.json"
-    if not noted.is_file():
-        return f"results/{results.resolve().name}/config.yaml"
-    return read_object(noted)["config_file"]
 
 
 def model_files(study: StudyConfig) -> list[str]:

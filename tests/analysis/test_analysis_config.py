@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.analysis.text import text_dataset
+from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.schema import parse
@@ -23,11 +23,14 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
         ({"bh": {"max_k": [0]}}, "bh.max_k.0 is 0"),
         ({"validity": {"level": 0.2}}, "validity: level is 0.2; allowed: one of alpha"),
         ({"validity": {"nulls": ["x"]}}, "validity: nulls has 'x'"),
-        ({"audit": {"horizon": 40}}, "audit: horizon is 40; allowed: less than half of context"),
-        ({"audit": {"epsilon": []}}, "audit.epsilon is []"),
         (
-            {"audit": {"epsilon": [0.1, 0.5]}},
-            "audit: primary_epsilon is 0.01; allowed: one of epsilon, [0.1, 0.5]",
+            {"ablation": {"horizon": 40}},
+            "ablation: horizon is 40; allowed: less than half of context",
+        ),
+        ({"ablation": {"epsilon": []}}, "ablation.epsilon is []"),
+        (
+            {"ablation": {"epsilon": [0.1, 0.5]}},
+            "ablation: primary_epsilon is 0.01; allowed: one of epsilon, [0.1, 0.5]",
         ),
         ({"baseline": {"token": 5}}, "baseline.token: unknown key; did you mean 'tokens'?"),
     ],
@@ -40,18 +43,18 @@ def test_one_line_that_says_what_is_allowed(section, message):
 
 
 def test_defaults_are_those_of_the_study():
-    bh = AnalysisConfig().of_model(experts=64, native_k=8).bh
+    bh = AnalysisConfig().of_model(experts=64, top_k=8).bh
     assert bh.max_k == [8, 16, 32, 64]
     assert bh.alpha == [0.01, 0.05, 0.1]
     assert bh.prompt == "The theory of relativity fundamentally changed our understanding of"
-    assert AnalysisConfig().audit.tokens >= 200
+    assert AnalysisConfig().ablation.tokens >= 200
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml"])
-def test_studies_audit_at_least_200_tokens_in_several_layers(name):
-    audit = load_config(CONFIG / name).analysis.audit
-    assert audit.tokens >= 200
-    assert audit.layers >= 4
+def test_studies_ablation_at_least_200_tokens_in_several_layers(name):
+    ablation = load_config(CONFIG / name).analysis.ablation
+    assert ablation.tokens >= 200
+    assert ablation.layers >= 4
 
 
 def test_the_default_study_runs_bh_under_four_nulls_on_enough_text():

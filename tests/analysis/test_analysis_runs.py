@@ -15,15 +15,15 @@ import pytest
 import torch
 import yaml
 
-from moe_routing.analysis.ablation import choose_probes, write_audit
+from moe_routing.analysis.ablation import choose_probes, write_ablation
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import run_arm, write_bh
 from moe_routing.analysis.capture import Capture
-from moe_routing.config.analyses import AnalysisConfig
-from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
+from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.analysis.telemetry import UnionRecorder
 from moe_routing.analysis.text import first_items, read_text
 from moe_routing.analysis.validity import design_tables, write_validity
+from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.study import load_config
 from moe_routing.data.items import Item, document_item, write_items
 from moe_routing.errors import InputError
@@ -31,7 +31,7 @@ from moe_routing.evaluation.cells import score_dataset, score_items
 from moe_routing.evaluation.study_model import write_model
 from moe_routing.figures import baseline as baseline_figures
 from moe_routing.figures import bh as bh_figures
-from moe_routing.figures.ablation import draw_audit
+from moe_routing.figures.ablation import draw_ablation
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.figures.validity import draw_validity
@@ -48,11 +48,11 @@ ANALYSIS = {
         "fewer_k": [1], "new_tokens": 3, "union": 8,
     },
     "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
-    "audit": {"tokens": 9, "layers": 2, "alpha": [0.01, 0.1], "nulls": ["pooled"], "horizon": 2},
+    "ablation": {"tokens": 9, "layers": 2, "alpha": [0.01, 0.1], "nulls": ["pooled"], "horizon": 2},
 }  # fmt: skip
 
 
-RUN = {"bh": "run_arm", "audit": "run_audit"}
+RUN = {"bh": "run_arm", "ablation": "run_ablation"}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def bh(results, config):
 
 
 @pytest.fixture(scope="module")
-def audit(results, config):
-    return write_audit(config, results)
+def ablation(results, config):
+    return write_ablation(config, results)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def validity(results, config, baseline):
         (BASELINE, "baseline", draw_baseline),
         (BH, "bh", draw_bh),
         (VALIDITY, "validity", draw_validity),
-        (AUDIT, "audit", draw_audit),
+        (ABLATION, "ablation", draw_ablation),
     ],
 )
 def test_exactly_the_promised_files_are_made(results, request, outputs, run, draw):
@@ -155,7 +155,7 @@ def test_the_figures_are_those_that_were_asked_for():
 
 
 def test_by_default_a_null_has_16_rows():
-    study = AnalysisConfig().of_model(experts=64, native_k=8).bh
+    study = AnalysisConfig().of_model(experts=64, top_k=8).bh
     assert len(study.max_k) * (len(study.alpha) + 1) == 16
 
 
@@ -197,7 +197,7 @@ def test_generation_has_the_spread_and_binding_of_its_own_steps(results, bh):
     steps = layers[layers["text"] == "generation"]
     assert set(steps["n_tokens"]) == {3}
     assert row["generation_mean_experts"] == pytest.approx(steps["mean_experts"].mean())
-    for name in ("share_floor", "share_cap", "share_empty"):
+    for name in ("floor_proportion", "cap_proportion", "empty_proportion"):
         assert row[f"generation_{name}"] == pytest.approx(steps[name].mean())
         assert np.allclose(steps[name] * 3, (steps[name] * 3).round())
     quantiles = row[[f"generation_{name}" for name in ("q05", "q25", "median", "q75", "q95")]]
@@ -211,19 +211,19 @@ def test_generation_has_the_spread_and_binding_of_its_own_steps(results, bh):
 def test_binding_by_layer_is_what_the_shares_are_made_of(results, bh):
     layers = pd.read_csv(results / "bh" / "binding_by_layer.csv")
     assert layers.columns.tolist() == [
-        "null", "max_k", "alpha", "text", "layer", "mean_experts", "share_floor", "share_cap",
-        "share_empty", "n_tokens",
+        "null", "max_k", "alpha", "text", "layer", "mean_experts", "floor_proportion",
+        "cap_proportion", "empty_proportion", "n_tokens",
     ]  # fmt: skip
     assert len(layers) == 2 * 2 * 16
     text = layers[layers["text"] == "evaluation"].groupby("max_k")
     tested = bh[bh["kind"] == "bh"].set_index("max_k")
-    for name in ("mean_experts", "share_floor", "share_cap", "share_empty"):
+    for name in ("mean_experts", "floor_proportion", "cap_proportion", "empty_proportion"):
         assert np.allclose(text[name].mean(), tested[name])
-    assert text["share_empty"].nunique().min() > 1
+    assert text["empty_proportion"].nunique().min() > 1
     # The first layer sees the same tokens whatever the cap; at 64 no cap can bind.
     first = layers.query("text == 'evaluation' and layer == 0").set_index("max_k")
-    assert first["share_empty"].nunique() == 1
-    assert first.loc[4, "share_cap"] > first.loc[64, "share_cap"] == 0
+    assert first["empty_proportion"].nunique() == 1
+    assert first.loc[4, "cap_proportion"] > first.loc[64, "cap_proportion"] == 0
 
 
 def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh):
@@ -247,11 +247,11 @@ def test_cells_count_floor_and_cap_where_they_bind(results, config, nano, calibr
     histogram_C = np.sum(routing["by_layer"]["count_histogram"], axis=0)
     at_one, at_four = histogram_C[[1, 4]] / histogram_C.sum()
     if strategy == "regular_k4":
-        assert (at_four, routing["share_floor"], routing["share_cap"]) == (1.0, 0.0, 0.0)
+        assert (at_four, routing["floor_proportion"], routing["cap_proportion"]) == (1.0, 0.0, 0.0)
     else:
         # Where the rule itself wants one expert, the floor of one does not bind.
-        assert 0 < routing["share_empty"] == routing["share_floor"] < at_one
-        assert routing["share_cap"] < at_four
+        assert 0 < routing["empty_proportion"] == routing["floor_proportion"] < at_one
+        assert routing["cap_proportion"] < at_four
 
 
 def test_tables_and_captions_name_data_set_and_window(results, nano, bh, baseline):
@@ -334,19 +334,19 @@ def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
     )
 
 
-def test_the_audit_removes_every_selected_pair_of_the_stock_router_once(results, audit):
-    removals = pd.read_parquet(results / "audit" / "removals.parquet")
+def test_the_ablation_removes_every_selected_pair_of_the_stock_router_once(results, ablation):
+    removals = pd.read_parquet(results / "ablation" / "removals.parquet")
     assert len(removals) == 9 * 2 * 8
     assert not removals.duplicated(["document", "position", "layer", "expert"]).any()
     assert set(removals["arm"]) == {"regular_k8"}
     assert set(removals["layer"]) == {0, 15}
     assert removals["hit"].mean() > 0.95
-    overall = audit[(audit["layer"] == "all") & (audit["scope"] == "own")]
+    overall = ablation[(ablation["layer"] == "all") & (ablation["scope"] == "own")]
     assert set(overall["arm"]) == {"regular_k8", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
     assert (overall["n_missed"] == (~removals["hit"]).sum()).all()
     # Every arm has the same removals, and calls some of them discoveries.
     assert (overall["n_discoveries"] + overall["n_undiscovered"] == removals["hit"].sum()).all()
-    found = pd.read_parquet(results / "audit" / "discoveries.parquet")
+    found = pd.read_parquet(results / "ablation" / "discoveries.parquet")
     missed = removals.loc[~removals["hit"], ["document", "position", "layer", "expert"]]
     for arm, rows in overall[overall["null"] != "none"].groupby("arm"):
         own = found[found["arm"] == arm]
@@ -364,14 +364,14 @@ def test_probes_are_drawn_by_the_seed(results, config, nano):
 
 
 def test_more_tokens_than_the_text_has_is_one_line(results, config, nano):
-    audit = config.analysis.audit.model_copy(update={"tokens": 5000})
-    analysis = config.analysis.model_copy(update={"audit": audit})
+    ablation = config.analysis.ablation.model_copy(update={"tokens": 5000})
+    analysis = config.analysis.model_copy(update={"ablation": ablation})
     greedy = config.model_copy(update={"analysis": analysis})
-    with pytest.raises(InputError, match=r"audit\.tokens is 5000; allowed: at most \d+"):
+    with pytest.raises(InputError, match=r"ablation\.tokens is 5000; allowed: at most \d+"):
         choose_probes(greedy, results, nano)
 
 
-@pytest.mark.parametrize(("write", "section"), [(write_bh, "bh"), (write_audit, "audit")])
+@pytest.mark.parametrize(("write", "section"), [(write_bh, "bh"), (write_ablation, "ablation")])
 def test_too_few_calibration_tokens_stop_before_any_text_is_scored(
     results, config, monkeypatch, write, section
 ):
@@ -389,7 +389,7 @@ def _must_not_run(*_):
     pytest.fail("ran before the check")
 
 
-@pytest.mark.parametrize("draw", [draw_baseline, draw_bh, draw_validity, draw_audit])
+@pytest.mark.parametrize("draw", [draw_baseline, draw_bh, draw_validity, draw_ablation])
 def test_figures_before_their_tables_are_an_error(tmp_path, draw):
     with pytest.raises(InputError, match="no such file; run the analysis before its figures"):
         draw(tmp_path)

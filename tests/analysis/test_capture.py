@@ -10,10 +10,10 @@ from moe_routing.analysis import capture as module
 from moe_routing.analysis.baseline import prompt_logits
 from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
 from moe_routing.data.items import Item
-from moe_routing.errors import InputError
-from moe_routing.engine.scorer import Scorer
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
 
 WINDOW = 16
 

@@ -34,7 +34,7 @@ def real(rng):
         permuted_norm_LT=torch.ones(2, 600),
         weight_norm_LE=torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) + 0.5,
         hidden_size=16,
-        native_k=2,
+        top_k=2,
         fingerprint="none",
     )
 

@@ -20,7 +20,8 @@ def removal(
     return {
         "arm": "bh", "null": "pooled", "alpha": 0.05, "document": document, "position": position,
         "layer": layer, "expert": 0, "place": 0, "discovered": discovered, "weight": weight,
-        "hit": hit, "change": change, "change_window": 2 * change, "noise": 1e-6, "beyond": beyond,
+        "hit": hit, "change": change, "change_window": 2 * change, "noise_floor": 1e-6,
+        "beyond": beyond,
     }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_proportion_and_rate_by_hand(removals):
     # Decisions: (a, 0) has 1 of 2, (a, 3) 0 of 1, (b, 0) 1 of 1, (b, 3) nothing found, (c, 3) 0.
     assert row["n_decisions"] == 5
     assert row["fdr"] == pytest.approx((0.5 + 0 + 1 + 0 + 0) / 5)
-    assert row["share_any"] == pytest.approx(4 / 5)
+    assert row["any_proportion"] == pytest.approx(4 / 5)
     assert row["harmful"] == pytest.approx(1 / 5)
     assert row["mean_change"] == pytest.approx((0.001 + 0.5 - 0.2 + 0.009 + 0.3) / 5)
     wider = pick(table, scope="own", epsilon=0.25, layer="all")

@@ -73,7 +73,7 @@ def test_a_uniform_router_has_the_largest_entropy(rng):
     document_T = np.repeat(np.arange(4), 5)
     row = layer_table(flat, document_T, 4, confidence=0.95, resamples=100, rng=rng).iloc[0]
     assert row["entropy"] == pytest.approx(np.log(16))
-    assert row["entropy_share"] == pytest.approx(1.0)
+    assert row["relative_entropy"] == pytest.approx(1.0)
     assert row["top4_mass"] == pytest.approx(0.25)
 
 

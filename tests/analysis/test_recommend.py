@@ -15,10 +15,10 @@ ITEMS = 60
 def advise(rng):
     """Return a function: per-token effects of arms to the recommendation."""
 
-    def run(effects, experts, static=None, noise=0.01, margin=0.02):
+    def run(effects, experts, static=None, noise_floor=0.01, margin=0.02):
         tokens_N = rng.integers(50, 200, ITEMS)
         base_N = rng.normal(4, 0.5, ITEMS)
-        per_token = [base_N + effect + rng.normal(0, noise, ITEMS) for effect in effects]
+        per_token = [base_N + effect + rng.normal(0, noise_floor, ITEMS) for effect in effects]
         nats_NS = np.stack([base_N, *per_token], axis=1) * tokens_N[:, None]
         static = {8: "base", **(static or {})}
         by_name = {name: k for k, name in static.items()}
@@ -42,7 +42,7 @@ def test_of_the_harmless_arms_the_one_with_fewest_experts(advise):
 
 
 def test_an_arm_with_a_loss_that_cannot_be_excluded_is_refused(advise):
-    found = advise([0.0], {"four": 4.0}, noise=0.3)
+    found = advise([0.0], {"four": 4.0}, noise_floor=0.3)
     assert found["efficiency"] is None
     assert "For efficiency no arm" in found["statement"]
 

@@ -42,14 +42,14 @@ def test_an_unadjusted_threshold_is_shown_failing(rng):
 @pytest.mark.parametrize(("name", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])
 def test_scores_equal_a_loop_over_statsmodels(rng, name, method):
     p_TE = simulate_p(rng, repeats=200, experts=20, signals=5, effect=2.5, correlation=0.3)
-    shares, found = [], []
+    proportions, found = [], []
     for p_E in p_TE:
         rejected = multipletests(p_E, alpha=0.1, method=method)[0]
-        shares.append(rejected[5:].sum() / max(1, rejected.sum()))
+        proportions.append(rejected[5:].sum() / max(1, rejected.sum()))
         found.append(rejected[:5].sum())
     score = score_procedure(procedures()[name], 0.1, p_TE, 5)
-    assert score["fdr"] == pytest.approx(np.mean(shares))
-    assert score["fdr_se"] == pytest.approx(np.std(shares, ddof=1) / np.sqrt(200))
+    assert score["fdr"] == pytest.approx(np.mean(proportions))
+    assert score["fdr_se"] == pytest.approx(np.std(proportions, ddof=1) / np.sqrt(200))
     assert score["power"] == pytest.approx(np.mean(found) / 5)
 
 

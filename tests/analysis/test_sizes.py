@@ -20,12 +20,12 @@ from moe_routing.analysis.null_size import (
     Evidence,
     attainable,
     binding_rows,
+    call_designs,
     call_nulls,
     examine,
     fails_above,
     harmonic,
     histogram_rows,
-    judge_designs,
     qq_rows,
     size_row,
 )
@@ -53,7 +53,7 @@ def real(rng):
         permuted_norm_LT=torch.ones(2, 1500),
         weight_norm_LE=torch.ones(2, 32),
         hidden_size=64,
-        native_k=4,
+        top_k=4,
         fingerprint="none",
     )
 
@@ -81,11 +81,11 @@ def test_statistics_against_critical_values_say_what_p_values_say(real, null):
         assert evidence.rejections(alpha).tolist() == loop_bh(p_TE, alpha)
     qq, histogram = qq_rows(evidence), histogram_rows(evidence)
     p_n = p_TE.double().numpy().ravel()
-    assert np.allclose(qq["share"], [(p_n <= level).mean() for level in QQ_LEVELS], atol=1e-12)
+    assert np.allclose(qq["proportion"], [(p_n <= level).mean() for level in QQ_LEVELS], atol=1e-12)
     inside = [
         ((low < p_n) & (p_n <= high)).mean() for low, high in histogram[["low", "high"]].values
     ]
-    assert np.allclose(histogram["share"], inside, atol=1e-12)
+    assert np.allclose(histogram["proportion"], inside, atol=1e-12)
 
 
 def test_uniform_p_values_have_size_alpha_and_flat_tables(rng):
@@ -95,16 +95,16 @@ def test_uniform_p_values_have_size_alpha_and_flat_tables(rng):
     assert row["low"] < row["size"] < row["high"]
     histogram = histogram_rows(evidence)
     assert len(histogram) == BINS
-    assert np.allclose(histogram["share"], 1 / BINS, atol=0.002)
+    assert np.allclose(histogram["proportion"], 1 / BINS, atol=0.002)
     qq = qq_rows(evidence)
-    assert np.allclose(qq["share"], qq["level"], atol=0.003)
-    assert qq["share"].iloc[-1] == 1.0
+    assert np.allclose(qq["proportion"], qq["level"], atol=0.003)
+    assert qq["proportion"].iloc[-1] == 1.0
 
 
 def test_small_p_values_show_up_in_size_and_tables(rng):
     evidence = Evidence.of_p_values(torch.from_numpy(rng.random((500, 64)) ** 2))
     assert size_row(evidence.rejections(0.05), 0.95)["size"] > 0.5
-    assert histogram_rows(evidence)["share"].iloc[0] > 3 / BINS
+    assert histogram_rows(evidence)["proportion"].iloc[0] > 3 / BINS
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_marginal_nulls_select_rarely_however_strong_the_signal(real, null, alph
     rows = binding_rows(fitted, real, [alpha], min_k=1, max_k=8)
     assert len(rows) == real.num_layers
     assert (rows["bound"] == min(1, alpha * harmonic(32))).all()
-    assert (rows["share_any"] <= rows["bound"]).all()
+    assert (rows["any_proportion"] <= rows["bound"]).all()
 
 
 def test_levels_that_the_draws_cannot_reach_are_left_out(real):
@@ -148,7 +148,7 @@ def test_routing_refuses_exactly_the_levels_that_are_left_out(real, alpha):
 
 def test_a_null_that_sees_the_signal_exceeds_that_bound(real):
     rows = binding_rows(NULLS["within_token"].fit(real), real, [0.05], min_k=1, max_k=8)
-    assert (rows["share_any"] > 0.9).all()
+    assert (rows["any_proportion"] > 0.9).all()
 
 
 def test_binding_shares_equal_a_loop(real):
@@ -156,9 +156,9 @@ def test_binding_shares_equal_a_loop(real):
     rows = binding_rows(null, real, [0.1], min_k=3, max_k=4)
     for layer, row in rows.iterrows():
         counts = loop_bh(null.p_values(sample_inputs(real, layer)), 0.1)
-        assert row["share_floor"] == pytest.approx(np.mean([count < 3 for count in counts]))
-        assert row["share_cap"] == pytest.approx(np.mean([count > 4 for count in counts]))
-        assert row["share_empty"] == pytest.approx(np.mean([count == 0 for count in counts]))
+        assert row["floor_proportion"] == pytest.approx(np.mean([count < 3 for count in counts]))
+        assert row["cap_proportion"] == pytest.approx(np.mean([count > 4 for count in counts]))
+        assert row["empty_proportion"] == pytest.approx(np.mean([count == 0 for count in counts]))
         assert row["mean_rejected"] == pytest.approx(np.mean(counts))
 
 
@@ -170,7 +170,9 @@ def test_examine_covers_every_layer_and_all_of_them(real, rng):
     at = sizes[sizes["alpha"] == 0.05].set_index("layer")
     assert at.loc[ALL_LAYERS, "size"] == pytest.approx(at.loc[[0, 1], "size"].mean())
     assert at.loc[ALL_LAYERS, "n_tokens"] == 800
-    assert found["histogram"].groupby("layer")["share"].sum().to_numpy() == pytest.approx([1, 1])
+    assert found["histogram"].groupby("layer")["proportion"].sum().to_numpy() == pytest.approx(
+        [1, 1]
+    )
 
 
 @pytest.mark.parametrize("null", ["pooled", "within_token", "per_expert"])
@@ -184,7 +186,7 @@ def test_nulls_called_valid_hold_their_size_in_noise(real, rng, null):
 def test_a_selected_null_is_shown_failing(real, rng):
     first, second = samples(DESIGNS["normal"], real, 600, rng)
     sizes = examine(NULLS["unselected"].fit(first), second, [0.05], 0.95)["size"]
-    call = call_nulls(judge_designs(sizes.assign(null="unselected", design="normal"), **RULE))
+    call = call_nulls(call_designs(sizes.assign(null="unselected", design="normal"), **RULE))
     assert not call["valid"].item()
     assert call["worst_size"].item() > 0.8
     assert call["failing_layers"].item() == "0 1"
@@ -217,7 +219,7 @@ def _sizes(by_layer, tokens=2000, design="d"):
     ],
 )
 def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
-    designs = judge_designs(_sizes(by_layer), **RULE)
+    designs = call_designs(_sizes(by_layer), **RULE)
     call = call_nulls(designs).iloc[0]
     for table in (designs.iloc[0], call):
         assert table["call"] == outcome
@@ -257,10 +259,10 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
     ],
 )
 def test_sentences_follow_the_verdict(by_layer, lead, said):
-    sentence = call_nulls(judge_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
+    sentence = call_nulls(call_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
     assert sentence.startswith(f"{lead}where H0 holds, BH at 0.05 selects an expert for ")
     assert f"for {max(by_layer):.3f} of the tokens in the worst layer" in sentence
-    assert "allowed: 0.06. At 2,000 tokens a layer is shown to fail above 0.07" in sentence
+    assert "allowed: 0.06. At 2,000 tokens per layer is shown to fail above 0.07" in sentence
     assert sentence.endswith(said)
 
 
@@ -274,8 +276,8 @@ def test_a_layer_fails_exactly_above_its_operating_point(tokens, confidence):
 
 
 def test_more_layers_widen_the_limits_of_each():
-    few = judge_designs(_sizes([0.05] * 2), **RULE)
-    many = judge_designs(_sizes([0.05] * 40), **RULE)
+    few = call_designs(_sizes([0.05] * 2), **RULE)
+    many = call_designs(_sizes([0.05] * 40), **RULE)
     assert few["worst_layer_high"].item() < many["worst_layer_high"].item()
     low, high = wilson_interval(100, 2000, 1 - 0.05 / 41)  # 40 layers, and all of them
     assert many[["worst_layer_low", "worst_layer_high"]].iloc[0].tolist() == [low, high]
@@ -294,7 +296,7 @@ def test_few_tokens_show_neither_that_a_size_holds_nor_that_it_does_not(rng, siz
     size_L = np.full(16, 0.05)
     size_L[3] = size
     calls = [
-        judge_designs(_sizes(rng.binomial(tokens, size_L) / tokens, tokens), **RULE)["call"].item()
+        call_designs(_sizes(rng.binomial(tokens, size_L) / tokens, tokens), **RULE)["call"].item()
         for _ in range(100)
     ]
     assert calls.count(outcome) >= 80
@@ -305,7 +307,7 @@ def test_few_tokens_show_neither_that_a_size_holds_nor_that_it_does_not(rng, siz
 def test_verdict_looks_at_one_level_and_at_the_worst_design():
     bad = _sizes([0.05, 0.2, 0.05], design="other")
     other_level = _sizes([0.9] * 3).assign(alpha=0.1)
-    designs = judge_designs(pd.concat([_sizes([0.05] * 3), bad, other_level]), **RULE)
+    designs = call_designs(pd.concat([_sizes([0.05] * 3), bad, other_level]), **RULE)
     assert designs[["design", "valid"]].to_numpy().tolist() == [["d", True], ["other", False]]
     call = call_nulls(designs).iloc[0]
     assert (call["worst_design"], call["worst_layer_design"]) == ("other", "other")
@@ -318,7 +320,7 @@ def test_verdict_looks_at_one_level_and_at_the_worst_design():
 )
 def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assumption):
     sizes = pd.concat([_sizes([kept] * 3), _sizes([broken] * 3, design="skewed")])
-    designs = judge_designs(
+    designs = call_designs(
         sizes, **RULE, breaks=lambda null, design: "symmetry" if design == "skewed" else ""
     )
     call = call_nulls(designs).iloc[0]
@@ -332,7 +334,7 @@ def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assum
 
 
 def test_a_null_without_a_design_that_keeps_its_assumption_has_no_call_under_it():
-    designs = judge_designs(_sizes([0.05] * 3), **RULE, breaks=lambda *_: "symmetry")
+    designs = call_designs(_sizes([0.05] * 3), **RULE, breaks=lambda *_: "symmetry")
     call = call_nulls(designs).iloc[0]
     assert (call["call"], call["assumption_call"]) == (VALID, "")
     assert not call["valid_under_assumption"]
@@ -351,7 +353,7 @@ def _judged(null, real, rng, design):
     sizes = examine(NULLS[null].fit(first), second, [0.05], 0.95)["size"]
     breaks = DESIGNS[design].breaks.get(null, "")
     sizes = sizes.assign(null=null, design=design)
-    return judge_designs(sizes, **RULE, breaks=lambda *_: breaks).iloc[0]
+    return call_designs(sizes, **RULE, breaks=lambda *_: breaks).iloc[0]
 
 
 def test_the_mirror_fails_on_a_law_that_leans_up_and_is_silent_where_it_leans_down(skewed, rng):

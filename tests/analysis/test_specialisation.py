@@ -11,7 +11,7 @@ import pytest
 from moe_routing.analysis.specialisation import (
     coactivation,
     domain_specialisation,
-    largest_share,
+    largest_proportion,
     vocabulary_specialisation,
 )
 
@@ -32,27 +32,27 @@ def test_coactivation_counts_all_pairs_not_only_neighbours(index):
     for row in table.itertuples():
         pair = together[row.layer, row.expert_a, row.expert_b]
         assert row.tokens_a == alone[row.layer, row.expert_a]
-        assert row.share == pytest.approx(pair / row.tokens_a)
-        assert row.lift == pytest.approx(row.share / (alone[row.layer, row.expert_b] / 400))
+        assert row.proportion == pytest.approx(pair / row.tokens_a)
+        assert row.lift == pytest.approx(row.proportion / (alone[row.layer, row.expert_b] / 400))
 
 
 def test_partners_of_an_expert_share_its_other_slots(index):
     table = coactivation(index, 6)
-    assert np.allclose(table.groupby(["layer", "expert_a"])["share"].sum(), 2.0)
+    assert np.allclose(table.groupby(["layer", "expert_a"])["proportion"].sum(), 2.0)
 
 
 def test_experts_that_always_meet_have_share_one():
     index = np.array([[[0, 1], [1, 0], [2, 3]]])
     table = coactivation(index, 5).set_index(["expert_a", "expert_b"])
-    assert table.loc[(0, 1), "share"] == 1.0
-    assert table.loc[(0, 2), "share"] == 0.0
-    assert np.isnan(table.loc[(4, 0), "share"])
+    assert table.loc[(0, 1), "proportion"] == 1.0
+    assert table.loc[(0, 2), "proportion"] == 0.0
+    assert np.isnan(table.loc[(4, 0), "proportion"])
 
 
 def test_domain_specialisation_by_hand():
     loads = {"news": (np.array([[8, 2]]), 10), "code": (np.array([[5, 15]]), 20)}
     table = domain_specialisation(loads).set_index(["domain", "expert"])
-    assert table.loc[("news", 0), "share"] == pytest.approx(0.8)
+    assert table.loc[("news", 0), "proportion"] == pytest.approx(0.8)
     assert table.loc[("code", 0), "overall"] == pytest.approx((0.8 + 0.25) / 2)
     assert table.loc[("code", 1), "lift"] == pytest.approx(0.75 / ((0.2 + 0.75) / 2))
     assert table.loc[("code", 1), "n_tokens"] == 20
@@ -63,11 +63,11 @@ def test_largest_share_equals_a_loop(rng):
     groups = defaultdict(list)
     for expert, token in zip(expert_T.tolist(), id_T.tolist(), strict=True):
         groups[token].append(expert)
-    share_X, count_X = largest_share(expert_T, id_T)
+    proportion_X, count_X = largest_proportion(expert_T, id_T)
     for place, token in enumerate(sorted(groups)):
         most = Counter(groups[token]).most_common(1)[0][1]
         assert count_X[place] == len(groups[token])
-        assert share_X[place] == pytest.approx(most / len(groups[token]))
+        assert proportion_X[place] == pytest.approx(most / len(groups[token]))
 
 
 def test_a_router_that_reads_the_token_id_is_found_out(rng):

@@ -38,7 +38,7 @@ def test_it_is_olmoe_and_every_way_scores_the_same(script):
 def test_the_projection_adds_up(script):
     full_size = script("full_size")
     tokens = sum(full_size.STUDY_TOKENS.values())
-    rates = {8: tokens / 60, 64: tokens / 600}  # one and ten minutes a strategy
+    rates = {8: tokens / 60, 64: tokens / 600}  # one and ten minutes per strategy
     rows = full_size.projection(["regular_k2", "bh_k8_a005", "bh_k16_a005"], rates)
     assert [row["minutes"] for row in rows] == pytest.approx([2, 10, 12])
     assert [row["strategies"] for row in rows] == [2, 1, 3]

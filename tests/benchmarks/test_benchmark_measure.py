@@ -64,7 +64,10 @@ def test_memory_that_ended_threads_kept_counts_again(script):
 
 
 def test_tables_and_json(script, tmp_path, capsys):
-    rows = [{"way": "a", "tokens/s": 1234.5, "share": 0.12345}, {"way": "b", "share": None}]
+    rows = [
+        {"way": "a", "tokens/s": 1234.5, "proportion": 0.12345},
+        {"way": "b", "proportion": None},
+    ]
     path = tmp_path / "new" / "record.json"
     script("measure").show({"machine": {"cores": 2}, "scoring": rows}, path)
     out = capsys.readouterr().out

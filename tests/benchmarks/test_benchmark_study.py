@@ -24,7 +24,7 @@ def plant(tmp_path):
 
 @pytest.fixture
 def results(plant, tmp_path):
-    plant("audit", 1060, wall=30.0, cpu=25.0, start=4.0, loading=1.0, peak=700)
+    plant("ablation", 1060, wall=30.0, cpu=25.0, start=4.0, loading=1.0, peak=700)
     plant("evaluate/regular_k4", 1010, wall=10.0, cpu=9.0, start=4.0, loading=0.5, peak=800)
     plant("evaluate/regular_k8", 1030, wall=20.0, cpu=15.0, start=4.0, loading=0.5, peak=900)
     return tmp_path
@@ -35,7 +35,7 @@ def test_the_tables(script, results, tmp_path, capsys):
     script("study").main(["--results", str(results), "--json", str(path)])
     record = json.loads(path.read_text())
     rules = {row["rule"]: row for row in record["rules"]}
-    assert set(rules) == {"audit", "evaluate", "all"}
+    assert set(rules) == {"ablation", "evaluate", "all"}
     assert (rules["evaluate"]["jobs"], rules["all"]["jobs"]) == (2, 3)
     assert rules["evaluate"]["CPU seconds"] == 24
     assert rules["evaluate"]["wall seconds"] == 30
@@ -48,8 +48,8 @@ def test_the_tables(script, results, tmp_path, capsys):
     assert study["CPU minutes"] == pytest.approx(49 / 60)
     assert study["share of start-up and loading"] == pytest.approx(14 / 49)
     assert study["largest peak MB"] == 900
-    assert [row["job"] for row in record["jobs"][:2]] == ["audit", "regular_k8"]
-    assert "| audit | 1 | 30 | 25 |" in capsys.readouterr().out
+    assert [row["job"] for row in record["jobs"][:2]] == ["ablation", "regular_k8"]
+    assert "| ablation | 1 | 30 | 25 |" in capsys.readouterr().out
 
 
 def test_what_is_not_a_finished_study_is_refused(script, tmp_path):
@@ -57,6 +57,8 @@ def test_what_is_not_a_finished_study_is_refused(script, tmp_path):
     with pytest.raises(InputError, match=r"logs: no \.log file"):
         study.main(["--results", str(tmp_path)])
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "audit.log").write_text("error: alpha is 2\n")
-    with pytest.raises(InputError, match=r"audit\.log: its last line does not begin with 'usage:'"):
+    (tmp_path / "logs" / "ablation.log").write_text("error: alpha is 2\n")
+    with pytest.raises(
+        InputError, match=r"ablation\.log: its last line does not begin with 'usage:'"
+    ):
         study.main(["--results", str(tmp_path)])

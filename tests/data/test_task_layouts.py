@@ -44,7 +44,7 @@ def test_lambada_from_the_archive_s_requests(json_rows: JsonRows, write_json_lin
 
 def test_wikitext_from_the_hub_s_lines(data_files: Path, write_json_lines: Write) -> None:
     lines = (data_files / "wikitext.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    # Salesforce/wikitext: a line a row with its break, blank lines emptied.
+    # Salesforce/wikitext: a line per row with its break, blank lines emptied.
     rows = [{"text": line if line.strip() else ""} for line in lines]
     expected = load_items("wikitext", data_files / "wikitext.txt")
     assert len(expected) == 4

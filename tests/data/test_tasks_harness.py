@@ -39,7 +39,7 @@ def test_acc_norm_divides_by_characters_of_the_choice(
     data_files: Path, harness_task: HarnessTask, write_json_lines: Callable[[list[dict]], Path]
 ) -> None:
     row = json.loads((data_files / "hellaswag.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    # Two bytes a character: by bytes it would win whenever all are nearly alike by characters.
+    # Two bytes per character: by bytes it would win whenever all are nearly alike by characters.
     row["endings"][0] = "éé éé éé"
     path = write_json_lines([row])
     item = load_items("hellaswag", path)[0]

@@ -1,4 +1,4 @@
-"""The ragged experts against a per-token loop, stock implementations, and calculus."""
+"""The dropless experts against a per-token loop, stock implementations, and calculus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(way, module, hidden, index, weight):
     return getattr(implementation, f"_{way}")(module, hidden, pairs, weights)
 
 
-def make_experts(dtype=torch.float32, name="ragged", num_experts=E):
+def make_experts(dtype=torch.float32, name="dropless", num_experts=E):
     config = OlmoeConfig(
         hidden_size=H, intermediate_size=I, num_experts=num_experts, num_experts_per_tok=1
     )
@@ -37,7 +37,7 @@ def make_experts(dtype=torch.float32, name="ragged", num_experts=E):
 
 
 def make_routing(tokens, k, seed=0, drop=0.0, num_experts=E):
-    """Distinct experts a token, some slots padded, padded ones last, as strategies make them."""
+    """Distinct experts per token, some slots padded, padded ones last, as strategies make them."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, H, generator=generator)
     index = torch.rand(tokens, num_experts, generator=generator).topk(k, dim=1).indices
@@ -87,7 +87,7 @@ def test_ways_agree_with_eager_for_any_number_of_experts(tokens, k, drop, seed):
         torch.testing.assert_close(out, stock, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["eager", "grouped_mm", "batched_mm", "ragged"])
+@pytest.mark.parametrize("name", ["eager", "grouped_mm", "batched_mm", "dropless"])
 @pytest.mark.parametrize("drop", [0.0, 0.4])
 def test_every_implementation_of_transformers(name, drop):
     module = make_experts(name=name)
@@ -161,14 +161,14 @@ def test_single_precision_gradients_are_those_of_eager(drop):
     hidden, index, weight = make_routing(200, 8, drop=drop)
     direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     gradients = {}
-    for name in ("ragged", "eager"):
+    for name in ("dropless", "eager"):
         module = make_experts(name=name).requires_grad_(True)
         inputs = [hidden.clone().requires_grad_(True), weight.clone().requires_grad_(True)]
         out = module(inputs[0], index, inputs[1])
         gradients[name] = torch.autograd.grad(
             (out * direction).sum(), [*inputs, module.gate_up_proj, module.down_proj]
         )
-    for found, expected in zip(gradients["ragged"], gradients["eager"], strict=True):
+    for found, expected in zip(gradients["dropless"], gradients["eager"], strict=True):
         assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
@@ -196,7 +196,7 @@ def test_autocast_computes_in_half_precision_and_gives_back_the_hidden_states_dt
 
 def test_rows_that_do_not_fill_sixteen_bytes():
     config = OlmoeConfig(hidden_size=9, intermediate_size=3, num_experts=E)
-    config._experts_implementation = "ragged"
+    config._experts_implementation = "dropless"
     module = OlmoeExperts(config)
     for parameter in module.parameters():
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))

@@ -49,7 +49,7 @@ def test_few_selected_pairs_of_64_slots_hold_few_rows(memory, way):
     pairs = int((index_TK < 64).sum())
     assert index_TK.shape == (TOKENS, SLOTS)
     assert pairs == 2 * TOKENS + SLOTS - 2
-    # A copy of a pair's input and of its output, and the sum of each token; 64 slots a token
+    # A copy of a pair's input and of its output, and the sum of each token; 64 slots per token
     # would be 32,768 rows or more.
     assert memory.rows_alive(index_TK, HIDDEN, INNER) <= 2 * pairs + 2 * TOKENS
 
@@ -82,6 +82,6 @@ def test_the_benchmark_has_a_row_for_every_mean(memory, tmp_path, capsys):
     sizes = ["--tokens", "64", "--slots", "8", "--hidden", "16", "--inner", "8"]
     memory.main([*sizes, "--json", str(path)])
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert [row["experts a token"] for row in record["memory"]] == [1, 2, 4, 8]
+    assert [row["experts per token"] for row in record["memory"]] == [1, 2, 4, 8]
     assert record["machine"]["versions"]["torch"]
     assert "| 8 | 512 |" in capsys.readouterr().out

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from moe_routing.engine.last_layer import Read, spared_last_experts
-from moe_routing.engine.requests import Request
-from moe_routing.engine.scorer import Scorer
-from moe_routing.engine.routed import routed
-from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.patching import swapped
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.requests import Request
+from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def seen(double):
         yield counts
 
 
-@pytest.mark.parametrize("experts", ["eager", "ragged"])
+@pytest.mark.parametrize("experts", ["eager", "dropless"])
 @torch.inference_mode()
 def test_what_is_read_is_what_the_whole_layer_gives(double, ids, experts):
     read = Read()

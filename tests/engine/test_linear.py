@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_routing.engine.kernels import lean_kernels
 from moe_routing.engine import linear as products
+from moe_routing.engine.kernels import lean_kernels
 from moe_routing.engine.linear import MIN_PRODUCTS, linear, prefers_onednn
 
 ROWS = MIN_PRODUCTS // (128 * 64)

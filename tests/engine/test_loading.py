@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_routing.config.study import ModelConfig
-from moe_routing.errors import InputError
 from moe_routing.engine.loading import (
     check_device,
     checkpoint_folder,
     describe_checkpoint,
     load_model,
 )
+from moe_routing.errors import InputError
 
 NANO = Path(__file__).resolve().parents[2] / "resources" / "olmoe-nano"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -89,7 +89,7 @@ def test_description_of_the_embedded_model():
     description = describe_checkpoint(ModelConfig(path=str(NANO)))
     assert description["architecture"] == "OlmoeForCausalLM"
     assert (description["num_layers"], description["num_experts"]) == (16, 64)
-    assert description["native_k"] == 8
+    assert description["top_k"] == 8
     assert list(description["files"]) == ["model.safetensors"]
 
 
@@ -182,7 +182,7 @@ def test_weights_of_every_supported_family_are_whole(tmp_path, family, tied):
         shutil.copy(NANO / name, tmp_path)
     assert any(".experts.3." in name for name in load_file(tmp_path / "model.safetensors"))
     found, weights = described(tmp_path), loaded(tmp_path).state_dict()
-    assert (found["num_layers"], found["num_experts"], found["native_k"]) == (2, 4, 2)
+    assert (found["num_layers"], found["num_experts"], found["top_k"]) == (2, 4, 2)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 

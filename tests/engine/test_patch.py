@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
-from moe_routing.errors import InputError
 from moe_routing.engine.adapters import find_routers
-from moe_routing.engine.routed import routed
 from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.routed import routed
+from moe_routing.errors import InputError
 
-IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm", "ragged"]
+IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm", "dropless"]
 PADDED = ["adaptive_k8", "bh_k16_a005"]
 
 

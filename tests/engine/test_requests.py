@@ -10,8 +10,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from moe_routing.errors import InputError
 from moe_routing.engine.requests import Encoder, Request, max_length
+from moe_routing.errors import InputError
 
 
 class HarnessEncoding(HFLM):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from moe_routing.errors import InputError
 from moe_routing.engine import scorer
-from moe_routing.engine.requests import Request
-from moe_routing.engine.scorer import Scorer
-from moe_routing.engine.routed import routed, routes_in_order
 from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.requests import Request
+from moe_routing.engine.routed import routed, routes_in_order
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
 
 THREADS = 2
 
@@ -34,13 +34,13 @@ def expected(double, nano, mixed):
 
 
 @pytest.mark.parametrize("budget", [128, 700, 100_000])
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("proportion", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_budget_sharing_and_layout_do_not_matter(
-    double, tokenizer, mixed, expected, budget, share, padded
+    double, tokenizer, mixed, expected, budget, proportion, padded
 ):
     scorer = Scorer(
-        double, tokenizer, token_budget=budget, share_prefixes=share, padded_attention=padded
+        double, tokenizer, token_budget=budget, share_prefixes=proportion, padded_attention=padded
     )
     scores = scorer.score(mixed)
     np.testing.assert_allclose(likelihoods(scores), likelihoods(expected), rtol=0, atol=1e-9)
@@ -91,7 +91,7 @@ def test_workers_do_not_matter(double, tokenizer, calibration, mixed, expected, 
 
 
 def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, threads, monkeypatch):
-    monkeypatch.setattr(scoring, "MIN_PACK", 100)
+    monkeypatch.setattr(scorer, "MIN_PACK", 100)
     names = set()
 
     def note(*_):
@@ -109,7 +109,7 @@ def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, thre
 def test_draws_by_forward_pass_stay_in_order(
     model, tokenizer, calibration, mixed, threads, monkeypatch
 ):
-    monkeypatch.setattr(scoring, "MIN_PACK", 100)
+    monkeypatch.setattr(scorer, "MIN_PACK", 100)
 
     def scores(**options):
         with routed(model, "randomid.adaptive_k8", calibration=calibration):
@@ -143,12 +143,12 @@ def test_mean_experts_of_a_static_strategy(model, tokenizer, choice_requests, do
     assert {score.mean_experts for score in scores} == {3.0}
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("proportion", [True, False])
 def test_mean_experts_are_those_of_the_tokens_read(
-    double, tokenizer, choice_requests, calibration, share
+    double, tokenizer, choice_requests, calibration, proportion
 ):
     recorder = Recorder()
-    scorer = Scorer(double, tokenizer, recorder=recorder, share_prefixes=share)
+    scorer = Scorer(double, tokenizer, recorder=recorder, share_prefixes=proportion)
     scores, alone = [], []
     with routed(double, "adaptive_k8", calibration=calibration, recorder=recorder):
         scores = scorer.score(choice_requests[:8])
@@ -162,16 +162,16 @@ def test_mean_experts_are_those_of_the_tokens_read(
 
 
 def test_a_shared_context_is_computed_and_counted_once(model, tokenizer, choice_requests):
-    def tokens(share):
+    def tokens(proportion):
         recorder = Recorder()
         with routed(model, "regular_k1", recorder=recorder):
-            scorer = Scorer(model, tokenizer, recorder=recorder, share_prefixes=share)
+            scorer = Scorer(model, tokenizer, recorder=recorder, share_prefixes=proportion)
             encoded = scorer.encoder.requests(choice_requests[:4])
             scorer.score(choice_requests[:4])
         return recorder.statistics().tokens, [len(request.input_ids) for request in encoded]
 
-    shared, sizes = tokens(share=True)
-    apart, _ = tokens(share=False)
+    shared, sizes = tokens(proportion=True)
+    apart, _ = tokens(proportion=False)
     assert apart == sum(sizes)
     assert shared < apart - 2 * min(sizes) / 2
 

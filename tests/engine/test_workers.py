@@ -1,4 +1,4 @@
-"""Calls in threads: order, shares of torch's threads, errors."""
+"""Calls in threads: order, proportions of torch's threads, errors."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.engine.adapters import find_routers
+from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.routing.sample import CalibrationSample
 
 TEXT = Path(__file__).resolve().parents[1] / "data_files" / "calibration.txt"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from moe_routing.config.limits import Limits
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import DRAWS_PER_TOKEN, check_tokens
-from moe_routing.config.limits import Limits
 from moe_routing.routing.nulls import NULLS
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-OLMOE = Limits(experts=64, native_k=8, window=4096)
+OLMOE = Limits(experts=64, top_k=8, window=4096)
 
 
 def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
     sample = calibration.sample
-    limits = Limits(sample.num_experts, sample.native_k, 0)
+    limits = Limits(sample.num_experts, sample.top_k, 0)
     assert set(DRAWS_PER_TOKEN) == set(NULLS)
     for name, null in calibration.nulls.items():
         assert null.num_draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name

@@ -20,8 +20,8 @@ METRIC = {
     "lambada": ("last_word", "accuracy"),
 }
 ROUTING = (
-    "mean_experts", "sd_experts", "share_floor", "share_cap", "share_empty", "router_entropy",
-    "max_weight", "tokens",
+    "mean_experts", "sd_experts", "floor_proportion", "cap_proportion", "empty_proportion",
+    "router_entropy", "max_weight", "tokens",
 )  # fmt: skip
 
 

@@ -13,15 +13,15 @@ from torch import nn
 
 from moe_routing.config.study import load_config
 from moe_routing.data.tasks import load_items
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.requests import Encoder, Request
+from moe_routing.engine.routed import routed
 from moe_routing.evaluation import divergence
 from moe_routing.evaluation.divergence import (
     BaselineDivergence,
     divergence_subset,
     next_token_divergences,
 )
-from moe_routing.engine.requests import Encoder, Request
-from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.routed import routed
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import divergence_interval
 

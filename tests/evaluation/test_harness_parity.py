@@ -14,10 +14,10 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from moe_routing.data.tasks import load_items
-from moe_routing.evaluation.cells import _rows
 from moe_routing.engine.requests import Request
-from moe_routing.engine.scorer import Scorer
 from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.evaluation.cells import _rows
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.vocabulary import DATASETS
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lm_eval.api.registry import get_model
 
-from moe_routing.errors import InputError
-from moe_routing.engine.scorer import Scorer
-from moe_routing.lm_eval_plugin import MODEL_NAME, RoutedLM
 from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
+from moe_routing.lm_eval_plugin import MODEL_NAME, RoutedLM
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def error_of(function, *arguments):
 def test_the_hash_of_a_result_is_that_of_what_was_loaded(folder, study, tmp_path):
     write_model(study, tmp_path, "mine.yaml")
     described = json.loads((tmp_path / "model.json").read_text())
-    assert (described["num_experts"], described["native_k"], described["window"]) == (8, 2, 256)
+    assert (described["num_experts"], described["top_k"], described["window"]) == (8, 2, 256)
     assert set(described["settings"]) >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert described["files"] == {"model.safetensors": weights}

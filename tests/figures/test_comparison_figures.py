@@ -72,7 +72,7 @@ def test_pareto_shows_every_cell_with_its_interval(cells):
 def test_axes_say_unit_items_and_which_way_is_better(cells):
     axes = comparison.pareto(cells, "regular_k8").axes
     assert axes[0].get_title() == "Wikipedia (n = 1,500)"
-    assert axes[0].get_ylabel() == "Perplexity a token \N{DOWNWARDS ARROW}"
+    assert axes[0].get_ylabel() == "Token perplexity \N{DOWNWARDS ARROW}"
     assert axes[1].get_ylabel() == "Length-normalised accuracy, % \N{UPWARDS ARROW}"
 
 
@@ -171,20 +171,20 @@ def test_every_family_is_in_the_legend(cells, sets):
 @pytest.fixture
 def counts():
     rows = [
-        (name, FAMILIES[name], "lambada", layer, experts, share)
+        (name, FAMILIES[name], "lambada", layer, experts, proportion)
         for name in ("adaptive_k8", "bh_k8_a005")
         for layer in range(3)
-        for experts, share in ((1, 0.25), (4 + layer, 0.75))
+        for experts, proportion in ((1, 0.25), (4 + layer, 0.75))
     ]
     rows += [("regular_k8", "regular", "lambada", layer, 8, 1.0) for layer in range(3)]
-    columns = ["strategy", "family", "dataset", "layer", "experts", "share"]
+    columns = ["strategy", "family", "dataset", "layer", "experts", "proportion"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def test_experts_by_layer_are_means(counts):
     names = ["adaptive_k8", "bh_k8_a005"]
     figure = comparison_routing.experts_by_layer(counts, names, "regular_k8")
-    assert len(figure.axes) == 2  # a row a family
+    assert len(figure.axes) == 2  # a row per family
     line = figure.axes[1].get_lines()[0]
     assert line.get_label() == "bh_k8_a005"
     assert np.allclose(line.get_ydata(), [0.25 + 0.75 * (4 + layer) for layer in range(3)])

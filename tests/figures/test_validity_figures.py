@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.patches import StepPatch
 
+from moe_routing.analysis.null_size import call_designs, call_nulls
 from moe_routing.analysis.outputs import ALL_LAYERS
-from moe_routing.analysis.null_size import call_nulls, judge_designs
 from moe_routing.figures import validity
 
 
@@ -35,11 +35,11 @@ SIZES = pd.concat(
 
 
 def test_histograms_show_the_range_of_layers():
-    shares = {0: [0.5, 0.5], 1: [0.2, 0.8]}
+    proportions = {0: [0.5, 0.5], 1: [0.2, 0.8]}
     rows = [
-        {"null": "pooled", "design": "normal", "layer": layer, "low": low, "share": share}
-        for layer, both in shares.items()
-        for low, share in zip((0.0, 0.5), both, strict=True)
+        {"null": "pooled", "design": "normal", "layer": layer, "low": low, "proportion": proportion}
+        for layer, both in proportions.items()
+        for low, proportion in zip((0.0, 0.5), both, strict=True)
     ]
     figure = validity.pvalue_histograms(pd.DataFrame(rows), SIZES)
     band, mean = (patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch))
@@ -50,7 +50,7 @@ def test_histograms_show_the_range_of_layers():
 
 
 def test_panels_carry_the_outcome_of_each_null():
-    verdict = call_nulls(judge_designs(SIZES, level=0.05, largest_size=0.06, confidence=0.95))
+    verdict = call_nulls(call_designs(SIZES, level=0.05, largest_size=0.06, confidence=0.95))
     figure = validity.size_by_alpha(SIZES, verdict)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["pooled\nvalid", "per expert\nnot shown", "unselected\nfails in 1 layer"]

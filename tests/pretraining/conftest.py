@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
 from moe_pretraining.corpus import tokenize_source
+from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
 from moe_pretraining.tokenizer import train_on_sources
 
 WORDS = ("Ein", "Wort", "the", "of", "naïve", "rain", "and", "tea", "for", "two", "kettle", "—")

@@ -11,9 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
-from moe_routing.errors import InputError
 from moe_pretraining import corpus
-from moe_pretraining.settings import HubTextSource, LocalTextSource, PretrainConfig
 from moe_pretraining.corpus import (
     SHORTEST_PERIOD,
     PackedCorpus,
@@ -23,6 +21,8 @@ from moe_pretraining.corpus import (
     tokenize_source,
     uncommon_word_starts,
 )
+from moe_pretraining.settings import HubTextSource, LocalTextSource, PretrainConfig
+from moe_routing.errors import InputError
 
 TEXT = "Title\nA line.\n\n\n \nSecond\ndocument, ünïcode\n"
 DOCUMENTS = ["Title\nA line.", "Second\ndocument, ünïcode"]

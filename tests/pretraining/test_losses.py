@@ -87,9 +87,9 @@ def slow_losses(logits_TE: np.ndarray, top_k: int) -> tuple[float, float, float]
             probability[expert] += math.exp(row[expert]) / total / tokens
         for expert in sorted(range(experts), key=lambda e: -row[e])[:top_k]:
             assigned[expert] += 1
-    shares = [count / (tokens * top_k) for count in assigned]
-    balance = experts * sum(f * p for f, p in zip(shares, probability, strict=True))
-    return balance, z_loss, max(shares) * experts
+    proportions = [count / (tokens * top_k) for count in assigned]
+    balance = experts * sum(f * p for f, p in zip(proportions, probability, strict=True))
+    return balance, z_loss, max(proportions) * experts
 
 
 @settings(deadline=None, max_examples=40)

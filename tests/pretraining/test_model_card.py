@@ -12,11 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_routing.errors import InputError
-from moe_routing.engine.routed import routed
-from moe_routing.engine.recorder import Recorder
 from moe_pretraining.card import write_card
-from moe_pretraining.settings import BatchStage, PretrainConfig
 from moe_pretraining.measure import (
     FixedCount,
     measure_model,
@@ -26,7 +22,11 @@ from moe_pretraining.measure import (
 )
 from moe_pretraining.model import export_model
 from moe_pretraining.plot import plot_training
+from moe_pretraining.settings import BatchStage, PretrainConfig
 from moe_pretraining.train import Trainer
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.routed import routed
+from moe_routing.errors import InputError
 from moe_routing.routing.strategies.topk import Regular
 
 
@@ -282,7 +282,7 @@ def test_card_compares_the_price_of_all_experts_with_the_large_models(
     swept = {**measured, "static_k": {"8": 3.0, "64": at_64}}
     write_card(config, swept, log, corpus(config, tokens), path)
     card = path.read_text(encoding="utf-8")
-    assert "OLMoE-1B-7B loses 1.14 nats a token" in card
+    assert "OLMoE-1B-7B loses 1.14 nats per token" in card
     assert f"this model {at_64 - 3:.3f}: it {words}" in card
 
 

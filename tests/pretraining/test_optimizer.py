@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_pretraining.settings import PretrainConfig
 from moe_pretraining.model import build_model
 from moe_pretraining.optimizer import Muon, build_optimizers, orthogonalize
+from moe_pretraining.settings import PretrainConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_routing.errors import InputError
-from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
 from moe_pretraining.schedule import sequences_before
+from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
+from moe_routing.errors import InputError
 from moe_routing.schema import load_yaml
 
 ROOT = Path(__file__).parents[2]

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from moe_routing.errors import InputError
-from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
 from moe_pretraining.schedule import (
     batch_size,
     learning_rate,
     record_start,
     sequences_before,
 )
+from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
+from moe_routing.errors import InputError
 
 CORPUS = {"first.train.npy": "0" * 64}
 

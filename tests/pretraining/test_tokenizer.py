@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from moe_routing.errors import InputError
-from moe_pretraining.settings import PretrainConfig
 from moe_pretraining.measure import token_bytes
+from moe_pretraining.settings import PretrainConfig
 from moe_pretraining.tokenizer import (
     END_OF_TEXT,
     PADDING,
@@ -18,6 +17,7 @@ from moe_pretraining.tokenizer import (
     train_on_sources,
     train_tokenizer,
 )
+from moe_routing.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = train_tokenizer(["the cat sat on the mat, naïvely — 猫"] * 3, 300, 64)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_routing.errors import InputError
 from moe_pretraining import corpus
-from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
 from moe_pretraining.model import build_model
+from moe_pretraining.settings import BatchStage, ContinueFrom, PretrainConfig
 from moe_pretraining.train import Trainer
+from moe_routing.errors import InputError
 
 Train = Callable[..., Path]
 

@@ -14,10 +14,10 @@ from moe_routing.analysis.bh import write_bh
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
-from moe_routing.evaluation.calibrate import sample_router_logits
-from moe_routing.evaluation.collect import write_tables
 from moe_routing.engine.loading import LoadedModel, describe_checkpoint
 from moe_routing.engine.recorder import RoutingStatistics
+from moe_routing.evaluation.calibrate import sample_router_logits
+from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting.results import Study
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
@@ -58,10 +58,10 @@ NOISE = {"eager": 0, "bfloat16": 3}
 """Items that the numerics of each arm turn wrong, and as many right; 0 changes nothing at all."""
 
 NOISE_NATS = 0.002
-"""Loss of the second arm on text, nats a token."""
+"""Loss of the second arm on text, nats per token."""
 
 NATS_OF_ACCURACY = 1.0
-"""A planted accuracy effect of 0.03 comes with 0.03 nats a token."""
+"""A planted accuracy effect of 0.03 comes with 0.03 nats per token."""
 
 
 def planted_config(
@@ -73,7 +73,7 @@ def planted_config(
     study: str = "planted",
     beside: bool = False,
 ) -> StudyConfig:
-    """A valid config; its sources are never read. With ``beside``: controls and noise arms."""
+    """A valid config; its sources are never read. With ``beside``: controls and numerics arms."""
     local = {"kind": "local", "path": "nowhere.jsonl"}
     values = {
         "study": study,
@@ -90,7 +90,7 @@ def planted_config(
     }
     if beside:
         values["controls"] = list(CONTROLS)
-        values["noise"] = [
+        values["numerics"] = [
             {"name": "eager", "experts_implementation": "eager"},
             {"name": "bfloat16", "dtype": "bfloat16"},
         ]
@@ -111,7 +111,7 @@ def write_results(
     effects: dict[str, float] | None = None,
     *,
     items: int = 1500,
-    noise: float = 0.01,
+    numerics: float = 0.01,
     parameters: int = 15_868_032,
 ) -> Path:
     """Write config.yaml, model.json, data/ and every cell.
@@ -120,9 +120,9 @@ def write_results(
         folder: results folder.
         config: study.
         effects: strategy to its effect on accuracy (0.03: 3 points better than the baseline, on
-            exactly that share of items; as many nats a token better on text). Others have 0.
+            exactly that proportion of items; as many nats per token better on text). Others have 0.
         items: items of each set; a tenth as many documents of text.
-        noise: share of items that flip each way, in equal numbers, in every strategy.
+        noise: proportion of items that flip each way, in equal numbers, in every strategy.
         parameters: size of the model, as model.json states it.
     """
     write_config(config, folder / "config.yaml")
@@ -135,10 +135,10 @@ def write_results(
         for strategy_id in config.scored:
             effect = (CONTROLS | (effects or {})).get(strategy_id, 0.0)
             stock = strategy_id == config.statistics.baseline
-            shifted = base if stock else _shift(base, DATASETS[name].task, effect, noise, rng)
+            shifted = base if stock else _shift(base, DATASETS[name].task, effect, numerics, rng)
             _write_cell(folder, config, strategy_id, name, shifted, abs(effect) / 10)
-        for arm in config.noise:
-            path = folder / "noise" / arm.name / f"{name}.parquet"
+        for arm in config.numerics:
+            path = folder / "numerics" / arm.name / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             _shake(base, DATASETS[name].task, NOISE[arm.name], rng).to_parquet(path, index=False)
     return folder
@@ -168,7 +168,7 @@ def _model(config: StudyConfig, parameters: int) -> dict:
         "architecture": "OlmoeForCausalLM",
         "num_layers": LAYERS,
         "num_experts": EXPERTS,
-        "native_k": 8,
+        "top_k": 8,
         "parameters": parameters,
         "weights_sha256": "0" * 64,
         "files": {"model.safetensors": "0" * 64},
@@ -199,17 +199,17 @@ def _base_items(name: str, items: int, rng: np.random.Generator) -> pd.DataFrame
 
 
 def _shift(
-    base: pd.DataFrame, task: str, effect: float, noise: float, rng: np.random.Generator
+    base: pd.DataFrame, task: str, effect: float, numerics: float, rng: np.random.Generator
 ) -> pd.DataFrame:
     items, n = base.copy(), len(base)
-    nats = rng.normal(0, noise, n)
+    nats = rng.normal(0, numerics, n)
     nats -= np.average(nats, weights=items["tokens"])
     items["log_likelihood"] += (nats + effect * NATS_OF_ACCURACY) * items["tokens"]
     if task == "perplexity":
         return items
     correct = base["greedy"].to_numpy(copy=True)
     right, wrong = (rng.permutation(np.flatnonzero(correct == side)) for side in (True, False))
-    both, extra = round(noise * n), round(effect * n)
+    both, extra = round(numerics * n), round(effect * n)
     correct[right[: both + max(0, -extra)]] = False
     correct[wrong[: both + max(0, extra)]] = True
     for column in ("correct", "correct_norm", "greedy"):
@@ -250,9 +250,9 @@ def _write_cell(
             "tokens": routing.tokens,
             "mean_experts": routing.mean_experts(),
             "sd_experts": routing.sd_experts(),
-            "share_floor": float(routing.floor_binds_L.mean()),
-            "share_cap": float(routing.cap_binds_L.mean()),
-            "share_empty": float(routing.empty_L.mean()),
+            "floor_proportion": float(routing.floor_binds_L.mean()),
+            "cap_proportion": float(routing.cap_binds_L.mean()),
+            "empty_proportion": float(routing.empty_L.mean()),
             "router_entropy": float(routing.entropy_L.mean()),
             "max_weight": float(routing.max_probability_L.mean()),
             "by_layer": routing.by_layer(),
@@ -260,7 +260,7 @@ def _write_cell(
         "timings": {"wall_seconds": seconds, "tokens_per_second": routing.tokens / seconds},
         "provenance": {
             "path": config.model.path, "revision": "", "dtype": "float32", "device": "cpu (x86_64)",
-            "experts_implementation": "ragged", "router_fingerprint": "f" * 64,
+            "experts_implementation": "dropless", "router_fingerprint": "f" * 64,
             "weights_sha256": "0" * 64, "data_sha256": "1" * 64, "seed": config.seed,
             "python": "3.11.0", "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
             "commit": "unknown",

@@ -62,8 +62,8 @@ def test_a_loss_beyond_the_margin_is_not_called_possible():
 def test_loss_beyond_the_margin_in_nats_is_positive():
     changes = {"metric": "nats_per_token", "dataset": "wikitext", "verdict": "worse"}
     text = f.primary(primary_table(**changes, difference=0.03, low=0.02, high=0.04), 0.95).text
-    assert "predicted worse than `regular_k8`, by 0.01 nats a token or more" in text
-    assert "+0.030 nats a token [+0.020, +0.040]" in text
+    assert "predicted worse than `regular_k8`, by 0.01 nats per token or more" in text
+    assert "+0.030 nats per token [+0.020, +0.040]" in text
 
 
 def test_no_margin_no_claim_about_it():
@@ -118,12 +118,12 @@ def test_matched_compute_is_said_to_be_secondary():
             # In nats smaller is better: the least gain is 0.005.
             {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
              "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.006},
-            "by up to 0.006 nats a token: the difference may be due to that.",
+            "by up to 0.006 nats per token: the difference may be due to that.",
         ),
         (
             {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
              "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.004},
-            "(0.004 nats a token) would not change that.",
+            "(0.004 nats per token) would not change that.",
         ),
     ],
 )  # fmt: skip
@@ -251,8 +251,8 @@ def cells(**columns):
     base = {
         "strategy": "regular_k8", "family": "regular", "k": 8, "alpha": "none", "null": "none",
         "weighting": "softmax", "dataset": "hellaswag", "metric": "accuracy_norm", "value": 0.4,
-        "ci_low": 0.35, "ci_high": 0.45, "mean_experts": 8.0, "share_empty": 0.0, "tokens": 100,
-        "wall_seconds": 1.0,
+        "ci_low": 0.35, "ci_high": 0.45, "mean_experts": 8.0, "empty_proportion": 0.0,
+        "tokens": 100, "wall_seconds": 1.0,
     }  # fmt: skip
     return base | columns
 
@@ -278,15 +278,17 @@ def bh(strategy="bh_k8_a005", **columns):
 
 
 @pytest.mark.parametrize(
-    ("shares", "verdict"),
+    ("proportions", "verdict"),
     [
         ((0.9, 0.7), "floor decides"),
         ((0.9, 0.1), "floor decides in part"),
         ((0.3, 0.1), "test decides"),
     ],
 )
-def test_binding(shares, verdict):
-    rows = [bh(f"bh_k{k}_a005", share_empty=s) for k, s in zip((4, 8), shares, strict=True)]
+def test_binding(proportions, verdict):
+    rows = [
+        bh(f"bh_k{k}_a005", empty_proportion=s) for k, s in zip((4, 8), proportions, strict=True)
+    ]
     strategies = {row["strategy"]: parse_strategy(row["strategy"]) for row in rows}
     finding = g.binding(pd.DataFrame(rows), strategies)
     assert finding.verdict == verdict
@@ -402,8 +404,8 @@ def test_ranks_are_tested_at_the_level_of_the_study():
 
 def test_pareto_says_whether_the_baseline_is_beaten():
     rows = [
-        {"strategy": "regular_k8", "value": 0.4, "on_front": False, "front_share": 0.1},
-        {"strategy": "regular_k4", "value": 0.5, "on_front": True, "front_share": 0.95},
+        {"strategy": "regular_k8", "value": 0.4, "on_front": False, "front_proportion": 0.1},
+        {"strategy": "regular_k4", "value": 0.5, "on_front": True, "front_proportion": 0.95},
     ]
     rows = [{"dataset": "lambada", **row} for row in rows]
     (beaten,) = g.pareto(pd.DataFrame(rows), "regular_k8")

@@ -68,7 +68,7 @@ def test_validity_puts_the_nulls_in_use_first():
     assert h.validity(pd.DataFrame(), pd.Series(["none"])) == []
 
 
-def audit_row(**changes):
+def ablation_row(**changes):
     row = {
         "null": "pooled", "alpha": 0.05, "scope": "next token", "epsilon": 0.01, "layer": "all",
         "n_discoveries": 142, "fdp": 0.887, "fdp_low": 0.735, "fdp_high": 0.957, "fdr": 0.007,
@@ -85,18 +85,18 @@ def audit_row(**changes):
     ],
 )
 @pytest.mark.parametrize("other", [0.0, 0.9])
-def test_audit(low, verdict, said, other):
+def test_ablation(low, verdict, said, other):
     rows = [
-        audit_row(epsilon=0.1, fdr_low=other),
-        audit_row(alpha=0.01, fdr_low=other),
-        audit_row(fdr_low=low),
-        audit_row(alpha=0.1, fdr_low=other),
-        audit_row(layer="3", fdr_low=other),
-        audit_row(epsilon=0.001, fdr_low=other),
-        audit_row(scope="window", fdr_low=other),
-        audit_row(null="none", alpha=float("nan"), n_discoveries=1600, fdp=0.5),
+        ablation_row(epsilon=0.1, fdr_low=other),
+        ablation_row(alpha=0.01, fdr_low=other),
+        ablation_row(fdr_low=low),
+        ablation_row(alpha=0.1, fdr_low=other),
+        ablation_row(layer="3", fdr_low=other),
+        ablation_row(epsilon=0.001, fdr_low=other),
+        ablation_row(scope="window", fdr_low=other),
+        ablation_row(null="none", alpha=float("nan"), n_discoveries=1600, fdp=0.5),
     ]
-    stock, finding = h.audit(pd.DataFrame(rows), planted_config())
+    stock, finding = h.ablation(pd.DataFrame(rows), planted_config())
     assert stock.verdict == "reference"
     assert "Of 1,600 experts that the stock router had chosen, 50.0 % [73.5 %" in stock.text
     assert finding.verdict == verdict
@@ -111,33 +111,33 @@ def test_audit(low, verdict, said, other):
     ("strategy", "audited"),
     [("bh_k8_a005", "0.04"), ("bh_k8_a001", "0.02"), ("adaptive_k8", "0.1")],
 )
-def test_audit_speaks_of_the_level_of_the_primary_strategy(strategy, audited):
-    rows = [audit_row(alpha=alpha) for alpha in (0.1, 0.02, 0.04)]
+def test_ablation_speaks_of_the_level_of_the_primary_strategy(strategy, audited):
+    rows = [ablation_row(alpha=alpha) for alpha in (0.1, 0.02, 0.04)]
     config = planted_config(primary=(strategy, "hellaswag"))
-    (finding,) = h.audit(pd.DataFrame(rows), config)
+    (finding,) = h.ablation(pd.DataFrame(rows), config)
     assert f"at alpha {audited}, " in finding.text
 
 
-def test_audit_speaks_of_the_declared_threshold():
+def test_ablation_speaks_of_the_declared_threshold():
     config = planted_config()
-    audited = config.analysis.audit.model_copy(update={"primary_epsilon": 0.1})
-    analysis = config.analysis.model_copy(update={"audit": audited})
-    rows = [audit_row(), audit_row(epsilon=0.1, fdr_low=0.9)]
-    (finding,) = h.audit(pd.DataFrame(rows), config.model_copy(update={"analysis": analysis}))
+    audited = config.analysis.ablation.model_copy(update={"primary_epsilon": 0.1})
+    analysis = config.analysis.model_copy(update={"ablation": audited})
+    rows = [ablation_row(), ablation_row(epsilon=0.1, fdr_low=0.9)]
+    (finding,) = h.ablation(pd.DataFrame(rows), config.model_copy(update={"analysis": analysis}))
     assert finding.verdict == "exceeded"
     assert "less than 0.1 nats" in finding.text
 
 
 @pytest.mark.parametrize(("beyond", "said"), [(1, "1 further discovery,"), (1234, "1,234 further")])
 @pytest.mark.parametrize("discoveries", [0, 142])
-def test_audit_says_what_it_could_not_remove(beyond, said, discoveries):
-    rows = pd.DataFrame([audit_row(n_discoveries=discoveries, n_beyond=beyond)])
-    (finding,) = h.audit(rows, planted_config())
+def test_ablation_says_what_it_could_not_remove(beyond, said, discoveries):
+    rows = pd.DataFrame([ablation_row(n_discoveries=discoveries, n_beyond=beyond)])
+    (finding,) = h.ablation(rows, planted_config())
     assert said in finding.text
 
 
-def test_audit_without_discoveries_claims_nothing():
-    rows = pd.DataFrame([audit_row(n_discoveries=0, fdp=float("nan"))])
-    (finding,) = h.audit(rows, planted_config())
+def test_ablation_without_discoveries_claims_nothing():
+    rows = pd.DataFrame([ablation_row(n_discoveries=0, fdp=float("nan"))])
+    (finding,) = h.ablation(rows, planted_config())
     assert finding.verdict == "no discovery"
-    assert h.audit(pd.DataFrame(), planted_config()) == []
+    assert h.ablation(pd.DataFrame(), planted_config()) == []

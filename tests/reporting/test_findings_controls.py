@@ -1,4 +1,4 @@
-"""Sentences from controls and noise arms, both ways, from tables written by hand."""
+"""Sentences from controls and numerics arms, both ways, from tables written by hand."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_controls_with_another_number_of_experts_say_so():
     (finding,) = c.controls(
         table(control("layermean", "worse", control_mean_experts=6.1)), MAIN, BASES
     )
-    assert "(6.1 experts a token instead of 5.3)" in finding.text
+    assert "(6.1 experts per token instead of 5.3)" in finding.text
     (finding,) = c.controls(
         table(control("shuffle", "worse", control_mean_experts=5.4)), MAIN, BASES
     )
@@ -111,7 +111,7 @@ def test_random_experts_speak_through_the_pair_with_rescaled_weights():
 def test_rounded_layer_means_are_said_not_to_match_compute(own, said):
     row = control("layermean", "worse", base_mean_experts=1.09, control_mean_experts=own)
     (finding,) = c.controls(table(row), MAIN, BASES)
-    words = "come to 1 instead of 1.09 experts a token: compute is not matched here."
+    words = "come to 1 instead of 1.09 experts per token: compute is not matched here."
     assert (words in finding.text) == said
     shuffled = control("shuffle", "worse", base_mean_experts=1.09, control_mean_experts=own)
     assert "not matched" not in c.controls(table(shuffled), MAIN, BASES)[0].text
@@ -126,7 +126,7 @@ def test_every_rival_has_a_sentence_of_its_own():
     )
     worse, none = c.controls(rows, MAIN, BASES)
     assert worse.text.startswith(
-        "With the rule of `topp_k8_p050` in place of that of `regular_k8` (5.3 experts a token "
+        "With the rule of `topp_k8_p050` in place of that of `regular_k8` (5.3 experts per token "
         "instead of 8), quality was worse on HellaSwag"
     )
     assert (worse.verdict, none.verdict) == ("worse", "none")
@@ -160,7 +160,7 @@ def test_static_curve(few, many, outcome, said):
     )
 
 
-def noise(difference, flips, item, dataset="hellaswag", changed="dtype = bfloat16"):
+def numerics(difference, flips, item, dataset="hellaswag", changed="dtype = bfloat16"):
     return {
         "arm": "arm", "changed": changed, "dataset": dataset, "metric": MAIN[dataset],
         "difference": difference, "flips": flips, "largest_item_difference": item, "n_items": 1500,
@@ -169,24 +169,24 @@ def noise(difference, flips, item, dataset="hellaswag", changed="dtype = bfloat1
 
 def test_noise_is_the_largest_of_all_arms():
     rows = table(
-        noise(-0.002, 4, 0.1),
-        noise(0.001, 9, 0.1, changed="token_budget = 128"),
-        noise(3e-7, float("nan"), 0.1, "wikipedia"),
+        numerics(-0.002, 4, 0.1),
+        numerics(0.001, 9, 0.1, changed="token_budget = 128"),
+        numerics(3e-7, float("nan"), 0.1, "wikipedia"),
     )
-    (finding,) = c.noise(rows, MAIN)
+    (finding,) = c.numerics(rows, MAIN)
     assert finding.verdict == "some"
     assert "but `dtype = bfloat16` or `token_budget = 128`" in finding.text
     assert "HellaSwag by up to 0.2 percentage points (9 items changed)" in finding.text
-    assert "Wikipedia by up to 3e-07 nats a token." in finding.text
+    assert "Wikipedia by up to 3e-07 nats per token." in finding.text
     assert "No smaller difference is a finding." in finding.text
 
 
 def test_noise_without_any_change_hides_nothing():
-    rows = table(noise(0.0, 0, 0.0), noise(0.0, float("nan"), 0.0, "wikipedia"))
-    (finding,) = c.noise(rows, MAIN)
+    rows = table(numerics(0.0, 0, 0.0), numerics(0.0, float("nan"), 0.0, "wikipedia"))
+    (finding,) = c.numerics(rows, MAIN)
     assert finding.verdict == "none"
     assert "numerical noise hides nothing" in finding.text
-    assert c.noise(table(noise(0.0, 0, 1e-6)), MAIN)[0].verdict == "some"
+    assert c.numerics(table(numerics(0.0, 0, 1e-6)), MAIN)[0].verdict == "some"
 
 
 def paired(*differences):
@@ -199,14 +199,14 @@ def paired(*differences):
 
 
 def test_differences_within_the_noise_are_named():
-    rows = table(noise(-0.002, 4, 0.1))
-    (within,) = c.beyond_noise(rows, paired(-0.03, 0.001), MAIN)
+    rows = table(numerics(-0.002, 4, 0.1))
+    (within,) = c.beyond_noise_floor(rows, paired(-0.03, 0.001), MAIN)
     assert within.verdict == "within"
     assert "Of 2 differences shown" in within.text
     assert "1 (`s1` on HellaSwag) is no larger than that" in within.text
-    (beyond,) = c.beyond_noise(rows, paired(-0.03, -0.04), MAIN)
+    (beyond,) = c.beyond_noise_floor(rows, paired(-0.03, -0.04), MAIN)
     assert (beyond.verdict, "All of the 2 differences" in beyond.text) == ("beyond", True)
-    assert c.beyond_noise(rows, paired().assign(main=[], verdict=[]), MAIN) == []
+    assert c.beyond_noise_floor(rows, paired().assign(main=[], verdict=[]), MAIN) == []
 
 
 @pytest.mark.parametrize(
@@ -218,10 +218,10 @@ def test_primary_contrast_against_the_noise(difference, verdict, said):
         [{"main": True, "dataset": "hellaswag", "metric": "accuracy_norm", "verdict": "worse",
           "difference": difference}]
     )  # fmt: skip
-    finding = c.primary_noise(primary, table(noise(-0.002, 4, 0.1)), MAIN)
+    finding = c.primary_noise_floor(primary, table(numerics(-0.002, 4, 0.1)), MAIN)
     assert (finding.verdict, said in finding.text) == (verdict, True)
     unshown = primary.assign(verdict="inconclusive")
-    assert c.primary_noise(unshown, table(noise(-0.002, 4, 0.1)), MAIN) is None
+    assert c.primary_noise_floor(unshown, table(numerics(-0.002, 4, 0.1)), MAIN) is None
 
 
 def test_divergence_is_a_range_on_each_data_set():
@@ -243,6 +243,6 @@ def test_without_tables_nothing_is_said():
     empty = pd.DataFrame()
     assert c.controls(empty, MAIN, BASES) == []
     assert c.static_curve(curve(1), empty, MAIN, 8) == []
-    assert c.noise(empty, MAIN) == []
-    assert c.beyond_noise(empty, paired(-0.03), MAIN) == []
-    assert c.primary_noise(empty, empty, MAIN) is None
+    assert c.numerics(empty, MAIN) == []
+    assert c.beyond_noise_floor(empty, paired(-0.03), MAIN) == []
+    assert c.primary_noise_floor(empty, empty, MAIN) is None

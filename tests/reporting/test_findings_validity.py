@@ -37,7 +37,7 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     assert independent.text == (
         "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
         "at worst 30.0 % at alpha 0.1 (`hc`); the rate of `bh` and `storey` was not shown to be "
-        "above alpha anywhere (10,000 tokens a setting)."
+        "above alpha anywhere (10,000 tokens per setting)."
     )
     assert "that are all correlated by 0.5 were simulated, `storey` and `hc` had" in correlated.text
     assert "at worst 35.0 % at alpha 0.05 (`hc`); the rate of `bh` was not" in correlated.text
@@ -68,11 +68,11 @@ def test_chance_among_many_settings_names_no_procedure():
 
 def domains(lift, tokens=1000):
     """Expert 0 of layer 3 for lifts; expert 1 is rare, and its lift says nothing."""
-    shares = {"wikipedia": 0.2 * lift, "hellaswag": 0.4 - 0.2 * lift}
+    proportions = {"wikipedia": 0.2 * lift, "hellaswag": 0.4 - 0.2 * lift}
     rows = [
-        {"domain": name, "layer": 3, "expert": expert, "share": scale * share, "n_tokens": tokens,
-         "lift": share / 0.2}
-        for name, share in shares.items()
+        {"domain": name, "layer": 3, "expert": expert, "proportion": scale * proportion,
+         "n_tokens": tokens, "lift": proportion / 0.2}
+        for name, proportion in proportions.items()
         for expert, scale in ((0, 1.0), (1, 0.001))
     ]  # fmt: skip
     rows[1]["lift"] = 2.0
@@ -97,18 +97,21 @@ def test_domains_say_nothing_of_one_domain_or_of_few_tokens():
     assert v.domains(pd.DataFrame()) is None
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.8, "together"), (0.4, "apart")])
-def test_coactivation(share, verdict):
+@pytest.mark.parametrize(("proportion", "verdict"), [(0.8, "together"), (0.4, "apart")])
+def test_coactivation(proportion, verdict):
     rows = [
-        {"layer": 2, "tokens_a": 500, "share": share, "lift": 4 * share},
-        {"layer": 2, "tokens_a": 500, "share": 0.1, "lift": 0.4},
-        {"layer": 1, "tokens_a": 20, "share": 1.0, "lift": 9.0},
+        {"layer": 2, "tokens_a": 500, "proportion": proportion, "lift": 4 * proportion},
+        {"layer": 2, "tokens_a": 500, "proportion": 0.1, "lift": 0.4},
+        {"layer": 1, "tokens_a": 20, "proportion": 1.0, "lift": 9.0},
     ]
     finding = v.coactivation(pd.DataFrame(rows))
     assert finding.verdict == verdict
-    many = "1" if share > 0.5 else "none"
+    many = "1" if proportion > 0.5 else "none"
     assert finding.text.startswith(f"In {many} of 2 ordered pairs of a layer's experts, the second")
-    assert f"the most is {100 * share:.1f} % (layer 2), {4 * share:.1f} times" in finding.text
+    assert (
+        f"the most is {100 * proportion:.1f} % (layer 2), {4 * proportion:.1f} times"
+        in finding.text
+    )
     assert v.coactivation(pd.DataFrame(rows[2:])) is None
     assert v.coactivation(pd.DataFrame()) is None
 

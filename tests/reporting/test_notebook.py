@@ -40,9 +40,9 @@ def repository(tmp_path, monkeypatch):
 def test_every_missing_file_is_asked_for(repository, monkeypatch):
     asked = []
     monkeypatch.setattr(notebook, "run_workflow", lambda *arguments: asked.append(arguments))
-    results = prepare("config/mine.yaml", "bh/a.csv", "there.csv", "audit/b.csv")
+    results = prepare("config/mine.yaml", "bh/a.csv", "there.csv", "ablation/b.csv")
     assert results == repository / "results" / "planted"
-    files = ("results/planted/bh/a.csv", "results/planted/audit/b.csv")
+    files = ("results/planted/bh/a.csv", "results/planted/ablation/b.csv")
     assert asked == [(repository, "config/mine.yaml", *files)]
 
 
@@ -56,7 +56,7 @@ def test_results_that_are_named_are_taken_as_they_are(repository, monkeypatch):
     (results / "config.yaml").touch()
     monkeypatch.setenv(VARIABLE, str(results))
     monkeypatch.setattr(notebook, "run_workflow", lambda *_: pytest.fail("ran the workflow"))
-    assert prepare("config/other.yaml", "there.csv", "audit/gone.csv") == results
+    assert prepare("config/other.yaml", "there.csv", "ablation/gone.csv") == results
     with pytest.raises(InputError, match=r"gone\.csv: missing; run the workflow to make it"):
         prepare("config/other.yaml", "gone.csv", "there.csv")
 

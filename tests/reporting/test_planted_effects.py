@@ -36,7 +36,7 @@ def with_primary(planted, strategy, dataset="hellaswag"):
         settings=statistics,
         seed=planted.config.seed,
     )
-    tables = {name: tables[name] for name in tables if name not in ("controls", "noise")}
+    tables = {name: tables[name] for name in tables if name not in ("controls", "numerics")}
     config = planted.config.model_copy(update={"statistics": statistics})
     return replace(planted, config=config, statistics={**planted.statistics, **tables})
 
@@ -63,9 +63,9 @@ def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said
 @pytest.mark.parametrize(
     ("strategy", "verdict", "said"),
     [
-        (LOSS, "worse", "predicted worse than `regular_k8`, by 0.01 nats a token or more"),
+        (LOSS, "worse", "predicted worse than `regular_k8`, by 0.01 nats per token or more"),
         (GAIN, "better", "predicted better than `regular_k8`"),
-        (ZERO, "non-inferior", "a loss of 0.01 nats a token or more is ruled out"),
+        (ZERO, "non-inferior", "a loss of 0.01 nats per token or more is ruled out"),
     ],
 )
 def test_nats_point_the_other_way(planted, strategy, verdict, said):
@@ -79,7 +79,9 @@ def test_primary_table_has_flips_and_what_would_have_been_found(planted):
     text = Article(planted).table("tbl-primary")
     # 1 % of 1,500 items flip each way, and 3 % more are lost.
     assert "| Items lost and gained | 60 and 15 of 1,500 |" in text
-    sizes = [f"{100 * detectable_accuracy(1500, share):.2g}" for share in (0.02, 0.05, 0.1)]
+    sizes = [
+        f"{100 * detectable_accuracy(1500, proportion):.2g}" for proportion in (0.02, 0.05, 0.1)
+    ]
     observed = planted.statistics["primary"].query("main")["minimum_detectable_difference"].item()
     assert (
         f"| Minimum detectable difference | {100 * observed:.2g} percentage points at the spread "
@@ -88,7 +90,7 @@ def test_primary_table_has_flips_and_what_would_have_been_found(planted):
     assert "found in 80 % of runs" in text
     nats = Article(with_primary(planted, LOSS, "wikipedia")).table("tbl-primary")
     assert "lost and gained |" not in nats
-    assert re.search(r"detectable difference \| [\d.]+ nats a token at the spread .*d \|", nats)
+    assert re.search(r"detectable difference \| [\d.]+ nats per token at the spread .*d \|", nats)
 
 
 def test_front_against_measured_time_is_said(planted):
@@ -102,7 +104,7 @@ def test_front_against_measured_time_is_said(planted):
 
 
 def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
-    study = make_study(tmp_path / "s", planted_config(), items=60, noise=0.05)
+    study = make_study(tmp_path / "s", planted_config(), items=60, numerics=0.05)
     finding = f.primary(study.statistics["primary"], 0.95)
     assert finding.verdict == "inconclusive"
     assert "could be shown, but neither is a loss of 1 percentage point or more" in finding.text
@@ -213,20 +215,20 @@ def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
 
 def test_planted_noise_is_measured_and_no_smaller_than_it(planted):
     article = Article(planted)
-    said = article.listing("noise")
+    said = article.listing("numerics")
     assert "nothing changed but `experts_implementation = eager` or `dtype = bfloat16`" in said
-    assert "Wikipedia by up to 0.002 nats a token" in said
+    assert "Wikipedia by up to 0.002 nats per token" in said
     assert "HellaSwag by up to 0.067 percentage points (5 items changed)" in said
     assert "All of the 12 differences shown against the baseline are larger than that." in said
-    assert "{#tbl-noise}" in article.table("tbl-noise")
+    assert "{#tbl-numerics}" in article.table("tbl-numerics")
 
 
 def test_without_an_arm_in_another_format_the_article_says_so(planted):
     said = "it is not known what half precision would do"
     assert said not in Article(planted).listing("missing")
-    noise = planted.statistics["noise"]
-    noise = noise[noise["arm"] == "eager"]
-    study = replace(planted, statistics={**planted.statistics, "noise": noise})
+    numerics = planted.statistics["numerics"]
+    numerics = numerics[numerics["arm"] == "eager"]
+    study = replace(planted, statistics={**planted.statistics, "numerics": numerics})
     assert said in Article(study).listing("missing")
 
 
@@ -253,7 +255,7 @@ def test_what_was_not_scored_beside_the_comparison_is_said(tmp_path):
     assert "numerical noise is not known" in missing
     assert "Divergence from the baseline's predictions was not measured." in missing
     assert article.table("tbl-controls") == "*Not made: no controls were scored.*"
-    assert article.table("tbl-noise").startswith("*Not made: the baseline was not scored again")
+    assert article.table("tbl-numerics").startswith("*Not made: the baseline was not scored again")
     assert article.listing("controls", "None.") == "None."
     assert "KL" not in article.table("tbl-results")
     assert list(study.static_curve["k"].unique()) == [4, 8]

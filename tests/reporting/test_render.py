@@ -20,15 +20,15 @@ import pytest
 import yaml
 from planted_results import add_analyses, make_study, planted_config
 
-from moe_routing.analysis.outputs import AUDIT, BASELINE, BH, VALIDITY
+from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
-from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.article_figures import GALLERY
+from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.notebook import NOT_SHOWN
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
@@ -120,7 +120,7 @@ def test_figures_of_notebooks_have_captions_and_alt_text(rendered, name, figures
 def test_what_was_not_drawn_is_said(rendered):
     text = text_of(rendered / "index.html")
     assert "Not drawn: the analysis validity/ was not made." in text
-    assert "The audit was not made in this run." in text
+    assert "The ablation was not made in this run." in text
 
 
 @pytest.mark.parametrize("label", ["fig-pareto", "fig-bh-quality"])
@@ -152,13 +152,13 @@ def test_a_figure_that_the_config_does_not_plan_is_explained(tmp_path):
 def test_gallery_names_figures_that_are_drawn():
     made = {
         part.plot_path("", plot, "png").lstrip("/")
-        for part in (BASELINE, BH, VALIDITY, AUDIT)
+        for part in (BASELINE, BH, VALIDITY, ABLATION)
         for plot in part.plots
     }
     made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
     assert {picture.path for picture in GALLERY.values()} <= made
     assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {p.path for p in GALLERY.values()}
-    parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, AUDIT)}
+    parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
     for picture in GALLERY.values():
         for folder, _, name in (source.partition("/") for source in picture.sources):
             assert name in parts.get(folder, [name]), name
@@ -167,7 +167,7 @@ def test_gallery_names_figures_that_are_drawn():
 @pytest.mark.parametrize("figure", ["fig-binding", "fig-simulation"])
 def test_the_validity_section_has_the_figure(figure):
     text = (SOURCE / "index.qmd").read_text(encoding="utf-8")
-    section = text[text.index("{#sec-validity}") : text.index("{#sec-audit}")]
+    section = text[text.index("{#sec-validity}") : text.index("{#sec-ablation}")]
     assert f'a.figure("{figure}")' in section
     named = section + Path(protocol.__file__).read_text(encoding="utf-8")
     assert f'a.ref("{figure}"' in section or f"@{figure} " in named

@@ -24,7 +24,7 @@ def calibrated(experts: int) -> Calibration:
             nulls[name] = null.fit(sample)
         except InputError:
             assert name == "unselected"
-            assert sample.native_k == experts
+            assert sample.top_k == experts
     return Calibration(sample, nulls)
 
 

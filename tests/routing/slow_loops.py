@@ -22,13 +22,13 @@ hc_critical = functools.cache(procedures.hc_critical)
 def simulated_sample(experts: int, tokens: int, rng: np.random.Generator) -> CalibrationSample:
     """Two layers of logits; an eighth of each token's experts, at random, has signal."""
     logits = rng.standard_normal((2, tokens, experts), np.float32)
-    native_k = max(1, experts // 8)
-    logits[..., :native_k] += 3
-    return sample_of(rng.permuted(logits, axis=-1), native_k=native_k, rng=rng)
+    top_k = max(1, experts // 8)
+    logits[..., :top_k] += 3
+    return sample_of(rng.permuted(logits, axis=-1), top_k=top_k, rng=rng)
 
 
 def sample_of(
-    logits_LTE: np.ndarray, native_k: int = 8, rng: np.random.Generator | None = None
+    logits_LTE: np.ndarray, top_k: int = 8, rng: np.random.Generator | None = None
 ) -> CalibrationSample:
     layers, tokens, experts = logits_LTE.shape
     rng = rng or np.random.default_rng(0)
@@ -39,7 +39,7 @@ def sample_of(
         torch.full((layers, tokens), math.sqrt(HIDDEN)),
         torch.ones(layers, experts),
         hidden_size=HIDDEN,
-        native_k=native_k,
+        top_k=top_k,
         fingerprint="simulated",
     )
 
@@ -81,8 +81,10 @@ def count_threshold(p: list[float], alpha: float) -> int:
 
 def count_storey(p: list[float], alpha: float) -> int:
     m = len(p)
-    share = (sum(value > 0.5 for value in p) + 1) / (0.5 * m)
-    hits = [i for i in range(1, m + 1) if p[i - 1] <= 0.5 and share * p[i - 1] <= i * alpha / m]
+    proportion = (sum(value > 0.5 for value in p) + 1) / (0.5 * m)
+    hits = [
+        i for i in range(1, m + 1) if p[i - 1] <= 0.5 and proportion * p[i - 1] <= i * alpha / m
+    ]
     return max(hits, default=0)
 
 
@@ -198,7 +200,7 @@ def _dynskip(strategy, calibration, layer):
     for logits in calibration.sample.logits_LTE[layer].tolist():
         top = sorted(logits, reverse=True)[: strategy.max_k]
         ratios += [math.exp(value - top[0]) for value in top[1:]]
-    beta = float(np.quantile(ratios, strategy.share))
+    beta = float(np.quantile(ratios, strategy.proportion))
     return lambda p, unmasked: min(sum(v >= beta * p[0] for v in p[: strategy.max_k]), unmasked)
 
 

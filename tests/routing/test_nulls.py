@@ -61,7 +61,7 @@ def test_empirical_survival_of_few_draws_is_exact(rng):
 def test_inverse_of_a_table_is_what_bisection_finds(rng, draws, digits):
     logits = rng.standard_t(4, (2, draws, 1)).astype(np.float32)
     logits = logits if digits is None else logits.round(digits)
-    null = NULLS["pooled"].fit(sample_of(logits, native_k=1))
+    null = NULLS["pooled"].fit(sample_of(logits, top_k=1))
     attained = null.table.p_N.double()[:: max(1, draws // 100)]
     around = [attained, attained * (1 - 1e-12), attained * (1 + 1e-12)]
     limits = torch.tensor([0.0, 1e-30, 0.5, 1.0], dtype=torch.float64)
@@ -84,7 +84,7 @@ def draws_of(name: str, logits_TE: np.ndarray, sample, layer: int) -> np.ndarray
         return logits_TE[:, 3]
     if name == "permuted_context":
         return sample.permuted_LTE[layer, :, 3].numpy()
-    rest = [sorted(row)[: -sample.native_k] for row in logits_TE.tolist()]
+    rest = [sorted(row)[: -sample.top_k] for row in logits_TE.tolist()]
     return np.array(rest, np.float32).ravel()
 
 
@@ -114,7 +114,7 @@ def test_mismatched_contexts_are_compared_with_the_experts_own(sample):
 
 def test_unselected_needs_rejected_experts(sample):
     with pytest.raises(InputError, match="selects 64 of 64"):
-        fit_null("unselected", dataclasses.replace(sample, native_k=64))
+        fit_null("unselected", dataclasses.replace(sample, top_k=64))
 
 
 def symmetric_score(logits: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ SCORES = {"within_token": symmetric_score, "within_token_split": split_score}
 @pytest.mark.parametrize("experts", [5, 8, 63, 64])
 @pytest.mark.parametrize("name", sorted(SCORES))
 def test_within_token_statistic_is_the_robust_z(rng, name, experts):
-    sample = sample_of(rng.standard_normal((1, 100, experts)), native_k=1)
+    sample = sample_of(rng.standard_normal((1, 100, experts)), top_k=1)
     logits_TE = rng.standard_t(4, (50, experts)).astype(np.float32)
     z = fit_null(name, sample).statistic(router_inputs(torch.from_numpy(logits_TE))).numpy()
     slow = np.array([SCORES[name](row) for row in logits_TE.astype(float)])
@@ -479,21 +479,21 @@ def test_marginal_nulls_select_for_few_tokens_however_strong_the_signal(rng, nam
         return rng.permuted(with_signal(tokens, 8.0, rng), axis=1)
 
     null = fit_null(name, sample_of(shuffled(4096)[None]))
-    share = (rejections(null, shuffled(8000), alpha) > 0).double().mean()
-    assert share <= alpha * (1 / np.arange(1, 65)).sum()
+    proportion = (rejections(null, shuffled(8000), alpha) > 0).double().mean()
+    assert proportion <= alpha * (1 / np.arange(1, 65)).sum()
 
 
 def test_the_bound_on_marginal_nulls_is_attained(rng):
     # A token with j large logits (probability alpha / j) has them in the j-th slice of the null.
     alpha, tokens = 0.05, 40_000
-    share = alpha / np.arange(1, 65)
-    sizes = rng.choice(65, tokens, p=[1 - share.sum(), *share])
+    proportion = alpha / np.arange(1, 65)
+    sizes = rng.choice(65, tokens, p=[1 - proportion.sum(), *proportion])
     p = alpha + (1 - alpha) * rng.random((tokens, 64))
     for token, size in enumerate(sizes):
         p[token, :size] = (size - rng.random(size)) * alpha / 64
     null = fit_null("pooled", sample_of(-p[None]))
     attained = (rejections(null, -p, alpha) > 0).double().mean()
-    bound = share.sum()
+    bound = proportion.sum()
     assert bound == pytest.approx(0.2372, abs=1e-4)
     # The conformal +1 keeps some p-values from reaching the end of their slice.
     assert 0.9 * bound < attained < 1.05 * bound

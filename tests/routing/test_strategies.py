@@ -194,8 +194,8 @@ def test_adaptive_rules_spread_counts_as_documented(calibration_of):
     probability_TE = inputs.logits_TE.softmax(-1)
     for name in ("adaptive_k8", "entropy_k8"):
         select = parse_strategy(name).selector(calibration, 64)
-        share_C = torch.bincount(select(inputs, probability_TE).count_T, minlength=9) / 3200
-        np.testing.assert_allclose(share_C[4:], 0.2, atol=0.005)
+        proportion_C = torch.bincount(select(inputs, probability_TE).count_T, minlength=9) / 3200
+        np.testing.assert_allclose(proportion_C[4:], 0.2, atol=0.005)
     select = parse_strategy("dynskip_k8_q050").selector(calibration, 64)
     assert float(select(inputs, probability_TE).count_T.double().mean()) == pytest.approx(
         1 + 7 / 2, abs=0.01
@@ -215,7 +215,7 @@ def test_rivals_at_their_own_boundary(name, count):
 
 
 def test_dynamic_skipping_keeps_an_expert_at_the_ratio():
-    level = Calibration(sample_of(np.zeros((1, 50, 4)), native_k=1))
+    level = Calibration(sample_of(np.zeros((1, 50, 4)), top_k=1))
     select = parse_strategy("dynskip_k3_q050").selector(level, 4)
     assert int(select(router_inputs(torch.zeros(1, 4)), torch.full((1, 4), 0.25)).count_T) == 3
 

@@ -51,7 +51,7 @@ def test_every_id_names_its_strategy_and_fits_a_file_name(strategy):
         ("ebh_k64_a0125_random-direction", {"alpha": 0.125, "null": "random_direction"}),
         ("minp_k8_t010", {"max_k": 8, "ratio": 0.1}),
         ("topp_k16_p090_renormalised", {"mass": 0.9, "weighting": "renormalised"}),
-        ("dynskip_k8_q050", {"share": 0.5}),
+        ("dynskip_k8_q050", {"proportion": 0.5}),
         ("perlayer_k6", {"mean_k": 6}),
         ("shuffle_s3.bh_k16_a005", {"seed": 3}),
     ],

@@ -66,7 +66,7 @@ CONTROLS = {
 weighting. At its own compute the rival is better, too."""
 NOISE = {"same": "token_budget = 128", "coarse": "dtype = float16"}
 COARSE_NATS, COARSE_FLIPS = 0.02, 4
-"""The coarse arm loses so many nats a token, and so many answers flip, half of them each way."""
+"""The coarse arm loses so many nats per token, and so many answers flip, half of them each way."""
 
 
 def settings(
@@ -83,7 +83,7 @@ def write_planted(
     items: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write ``cells/``, ``noise/``, ``comparison/*.csv``; return the folder.
+    """Write ``cells/``, ``numerics/``, ``comparison/*.csv``; return the folder.
 
     Args:
         folder: what ``results/<study>`` would be.
@@ -200,9 +200,9 @@ def _overview_row(strategy: str, arm: Arm, dataset: str, frame: pd.DataFrame) ->
         "ci_high": main.high,
         "mean_experts": arm.experts,
         "sd_experts": 1.0 if is_bh else 0.0,
-        "share_floor": 0.01,
-        "share_cap": 0.1,
-        "share_empty": 0.0,
+        "floor_proportion": 0.01,
+        "cap_proportion": 0.1,
+        "empty_proportion": 0.0,
         "router_entropy": 3.0,
         "max_weight": 0.2,
         "tokens": int(frame["tokens"].sum()),

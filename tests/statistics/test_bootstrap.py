@@ -113,7 +113,7 @@ def test_few_clusters_use_students_t():
 
 
 def coverage(simulate, interval, truth, rng, batches=20):
-    """Share of simulated studies whose interval holds the truth.
+    """Proportion of simulated studies whose interval holds the truth.
 
     The studies of a batch share their resamples, so there are many batches.
     """

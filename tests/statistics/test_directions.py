@@ -23,10 +23,10 @@ SETTINGS = StatisticsConfig(
 )  # fmt: skip
 
 
-def items(share, nats):
-    """200 items, of which the strategy has a share right, at so many nats a token."""
-    rng = np.random.default_rng(round(100 * share))
-    right = rng.permutation(np.arange(200) < 200 * share).astype(float)
+def items(proportion, nats):
+    """200 items, of which the strategy has a share right, at so many nats per token."""
+    rng = np.random.default_rng(round(100 * proportion))
+    right = rng.permutation(np.arange(200) < 200 * proportion).astype(float)
     return pd.DataFrame(
         {
             "id": range(200), "cluster": range(200), "correct": right, "wrong": 1 - right,

@@ -15,7 +15,7 @@ from moe_routing.statistics.comparison import stream
 from moe_routing.statistics.matched import Bracket, bracket, interpolate
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.paired import count_flips, sign_flip_p, signed_rank_p
-from moe_routing.statistics.pareto import front_share, pareto_front
+from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.power import detectable_accuracy, detectable_difference
 from moe_routing.statistics.proportions import exact_mcnemar
 from moe_routing.statistics.ranks import critical_difference, friedman, iman_davenport
@@ -72,7 +72,7 @@ def test_signed_rank_equals_scipy(rng):
 
 def test_flips_of_a_table():
     flips = count_flips([1, 1, 1, 0, 0], [1, 0, 0, 1, 0])
-    assert (flips.lost, flips.gained, flips.share) == (2, 1, 0.6)
+    assert (flips.lost, flips.gained, flips.proportion) == (2, 1, 0.6)
 
 
 def test_adjustment_is_within_families_and_skips_missing(rng):
@@ -157,8 +157,8 @@ def test_front_equals_a_loop(points):
 
 def test_front_ignores_strategies_without_a_cost():
     assert pareto_front([np.nan, 1.0], [0.0, 5.0]).tolist() == [False, True]
-    shares = front_share([1.0, 2.0], np.array([[1.0, 0.0], [1.0, 2.0], [1.0, 3.0]]))
-    assert shares.tolist() == [1, pytest.approx(1 / 3)]
+    proportions = front_proportion([1.0, 2.0], np.array([[1.0, 0.0], [1.0, 2.0], [1.0, 3.0]]))
+    assert proportions.tolist() == [1, pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_routing.statistics.bootstrap import bootstrap_ratios, percentile_interval
-from moe_routing.statistics.matched import Bracket, bracket, chord_excess, share_columns
+from moe_routing.statistics.matched import Bracket, bracket, chord_excess, proportion_columns
 from moe_routing.statistics.paired import sign_flip_p
 from moe_routing.statistics.proportions import mixed_interval, paired_score_interval
 
@@ -23,8 +23,8 @@ def study(rng, n, lost, gained, spread):
     The arm loses and gains items against both; on a share ``spread`` of the items it agrees with
     one of them only.
     """
-    shares = [lost, gained, spread, spread, (1 - lost - gained) / 2 - spread]
-    kind_N = rng.choice(6, size=n, p=[*shares, 1 - sum(shares)])
+    proportions = [lost, gained, spread, spread, (1 - lost - gained) / 2 - spread]
+    kind_N = rng.choice(6, size=n, p=[*proportions, 1 - sum(proportions)])
     # Arm, fewer experts, more experts: lost, gained, agrees with more, with fewer, right, wrong.
     table = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0]], float)
     return table[kind_N, 0], table[kind_N, 1:]
@@ -47,7 +47,7 @@ def test_intervals_of_few_discordant_items_cover_their_level(
     covered = []
     for _ in range(studies):
         arm_N, static_N2 = study(rng, n, lost, gained, spread)
-        found = share_columns(arm_N, static_N2, place, clusters, LEVEL)
+        found = proportion_columns(arm_N, static_N2, place, clusters, LEVEL)
         covered.append(found["low"] <= true <= found["high"])
     assert np.mean(covered) >= 0.925  # three standard errors below the level, at most
 
@@ -73,7 +73,7 @@ def test_no_difference_is_rarely_called_one_between_two_points(monkeypatch, n):
     kind = rng.choice(4, size=(studies, n), p=[0.01, 0.09, 0.4, 0.5])
     p = np.array(
         [
-            share_columns(table[row, 0], table[row, 1:], place, np.arange(n), LEVEL)["p_value"]
+            proportion_columns(table[row, 0], table[row, 1:], place, np.arange(n), LEVEL)["p_value"]
             for row in kind
         ]
     )
@@ -86,24 +86,27 @@ def test_no_difference_is_rarely_called_one_between_two_points(monkeypatch, n):
 
 def test_p_is_the_inverse_of_the_interval_and_finds_a_difference(rng):
     arm_N, static_N2 = study(rng, 1500, 0.05, 0.01, 0.01)
-    found = share_columns(arm_N, static_N2, BETWEEN, np.arange(1500), LEVEL)
+    found = proportion_columns(arm_N, static_N2, BETWEEN, np.arange(1500), LEVEL)
     assert found["high"] < 0
     assert found["p_value"] < 0.001
-    at_p = share_columns(arm_N, static_N2, BETWEEN, np.arange(1500), 1 - found["p_value"])
+    at_p = proportion_columns(arm_N, static_N2, BETWEEN, np.arange(1500), 1 - found["p_value"])
     assert at_p["high"] == pytest.approx(0, abs=1e-5)
-    same = share_columns(arm_N, np.stack([arm_N, arm_N], 1), BETWEEN, np.arange(1500), LEVEL)
+    same = proportion_columns(arm_N, np.stack([arm_N, arm_N], 1), BETWEEN, np.arange(1500), LEVEL)
     assert same["p_value"] == 1
     for weight in np.linspace(0.01, 0.99, 99):  # some of which do not add up to 1 exactly
         place = Bracket(0, 1, float(weight))
         static_N2 = np.stack([arm_N[:50], arm_N[:50]], 1)
-        assert share_columns(arm_N[:50], static_N2, place, np.arange(50), LEVEL)["discordant"] == 0
+        assert (
+            proportion_columns(arm_N[:50], static_N2, place, np.arange(50), LEVEL)["discordant"]
+            == 0
+        )
 
 
 def test_clusters_widen_the_interval_between_two_points(rng):
     arm_N, static_N2 = study(rng, 200, 0.05, 0.03, 0.03)
     arm_N, static_N2 = np.repeat(arm_N, 4), np.repeat(static_N2, 4, axis=0)
-    alone = share_columns(arm_N, static_N2, BETWEEN, np.arange(800), LEVEL)
-    together = share_columns(arm_N, static_N2, BETWEEN, np.repeat(np.arange(200), 4), LEVEL)
+    alone = proportion_columns(arm_N, static_N2, BETWEEN, np.arange(800), LEVEL)
+    together = proportion_columns(arm_N, static_N2, BETWEEN, np.repeat(np.arange(200), 4), LEVEL)
     assert together["high"] - together["low"] > 1.8 * (alone["high"] - alone["low"])
     assert alone["discordant"] == np.count_nonzero(
         arm_N != 0.6 * static_N2[:, 0] + 0.4 * static_N2[:, 1]

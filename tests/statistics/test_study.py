@@ -63,7 +63,7 @@ def overview_of(folder):
 
 
 def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
-    """Return the tables with controls and noise arms."""
+    """Return the tables with controls and numerics arms."""
     return study_tables(
         folder / "cells",
         overview_of(folder),
@@ -72,7 +72,7 @@ def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
         settings=settings(),
         seed=seed,
         controls={name: as_control(parse_strategy(name), BASELINE) for name in CONTROLS},
-        noise=NOISE,
+        numerics=NOISE,
     )
 
 
@@ -117,7 +117,7 @@ def test_intervals_of_the_planted_loss_exclude_zero_and_those_of_the_zero_hold_i
     assert loss["p_adjusted"] < 0.001
     assert zero["low"] < 0 < zero["high"]
     assert (zero["p_value"], zero["lost"], zero["gained"]) == (1, 120, 120)
-    assert zero["flip_share"] == pytest.approx(0.06)
+    assert zero["flip_proportion"] == pytest.approx(0.06)
 
 
 def test_margins_are_met_and_missed_as_planted(tables):
@@ -320,27 +320,27 @@ def test_controls_are_compared_by_the_functions_of_the_paired_table(small_tables
         paired[exact].reset_index(drop=True), control[exact].reset_index(drop=True)
     )
     # Shares have an exact interval; that of nats is resampled.
-    shares = paired["higher_is_better"].to_numpy()
+    proportions = paired["higher_is_better"].to_numpy()
     for name in ("low", "high"):
         one, other = paired[name].to_numpy(), control[name].to_numpy()
-        np.testing.assert_array_equal(one[shares], other[shares])
-        np.testing.assert_allclose(one[~shares], other[~shares], rtol=0.1)
+        np.testing.assert_array_equal(one[proportions], other[proportions])
+        np.testing.assert_allclose(one[~proportions], other[~proportions], rtol=0.1)
 
 
 def test_controls_and_noise_change_no_other_table(small_tables, small_folder):
     alone = tables_of(small_folder)
-    changed = {"controls", "noise", "matched_compute", "primary", "pareto", "pareto_time"}
+    changed = {"controls", "numerics", "matched_compute", "primary", "pareto", "pareto_time"}
     for name in set(TABLES) - changed:
         pd.testing.assert_frame_equal(alone[name], small_tables[name])
     assert alone["controls"].empty
-    assert alone["noise"].empty
+    assert alone["numerics"].empty
 
 
 def test_a_control_without_its_base_is_left_out_and_what_is_missing_is_listed(tmp_path):
     folder = write_planted(tmp_path, items={"lambada": 60, "wikitext": 20})
     shutil.rmtree(folder / "cells" / GAIN)
     (folder / "cells" / "regular_k1" / "wikitext.parquet").unlink()
-    (folder / "noise" / "coarse" / "lambada.parquet").unlink()
+    (folder / "numerics" / "coarse" / "lambada.parquet").unlink()
     tables = full_tables_of(folder, datasets=("lambada", "wikitext"))
     controls = tables["controls"].drop_duplicates(["strategy", "dataset"])
     assert controls["strategy"].value_counts().to_dict() == {
@@ -349,22 +349,24 @@ def test_a_control_without_its_base_is_left_out_and_what_is_missing_is_listed(tm
     }  # fmt: skip
     reasons = tables["missing"].set_index(["dataset", "strategy"])["reason"]
     assert reasons["wikitext", "regular_k1"] == "no cell"
-    assert reasons["lambada", BASELINE] == "no cell of noise arm 'coarse'"
-    assert set(tables["noise"].query("dataset == 'lambada'")["arm"]) == {"same"}
+    assert reasons["lambada", BASELINE] == "no cell of numerics arm 'coarse'"
+    assert set(tables["numerics"].query("dataset == 'lambada'")["arm"]) == {"same"}
 
 
 def test_noise_is_measured_and_nothing_is_nothing(tables):
-    noise = tables["noise"].set_index(["arm", "dataset", "metric"])
-    same = noise.loc["same"]
+    numerics = tables["numerics"].set_index(["arm", "dataset", "metric"])
+    same = numerics.loc["same"]
     assert (same[["difference", "largest_item_difference"]] == 0).all(axis=None)
     nats = same["flips"].isna()  # of documents, and of words
     assert same.index[nats].get_level_values("metric").str.startswith("nats").sum() == 2
     assert (same.loc[nats, ["low", "high"]] == 0).all(axis=None)
     # Of shares an interval has a width also where no item flips.
-    shares = same[~nats]
-    assert (shares["flips"] == 0).all()
-    assert ((shares["low"] < 0) & (shares["high"] > 0) & (shares["high"] < 0.001)).all()
-    coarse = noise.loc["coarse"]
+    proportions = same[~nats]
+    assert (proportions["flips"] == 0).all()
+    assert (
+        (proportions["low"] < 0) & (proportions["high"] > 0) & (proportions["high"] < 0.001)
+    ).all()
+    coarse = numerics.loc["coarse"]
     assert set(coarse["changed"]) == {"dtype = float16"}
     nats = coarse.loc[("wikitext", "nats_per_token")]
     assert nats["difference"] == pytest.approx(COARSE_NATS)
@@ -387,7 +389,7 @@ def test_fronts(tables):
         assert front.loc[(dataset, "regular_k1"), "on_front"]  # the cheapest, a control
         assert front.loc[(dataset, RIVAL), "on_front"] == (dataset != "wikitext")
         assert f"shuffle.{ZERO}" not in front.loc[dataset].index
-        assert front.loc[(dataset, GAIN), "front_share"] > 0.99
+        assert front.loc[(dataset, GAIN), "front_proportion"] > 0.99
     time = tables["pareto_time"].set_index(["dataset", "strategy"])
     assert time.loc[("hellaswag", BASELINE), "seconds_per_1000_tokens"] == 1
     # As good as ZERO, and slower; their nats differ by rounding only.
@@ -464,8 +466,8 @@ def test_pure_noise_is_rarely_called_an_effect(tmp_path):
     for dataset in ("lambada", "wikitext"):
         base = pd.read_parquet(folder / "cells" / BASELINE / f"{dataset}.parquet")
         for name in names:
-            noise = rng.normal(0, 0.1, len(base)) * base["tokens"]
-            frame = base.assign(log_likelihood=base["log_likelihood"] + noise)
+            numerics = rng.normal(0, 0.1, len(base)) * base["tokens"]
+            frame = base.assign(log_likelihood=base["log_likelihood"] + numerics)
             if dataset == "lambada":
                 flipped = rng.random(len(base)) < 0.08
                 frame["correct"] = base["correct"].to_numpy(dtype=bool) ^ flipped
@@ -557,7 +559,7 @@ def study_config(**changes) -> StudyConfig:
         datasets={name: {"source": source} for name in ITEMS},
         strategies=list(ARMS),
         controls=list(CONTROLS),
-        noise=[{"name": name, **changed} for name, changed in settings_of.items()],
+        numerics=[{"name": name, **changed} for name, changed in settings_of.items()],
         statistics=settings(),
         **changes,
     )
@@ -573,7 +575,7 @@ def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, 
     assert first == {path.name: path.read_bytes() for path in (folder / "statistics").iterdir()}
     read = {name: pd.read_csv(folder / "statistics" / f"{name}.csv") for name in TABLES}
     assert read["controls"]["strategy"].drop_duplicates().tolist() == list(CONTROLS)
-    assert read["noise"]["changed"].drop_duplicates().tolist() == list(NOISE.values())
+    assert read["numerics"]["changed"].drop_duplicates().tolist() == list(NOISE.values())
     dictionary = pd.read_csv(folder / "statistics" / "columns.csv")
     for name in TABLES:
         assert list(read[name]) == dictionary.query(f"table == '{name}.csv'")["column"].tolist()

@@ -123,8 +123,8 @@ def describe_again(study):
     write_model(load_config(study.results / "config.yaml"), study.results, "config.yaml")
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py", "baseline.py", "audit.py",
-                                    "bh_routing.py", "noise.py"])  # fmt: skip
+@pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py", "baseline.py", "ablation.py",
+                                    "bh_routing.py", "numerics.py"])  # fmt: skip
 def test_weights_replaced_since_they_were_described(study, script):
     weights = study.model() / "model.safetensors"
     tensors = load_file(weights)

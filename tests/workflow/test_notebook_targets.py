@@ -20,7 +20,7 @@ STUDY = {"model.json", "comparison/full_routing_results.csv", "comparison/all_me
 """Files without which an Article cannot be loaded."""
 
 TOPICS = {
-    "audit": "audit/audit.csv",
+    "ablation": "ablation/ablation.csv",
     "recommendation": "bh/recommendation.json",
     "validity": "validity/verdict.csv",
 }

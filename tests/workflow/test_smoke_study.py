@@ -103,19 +103,19 @@ def test_noise_arms_score_the_baseline_under_changed_settings(smoke_run):
         ("bfloat16", "dtype", "bfloat16"),
         ("small_batches", "token_budget", 256),
     ):
-        record = json.loads((results / "noise" / arm / "hellaswag.json").read_text())
-        assert record["noise"] == {"arm": arm, key: value}
+        record = json.loads((results / "numerics" / arm / "hellaswag.json").read_text())
+        assert record["numerics"] == {"arm": arm, key: value}
         assert record["strategy"] == stock["strategy"]
         changed = {
             name for name, now in record["provenance"].items() if now != stock["provenance"][name]
         }
         assert changed == {key}
-    noise = pd.read_csv(results / "statistics/noise.csv").set_index("arm")
-    assert set(noise.index) == {"bfloat16", "small_batches"}
+    numerics = pd.read_csv(results / "statistics/numerics.csv").set_index("arm")
+    assert set(numerics.index) == {"bfloat16", "small_batches"}
     # Rounding in half precision moves every likelihood, another packing hardly any.
-    assert noise.loc["bfloat16", "largest_item_difference"].min() > 1e-3
-    assert noise.loc["small_batches", "largest_item_difference"].max() < 0.1
-    assert (noise["largest_item_difference"] < 2).all()
+    assert numerics.loc["bfloat16", "largest_item_difference"].min() > 1e-3
+    assert numerics.loc["small_batches", "largest_item_difference"].max() < 0.1
+    assert (numerics["largest_item_difference"] < 2).all()
 
 
 def test_cell_record_carries_its_provenance(smoke_run):

@@ -37,7 +37,7 @@ def test_real_study_is_planned_with_gpus(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     lines = plan.splitlines()
-    assert any(line.split() == ["noise", "1"] for line in lines)
+    assert any(line.split() == ["numerics", "1"] for line in lines)
     # 23 strategies, 7 points of static curves, 5 controls of each of two BH strategies, 5 rivals.
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
     assert len(scoring) == 45 + 1
@@ -45,7 +45,7 @@ def test_real_study_is_planned_with_gpus(checkout):
 
 def test_study_without_controls_is_planned_without_their_jobs(checkout):
     config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
-    plain = {key: value for key, value in config.items() if key not in ("controls", "noise")}
+    plain = {key: value for key, value in config.items() if key not in ("controls", "numerics")}
     (checkout / "plain.yaml").write_text(yaml.safe_dump(plain))
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 # The GPU jobs. One scores a few strategies of a family, or a few controls, on every evaluation set,
 # so that starting Python and loading the model serves them all; and one scores the baseline under
-# every noise arm. A rule has the same number of outputs for any wildcard, hence one rule a job.
+# every numerics arm. A rule has the same number of outputs for any wildcard, hence one rule per job.
 for strategies in study.scoring_jobs:
 
     rule:
@@ -56,7 +56,7 @@ for strategies in study.scoring_jobs:
             "--strategy {params.strategies:q} 2> {log:q}"
 
 
-rule noise:
+rule numerics:
     input:
         model=f"{RESULTS}/model.json",
         data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
@@ -67,19 +67,19 @@ rule noise:
         ),
     output:
         tables=expand(
-            f"{RESULTS}/noise/{{arm}}/{{dataset}}.parquet",
-            arm=[arm.name for arm in study.noise],
+            f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",
+            arm=[arm.name for arm in study.numerics],
             dataset=study.datasets,
         ),
         cells=expand(
-            f"{RESULTS}/noise/{{arm}}/{{dataset}}.json",
-            arm=[arm.name for arm in study.noise],
+            f"{RESULTS}/numerics/{{arm}}/{{dataset}}.json",
+            arm=[arm.name for arm in study.numerics],
             dataset=study.datasets,
         ),
     log:
-        f"{RESULTS}/logs/noise.log",
+        f"{RESULTS}/logs/numerics.log",
     benchmark:
-        f"{RESULTS}/benchmarks/noise.tsv"
+        f"{RESULTS}/benchmarks/numerics.tsv"
     # The longest job, so that it starts with the first.
     priority: 1
     conda:
@@ -87,7 +87,7 @@ rule noise:
     threads: study.resources.threads
     resources:
         mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
-        runtime=study.resources.runtime * max(1, len(study.noise)),
+        runtime=study.resources.runtime * max(1, len(study.numerics)),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -95,15 +95,15 @@ rule noise:
             "model",
             "evaluation.token_budget",
             "evaluation.window",
-            "noise",
+            "numerics",
             "seed",
             "statistics.baseline",
             "statistics.confidence",
             "statistics.resamples",
         ),
-        arms=", ".join(arm.name for arm in study.noise),
+        arms=", ".join(arm.name for arm in study.numerics),
         results=subpath(input.model, parent=True),
     message:
         "Scoring the baseline under {params.arms} ({threads} threads, gpu={resources.gpu})"
     shell:
-        "python scripts/noise.py --results {params.results:q} 2> {log:q}"
+        "python scripts/numerics.py --results {params.results:q} 2> {log:q}"

@@ -39,7 +39,7 @@ rule render_article:
             rules.plot_baseline.output,
             rules.plot_bh_routing.output,
             rules.plot_validity.output,
-            rules.plot_audit.output,
+            rules.plot_ablation.output,
         ],
     output:
         report(

@@ -11,7 +11,7 @@ rule statistics:
             strategy=study.scored,
             dataset=study.datasets,
         ),
-        noise=rules.noise.output.tables,
+        numerics=rules.numerics.output.tables,
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:
@@ -25,7 +25,7 @@ rule statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=sections(study, "statistics", "seed", "strategies", "controls", "noise"),
+        settings=sections(study, "statistics", "seed", "strategies", "controls", "numerics"),
         results=subpath(output[0], ancestor=2),
     message:
         "Testing every strategy against {study.statistics.baseline}"

@@ -1,4 +1,4 @@
-"""The audit by intervention: what the experts that a null calls needed do for the loss.
+"""The expert ablation: what the experts that a null calls needed do for the loss.
 
 One set of interventions serves every null and level. In the stock model each of the experts that
 the stock router chose is removed, one at a time; what BH would discover on the very same router
@@ -29,13 +29,13 @@ from moe_routing.analysis.discoveries import (
 from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import read_text
-from moe_routing.errors import InputError
-from moe_routing.engine.requests import Encoder, max_length
-from moe_routing.evaluation.study_model import load_study_model
-from moe_routing.files import atomic_path
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.requests import Encoder, max_length
 from moe_routing.engine.routed import routed
+from moe_routing.errors import InputError
+from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
@@ -59,33 +59,33 @@ class Probe:
     positions: list[int]
 
 
-def write_audit(config: StudyConfig, results: Path) -> pd.DataFrame:
-    """Intervene in the stock model, write ``audit/``, and return the table of proportions.
+def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
+    """Intervene in the stock model, write ``ablation/``, and return the table of proportions.
 
     Files: ``removals.parquet`` (one row an intervention), ``discoveries.parquet`` (one row an
-    expert that BH discovers, by null and level), ``audit.csv`` and ``weight_importance.csv``.
+    expert that BH discovers, by null and level), ``ablation.csv`` and ``weight_importance.csv``.
 
     Raises:
         InputError: no perplexity set, text too short for the tokens asked for, a null that was not
             fitted or on too few tokens for a level, or a loss or router logit that is not finite.
     """
-    settings = config.analysis.audit
+    settings = config.analysis.ablation
     nulls = settings.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
     loaded = load_study_model(config.model, results, config.resources.threads)
     probes = choose_probes(config, results, loaded)
     routers = find_routers(loaded.model)
     layers = spaced_layers(len(routers), settings.layers)
-    stock = Regular(k=routers[0].native_k)
-    arms = audit_arms(config, nulls, routers[0].num_experts)
+    stock = Regular(k=routers[0].top_k)
+    arms = ablation_arms(config, nulls, routers[0].num_experts)
     check_arms(loaded, [stock, *arms], calibration)
     implementation = config.model.experts_implementation
     recorder = SelectionRecorder()
     routing = {"recorder": recorder, "experts_implementation": implementation}
     with routed(loaded.model, stock, **routing):
         discoveries = find_discoveries(loaded, arms, calibration, probes, layers)
-        removals = run_audit(loaded, probes, layers, settings.horizon, recorder)
-    return _write(removals.assign(arm=stock.id), discoveries, arms, config, results / "audit")
+        removals = run_ablation(loaded, probes, layers, settings.horizon, recorder)
+    return _write(removals.assign(arm=stock.id), discoveries, arms, config, results / "ablation")
 
 
 def _write(
@@ -101,9 +101,11 @@ def _write(
     confidence = config.statistics.confidence
     keys = [(arm.id, arm.null, arm.alpha) for arm in arms]
     table = false_discoveries(
-        labelled(removals, discoveries, keys), config.analysis.audit.epsilon, confidence=confidence
+        labelled(removals, discoveries, keys),
+        config.analysis.ablation.epsilon,
+        confidence=confidence,
     )
-    write_csv(table, folder / "audit.csv")
+    write_csv(table, folder / "ablation.csv")
     importance = weight_and_importance(
         removals,
         confidence=confidence,
@@ -114,7 +116,7 @@ def _write(
     return table
 
 
-def audit_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
+def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
     """Return BH without a cap at every null and level.
 
     A cap would leave out discoveries, so that what is audited would not be BH any more.
@@ -122,7 +124,7 @@ def audit_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[
     return [
         BH(max_k=experts, alpha=alpha, null=null)
         for null in nulls
-        for alpha in config.analysis.audit.alpha
+        for alpha in config.analysis.ablation.alpha
     ]
 
 
@@ -141,7 +143,7 @@ def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> li
     Raises:
         InputError: the text has fewer tokens than asked for.
     """
-    settings = config.analysis.audit
+    settings = config.analysis.ablation
     window = min(settings.context, max_length(loaded.model.config, config.evaluation.window))
     encoder = Encoder(loaded.tokenizer, window)
     rng = np.random.default_rng(config.seed)
@@ -159,7 +161,7 @@ def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> li
             left -= len(positions)
     if left > 0:
         raise InputError(
-            f"analysis.audit.tokens is {settings.tokens}; allowed: at most "
+            f"analysis.ablation.tokens is {settings.tokens}; allowed: at most "
             f"{settings.tokens - left}, which is what the text has at this context and horizon"
         )
     return probes
@@ -177,7 +179,7 @@ def find_discoveries(
     probes: Sequence[Probe],
     layers: Sequence[int],
 ) -> pd.DataFrame:
-    """Return what BH discovers on the router logits of the model as it is, one row an expert.
+    """Return what BH discovers on the router logits of the model as it is, one row per expert.
 
     The floor plays no part: what the rule itself does not choose is no discovery. Columns:
     ``arm``, ``null``, ``alpha``, ``document``, ``position``, ``layer``, ``expert``.
@@ -223,7 +225,7 @@ def router_inputs(
     logits, norms = [], []
     for probe in probes:
         # The last token is never read, only predicted.
-        logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "audit")
+        logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "ablation")
         logits.append(logits_LSE[:, probe.positions])
         norms.append(norm_LS[:, probe.positions])
     logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
@@ -239,7 +241,7 @@ def router_inputs(
     }
 
 
-def run_audit(
+def run_ablation(
     loaded: LoadedModel,
     probes: Sequence[Probe],
     layers: Sequence[int],
@@ -275,5 +277,5 @@ def _probe_rows(
                 "change": change_S[0],
                 "change_window": change_S.sum(),
                 "followed": change_S.size,
-                "noise": found.noise,
+                "noise_floor": found.noise_floor,
             }

@@ -22,11 +22,11 @@ from moe_routing.analysis.specialisation import (
 from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.data.items import read_items
-from moe_routing.errors import InputError
-from moe_routing.engine.requests import max_length
-from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.requests import max_length
+from moe_routing.errors import InputError
+from moe_routing.evaluation.study_model import load_study_model
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
@@ -51,7 +51,7 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     """
     folder = results / "baseline"
     loaded = load_study_model(config.model, results, config.resources.threads)
-    native_k = find_routers(loaded.model)[0].native_k
+    top_k = find_routers(loaded.model)[0].top_k
     rng = np.random.default_rng(config.seed)
     name = text_dataset(config.datasets)
     captures = {
@@ -61,21 +61,21 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     text = captures[name]
     text.save(folder / CAPTURE_FILE)
     window = max_length(loaded.model.config, config.evaluation.window)
-    table = _layers(text, native_k, config, rng).assign(dataset=name, window=window)
+    table = _layers(text, top_k, config, rng).assign(dataset=name, window=window)
     write_csv(table, folder / "baseline_routing_stats.csv")
     logits = prompt_logits(loaded, config.analysis.baseline.prompts, window)
-    _write_prompts(logits, native_k, config, rng, folder)
+    _write_prompts(logits, top_k, config, rng, folder)
     write_json(
-        {"dataset": name, "n_tokens": text.tokens, **key_findings(text, native_k, config, rng)},
+        {"dataset": name, "n_tokens": text.tokens, **key_findings(text, top_k, config, rng)},
         folder / "baseline_findings.json",
     )
-    _write_usage(text, native_k, folder)
-    _write_specialisation(captures, text, native_k, rng, folder)
+    _write_usage(text, top_k, folder)
+    _write_specialisation(captures, text, top_k, rng, folder)
     return table
 
 
 def key_findings(
-    text: Capture, native_k: int, config: StudyConfig, rng: np.random.Generator
+    text: Capture, top_k: int, config: StudyConfig, rng: np.random.Generator
 ) -> dict[str, dict]:
     """Return the computed answers to the three questions of the baseline analysis."""
     logits_LTE, document_T = text.logits_LTE.numpy(), text.document_T.numpy()
@@ -84,8 +84,8 @@ def key_findings(
         "resamples": config.statistics.resamples,
         "rng": rng,
     }
-    token = token_statistics(logits_LTE, native_k)
-    index_LTK = top_experts(logits_LTE, native_k)
+    token = token_statistics(logits_LTE, top_k)
+    index_LTK = top_experts(logits_LTE, top_k)
     load_DLE = loads_by_document(index_LTK, document_T, logits_LTE.shape[-1])
     loss_T = text.loss_T.double().numpy()
     return {
@@ -110,12 +110,12 @@ def _capture(
 
 
 def _layers(
-    capture: Capture, native_k: int, config: StudyConfig, rng: np.random.Generator
+    capture: Capture, top_k: int, config: StudyConfig, rng: np.random.Generator
 ) -> pd.DataFrame:
     return layer_table(
         capture.logits_LTE.numpy(),
         capture.document_T.numpy(),
-        native_k,
+        top_k,
         confidence=config.statistics.confidence,
         resamples=config.statistics.resamples,
         rng=rng,
@@ -145,7 +145,7 @@ def prompt_logits(loaded: LoadedModel, prompts: Sequence[str], window: int) -> d
 
 def _write_prompts(
     logits: dict[str, Array],
-    native_k: int,
+    top_k: int,
     config: StudyConfig,
     rng: np.random.Generator,
     folder: Path,
@@ -154,29 +154,29 @@ def _write_prompts(
     settings = {"confidence": config.statistics.confidence, "resamples": 1, "rng": rng}
     tables, usages = [], []
     for prompt, logits_LTE in logits.items():
-        table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), native_k, **settings)
+        table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), top_k, **settings)
         limits = [name for name in table if name.endswith(("_low", "_high"))]
         table = table.drop(columns=[*limits, "n_documents"])
         table.insert(0, "prompt", prompt)
         tables.append(table)
-        usages.append(_usage(logits_LTE, native_k).assign(prompt=prompt))
+        usages.append(_usage(logits_LTE, top_k).assign(prompt=prompt))
     write_csv(pd.concat(tables, ignore_index=True), folder / "baseline_prompts.csv")
     write_csv(pd.concat(usages, ignore_index=True), folder / "prompt_usage.csv")
 
 
-def _usage(logits_LTE: Array, native_k: int) -> pd.DataFrame:
-    """Return how many tokens select each expert, one row an expert of a layer."""
+def _usage(logits_LTE: Array, top_k: int) -> pd.DataFrame:
+    """Return how many tokens select each expert, one row per expert of a layer."""
     layers, tokens, experts = logits_LTE.shape
-    load_LE = expert_load(top_experts(logits_LTE, native_k), experts)
+    load_LE = expert_load(top_experts(logits_LTE, top_k), experts)
     layer, expert = np.divmod(np.arange(layers * experts), experts)
     usage = {"layer": layer, "expert": expert, "tokens": load_LE.ravel()}
-    return pd.DataFrame({**usage, "share_of_tokens": load_LE.ravel() / tokens})
+    return pd.DataFrame({**usage, "proportion_of_tokens": load_LE.ravel() / tokens})
 
 
-def _write_usage(text: Capture, native_k: int, folder: Path) -> None:
+def _write_usage(text: Capture, top_k: int, folder: Path) -> None:
     """Write what the figures draw: loads of experts, and histograms of logits."""
     logits_LTE = text.logits_LTE.numpy()
-    write_csv(_usage(logits_LTE, native_k), folder / "expert_usage.csv")
+    write_csv(_usage(logits_LTE, top_k), folder / "expert_usage.csv")
     edges = np.linspace(*np.quantile(logits_LTE, [0.0005, 0.9995]), HISTOGRAM_BINS + 1)
     density = [np.histogram(values.ravel(), edges, density=True)[0] for values in logits_LTE]
     bins = {"low": edges[:-1], "high": edges[1:]}
@@ -190,16 +190,16 @@ def _write_usage(text: Capture, native_k: int, folder: Path) -> None:
 def _write_specialisation(
     captures: dict[str, Capture],
     text: Capture,
-    native_k: int,
+    top_k: int,
     rng: np.random.Generator,
     folder: Path,
 ) -> None:
-    index_LTK = top_experts(text.logits_LTE.numpy(), native_k)
+    index_LTK = top_experts(text.logits_LTE.numpy(), top_k)
     experts = text.logits_LTE.shape[-1]
     write_csv(coactivation(index_LTK, experts), folder / "coactivation.csv")
     loads = {
         dataset: (
-            expert_load(top_experts(capture.logits_LTE.numpy(), native_k), experts),
+            expert_load(top_experts(capture.logits_LTE.numpy(), top_k), experts),
             capture.tokens,
         )
         for dataset, capture in captures.items()

@@ -1,9 +1,9 @@
 """The BH deep dive: max_k x alpha x null beside top-k, on evaluation text and in generation.
 
-How each number is measured: perplexity, experts a token, binding shares and batch unions come
-from a real scoring run of every arm, because a selection changes what later layers see. Only the
-saturation curve is computed from counts: the run at the largest max_k, cut at every smaller cap,
-as if the cap changed nothing else; the real runs stand beside it.
+How each number is measured: perplexity, experts per token, binding proportions and batch unions
+come from a real scoring run of every arm, because a selection changes what later layers see. Only
+the saturation curve is computed from counts: the run at the largest max_k, cut at every smaller
+cap, as if the cap changed nothing else; the real runs stand beside it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
-from moe_routing.evaluation.cells import check_finite
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.recorder import RoutingStatistics
+from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
+from moe_routing.evaluation.cells import check_finite
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.routed import routed
-from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import sample_inputs
 from moe_routing.routing.strategies import Strategy
@@ -61,7 +61,7 @@ class ArmRun:
 
     Attributes:
         strategy: the strategy.
-        items: one row a document: ``cluster``, ``nats``, ``tokens``, ``experts`` (summed over
+        items: one row per document: ``cluster``, ``nats``, ``tokens``, ``experts`` (summed over
             tokens, averaged over layers).
         statistics: routing on evaluation text.
         distinct: distinct experts of a batch.
@@ -95,7 +95,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     nulls = config.analysis.bh.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
     loaded = load_study_model(config.model, results, config.resources.threads)
-    config = config.of_model(calibration.sample.num_experts, calibration.sample.native_k)
+    config = config.of_model(calibration.sample.num_experts, calibration.sample.top_k)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
     arms = arms_of(config, nulls)
     check_arms(loaded, arms, calibration)
@@ -229,7 +229,7 @@ def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
 def results_table(
     runs: dict[str, ArmRun], config: StudyConfig, nulls: Sequence[str]
 ) -> pd.DataFrame:
-    """Return for each null its BH arms and top-k at the same max_k, one row an arm."""
+    """Return for each null its BH arms and top-k at the same max_k, one row per arm."""
     rng = np.random.default_rng(config.seed)
     measured = {name: measure(run, runs, config, rng) for name, run in runs.items()}
     rows = []
@@ -251,8 +251,8 @@ def measure(
 
     Those that begin with ``generation_`` are about the decoding steps that go on from the prompt,
     the others about the evaluation text. Binding shares are of decisions (a token in a layer):
-    ``share_floor`` those that the rule left below the floor, ``share_cap`` those that it wanted
-    above the cap, ``share_empty`` those for which it chose no expert.
+    ``floor_proportion`` those that the rule left below the floor, ``cap_proportion`` those that it
+    wanted above the cap, ``empty_proportion`` those for which it chose no expert.
     """
     statistics, items = run.statistics, run.items
     baseline = runs[config.statistics.baseline].items
@@ -302,20 +302,20 @@ def _spread(statistics: RoutingStatistics) -> dict[str, float]:
 
 def _binding(statistics: RoutingStatistics) -> dict[str, float]:
     """Return how often floor, cap and an empty choice decide, averaged over layers."""
-    shares = _binding_by_layer(statistics)
-    return {name: share_L.mean() for name, share_L in shares.items()}
+    proportions = _binding_by_layer(statistics)
+    return {name: proportion_L.mean() for name, proportion_L in proportions.items()}
 
 
 def _binding_by_layer(statistics: RoutingStatistics) -> dict[str, np.ndarray]:
     return {
-        "share_floor": statistics.floor_binds_L,
-        "share_cap": statistics.cap_binds_L,
-        "share_empty": statistics.empty_L,
+        "floor_proportion": statistics.floor_binds_L,
+        "cap_proportion": statistics.cap_binds_L,
+        "empty_proportion": statistics.empty_L,
     }
 
 
 def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
-    """Write mean experts and perplexity by alpha (rows) and max_k (columns), a block a null."""
+    """Write mean experts and perplexity by alpha (rows) and max_k (columns), a block per null."""
     bh = table[table["kind"] == "bh"]
     values = ["mean_experts", "token_perplexity"]
     long = bh.melt(["null", "alpha", "max_k"], values, var_name="quantity")
@@ -329,14 +329,19 @@ def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
 
 
 def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
-    """Return the share of the tokens of a layer with each number of experts, BH arms only."""
+    """Return the proportion of the tokens of a layer with each number of experts, BH arms only."""
     tables = []
     for run in _bh_runs(runs, nulls):
         histogram_LC = run.statistics.count_histogram_LC
         layer, experts = np.nonzero(histogram_LC)
-        share = histogram_LC[layer, experts] / run.statistics.tokens
+        proportion = histogram_LC[layer, experts] / run.statistics.tokens
         place = {"null": run.strategy.null, "max_k": run.strategy.max_k}
-        values = {"alpha": run.strategy.alpha, "layer": layer, "experts": experts, "share": share}
+        values = {
+            "alpha": run.strategy.alpha,
+            "layer": layer,
+            "experts": experts,
+            "proportion": proportion,
+        }
         tables.append(pd.DataFrame({**place, **values}))
     return pd.concat(tables, ignore_index=True)
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.data.items import Item
-from moe_routing.errors import InputError
-from moe_routing.engine.requests import Encoder, TokenRequest, max_length
-from moe_routing.files import atomic_path
 from moe_routing.engine.adapters import RouterModule, find_routers
+from moe_routing.engine.requests import Encoder, TokenRequest, max_length
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
 
 BATCH_TOKENS = 4096
 """Most tokens of a forward pass: all logits of the vocabulary are kept for a moment."""

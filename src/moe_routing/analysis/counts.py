@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SATURATED = 0.95
-"""A cap is high enough where the mean reaches this share of the mean without a cap."""
+"""A cap is high enough where the mean reaches this proportion of the mean without a cap."""
 
 
 def histogram_quantiles(histogram_C: ArrayLike, levels: ArrayLike) -> NDArray[np.int64]:
@@ -41,14 +41,14 @@ def capped_means(histogram_C: ArrayLike) -> NDArray[np.float64]:
     return np.cumsum(at_least_C[1:])
 
 
-def saturation_point(histogram_C: ArrayLike, share: float = SATURATED) -> int:
+def saturation_point(histogram_C: ArrayLike, proportion: float = SATURATED) -> int:
     """Return the smallest cap K at which the mean reaches ``share`` of the uncapped mean.
 
     >>> saturation_point([0, 0, 0, 0, 1, 0, 0])
     4
     """
     mean_K = capped_means(histogram_C)
-    return int(np.argmax(mean_K >= share * mean_K[-1] * (1 - 1e-12))) + 1
+    return int(np.argmax(mean_K >= proportion * mean_K[-1] * (1 - 1e-12))) + 1
 
 
 def reduction_percent(mean_experts: float, k: int) -> float:

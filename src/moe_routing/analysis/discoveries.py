@@ -3,8 +3,8 @@
 Pure functions of tables. A removal is one row: ``arm`` (what routed), ``document``, ``position``,
 ``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``hit`` (whether the expert was there
 to be removed), ``change`` (of the token's own next-token loss, nats), ``change_window`` (summed
-over the followed tokens) and ``noise`` (what rounding alone does to that loss). A decision is the
-routing of one token in one layer.
+over the followed tokens) and ``numerics`` (what rounding alone does to that loss). A decision is
+the routing of one token in one layer.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ def false_discoveries(
     A discovery is false if removing it changes the loss by less than epsilon in either direction.
     Only what the model itself had selected can be removed from it: ``n_beyond`` counts the
     discoveries beyond that, about which nothing is known and which no other column includes.
-    ``fdp`` is the share of false ones among all discoveries. ``fdr`` is the mean of V / max(R, 1)
-    over decisions (a token in a layer): 0 where the rule found nothing, so that a rule that is
-    mostly silent has a small one; ``share_any`` is the share of decisions with a discovery. Both
-    have Wilson intervals with the design effect of documents (for ``fdr`` conservative, since its
-    values are fractions). ``harmful`` is the share of discoveries whose removal lowers the loss by
-    epsilon or more. ``n_undiscovered`` counts removals of experts that the rule did not discover. A
-    removal that hit nothing changes nothing, whatever the expert does: ``n_missed`` counts
-    them, discovered or not, and all other columns leave them out. ``noise`` is the 95 % quantile of
-    what rounding alone does to a loss: an epsilon below it tells nothing.
+    ``fdp`` is the proportion of false ones among all discoveries. ``fdr`` is the mean of V / max(R,
+    1) over decisions (a token in a layer): 0 where the rule found nothing, so that a rule that is
+    mostly silent has a small one; ``any_proportion`` is the proportion of decisions with a
+    discovery. Both have Wilson intervals with the design effect of documents (for ``fdr``
+    conservative, since its values are fractions). ``harmful`` is the proportion of discoveries
+    whose removal lowers the loss by epsilon or more. ``n_undiscovered`` counts removals of experts
+    that the rule did not discover. A removal that hit nothing changes nothing, whatever the expert
+    does: ``n_missed`` counts them, discovered or not, and all other columns leave them out.
+    ``numerics`` is the 95 % quantile of what rounding alone does to a loss: an epsilon below it
+    tells nothing.
     """
     rows = []
     keys = ["arm", "null", "alpha"]
@@ -99,7 +100,7 @@ def _proportions(
     decisions = (
         group.assign(false=false).groupby(DECISION)[["false", "discovered"]].sum().reset_index()
     )
-    share = decisions["false"] / decisions["discovered"].clip(lower=1)
+    proportion = decisions["false"] / decisions["discovered"].clip(lower=1)
     some = len(found) > 0
     return {
         "n_discoveries": len(found),
@@ -108,16 +109,16 @@ def _proportions(
         "n_undiscovered": int((~group["discovered"]).sum()),
         "n_beyond": beyond,
         "n_missed": missed,
-        "share_any": float((decisions["discovered"] > 0).mean()),
-        **_share("fdp", false[group["discovered"]], found["document"], confidence),
-        **_share("fdr", share, decisions["document"], confidence),
+        "any_proportion": float((decisions["discovered"] > 0).mean()),
+        **_proportion("fdp", false[group["discovered"]], found["document"], confidence),
+        **_proportion("fdr", proportion, decisions["document"], confidence),
         "harmful": float((found[column] <= -epsilon).mean()) if some else np.nan,
         "mean_change": float(found[column].mean()) if some else np.nan,
-        "noise": float(group["noise"].quantile(0.95)),
+        "noise_floor": float(group["noise_floor"].quantile(0.95)),
     }
 
 
-def _share(
+def _proportion(
     name: str, values: pd.Series, documents: pd.Series, confidence: float
 ) -> dict[str, float]:
     """Return a mean of numbers in [0, 1] and its Wilson limits; missing without any."""

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from moe_routing.errors import InputError
 from moe_routing.engine.adapters import RouterModule, find_routers
-from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.patching import swapped
+from moe_routing.engine.recorder import Recorder
+from moe_routing.errors import InputError
 from moe_routing.routing.types import Routing
 
 
@@ -134,15 +134,15 @@ class Intervened:
             to remove; bool, (removals,).
         change_RS: change of the next-token loss against the untouched row, nats, float64,
             (removals, positions followed).
-        noise: difference between the token's loss in the untouched row and in the pass that read
-            the whole document, which is 0 but for rounding, nats.
+        noise_floor: difference in the token's loss between the untouched row and the pass over the
+            whole document, nats; 0 but for rounding.
     """
 
     position: int
     removals: list[Removal]
     hit_R: np.ndarray
     change_RS: np.ndarray
-    noise: float
+    noise_floor: float
 
 
 @torch.inference_mode()
@@ -191,12 +191,12 @@ def loss_changes(
         read = _losses(model, whole.last_hidden_state[:, position:end], target_S[None])
         if not (loss_RS.isfinite().all() and read.isfinite().all()):
             raise InputError(
-                f"audit: a loss at position {position} is not finite; allowed: numbers (check the "
-                "weights and the dtype)"
+                f"ablation: a loss at position {position} is not finite; allowed: numbers (check "
+                "the weights and the dtype)"
             )
         change_RS = (loss_RS[1:] - loss_RS[:1]).cpu().numpy()
-        noise = float((loss_RS[0, 0] - read[0, 0]).abs())
-        yield Intervened(position, removals, hit_R.numpy(), change_RS, noise)
+        noise_floor = float((loss_RS[0, 0] - read[0, 0]).abs())
+        yield Intervened(position, removals, hit_R.numpy(), change_RS, noise_floor)
 
 
 def _losses(model: PreTrainedModel, hidden_RSH: Tensor, target_RS: Tensor) -> Tensor:

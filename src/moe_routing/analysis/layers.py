@@ -83,11 +83,11 @@ def layer_table(
     resamples: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Return one row a layer.
+    """Return one row per layer.
 
     Means over tokens have bootstrap-t limits (``_low``, ``_high``) that resample documents; they
-    are missing with a single document. ``top_expert_share`` is a share of selections (uniform
-    use: 1/E); ``logit_kurtosis`` is Pearson's (normal law: 3).
+    are missing with a single document. ``top_expert_proportion`` is the proportion of selections
+    (uniform use: 1/E); ``logit_kurtosis`` is Pearson's (3 for a normal distribution).
     """
     experts = logits_LTE.shape[-1]
     load_LE = expert_load(top_experts(logits_LTE, k), experts)
@@ -97,9 +97,9 @@ def layer_table(
         table[name] = value_LT.mean(1)
         limits = _mean_limits(value_LT, document_T, confidence, resamples, rng)
         table[f"{name}_low"], table[f"{name}_high"] = limits
-    table["entropy_share"] = table["entropy"] / np.log(experts)
+    table["relative_entropy"] = table["entropy"] / np.log(experts)
     table["top_expert"] = load_LE.argmax(1)
-    table["top_expert_share"] = load_LE.max(1) / load_LE.sum(1)
+    table["top_expert_proportion"] = load_LE.max(1) / load_LE.sum(1)
     table["max_mean_load"] = [max_mean_load(load_E) for load_E in load_LE]
     table["gini"] = [gini(load_E) for load_E in load_LE]
     table["logit_mean"] = flat_Ln.mean(1)

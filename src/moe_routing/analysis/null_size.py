@@ -92,12 +92,12 @@ def harmonic(experts: int) -> float:
 def histogram_rows(evidence: Evidence) -> pd.DataFrame:
     """Return the proportion of p-values in 20 equal bins: 1/20 each for uniform p-values."""
     proportions = np.diff(evidence.proportions(EDGES))
-    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "share": proportions})
+    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "proportion": proportions})
 
 
 def qq_rows(evidence: Evidence) -> pd.DataFrame:
     """Return the proportion of p-values at or below log-spaced levels; under H0, the level."""
-    return pd.DataFrame({"level": QQ_LEVELS, "share": evidence.proportions(QQ_LEVELS)})
+    return pd.DataFrame({"level": QQ_LEVELS, "proportion": evidence.proportions(QQ_LEVELS)})
 
 
 def attainable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
@@ -158,10 +158,10 @@ def binding_rows(
 ) -> pd.DataFrame:
     """Return by layer how often floor and cap decide in place of BH, and how often BH is empty.
 
-    ``share_floor``: fewer rejections than ``min_k``; ``share_cap``: more than ``max_k``;
-    ``share_empty``: none; ``share_any``: at least one, to hold against ``bound`` = alpha * H_E,
-    which no marginal null can exceed on the tokens that it was fitted on: exactly for the empirical
-    laws, approximately for the kernel ones. Levels without enough draws are left out; see
+    ``floor_proportion``: fewer rejections than ``min_k``; ``cap_proportion``: more than ``max_k``;
+    ``empty_proportion``: none; ``any_proportion``: at least one, to hold against ``bound`` = alpha
+    * H_E, which no marginal null can exceed on the tokens that it was fitted on: exactly for the
+    empirical laws, approximately for the kernel ones. Levels without enough draws are left out; see
     :func:`attainable`.
     """
     alphas = attainable(null, alphas, sample.num_experts)
@@ -174,10 +174,10 @@ def binding_rows(
                 {
                     "layer": layer,
                     "alpha": alpha,
-                    "share_floor": float((rejected_T < min_k).double().mean()),
-                    "share_cap": float((rejected_T > max_k).double().mean()),
-                    "share_empty": float((rejected_T == 0).double().mean()),
-                    "share_any": float((rejected_T > 0).double().mean()),
+                    "floor_proportion": float((rejected_T < min_k).double().mean()),
+                    "cap_proportion": float((rejected_T > max_k).double().mean()),
+                    "empty_proportion": float((rejected_T == 0).double().mean()),
+                    "any_proportion": float((rejected_T > 0).double().mean()),
                     "mean_rejected": float(rejected_T.double().mean()),
                     "bound": min(1.0, alpha * harmonic(sample.num_experts)),
                     "n_tokens": rejected_T.numel(),
@@ -186,7 +186,7 @@ def binding_rows(
     return pd.DataFrame(rows)
 
 
-def judge_designs(
+def call_designs(
     sizes: pd.DataFrame,
     *,
     level: float,
@@ -280,7 +280,7 @@ def _names(layers: Iterable[object]) -> str:
 
 
 def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
-    """Say which nulls are valid: one row per null, from :func:`judge_designs`.
+    """Say which nulls are valid: one row per null, from :func:`call_designs`.
 
     Its ``call`` is the worst of its designs, those that break its assumption included: nobody knows
     that real logits keep it. ``assumption_call`` leaves these out (empty: none is left).
@@ -341,7 +341,7 @@ def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> s
         f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
         f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
         f"worst design ({row['worst_design']}); allowed: {layer['largest_size']:g}. At "
-        f"{layer['n_tokens']:,} tokens a layer is shown to fail above "
+        f"{layer['n_tokens']:,} tokens per layer is shown to fail above "
         f"{row['layer_fails_above']:.3f}."
     )
     if row["failing_layers"]:

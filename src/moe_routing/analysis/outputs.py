@@ -103,8 +103,8 @@ VALIDITY = Outputs(
         "simulation",
     ),
 )
-AUDIT = Outputs(
-    "audit",
-    ("audit.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
+ABLATION = Outputs(
+    "ablation",
+    ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
     ("false_discoveries", "weight_importance"),
 )

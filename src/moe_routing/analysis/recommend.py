@@ -17,7 +17,7 @@ from moe_routing.statistics.matched import Bracket, bracket, chords_beside, inte
 Array = NDArray[np.float64]
 
 RULE = (
-    "Differences are nats a token against the baseline on the same documents, with simultaneous "
+    "Differences are nats per token against the baseline on the same documents, with simultaneous "
     "intervals over all arms (bootstrap of documents, maximal |t|). For efficiency: of the arms "
     "with fewer experts than the baseline whose upper limit is below the margin, the one with the "
     "fewest experts. For quality: of the arms whose upper limit is below 0, the one with the "
@@ -37,7 +37,7 @@ class Arm:
 
     Attributes:
         strategy: its id.
-        mean_experts: experts a token and layer.
+        mean_experts: experts per token and layer.
         static_k: its k if it gives every token the same number, else None.
     """
 
@@ -48,7 +48,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in nats a token, with its simultaneous interval."""
+    """A difference in nats per token, with its simultaneous interval."""
 
     value: float
     low: float
@@ -75,7 +75,7 @@ def recommend(
         clusters_N: document of each item.
         arms: the arms, the baseline among them.
         baseline: id of the arm that the others are compared with.
-        margin: loss that counts as none, nats a token.
+        margin: loss that counts as none, nats per token.
         confidence: level of the simultaneous intervals.
         resamples: bootstrap resamples.
         rng: source of randomness.
@@ -134,7 +134,7 @@ def simultaneous(
     resamples: int,
     rng: np.random.Generator,
 ) -> list[Difference]:
-    """Return differences a token with intervals that hold for all arms at once.
+    """Return differences per token with intervals that hold for all arms at once.
 
     R_s -/+ q * se_s with q the quantile of max_s |R*_s - R_s| / se*_s over resampled documents
     (Efron & Tibshirani 1993, chapter 12.5, made simultaneous as by Westfall & Young 1993). An arm
@@ -264,16 +264,16 @@ def _statement(
     def numbers(name: str) -> str:
         gap = differences[name]
         return (
-            f"{arms[name].mean_experts:.2f} experts a token, {gap.value:+.4f} nats a token against "
-            f"{baseline.strategy} (simultaneous {confidence:.0%} interval {gap.low:+.4f} to "
-            f"{gap.high:+.4f})"
+            f"{arms[name].mean_experts:.2f} experts per token, {gap.value:+.4f} nats per token "
+            f"against {baseline.strategy} (simultaneous {confidence:.0%} interval {gap.low:+.4f} "
+            f"to {gap.high:+.4f})"
         )
 
     parts = []
     if fewest is None:
         parts.append(
             f"For efficiency no arm is supported: none with fewer experts than "
-            f"{baseline.strategy} rules out a loss of {margin:g} nats a token."
+            f"{baseline.strategy} rules out a loss of {margin:g} nats per token."
         )
     else:
         parts.append(f"For efficiency: {fewest}, {numbers(fewest)}; the margin is {margin:g}.")

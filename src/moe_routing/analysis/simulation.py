@@ -59,10 +59,10 @@ def score_procedure(
     rejected_TE = np.arange(experts) < rejected_T[:, None]
     false_T = (rejected_TE & (order_TE >= signals)).sum(1)
     true_T = rejected_T - false_T
-    share_T = false_T / np.maximum(rejected_T, 1)
+    proportion_T = false_T / np.maximum(rejected_T, 1)
     return {
-        "fdr": share_T.mean(),
-        "fdr_se": share_T.std(ddof=1) / np.sqrt(share_T.size),
+        "fdr": proportion_T.mean(),
+        "fdr_se": proportion_T.std(ddof=1) / np.sqrt(proportion_T.size),
         "power": true_T.mean() / signals if signals else np.nan,
         "mean_rejected": rejected_T.mean(),
     }

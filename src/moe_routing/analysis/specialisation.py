@@ -18,10 +18,10 @@ FEWEST_OCCURRENCES = 10
 def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
     """Return how often two experts are selected together, over all pairs.
 
-    share = N(a and b) / N(a): of the tokens that expert a gets, the share that b gets as well
+    share = N(a and b) / N(a): of the tokens that expert a gets, the proportion that b gets as well
     (OLMoE paper, section 5.2). Not symmetric. Every ordered pair a != b has a row; the share is
-    missing where a was never selected. ``lift`` is the share over b's share of all tokens: 1 if
-    the two had nothing to do with each other.
+    missing where a was never selected. ``lift`` is the share over b's proportion of all tokens: 1
+    if the two had nothing to do with each other.
 
     Args:
         index_LTK: distinct experts of each token, (layers, tokens, selected).
@@ -35,8 +35,8 @@ def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
         both_EE = chosen_TE.T @ chosen_TE
         load_E = both_EE.diagonal()
         with np.errstate(invalid="ignore", divide="ignore"):
-            share_EE = both_EE / load_E[:, None]
-            lift_EE = share_EE / (load_E / tokens)
+            proportion_EE = both_EE / load_E[:, None]
+            lift_EE = proportion_EE / (load_E / tokens)
         first, second = np.nonzero(~np.eye(experts, dtype=bool))
         tables.append(
             pd.DataFrame(
@@ -45,7 +45,7 @@ def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
                     "expert_a": first,
                     "expert_b": second,
                     "tokens_a": load_E[first].astype(int),
-                    "share": share_EE[first, second],
+                    "proportion": proportion_EE[first, second],
                     "lift": lift_EE[first, second],
                 }
             )
@@ -54,7 +54,7 @@ def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
 
 
 def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> pd.DataFrame:
-    """Return the share of each domain's tokens that goes to each expert.
+    """Return the proportion of each domain's tokens that goes to each expert.
 
     share = N(expert, domain) / N(domain) (OLMoE paper, section 5.3); a router that ignores the
     domain has the same share everywhere. ``overall`` is the mean over domains, each counting
@@ -63,21 +63,23 @@ def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> 
     Args:
         load_by_domain: for each domain its loads, (layers, experts), and its number of tokens.
     """
-    share_DLE = np.stack([load / tokens for load, tokens in load_by_domain.values()])
-    overall_LE = share_DLE.mean(0)
-    _, layers, experts = share_DLE.shape
+    proportion_DLE = np.stack([load / tokens for load, tokens in load_by_domain.values()])
+    overall_LE = proportion_DLE.mean(0)
+    _, layers, experts = proportion_DLE.shape
     place_L, place_E = np.divmod(np.arange(layers * experts), experts)
     tables = []
-    for (domain, (_, tokens)), share_LE in zip(load_by_domain.items(), share_DLE, strict=True):
+    for (domain, (_, tokens)), proportion_LE in zip(
+        load_by_domain.items(), proportion_DLE, strict=True
+    ):
         with np.errstate(invalid="ignore", divide="ignore"):
-            lift_LE = share_LE / overall_LE
+            lift_LE = proportion_LE / overall_LE
         tables.append(
             pd.DataFrame(
                 {
                     "domain": domain,
                     "layer": place_L,
                     "expert": place_E,
-                    "share": share_LE.ravel(),
+                    "proportion": proportion_LE.ravel(),
                     "overall": overall_LE.ravel(),
                     "lift": lift_LE.ravel(),
                     "n_tokens": tokens,
@@ -109,18 +111,18 @@ def vocabulary_specialisation(
     for role, id_T in ids.items():
         shuffled_T = rng.permutation(id_T)
         for layer, first_T in enumerate(first_LT):
-            share_X, count_X = largest_share(first_T, id_T)
-            noise_X, noise_count_X = largest_share(first_T, shuffled_T)
+            proportion_X, count_X = largest_proportion(first_T, id_T)
+            noise_X, noise_count_X = largest_proportion(first_T, shuffled_T)
             often, noise_often = count_X >= FEWEST_OCCURRENCES, noise_count_X >= FEWEST_OCCURRENCES
             rows.append(
                 {
                     "role": role,
                     "layer": layer,
-                    "mean": share_X.mean(),
+                    "mean": proportion_X.mean(),
                     "shuffled": noise_X.mean(),
-                    "mean_frequent": _mean(share_X[often]),
+                    "mean_frequent": _mean(proportion_X[often]),
                     "shuffled_frequent": _mean(noise_X[noise_often]),
-                    "n_ids": share_X.size,
+                    "n_ids": proportion_X.size,
                     "n_frequent": int(often.sum()),
                     "n_tokens": id_T.size,
                 }
@@ -128,12 +130,12 @@ def vocabulary_specialisation(
     return pd.DataFrame(rows)
 
 
-def largest_share(
+def largest_proportion(
     expert_T: NDArray[np.int64], id_T: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return, for each token id in sorted order, its commonest expert's share and its count.
 
-    >>> largest_share(np.array([0, 0, 1, 2]), np.array([7, 7, 7, 9]))[0].round(2)
+    >>> largest_proportion(np.array([0, 0, 1, 2]), np.array([7, 7, 7, 9]))[0].round(2)
     array([0.67, 1.  ])
     """
     _, place_T, count_X = np.unique(id_T, return_inverse=True, return_counts=True)

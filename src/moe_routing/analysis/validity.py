@@ -14,8 +14,8 @@ from tqdm import tqdm
 from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples
+from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
 from moe_routing.analysis.simulation import simulate_procedures
-from moe_routing.analysis.null_size import binding_rows, call_nulls, examine, judge_designs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
@@ -51,7 +51,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
             a null that can reject at the level of the verdict.
     """
     sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
-    config = config.of_model(sample.num_experts, sample.native_k)
+    config = config.of_model(sample.num_experts, sample.top_k)
     settings = config.analysis.validity
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)
@@ -70,7 +70,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
         alphas=settings.alpha,
     )
     write_csv(simulation, folder / "simulation.csv")
-    designs = judge_designs(
+    designs = call_designs(
         tables["size"],
         level=settings.level,
         largest_size=settings.largest_size,

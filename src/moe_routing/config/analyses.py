@@ -86,7 +86,8 @@ class ValidityAnalysis(ClosedModel):
     level: Level = Field(0.05, description="Level at which a null is called valid or not.")
     largest_size: Level = Field(
         0.06,
-        description="Largest share of pure-noise tokens with a selection in any layer, if valid.",
+        description="Largest proportion of pure-noise tokens with a selection in any layer for a "
+        "valid null.",
     )
     max_k: PositiveInt | None = Field(
         None, description="Cap whose binding is counted; null takes the model's own k."
@@ -111,7 +112,7 @@ class ValidityAnalysis(ClosedModel):
         return self
 
 
-class AuditAnalysis(ClosedModel):
+class AblationAnalysis(ClosedModel):
     """What happens to the loss when one expert of the stock router's choice is left out."""
 
     tokens: PositiveInt = Field(
@@ -138,7 +139,7 @@ class AuditAnalysis(ClosedModel):
     horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> AuditAnalysis:
+    def _consistent(self) -> AblationAnalysis:
         _known_nulls(self.nulls, "nulls")
         if self.horizon >= self.context // 2:
             raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
@@ -160,25 +161,25 @@ class AnalysisConfig(ClosedModel):
     validity: ValidityAnalysis = Field(
         default_factory=ValidityAnalysis, description="Size of the nulls, FDR of procedures."
     )
-    audit: AuditAnalysis = Field(
-        default_factory=AuditAnalysis, description="Interventions on selected experts."
+    ablation: AblationAnalysis = Field(
+        default_factory=AblationAnalysis, description="Interventions on selected experts."
     )
 
-    def of_model(self, experts: int, native_k: int) -> AnalysisConfig:
+    def of_model(self, experts: int, top_k: int) -> AnalysisConfig:
         """Return these settings with those that are left to the model filled in.
 
         Args:
             experts: experts of a layer.
-            native_k: experts per token that the model was trained with.
+            top_k: experts per token that the model was trained with.
         """
         bh = {
-            "max_k": doublings(native_k, experts),
+            "max_k": doublings(top_k, experts),
             "fewer_k": [k for k in FEWER_K if k <= experts],
         }
         validity = {
             # Where the model selects every expert, none is left to draw ``unselected`` from.
-            "nulls": [name for name in HYPOTHESES if name != "unselected" or native_k < experts],
-            "max_k": native_k,
+            "nulls": [name for name in HYPOTHESES if name != "unselected" or top_k < experts],
+            "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
         }
         parts = {"bh": _filled(self.bh, bh), "validity": _filled(self.validity, validity)}

@@ -16,18 +16,18 @@ class Limits:
 
     Attributes:
         experts: experts of a layer.
-        native_k: experts per token that it was trained with.
+        top_k: experts per token that it was trained with.
         window: most input tokens of a forward pass.
     """
 
     experts: int
-    native_k: int
+    top_k: int
     window: int
 
     @classmethod
     def of(cls, described: Mapping[str, object]) -> Limits:
         """Take them from a description of the model; see ``model.json``."""
-        return cls(described["num_experts"], described["native_k"], described["window"])
+        return cls(described["num_experts"], described["top_k"], described["window"])
 
 
 def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
@@ -42,7 +42,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
         InputError: more experts than the model has, a window longer than it reads, or a null that
             is made of experts it rejects where it rejects none.
     """
-    study = study.of_model(limits.experts, limits.native_k)
+    study = study.of_model(limits.experts, limits.top_k)
     window = study.evaluation.window
     if window is not None and window > limits.window:
         raise InputError(
@@ -52,7 +52,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
         ("calibration.nulls", study.calibration.nulls),
         ("analysis.validity.nulls", study.analysis.validity.nulls),
     ):
-        if "unselected" in nulls and limits.native_k == limits.experts:
+        if "unselected" in nulls and limits.top_k == limits.experts:
             raise InputError(
                 f"{origin}: {key} has 'unselected'; allowed: nulls that need no rejected experts, "
                 f"since the model selects all its {limits.experts}"

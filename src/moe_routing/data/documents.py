@@ -12,7 +12,7 @@ from moe_routing.data.wikitext import detokenize, has_headings, wikitext_pages
 def read_documents(rows: Sequence[Row]) -> list[str]:
     """Return the distinct documents of a data file, in order of first appearance.
 
-    Layouts: ``passage`` (BoolQ, whose questions share passages) or ``text``, a document a row;
+    Layouts: ``passage`` (BoolQ, whose questions share passages) or ``text``, a document per row;
     ``line``, a text file with an empty line between documents; WikiText in each of its layouts,
     detokenized.
 

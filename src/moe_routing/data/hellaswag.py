@@ -10,7 +10,7 @@ from moe_routing.data.rows import Row
 
 
 def hellaswag_items(rows: Sequence[Row], dataset: str) -> list[Item]:
-    """Return one item a row: the four endings after the activity and its context.
+    """Return one item per row: the four endings after the activity and its context.
 
     Hub, archive and local files share one layout (``activity_label``, ``ctx_a``, ``ctx_b``,
     ``endings``, ``label``, ``source_id``); the label is text in the first two. Questions cut from

@@ -40,7 +40,7 @@ def fetch_hub(source: HubSource, path: Path) -> None:
     try:
         table = pa.Table.from_pylist(rows)
     except pa.ArrowException as error:
-        raise _error(source, f"rows do not have one type a column: {error}") from error
+        raise _error(source, f"rows do not have one type per column: {error}") from error
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
 

@@ -9,7 +9,7 @@ from moe_routing.data.rows import Row
 
 
 def lambada_items(rows: Sequence[Row], dataset: str) -> list[Item]:
-    """Return one item a row: the last word after the text before it.
+    """Return one item per row: the last word after the text before it.
 
     Hub and local files have a column ``text``, split as lm-evaluation-harness's ``lambada_openai``
     does: at single spaces, so that the last word of 7 of the 5,153 passages includes a line break

@@ -11,7 +11,7 @@ from moe_routing.errors import InputError
 
 
 def wikitext_items(rows: Sequence[Row], dataset: str) -> list[Item]:
-    """Return one item a page; see :func:`wikitext_pages` for the layouts.
+    """Return one item per page; see :func:`wikitext_pages` for the layouts.
 
     Raises:
         InputError: a missing column, an empty page, or lines without any heading.
@@ -25,8 +25,8 @@ def wikitext_items(rows: Sequence[Row], dataset: str) -> list[Item]:
 def wikitext_pages(rows: Sequence[Row]) -> list[str]:
     """Return pages from any of three layouts; WikiText-2 raw test has 62 in each.
 
-    ``page``, a page a row (hub, EleutherAI/wikitext_document_level); ``text``, a line a row (hub,
-    Salesforce/wikitext); ``line``, the raw file.
+    ``page``, a page per row (hub, EleutherAI/wikitext_document_level); ``text``, a line per row
+    (hub, Salesforce/wikitext); ``line``, the raw file.
 
     Raises:
         InputError: a missing column, an empty page, or lines without any heading.

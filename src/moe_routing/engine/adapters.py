@@ -41,8 +41,8 @@ class RouterModule:
         return self.module.weight.shape[0]
 
     @property
-    def native_k(self) -> int:
-        """Experts a token that the model was trained with."""
+    def top_k(self) -> int:
+        """Experts per token that the model was trained with."""
         return self.module.top_k
 
 

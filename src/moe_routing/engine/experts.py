@@ -1,8 +1,8 @@
-"""Experts for ragged routing: work and memory follow the selected (token, expert) pairs.
+"""Experts for dropless routing: work and memory follow the selected (token, expert) pairs.
 
-Shape letters: T tokens, K slots a token, P selected pairs, token by token, S the same pairs, expert
-by expert, N pairs of one expert, E experts, H hidden size, I expert size, J all experts' sizes
-(E * I).
+Shape letters: T tokens, K slots per token, P selected pairs, token by token, S the same pairs,
+expert by expert, N pairs of one expert, E experts, H hidden size, I expert size, J all experts'
+sizes (E * I).
 
 The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
 leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here a padded
@@ -33,15 +33,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_routing.engine.linear import linear, prefers_onednn
 
-EXPERTS_IMPLEMENTATION = "ragged"
+EXPERTS_IMPLEMENTATION = "dropless"
 ROWS_STEP = 64
 """Rows of an expert are filled up to a multiple of this: oneDNN prepares each new size anew."""
 PAIRS_AN_EXPERT = 192
-"""With fewer pairs an expert, on average, the loop over experts costs more than oneDNN saves."""
+"""With fewer pairs per expert, on average, the loop over experts costs more than oneDNN saves."""
 PAIRS_AN_EXPERT_BESIDE = 448
 """The same where passes run beside each other: the loop takes Python's lock from the others."""
-DENSE_SHARE = 0.6
-"""From this share of all (token, expert) pairs on, computing all of them is faster."""
+DENSE_PROPORTION = 0.6
+"""From this proportion of all (token, expert) pairs on, computing all of them is faster."""
 DENSE_TILE = 256
 """Tokens in work at once when computing all pairs."""
 GATHER_NUMBERS = 1 << 26
@@ -206,7 +206,7 @@ def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weight
     where = (pairs.token_P[order_S], _inverse(order_S), pairs.bound_B, pairs.slots)
     rows_SH = _Dispatch.apply(hidden_TH, *where)
     inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, ends_E))
-    # Folding the weight in here touches I numbers a pair; after the down projection, H.
+    # Folding the weight in here touches I numbers per pair; after the down projection, H.
     inner_SI = inner_SI * pairs.weight_P[order_S].unsqueeze(1).to(inner_SI.dtype)
     out_SH = _grouped_product(inner_SI, weights.down_EIH, ends_E)
     return _Combine.apply(out_SH, *where)
@@ -317,7 +317,7 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
     if not (inference and on_cpu):
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
-    if pairs >= DENSE_SHARE * tokens * experts and tokens >= MIN_DENSE_TOKENS:
+    if pairs >= DENSE_PROPORTION * tokens * experts and tokens >= MIN_DENSE_TOKENS:
         return _dense
     beside = threading.current_thread() is not threading.main_thread()
     enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
@@ -330,7 +330,7 @@ def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
 
 
 @torch.compiler.disable
-def ragged_experts_forward(
+def dropless_experts_forward(
     module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
 ) -> Tensor:
     """Run the experts of the selected pairs only.
@@ -352,7 +352,9 @@ def ragged_experts_forward(
     """
     if module.has_bias or not module.has_gate or module.has_post_expert_norm:
         name = type(module).__name__
-        raise NotImplementedError(f"{name}: ragged experts need gated experts without bias or norm")
+        raise NotImplementedError(
+            f"{name}: dropless experts need gated experts without bias or norm"
+        )
     weights, dtype, device = _weights(module), hidden_TH.dtype, hidden_TH.device.type
     if torch.is_autocast_enabled(device):
         # Grouped products are not among the operations that autocast knows.
@@ -365,4 +367,4 @@ def ragged_experts_forward(
     return compute(module, hidden_TH, pairs, weights).to(dtype)
 
 
-ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, ragged_experts_forward)
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, dropless_experts_forward)

@@ -3,7 +3,7 @@
 Nothing comes after the last layer that would mix tokens: what its experts add to a token that no
 logit is asked of, nobody sees. Its router sees all tokens, so that telemetry stays whole.
 
-Shape letters: T tokens, N tokens that are read, K slots a token, H hidden size.
+Shape letters: T tokens, N tokens that are read, K slots per token, H hidden size.
 """
 
 from __future__ import annotations

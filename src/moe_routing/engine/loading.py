@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_routing.errors import InputError
 from moe_routing.engine.weights import (
     check_weights,
     file_hashes,
     lacking_expert,
     natural_order,
-    read_object,
     settings_files,
     weight_files,
 )
+from moe_routing.errors import InputError
+from moe_routing.files import read_json
 from moe_routing.usage import loading
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
     """Return what a checkpoint is.
 
     Returns:
-        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``native_k``,
+        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``top_k``,
         ``parameters``, ``weights_sha256`` (one hash over the hashes of the weights), ``files``
         (name to hash of what is loaded) and ``settings`` (the same of config and tokenizer).
     """
@@ -97,7 +97,7 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
         "architecture": type(model).__name__,
         "num_layers": model.config.num_hidden_layers,
         "num_experts": router.num_experts,
-        "native_k": router.native_k,
+        "top_k": router.top_k,
         "parameters": model.num_parameters(),
         "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         "files": files,
@@ -205,7 +205,7 @@ def _check_files(folder: Path) -> None:
         InputError: see :func:`weight_files` and :func:`check_weights`; or codes that stand for
             weights, which a router cannot be read from.
     """
-    quantised = read_object(folder / "config.json").get("quantization_config")
+    quantised = read_json(folder / "config.json").get("quantization_config")
     if quantised is not None:
         said = textwrap.shorten(str(quantised), 80)
         raise InputError(f"{folder / 'config.json'}: quantization_config is {said}; allowed: none")
@@ -295,9 +295,9 @@ def _check_numbers(model: PreTrainedModel, path: Path) -> None:
     from moe_routing.engine.adapters import find_routers
 
     for router in find_routers(model):
-        if not 1 <= router.native_k <= router.num_experts:
+        if not 1 <= router.top_k <= router.num_experts:
             raise InputError(
-                f"{path}: num_experts_per_tok is {router.native_k}; allowed: 1 to "
+                f"{path}: num_experts_per_tok is {router.top_k}; allowed: 1 to "
                 f"{router.num_experts}, the experts of a layer"
             )
     longest = model.config.max_position_embeddings

@@ -101,7 +101,7 @@ class Pack:
 
 
 def plant(requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]) -> list[Tree]:
-    """Return one tree a group, or one a request where a group shares too little."""
+    """Return one tree per group, or one a request where a group shares too little."""
     trees: list[Tree] = []
     for group in groups:
         inputs = [requests[place].input_ids for place in group]

@@ -30,9 +30,9 @@ class RoutingStatistics:
         entropy_L: mean entropy of the router's softmax, nats.
         max_probability_L: mean largest softmax probability.
         selected_mass_L: mean softmax mass of the selected experts.
-        floor_binds_L: share of decisions raised to the floor of the rule.
-        cap_binds_L: share of decisions cut at the cap of the rule.
-        empty_L: share of decisions for which the rule itself chose no expert.
+        floor_binds_L: proportion of decisions raised to the floor of the rule.
+        cap_binds_L: proportion of decisions cut at the cap of the rule.
+        empty_L: proportion of decisions for which the rule itself chose no expert.
         unique_experts_L: mean number of distinct experts in a forward pass.
     """
 
@@ -59,10 +59,10 @@ class RoutingStatistics:
 
     def sd_experts(self) -> float:
         """Standard deviation of the number of experts over all decisions."""
-        share_C = self.count_histogram_LC.sum(0) / max(1, self.count_histogram_LC.sum())
-        counts_C = np.arange(share_C.size)
-        mean = float(share_C @ counts_C)
-        return float(np.sqrt(share_C @ (counts_C - mean) ** 2))
+        proportion_C = self.count_histogram_LC.sum(0) / max(1, self.count_histogram_LC.sum())
+        counts_C = np.arange(proportion_C.size)
+        mean = float(proportion_C @ counts_C)
+        return float(np.sqrt(proportion_C @ (counts_C - mean) ** 2))
 
     def by_layer(self) -> dict[str, list]:
         """Return plain lists by layer, for JSON."""

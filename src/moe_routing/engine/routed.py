@@ -1,6 +1,6 @@
 """Put a routing strategy into a model, and take it out again without a trace.
 
-Shape letters: T tokens, K slots a token, E experts, H hidden size.
+Shape letters: T tokens, K slots per token, E experts, H hidden size.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_routing.errors import InputError
 from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
-from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.patching import swapped
+from moe_routing.engine.recorder import Recorder
+from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
@@ -66,7 +66,7 @@ def routed(
         if experts_implementation is not None:
             stack.enter_context(_experts(model, experts_implementation))
         for router in routers:
-            built = Router(select, strategy.weighting_kind, router.native_k)
+            built = Router(select, strategy.weighting_kind, router.top_k)
             forward = _forward(model, router, built, strategy, recorder)
             stack.enter_context(swapped(router.module, "forward", forward))
         yield model

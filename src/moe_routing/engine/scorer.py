@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_routing.errors import InputError
+from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.attention import PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.engine.head import target_log_likelihoods
 from moe_routing.engine.kernels import lean_kernels
 from moe_routing.engine.last_layer import Read, spared_last_experts
 from moe_routing.engine.packing import Pack, Tree, build, plant, spread
 from moe_routing.engine.requests import Encoder, Request, TokenRequest, max_length
-from moe_routing.engine.workers import divide_threads, map_in_order
-from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.routed import routes_in_order
+from moe_routing.engine.workers import divide_threads, map_in_order
+from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class Score:
         log_likelihood: summed over its tokens, nats.
         greedy: whether every token is the model's most likely one; None where not asked for.
         tokens: number of scored tokens.
-        mean_experts: experts a token and layer, over all tokens read for this request, those of a
+        mean_experts: experts per token and layer, over all tokens read for this request, those of a
             shared context included; None without a recorder.
     """
 

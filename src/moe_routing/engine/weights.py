@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moe_routing.errors import InputError
+from moe_routing.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -40,7 +40,7 @@ def weight_files(folder: Path) -> list[Path]:
     for pattern, what in NOT_READ.items():
         for path in folder.glob(pattern):
             raise InputError(f"{path}: {what} is not read; allowed: {SINGLE}, or {INDEX}")
-    named = read_object(folder / "config.json").get("transformers_weights")
+    named = read_json(folder / "config.json").get("transformers_weights")
     for path in (folder / str(named),) if named else (folder / SINGLE, folder / INDEX):
         if path.is_file():
             return _shards(path) if path.name.endswith(".index.json") else [path]
@@ -51,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(read_object(index)["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: no weight_map; allowed: tensors and their files") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
@@ -129,18 +129,3 @@ def _sha256(path: Path) -> str:
 def settings_files(folder: Path) -> list[Path]:
     """Return what stands beside the weights and decides what they do."""
     return sorted(path for pattern in SETTINGS for path in folder.glob(pattern))
-
-
-def read_object(path: Path) -> dict:
-    """Read a JSON object.
-
-    Raises:
-        InputError: the file is missing, not JSON, or something else than an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is a {type(value).__name__}; allowed: a JSON object")
-    return value

@@ -40,10 +40,10 @@ def map_in_order(function: Callable[[In], Out], items: Iterable[In], workers: in
         yield from map(function, items)
         return
     threads = torch.get_num_threads()
-    share = max(1, threads // workers)
+    proportion = max(1, threads // workers)
     running: deque[Future[Out]] = deque()
     try:
-        with ThreadPoolExecutor(workers, "pack", torch.set_num_threads, (share,)) as pool:
+        with ThreadPoolExecutor(workers, "pack", torch.set_num_threads, (proportion,)) as pool:
             try:
                 for item in items:
                     running.append(pool.submit(function, item))

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.errors import InputError
 from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
@@ -53,7 +53,7 @@ def sample_router_logits(
         permuted_norm_LT=permuted_norm_LT,
         weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
         hidden_size=weights[0].shape[1],
-        native_k=routers[0].native_k,
+        top_k=routers[0].top_k,
         fingerprint=router_fingerprint(model),
     )
 

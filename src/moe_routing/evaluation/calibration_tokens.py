@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from moe_routing.config.analyses import FIT_TIMES
+from moe_routing.config.limits import Limits
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.config.limits import Limits
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
@@ -23,7 +23,7 @@ DRAWS_PER_TOKEN: Mapping[str, Callable[[Limits], float]] = MappingProxyType(
         "pooled_kde": lambda limits: limits.experts,
         "per_expert": lambda limits: 1,
         "per_expert_kde": lambda limits: 1,
-        "unselected": lambda limits: limits.experts - limits.native_k,
+        "unselected": lambda limits: limits.experts - limits.top_k,
         "random_direction": lambda limits: math.inf,
         "permuted_context": lambda limits: 1,
     }
@@ -70,7 +70,7 @@ def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]
         rule = getattr(strategy, "base", strategy)
         if isinstance(rule, MultipleTesting):
             yield f"strategy '{name}'", rule.null, rule.smallest_level(experts)
-    for key, part in (("bh", study.analysis.bh), ("audit", study.analysis.audit)):
+    for key, part in (("bh", study.analysis.bh), ("ablation", study.analysis.ablation)):
         for null in part.nulls or study.calibration.nulls:
             for alpha in part.alpha:
                 rule = BH(max_k=experts, alpha=alpha, null=null)

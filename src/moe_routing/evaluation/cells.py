@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.data.items import Item, fingerprint, read_items
+from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.recorder import Recorder, RoutingStatistics
+from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
 from moe_routing.evaluation.provenance import environment
-from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
-from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.routed import routed
-from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.statistics.intervals import Estimate, divergence_interval, metric_intervals
@@ -130,7 +130,7 @@ def score_items(
     calibration: Calibration | None,
     label: str,
 ) -> tuple[pd.DataFrame, RoutingStatistics, float]:
-    """Return one row an item, the routing statistics, and the wall seconds of scoring."""
+    """Return one row per item, the routing statistics, and the wall seconds of scoring."""
     recorder = Recorder()
     scorer = Scorer(
         loaded.model,
@@ -159,7 +159,7 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     """Return the item table by the definitions of lm-evaluation-harness.
 
     ``correct``: the best continuation by log-likelihood (multiple choice) or greedy decoding
-    (last word); ``correct_norm``: the best by log-likelihood a character of the continuation.
+    (last word); ``correct_norm``: the best by log-likelihood per character of the continuation.
     """
     rows = []
     for item, item_scores in zip(items, scores, strict=True):
@@ -233,9 +233,9 @@ def _record(
             "tokens": statistics.tokens,
             "mean_experts": statistics.mean_experts(),
             "sd_experts": statistics.sd_experts(),
-            "share_floor": float(statistics.floor_binds_L.mean()),
-            "share_cap": float(statistics.cap_binds_L.mean()),
-            "share_empty": float(statistics.empty_L.mean()),
+            "floor_proportion": float(statistics.floor_binds_L.mean()),
+            "cap_proportion": float(statistics.cap_binds_L.mean()),
+            "empty_proportion": float(statistics.empty_L.mean()),
             "router_entropy": float(statistics.entropy_L.mean()),
             "max_weight": float(statistics.max_probability_L.mean()),
             "by_layer": statistics.by_layer(),

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
-from moe_routing.errors import InputError
-from moe_routing.engine.requests import Encoder, Request, TokenRequest
-from moe_routing.engine.scorer import Scorer
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.requests import Encoder, Request, TokenRequest
 from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
 
@@ -140,12 +140,12 @@ def next_token_divergences(head: nn.Linear, reference_NH: Tensor, arm_NH: Tensor
 
 
 def _divergence(head: nn.Linear, reference_CH: Tensor, arm_CH: Tensor) -> Tensor:
-    log_p_CV, log_q_CV = (_log_shares(head, rows_CH) for rows_CH in (reference_CH, arm_CH))
+    log_p_CV, log_q_CV = (_log_probabilities(head, rows_CH) for rows_CH in (reference_CH, arm_CH))
     kl_CV = F.kl_div(log_q_CV, log_p_CV, reduction="none", log_target=True)
     # A divergence is never negative; a sum of rounding errors may be.
     return kl_CV.sum(1, dtype=torch.float64).clamp_(min=0)
 
 
-def _log_shares(head: nn.Linear, hidden_CH: Tensor) -> Tensor:
+def _log_probabilities(head: nn.Linear, hidden_CH: Tensor) -> Tensor:
     logits_CV = head(hidden_CH.to(head.weight.device))
     return logits_CV.log_softmax(1, dtype=torch.promote_types(logits_CV.dtype, torch.float32))

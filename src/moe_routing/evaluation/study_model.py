@@ -8,10 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_routing.errors import InputError
-from moe_routing.evaluation.calibration_tokens import check_tokens
-from moe_routing.engine.requests import max_length
-from moe_routing.files import atomic_path
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import (
@@ -21,7 +17,11 @@ from moe_routing.engine.loading import (
     load_model,
     outline_checkpoint,
 )
-from moe_routing.engine.weights import file_hashes, read_object, weight_files
+from moe_routing.engine.requests import max_length
+from moe_routing.engine.weights import file_hashes, weight_files
+from moe_routing.errors import InputError
+from moe_routing.evaluation.calibration_tokens import check_tokens
+from moe_routing.files import atomic_path, read_json
 
 if TYPE_CHECKING:
     from moe_routing.config.study import ModelConfig, StudyConfig
@@ -47,9 +47,9 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
     outline = outline_checkpoint(study.model)
     router = find_routers(outline.model)[0]
     window = max_length(outline.model.config, None)
-    limits = Limits(router.num_experts, router.native_k, window)
+    limits = Limits(router.num_experts, router.top_k, window)
     check_limits(study, limits, origin)
-    check_tokens(study.of_model(limits.experts, limits.native_k), limits, origin)
+    check_tokens(study.of_model(limits.experts, limits.top_k), limits, origin)
     described = {**describe(study.model, outline), "window": window}
     with atomic_path(results / MODEL_FILE) as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -78,7 +78,7 @@ def load_study_model(config: ModelConfig, results: Path, threads: int | None = N
 
 
 def _read_description(path: Path) -> dict:
-    described = read_object(path)
+    described = read_json(path)
     for key in ("weights_sha256", "files", "settings"):
         if key not in described:
             raise InputError(f"{path}: key '{key}' is missing; remove the file and run again")

@@ -1,4 +1,4 @@
-"""Figures of the audit by intervention."""
+"""Figures of the expert ablation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.analysis.outputs import ALL_LAYERS, AUDIT, NO_NULL
+from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, NO_NULL
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
@@ -26,42 +26,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_audit(folder: Path) -> None:
-    """Draw the figures of ``audit/`` into ``audit/audit_plots/``."""
+def draw_ablation(folder: Path) -> None:
+    """Draw the figures of ``ablation/`` into ``ablation/ablation_plots/``."""
     use_style()
     figures = {
-        "false_discoveries": false_discoveries(read_csv(folder / "audit.csv")),
+        "false_discoveries": false_discoveries(read_csv(folder / "ablation.csv")),
         "weight_importance": weight_importance(read_csv(folder / "weight_importance.csv")),
     }
-    save_all(figures, folder, AUDIT)
+    save_all(figures, folder, ABLATION)
 
 
-def false_discoveries(audit: pd.DataFrame) -> Figure:
+def false_discoveries(ablation: pd.DataFrame) -> Figure:
     """Draw the empirical false discovery proportion and rate against alpha, by null and epsilon.
 
     Every null is judged by the same removals in the stock model. The change is that of the token's
     own next-token loss; the grey band is what the stock router chose, all of it. The legend says
-    which share of a null's discoveries lie beyond that, and so could not be removed. Removals that
-    found no expert to remove are left out, and counted in the title.
+    which proportion of a null's discoveries lie beyond that, and so could not be removed. Removals
+    that found no expert to remove are left out, and counted in the title.
     """
     import matplotlib.pyplot as plt
 
-    audit = audit[(audit["layer"].astype(str) == ALL_LAYERS) & (audit["scope"] == "own")]
-    epsilons = sorted(audit["epsilon"].unique())
+    ablation = ablation[
+        (ablation["layer"].astype(str) == ALL_LAYERS) & (ablation["scope"] == "own")
+    ]
+    epsilons = sorted(ablation["epsilon"].unique())
     figure, grid = plt.subplots(
         2, len(epsilons), figsize=(WIDTH, 4.8), squeeze=False, sharex=True, sharey="row",
         layout="constrained",
     )  # fmt: skip
     labels = {"fdp": "False among discoveries", "fdr": "Mean of V / max(R, 1)"}
     for across, epsilon in enumerate(epsilons):
-        own = audit[np.isclose(audit["epsilon"], epsilon)]
+        own = ablation[np.isclose(ablation["epsilon"], epsilon)]
         for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
             _proportion(axis, own, name)
             axis.set(ylabel=label if across == 0 else "", ylim=(-0.02, 1.02))
-        noisy = "\n(below rounding)" if epsilon < own["noise"].max() else ""
+        noisy = "\n(below rounding)" if epsilon < own["noise_floor"].max() else ""
         grid[0, across].set(title=f"|change| < {epsilon:g} nats{noisy}", xlabel="")
     legend_below(figure, grid[0, 0], columns=3)
-    row = audit.iloc[0]
+    row = ablation.iloc[0]
     removed = row["n_discoveries"] + row["n_undiscovered"]
     figure.suptitle(
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
@@ -86,7 +88,7 @@ def weight_importance(table: pd.DataFrame) -> Figure:
     axis.set_ylabel("Rank correlation of\nweight and |change|")
     row = own.iloc[0]
     axis.set_title(
-        f"Weight and effect of removal, {row['arm']}\n({row['n_removals']:,} removals a layer, "
+        f"Weight and effect of removal, {row['arm']}\n({row['n_removals']:,} removals per layer, "
         f"{row['n_documents']} passages)"
     )
     return figure
@@ -110,7 +112,7 @@ def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
 
 
 def _with_beyond(null: str, rows: pd.DataFrame) -> str:
-    """Return the name of a null, and which share of its discoveries could not be removed."""
+    """Return the name of a null, and which proportion of its discoveries could not be removed."""
     beyond = rows["n_beyond"].sum()
     every = beyond + rows["n_discoveries"].sum()
     return f"{plain(null)} ({beyond / every:.0%} beyond stock)" if every else plain(null)

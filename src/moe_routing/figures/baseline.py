@@ -49,7 +49,7 @@ def caption(stats: pd.DataFrame) -> str:
 def logit_distributions(
     histogram: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
 ) -> Figure:
-    """Draw the density of router logits, a ridge a layer, the first layer on top.
+    """Draw the density of router logits, a ridge per layer, the first layer on top.
 
     Marks show means: a black one that of the text, the others below it those of the prompts.
     """
@@ -116,7 +116,7 @@ def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     for place, label, rows in _by_prompt(prompts):
         axis.plot(rows["layer"], rows["entropy"], lw=0.7, ms=3.5, alpha=0.9, label=label,
                   **series(place))  # fmt: skip
-    uniform = (stats["entropy"] / stats["entropy_share"]).iloc[0]
+    uniform = (stats["entropy"] / stats["relative_entropy"]).iloc[0]
     axis.axhline(uniform, label="uniform router", **REFERENCE)
     layer_axis(axis, len(stats))
     axis.set(ylabel="Entropy (nats)", title=f"Entropy of the router's softmax\n({caption(stats)})")

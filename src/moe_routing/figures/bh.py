@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 2
-_LOSS = "Loss against the baseline\n(nats a token, lower is better)"
+_LOSS = "Loss against the baseline\n(nats per token, lower is better)"
 
 
 def draw_bh(folder: Path) -> None:
@@ -61,10 +61,10 @@ def caption(table: pd.DataFrame) -> str:
 
 
 def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw how many experts a token gets at the largest max_k: their distribution, and by layer.
+    """Draw how many experts per token gets at the largest max_k: their distribution, and by layer.
 
-    Above, the share of decisions with at least c experts; below, mean experts by layer, with a band
-    that holds 5 to 95 % of the tokens at the middle alpha.
+    Above, the proportion of decisions with at least c experts; below, mean experts by layer, with a
+    band that holds 5 to 95 % of the tokens at the middle alpha.
     """
     import matplotlib.pyplot as plt
 
@@ -79,8 +79,8 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
         _by_layer(below, own)
         above.set_title(f"Null {plain(null)}")
     grid[1, 0].set_ylim(0, None)  # after all have been drawn: it ends the scaling of the row
-    grid[0, 0].set_ylabel("Share of decisions\nwith at least c")
-    grid[1, 0].set_ylabel("Experts a token")
+    grid[0, 0].set_ylabel("Proportion of decisions\nwith at least c")
+    grid[1, 0].set_ylabel("Experts per token")
     legend_below(figure, grid[1, 0])
     figure.suptitle(
         f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]}\n({caption(table)})",
@@ -91,8 +91,8 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
     for style, _, rows in _by_alpha(widest):
-        share = rows.groupby("experts")["share"].sum() / rows["layer"].nunique()
-        at_least = share[::-1].cumsum()[::-1]
+        proportion = rows.groupby("experts")["proportion"].sum() / rows["layer"].nunique()
+        at_least = proportion[::-1].cumsum()[::-1]
         axis.step(at_least.index, at_least, where="pre", **(style | {"marker": None}))
     experts_axis(axis, int(widest["max_k"].iloc[0]))
     axis.set_yscale("log")
@@ -103,7 +103,7 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
     alphas = sorted(widest["alpha"].unique())
     for style, alpha, rows in _by_alpha(widest):
         by_layer = rows.groupby("layer")
-        mean = by_layer.apply(lambda group: (group["experts"] * group["share"]).sum())
+        mean = by_layer.apply(lambda group: (group["experts"] * group["proportion"]).sum())
         axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **style)
         if alpha == alphas[len(alphas) // 2]:
             limits = by_layer.apply(_central)
@@ -114,7 +114,7 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
 
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
-    """Draw mean experts and the loss against the baseline against alpha, a line a max_k."""
+    """Draw mean experts and the loss against the baseline against alpha, a line per max_k."""
     import matplotlib.pyplot as plt
 
     bh = table[table["kind"] == "bh"]
@@ -123,7 +123,7 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
         2, len(names), figsize=(WIDTH, 4.6), squeeze=False, sharex=True, sharey="row",
         layout="constrained",
     )  # fmt: skip
-    labels = {"mean_experts": "Experts a token", "nats_vs_baseline": _LOSS}
+    labels = {"mean_experts": "Experts per token", "nats_vs_baseline": _LOSS}
     for across, null in enumerate(names):
         own = bh[bh["null"] == null]
         for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
@@ -167,7 +167,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
                       f"{plain(null)}, alpha {alpha:g}", points)  # fmt: skip
     experts_axis(axis, int(static["mean_experts"].max()))
     axis.axhline(0, **REFERENCE)
-    axis.set(xlabel="Mean experts a token", ylabel=_LOSS)
+    axis.set(xlabel="Mean experts per token", ylabel=_LOSS)
     row = table.iloc[0]
     stock = row["token_perplexity"] / np.exp(row["nats_vs_baseline"])
     right = axis.secondary_yaxis(
@@ -177,7 +177,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
             lambda value: np.log(np.maximum(value, 1e-9) / stock),
         ),
     )
-    right.set_ylabel("Perplexity a token")
+    right.set_ylabel("Token perplexity")
     axis.set_title(f"Quality against experts, every max_k\n({caption(table)})")
     legend_below(figure, axis)
     return figure
@@ -185,7 +185,9 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
 
 def bh_vs_topk(table: pd.DataFrame) -> Figure:
     """Draw mean experts of top-k and of BH at each max_k, as bars."""
-    return _bars(table, "mean_experts", "Mean experts a token", "Experts of BH and of top-k", True)
+    return _bars(
+        table, "mean_experts", "Mean experts per token", "Experts of BH and of top-k", True
+    )
 
 
 def reduction(table: pd.DataFrame) -> Figure:
@@ -195,7 +197,7 @@ def reduction(table: pd.DataFrame) -> Figure:
 
 
 def heatmap(table: pd.DataFrame) -> Figure:
-    """Draw mean experts and perplexity over alpha and max_k, a row of panels a null."""
+    """Draw mean experts and perplexity over alpha and max_k, a row of panels per null."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -205,7 +207,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
         len(names), 2, figsize=(WIDTH, 0.8 + 1.7 * len(names)), squeeze=False, sharex=True,
         layout="constrained",
     )  # fmt: skip
-    labels = {"mean_experts": "Mean experts", "token_perplexity": "Perplexity a token"}
+    labels = {"mean_experts": "Mean experts", "token_perplexity": "Token perplexity"}
     for across, (value, label) in enumerate(labels.items()):
         limits = {"vmin": bh[value].min(), "vmax": bh[value].max()}
         for down, null in enumerate(names):
@@ -242,7 +244,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
         experts_axis(axis, int(rows["max_k"].max()))
         axis.set(title=f"Null {plain(null)}", xlabel="Cap max_k", ylim=(0, None))
         axis.legend(frameon=False, fontsize=7.5)
-    axes[names[0]].set_ylabel("Mean experts a token")
+    axes[names[0]].set_ylabel("Mean experts per token")
     figure.suptitle(
         f"Saturation: 95 % of the uncapped mean. Lines: counts of one run, cut; marks: real runs\n"
         f"({caption(table)})",
@@ -301,6 +303,6 @@ def _by_alpha(rows: pd.DataFrame) -> list[tuple[dict[str, object], float, pd.Dat
 def _central(group: pd.DataFrame) -> tuple[int, int]:
     """Return the 5 % and 95 % quantiles of the experts of one layer."""
     ordered = group.sort_values("experts")
-    below = ordered["share"].cumsum() / ordered["share"].sum()
+    below = ordered["proportion"].cumsum() / ordered["proportion"].sum()
     low, high = np.searchsorted(below, [0.05, 0.95])
     return ordered["experts"].iloc[low], ordered["experts"].iloc[min(high, len(ordered) - 1)]

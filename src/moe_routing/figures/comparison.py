@@ -61,15 +61,15 @@ def pareto(
         _quality_axis(axis, dataset, rows)
         inside = own[own["value"].between(*axis.get_ylim())]
         _experts_axis(axis, pd.concat([rows["mean_experts"], inside["mean_experts"]]))
-        axis.set_xlabel("Mean experts a token")
+        axis.set_xlabel("Mean experts per token")
     _legend(figure, axes, cells)
     return figure
 
 
 def speed(cells: pd.DataFrame, baseline: str) -> Figure:
-    """Draw measured tokens a second against mean experts for each data set.
+    """Draw measured tokens per second against mean experts for each data set.
 
-    One run a cell on a machine that may be shared: no intervals, because nothing was repeated.
+    One run per cell on a machine that may be shared: no intervals, because nothing was repeated.
     """
     figure, axes = _panels(cells)
     for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
@@ -83,8 +83,8 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
         axis.set(
             title=_title(dataset, rows),
-            xlabel="Mean experts a token",
-            ylabel="Tokens a second",
+            xlabel="Mean experts per token",
+            ylabel="Tokens per second",
             ylim=(0, _HEADROOM * rows["tokens_per_second"].max()),
         )
         axis.yaxis.set_major_formatter("{x:,.0f}")
@@ -110,7 +110,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
                 _counts(axis, ordered)
         _quality_axis(axis, dataset, rows)
         _experts_axis(axis, rows["k"])
-        axis.set_xlabel("Most experts a token (k or max_k)")
+        axis.set_xlabel("Most experts per token (k or max_k)")
     handles, labels = axes[0].get_legend_handles_labels()
     _place_legend(figure, axes, dict(zip(labels, handles, strict=True)))
     return figure
@@ -132,7 +132,7 @@ def _in_percent(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a panel a data set; a place left over is for the legend."""
+    """Return a figure with a panel per data set; a place left over is for the legend."""
     import matplotlib.pyplot as plt
 
     names = cells["dataset"].nunique()

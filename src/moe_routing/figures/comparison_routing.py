@@ -29,7 +29,7 @@ def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
         cells: table of cells; its strategies and data sets are read.
 
     Returns:
-        One row a strategy, data set, layer and count: ``strategy``, ``family``, ``dataset``,
+        One row per strategy, data set, layer and count: ``strategy``, ``family``, ``dataset``,
         ``layer``, ``experts`` and ``share`` (of the decisions of that layer).
 
     Raises:
@@ -46,8 +46,8 @@ def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
 
 def _counts_of(record: dict) -> pd.DataFrame:
     histogram_LC = np.array(record["routing"]["by_layer"]["count_histogram"], float)
-    share_LC = histogram_LC / histogram_LC.sum(1, keepdims=True).clip(min=1)
-    layer, experts = np.nonzero(share_LC)
+    proportion_LC = histogram_LC / histogram_LC.sum(1, keepdims=True).clip(min=1)
+    layer, experts = np.nonzero(proportion_LC)
     return pd.DataFrame(
         {
             "strategy": record["strategy"]["id"],
@@ -55,7 +55,7 @@ def _counts_of(record: dict) -> pd.DataFrame:
             "dataset": record["dataset"],
             "layer": layer,
             "experts": experts,
-            "share": share_LC[layer, experts],
+            "proportion": proportion_LC[layer, experts],
         }
     )
 
@@ -63,7 +63,7 @@ def _counts_of(record: dict) -> pd.DataFrame:
 def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str) -> Figure:
     """Draw the mean experts of each layer, for strategies whose number may vary over tokens.
 
-    A row a family; the dotted line is the baseline.
+    A row per family; the dotted line is the baseline.
     """
     figure, grid = _family_grid(counts, strategies)
     for axis, rows, styles in grid:
@@ -74,23 +74,23 @@ def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str)
             axis.plot(means.columns, means.loc[baseline], ls=":", color="#000000", label=baseline)
         axis.set(xlabel="Layer", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
-    _finish_grid(grid, "Mean experts a token")
+    _finish_grid(grid, "Mean experts per token")
     return figure
 
 
 def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
     """Draw the distribution of experts over all decisions (tokens x layers), cumulated.
 
-    The curve at c is the share of decisions with at most c experts; a row a family.
+    The curve at c is the proportion of decisions with at most c experts; a row per family.
     """
     most = int(counts["experts"].max())
     figure, grid = _family_grid(counts, strategies)
     for axis, rows, styles in grid:
         for strategy, style in styles.items():
             own = rows[rows["strategy"] == strategy]
-            share = own.groupby("experts")["share"].sum() / own["layer"].nunique()
-            x = np.concatenate([[0], share.index.to_numpy(), [most]])
-            y = np.concatenate([[0], share.cumsum().to_numpy(), [1]])
+            proportion = own.groupby("experts")["proportion"].sum() / own["layer"].nunique()
+            x = np.concatenate([[0], proportion.index.to_numpy(), [most]])
+            y = np.concatenate([[0], proportion.cumsum().to_numpy(), [1]])
             axis.step(x, y, where="post", label=strategy, **(style | {"marker": ""}))
         axis.set(xlabel="Experts c", ylim=(0, 1.02))
         axis.set_xscale("symlog", base=2, linthresh=1)
@@ -136,7 +136,7 @@ def _finish_grid(grid: list[Cell], label: str) -> None:
 
 
 def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:
-    weighted = rows.assign(mean=rows["experts"] * rows["share"])
+    weighted = rows.assign(mean=rows["experts"] * rows["proportion"])
     table = weighted.pivot_table(index="strategy", columns="layer", values="mean", aggfunc="sum")
     return table.reindex(rows["strategy"].drop_duplicates())
 

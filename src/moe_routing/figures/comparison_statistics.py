@@ -22,7 +22,7 @@ _LINEAR_UP_TO = 25
 def forest(
     paired: pd.DataFrame, margins: pd.DataFrame, families: dict[str, str], baseline: str
 ) -> Figure:
-    """Draw paired differences from the baseline with intervals, a panel a data set.
+    """Draw paired differences from the baseline with intervals, a panel per data set.
 
     Filled markers: a difference was shown after correction for multiplicity. The shaded side is
     where losses as large as the non-inferiority margin lie.
@@ -97,7 +97,7 @@ def _shade(axis: Axes, edge: float) -> None:
 def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseline: str) -> Figure:
     """Draw average ranks over data sets, with a bar for each group that cannot be told apart.
 
-    A critical-difference diagram (Demsar 2006, figure 1) with a row a strategy: the bars on the
+    A critical-difference diagram (Demsar 2006, figure 1) with a row per strategy: the bars on the
     right join the largest groups whose average ranks differ by no more than Nemenyi's critical
     difference. The shaded band is the same from the baseline alone.
 

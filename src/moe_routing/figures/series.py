@@ -45,7 +45,7 @@ def ordered_series(place: int, total: int) -> dict[str, object]:
 def panels(
     names: Sequence[object], *, columns: int, height: float, sharey: bool = False
 ) -> tuple[Figure, dict[object, Axes]]:
-    """Return a figure with one panel a name, in rows of ``columns``."""
+    """Return a figure with one panel per name, in rows of ``columns``."""
     import matplotlib.pyplot as plt
 
     columns = min(columns, len(names))

@@ -48,14 +48,14 @@ def draw_validity(folder: Path) -> None:
 
 
 def _tokens(size: pd.DataFrame) -> str:
-    """Return the number of tokens a layer, or its range."""
+    """Return the number of tokens per layer, or its range."""
     tokens = size.loc[size["layer"].astype(str) != ALL_LAYERS, "n_tokens"]
     low, high = tokens.min(), tokens.max()
     return f"{high:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def pvalue_histograms(histogram: pd.DataFrame, size: pd.DataFrame) -> Figure:
-    """Draw the density of p-values in every design in which H0 holds, a panel a null.
+    """Draw the density of p-values in every design in which H0 holds, a panel per null.
 
     Lines are means over layers, bands go from the least to the largest of them.
     """
@@ -66,7 +66,7 @@ def pvalue_histograms(histogram: pd.DataFrame, size: pd.DataFrame) -> Figure:
         own = histogram[histogram["null"] == null]
         bins = own.groupby("low")["low"].first().size
         for design, rows in own.groupby("design", sort=False):
-            by_bin = rows.groupby("low")["share"].agg(["mean", "min", "max"]) * bins
+            by_bin = rows.groupby("low")["proportion"].agg(["mean", "min", "max"]) * bins
             edges, look = [*by_bin.index, 1.0], looks[design]
             axis.stairs(by_bin["max"], edges, baseline=by_bin["min"], fill=True, alpha=0.15, lw=0,
                         color=look["color"])  # fmt: skip
@@ -78,21 +78,21 @@ def pvalue_histograms(histogram: pd.DataFrame, size: pd.DataFrame) -> Figure:
     _all_designs_legend(figure, looks, "line")
     figure.suptitle(
         "p-values where H0 holds, mean over layers; band: range of layers; dotted: uniform\n"
-        f"({_tokens(size)} tokens a layer)",
+        f"({_tokens(size)} tokens per layer)",
         fontsize=9.5,
     )
     return figure
 
 
 def pvalue_qq(qq: pd.DataFrame, size: pd.DataFrame) -> Figure:
-    """Draw the share of p-values below a level against the level; bands are ranges of layers."""
+    """Draw the proportion of p-values below a level against the level; bands: range of layers."""
     names = qq["null"].unique()
     looks = _looks(qq["design"])
     figure, axes = panels(names, columns=COLUMNS, height=1.85, sharey=True)
     for null, axis in axes.items():
         own = qq[qq["null"] == null]
         for design, rows in own.groupby("design", sort=False):
-            by_level = rows.groupby("level")["share"]
+            by_level = rows.groupby("level")["proportion"]
             look = looks[design]
             axis.fill_between(by_level.min().index, by_level.min().clip(1e-6), by_level.max(),
                               color=look["color"], alpha=0.15, lw=0)  # fmt: skip
@@ -102,18 +102,18 @@ def pvalue_qq(qq: pd.DataFrame, size: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set(title=plain(null), xlabel="Level", ylim=(2e-5, 1.5))
-    _left_labels(figure, axes, names, "Share of p-values")
+    _left_labels(figure, axes, names, "Proportion of p-values")
     _all_designs_legend(figure, looks, "line")
     figure.suptitle(
-        "Share of p-values at or below a level where H0 holds; band: range of layers; dotted: "
-        f"uniform\n({_tokens(size)} tokens a layer)",
+        "Proportion of p-values at or below a level where H0 holds; band: range of layers; dotted: "
+        f"uniform\n({_tokens(size)} tokens per layer)",
         fontsize=9.5,
     )
     return figure
 
 
 def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
-    """Draw the share of tokens with any selection against alpha, over all layers.
+    """Draw the proportion of tokens with any selection against alpha, over all layers.
 
     A null's line begins at the smallest level that its draws can reach.
     """
@@ -134,7 +134,7 @@ def size_by_alpha(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
     _left_labels(figure, axes, names, "Size P(R > 0)")
     _all_designs_legend(figure, looks, "both")
     figure.suptitle(
-        f"Size of BH where H0 holds, all layers ({_tokens(size)} tokens a layer); dotted: alpha\n"
+        f"Size of BH where H0 holds, all layers ({_tokens(size)} tokens per layer); dotted: alpha\n"
         f"({LEFT_OUT})",
         fontsize=9.5,
     )
@@ -193,7 +193,7 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
     for axis, (text, title) in zip(axes, titles.items(), strict=True):
         own = binding[binding["text"] == text]
         for null, rows in own.groupby("null", sort=False):
-            by_alpha = rows.groupby("alpha")["share_any"]
+            by_alpha = rows.groupby("alpha")["any_proportion"]
             axis.plot(by_alpha.mean().index, by_alpha.mean(), label=plain(null), ms=4, lw=1,
                       **looks[null])  # fmt: skip
         bound = own.groupby("alpha")["bound"].first()
@@ -213,22 +213,22 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
 
 
 def binding_by_layer(binding: pd.DataFrame, level: float) -> Figure:
-    """Draw the share of tokens that floor or cap decide, by layer, on evaluation text."""
+    """Draw the proportion of tokens that floor or cap decide, by layer, on evaluation text."""
     own = binding[(binding["text"] == "evaluation") & np.isclose(binding["alpha"], level)]
     names = own["null"].unique()
     figure, axes = panels(names, columns=COLUMNS, height=1.75, sharey=True)
     for null, axis in axes.items():
         rows = own[own["null"] == null].sort_values("layer")
-        free = 1 - rows["share_floor"] - rows["share_cap"]
-        layer, bottom = rows["layer"], rows["share_floor"]
+        free = 1 - rows["floor_proportion"] - rows["cap_proportion"]
+        layer, bottom = rows["layer"], rows["floor_proportion"]
         axis.bar(layer, bottom, color="#003f5c", label="floor (empty set)", width=0.9)
         axis.bar(layer, free, bottom=bottom, color="#cfcfcf", label="BH decides", width=0.9)
-        axis.bar(layer, rows["share_cap"], bottom=bottom + free, color="#E69F00", hatch="////",
+        axis.bar(layer, rows["cap_proportion"], bottom=bottom + free, color="#E69F00", hatch="////",
                  ec="white", lw=0, label="cap", width=0.9)  # fmt: skip
         layer_axis(axis, len(rows))
         axis.set(title=plain(null), ylim=(0, 1))
         axis.grid(visible=False)
-    _left_labels(figure, axes, names, "Share of tokens")
+    _left_labels(figure, axes, names, "Proportion of tokens")
     legend_below(figure, axes[names[0]])
     row = own.iloc[0]
     figure.suptitle(
@@ -272,7 +272,8 @@ def simulation(table: pd.DataFrame) -> Figure:
     legend_below(figure, grid[0, 0], columns=7)
     row = table.iloc[0]
     figure.suptitle(
-        f"Known truth: {row['repeats']:,} simulated tokens a setting, effect {row['effect']:g} sd",
+        f"Known truth: {row['repeats']:,} simulated tokens per setting, effect "
+        f"{row['effect']:g} sd",
         fontsize=9.5,
     )
     return figure

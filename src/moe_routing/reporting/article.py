@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.reporting import findings as f
 from moe_routing.reporting import findings_controls as c
@@ -19,16 +20,15 @@ from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import findings_validity as v
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
-from moe_routing.reporting.comparison_report import headline
-from moe_routing.reporting.findings_analyses import audit, recommendation, router, validity
 from moe_routing.reporting.article_figures import GALLERY, Picture
+from moe_routing.reporting.article_tables import SHEETS, Sheet
+from moe_routing.reporting.comparison_report import headline
+from moe_routing.reporting.findings_analyses import ablation, recommendation, router, validity
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.protocol import PROSE, has_bh
-from moe_routing.reporting.article_tables import SHEETS, Sheet
 from moe_routing.reporting.results import Study
 from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS, METRICS
-from moe_routing.workflow import config_file
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
@@ -181,7 +181,7 @@ class Article:
             "seed": study.config.seed,
             "layers": study.model.layers,
             "experts": study.model.experts,
-            "native_k": study.model.native_k,
+            "top_k": study.model.top_k,
         }
         if name not in numbers:
             raise InputError(f"number '{name}'; allowed: {', '.join(numbers)}")
@@ -203,7 +203,7 @@ class Article:
     def _sentences(self) -> dict[str, list[f.Finding]]:
         study, table = self.study, self.study.statistics
         families = study.family_of
-        native_k, baseline = study.model.native_k, study.baseline
+        top_k, baseline = study.model.top_k, study.baseline
         main = study.main_measures
         margin = study.config.statistics.margin_accuracy
         found = {
@@ -217,21 +217,23 @@ class Article:
                 table["paired"], table["noninferiority"], families, baseline
             ),
             "matched_summary": g.matched_summary(table["matched_compute"], families),
-            "fewest": f.fewest_static(table["noninferiority"], study.cells, native_k),
-            "weighting": [f.weighting(table["paired"], native_k)],
+            "fewest": f.fewest_static(table["noninferiority"], study.cells, top_k),
+            "weighting": [f.weighting(table["paired"], top_k)],
             "binding": [g.binding(study.cells, study.config.parsed)],
             "cap": [g.cap(study.cells)],
             "pareto": g.pareto(table["pareto"], baseline),
             "pareto_time": g.pareto(table["pareto_time"], baseline, "seconds_per_1000_tokens"),
             "ranks": [g.ranks(table["friedman"], study.config.statistics.confidence)],
             "speed": [g.speed(study.cells, baseline)],
-            "static_curve": c.static_curve(study.static_curve, table["controls"], main, native_k),
+            "static_curve": c.static_curve(study.static_curve, table["controls"], main, top_k),
             "controls": c.controls(table["controls"], main, study.config.parsed),
-            "noise": [
-                *c.noise(table["noise"], main),
-                *c.beyond_noise(table["noise"], table["paired"], main),
+            "numerics": [
+                *c.numerics(table["numerics"], main),
+                *c.beyond_noise_floor(table["numerics"], table["paired"], main),
             ],
-            "primary_noise": [c.primary_noise(table["primary"], table["noise"], main)],
+            "primary_noise_floor": [
+                c.primary_noise_floor(table["primary"], table["numerics"], main)
+            ],
             "divergence": [c.divergence(study.divergence, baseline)],
             "missing": missing(study),
             "router": router(study.folder),
@@ -245,7 +247,7 @@ class Article:
                 v.vocabulary(study.table("baseline/vocabulary_specialisation.csv")),
             ],
             "validity": validity(study.table("validity/verdict.csv"), study.cells["null"]),
-            "audit": audit(study.table("audit/audit.csv"), study.config),
+            "ablation": ablation(study.table("ablation/ablation.csv"), study.config),
         }
         return {name: [x for x in listed if x is not None] for name, listed in found.items()}
 
@@ -277,8 +279,8 @@ class Article:
         first = [f.Finding(str(self.scope), "model.json")]
         found = [*first, *self._topic("chance"), *self._topic("power"), *self._topic("binding")]
         about_bh = (
-            "- What BH controls is the share of chosen experts that the null calls unneeded. That "
-            "is not the share whose removal would leave the prediction unchanged; only an "
+            "- What BH controls is the proportion of chosen experts that the null calls unneeded. "
+            "That is not the share whose removal would leave the prediction unchanged; only an "
             "intervention could tell."
         )
         about_line = (

@@ -87,7 +87,7 @@ def _controls_caption(study: Study) -> str:
     return (
         f"Each control against its base: difference, control minus base, with {confidence} "
         f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
-        f"way is better; experts are means a token, over data sets. From `{CONTROLS_FILE}`."
+        f"way is better; experts are means per token, over data sets. From `{CONTROLS_FILE}`."
     )
 
 
@@ -164,14 +164,14 @@ SHEETS: dict[str, Sheet] = {
         lambda study: study.static_curve["k"].nunique() > 1,
         "this run has fewer than two static settings",
     ),
-    "tbl-noise": Sheet(
-        tables.noise_table,
+    "tbl-numerics": Sheet(
+        tables.numerics_table,
         lambda study: (
             f"The baseline `{study.baseline}` against itself with other numerics. The largest "
             f"change of an item is that of its log-likelihood, nats. From `{NOISE_FILE}`."
         ),
         "llrrrr",
-        lambda study: _has(study, "noise"),
+        lambda study: _has(study, "numerics"),
         "the baseline was not scored again with other numerics",
     ),
     "tbl-routing": Sheet(

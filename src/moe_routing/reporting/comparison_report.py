@@ -10,9 +10,9 @@ from moe_routing.reporting import findings_controls as c
 from moe_routing.reporting import findings_routing as g
 from moe_routing.reporting import tables
 from moe_routing.reporting import wording as w
+from moe_routing.reporting.article_tables import SHEETS
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
-from moe_routing.reporting.article_tables import SHEETS
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SECTIONS = {
     "Results": "tbl-results",
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
-    "The baseline against itself": "tbl-noise",
+    "The baseline against itself": "tbl-numerics",
     "Divergence from the baseline's predictions": "tbl-divergence",
     "How BH routed": "tbl-routing",
     "Data": "tbl-data",
@@ -58,8 +58,8 @@ def headline(study: Study) -> list[f.Finding]:
 
     A difference no larger than the numerical noise is said to be so at once.
     """
-    primary, noise = study.statistics["primary"], study.statistics["noise"]
-    drowned = c.primary_noise(primary, noise, study.main_measures)
+    primary, numerics = study.statistics["primary"], study.statistics["numerics"]
+    drowned = c.primary_noise_floor(primary, numerics, study.main_measures)
     return [
         f.primary(primary, study.config.statistics.confidence),
         *([drowned] if drowned and drowned.verdict == "within" else []),
@@ -72,7 +72,7 @@ def said(study: Study) -> list[f.Finding]:
     """Return every finding of the comparison, in the order of the report."""
     tables_ = study.statistics
     families = study.family_of
-    native_k, baseline, main = study.model.native_k, study.baseline, study.main_measures
+    top_k, baseline, main = study.model.top_k, study.baseline, study.main_measures
     found = [
         *headline(study),
         f.detectable(tables_["primary"]),
@@ -80,12 +80,12 @@ def said(study: Study) -> list[f.Finding]:
         *f.against_baseline(tables_["paired"], tables_["noninferiority"], families, baseline),
         *g.matched_summary(tables_["matched_compute"], families),
         *c.controls(tables_["controls"], main, study.config.parsed),
-        *c.static_curve(study.static_curve, tables_["controls"], main, native_k),
-        *c.noise(tables_["noise"], main),
-        *c.beyond_noise(tables_["noise"], tables_["paired"], main),
+        *c.static_curve(study.static_curve, tables_["controls"], main, top_k),
+        *c.numerics(tables_["numerics"], main),
+        *c.beyond_noise_floor(tables_["numerics"], tables_["paired"], main),
         c.divergence(study.divergence, baseline),
-        *f.fewest_static(tables_["noninferiority"], study.cells, native_k),
-        f.weighting(tables_["paired"], native_k),
+        *f.fewest_static(tables_["noninferiority"], study.cells, top_k),
+        f.weighting(tables_["paired"], top_k),
         g.binding(study.cells, study.config.parsed),
         g.cap(study.cells),
         *g.pareto(tables_["pareto"], baseline),

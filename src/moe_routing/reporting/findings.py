@@ -22,7 +22,7 @@ NAMED = 4
 """Up to this many strategies are named; more are counted."""
 
 WEAK_MARGIN = 0.2
-"""A margin above this share of what the baseline achieves beyond guessing is called wide."""
+"""A margin above this proportion of what the baseline achieves beyond guessing is called wide."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ MATCHED_FILE = "statistics/matched_compute.csv"
 CELLS_FILE = "comparison/full_routing_results.csv"
 METRICS_FILE = "comparison/all_metrics.csv"
 CONTROLS_FILE = "statistics/controls.csv"
-NOISE_FILE = "statistics/noise.csv"
+NOISE_FILE = "statistics/numerics.csv"
 
 
 def primary(table: pd.DataFrame, confidence: float) -> Finding:
@@ -129,7 +129,7 @@ def compute(table: pd.DataFrame) -> Finding:
     if abs(ratio - 1) < 0.005:
         relation = "the same number"
     text = (
-        f"It used {w.experts(own)} experts a token there, {relation} "
+        f"It used {w.experts(own)} experts per token there, {relation} "
         f"than the {w.experts(stock)} of `{row['baseline']}`."
     )
     if relation == "the same number":
@@ -187,7 +187,7 @@ def _line(row: pd.Series, outcome: Verdict) -> str:
         )
     names = ["matched_low", "matched_high", "matched_chord_excess"]
     limits = row[names].rename(lambda name: name.removeprefix("matched_"))
-    size = w.noise(excess, row["metric"])
+    size = w.small_difference(excess, row["metric"])
     if beyond_line(pd.DataFrame([{**limits, "metric": row["metric"]}])).item():
         return f"{bend}; a curve as convex as its neighbours allow ({size}) would not change that."
     return (
@@ -215,7 +215,7 @@ def beyond_line(rows: pd.DataFrame) -> pd.Series:
 def against_baseline(
     paired: pd.DataFrame, noninferiority: pd.DataFrame, families: dict[str, str], baseline: str
 ) -> list[Finding]:
-    """Sum up every comparison with the baseline on main metrics, a finding a data set.
+    """Sum up every comparison with the baseline on main metrics, a finding per data set.
 
     Args:
         paired: ``statistics/paired.csv``.
@@ -324,10 +324,10 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
     return findings
 
 
-def weighting(paired: pd.DataFrame, native_k: int) -> Finding | None:
+def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
     """State what renormalised and uniform weights cost at the model's own k."""
     arms = {
-        f"{family.name}_k{native_k}": weighting
+        f"{family.name}_k{top_k}": weighting
         for weighting, family in static_families().items()
         if weighting != RAW_WEIGHTING
     }
@@ -346,9 +346,7 @@ def weighting(paired: pd.DataFrame, native_k: int) -> Finding | None:
         outcomes |= {"better"} if better else set()
         verb = f"was {w.listed(said)}" if said else "could not be shown to differ"
         clauses.append(f"{arms[strategy]} weighting (`{strategy}`) {verb}")
-    text = (
-        f"With the same {native_k} experts, {w.listed(clauses)}, compared with raw softmax weights."
-    )
+    text = f"With the same {top_k} experts, {w.listed(clauses)}, compared with raw softmax weights."
     return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
 
@@ -356,13 +354,11 @@ def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
     return [DATASETS[name].label for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
 
 
-def fewest_static(
-    noninferiority: pd.DataFrame, cells: pd.DataFrame, native_k: int
-) -> list[Finding]:
+def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int) -> list[Finding]:
     """State for each data set the fewest static experts that rule out a loss of the margin."""
     static = cells[cells["family"] == "regular"].set_index("strategy")["k"]
     static = static[~static.index.duplicated()]
-    fewer = static[static < native_k]
+    fewer = static[static < top_k]
     if noninferiority.empty or fewer.empty:
         return []
     rows = noninferiority[
@@ -374,11 +370,11 @@ def fewest_static(
         margin = w.magnitude(group["margin"].iloc[0], group["metric"].iloc[0])
         where = DATASETS[dataset].label
         if safe.empty:
-            text = f"On {where}, no static k below {native_k} rules out a loss of {margin}."
+            text = f"On {where}, no static k below {top_k} rules out a loss of {margin}."
         else:
             text = (
                 f"On {where}, static top-{safe.min()} already rules out a loss of {margin} "
-                f"against top-{native_k}."
+                f"against top-{top_k}."
             )
         findings.append(
             Finding(text, NONINFERIORITY_FILE, "none" if safe.empty else "fewer suffice")

@@ -1,4 +1,4 @@
-"""What may be said from the analyses: stock router, BH in depth, validity, audit.
+"""What may be said from the analyses: stock router, BH in depth, validity, ablation.
 
 The analyses choose most of their own sentences; here they are read, or made from their tables.
 """
@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.files import read_json
 from moe_routing.reporting import wording as w
 from moe_routing.reporting.findings import Finding
-from moe_routing.reporting.results import read_json
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
-AUDIT_TABLE = "audit/audit.csv"
+ABLATION_TABLE = "ablation/ablation.csv"
 
 
 def router(folder: Path) -> list[Finding]:
@@ -90,19 +90,19 @@ def _as_code(text: str, null: str) -> str:
     return text.replace(null, f"`{null}`", 1)
 
 
-def audit(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
+def ablation(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
     """State for the stock router and for each null how many of its experts make no difference.
 
     What the sentences are about is declared in the config, not chosen from the results: the
-    threshold ``analysis.audit.primary_epsilon``, and the level of the primary strategy or the
+    threshold ``analysis.ablation.primary_epsilon``, and the level of the primary strategy or the
     audited one nearest to it (the first, if that strategy has none). The first scope of
-    ``audit/audit.csv`` is taken, over all layers.
+    ``ablation/ablation.csv`` is taken, over all layers.
     """
     if table.empty:
         return []
     rows = table[
         (table["layer"].astype(str) == ALL_LAYERS)
-        & np.isclose(table["epsilon"], config.analysis.audit.primary_epsilon)
+        & np.isclose(table["epsilon"], config.analysis.ablation.primary_epsilon)
         & (table["scope"] == table["scope"].iloc[0])
     ]
     wanted = getattr(config.parsed[config.statistics.primary.strategy], "alpha", None)
@@ -123,7 +123,7 @@ def _stock(row: pd.Series) -> Finding:
         f"{_false(row)} could be removed with less than {row['epsilon']:g} nats of change. Every "
         "null is judged by these same removals."
     )
-    return Finding(text, AUDIT_TABLE, "reference")
+    return Finding(text, ABLATION_TABLE, "reference")
 
 
 def _audited(row: pd.Series) -> Finding:
@@ -131,7 +131,7 @@ def _audited(row: pd.Series) -> Finding:
     under = f"Under `{null}` at alpha {alpha},"
     if not row["n_discoveries"]:
         text = f"{under} BH discovered none of the stock router's experts on the audited tokens."
-        return Finding(text + _beyond(row), AUDIT_TABLE, "no discovery")
+        return Finding(text + _beyond(row), ABLATION_TABLE, "no discovery")
     held = row["fdr_low"] <= row["alpha"]
     exceeded = "not demonstrably above" if held else "demonstrably above"
     text = (
@@ -140,7 +140,7 @@ def _audited(row: pd.Series) -> Finding:
         f"over decisions, silent ones included, that is {w.percent(row['fdr'])} "
         f"[{w.percent(row['fdr_low'])}, {w.percent(row['fdr_high'])}], {exceeded} alpha."
     )
-    return Finding(text + _beyond(row), AUDIT_TABLE, "held" if held else "exceeded")
+    return Finding(text + _beyond(row), ABLATION_TABLE, "held" if held else "exceeded")
 
 
 def _false(row: pd.Series) -> str:
@@ -149,7 +149,7 @@ def _false(row: pd.Series) -> str:
 
 
 def _beyond(row: pd.Series) -> str:
-    """Say how many discoveries the audit could say nothing about."""
+    """Say how many discoveries the ablation could say nothing about."""
     if not row["n_beyond"]:
         return ""
     discoveries = "discovery" if row["n_beyond"] == 1 else "discoveries"

@@ -1,4 +1,4 @@
-"""What may be said from the controls and from the noise arms, chosen by the numbers.
+"""What may be said from the controls and from the numerics arms, chosen by the numbers.
 
 A control changes one thing of a strategy and keeps the rest, so that a difference from that
 strategy, its base, is due to that thing. A rival is another rule, compared with the baseline here
@@ -118,8 +118,8 @@ def _unmatched(kind: str, rows: pd.DataFrame) -> str:
     if kind != "layermean" or own == base:
         return ""
     return (
-        f" Rounded by layer, the numbers come to {own} instead of {base} experts a token: compute "
-        "is not matched here."
+        f" Rounded by layer, the numbers come to {own} instead of {base} experts per token: "
+        "compute is not matched here."
     )
 
 
@@ -140,11 +140,11 @@ def _counts(rows: pd.DataFrame) -> str:
     own, base = rows["control_mean_experts"].mean(), rows["base_mean_experts"].mean()
     if abs(own - base) <= COUNTS_DIFFER * base:
         return ""
-    return f" ({w.experts(own)} experts a token instead of {w.experts(base)})"
+    return f" ({w.experts(own)} experts per token instead of {w.experts(base)})"
 
 
 def static_curve(
-    curve: pd.DataFrame, table: pd.DataFrame, main: dict[str, str], native_k: int
+    curve: pd.DataFrame, table: pd.DataFrame, main: dict[str, str], top_k: int
 ) -> list[Finding]:
     """State for each data set what fewer and more static experts than the native number do.
 
@@ -152,7 +152,7 @@ def static_curve(
         curve: cells of static top-k, for the numbers of experts.
         table: ``statistics/controls.csv``, whose rows of kind static are counted.
         main: main measure of each data set; rows of others are not counted.
-        native_k: experts a token that the model was trained with.
+        top_k: experts per token that the model was trained with.
     """
     if table.empty or curve.empty:
         return []
@@ -162,7 +162,7 @@ def static_curve(
     rows = rows.dropna(subset=["k"])
     findings = []
     for dataset, group in rows.groupby("dataset", sort=False):
-        sides = {"fewer": group[group["k"] < native_k], "more": group[group["k"] > native_k]}
+        sides = {"fewer": group[group["k"] < top_k], "more": group[group["k"] > top_k]}
         clauses = [_static_side(word, side) for word, side in sides.items() if len(side)]
         if not clauses:
             continue
@@ -191,7 +191,7 @@ def _static_side(word: str, rows: pd.DataFrame) -> str:
     return f"{word} static experts were {w.listed(parts)}"
 
 
-def noise_limits(table: pd.DataFrame, main: dict[str, str]) -> pd.Series:
+def noise_floor_by_dataset(table: pd.DataFrame, main: dict[str, str]) -> pd.Series:
     """Return for each data set the largest difference of the baseline from itself."""
     if table.empty:
         return pd.Series(dtype=float)
@@ -199,7 +199,7 @@ def noise_limits(table: pd.DataFrame, main: dict[str, str]) -> pd.Series:
     return rows["difference"].abs().groupby(rows["dataset"], sort=False).max()
 
 
-def noise(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     """State how far the baseline differs from itself when only its numerics change."""
     if table.empty:
         return []
@@ -210,8 +210,9 @@ def noise(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
         text = f"{lead}: every result stayed the same, so numerical noise hides nothing."
         return [Finding(text, NOISE_FILE, "none")]
     parts = [
-        f"{DATASETS[dataset].label} by up to {w.noise(limit, main[dataset])}{_flips(rows, dataset)}"
-        for dataset, limit in noise_limits(table, main).items()
+        f"{DATASETS[dataset].label} by up to "
+        f"{w.small_difference(limit, main[dataset])}{_flips(rows, dataset)}"
+        for dataset, limit in noise_floor_by_dataset(table, main).items()
     ]
     text = f"{lead}. That moved {w.listed(parts)}. No smaller difference is a finding."
     return [Finding(text, NOISE_FILE, "some")]
@@ -225,9 +226,11 @@ def _flips(rows: pd.DataFrame, dataset: str) -> str:
     return f" ({w.plural(int(own['flips'].max()), 'item')} changed)"
 
 
-def beyond_noise(table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
+def beyond_noise_floor(
+    table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]
+) -> list[Finding]:
     """State which differences that were shown are no larger than the noise."""
-    limits = noise_limits(table, main)
+    limits = noise_floor_by_dataset(table, main)
     if limits.empty or paired.empty:
         return []
     rows = paired[truths(paired["main"]) & paired["verdict"].isin(SHOWN)]
@@ -251,21 +254,21 @@ def beyond_noise(table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]
     return [Finding(text, PAIRED_FILE, "within")]
 
 
-def primary_noise(
+def primary_noise_floor(
     primary: pd.DataFrame, table: pd.DataFrame, main: dict[str, str]
 ) -> Finding | None:
     """State whether the primary difference is larger than the noise; None where either is missing.
 
     Where no difference was shown, nothing is said: there is none to explain away.
     """
-    limits = noise_limits(table, main)
+    limits = noise_floor_by_dataset(table, main)
     if primary.empty:
         return None
     row = main_row(primary)
     if row["dataset"] not in limits or row["verdict"] not in SHOWN:
         return None
     limit = limits[row["dataset"]]
-    size = w.noise(limit, row["metric"])
+    size = w.small_difference(limit, row["metric"])
     if abs(row["difference"]) > limit:
         text = f"Numerical noise alone moves the baseline by at most {size} there."
         return Finding(text, NOISE_FILE, "beyond")
@@ -289,7 +292,7 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
         return None
     parts = [_range(own.droplevel("dataset"), DATASETS[dataset].label)
              for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
-    lead = "The KL divergence of next-token predictions from the baseline's, nats a token, is"
+    lead = "The KL divergence of next-token predictions from the baseline's, nats per token, is"
     outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
     return Finding(f"{lead} {w.listed(parts)}.", METRICS_FILE, outcome)
 

@@ -25,10 +25,10 @@ from moe_routing.statistics.verdict import Verdict
 from moe_routing.vocabulary import DATASETS
 
 FLOOR_DECIDES = 0.5
-"""Above this share of decisions without any rejection, the floor is called the method."""
+"""Above this proportion of decisions without any rejection, the floor is called the method."""
 
 SURE = 0.9
-"""Share of resamples on the front from which a strategy is said to belong there."""
+"""Proportion of resamples on the front from which a strategy is said to belong there."""
 
 COSTS = {
     "mean_experts": ("mean experts", "statistics/pareto.csv"),
@@ -105,7 +105,7 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
     bh = cells[cells["family"] == "bh"]
     if bh.empty:
         return None
-    empty = bh.groupby("strategy", sort=False)["share_empty"].mean()
+    empty = bh.groupby("strategy", sort=False)["empty_proportion"].mean()
     low, high = empty.min(), empty.max()
     nulls = w.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
     spread = w.percent(low) if high - low < 0.0005 else f"{w.percent(low)} to {w.percent(high)}"
@@ -189,7 +189,7 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
             findings.append(Finding(text, source, "no difference"))
             continue
         on_front = rows[truths(rows["on_front"])]
-        sure = list(on_front.loc[on_front["front_share"] >= SURE, "strategy"])
+        sure = list(on_front.loc[on_front["front_proportion"] >= SURE, "strategy"])
         inside = baseline in set(on_front["strategy"])
         text = (
             f"On {where}, {_are(len(on_front), len(rows))} on the Pareto front of {words} and "
@@ -222,7 +222,7 @@ def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:
     ratio = (rate / rate[baseline]).drop(baseline)
     text = (
         f"Measured once on one machine, without repetition and so without an interval: the fastest "
-        f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens a second of "
+        f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens per second of "
         f"`{baseline}`, the slowest `{ratio.idxmin()}` at {ratio.min():.2f} times."
     )
     return Finding(text, CELLS_FILE, "faster" if ratio.max() > 1 else "not faster")

@@ -25,11 +25,11 @@ SPECIAL = 2.0
 """A domain that uses an expert this many times as much as domains do on average is its domain."""
 
 TOGETHER = 0.5
-"""Above this share of one expert's tokens, a pair of experts is said to work together."""
+"""Above this proportion of one expert's tokens, a pair of experts is said to work together."""
 
 
 def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
-    """State which procedures kept the false discovery rate at alpha, a sentence a correlation.
+    """State which procedures kept the false discovery rate at alpha, a sentence per correlation.
 
     A procedure is above alpha if its rate is in some setting, at a one-sided level shared among
     all settings (Bonferroni, normal limits), so that Monte-Carlo error alone names none.
@@ -60,7 +60,7 @@ def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
         text += f"the rate of {w.code(kept)} was not shown to be above alpha anywhere"
     else:
         text += "no procedure kept it at alpha"
-    text += f" ({w.count(rows['repeats'].iloc[0])} tokens a setting)."
+    text += f" ({w.count(rows['repeats'].iloc[0])} tokens per setting)."
     verdict = "none kept" if not kept else "some kept" if broke else "all kept"
     return Finding(text, SIMULATION, verdict)
 
@@ -80,7 +80,7 @@ def domains(table: pd.DataFrame) -> Finding | None:
     names = table["domain"].unique() if len(table) else []
     if len(names) < 2:  # with one domain every lift is 1
         return None
-    tokens = (table["share"] * table["n_tokens"]).groupby([table["layer"], table["expert"]])
+    tokens = (table["proportion"] * table["n_tokens"]).groupby([table["layer"], table["expert"]])
     used = table[tokens.transform("sum") >= FEWEST_TOKENS]
     if used.empty:
         return None
@@ -107,13 +107,13 @@ def coactivation(table: pd.DataFrame) -> Finding | None:
     used = table[table["tokens_a"] >= FEWEST_TOKENS] if len(table) else table
     if used.empty:
         return None
-    best = used.loc[used["share"].idxmax()]
-    often = int((used["share"] > TOGETHER).sum())
+    best = used.loc[used["proportion"].idxmax()]
+    often = int((used["proportion"] > TOGETHER).sum())
     text = (
         f"In {w.count(often) if often else 'none'} of {w.count(len(used))} ordered pairs of a "
         f"layer's experts, the second got more than {w.percent(TOGETHER, 0)} of the first one's "
-        f"tokens; the most is {w.percent(best['share'])} (layer {best['layer']:g}), "
-        f"{best['lift']:.1f} times the second one's share of all tokens."
+        f"tokens; the most is {w.percent(best['proportion'])} (layer {best['layer']:g}), "
+        f"{best['lift']:.1f} times the second one's proportion of all tokens."
     )
     return Finding(text, COACTIVATION, "together" if often else "apart")
 

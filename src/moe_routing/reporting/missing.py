@@ -52,7 +52,7 @@ def _parts(study: Study) -> list[Finding]:
 
 
 def _beside(study: Study) -> list[Finding]:
-    """State what was not scored beside the comparison: controls, noise arms, divergence."""
+    """State what was not scored beside the comparison: controls, numerics arms, divergence."""
     findings = []
     table = study.statistics["controls"]
     kinds = set() if table.empty else set(table["kind"])
@@ -60,15 +60,15 @@ def _beside(study: Study) -> list[Finding]:
     if absent:
         text = f"Of the controls, this run lacks {w.listed(absent)}."
         findings.append(Finding(text, CONTROLS_FILE, "control"))
-    if study.statistics["noise"].empty:
+    if study.statistics["numerics"].empty:
         text = "The baseline was not scored against itself, so numerical noise is not known."
-        findings.append(Finding(text, NOISE_FILE, "noise"))
-    elif not study.statistics["noise"]["changed"].str.startswith("dtype").any():
+        findings.append(Finding(text, NOISE_FILE, "numerics"))
+    elif not study.statistics["numerics"]["changed"].str.startswith("dtype").any():
         text = (
             "The baseline was not scored in another number format, so it is not known what half "
             "precision would do to these results."
         )
-        findings.append(Finding(text, NOISE_FILE, "noise"))
+        findings.append(Finding(text, NOISE_FILE, "numerics"))
     if study.divergence.empty:
         text = "Divergence from the baseline's predictions was not measured."
         findings.append(Finding(text, METRICS_FILE, "divergence"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
-    "pareto": "Quality against mean experts a token, with intervals. The black line is static "
+    "pareto": "Quality against mean experts per token, with intervals. The black line is static "
     "top-k with softmax weights at every k that was scored (beside the strategies' own, those of "
     "`comparison/controls.csv`), cut where it leaves the range of the strategies: an adaptive "
     "setting with these weights is worth its counts if it lies on the better side of that line. "
@@ -26,15 +26,15 @@ CAPTIONS: dict[str, str] = {
     "forest": "Paired differences from the baseline with intervals. Filled markers: a difference "
     "was shown after correction for multiplicity. Shaded: losses as large as the non-inferiority "
     "margin.",
-    "experts_by_layer": "Mean experts a token in each layer, for the strategies whose number of "
+    "experts_by_layer": "Mean experts per token in each layer, for the strategies whose number of "
     "experts varies; the dotted line is the baseline.",
     "experts_per_token": "Distribution of the number of experts over decisions (a token in a "
-    "layer): share of decisions with at most c experts.",
-    "quality_by_max_k": "Quality against the most experts a token may get: BH at fixed alpha, and "
-    "static top-k. Numbers beside the points are the mean experts that BH used.",
+    "layer): proportion of decisions with at most c experts.",
+    "quality_by_max_k": "Quality against the most experts per token may get: BH at fixed alpha, "
+    "and static top-k. Numbers beside the points are the mean experts that BH used.",
     "critical_difference": "Average ranks over data sets. Strategies joined by a bar on the right "
     "cannot be told apart by Nemenyi's test; those inside the band not from the baseline.",
-    "speed": "Measured tokens a second against mean experts a token: one run a cell, without "
+    "speed": "Measured tokens per second against mean experts per token: one run per cell, without "
     "repetition.",
 }
 """What each figure shows, by file name without suffix."""

@@ -42,7 +42,7 @@ def window(study: Study) -> int | None:
 
 
 def _asked(study: Study) -> str:
-    start = f"Does every token need the {study.model.native_k} experts that the model spends on it"
+    start = f"Does every token need the {study.model.top_k} experts that the model spends on it"
     if not has_bh(study):
         return f"{start}, or do other choices of experts and weights do as well?"
     return (
@@ -159,7 +159,7 @@ def perplexity_rows(study: Study) -> pd.DataFrame:
 
 
 def perplexity_table(study: Study) -> pd.DataFrame:
-    """Return perplexity a word and a byte, and bits a byte: a row a strategy and data set."""
+    """Return word perplexity and a byte, and bits per byte: a row per strategy and data set."""
     rows = perplexity_rows(study)
     several = rows["dataset"].nunique() > 1
     table = []

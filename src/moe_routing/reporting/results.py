@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moe_routing.errors import InputError
+from moe_routing.files import read_json
 from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SMALL_MODEL = 100_000_000
 
 STATISTICS = (
     "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
-    "primary", "missing", "controls", "noise",
+    "primary", "missing", "controls", "numerics",
 )  # fmt: skip
 
 
@@ -33,8 +33,8 @@ class Model:
         revision: pinned commit of the hub, if any.
         architecture: class name.
         layers: number of layers.
-        experts: experts a layer.
-        native_k: experts a token that it was trained with.
+        experts: experts per layer.
+        top_k: experts per token that it was trained with.
         parameters: number of weights, if known.
         weights_sha256: hash over its weight files.
     """
@@ -44,7 +44,7 @@ class Model:
     architecture: str
     layers: int
     experts: int
-    native_k: int
+    top_k: int
     parameters: int | None
     weights_sha256: str
 
@@ -68,7 +68,7 @@ class Model:
     @property
     def topology(self) -> str:
         """Its routing in words."""
-        return f"{self.layers} layers, {self.experts} experts a layer, top-{self.native_k}"
+        return f"{self.layers} layers, {self.experts} experts per layer, top-{self.top_k}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Study:
 
     @property
     def main_measures(self) -> dict[str, str]:
-        """The measure that stands for each data set in tests: nats a token, or accuracy."""
+        """The measure that stands for each data set in tests: nats per token, or accuracy."""
         tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
         return {name: TASKS[task].main_measure.name for name, task in tasks.items()}
 
@@ -156,7 +156,7 @@ class Study:
 
     @property
     def divergence(self) -> pd.Series:
-        """KL divergence from the baseline in nats a token, by compared strategy and data set."""
+        """KL divergence from the baseline in nats per token, by compared strategy and data set."""
         compared = self.metrics["strategy"].isin(self.cells["strategy"])
         rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE.name)]
         return rows.set_index(["strategy", "dataset"])["value"]
@@ -197,18 +197,6 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON file.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: missing or not valid JSON: {error}") from error
-
-
 def read_model(path: Path) -> Model:
     """Read ``model.json``.
 
@@ -223,7 +211,7 @@ def read_model(path: Path) -> Model:
             architecture=values["architecture"],
             layers=values["num_layers"],
             experts=values["num_experts"],
-            native_k=values["native_k"],
+            top_k=values["top_k"],
             parameters=values.get("parameters"),
             weights_sha256=values["weights_sha256"],
         )

@@ -53,7 +53,7 @@ def datasets_by_task(study: Study) -> list[str]:
 
 
 def results_table(study: Study) -> pd.DataFrame:
-    """Return the main table: a row a strategy, a column a data set, intervals in brackets.
+    """Return the main table: a row per strategy, a column per data set, intervals in brackets.
 
     The best value of a column is bold. A dagger marks cells for which a difference from the
     baseline was shown after correction for multiplicity.
@@ -79,7 +79,7 @@ def results_table(study: Study) -> pd.DataFrame:
 
 
 def divergence_table(study: Study) -> pd.DataFrame:
-    """Return KL(baseline || strategy): a row a strategy, a column a data set, with intervals.
+    """Return KL(baseline || strategy): a row per strategy, a column per data set, with intervals.
 
     Heads give the number of items that it was measured on.
     """
@@ -105,7 +105,7 @@ def _divergence_entry(row: object) -> str:
 
 
 def static_table(study: Study) -> pd.DataFrame:
-    """Return the static curve: a row a number of experts, a column a data set."""
+    """Return the static curve: a row a number of experts, a column per data set."""
     curve = study.static_curve
     names = curve.drop_duplicates("k").set_index("k")["strategy"].sort_index()
     ks = list(names.index)
@@ -123,7 +123,7 @@ def shown_kinds() -> dict[str, str]:
 
 
 def controls_table(study: Study) -> pd.DataFrame:
-    """Return each control against its base: experts of both, and a difference a data set."""
+    """Return each control against its base: experts of both, and a difference per data set."""
     main = study.main_measures
     kinds = shown_kinds()
     rows = study.statistics["controls"]
@@ -165,10 +165,10 @@ def _difference_entry(row: object, metric: str) -> str:
     return text.replace(" [", f"{mark} [", 1)
 
 
-def noise_table(study: Study) -> pd.DataFrame:
-    """Return the baseline against itself: a row an arm and data set."""
+def numerics_table(study: Study) -> pd.DataFrame:
+    """Return the baseline against itself: a row per arm and data set."""
     main = study.main_measures
-    rows = study.statistics["noise"]
+    rows = study.statistics["numerics"]
     rows = rows[rows["metric"] == rows["dataset"].map(main)]
     return pd.DataFrame(
         {
@@ -176,7 +176,8 @@ def noise_table(study: Study) -> pd.DataFrame:
             "Data set": rows["dataset"].map(lambda name: DATASETS[name].label),
             "Items": rows["n_items"].map(w.count),
             "Difference": [
-                f"{w.MINUS if row.difference < 0 else ''}{w.noise(abs(row.difference), row.metric)}"
+                (w.MINUS if row.difference < 0 else "")
+                + w.small_difference(abs(row.difference), row.metric)
                 for row in rows.itertuples()
             ],
             "Items that changed sides": [
@@ -295,15 +296,15 @@ def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
     if assumed.empty:
         return text
     sizes = w.listed([f"{100 * size:.2g}" for size in assumed[name]])
-    shares = w.listed([f"{100 * share:g}" for share in assumed["discordance"]])
-    return f"{text}; {sizes} if {shares} % of items changed sides"
+    proportions = w.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
+    return f"{text}; {sizes} if {proportions} % of items changed sides"
 
 
 def routing_table(study: Study) -> pd.DataFrame:
     """Return how BH routed, averaged over data sets: counts, and how often its limits bound."""
     bh = study.cells[study.cells["family"] == "bh"]
     means = bh.groupby("strategy", sort=False)[
-        ["mean_experts", "sd_experts", "share_empty", "share_floor", "share_cap"]
+        ["mean_experts", "sd_experts", "empty_proportion", "floor_proportion", "cap_proportion"]
     ].mean()
     return pd.DataFrame(
         {
@@ -311,9 +312,9 @@ def routing_table(study: Study) -> pd.DataFrame:
             "Null": list(bh.drop_duplicates("strategy")["null"]),
             "Mean experts": means["mean_experts"].map(w.experts),
             "SD": means["sd_experts"].map(w.experts),
-            "Nothing rejected": means["share_empty"].map(w.percent),
-            "At floor": means["share_floor"].map(w.percent),
-            "At cap": means["share_cap"].map(w.percent),
+            "Nothing rejected": means["empty_proportion"].map(w.percent),
+            "At floor": means["floor_proportion"].map(w.percent),
+            "At cap": means["cap_proportion"].map(w.percent),
         }
     )
 

@@ -86,7 +86,7 @@ def difference(value: float, low: float, high: float, metric: str) -> str:
     >>> difference(0.031, 0.019, 0.042, "accuracy")
     '+3.1 percentage points [+1.9, +4.2]'
     >>> difference(0.031, 0.02, 0.04, "nats_per_token")
-    '+0.031 nats a token [+0.020, +0.040]'
+    '+0.031 nats per token [+0.020, +0.040]'
     """
     entry = METRICS[metric]
     scale = entry.percent
@@ -99,7 +99,7 @@ def magnitude(value: float, metric: str) -> str:
     """Write a margin or detectable difference, without sign.
 
     >>> magnitude(0.01, "accuracy"), magnitude(0.01, "nats_per_token")
-    ('1 percentage point', '0.01 nats a token')
+    ('1 percentage point', '0.01 nats per token')
     """
     entry = METRICS[metric]
     text = f"{entry.percent * value:.2g}"
@@ -107,11 +107,11 @@ def magnitude(value: float, metric: str) -> str:
     return f"{text} {entry.unit.removesuffix('s') if one else entry.unit}"
 
 
-def noise(value: float, metric: str) -> str:
+def small_difference(value: float, metric: str) -> str:
     """Write a difference that may be tiny, without sign: 0, 0.05 percentage points, 3e-07 nats.
 
-    >>> noise(0.0005, "accuracy"), noise(3.2e-7, "nats_per_token"), noise(0.0, "accuracy")
-    ('0.05 percentage points', '3.2e-07 nats a token', '0 percentage points')
+    >>> small_difference(0.0005, "accuracy"), small_difference(3.2e-7, "nats_per_token")
+    ('0.05 percentage points', '3.2e-07 nats per token')
     """
     return f"{METRICS[metric].percent * value:.2g} {METRICS[metric].unit}"
 

@@ -1,6 +1,6 @@
 """The order of a token's experts, and how many of them a strategy keeps.
 
-Shape letters: T tokens, K slots a token, E experts.
+Shape letters: T tokens, K slots per token, E experts.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Ranking:
             order_TE: all experts in order.
             value_TE: values sorted downwards, -inf for masked experts.
             rejected_T: how many the rule chose.
-            floor: fewest experts a token.
-            cap: most experts a token.
+            floor: fewest experts per token.
+            cap: most experts per token.
         """
         floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
         count_T = rejected_T.clamp(max=cap).maximum(floor_T)

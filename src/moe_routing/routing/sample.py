@@ -28,7 +28,7 @@ class CalibrationSample:
         permuted_norm_LT: the same on the shuffled text.
         weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
         hidden_size: width of the router's input.
-        native_k: experts per token that the model was trained with.
+        top_k: experts per token that the model was trained with.
         fingerprint: hash of the router weights, see ``models.loading.router_fingerprint``.
     """
 
@@ -38,7 +38,7 @@ class CalibrationSample:
     permuted_norm_LT: Tensor
     weight_norm_LE: Tensor
     hidden_size: int
-    native_k: int
+    top_k: int
     fingerprint: str
 
     TENSORS = (
@@ -65,7 +65,7 @@ class CalibrationSample:
         tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
         metadata = {
             "hidden_size": str(self.hidden_size),
-            "native_k": str(self.native_k),
+            "top_k": str(self.top_k),
             "fingerprint": self.fingerprint,
         }
         with atomic_path(path) as temporary:
@@ -85,7 +85,7 @@ class CalibrationSample:
             return cls(
                 **tensors,
                 hidden_size=int(metadata["hidden_size"]),
-                native_k=int(metadata["native_k"]),
+                top_k=int(metadata["top_k"]),
                 fingerprint=metadata["fingerprint"],
             )
         except (OSError, KeyError, ValueError) as error:

@@ -17,15 +17,15 @@ from moe_routing.routing.types import RouterInputs, Routing, Selection, Selector
 from moe_routing.vocabulary import Weighting
 
 
-def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_k: int) -> Tensor:
+def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, top_k: int) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
     Args:
         kind: ``softmax`` (the probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), or
-            ``mass_matched`` (rescaled to the total probability of the token's top ``native_k``).
+            ``mass_matched`` (rescaled to the total probability of the token's top ``top_k``).
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
-        native_k: the number of experts the model was trained with.
+        top_k: the number of experts the model was trained with.
     """
     experts = probability_TE.shape[1]
     if kind == "uniform":
@@ -39,7 +39,7 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, native_
     normalised_TK = softmax_TK / total_T1
     if kind == "renormalised":
         return normalised_TK
-    mass_T1 = probability_TE.topk(min(native_k, experts), dim=1).values.sum(1, keepdim=True)
+    mass_T1 = probability_TE.topk(min(top_k, experts), dim=1).values.sum(1, keepdim=True)
     return normalised_TK * mass_T1
 
 
@@ -55,7 +55,7 @@ class Router:
 
     select: Selector
     weighting: Weighting
-    native_k: int
+    top_k: int
 
     def __call__(self, inputs: RouterInputs) -> Routing:
         """Route the tokens of one layer.
@@ -73,5 +73,5 @@ class Router:
                 "-inf for masked experts (check the weights and the dtype)"
             )
         selection = self.select(inputs, probability_TE)
-        weight_TK = weigh(self.weighting, probability_TE, selection, self.native_k)
+        weight_TK = weigh(self.weighting, probability_TE, selection, self.top_k)
         return Routing(selection, weight_TK, probability_TE)

@@ -49,7 +49,7 @@ def ratio_with_error(numerator_CS: ArrayLike, denominator_CS: ArrayLike) -> tupl
     Assumption: clusters are independent. With R = sum A / sum B and the linearised residuals
     u_c = (A_c - R B_c) / sum B, the error is sqrt(C / (C - 1) * sum u_c^2). For a mean this is the
     clustered standard error of Miller (2024, arXiv 2411.00640, section 2.2) with the usual
-    correction for few clusters; with one item a cluster it is sd / sqrt(n).
+    correction for few clusters; with one item per cluster it is sd / sqrt(n).
 
     >>> ratio, error = ratio_with_error([1.0, 2.0, 3.0, 6.0], [1.0, 1.0, 1.0, 1.0])
     >>> float(ratio[0]), float(error[0].round(4))

@@ -26,7 +26,7 @@ class Cell:
         strategy: strategy id.
         dataset: data set.
         task: perplexity, multiple_choice or last_word.
-        items: one row an item; ids are unique.
+        items: one row per item; ids are unique.
     """
 
     strategy: str

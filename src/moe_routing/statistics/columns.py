@@ -34,18 +34,18 @@ _PAIRED = {
     "low": "lower limit of the difference, by the method in `interval`",
     "high": "upper limit of the difference",
     "interval": "score (Tango 1998, at the effective sample size) or bootstrap-t over clusters",
-    "bootstrap_low": "lower limit, cluster bootstrap (percentile for shares, bootstrap-t for nats)",
+    "bootstrap_low": "lower limit, cluster bootstrap (proportions: percentile; nats: bootstrap-t)",
     "bootstrap_high": "upper limit, cluster bootstrap",
     "standard_error": "clustered standard error of the difference",
-    "design_effect": "for shares: variance of the difference over that of independent items, >= 1",
+    "design_effect": "proportions: variance of the difference over that of independent items, >= 1",
     "perplexity_ratio": "exp(difference) for nats: perplexity of the strategy over the baseline's",
     "lost": "items that only the baseline has right",
     "gained": "items that only the strategy has right",
-    "flip_share": "share of items that are lost or gained",
+    "flip_proportion": "proportion of items that are lost or gained",
     "p_mcnemar": "exact McNemar test, which takes items as independent",
     "p_sign_flip": "permutation of names within clusters",
     "p_signed_rank": "Wilcoxon signed-rank test, clusters counting equally",
-    "test": "which of them is p_value: McNemar for shares of items that are their own clusters",
+    "test": "which of them is p_value: McNemar for proportions if each item is a cluster",
     "p_value": "two-sided p-value of no difference",
     **_FAMILY,
     **_VERDICT,
@@ -74,7 +74,7 @@ _MATCHED = {
     **_KEY,
     "main": _ABOUT["main"],
     "higher_is_better": _ABOUT["higher_is_better"],
-    "mean_experts": "mean experts a token of the strategy on this data set",
+    "mean_experts": "mean experts per token of the strategy on this data set",
     "static_family": "family of the static curve, the one with the strategy's own weights: regular "
     "(softmax), normalized (renormalised) or uniform",
     "status": "matched; outside the curve (no static strategies on both sides); no curve (no "
@@ -89,14 +89,14 @@ _MATCHED = {
     "high": "upper limit of the difference",
     "interval": "score (Tango 1998; on a point of the curve), score, interpolated (both points' "
     "score intervals joined by MOVER, Zou & Donner 2008) or bootstrap-t over clusters",
-    "discordant": "for shares: items whose result differs from the static one",
+    "discordant": "for proportions: items whose result differs from the static one",
     "chord_excess": "how much worse the interpolated curve may be than the static curve itself, if "
     "loss is convex in k: down to its neighbouring chords; 0 on a point of the curve; empty where "
     "no chord is beside it",
     "standard_error": "clustered standard error of the difference",
-    "p_value": "two-sided p-value of no difference; for shares exact McNemar on a point of the "
-    "curve if items are their own clusters, and the inverse of the interval between two points; "
-    "else permutation of names within clusters",
+    "p_value": "two-sided p-value of no difference; for proportions exact McNemar on a point of "
+    "the curve if items are their own clusters, and the inverse of the interval between two "
+    "points; else permutation of names within clusters",
     **_FAMILY,
     "verdict": "better or worse than the static curve, identical to it, or inconclusive",
 }
@@ -128,9 +128,9 @@ _FRONT = {
 }
 _ON_FRONT = {
     "on_front": "whether no other strategy is as good at lower cost or better at the same cost",
-    "front_share": "share of bootstrap resamples in which it is on the front",
+    "front_proportion": "proportion of bootstrap resamples in which it is on the front",
 }
-_PARETO = {**_FRONT, "mean_experts": "mean experts a token, the cost", **_ON_FRONT}
+_PARETO = {**_FRONT, "mean_experts": "mean experts per token, the cost", **_ON_FRONT}
 _PARETO_TIME = {
     **_FRONT,
     "seconds_per_1000_tokens": "measured scoring time, the cost; differs between equal runs",
@@ -142,7 +142,7 @@ _POWER = {
     "metric": "measure",
     "basis": "assumed discordance, or the standard error observed for `strategy`",
     "strategy": "strategy id where the basis is observed",
-    "discordance": "share of items on which baseline and strategy disagree",
+    "discordance": "proportion of items on which baseline and strategy disagree",
     "n_items": _ABOUT["n_items"],
     "n_clusters": _ABOUT["n_clusters"],
     "standard_error": "clustered standard error, where observed",
@@ -161,7 +161,7 @@ _PRIMARY = {
     "p_noninferiority": "p_adjusted of noninferiority.csv",
     "noninferior": _NONINFERIORITY["noninferior"],
     "equivalent": _NONINFERIORITY["equivalent"],
-    "mean_experts": "mean experts a token of the strategy on this data set",
+    "mean_experts": "mean experts per token of the strategy on this data set",
     "baseline_mean_experts": "the same of the baseline",
     "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
     "matched_static_family": "static_family of matched_compute.csv",
@@ -198,12 +198,12 @@ _CONTROLS = {
     "higher_is_better": _ABOUT["higher_is_better"],
     "identical": "whether every item has the same result",
     "verdict": "of the control against its base, in the words of paired.csv",
-    "base_mean_experts": "mean experts a token of the base on this data set",
+    "base_mean_experts": "mean experts per token of the base on this data set",
     "control_mean_experts": "the same of the control",
 }
 
 _NOISE = {
-    "arm": "name of the noise arm: the baseline with one setting changed",
+    "arm": "name of the numerics arm: the baseline with one setting changed",
     "changed": "the setting",
     "dataset": _KEY["dataset"],
     "metric": _KEY["metric"],
@@ -233,7 +233,7 @@ TABLES = {
     "power": _POWER,
     "primary": _PRIMARY,
     "controls": _CONTROLS,
-    "noise": _NOISE,
+    "numerics": _NOISE,
     "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""
@@ -246,10 +246,10 @@ ITEMS = {
     "words": "words of the document, for word perplexity",
     "bytes": "bytes of the document, for byte perplexity",
     "correct": "whether the item is answered right; empty for documents",
-    "correct_norm": "the same by log-likelihood a character; empty but for multiple choice",
+    "correct_norm": "the same by log-likelihood per character; empty but for multiple choice",
     "greedy": "whether every scored token is the model's most likely one; empty for documents",
-    "mean_experts": "experts a token and layer over the tokens read for the item",
+    "mean_experts": "experts per token and layer over the tokens read for the item",
     "kl": "KL(baseline || strategy) of the next token's distribution, nats, summed over the scored "
-    "tokens; empty where not measured; the mean a token is sum(kl) / sum(tokens) over the others",
+    "tokens; empty where not measured; the mean per token is sum(kl) / sum(tokens) over the others",
 }
-"""Columns of ``cells/<strategy>/<dataset>.parquet``; those of ``noise/`` lack ``kl``."""
+"""Columns of ``cells/<strategy>/<dataset>.parquet``; those of ``numerics/`` lack ``kl``."""

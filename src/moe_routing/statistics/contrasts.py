@@ -111,7 +111,7 @@ def _compare(
 
 
 def paired_rows(contrast: Contrasts) -> list[Row]:
-    """Return one row an arm: difference, interval, tests, flips."""
+    """Return one row per arm: difference, interval, tests, flips."""
     panel, measure, comparison = contrast.panel, contrast.measure, contrast.comparison
     value_NS = panel.values(measure)
     value_S = value_NS.sum(0) / panel.units(measure).sum()
@@ -143,7 +143,9 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
             "identical": not comparison.difference_NS[:, s].any(),
         }
         if measure.is_proportion:
-            row |= _share_columns(contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm])
+            row |= _proportion_columns(
+                contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm]
+            )
         else:
             row["perplexity_ratio"] = np.exp(difference)
             row["p_signed_rank"] = signed_rank_p(comparison.sums_CS[:, s])
@@ -151,7 +153,7 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
     return rows
 
 
-def _share_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray) -> Row:
+def _proportion_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray) -> Row:
     flips = count_flips(baseline, arm)
     effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
     low, high = paired_score_interval(
@@ -165,7 +167,7 @@ def _share_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.nd
         "design_effect": effect,
         "lost": flips.lost,
         "gained": flips.gained,
-        "flip_share": flips.share,
+        "flip_proportion": flips.proportion,
         "p_mcnemar": mcnemar,
     }
     if contrast.panel.n_clusters == contrast.panel.n_items:
@@ -174,7 +176,7 @@ def _share_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.nd
 
 
 def noninferiority_rows(contrast: Contrasts) -> list[Row]:
-    """Return one row an arm: the loss against the margin; none where no margin applies."""
+    """Return one row per arm: the loss against the margin; none where no margin applies."""
     if not np.isfinite(contrast.margin):
         return []
     panel, measure = contrast.panel, contrast.measure
@@ -259,10 +261,10 @@ def power_rows(contrast: Contrasts) -> list[Row]:
         {
             **common,
             "basis": "assumed discordance",
-            "discordance": share,
-            detectable: detectable_accuracy(panel.n_items, share, confidence=confidence),
+            "discordance": proportion,
+            detectable: detectable_accuracy(panel.n_items, proportion, confidence=confidence),
         }
-        for share in (DISCORDANCES if measure.is_proportion else ())
+        for proportion in (DISCORDANCES if measure.is_proportion else ())
     ]
     observed = []
     for s, arm in enumerate(contrast.arms):

@@ -34,7 +34,7 @@ def control_rows(
         controls: the controls by id, in the order of the rows; one without its base is left out.
         settings: levels and margins.
         seed: seed of the study.
-        mean_experts: mean experts a token on this data set; strategies may be absent.
+        mean_experts: mean experts per token on this data set; strategies may be absent.
 
     Returns:
         Rows of ``controls.csv`` without adjusted p-values and verdicts, which need all data sets,
@@ -65,13 +65,13 @@ def control_rows(
     return rows, margins
 
 
-def noise_rows(
+def numerics_rows(
     panel: Panel, changed: Mapping[str, str], settings: StatisticsConfig, seed: int
 ) -> list[Row]:
     """Compare the baseline under changed settings with itself.
 
     Args:
-        panel: the baseline's cell of one data set, and that of every noise arm.
+        panel: the baseline's cell of one data set, and that of every numerics arm.
         changed: what each arm changes.
         settings: the baseline's id and levels.
         seed: seed of the study.
@@ -88,7 +88,7 @@ def noise_rows(
             "flips": row["lost"] + row["gained"] if "lost" in row else np.nan,
             "largest_item_difference": largest[row["strategy"]],
         }
-        for contrast in contrasts(panel, settings, seed, "noise")
+        for contrast in contrasts(panel, settings, seed, "numerics")
         for row in paired_rows(contrast)
     ]
     measures = TASKS[panel.task].measures

@@ -55,11 +55,11 @@ def metric_intervals(
 ) -> list[Estimate]:
     """Return every metric of a cell with its interval.
 
-    Shares of correct items get Wilson's interval at the effective number of items; functions of
-    nats get the studentised bootstrap over clusters, taken on the scale of nats.
+    Proportions of correct items get Wilson's interval at the effective number of items; functions
+    of nats get the studentised bootstrap over clusters, taken on the scale of nats.
 
     Args:
-        items: one row an item; columns cluster, log_likelihood, tokens, words, bytes, correct,
+        items: one row per item; columns cluster, log_likelihood, tokens, words, bytes, correct,
             correct_norm, as far as the task needs them.
         task: perplexity, multiple_choice or last_word.
         confidence: level of the intervals.
@@ -90,13 +90,13 @@ def metric_intervals(
 def divergence_interval(
     items: pd.DataFrame, *, confidence: float, resamples: int, rng: np.random.Generator
 ) -> list[Estimate]:
-    """Return the mean divergence from the baseline, nats a token, over the items that have one.
+    """Return the mean divergence from the baseline, nats per token, over the items that have one.
 
     A ratio of sums, long items counting more, with the studentised bootstrap over clusters cut off
     at 0, below which no divergence lies.
 
     Args:
-        items: one row an item; columns cluster, tokens and kl (nats, summed over the item's scored
+        items: one row per item; columns cluster, tokens and kl (nats, summed over the item's scored
             positions; missing where not measured).
         confidence: level of the interval.
         resamples: number of bootstrap resamples.

@@ -46,7 +46,7 @@ class Bracket:
     Attributes:
         low: index of the lower one in the ascending sequence of k.
         high: index of the upper one; equal to ``low`` on a point of the curve.
-        weight: share of the upper one.
+        weight: proportion of the upper one.
     """
 
     low: int
@@ -58,7 +58,7 @@ def bracket(mean_experts: float, ks: Sequence[float]) -> Bracket | None:
     """Find where a mean number of experts lies on a static curve.
 
     Args:
-        mean_experts: mean experts a token.
+        mean_experts: mean experts per token.
         ks: numbers of experts of the static curve, ascending.
 
     Returns:
@@ -107,9 +107,12 @@ def chords_beside(value_NK: Array, ks: Sequence[float], at: Bracket) -> list[Arr
     """
     place = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
     pairs = [(at.low - 1, at.low), (at.high, at.high + 1)]
-    shares = {(a, b): (place - ks[a]) / (ks[b] - ks[a]) for a, b in pairs if a >= 0 and b < len(ks)}
+    proportions = {
+        (a, b): (place - ks[a]) / (ks[b] - ks[a]) for a, b in pairs if a >= 0 and b < len(ks)
+    }
     return [
-        (1 - share) * value_NK[:, a] + share * value_NK[:, b] for (a, b), share in shares.items()
+        (1 - proportion) * value_NK[:, a] + proportion * value_NK[:, b]
+        for (a, b), proportion in proportions.items()
     ]
 
 
@@ -155,7 +158,7 @@ def matched_rows(
             strategies are not compared.
         curve_of: family of the curve that a strategy is compared with; a strategy whose weights no
             static family has is absent.
-        mean_experts: mean experts a token on this data set; strategies may be absent.
+        mean_experts: mean experts per token on this data set; strategies may be absent.
     """
     points = {name for curve in static.values() for name in curve}
     arms = [name for name in panel.strategies if name not in points]
@@ -189,7 +192,7 @@ def matched_rows(
 def _place_columns(
     panel: Panel, measure: Metric, curve: Mapping[str, float], place: Bracket
 ) -> dict[str, float]:
-    """Return where on its curve a strategy lies, and what the chord there is worth."""
+    """Return where on its curve per strategy lies, and what the chord there is worth."""
     ks = list(curve.values())
     loss_K = [measure.loss(panel.value(measure, name)) for name in curve]
     return {
@@ -251,13 +254,13 @@ def _gaps(
             "identical": bool((np.abs(difference_NS[:, s]) <= ROUNDING).all()),
         }
         if measure.is_proportion:
-            gaps[name] |= share_columns(
+            gaps[name] |= proportion_columns(
                 arm_NS[:, s], static_NK[name], places[name], panel.clusters, settings.confidence
             )
     return gaps
 
 
-def share_columns(
+def proportion_columns(
     arm_N: Array, static_NK: Array, place: Bracket, clusters: np.ndarray, confidence: float
 ) -> dict[str, object]:
     """Return interval and p-value of a share.

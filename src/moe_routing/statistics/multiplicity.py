@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from moe_routing.statistics.bootstrap import Array
 
 METHODS = {"primary": "holm", "exploratory": "fdr_bh"}
-"""Holm (1979) bounds the chance of any false claim; BH (1995) the share of false claims."""
+"""Holm (1979) bounds the chance of any false claim; BH (1995) the proportion of false claims."""
 
 
 def adjust(p_values: ArrayLike, family: ArrayLike) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import stream
-from moe_routing.statistics.pareto import front_share, pareto_front
+from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.proportions import design_effect, wilson_interval
 from moe_routing.statistics.ranks import friedman
 from moe_routing.vocabulary import TASKS
@@ -76,7 +76,7 @@ def _warning(sets: int, strategies: int, distance: float) -> str:
 def pareto_rows(
     panel: Panel, settings: StatisticsConfig, seed: int, cost: Mapping[str, float], name: str
 ) -> list[Row]:
-    """Return one row a strategy: its main measure, its cost, and whether it is on the front.
+    """Return one row per strategy: its main measure, its cost, and whether it is on the front.
 
     Args:
         panel: the cells of one data set.
@@ -96,7 +96,7 @@ def pareto_rows(
     cost_S = np.array([cost.get(strategy, np.nan) for strategy in panel.strategies])
     sign = measure.loss(1.0)
     front_S = pareto_front(cost_S, np.round(sign * boot.ratio_S, TIE_DIGITS))
-    share_S = front_share(cost_S, np.round(sign * boot.ratio_BS, TIE_DIGITS))
+    proportion_S = front_proportion(cost_S, np.round(sign * boot.ratio_BS, TIE_DIGITS))
     return [
         {
             "dataset": panel.dataset,
@@ -108,7 +108,7 @@ def pareto_rows(
             "high": high_S[s],
             name: cost_S[s],
             "on_front": bool(front_S[s]),
-            "front_share": share_S[s],
+            "front_proportion": proportion_S[s],
         }
         for s, strategy in enumerate(panel.strategies)
     ]

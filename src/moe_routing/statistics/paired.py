@@ -31,8 +31,8 @@ class Flips:
     n: int
 
     @property
-    def share(self) -> float:
-        """Share of items that change; 0 differences in accuracy can hide many."""
+    def proportion(self) -> float:
+        """Proportion of items that change; 0 differences in accuracy can hide many."""
         return (self.lost + self.gained) / self.n
 
 

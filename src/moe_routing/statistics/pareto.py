@@ -34,12 +34,12 @@ def pareto_front(cost_S: ArrayLike, loss_S: ArrayLike) -> NDArray[np.bool_]:
     return front
 
 
-def front_share(cost_S: ArrayLike, loss_BS: ArrayLike) -> Array:
-    """Return the share of resamples in which each strategy is on the front, (S,).
+def front_proportion(cost_S: ArrayLike, loss_BS: ArrayLike) -> Array:
+    """Return the proportion of resamples in which each strategy is on the front, (S,).
 
     Costs are taken as known; the uncertainty is that of the losses.
 
-    >>> front_share([2.0, 4.0], [[3.0, 1.0], [1.0, 3.0]])
+    >>> front_proportion([2.0, 4.0], [[3.0, 1.0], [1.0, 3.0]])
     array([1. , 0.5])
     """
     return pareto_front(cost_S, loss_BS).mean(0)

@@ -8,7 +8,7 @@ from scipy import stats
 
 POWER = 0.80
 DISCORDANCES = (0.02, 0.05, 0.10)
-"""Assumed shares of items on which baseline and arm disagree."""
+"""Assumed proportions of items on which baseline and arm disagree."""
 
 
 def detectable_accuracy(
@@ -16,8 +16,8 @@ def detectable_accuracy(
 ) -> float:
     """Return the minimum detectable difference of paired accuracies.
 
-    Assumption: independent items, of which a share psi is discordant. An item's difference is -1,
-    0 or 1, with variance psi - d^2, so d = z sqrt((psi - d^2) / n) with
+    Assumption: independent items, of which a proportion psi is discordant. An item's difference is
+    -1, 0 or 1, with variance psi - d^2, so d = z sqrt((psi - d^2) / n) with
     z = z(1 - a/2) + z(power); solved for d: z sqrt(psi / (n + z^2)) (compare Connor 1987).
 
     >>> [round(100 * detectable_accuracy(10_042, psi), 2) for psi in DISCORDANCES]

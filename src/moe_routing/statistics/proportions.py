@@ -147,7 +147,7 @@ def mixed_interval(
     Args:
         first: estimate, lower and upper limit of x.
         second: the same of y.
-        weight: share of y.
+        weight: proportion of y.
         correlation: of the two estimates; one below 0 counts as 0.
 
     >>> low, high = mixed_interval((0.0, -3.0, 3.0), (0.0, -4.0, 4.0), 0.5, 0.0)

@@ -21,7 +21,7 @@ from moe_routing.statistics.contrasts import (
     paired_rows,
     power_rows,
 )
-from moe_routing.statistics.controls import control_rows, noise_rows
+from moe_routing.statistics.controls import control_rows, numerics_rows
 from moe_routing.statistics.matched import matched_rows
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.overview import friedman_rows, pareto_rows
@@ -69,7 +69,7 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         settings=config.statistics,
         seed=config.seed,
         controls=config.control_of,
-        noise={arm.name: arm.changed for arm in config.noise},
+        numerics={arm.name: arm.changed for arm in config.numerics},
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
@@ -86,13 +86,13 @@ def study_tables(
     settings: StatisticsConfig,
     seed: int,
     controls: Mapping[str, Control] | None = None,
-    noise: Mapping[str, str] | None = None,
+    numerics: Mapping[str, str] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Return every table by name, with the columns of :mod:`moe_routing.statistics.columns`.
 
     Args:
-        cells: folder of cells; those of noise arms are in the folder ``noise`` beside it.
-        overview: one row a cell, controls included, with strategy, family, k, weighting, dataset,
+        cells: folder of cells; those of numerics arms are in the folder ``numerics`` beside it.
+        overview: one row per cell, controls included, with strategy, family, k, weighting, dataset,
             mean_experts and, if measured, tokens_per_second.
         strategies: strategy ids, in the order of the tables.
         datasets: task of each data set.
@@ -100,12 +100,12 @@ def study_tables(
         seed: seed of the study.
         controls: the controls by id; of the other tables they are in matched_compute and on the
             Pareto fronts only, as points of static curves and as rivals.
-        noise: what each noise arm changes.
+        numerics: what each numerics arm changes.
 
     Raises:
         InputError: see :func:`write_statistics`.
     """
-    controls, noise = controls or {}, noise or {}
+    controls, numerics = controls or {}, numerics or {}
     present, missing = find_cells(cells, [*strategies, *controls], datasets, settings.baseline)
     if not present:
         raise InputError(f"{cells}: no data set has a cell of the baseline '{settings.baseline}'")
@@ -116,17 +116,19 @@ def study_tables(
     costs = _Costs(overview)
     rows = _all_rows(panels, costs, settings, seed, controls)
     tables = {name: pd.DataFrame(rows[name]) for name in rows}
-    margins = judge_margins(tables.pop("control_margins"), settings)
-    tables["controls"] = judge(tables["controls"], settings, margins)
+    margins = add_margin_verdicts(tables.pop("control_margins"), settings)
+    tables["controls"] = add_verdicts(tables["controls"], settings, margins)
     with_baseline = {dataset: datasets[dataset] for dataset in present}
-    noise_cells, missing_noise = _noise_panels(cells, with_baseline, settings.baseline, noise)
-    tables["noise"] = pd.DataFrame(
-        [row for panel in noise_cells for row in noise_rows(panel, noise, settings, seed)]
+    numerics_cells, missing_numerics = _numerics_panels(
+        cells, with_baseline, settings.baseline, numerics
     )
-    missing += missing_noise
-    tables["noninferiority"] = judge_margins(tables["noninferiority"], settings)
-    tables["paired"] = judge(tables["paired"], settings, tables["noninferiority"])
-    tables["matched_compute"] = judge(tables["matched_compute"], settings, secondary=True)
+    tables["numerics"] = pd.DataFrame(
+        [row for panel in numerics_cells for row in numerics_rows(panel, numerics, settings, seed)]
+    )
+    missing += missing_numerics
+    tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"], settings)
+    tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
+    tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings, secondary=True)
     tables["primary"] = _primary(tables, costs, settings)
     tables["missing"] = pd.DataFrame(missing)
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
@@ -157,16 +159,16 @@ def find_cells(
     return present, missing
 
 
-def _noise_panels(
-    cells: Path, datasets: Mapping[str, str], baseline: str, noise: Mapping[str, str]
+def _numerics_panels(
+    cells: Path, datasets: Mapping[str, str], baseline: str, numerics: Mapping[str, str]
 ) -> tuple[list[Panel], Rows]:
-    """Put the baseline and its noise arms side by side, and return what is missing."""
-    folder, panels, missing = cells.parent / "noise", [], []
+    """Put the baseline and its numerics arms side by side, and return what is missing."""
+    folder, panels, missing = cells.parent / "numerics", [], []
     for dataset, task in datasets.items():
-        arms = [arm for arm in noise if cell_path(folder, arm, dataset).is_file()]
+        arms = [arm for arm in numerics if cell_path(folder, arm, dataset).is_file()]
         missing += [
-            {"dataset": dataset, "strategy": baseline, "reason": f"no cell of noise arm '{arm}'"}
-            for arm in noise
+            {"dataset": dataset, "strategy": baseline, "reason": f"no cell of numerics arm '{arm}'"}
+            for arm in numerics
             if arm not in arms
         ]
         if arms:
@@ -186,7 +188,7 @@ def data_dictionary() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def judge(
+def add_verdicts(
     table: pd.DataFrame,
     settings: StatisticsConfig,
     margins: pd.DataFrame | None = None,
@@ -229,7 +231,7 @@ def judge(
     return table
 
 
-def judge_margins(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
+def add_margin_verdicts(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
     """Add family, adjusted p-values and conclusions to the table of non-inferiority."""
     table = _with_families(table, settings)
     if not table.empty:
@@ -332,7 +334,7 @@ class _Costs:
         return dict(zip(rows["strategy"], families, strict=True))
 
     def experts(self, dataset: str) -> dict[str, float]:
-        """Mean experts a token of each strategy."""
+        """Mean experts per token of each strategy."""
         return self._column(dataset, self.table["mean_experts"])
 
     def seconds(self, dataset: str) -> dict[str, float]:

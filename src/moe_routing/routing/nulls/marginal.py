@@ -84,13 +84,13 @@ class Unselected(LogitNull, EmpiricalNull):
         Raises:
             InputError: the model selects every expert.
         """
-        if sample.native_k >= sample.num_experts:
+        if sample.top_k >= sample.num_experts:
             raise InputError(
                 f"null 'unselected' needs experts that the model rejects; it selects "
-                f"{sample.native_k} of {sample.num_experts}"
+                f"{sample.top_k} of {sample.num_experts}"
             )
         sorted_LTE = np.sort(sample.logits_LTE.numpy(), axis=-1)
-        rejected_LTE = sorted_LTE[..., : sample.num_experts - sample.native_k]
+        rejected_LTE = sorted_LTE[..., : sample.num_experts - sample.top_k]
         return torch.from_numpy(rejected_LTE.reshape(sample.num_layers, -1))
 
 

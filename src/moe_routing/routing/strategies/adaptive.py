@@ -38,16 +38,16 @@ class Adaptive(Ranked):
     )
     codes: ClassVar[dict[str, str]] = {"k": "k"}
 
-    k: int = Field(ge=1, description="Most experts a token.")
+    k: int = Field(ge=1, description="Most experts per token.")
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return self.k
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return (self.k + 1) // 2
 
     @property

@@ -64,11 +64,11 @@ class Strategy(ClosedModel):
     @property
     @abstractmethod
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return self.max_experts
 
     @property

@@ -3,7 +3,7 @@
 The id of a control is its family, a point, and the id of the strategy that it takes apart:
 ``shuffle.bh_k16_a005``; another seed is written ``shuffle_s1.bh_k16_a005``.
 
-Shape letters: L layers, T tokens, K slots a token, E experts.
+Shape letters: L layers, T tokens, K slots per token, E experts.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class ControlStrategy(Strategy):
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return self.base.max_experts
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return self.base.min_experts
 
     @property
@@ -170,12 +170,12 @@ class LayerMean(ControlStrategy):
         look=Look("#473320", "H"),
         definition="Control: layer means, at most {k}, weights {weighting}",
         selection="the mean count of another strategy in each layer, for every token",
-        words="one number of experts a layer",
+        words="one number of experts per layer",
         control=ControlKind(
             "layermean",
-            absent="one number of experts a layer",
-            short="one number a layer",
-            done="With one number of experts a layer, the rounded mean of {base}, for every token",
+            absent="one number of experts per layer",
+            short="one number per layer",
+            done="With one number of experts per layer for every token, the rounded mean of {base}",
             meanings={
                 "worse": "a number for each token carries more than a number for each layer",
                 "better": "fixed numbers by layer do better than numbers by token",

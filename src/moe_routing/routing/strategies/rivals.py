@@ -2,7 +2,7 @@
 
 All rank experts by logit (ties by the lower index). The per-expert threshold (Expert Threshold,
 arXiv 2603.11535) needs no class: it is ``threshold`` under the null ``per_expert``, at
-alpha = k / E for k experts a token on average.
+alpha = k / E for k experts per token on average.
 
 Shape letters: L layers, T tokens, K slots, E experts, J ranks, M thresholds, S samples; 1 a kept
 axis.
@@ -40,7 +40,7 @@ class Rival(Ranked):
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return 1
 
     @property
@@ -54,11 +54,11 @@ class Capped(Rival):
 
     codes: ClassVar[dict[str, str]] = {"max_k": "k"}
 
-    max_k: int = Field(ge=1, description="Most experts a token.")
+    max_k: int = Field(ge=1, description="Most experts per token.")
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return self.max_k
 
 
@@ -74,12 +74,12 @@ class MinP(Capped):
         label="Ratio (min-p)",
         look=Look("#B01A1A", "v"),
         definition="Ratio (min-p), at most {k}, weights {weighting}",
-        selection="every expert above a share of the largest probability",
+        selection="every expert above a proportion of the largest probability",
         words="min-p routing",
     )
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "ratio": "t"}
 
-    ratio: float = Field(gt=0, lt=1, description="Share of the largest probability.")
+    ratio: float = Field(gt=0, lt=1, description="Proportion of the largest probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return ranking with a count by ratio."""
@@ -144,7 +144,7 @@ class EntropyBands(Capped):
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return (self.max_k + 1) // 2
 
     @property
@@ -178,7 +178,7 @@ class PerLayer(Rival):
     """A fixed number of experts in each layer, ``mean_k`` on average over layers.
 
     The idea of LExI (2509.02753) with the router's own mass in place of its search: starting from
-    one expert a layer, the next expert goes to the layer whose next-ranked expert has the largest
+    one expert per layer, the next expert goes to the layer whose next-ranked expert has the largest
     mean softmax probability on calibration tokens, until the layers hold ``mean_k`` on average; no
     layer gets more than 2 * ``mean_k`` (or all it has).
     """
@@ -193,11 +193,11 @@ class PerLayer(Rival):
     )
     codes: ClassVar[dict[str, str]] = {"mean_k": "k"}
 
-    mean_k: int = Field(ge=1, description="Experts a token, averaged over layers.")
+    mean_k: int = Field(ge=1, description="Experts per token, averaged over layers.")
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return 2 * self.mean_k
 
     @property
@@ -239,7 +239,7 @@ class DynamicSkipping(Capped):
     Lu et al. (2402.14800, section 3.3) skip the second of Mixtral's two experts where its weight
     is below beta times the first's, beta being the layer's median ratio on calibration text. Here
     k is any number, beta_l the ``share`` quantile of the ratios p_j / p_1 of slots j = 2 ... k:
-    with k = 2 and share = 0.5 it is their rule. On calibration text a token has
+    with k = 2 and share = 0.5 it is their rule. On calibration text per token has
     1 + (k - 1) * (1 - share) experts on average, in every layer.
     """
 
@@ -251,10 +251,12 @@ class DynamicSkipping(Capped):
         selection="the k largest, less those small beside the largest, by layer [@lu2024]",
         words="dynamic skipping",
     )
-    codes: ClassVar[dict[str, str]] = {"max_k": "k", "share": "q"}
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "proportion": "q"}
 
-    max_k: int = Field(ge=2, description="Most experts a token.")
-    share: float = Field(gt=0, lt=1, description="Share of slots 2 ... k skipped on calibration.")
+    max_k: int = Field(ge=2, description="Most experts per token.")
+    proportion: float = Field(
+        gt=0, lt=1, description="Proportion of slots 2 ... k skipped on calibration."
+    )
 
     @property
     def needs_calibration(self) -> bool:
@@ -268,7 +270,7 @@ class DynamicSkipping(Capped):
         top_LTJ = calibration.sample.logits_LTE.topk(self.max_k, dim=-1).values
         ratio_LS = (top_LTJ[..., 1:] - top_LTJ[..., :1]).double().exp().flatten(1)
         # numpy's, because torch.quantile takes at most 16 million values.
-        return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.share, axis=1))
+        return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.proportion, axis=1))
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return ranking with a count by the layer's ratio."""

@@ -40,9 +40,9 @@ class MultipleTesting(Ranked):
     guarantee: ClassVar[str]
     """Dependence of p-values under which the false discovery rate is at most alpha."""
 
-    max_k: int = Field(ge=1, description="Most experts a token.")
+    max_k: int = Field(ge=1, description="Most experts per token.")
     alpha: float = Field(gt=0, lt=1, description="Level.")
-    min_k: int = Field(1, ge=1, description="Fewest experts a token.")
+    min_k: int = Field(1, ge=1, description="Fewest experts per token.")
     null: str = Field("within_token", description="Null that p-values are computed under.")
     weighting: Weighting = Field("softmax", description="How selected experts are weighted.")
 
@@ -61,12 +61,12 @@ class MultipleTesting(Ranked):
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return self.max_k
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts a token can get."""
+        """The fewest experts per token can get."""
         return self.min_k
 
     @property

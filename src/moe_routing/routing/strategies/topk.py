@@ -33,11 +33,11 @@ class Regular(Strategy):
     )
     codes: ClassVar[dict[str, str]] = {"k": "k"}
 
-    k: int = Field(ge=1, description="Experts a token.")
+    k: int = Field(ge=1, description="Experts per token.")
 
     @property
     def max_experts(self) -> int:
-        """The most experts a token can get."""
+        """The most experts per token can get."""
         return self.k
 
     @property

@@ -1,6 +1,6 @@
-"""Score the baseline under every noise arm: noise/<arm>/<dataset>.parquet and .json.
+"""Score the baseline under every numerics arm: numerics/<arm>/<dataset>.parquet and .json.
 
-By hand: python scripts/noise.py --results results/default
+By hand: python scripts/numerics.py --results results/default
 """
 
 import argparse
@@ -17,10 +17,10 @@ def main() -> None:
     results = parser.parse_args().results
 
     from moe_routing.config.study import load_config
-    from moe_routing.evaluation.numerics import evaluate_noise
+    from moe_routing.evaluation.numerics import evaluate_numerics
 
     started()
-    evaluate_noise(load_config(results / "config.yaml"), results)
+    evaluate_numerics(load_config(results / "config.yaml"), results)
 
 
 if __name__ == "__main__":

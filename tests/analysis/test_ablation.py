@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_routing.analysis.ablation import Probe, audit_arms, find_discoveries
+from moe_routing.analysis.ablation import Probe, ablation_arms, find_discoveries
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
@@ -97,7 +97,7 @@ def test_the_floor_discovers_nothing(loaded, fitted, probes):
 
 
 def test_what_routes_the_model_does_not_matter_to_its_first_layer(loaded, fitted, probes):
-    """Under another router later layers see other states; the audit looks at the stock model's."""
+    """Another router changes the states of later layers; the ablation reads the stock model's."""
     arm = parse_strategy("bh_k8_a030")
     stock = find_discoveries(loaded, [arm], fitted, probes, LAYERS)
     with routed(loaded.model, arm, calibration=fitted):
@@ -111,6 +111,6 @@ def test_arms_have_no_cap_that_hides_discoveries():
     class Study:
         analysis = AnalysisConfig()
 
-    arms = audit_arms(Study, ["pooled", "within_token"], 64)
+    arms = ablation_arms(Study, ["pooled", "within_token"], 64)
     assert {arm.max_k for arm in arms} == {64}
-    assert [arm.alpha for arm in arms] == 2 * Study.analysis.audit.alpha
+    assert [arm.alpha for arm in arms] == 2 * Study.analysis.ablation.alpha

@@ -1,10 +1,10 @@
-"""The noise arms: what is loaded, what is scored, and under which settings."""
+"""The numerics arms: what is loaded, what is scored, and under which settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from moe_routing.config.study import NoiseArm, load_config
+from moe_routing.config.study import NumericsArm, load_config
 from moe_routing.evaluation import numerics
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
@@ -23,29 +23,29 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
         return dataset, {}
 
     def write_cell(path, frame, record):
-        cells[path.relative_to(tmp_path).as_posix()] = frame, record["noise"]
+        cells[path.relative_to(tmp_path).as_posix()] = frame, record["numerics"]
 
     for function in (load_study_model, score_dataset, write_cell):
-        monkeypatch.setattr(noise, function.__name__, function)
+        monkeypatch.setattr(numerics, function.__name__, function)
     study = load_config(CONFIG)
-    arms = [study.noise[0], NoiseArm(name="bfloat16", dtype="bfloat16"), study.noise[1]]
-    config = study.model_copy(update={"noise": arms})
-    noise.evaluate_noise(config, tmp_path)
+    arms = [study.numerics[0], NumericsArm(name="bfloat16", dtype="bfloat16"), study.numerics[1]]
+    config = study.model_copy(update={"numerics": arms})
+    numerics.evaluate_numerics(config, tmp_path)
     assert loaded == ["float32", "bfloat16"]
     assert settings[::3] == [
         ("float32", "regular_k8", "eager", 8192),
-        ("float32", "regular_k8", "ragged", 1024),
-        ("bfloat16", "regular_k8", "ragged", 8192),
+        ("float32", "regular_k8", "dropless", 1024),
+        ("bfloat16", "regular_k8", "dropless", 8192),
     ]
     assert set(cells) == {
-        f"noise/{arm.name}/{dataset}" for arm in config.noise for dataset in config.datasets
+        f"numerics/{arm.name}/{dataset}" for arm in config.numerics for dataset in config.datasets
     }
-    assert cells["noise/eager/lambada"] == (
+    assert cells["numerics/eager/lambada"] == (
         "lambada",
         {"arm": "eager", "experts_implementation": "eager"},
     )
 
 
 def test_without_arms_nothing_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(noise, "load_study_model", None)
-    noise.evaluate_noise(load_config(CONFIG).model_copy(update={"noise": []}), tmp_path)
+    monkeypatch.setattr(numerics, "load_study_model", None)
+    numerics.evaluate_numerics(load_config(CONFIG).model_copy(update={"numerics": []}), tmp_path)

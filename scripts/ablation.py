@@ -1,7 +1,7 @@
 """What removing one selected expert does to the loss, or the figures of it.
 
-By hand: python scripts/audit.py --results results/default
-         python scripts/audit.py --results results/default --figures
+By hand: python scripts/ablation.py --results results/default
+         python scripts/ablation.py --results results/default --figures
 """
 
 import argparse
@@ -19,18 +19,18 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.figures:
-        from moe_routing.figures.ablation import draw_audit
+        from moe_routing.figures.ablation import draw_ablation
 
         started()
-        draw_audit(arguments.results / "audit")
+        draw_ablation(arguments.results / "ablation")
         return
 
-    from moe_routing.analysis.ablation import write_audit
+    from moe_routing.analysis.ablation import write_ablation
     from moe_routing.config.study import load_config
 
     started()
     config = load_config(arguments.results / "config.yaml")
-    table = write_audit(config, arguments.results)
+    table = write_ablation(config, arguments.results)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -1,22 +1,22 @@
 # What leaving a selected expert out does to the loss.
-from moe_routing.analysis.outputs import AUDIT
+from moe_routing.analysis.outputs import ABLATION
 
 
-rule audit:
+rule ablation:
     input:
         model=f"{RESULTS}/model.json",
         text=f"{RESULTS}/data/{TEXT}.parquet",
         sample=f"{RESULTS}/calibration/router_logits.safetensors",
         nulls=expand(
             f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-            null=study.analysis.audit.nulls or study.calibration.nulls,
+            null=study.analysis.ablation.nulls or study.calibration.nulls,
         ),
     output:
-        AUDIT.file_paths(RESULTS),
+        ABLATION.file_paths(RESULTS),
     log:
-        f"{RESULTS}/logs/audit.log",
+        f"{RESULTS}/logs/ablation.log",
     benchmark:
-        f"{RESULTS}/benchmarks/audit.tsv"
+        f"{RESULTS}/benchmarks/ablation.tsv"
     conda:
         "../../envs/model.yaml"
     threads: study.resources.threads
@@ -28,7 +28,7 @@ rule audit:
         settings=sections(
             study,
             "model",
-            "analysis.audit",
+            "analysis.ablation",
             "evaluation.window",
             "statistics.confidence",
             "statistics.resamples",
@@ -38,25 +38,25 @@ rule audit:
     message:
         "Leaving selected experts out, one at a time"
     shell:
-        "python scripts/audit.py --results {params.results:q} > {log:q} 2>&1"
+        "python scripts/ablation.py --results {params.results:q} > {log:q} 2>&1"
 
 
-rule plot_audit:
+rule plot_ablation:
     input:
-        rules.audit.output,
+        rules.ablation.output,
     output:
         png=[
             report(
-                AUDIT.plot_path(RESULTS, plot, "png"),
-                caption="../report/audit.rst",
-                category="Audit",
+                ABLATION.plot_path(RESULTS, plot, "png"),
+                caption="../report/ablation.rst",
+                category="Ablation",
                 labels={"figure": plot.replace("_", " ")},
             )
-            for plot in AUDIT.plots
+            for plot in ABLATION.plots
         ],
-        svg=[AUDIT.plot_path(RESULTS, plot, "svg") for plot in AUDIT.plots],
+        svg=[ABLATION.plot_path(RESULTS, plot, "svg") for plot in ABLATION.plots],
     log:
-        f"{RESULTS}/logs/plot_audit.log",
+        f"{RESULTS}/logs/plot_ablation.log",
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -66,6 +66,6 @@ rule plot_audit:
     params:
         results=subpath(input[0], ancestor=2),
     message:
-        "Drawing the figures of the audit"
+        "Drawing the figures of the ablation"
     shell:
-        "python scripts/audit.py --results {params.results:q} --figures > {log:q} 2>&1"
+        "python scripts/ablation.py --results {params.results:q} --figures > {log:q} 2>&1"
