@@ -28,10 +28,7 @@ else:
     include: "workflow/rules/evaluate.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
-    include: "workflow/rules/baseline.smk"
-    include: "workflow/rules/bh.smk"
-    include: "workflow/rules/validity.smk"
-    include: "workflow/rules/ablation.smk"
+    include: "workflow/rules/analyses.smk"
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/report.smk"
 

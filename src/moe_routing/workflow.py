@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY, Analysis
+from moe_routing.analysis.text import text_dataset
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.prepare import source_of
@@ -87,6 +89,25 @@ def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
         top, _, inner = key.partition(".")
         chosen[key] = values[top][inner] if inner else values[top]
     return chosen
+
+
+def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:
+    """Return the files that an analysis reads."""
+    calibration, model = f"{results}/calibration", f"{results}/model.json"
+    sample = f"{calibration}/router_logits.safetensors"
+
+    def fitted(nulls: list[str] | None) -> list[str]:
+        names = nulls or study.calibration.nulls
+        text = f"{results}/data/{text_dataset(study.datasets)}.parquet"
+        return [model, text, sample, *(f"{calibration}/nulls/{x}.safetensors" for x in names)]
+
+    files = {
+        BASELINE: [model, *(f"{results}/data/{name}.parquet" for name in study.datasets)],
+        BH: fitted(study.analysis.bh.nulls),
+        VALIDITY: [sample, f"{results}/baseline/router_logits.safetensors"],
+        ABLATION: fitted(study.analysis.ablation.nulls),
+    }
+    return files[analysis]
 
 
 def write_config(study: StudyConfig, path: Path | str) -> None:

@@ -133,17 +133,15 @@ def validity(results, config, baseline):
 )
 def test_exactly_the_promised_files_are_made(results, request, outputs, run, draw):
     request.getfixturevalue(run)
-    folder = results / outputs.folder
+    folder = results / outputs.name
     draw(folder)
     files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files == set(outputs.files)
-    plots = folder / f"{outputs.folder}_plots"
+    plots = folder / f"{outputs.name}_plots"
     expected = {f"{name}.{suffix}" for name in outputs.plots for suffix in ("png", "svg")}
     assert {path.name for path in plots.iterdir()} == expected
     assert all(path.stat().st_size > 2000 for path in plots.iterdir())
-    assert outputs.plot_path(str(results), outputs.plots[0], "png") == str(
-        plots / f"{outputs.plots[0]}.png"
-    )
+    assert outputs.plot_paths(str(results), "png")[0] == str(plots / f"{outputs.plots[0]}.png")
 
 
 def test_the_figures_are_those_that_were_asked_for():
@@ -397,7 +395,7 @@ def test_figures_before_their_tables_are_an_error(tmp_path, draw):
 
 def test_a_script_says_so_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bh_routing.py", "--results", tmp_path, "--figures"],
+        [sys.executable, ROOT / "scripts" / "analyse.py", "bh", "--results", tmp_path, "--figures"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

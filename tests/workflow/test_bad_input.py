@@ -123,15 +123,23 @@ def describe_again(study):
     write_model(load_config(study.results / "config.yaml"), study.results, "config.yaml")
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "sample_logits.py", "baseline.py", "ablation.py",
-                                    "bh_routing.py", "numerics.py"])  # fmt: skip
-def test_weights_replaced_since_they_were_described(study, script):
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("evaluate.py", ["--strategy", "regular_k8"]),
+        ("sample_logits.py", []),
+        ("analyse.py", ["baseline"]),
+        ("analyse.py", ["ablation"]),
+        ("analyse.py", ["bh"]),
+        ("numerics.py", []),
+    ],
+)
+def test_weights_replaced_since_they_were_described(study, script, arguments):
     weights = study.model() / "model.safetensors"
     tensors = load_file(weights)
     tensors["lm_head.weight"] += 1
     save_file(tensors, weights, {"format": "pt"})
-    extra = ("--strategy", "regular_k8") if script == "evaluate.py" else ()
-    message = study.error_of(script, "--results", study.results, *extra)
+    message = study.error_of(script, "--results", study.results, *arguments)
     assert message.startswith(f"{weights}: is not the file that {study.results}/model.json descri")
 
 

@@ -16,4 +16,4 @@ def test_a_study_without_running_text_is_planned(checkout, names):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     jobs = {words[0] for line in plan.splitlines() if len(words := line.split()) == 2}
-    assert {"baseline", "bh_routing", "validity", "ablation", "render_article"} <= jobs
+    assert {"baseline", "bh", "validity", "ablation", "render_article"} <= jobs

@@ -15,7 +15,7 @@ rule sample_logits:
         "../../envs/model.yaml"
     threads: study.resources.threads
     resources:
-        mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
+        mem_mb=doubled(study.resources.mem_mb),
         runtime=study.resources.runtime,
         gpu=study.resources.gpu,
     params:

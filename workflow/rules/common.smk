@@ -32,11 +32,18 @@ RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
 # Jobs import the package from the checkout, also inside conda environments. Rules that fetch
 # override HF_HUB_OFFLINE; nothing else may use the network.
-PACKAGE = f"{workflow.basedir}/src"
+# Of this file, not of the main one, which may be workflow/Snakefile.
+HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
+PACKAGE = Path(HERE).parents[1] / "src"
 shell.prefix(
     "set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE=1 "
     "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
 )
+
+
+def doubled(mem_mb):
+    """Return the memory of a job, doubled at every retry."""
+    return lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1)
 
 
 wildcard_constraints:

@@ -31,7 +31,7 @@ for strategies in study.scoring_jobs:
             "../../envs/model.yaml"
         threads: study.resources.threads
         resources:
-            mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
+            mem_mb=doubled(study.resources.mem_mb),
             runtime=study.resources.runtime * len(strategies),
             gpu=study.resources.gpu,
         params:
@@ -86,7 +86,7 @@ rule numerics:
         "../../envs/model.yaml"
     threads: study.resources.threads
     resources:
-        mem_mb=lambda wildcards, attempt: study.resources.mem_mb * 2 ** (attempt - 1),
+        mem_mb=doubled(study.resources.mem_mb),
         runtime=study.resources.runtime * max(1, len(study.numerics)),
         gpu=study.resources.gpu,
     params:

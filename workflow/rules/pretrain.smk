@@ -20,7 +20,8 @@ TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
 # Jobs import the package from the checkout, also inside conda environments.
-PACKAGE = f"{workflow.basedir}/src"
+HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
+PACKAGE = os.path.join(HERE, "..", "..", "src")
 OFFLINE = int(not NEEDS_NETWORK)
 shell.prefix("set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE={OFFLINE}; ")
 

@@ -35,12 +35,7 @@ rule render_article:
     input:
         pages=expand("report/{page}", page=sources()),
         report=rules.comparison_report.output[0],
-        analyses=[
-            rules.plot_baseline.output,
-            rules.plot_bh_routing.output,
-            rules.plot_validity.output,
-            rules.plot_ablation.output,
-        ],
+        analyses=[analysis.plot_paths(RESULTS, "png") for analysis in ANALYSES],
     output:
         report(
             f"{RESULTS}/report/index.html",

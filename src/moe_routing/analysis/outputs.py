@@ -1,4 +1,4 @@
-"""Which files each analysis makes, and the words in their columns.
+"""The analyses beside the cells: their files and figures, and the words in their columns.
 
 One list for the workflow, the scripts, the figures and the tests.
 """
@@ -19,30 +19,47 @@ may put it; that is neither a size that holds nor one that is broken."""
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """The files of one analysis.
+class Analysis:
+    """One analysis.
 
     Attributes:
-        folder: folder under ``results/<study>/``.
-        files: tables and records in it.
-        plots: figures, without suffix, in ``<folder>/<folder>_plots/``.
+        name: the rule, the folder under ``results/<study>/``, and the module in ``analysis`` and
+            ``figures``, which has ``write_<name>`` and ``draw_<name>``.
+        title: what it does, for the log of the workflow.
+        category: heading of its figures in the Snakemake report.
+        settings: parts of the config that it depends on.
+        files: tables and records in the folder.
+        plots: figures, without suffix, in ``<name>/<name>_plots/``.
+        runs_model: whether it loads the model.
+        mem_mb: least memory of its job.
     """
 
-    folder: str
+    name: str
+    title: str
+    category: str
+    settings: tuple[str, ...]
     files: tuple[str, ...]
     plots: tuple[str, ...]
+    runs_model: bool = True
+    mem_mb: int = 0
 
     def file_paths(self, results: str) -> list[str]:
         """Return the paths of the tables and records."""
-        return [f"{results}/{self.folder}/{name}" for name in self.files]
+        return [f"{results}/{self.name}/{name}" for name in self.files]
 
-    def plot_path(self, results: str, plot: str, suffix: str) -> str:
-        """Return the path of a figure."""
-        return f"{results}/{self.folder}/{self.folder}_plots/{plot}.{suffix}"
+    def plot_paths(self, results: str, suffix: str) -> list[str]:
+        """Return the paths of the figures."""
+        return [f"{results}/{self.name}/{self.name}_plots/{plot}.{suffix}" for plot in self.plots]
 
 
-BASELINE = Outputs(
+_SCORED = ("model", "evaluation.window", "statistics.confidence", "statistics.resamples", "seed")
+
+
+BASELINE = Analysis(
     "baseline",
+    "Observing the stock router",
+    "Baseline",
+    (*_SCORED, "analysis.baseline"),
     (
         "baseline_routing_stats.csv",
         "baseline_prompts.csv",
@@ -57,8 +74,11 @@ BASELINE = Outputs(
     ),
     ("router_logit_distributions", "expert_usage", "entropy_by_layer", "weight_concentration"),
 )
-BH = Outputs(
+BH = Analysis(
     "bh",
+    "Routing by BH over max_k, alpha and null",
+    "BH routing",
+    ("model", "analysis.bh", "evaluation", "statistics", "seed"),
     (
         "bh_routing_results.csv",
         "bh_pivot.csv",
@@ -81,8 +101,11 @@ BH = Outputs(
         "reduction_percent",
     ),
 )
-VALIDITY = Outputs(
+VALIDITY = Analysis(
     "validity",
+    "Checking the calibration of p-values and the error rates of procedures",
+    "Validity",
+    ("analysis.validity", "statistics.confidence", "seed"),
     (
         "verdict.csv",
         "verdict_by_design.csv",
@@ -102,9 +125,15 @@ VALIDITY = Outputs(
         "binding_by_layer",
         "simulation",
     ),
+    runs_model=False,
+    mem_mb=6000,
 )
-ABLATION = Outputs(
+ABLATION = Analysis(
     "ablation",
+    "Ablating selected experts, one at a time",
+    "Ablation",
+    (*_SCORED, "analysis.ablation"),
     ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
     ("false_discoveries", "weight_importance"),
 )
+ANALYSES = (BASELINE, BH, VALIDITY, ABLATION)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_routing.analysis.outputs import Outputs
+from moe_routing.analysis.outputs import Analysis
 from moe_routing.figures.style import WIDTH, save
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def experts_axis(axis: Axes, most: int) -> None:
     axis.xaxis.minorticks_off()
 
 
-def save_all(figures: Mapping[str, Figure], folder: Path, outputs: Outputs) -> None:
+def save_all(figures: Mapping[str, Figure], folder: Path, analysis: Analysis) -> None:
     """Write the planned figures of an analysis, given by name, under its folder."""
-    for plot in outputs.plots:
-        save(figures[plot], folder / f"{outputs.folder}_plots" / plot)
+    for plot in analysis.plots:
+        save(figures[plot], folder / f"{analysis.name}_plots" / plot)

@@ -1,0 +1,41 @@
+"""Run one of the analyses beside the cells and print its main table, or draw its figures.
+
+By hand: python scripts/analyse.py bh --results results/default
+         python scripts/analyse.py bh --results results/default --figures
+"""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from moe_routing.analysis.outputs import ANALYSES
+from moe_routing.cli import run
+from moe_routing.usage import started
+
+
+def main() -> None:
+    """Parse arguments, then run the analysis and print its table, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("analysis", choices=[analysis.name for analysis in ANALYSES])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--figures", action="store_true", help="draw from the tables instead")
+    arguments = parser.parse_args()
+    name, results = arguments.analysis, arguments.results
+
+    # Imported here: figures need no torch, and no analysis needs the modules of the others.
+    if arguments.figures:
+        draw = getattr(import_module(f"moe_routing.figures.{name}"), f"draw_{name}")
+        started()
+        draw(results / name)
+        return
+
+    from moe_routing.config.study import load_config
+
+    write = getattr(import_module(f"moe_routing.analysis.{name}"), f"write_{name}")
+    started()
+    table = write(load_config(results / "config.yaml"), results)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    run(main)
