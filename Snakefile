@@ -19,6 +19,14 @@ if "sources" in config:
     include: "workflow/rules/pretrain.smk"
     include: "workflow/rules/pretrain_card.smk"
 
+    # A target of an included file would not be the default one.
+    rule pretrain:
+        default_target: True
+        input:
+            f"{RUN}/model/README.md",
+        message:
+            "The trained model is complete: {RUN}/model"
+
 else:
 
     include: "workflow/rules/common.smk"

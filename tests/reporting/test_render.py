@@ -24,7 +24,7 @@ from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
-from moe_routing.reporting import protocol
+from moe_routing.reporting import notebook, protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
 from moe_routing.reporting.article_figures import GALLERY
@@ -188,7 +188,7 @@ def test_notebooks_are_valid_were_run_and_start_by_themselves(rendered, name):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "git" in code[0].source
-    assert "prepare(" in code[0].source
+    assert "start(" in code[0].source
     assert code[0].source.count("CONFIG = ") == 1
     assert '\nCONFIG = "config/mine.yaml"\n' in code[0].source
     assert "GPU" in code[0].outputs[0].text
@@ -229,62 +229,75 @@ def test_notebooks_show_no_markup_of_pandoc(rendered, name):
     assert "{#tbl" not in text
 
 
+def first_cell(name):
+    _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
+    return next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_outside_the_repository_a_notebook_asks_for_an_address_and_does_nothing(
-    tmp_path, monkeypatch, capsys, name
+    tmp_path, monkeypatch, name
 ):
-    _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
-    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_ROUTING_REPOSITORY", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("ran a program"))
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell, or the environment") as said:
-        exec(first, {})  # noqa: S102 (the page's own code)
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell to the address") as said:
+        exec(first_cell(name), {})  # noqa: S102 (the page's own code)
     assert "\n" not in str(said.value)
-    assert capsys.readouterr().out.startswith("No GPU. The default study runs on the CPU")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeypatch, capsys, name):
-    _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
-    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    setup = first[: first.index("from moe_routing")]
+def test_outside_the_repository_a_notebook_clones_and_installs(tmp_path, monkeypatch, name):
+    first = first_cell(name)
     ran = []
 
-    def run(command, *, check, **_):
-        ran.append((command, check))
+    def run(command, *, check):
+        assert check
+        ran.append(command)
         if command[0] == "git":
             Path(command[-1]).mkdir()
-        return subprocess.CompletedProcess(command, 0, "Tesla T4, 15360 MiB\n")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOE_ROUTING_REPOSITORY", "file:///somewhere")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("subprocess.run", run)
-    monkeypatch.setattr("shutil.which", {"nvidia-smi": "smi"}.get)
-    exec(setup, {})  # noqa: S102 (the page's own code)
-    assert capsys.readouterr().out.startswith("GPU: Tesla T4, 15360 MiB. ")
-    assert [check for _, check in ran] == [False, True, True]
-    assert ran[0][0][0] == "smi"
-    assert ran[1][0][:2] == ["git", "clone"]
-    assert ran[1][0][-2:] == ["file:///somewhere", "moe-routing-study"]
-    assert ran[2][0][1:4] == ["-m", "pip", "install"]
-    assert Path.cwd() == tmp_path / "moe-routing-study"
+    exec(first[: first.index("from moe_routing")], {})  # noqa: S102 (the page's own code)
+    git, pip = ran
+    assert git[:2] == ["git", "clone"]
+    assert git[-2:] == ["file:///somewhere", "moe-routing-study"]
+    assert pip[1:4] == ["-m", "pip", "install"]
+    assert pip[4] == "./moe-routing-study[workflow]"
 
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "999")
+
+def test_a_notebook_goes_on_in_the_clone_and_names_the_gpu(tmp_path, monkeypatch, capsys):
+    (tmp_path / notebook.CLONE).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebook, "show_markdown", lambda: None)
+    monkeypatch.setattr(notebook, "prepare", lambda *files: (Path.cwd(), *files))
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert notebook.start("c.yaml", "a", "b") == (tmp_path / notebook.CLONE, "c.yaml", "a", "b")
+    assert capsys.readouterr().out.startswith("No GPU. The default study runs on the CPU")
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB'\n")
+    smi.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda _: str(smi))
+    assert notebook.gpu_line().startswith("GPU: Tesla T4, 15360 MiB. ")
+
+
+def test_a_replaced_package_asks_for_a_restart(monkeypatch):
+    monkeypatch.setattr(notebook, "version", lambda _: "999")
     with pytest.raises(SystemExit, match="Restart session, then run all cells again"):
-        exec(setup, {})  # noqa: S102 (the page's own code)
+        notebook.start("c.yaml", "a")
 
 
 def test_notebooks_begin_with_the_same_cell():
     cells = []
     for name in NOTEBOOKS:
-        _, notebook = read_page(SOURCE / "notebooks" / f"{name}.qmd")
-        first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-        cells.append(first[: first.index("results = prepare(")])
+        first = first_cell(name)
+        cells.append(first[: first.index("results = start(")])
     assert len(set(cells)) == 1
 
 

@@ -62,7 +62,7 @@ def files_asked(code):
     call = next(
         node
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "prepare"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "start"
     )
     return [argument.value for argument in call.args[1:]]
 
@@ -70,7 +70,7 @@ def files_asked(code):
 def test_paths_are_found_in_code():
     code = 'f = results / "a"\nx = f / "b.csv"\nread(f / x / f"{y}.csv", results / "c" / "d")\n'
     assert paths_read(code) == {"a", "a/b.csv", "a/*", "a/*/*", "c", "c/d"}
-    assert files_asked('r = prepare(CONFIG, "a.csv", "b.csv")') == ["a.csv", "b.csv"]
+    assert files_asked('r = start(CONFIG, "a.csv", "b.csv")') == ["a.csv", "b.csv"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

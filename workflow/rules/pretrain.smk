@@ -30,14 +30,6 @@ wildcard_constraints:
     source="|".join(map(re.escape, TEXT)),
 
 
-rule pretrain:
-    default_target: True
-    input:
-        f"{RUN}/model/README.md",
-    message:
-        "The trained model is complete: {RUN}/model"
-
-
 # The complete config, as one file for the jobs. Were it the output of a rule, a job behind that rule
 # would not be asked whether its own settings have changed.
 onstart:

@@ -1,4 +1,4 @@
-"""What the notebooks call: show tables as Markdown, make missing results, export them."""
+"""What the notebooks call: set up, make missing results, show tables as Markdown, export."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,43 @@ another host (quarto-cli, src/core/jupyter/widgets.ts), and the page no longer w
 ROWS = 100
 """The most rows of a table that are shown."""
 
+CLONE = "moe-routing-study"
+"""Folder that a notebook's first cell clones the repository into, outside of it."""
+
 _STEPS = re.compile(r"(\d+) of (\d+) steps \(")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#$~^])")
+
+
+def start(config: str, needs: str, *also: str) -> Path:
+    """Set up a notebook and return the results folder; see :func:`prepare`.
+
+    Raises:
+        SystemExit: an installed package was replaced after the session had imported it.
+        InputError: see :func:`prepare`.
+    """
+    for name in ("numpy", "pandas"):  # a hosted session may have imported an older one
+        if name in sys.modules and sys.modules[name].__version__ != version(name):
+            raise SystemExit(f"New {name}: Runtime > Restart session, then run all cells again.")
+    if os.path.isdir(CLONE):
+        os.chdir(CLONE)
+    print(gpu_line())
+    show_markdown()
+    return prepare(config, needs, *also)
+
+
+def gpu_line() -> str:
+    """Return which GPU there is, and what that allows."""
+    program, found = shutil.which("nvidia-smi"), ""
+    if program:
+        ask = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603
+        found = done.stdout.strip()
+    if found:
+        return f"GPU: {found}. OLMoE-1B-7B needs 24 GB or more."
+    return (
+        "No GPU. The default study runs on the CPU; a study whose config asks for a GPU, such as "
+        "that of OLMoE-1B-7B, stops with an error."
+    )
 
 
 def show_markdown() -> None:
