@@ -23,6 +23,28 @@ def nano():
     return load_model(ModelConfig(path=str(ROOT / "resources" / "olmoe-nano")), threads=1)
 
 
+@pytest.fixture(scope="session")
+def make_model():
+    """Return a maker of tiny random models, from a family of transformers and config settings."""
+    import torch
+    import transformers
+
+    def make(family, **settings):
+        sizes = {
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 16,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "head_dim": 16, "num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+            "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        }  # fmt: skip
+        config = getattr(transformers, f"{family}Config")(**sizes | settings)
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
 @pytest.fixture
 def model(nano):
     return nano.model

@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS = (
     {"errors"},
-    {"files", "schema", "usage", "vocabulary"},
+    {"files", "hub", "schema", "usage", "vocabulary"},
     {"cli", "routing"},
     {"config"},
     {"data", "statistics"},

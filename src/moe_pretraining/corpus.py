@@ -17,6 +17,7 @@ import numpy as np
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.hub import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,8 @@ def read_documents(source: TextSource) -> Iterator[str]:
     hub data set holds a document per row.
 
     Raises:
-        InputError: no such file, another hash than the config's, or no such column.
+        InputError: no such file, another hash than the config's, no such column; or the hub cannot
+            be reached, or has no such data set, commit, subset or split.
     """
     documents = _read_file(source) if source.kind == "local" else _read_hub(source)
     return islice(documents, source.max_documents)
@@ -78,16 +80,14 @@ def check_file(path: Path, sha256: str | None, where: str) -> None:
 def _read_hub(source: HubTextSource) -> Iterator[str]:
     from datasets import load_dataset
 
-    rows = load_dataset(
-        source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True
-    )
-    for row in rows:
-        if source.column not in row:
-            raise InputError(
-                f"pretraining source '{source.name}': no column '{source.column}'; "
-                f"allowed: {', '.join(row)}"
-            )
-        yield row[source.column]
+    where = f"pretraining source '{source.name}'"
+    place = {"split": source.split, "revision": source.revision}
+    with explained(f"{where}: {source.dataset}"):
+        for row in load_dataset(source.dataset, source.subset, **place, streaming=True):
+            if source.column not in row:
+                allowed = ", ".join(row)
+                raise InputError(f"{where}: no column '{source.column}'; allowed: {allowed}")
+            yield row[source.column]
 
 
 def tokenize_source(

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from moe_routing.cli import run
 from moe_routing.engine.requests import TokenRequest
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
@@ -138,11 +139,11 @@ class RoutedLM(HFLM):
         return routed(self.model, self._strategy, calibration=self._calibration)
 
 
-def main() -> None:
-    """Run the harness's command line with this model known to it."""
+def main() -> NoReturn:
+    """Run the harness's command line with this model known to it; bad input is one line."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    run(cli_evaluate)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,9 +74,29 @@ def _describes(described: dict, study: StudyConfig) -> bool:
     named = {"path": model.path, "revision": model.revision}
     if "window" not in described or {key: described[key] for key in named} != named:
         return False
-    config = Path(model.path) / "config.json"
-    hashed = {"config.json": described["settings"]["config.json"]}
-    return model.revision is not None or (config.is_file() and file_hashes([config]) == hashed)
+    if model.revision is not None:
+        return True
+    folder, name = Path(model.path), "config.json"
+    now = file_hashes(folder, [path for path in (folder / name,) if path.is_file()])
+    return now == {name: described["settings"][name]}
+
+
+def job_prefix(checkout: Path | str, **variables: str) -> str:
+    """Return what stands before every shell command of a rule, braces doubled for Snakemake.
+
+    Jobs import the package from the checkout, also inside conda environments, and work offline.
+    A rule that fetches goes back to what the user has set: ``HF_HUB_OFFLINE=$USER_OFFLINE``.
+
+    Args:
+        checkout: folder of the Snakefile.
+        **variables: further environment of the jobs.
+    """
+    package = shlex.quote(f"{checkout}/src").replace("{", "{{").replace("}", "}}")
+    others = "".join(f" {name}={value}" for name, value in variables.items())
+    return (
+        f"set -euo pipefail; export PYTHONPATH={package} "
+        f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; "
+    )
 
 
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:

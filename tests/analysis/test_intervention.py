@@ -39,17 +39,19 @@ def slow_change(model, ids, position, removal):
     """Recompute the whole sequence with one weight set to 0, and compare all its losses."""
     before = losses(model, ids)
     router = find_routers(model)[removal.layer].module
-    inner = router.forward
 
-    def forward(hidden):
-        logits, weights, index = inner(hidden)
-        weights = weights.clone()
-        for slot, expert in enumerate(index[position].tolist()):
-            if expert == removal.expert:
-                weights[position, slot] = 0.0
-        return logits, weights, index
+    def without(inner):
+        def forward(hidden):
+            logits, weights, index = inner(hidden)
+            weights = weights.clone()
+            for slot, expert in enumerate(index[position].tolist()):
+                if expert == removal.expert:
+                    weights[position, slot] = 0.0
+            return logits, weights, index
 
-    with swapped(router, "forward", forward):
+        return forward
+
+    with swapped(router, without):
         return losses(model, ids) - before
 
 
@@ -70,6 +72,50 @@ def test_changes_equal_a_complete_recomputation(tiny, tiny_calibration, ids, arm
                 assert np.allclose(slow[:position], 0.0, atol=2e-5)
                 largest = max(largest, np.abs(slow).max())
     assert largest > 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Mixtral", {"sliding_window": 6}),
+        ("Qwen2Moe", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}),
+    ],
+)
+def test_a_sliding_window_is_no_obstacle(make_model, family, settings):
+    model = make_model(family, **settings)
+    ids = torch.randint(3, 64, (24,), generator=torch.Generator().manual_seed(0))
+    recorder, changes = SelectionRecorder(), []
+    with routed(model, "regular_k2", recorder=recorder):
+        for found in loss_changes(model, ids, [3, 12, 20], [0, 1], 3, recorder):
+            assert found.noise_floor < 1e-4
+            span = slice(found.position, found.position + 3)
+            for removal, change_S in zip(found.removals, found.change_RS, strict=True):
+                slow = slow_change(model, ids, found.position, removal)[span]
+                assert np.allclose(change_S, slow, atol=2e-5)
+                changes.append(np.abs(slow).max())
+    assert max(changes) > 0.01
+
+
+def test_scaled_logits_are_what_losses_are_made_of(tiny, ids):
+    recorder = SelectionRecorder()
+    scaled = copy.deepcopy(tiny)
+    scaled.lm_head.register_forward_hook(lambda _, __, output: output / 3)
+    with routed(scaled, "regular_k3", recorder=recorder):
+        (found,) = loss_changes(scaled, ids, [9], [1], 2, recorder)
+        slow = slow_change(scaled, ids, 9, found.removals[0])
+    assert np.allclose(found.change_RS[0], slow[9:11], atol=2e-5)
+
+
+def test_rotary_embeddings_that_depend_on_the_length_are_refused(make_model):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = make_model("Olmoe", max_position_embeddings=16, rope_parameters=rope)
+    recorder = SelectionRecorder()
+    with routed(model, "regular_k2", recorder=recorder):
+        assert list(loss_changes(model, torch.arange(3, 20), [4], [0], 1, recorder))
+        with pytest.raises(
+            InputError, match="ablation: a document of 17 tokens; allowed: at most 16"
+        ):
+            list(loss_changes(model, torch.arange(3, 21), [4], [0], 1, recorder))
 
 
 def test_every_selected_pair_of_the_layers_is_removed_once(tiny, ids):

@@ -62,6 +62,27 @@ def test_a_pack_without_layout_is_refused():
         attention.packed_attention_forward(torch.nn.Identity(), rows, rows, rows, None)
 
 
+@pytest.mark.parametrize(
+    "given", [{"softcap": 30.0}, {"s_aux": torch.zeros(1)}, {"sliding_window": 19}]
+)
+@pytest.mark.parametrize("layout", [attention.SlicedLayout, attention.PaddedLayout])
+def test_what_would_change_the_scores_is_refused(given, layout):
+    requests = [TokenRequest(list(range(20)), [0])]
+    pack = build(requests, plant(requests, [[0]]))
+    plan = layout(pack.spans, torch.float32, torch.device("cpu"))
+    rows = torch.ones(1, 1, 20, 4)
+
+    def attend(**options):
+        module = torch.nn.Identity()
+        return attention.packed_attention_forward(module, rows, rows, rows, layout=plan, **options)
+
+    with pytest.raises(TypeError, match=f"does not know what to do with {next(iter(given))}"):
+        attend(attention_mask=None, **given)
+    with pytest.raises(TypeError, match="does not know what to do with attention_mask"):
+        attend(attention_mask=torch.zeros(1))
+    attend(attention_mask=None, softcap=None, sliding_window=20, position_ids=torch.zeros(1))
+
+
 def test_the_model_s_attention_is_restored(model):
     before = model.config._attn_implementation
 

@@ -53,23 +53,50 @@ def test_rotary_embeddings(family):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_in_place_inside_restored_outside(model):
-    stock = family_module("olmoe").apply_rotary_pos_emb
-    norm = model.model.norm
+def replaced(model):
+    """Names of the classes whose forward is replaced."""
+    return {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+
+
+def test_in_place_inside_restored_outside(model, monkeypatch):
+    monkeypatch.setattr(kernels, "prefers_onednn", lambda: True)
 
     def fail():
         with kernels.lean_kernels(model):
-            assert family_module("olmoe").apply_rotary_pos_emb is kernels.apply_rotary
-            assert "forward" in vars(norm)
+            assert replaced(model) == {"OlmoeRMSNorm", "OlmoeAttention", "Linear"}
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
-    assert family_module("olmoe").apply_rotary_pos_emb is stock
-    assert "forward" not in vars(norm)
+    assert replaced(model) == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_one_model_rotates_leaner_and_its_family_as_before(make_model, monkeypatch, family):
+    name = FAMILIES[family].removesuffix("RMSNorm")
+    lean, other = make_model(name), make_model(name)
+    calls, rotate = [], kernels.apply_rotary
+    monkeypatch.setattr(kernels, "apply_rotary", lambda *a, **k: calls.append(1) or rotate(*a, **k))
+    ids = torch.arange(20)[None]
+    stock = other(ids).logits
+    with kernels.lean_kernels(lean):
+        torch.testing.assert_close(lean(ids).logits, stock)
+        assert len(calls) == len(lean.model.layers)
+        assert torch.equal(other(ids).logits, stock)
+    assert len(calls) == len(lean.model.layers)
+
+
+def test_a_forward_of_somebody_else_s_stays(make_model):
+    model = make_model("Olmoe")
+    norm = model.model.norm
+    norm.forward = lambda hidden: 2 * hidden
+    with torch.inference_mode(), kernels.lean_kernels(model):
+        assert torch.equal(norm(torch.ones(1, 3)), torch.full((1, 3), 2.0))
+    assert norm(1) == 2
 
 
 def test_half_precision_keeps_its_own(model):
-    stock = family_module("olmoe").apply_rotary_pos_emb
-    with kernels.lean_kernels(copy.deepcopy(model).to(torch.bfloat16)):
-        assert family_module("olmoe").apply_rotary_pos_emb is stock
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    with kernels.lean_kernels(half):
+        assert replaced(half) == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -26,18 +27,17 @@ def seen(double):
     """Numbers of tokens that the experts of the last two layers got, call by call."""
     counts = {14: [], 15: []}
 
-    def spy(experts, seen):
-        compute = experts.forward
-
+    def spy(seen, compute):
         def forward(hidden_TH, *rest):
             seen.append(hidden_TH.shape[0])
             return compute(hidden_TH, *rest)
 
-        return swapped(experts, "forward", forward)
+        return forward
 
     with ExitStack() as stack:
         for place, seen in counts.items():
-            stack.enter_context(spy(double.model.layers[place].mlp.experts, seen))
+            experts = double.model.layers[place].mlp.experts
+            stack.enter_context(swapped(experts, partial(spy, seen)))
         yield counts
 
 

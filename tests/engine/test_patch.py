@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
-from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.adapters import find_experts, find_routers
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
@@ -61,7 +62,8 @@ def test_greedy_generation_is_unchanged(model, ids):
 @pytest.mark.parametrize("fails", [False, True])
 def test_model_is_restored_exactly(model, ids, fails):
     routers = find_routers(model)
-    attributes = [dict(vars(router.module)) for router in routers]
+    modules = [*(router.module for router in routers), *find_experts(model)]
+    attributes = [dict(vars(module)) for module in modules]
     implementation = copy.deepcopy(model.get_experts_implementation())
     before = logits_of(model, ids)
     try:
@@ -72,20 +74,135 @@ def test_model_is_restored_exactly(model, ids, fails):
     except KeyError:
         assert fails
     assert not torch.equal(before, inside)
-    assert [dict(vars(router.module)) for router in routers] == attributes
+    assert [dict(vars(module)) for module in modules] == attributes
     assert all("forward" not in vars(router.module) for router in routers)
     assert model.get_experts_implementation() == implementation
     assert torch.equal(logits_of(model, ids), before)
 
 
-def test_contexts_nest(model, ids):
-    with routed(model, "regular_k4"):
-        alone = logits_of(model, ids)
-        with routed(model, "regular_k2"):
-            inner = logits_of(model, ids)
-        after = logits_of(model, ids)
-    assert torch.equal(alone, after)
-    assert not torch.equal(alone, inner)
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize("of", [lambda m: m, lambda m: m.model, compiled])
+@pytest.mark.parametrize("run", [lambda f: f(), in_another_thread])
+def test_a_second_strategy_is_refused(make_model, of, run):
+    model = make_model("Olmoe")
+    ids = torch.arange(20)[None]
+    stock = logits_of(model, ids)
+
+    def second():
+        with routed(of(model), "regular_k2"):
+            pass
+
+    with routed(model, "regular_k1"):
+        inside = logits_of(model, ids)
+        with pytest.raises(InputError, match="the model is routed by 'regular_k1' already; leave"):
+            run(second)
+        assert torch.equal(logits_of(model, ids), inside)
+    assert torch.equal(logits_of(model, ids), stock)
+    second()
+    assert torch.equal(logits_of(model, ids), stock)
+
+
+def test_of_many_threads_one_routes_and_none_leaves_a_trace(make_model):
+    model = make_model("Mixtral")
+    ids = torch.arange(20)[None]
+    state = [dict(vars(module)) for module in model.modules()]
+    expected = {}
+    for k in (1, 2, 3):
+        with routed(model, f"regular_k{k}"):
+            expected[k] = logits_of(model, ids)
+
+    def attempt(number):
+        k = 1 + number % 3
+        try:
+            with routed(model, f"regular_k{k}"):
+                return torch.equal(logits_of(model, ids), expected[k])
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(attempt, range(60)))
+    assert True in outcomes
+    assert False not in outcomes
+    assert [dict(vars(module)) for module in model.modules()] == state
+
+
+def test_models_of_one_config_are_routed_apart(make_model):
+    first = make_model("Olmoe")
+    second = type(first)(first.config).eval()
+    ids = torch.arange(20)[None]
+    stock = [logits_of(m, ids) for m in (first, second)]
+    implementation = first.get_experts_implementation()
+    one, two = (routed(m, s) for m, s in ((first, "regular_k1"), (second, "regular_k3")))
+    one.__enter__()
+    alone = logits_of(first, ids)
+    assert torch.equal(logits_of(second, ids), stock[1])
+    two.__enter__()
+    both = logits_of(second, ids)
+    one.__exit__(None, None, None)
+    assert torch.equal(logits_of(first, ids), stock[0])
+    assert torch.equal(logits_of(second, ids), both)
+    two.__exit__(None, None, None)
+    assert torch.equal(logits_of(second, ids), stock[1])
+    assert not torch.equal(alone, stock[0])
+    assert not torch.equal(both, stock[1])
+    assert first.get_experts_implementation() == implementation
+
+
+def test_a_copy_made_inside_is_a_stock_model_of_its_own(make_model):
+    model = make_model("Qwen3Moe")
+    ids = torch.arange(20)[None]
+    stock = logits_of(model, ids)
+    with routed(model, "regular_k1"):
+        twin = copy.deepcopy(model)
+        inside = logits_of(model, ids)
+        assert torch.equal(logits_of(twin, ids), stock)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(logits_of(twin, ids), stock)
+    with routed(twin, "regular_k1"):
+        assert torch.equal(logits_of(twin, ids), inside)
+    assert not torch.equal(inside, stock)
+    twin.set_experts_implementation("eager")
+    configs = {id(m.config) for m in twin.modules() if hasattr(m, "config")}
+    assert configs == {id(twin.config)}
+
+
+def test_several_threads_are_recorded(make_model):
+    model, recorder = make_model("Olmoe"), Recorder()
+    ids = torch.arange(20)[None]
+    with routed(model, "regular_k3", recorder=recorder), ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: logits_of(model, ids), range(40)))
+    seen = recorder.statistics()
+    assert (seen.forwards, seen.tokens) == (40, 800)
+    assert seen.count_histogram_LC[:, 3].tolist() == [800, 800]
+    assert seen.load_LE.sum() == 2 * 800 * 3
+
+
+def test_experts_that_cannot_be_chosen(make_model):
+    model = make_model("Olmoe")
+    for layer in model.model.layers:
+        del layer.mlp.experts.has_gate
+    with pytest.raises(InputError, match="no experts whose implementation can be chosen"):
+        routed(model, "regular_k1").__enter__()
+    ids = torch.arange(20)[None]
+    stock = logits_of(model, ids)
+    with routed(model, "regular_k1", experts_implementation=None):
+        assert not torch.equal(logits_of(model, ids), stock)
+
+
+def test_an_unknown_experts_implementation(model):
+    context = routed(model, "regular_k4", experts_implementation="fast")
+    with pytest.raises(InputError, match='experts_implementation="fast"'):
+        context.__enter__()
+    assert all("forward" not in vars(router.module) for router in find_routers(model))
 
 
 @pytest.mark.parametrize("strategy", PADDED)
@@ -188,27 +305,10 @@ def test_model_without_a_router():
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
-def test_other_families_route(family):
-    import transformers
-
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=16,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_experts=8,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
-    torch.manual_seed(0)
-    other = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+def test_other_families_route(make_model, family):
+    other = make_model(family)
     tokens = torch.arange(20)[None]
-    native = "normalized_k2" if getattr(config, "norm_topk_prob", True) else "regular_k2"
+    native = "normalized_k2" if getattr(other.config, "norm_topk_prob", True) else "regular_k2"
     stock = logits_of(other, tokens)
     with routed(other, native):
         torch.testing.assert_close(logits_of(other, tokens), stock, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from moe_routing.engine import scorer
 from moe_routing.engine.recorder import Recorder
-from moe_routing.engine.requests import Request
+from moe_routing.engine.requests import Request, TokenRequest
 from moe_routing.engine.routed import routed, routes_in_order
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
@@ -152,11 +153,11 @@ def test_mean_experts_are_those_of_the_tokens_read(
     scores, alone = [], []
     with routed(double, "adaptive_k8", calibration=calibration, recorder=recorder):
         scores = scorer.score(choice_requests[:8])
-        for request in choice_requests[:8]:
-            single = Recorder()
-            with routed(double, "adaptive_k8", calibration=calibration, recorder=single):
-                Scorer(double, tokenizer).score([request])
-            alone.append(single.statistics().mean_experts())
+    for request in choice_requests[:8]:
+        single = Recorder()
+        with routed(double, "adaptive_k8", calibration=calibration, recorder=single):
+            Scorer(double, tokenizer).score([request])
+        alone.append(single.statistics().mean_experts())
     np.testing.assert_allclose([score.mean_experts for score in scores], alone, atol=1e-9)
     assert len(set(alone)) > 1
 
@@ -243,6 +244,109 @@ def test_other_errors_are_not_taken_for_it(double, tokenizer, mixed, scarce):
     scarce(400, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Scorer(double, tokenizer).score(mixed)
+
+
+@pytest.fixture
+def overflowing(make_model, tokenizer):
+    """Return a model whose half precision overflows behind its last router."""
+    model = make_model("Olmoe", vocab_size=len(tokenizer))
+    model.model.layers[-1].mlp.experts.down_proj.mul_(1e5)
+    return model.half()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_likelihood_that_is_not_a_number_names_its_request(
+    overflowing, tokenizer, recorded, threads
+):
+    recorder = Recorder() if recorded else None
+    requests = [Request("The river flows", " through the city"), Request("One", " two")]
+    state = [dict(vars(module)) for module in overflowing.modules()]
+    with routed(overflowing, "regular_k8", recorder=recorder):
+        scorer = Scorer(overflowing, tokenizer, recorder=recorder)
+        with pytest.raises(
+            InputError,
+            match=r"cell x: the log-likelihood of request 1 \(continuation ' through the city'\) "
+            r"is nan; allowed: finite",
+        ):
+            scorer.score(requests, label="cell x")
+        with pytest.raises(InputError, match="score: the log-likelihood of request 1"):
+            scorer.score_rolling(["The river flows."])
+    assert [dict(vars(module)) for module in overflowing.modules()] == state
+
+
+def test_router_logits_that_are_not_numbers_are_the_reason_given(
+    overflowing, tokenizer, monkeypatch
+):
+    """As on an accelerator, where the router itself does not look."""
+    from moe_routing.engine import recorder as module
+
+    monkeypatch.setattr(module, "entropy", lambda rows: rows.sum(1) * torch.nan)
+    recorder = Recorder()
+    with routed(overflowing, "regular_k8", recorder=recorder):
+        scorer = Scorer(overflowing, tokenizer, recorder=recorder)
+        with pytest.raises(InputError, match="score: router logits of layer 0 are not finite"):
+            scorer.score([Request("One", " two")])
+
+
+def test_an_interrupted_call_leaves_no_trace(model, tokenizer, mixed, threads, monkeypatch):
+    state = [dict(vars(module)) for module in model.modules()]
+    attention = model.config._attn_implementation
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring.tqdm, "update", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Scorer(model, tokenizer, workers=2, token_budget=150).score(mixed)
+    # While the error, and with it every frame, is still held.
+    assert caught.value is not None
+    assert [dict(vars(module)) for module in model.modules()] == state
+    assert model.config._attn_implementation == attention
+    assert not [t for t in threading.enumerate() if t.name.startswith("pack")]
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_a_model_is_scored_by_one_call_at_a_time(make_model, tokenizer, length):
+    model = make_model("Mixtral", sliding_window=20)  # the long request takes a plain pass
+    request = [TokenRequest(list(range(3, 3 + length)), [4])]
+    first, second = Scorer(model, tokenizer), Scorer(model, tokenizer)
+    found = []
+
+    def ask(*_):
+        try:
+            second.score_tokens(request, [[0]])
+        except InputError as error:
+            found.append(str(error))
+
+    with model.model.norm.register_forward_pre_hook(ask):
+        first.score_tokens([TokenRequest([5, 6, 7], [8])], [[0]])
+    assert found == [
+        "the model is being scored already, or one with the same config object; allowed: one call "
+        "after the other, or models of their own"
+    ]
+    assert second.score_tokens(request, [[0]])[0].tokens == 1
+
+
+def test_other_models_are_scored_at_the_same_time(make_model, tokenizer):
+    requests = [TokenRequest(list(range(3, 40)), [40]), TokenRequest([5, 9, 11], [3])]
+    models = [make_model("Olmoe"), make_model("Olmoe")]
+    alone = [Scorer(model, tokenizer).score_tokens(requests, [[0], [1]]) for model in models]
+    together = threading.Barrier(2)
+    state = [dict(vars(module)) for model in models for module in model.modules()]
+
+    def ask(model):
+        waited = []
+
+        def wait(*_):
+            if not waited:
+                waited.append(together.wait(30))
+
+        with model.model.norm.register_forward_pre_hook(wait):
+            return Scorer(model, tokenizer, workers=1).score_tokens(requests, [[0], [1]])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, models)) == alone
+    assert [dict(vars(m)) for model in models for m in model.modules()] == state
 
 
 def test_progress_is_silent_off_a_terminal_unless_asked_for(model, tokenizer, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from lm_eval.api.registry import get_model
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
-from moe_routing.lm_eval_plugin import MODEL_NAME, RoutedLM
+from moe_routing.lm_eval_plugin import MODEL_NAME, RoutedLM, main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -89,8 +93,31 @@ def test_what_cannot_work_is_told_at_once(plug_in, strategy, message):
         plug_in(strategy)
 
 
+def test_a_likelihood_that_is_not_a_number_is_an_error(double, tokenizer, ask):
+    broken = copy.deepcopy(double)
+    with torch.no_grad():
+        broken.lm_head.weight[-1] = torch.nan
+    lm = RoutedLM(pretrained=broken, tokenizer=tokenizer, strategy="regular_k8")
+    with pytest.raises(InputError, match=r"regular_k8: .* \(continuation ' flows'\) is nan"):
+        lm.loglikelihood(ask("loglikelihood", [("The river", " flows")]), disable_tqdm=True)
+    with pytest.raises(InputError, match="regular_k8: the log-likelihood of request 1"):
+        lm.loglikelihood_rolling(ask("loglikelihood_rolling", [("A river.",)]), disable_tqdm=True)
+
+
 def test_results_name_the_strategy(plug_in):
     assert plug_in("regular_k4").get_model_info()["routing_strategy"] == "regular_k4"
+
+
+def test_bad_input_is_one_line_on_the_command_line(monkeypatch, capsys):
+    arguments = f"pretrained={ROOT / 'resources' / 'olmoe-nano'},strategy=regular_k99"
+    command = ["run", "--model", MODEL_NAME, "--tasks", "lambada_openai", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["moe-routing-lm-eval", *command, "--model_args", arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: strategy 'regular_k99' may select 99 experts; allowed: at most the model's 64"
+    )
 
 
 def test_the_command_line_knows_the_model():

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from moe_pretraining.corpus import (
     tokenize_source,
     uncommon_word_starts,
 )
-from moe_pretraining.settings import HubTextSource, LocalTextSource, PretrainConfig
+from moe_pretraining.settings import LocalTextSource, PretrainConfig
 from moe_routing.errors import InputError
 
 TEXT = "Title\nA line.\n\n\n \nSecond\ndocument, ünïcode\n"
@@ -72,23 +71,6 @@ def test_missing_file_and_other_hash_are_named(tmp_path: Path):
     assert list(read_documents(local(path, sha256=right))) == DOCUMENTS
     with pytest.raises(InputError, match=f"sha256 is {right}; the config asks for {'0' * 64}"):
         next(read_documents(local(path, sha256="0" * 64)))
-
-
-def test_hub_rows_are_streamed_from_the_pinned_revision(monkeypatch: pytest.MonkeyPatch):
-    asked = {}
-
-    def load_dataset(*arguments: object, **options: object) -> list[dict]:
-        asked.update(options, place=arguments)
-        return [{"text": document} for document in DOCUMENTS]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    about = {"kind": "hub", "name": "a", "license": "CC0", "url": "here"}
-    source = HubTextSource(**about, dataset="some/set", subset="en", revision="0" * 40)
-    assert list(read_documents(source)) == DOCUMENTS
-    options = {"split": "train", "revision": "0" * 40, "streaming": True}
-    assert asked == {"place": ("some/set", "en"), **options}
-    with pytest.raises(InputError, match="source 'a': no column 'body'; allowed: text"):
-        next(read_documents(source.model_copy(update={"column": "body"})))
 
 
 def test_tokens_are_the_documents_split_by_draw(config: PretrainConfig, tokenizer, tokens: Path):

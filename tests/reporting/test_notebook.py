@@ -101,10 +101,6 @@ show_markdown()
 display(HTML("<b>x</b>"), Javascript("x"), Markdown("*x*"))
 pd.DataFrame({"a_b": [1, 2]})
 ```
-
-```{python}
-pd.DataFrame({"c": [1.0]}).to_html()
-```
 """
 
 

@@ -32,10 +32,10 @@ def make_quarto(folder):
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def snakemake(folder, *arguments, timeout=3600, **environment):
-    """Run Snakemake as a user does, without a network for the hub."""
+def snakemake(folder, *arguments, timeout=3600, environment=None, **variables):
+    """Run Snakemake as a user does; without a network for the hub, unless given an environment."""
     command = [sys.executable, "-m", "snakemake", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    environment = (environment or {**os.environ, "HF_HUB_OFFLINE": "1"}) | variables
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )

@@ -8,6 +8,7 @@ from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     check_known_model,
     dataset_of,
+    job_prefix,
     model_files,
     raw_file,
     refuse_templates,
@@ -30,15 +31,9 @@ config["statistics"]["baseline"] = study.statistics.baseline
 
 RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
-# Jobs import the package from the checkout, also inside conda environments. Rules that fetch
-# override HF_HUB_OFFLINE; nothing else may use the network.
-# Of this file, not of the main one, which may be workflow/Snakefile.
-HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
-PACKAGE = Path(HERE).parents[1] / "src"
-shell.prefix(
-    "set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE=1 "
-    "HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
-)
+# The folder of the root Snakefile, also where workflow/Snakefile is the main file.
+CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+shell.prefix(job_prefix(CHECKOUT, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"))
 
 
 def doubled(mem_mb):

@@ -5,7 +5,7 @@ import sys
 
 from moe_routing.errors import InputError
 from moe_pretraining.settings import validate_pretrain_config
-from moe_routing.workflow import refuse_templates, sections, write_config
+from moe_routing.workflow import job_prefix, refuse_templates, sections, write_config
 
 try:
     refuse_templates(workflow.configfiles)
@@ -19,11 +19,8 @@ TOKENIZER = f"{RUN}/tokenizer"
 TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
-# Jobs import the package from the checkout, also inside conda environments.
-HERE = workflow.current_basedir.get_path_or_uri(secret_free=True)
-PACKAGE = os.path.join(HERE, "..", "..", "src")
-OFFLINE = int(not NEEDS_NETWORK)
-shell.prefix("set -euo pipefail; export PYTHONPATH={PACKAGE:q} HF_HUB_OFFLINE={OFFLINE}; ")
+CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+shell.prefix(job_prefix(CHECKOUT))
 
 
 wildcard_constraints:
@@ -55,8 +52,8 @@ rule pretrain_tokenizer:
     message:
         "Training the tokenizer"
     shell:
-        "python scripts/pretrain.py tokenizer --config {params.config:q} "
-        "--out {output:q} 2> {log:q}"
+        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokenizer "
+        "--config {params.config:q} --out {output:q} 2> {log:q}"
 
 
 rule pretrain_tokens:
@@ -85,8 +82,8 @@ rule pretrain_tokens:
     message:
         "Tokenizing {wildcards.source}"
     shell:
-        "python scripts/pretrain.py tokens --config {params.config:q} "
-        "--tokenizer {input.tokenizer:q} --source {wildcards.source:q} "
+        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokens "
+        "--config {params.config:q} --tokenizer {input.tokenizer:q} --source {wildcards.source:q} "
         "--out {params.folder:q} 2> {log:q}"
 
 

@@ -31,6 +31,7 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import read_text
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.offload import input_device, weight_of
 from moe_routing.engine.requests import Encoder, max_length
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
@@ -229,7 +230,7 @@ def router_inputs(
         logits.append(logits_LSE[:, probe.positions])
         norms.append(norm_LS[:, probe.positions])
     logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
-    weights = [router.module.weight.detach() for router in find_routers(loaded.model)]
+    weights = [weight_of(router.module) for router in find_routers(loaded.model)]
     return {
         layer: RouterInputs(
             layer,
@@ -263,7 +264,7 @@ def _probe_rows(
     horizon: int,
     recorder: SelectionRecorder,
 ) -> Iterator[dict[str, object]]:
-    ids_S = probe.ids_S.to(loaded.model.device)
+    ids_S = probe.ids_S.to(input_device(loaded.model))
     model = loaded.model
     for found in loss_changes(model, ids_S, probe.positions, layers, horizon, recorder):
         for removal, hit, change_S in zip(

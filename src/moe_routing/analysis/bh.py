@@ -32,10 +32,10 @@ from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.offload import input_device
 from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
-from moe_routing.evaluation.cells import check_finite
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
@@ -180,10 +180,11 @@ def run_arm(
     )
     implementation = config.model.experts_implementation
     context = {"calibration": calibration, "experts_implementation": implementation}
+    label = f"{strategy.id} on {text_dataset(config.datasets)}"
     with routed(loaded.model, strategy, recorder=recorder, **context):
-        groups = scorer.score_items(items, "perplexity")
+        groups = scorer.score_items(items, "perplexity", label=label)
     statistics = recorder.statistics()
-    check_finite(groups, statistics, strategy.id, text_dataset(config.datasets))
+    statistics.check_finite(label)
     scores = [group[0] for group in groups]
     rows = pd.DataFrame(
         {
@@ -197,7 +198,7 @@ def run_arm(
     with routed(loaded.model, strategy, recorder=decoding, **context):
         text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
     generation = decoding.statistics()
-    check_finite([], generation, strategy.id, "analysis.bh.prompt")
+    generation.check_finite(f"{strategy.id} on analysis.bh.prompt")
     return ArmRun(
         strategy,
         rows,
@@ -212,7 +213,7 @@ def run_arm(
 @torch.inference_mode()
 def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
     """Go on greedily; the end-of-text token does not stop it, so that arms stay comparable."""
-    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
+    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(input_device(loaded.model))
     # One token more: the last one generated is never read, so that it is not routed.
     output = loaded.model.generate(
         inputs["input_ids"],

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.data.items import Item
-from moe_routing.engine.adapters import RouterModule, find_routers
+from moe_routing.engine.adapters import watched
+from moe_routing.engine.offload import input_device
+from moe_routing.engine.packable import rope_span
 from moe_routing.engine.requests import Encoder, TokenRequest, max_length
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
@@ -123,7 +125,7 @@ def capture_texts(
     """
     encoder = Encoder(tokenizer, max_length(model.config, window))
     windows = documents_within(encoder, texts, tokens)
-    batches = list(_batches(windows))
+    batches = list(_batches(windows, rope_span(model.config)))
     parts = [_watch(model, batch) for batch in tqdm(batches, desc=label, unit="batch")]
     joined = {
         name: torch.cat([part[name] for part in parts], dim=1 if name.count("_L") else 0)
@@ -150,11 +152,12 @@ def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor
         InputError: a router logit is not finite.
     """
     everything_S = torch.ones(ids_S.numel(), dtype=torch.bool)
-    with _RouterWatch(find_routers(model), everything_S) as watch:
-        model.base_model(ids_S[None].to(model.device), use_cache=False)
-    logits_LSE = torch.stack(watch.logits)
+    seen = _Seen(everything_S)
+    with watched(model, seen):
+        model.base_model(ids_S[None].to(input_device(model)), use_cache=False)
+    logits_LSE = torch.stack(seen.logits)
     _check_finite(logits_LSE, label)
-    return logits_LSE, torch.stack(watch.norms)
+    return logits_LSE, torch.stack(seen.norms)
 
 
 def _check_finite(logits_LTE: Tensor, label: str) -> None:
@@ -165,13 +168,17 @@ def _check_finite(logits_LTE: Tensor, label: str) -> None:
 
 
 def _batches(
-    windows: Sequence[tuple[int, TokenRequest]],
+    windows: Sequence[tuple[int, TokenRequest]], padded: float
 ) -> Iterator[list[tuple[int, TokenRequest]]]:
-    """Group windows of similar length under the budget of tokens."""
+    """Group windows of similar length under the budget of tokens.
+
+    Those of more than ``padded`` tokens are grouped with windows of the same length only.
+    """
     batch: list[tuple[int, TokenRequest]] = []
     for entry in sorted(windows, key=lambda entry: -len(entry[1].input_ids)):
-        longest = len((batch or [entry])[0][1].input_ids)
-        if batch and (len(batch) + 1) * longest > BATCH_TOKENS:
+        longest, length = (len(e[1].input_ids) for e in ((batch or [entry])[0], entry))
+        full = (len(batch) + 1) * longest > BATCH_TOKENS
+        if batch and (full or padded < longest != length):
             yield batch
             batch = []
         batch.append(entry)
@@ -193,15 +200,17 @@ def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) ->
     # Attention is causal and padding is on the right, so that no real token sees it. What is kept
     # is what predicts a target.
     keep_T = torch.from_numpy(next_BS >= 0).flatten()
-    with _RouterWatch(find_routers(model), keep_T) as watch:
-        logits_BSV = model(torch.from_numpy(ids_BS).to(model.device), use_cache=False).logits
+    seen = _Seen(keep_T)
+    with watched(model, seen):
+        ids = torch.from_numpy(ids_BS).to(input_device(model))
+        logits_BSV = model(ids, use_cache=False).logits
     logits_TV = logits_BSV.flatten(0, 1)[keep_T.to(logits_BSV.device)].float()
     next_T = torch.from_numpy(next_BS).flatten()[keep_T]
     loss_T = F.cross_entropy(logits_TV, next_T.to(logits_TV.device), reduction="none")
     document_B = torch.tensor([place for place, _ in batch])
     return {
-        "logits_LTE": torch.stack(watch.logits),
-        "input_norm_LT": torch.stack(watch.norms),
+        "logits_LTE": torch.stack(seen.logits),
+        "input_norm_LT": torch.stack(seen.norms),
         "token_T": torch.from_numpy(ids_BS).flatten()[keep_T],
         "next_T": next_T,
         "predicted_T": logits_TV.argmax(1).cpu(),
@@ -210,28 +219,15 @@ def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) ->
     }
 
 
-class _RouterWatch:
-    """Forward hooks that keep logits and input norms of real tokens."""
+class _Seen:
+    """Logits and input norms of real tokens, layer by layer."""
 
-    def __init__(self, routers: Sequence[RouterModule], keep_T: Tensor) -> None:
+    def __init__(self, keep_T: Tensor) -> None:
         self.logits: list[Tensor] = []
         self.norms: list[Tensor] = []
-        self._routers = routers
         self._keep_T = keep_T
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> _RouterWatch:
-        self._handles = [r.module.register_forward_hook(self._hook) for r in self._routers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(
-        self, _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
-    ) -> None:
-        hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
+    def __call__(self, layer: int, hidden_TH: Tensor, logits_TE: Tensor) -> None:
         keep_T = self._keep_T.to(hidden_TH.device)
-        self.logits.append(output[0][keep_T].float().cpu())
+        self.logits.append(logits_TE[keep_T].float().cpu())
         self.norms.append(hidden_TH[keep_T].float().norm(dim=1).cpu())

@@ -18,14 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule, find_routers
+from moe_routing.engine.head import logits_of, plain_head
+from moe_routing.engine.packable import rope_span
 from moe_routing.engine.patching import swapped
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError
@@ -97,15 +100,18 @@ def removed(
     with ExitStack() as stack:
         for router in routers:
             if router.layer in by_layer:
-                stack.enter_context(_without(router, by_layer[router.layer], steps, hit_R))
+                without = partial(_without, by_layer[router.layer], steps, hit_R)
+                stack.enter_context(swapped(router.module, without))
         yield hit_R
 
 
-@contextmanager
+RouterForward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From hidden states to logits, weights and expert ids."""
+
+
 def _without(
-    router: RouterModule, pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor
-) -> Iterator[None]:
-    inner: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = router.module.forward
+    pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor, inner: RouterForward
+) -> RouterForward:
     place_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
     token_R = (place_R + 1) * steps
 
@@ -119,8 +125,7 @@ def _without(
         weight_TK[token] = weight_TK[token].masked_fill(hit_RK, 0.0)
         return logits_TE, weight_TK, index_TK
 
-    with swapped(router.module, "forward", forward):
-        yield
+    return forward
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ def loss_changes(
     """Remove every selected pair of some tokens, one at a time; use inside ``routed``.
 
     Losses are computed in float32 at least from the final hidden states, whatever the dtype of the
-    model: half-precision logits are coarser than most effects.
+    model: half-precision logits are coarser than most effects. Where more than a linear layer lies
+    between states and logits, the model computes them in its own dtype.
 
     Args:
         model: the model, with a strategy in place that writes to ``recorder``.
@@ -171,11 +177,18 @@ def loss_changes(
         One result a position.
 
     Raises:
-        InputError: a loss is not finite.
+        InputError: a loss is not finite, or the document is so long that rotary embeddings depend
+            on its length.
     """
-    routers = find_routers(model)
+    longest = rope_span(model.config)
+    if ids_S.numel() - 1 > longest:
+        raise InputError(
+            f"ablation: a document of {ids_S.numel() - 1} tokens; allowed: at most {longest}, "
+            "because the model's rotary embeddings depend on the longest sequence beyond"
+        )
+    routers, losses = find_routers(model), partial(_losses, model, plain_head(model))
     # The last token is never read, only predicted.
-    whole = model.base_model(ids_S[None, :-1], use_cache=True)
+    whole = model.base_model(ids_S[None, :-1], use_cache=True, past_key_values=DynamicCache())
     by_position = {position: recorder.removals(position, layers) for position in positions}
     for position, removals in by_position.items():
         end = min(position + horizon, ids_S.numel() - 1)
@@ -184,11 +197,11 @@ def loss_changes(
         with removed(routers, removals, input_S.numel()) as hit_R:
             hidden_RSH = model.base_model(
                 input_S.expand(rows, -1),
-                past_key_values=_cut(whole.past_key_values, position, rows, model),
+                past_key_values=_cut(whole.past_key_values, position, rows),
                 use_cache=True,
             ).last_hidden_state
-        loss_RS = _losses(model, hidden_RSH, target_S.expand(rows, -1))
-        read = _losses(model, whole.last_hidden_state[:, position:end], target_S[None])
+        loss_RS = losses(hidden_RSH, target_S.expand(rows, -1))
+        read = losses(whole.last_hidden_state[:, position:end], target_S[None])
         if not (loss_RS.isfinite().all() and read.isfinite().all()):
             raise InputError(
                 f"ablation: a loss at position {position} is not finite; allowed: numbers (check "
@@ -199,19 +212,29 @@ def loss_changes(
         yield Intervened(position, removals, hit_R.numpy(), change_RS, noise_floor)
 
 
-def _losses(model: PreTrainedModel, hidden_RSH: Tensor, target_RS: Tensor) -> Tensor:
+def _losses(
+    model: PreTrainedModel, head: nn.Linear | None, hidden_RSH: Tensor, target_RS: Tensor
+) -> Tensor:
     """Return next-token losses in nats, float64, (rows, positions)."""
-    head_VH = model.get_output_embeddings().weight
-    dtype = torch.promote_types(hidden_RSH.dtype, torch.float32)
-    logits_RSV = F.linear(hidden_RSH.to(head_VH.device, dtype), head_VH.to(dtype))
-    target = target_RS.to(head_VH.device).flatten()
-    losses = F.cross_entropy(logits_RSV.flatten(0, 1).double(), target, reduction="none")
+    hidden_NH = hidden_RSH.flatten(0, 1)
+    if head is None:
+        logits_NV = logits_of(model, hidden_NH)
+    else:
+        dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        hidden_NH = hidden_NH.to(head.weight.device, dtype)
+        logits_NV = F.linear(hidden_NH, head.weight.to(dtype), bias)
+    target_N = target_RS.to(logits_NV.device).flatten()
+    losses = F.cross_entropy(logits_NV.double(), target_N, reduction="none")
     return losses.view(target_RS.shape)
 
 
-def _cut(cache: DynamicCache, length: int, rows: int, model: PreTrainedModel) -> DynamicCache:
-    """Return the first positions of a cache of one row, repeated over rows; a copy."""
-    copy = DynamicCache(config=model.config)
+def _cut(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
+    """Return the first positions of a cache of one row, repeated over rows; a copy.
+
+    Caches are made without the model's config, so that they keep what a sliding window has left.
+    """
+    copy = DynamicCache()
     for layer, entry in enumerate(cache.layers):
         keys, values = entry.keys[:, :, :length], entry.values[:, :, :length]
         copy.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from moe_routing.data.rows import READERS, read_rows
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.hub import snapshot
 
 if TYPE_CHECKING:
     from moe_routing.config.study import HubSource
@@ -29,8 +30,8 @@ def fetch_hub(source: HubSource, path: Path) -> None:
     declaration, those named after split and subset.
 
     Raises:
-        InputError: the hub cannot be reached and the cache lacks the commit; no such data set,
-            commit, subset or split; or files that no reader understands.
+        InputError: see :func:`moe_routing.hub.snapshot`; no such subset or split; or files that no
+            reader understands.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -68,23 +69,7 @@ def split_files(source: HubSource) -> list[Path]:
 
 def _snapshot(source: HubSource, patterns: Sequence[str]) -> Path:
     """Return the snapshot folder, with the files that match ``patterns`` in it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
-
-    try:
-        return Path(
-            snapshot_download(
-                source.dataset,
-                repo_type="dataset",
-                revision=source.revision,
-                allow_patterns=list(patterns),
-            )
-        )
-    # The hub's answers, offline mode and a missing cache entry are OSErrors; a broken connection is
-    # an HTTPError.
-    except (OSError, HTTPError, HFValidationError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no message")
-        raise _error(source, f"cannot be fetched: {reason}") from error
+    return snapshot(_origin(source), source.dataset, source.revision, patterns, kind="dataset")
 
 
 def _declared_patterns(source: HubSource, card: Path) -> list[str]:
@@ -149,5 +134,9 @@ def _of_subset(source: HubSource) -> str:
     return f" and subset '{source.subset}'" if source.subset else ""
 
 
+def _origin(source: HubSource) -> str:
+    return f"hub data set {source.dataset} @ {source.revision[:12]}"
+
+
 def _error(source: HubSource, problem: str) -> InputError:
-    return InputError(f"hub data set {source.dataset} @ {source.revision[:12]}: {problem}")
+    return InputError(f"{_origin(source)}: {problem}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_routing.engine.offload import weight_of
 from moe_routing.errors import InputError
 
 ROUTER_CLASSES = (
@@ -61,6 +65,40 @@ def find_routers(model: PreTrainedModel) -> list[RouterModule]:
     return [RouterModule(layer, module) for layer, module in enumerate(modules)]
 
 
+@contextmanager
+def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    """Watch the routers in this thread's forward passes inside the context.
+
+    Args:
+        model: a model with supported routers; other threads may run it too.
+        see: called with the layer, the router's inputs, (tokens, hidden), and its logits, (tokens,
+            experts).
+
+    Raises:
+        InputError: the model has no router of a supported class.
+    """
+    thread = threading.get_ident()
+
+    def hook_of(layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+            if threading.get_ident() == thread:
+                see(layer, inputs[0].reshape(-1, inputs[0].shape[-1]), output[0])
+
+        return hook
+
+    with ExitStack() as stack:
+        for router in find_routers(model):
+            handle = router.module.register_forward_hook(hook_of(router.layer))
+            stack.callback(handle.remove)
+        yield
+
+
+def find_experts(model: nn.Module) -> list[nn.Module]:
+    """Return the experts whose implementation transformers lets one choose, in layer order."""
+    marks = ("has_gate", "is_transposed", "config")  # set by its decorator of experts
+    return [m for m in model.modules() if all(hasattr(m, mark) for mark in marks)]
+
+
 def last_experts(model: PreTrainedModel) -> nn.Module | None:
     """Return the experts behind the router of the last layer; None if it has no such router."""
     layers = getattr(model.base_model, "layers", [nn.Identity()])
@@ -73,10 +111,14 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:
-    """Return a hash of the router weights: a null belongs to the routers it was fitted on."""
+    """Return a hash of the router weights: a null belongs to the routers it was fitted on.
+
+    Raises:
+        InputError: the model has no supported router, or weights without values.
+    """
     digest = hashlib.sha256()
     for router in find_routers(model):
-        weight_EH = router.module.weight.detach().float().cpu().contiguous()
+        weight_EH = weight_of(router.module).float().cpu().contiguous()
         digest.update(str(tuple(weight_EH.shape)).encode())
         digest.update(weight_EH.numpy().tobytes())
     return digest.hexdigest()

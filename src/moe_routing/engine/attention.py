@@ -10,6 +10,7 @@ Shape letters: T tokens, B trees, L longest tree, Q queries, K keys.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +25,30 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_routing.engine.packing import Span
+from moe_routing.errors import InputError
 
 ATTENTION_IMPLEMENTATION = "packed"
 QUERY_BLOCK = 64
 """Queries of a trunk in one call: below ``BLOCKWISE_LIMIT`` tokens torch's causal attention
 computes the whole square, so that later queries' keys are spared by hand."""
 BLOCKWISE_LIMIT = 512
+WITHOUT_EFFECT = {
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+}
+"""Arguments for attention functions that change nothing here."""
+
+_LOCK = threading.Lock()
 
 
 class Layout(Protocol):
-    """Which tokens of a pack attend to which."""
+    """Which tokens of a pack attend to which; ``longest`` is the most tokens of a request."""
+
+    longest: int
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
@@ -74,6 +89,7 @@ class SlicedLayout:
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
+        self.longest = _longest(spans)
         masks: dict[tuple[int, int], Tensor] = {}
         self.calls: list[Call] = []
         for _, equal in groupby(spans, key=lambda span: (span.left, span.trunk, span.right)):
@@ -122,6 +138,7 @@ class PaddedLayout:
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
+        self.longest = _longest(spans)
         starts_B1 = torch.tensor([[span.start] for span in spans])
         sizes_B1 = torch.tensor([[span.size] for span in spans])
         place_L = torch.arange(int(sizes_B1.max()))
@@ -154,6 +171,7 @@ def packed_attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attend within each tree of a pack.
@@ -163,20 +181,27 @@ def packed_attention_forward(
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: (1, key heads, T, d).
-        attention_mask: unused; the layout says who attends to whom.
+        attention_mask: none; the layout says who attends to whom.
         scaling: factor of the scores.
         dropout: unused; packs are scored, never trained on.
         layout: of the pack, given to the model's forward by keyword.
-        **kwargs: what other implementations need.
+        sliding_window: tokens that a token sees; no fewer than a request has.
+        **kwargs: what other implementations need, as far as it changes nothing.
 
     Returns:
         Outputs (1, T, heads, d), and None for the attention weights.
 
     Raises:
-        TypeError: no layout was given.
+        TypeError: no layout was given, or something that would change the outputs.
     """
     if layout is None:
         raise TypeError("packed attention needs the keyword argument layout")
+    if sliding_window and sliding_window < layout.longest:
+        kwargs["sliding_window"] = sliding_window
+    given = {**kwargs, "attention_mask": attention_mask}
+    unknown = [name for name in given.keys() - WITHOUT_EFFECT if given[name] is not None]
+    if unknown:
+        raise TypeError(f"packed attention does not know what to do with {', '.join(unknown)}")
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (rows.repeat_interleave(groups, dim=1) for rows in (key, value))
@@ -185,13 +210,37 @@ def packed_attention_forward(
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use packed attention inside the context; restore the model's own on leaving."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION_IMPLEMENTATION)
+    """Use packed attention inside the context; restore the model's own on leaving.
+
+    Raises:
+        InputError: it is in use already, on the model or on one that shares its config.
+    """
+    with _LOCK:
+        check_free(model)
+        before = model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION_IMPLEMENTATION)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        with _LOCK:
+            model.set_attn_implementation(before)
+
+
+def check_free(model: PreTrainedModel) -> None:
+    """Check that a model does not use packed attention.
+
+    Raises:
+        InputError: it does, or one that shares its config.
+    """
+    if model.config._attn_implementation == ATTENTION_IMPLEMENTATION:
+        raise InputError(
+            "the model is being scored already, or one with the same config object; allowed: one "
+            "call after the other, or models of their own"
+        )
+
+
+def _longest(spans: Sequence[Span]) -> int:
+    return max(span.trunk + max((*span.left, *span.right), default=0) for span in spans)
 
 
 def _blocks(trunk: int) -> Iterator[tuple[int, int]]:

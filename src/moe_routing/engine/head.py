@@ -1,20 +1,28 @@
-"""Log-likelihoods of target tokens without the (tokens x vocabulary) logits.
+"""From final hidden states to logits, and to log-likelihoods of target tokens.
 
-Shape letters: N scored positions, C positions of a chunk, H hidden size, W words of a block of the
-vocabulary, B blocks.
+Where the output layer is all there is between the two, log-likelihoods are computed without the
+(tokens x vocabulary) logits.
+
+Shape letters: N scored positions, C positions of a chunk, H hidden size, V vocabulary, W words of a
+block of the vocabulary, B blocks.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_routing.engine.linear import linear
+from moe_routing.engine.offload import input_device
 
 
 class Blocks(NamedTuple):
@@ -32,6 +40,72 @@ LOG2_E = math.log2(math.e)
 SAFE_LOG_TOTAL = 60.0
 """Single precision overflows at exp(88) and underflows at exp(-87): what is lost beside a sum of
 at least exp(-60) is beyond its last digit."""
+PROBE_LOGIT = 100.0
+"""Largest logit when a head is looked at: a cap on logits, of 30 or 50, shows."""
+
+
+class _Given(nn.Module):
+    """A body of a model that returns the same final hidden states whatever it is asked."""
+
+    def __init__(self, hidden_NH: Tensor) -> None:
+        super().__init__()
+        self.output = MoeModelOutputWithPast(last_hidden_state=hidden_NH[None])
+
+    def forward(self, *_: object, **__: object) -> MoeModelOutputWithPast:
+        return self.output
+
+
+def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
+    """Return what a model makes of final hidden states, (N, V).
+
+    Its own forward does it, scales, caps and accelerate's hooks included, on a shallow copy whose
+    body returns the states: the model itself may be in use.
+
+    Args:
+        model: the model.
+        hidden_NH: final hidden states, on any device.
+    """
+    weight = model.get_output_embeddings().weight
+    device = input_device(model) if weight.is_meta else weight.device
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, model.base_model_prefix: _Given(hidden_NH.to(device))}
+    ids = torch.zeros(1, hidden_NH.shape[0], dtype=torch.int64, device=device)
+    return type(model).forward(twin, input_ids=ids).logits[0]
+
+
+@torch.inference_mode()
+def plain_head(model: PreTrainedModel) -> nn.Linear | None:
+    """Return a model's output layer if logits are what it alone makes of final hidden states.
+
+    None if there is more to it: a scale, a cap, an adapter, a hook, quantised or offloaded weights.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or type(head.weight.data) is not Tensor or head.weight.is_meta:
+        return None
+    weight_VH = head.weight
+    probe_NH = torch.linspace(-1, 1, head.in_features, device=weight_VH.device)[None].to(weight_VH)
+    probe_NH *= PROBE_LOGIT / F.linear(probe_NH, weight_VH).abs().amax().clamp(min=1e-6)
+    alone_NV, whole_NV = F.linear(probe_NH, weight_VH, head.bias), logits_of(model, probe_NH)
+    rounding = PROBE_LOGIT * max(1e-4, torch.finfo(weight_VH.dtype).eps)
+    same = whole_NV.shape == alone_NV.shape and torch.allclose(
+        whole_NV.to(alone_NV), alone_NV, rtol=0, atol=rounding, equal_nan=True
+    )
+    return head if same else None
+
+
+def logit_log_likelihoods(
+    logits_NV: Tensor, target_N: Tensor, *, greedy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Return what :func:`target_log_likelihoods` does, from whole rows of logits."""
+    likelihoods, best = [], []
+    chunks = (part.split(CPU_BLOCKS.positions) for part in (logits_NV, target_N))
+    for logits_CV, target_C in zip(*chunks, strict=True):
+        wide = torch.promote_types(logits_CV.dtype, torch.float32)
+        log_share_CV = logits_CV.log_softmax(1, dtype=wide)
+        likelihoods.append(log_share_CV.gather(1, target_C[:, None])[:, 0])
+        if greedy:
+            best.append(logits_CV.argmax(1) == target_C)
+    return torch.cat(likelihoods), torch.cat(best) if greedy else None
 
 
 def target_log_likelihoods(

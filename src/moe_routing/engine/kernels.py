@@ -9,10 +9,10 @@ Shape letters: T tokens, H hidden size.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,41 @@ NORM_CLASSES = (
 their model families turn the first half of a head's dimensions against the second."""
 
 
+ROTARY = "apply_rotary_pos_emb"
+"""What the function that rotates is called, in the file of each family."""
+
+
 @contextmanager
 def lean_kernels(model: PreTrainedModel) -> Iterator[None]:
     """Use the lean kernels inside the context; a model that they do not fit stays as it is."""
     with ExitStack() as stack:
         if model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64):
             norms = [m for m in model.modules() if type(m).__name__ in NORM_CLASSES]
-            for norm in norms:
-                stack.enter_context(swapped(norm, "forward", _norm_forward(norm)))
-            for module in model.modules() if prefers_onednn() else ():
-                if type(module) is nn.Linear:
-                    forward = partial(linear, weight_YX=module.weight, bias_Y=module.bias)
-                    stack.enter_context(swapped(module, "forward", forward))
-            for source in {type(norm).__module__ for norm in norms}:
-                family = sys.modules[source]
-                stack.enter_context(swapped(family, "apply_rotary_pos_emb", apply_rotary))
+            families = {type(norm).__module__ for norm in norms}
+            for module in model.modules():
+                if lean := _lean(type(module), families):
+                    stack.enter_context(swapped(module, partial(_leaner, module, lean)))
         yield
+
+
+Lean = Callable[[nn.Module], Callable[..., object]]
+"""From a module to its leaner forward."""
+
+
+def _lean(kind: type[nn.Module], families: set[str]) -> Lean | None:
+    """Return what is leaner than the forward of a class; None if nothing is."""
+    if kind.__name__ in NORM_CLASSES:
+        return _norm_forward
+    if kind is nn.Linear:
+        return _linear_forward if prefers_onednn() else None
+    rotates = ROTARY in getattr(getattr(kind.forward, "__code__", None), "co_names", ())
+    return _rotary_forward if rotates and kind.__module__ in families else None
+
+
+def _leaner(module: nn.Module, lean: Lean, forward: Callable) -> Callable:
+    """Return the leaner forward; one that is not its class's own stays."""
+    own = getattr(forward, "__func__", None) is type(module).forward
+    return lean(module) if own else forward
 
 
 def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -57,6 +76,22 @@ def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
         return (hidden * scale).mul_(norm.weight)
 
     return forward
+
+
+def _linear_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda rows: linear(rows, layer.weight, layer.bias)
+
+
+def _rotary_forward(attention: nn.Module) -> Callable[..., object]:
+    """Return the same method, but for the function that rotates.
+
+    That function belongs to the file of the model's family: other models use it too.
+    """
+    own = type(attention).forward
+    names = {**own.__globals__, ROTARY: apply_rotary}
+    lean = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+    lean.__kwdefaults__ = own.__kwdefaults__
+    return MethodType(lean, attention)
 
 
 def apply_rotary(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ def spared_last_experts(model: PreTrainedModel, read: Read) -> Iterator[None]:
     if experts is None:
         yield
         return
-    with swapped(experts, "forward", _forward(experts.forward, read)):
+    with swapped(experts, partial(_forward, read)):
         yield
 
 
-def _forward(compute: Callable[..., Tensor], read: Read) -> Callable[..., Tensor]:
+def _forward(read: Read, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         if read.token_N is None:
             return compute(hidden_TH, index_TK, weight_TK)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from moe_routing.engine.weights import (
 )
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
+from moe_routing.hub import snapshot
 from moe_routing.usage import loading
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
     from moe_routing.engine.adapters import find_routers
 
     model, router = outline.model, find_routers(outline.model)[0]
-    files = file_hashes(weight_files(outline.folder))
+    files = file_hashes(outline.folder, weight_files(outline.folder))
     return {
         "path": config.path,
         "revision": config.revision,
@@ -101,7 +101,7 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
         "parameters": model.num_parameters(),
         "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         "files": files,
-        "settings": file_hashes(settings_files(outline.folder)),
+        "settings": file_hashes(outline.folder, settings_files(outline.folder)),
     }
 
 
@@ -109,7 +109,7 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
     """Return the local folder of a checkpoint; a hub id is looked up in the hub's cache.
 
     Raises:
-        InputError: the folder does not exist, or the hub id is neither cached nor reachable.
+        InputError: the folder does not exist; see also :func:`moe_routing.hub.snapshot`.
     """
     if config.revision is None:
         folder = Path(config.path)
@@ -118,24 +118,14 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
                 f"model.path: {config.path}: no such folder; a hub id needs model.revision too"
             )
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                config.path,
-                revision=config.revision,
-                local_files_only=not download or bool(os.environ.get("HF_HUB_OFFLINE")),
-                allow_patterns=["*.json", "*.safetensors", "*.txt"],
-            )
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"model.path: {config.path}@{config.revision}: not in the local hub cache and not "
-            f"downloadable: {reason}"
-        ) from error
+    return snapshot(
+        f"model.path: {config.path}@{config.revision}",
+        config.path,
+        config.revision,
+        ["*.json", "*.safetensors", "*.txt"],
+        kind="model",
+        cached_only=not download,
+    )
 
 
 @loading()

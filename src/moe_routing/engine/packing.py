@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -144,6 +144,33 @@ def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]
     limits = range(mean, budget)
     above = bisect_left(limits, True, key=lambda limit: len(fill(trees, limit)) <= count)
     return fill(trees, min(mean + above, budget))
+
+
+def fill_equal(
+    trees: Sequence[Tree], targets: Sequence[int], budget: int, scored: int
+) -> list[list[Tree]]:
+    """Divide trees of one request each into packs of requests of one length.
+
+    Args:
+        trees: the trees.
+        targets: number of targets of each request, by its place.
+        budget: most tokens of a pack.
+        scored: most rows of logits of a pack, where each request has as many as the one with the
+            most targets. A request above either gets a pack of its own.
+    """
+
+    def order(tree: Tree) -> tuple[int, int]:
+        return (-tree.size, -targets[tree.members[0]])
+
+    packs = []
+    for size, group in groupby(sorted(trees, key=order), key=lambda tree: tree.size):
+        equal = list(group)
+        while equal:
+            most = targets[equal[0].members[0]]
+            rows = max(1, min(budget // size, scored // most))
+            packs.append(equal[:rows])
+            equal = equal[rows:]
+    return packs
 
 
 def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_routing.errors import InputError
 from moe_routing.routing.types import Routing
 from moe_routing.routing.weighting import selected_probability
 
@@ -64,6 +65,16 @@ class RoutingStatistics:
         mean = float(proportion_C @ counts_C)
         return float(np.sqrt(proportion_C @ (counts_C - mean) ** 2))
 
+    def check_finite(self, label: str) -> None:
+        """Check what routers saw: accelerators go on where one meets NaN.
+
+        Raises:
+            InputError: router logits that are not finite; starts with the label.
+        """
+        layers = np.flatnonzero(~np.isfinite(self.entropy_L))
+        if layers.size:
+            raise InputError(f"{label}: router logits of layer {layers[0]} are not finite")
+
     def by_layer(self) -> dict[str, list]:
         """Return plain lists by layer, for JSON."""
         fields = (
@@ -100,7 +111,8 @@ class _OfThread(threading.local):
 class Recorder:
     """Sums routing statistics over forward passes, on the device of each layer.
 
-    Several threads may run a model that is recorded, each inside :meth:`apart`.
+    Several threads may run a model that is recorded; inside :meth:`apart`, sums are the same to the
+    bit each time.
     """
 
     ROWS = ("entropy", "max_probability", "selected_mass", "floor_binds", "cap_binds", "empty")
@@ -109,6 +121,7 @@ class Recorder:
         """Start empty."""
         self._sums: Sums = {}
         self._here = _OfThread()
+        self._lock = threading.Lock()
 
     @property
     def mask_T(self) -> Tensor | None:
@@ -184,9 +197,10 @@ class Recorder:
         here.counts_T = here.counts_T + (count_T * keep_T).float().to(here.counts_T.device)
 
     def _accumulate(self, name: str, layer: int, value: Tensor | int) -> None:
-        sums = self._sums if self._here.sums is None else self._here.sums
         key = (name, layer)
-        sums[key] = sums[key] + value if key in sums else value
+        with self._lock:
+            sums = self._sums if self._here.sums is None else self._here.sums
+            sums[key] = sums[key] + value if key in sums else value
 
     def _by_layer(self, name: str) -> dict[int, Tensor | int]:
         """Return one sum of every layer, in layer order."""

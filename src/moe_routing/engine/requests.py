@@ -153,13 +153,9 @@ def max_length(config: object, window: int | None) -> int:
         window: the study's own limit, or None for the model's.
 
     Raises:
-        InputError: the window is longer than the model's positions or its sliding attention.
+        InputError: the window is longer than the model's positions.
     """
-    limits = (
-        getattr(config, "max_position_embeddings", None),
-        getattr(config, "sliding_window", None),
-    )
-    longest = min((limit for limit in limits if limit), default=2048)
+    longest = getattr(config, "max_position_embeddings", None) or 2048
     if window is not None and window > longest:
         raise InputError(f"evaluation.window is {window}; allowed: at most the model's {longest}")
     return window or longest

@@ -8,21 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.engine.adapters import (
+    RouterModule,
+    find_experts,
+    find_routers,
+    router_fingerprint,
+)
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
-from moe_routing.engine.patching import swapped
+from moe_routing.engine.offload import weight_of
+from moe_routing.engine.patching import itself, replacements, swapped
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
 """Experts implementations that pass over the sentinel id E; the others index out of range or
@@ -40,6 +50,9 @@ def routed(
 ) -> Iterator[PreTrainedModel]:
     """Route ``model`` by ``strategy`` inside the context; restore it exactly on leaving.
 
+    The model is routed for every thread that runs it. A copy made inside the context is a stock
+    model. Weights that accelerate has offloaded are brought by its hooks, as for the stock model.
+
     Args:
         model: a transformers model with supported routers.
         strategy: a strategy or its id, such as ``"bh_k16_a005"``.
@@ -51,7 +64,9 @@ def routed(
 
     Raises:
         InputError: an unknown strategy, more experts than the model has, a calibration that is
-            missing or belongs to another model, or a model without a supported router.
+            missing or belongs to another model, a model without a supported router, with router
+            weights out of reach, or that is routed already; an experts implementation that is
+            unknown or cannot be chosen.
 
     Example::
 
@@ -62,13 +77,15 @@ def routed(
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
     select = strategy.selector(calibration, routers[0].num_experts)
+    skips_padded_slots = _skips(model, experts_implementation)
     with ExitStack() as stack:
-        if experts_implementation is not None:
-            stack.enter_context(_experts(model, experts_implementation))
         for router in routers:
             built = Router(select, strategy.weighting_kind, router.top_k)
-            forward = _forward(model, router, built, strategy, recorder)
-            stack.enter_context(swapped(router.module, "forward", forward))
+            forward = _forward(router, built, strategy, recorder, skips_padded_slots)
+            new = swapped(router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'")
+            stack.enter_context(new)
+        if experts_implementation is not None:
+            stack.enter_context(_experts(model, experts_implementation))
         yield model
 
 
@@ -84,6 +101,7 @@ def _check(
             f"strategy '{strategy.id}' may select {strategy.max_experts} experts; "
             f"allowed: at most the model's {experts}"
         )
+    weight_of(routers[0].module)  # within reach
     if not strategy.needs_calibration:
         return None
     if calibration is None:
@@ -100,22 +118,58 @@ def _check(
     return calibration
 
 
+class _Setting:
+    """The config of experts inside the context: the model's own, but for their implementation.
+
+    Other models may share that config, so that it is not changed. A copy gets the config itself.
+    """
+
+    def __init__(self, config: PreTrainedConfig, implementation: str) -> None:
+        self._config, self._experts_implementation = config, implementation
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._config, name)
+
+    def __reduce__(self) -> tuple[Callable, tuple[PreTrainedConfig]]:
+        return itself, (self._config,)
+
+
 @contextmanager
 def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    before = model.get_experts_implementation()
-    model.set_experts_implementation(implementation)
+    """Choose how experts are computed; only for who holds the routers, so that nobody else does."""
+    try:
+        implementation = model.get_correct_experts_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error)) from error
+    experts = find_experts(model)
+    if not experts:
+        raise InputError(
+            f"{type(model).__name__} has no experts whose implementation can be chosen; allowed: "
+            "experts_implementation=None"
+        )
+    configs = [module.config for module in experts]
+    for module, config in zip(experts, configs, strict=True):
+        module.config = _Setting(config, implementation)
     try:
         yield
     finally:
-        model.set_experts_implementation(before)
+        for module, config in zip(experts, configs, strict=True):
+            module.config = config
+
+
+def _skips(model: PreTrainedModel, implementation: str | None) -> Callable[[], bool]:
+    """Return whether experts pass over padded slots; the model's own setting may change."""
+    if implementation is not None:
+        return lambda: implementation in SKIPS_PADDED_SLOTS
+    return lambda: model.config._experts_implementation in SKIPS_PADDED_SLOTS
 
 
 def _forward(
-    model: PreTrainedModel,
     router: RouterModule,
     route: Router,
     strategy: Strategy,
     recorder: Recorder | None,
+    skips_padded_slots: Callable[[], bool],
 ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Return a router forward: hidden states to (logits, weights, expert ids)."""
     floor, cap = strategy.min_experts, strategy.max_experts
@@ -135,7 +189,7 @@ def _forward(
                 padding_T1 = ~recorder.mask_T.to(index_TK.device)[:, None]
                 index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
                 weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
-        if model.config._experts_implementation not in SKIPS_PADDED_SLOTS:
+        if not skips_padded_slots():
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
         return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
 
@@ -143,7 +197,7 @@ def _forward(
     return forward
 
 
-def routes_in_order(model: PreTrainedModel) -> bool:
+def routes_in_order(model: nn.Module) -> bool:
     """Tell whether the strategy in place needs one forward pass after another."""
-    forwards = (vars(module).get("forward") for module in model.modules())
-    return any(getattr(forward, "in_order", False) for forward in forwards)
+    found = (new for module in model.modules() for new in replacements(module))
+    return any(getattr(new.compute, "in_order", False) for new in found)

@@ -2,19 +2,22 @@
 
 Requests are packed without padding under a token budget, a context that several requests share is
 computed once, logits and the last layer's experts are computed only where a token is scored, and a
-processor's cores work on several packs at once. The numbers are those of lm-evaluation-harness's
-``HFLM``; they do not depend on budget, order or cores, to rounding.
+processor's cores work on several packs at once. Requests for which that would not be exact
+(:mod:`moe_routing.engine.packable`) take the model's own forward pass, in batches of one
+length. The numbers are those of lm-evaluation-harness's ``HFLM``; they do not depend on budget,
+order or cores, to rounding.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile, zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -22,11 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.engine.adapters import find_routers
-from moe_routing.engine.attention import PaddedLayout, SlicedLayout, packed_attention
-from moe_routing.engine.head import target_log_likelihoods
-from moe_routing.engine.kernels import lean_kernels
-from moe_routing.engine.last_layer import Read, spared_last_experts
-from moe_routing.engine.packing import Pack, Tree, build, plant, spread
+from moe_routing.engine.packable import packable
+from moe_routing.engine.packing import Pack, Tree, build, plant
+from moe_routing.engine.passes import Packed, Plain, Way
 from moe_routing.engine.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.engine.routed import routes_in_order
 from moe_routing.engine.workers import divide_threads, map_in_order
@@ -101,11 +102,11 @@ class Scorer:
         self._recorder = recorder
         self._routers = 0 if recorder is None else len(find_routers(model))
         self._share_prefixes = share_prefixes
-        self._padded = model.device.type != "cpu" if padded_attention is None else padded_attention
         if workers is not None and workers < 1:
             raise InputError(f"workers is {workers}; allowed: at least 1")
         self._workers = workers
-        self._read = Read()
+        self._packed, self._plain = Packed(model, padded_attention), Plain(model)
+        self._told = False
         self._progress = progress
 
     def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
@@ -177,8 +178,14 @@ class Scorer:
             label: name of the progress bar.
         """
         scores: list[Score | None] = [None] * len(requests)
+
+        def check(pack: Pack) -> None:
+            for place in pack.members:
+                if not math.isfinite(scores[place].log_likelihood):
+                    self._refuse(scores[place], place, requests[place], label)
+
         work = partial(self._score_pack, greedy=greedy, scores=scores)
-        self._each_pack(requests, groups, work, label)
+        self._each_pack(requests, groups, work, label, check)
         return scores
 
     def final_states(self, requests: Sequence[TokenRequest], label: str = "read") -> list[Tensor]:
@@ -189,48 +196,90 @@ class Scorer:
         """
         states: list[Tensor | None] = [None] * len(requests)
 
-        def keep(pack: Pack) -> None:
-            parts = self._final_states(pack).cpu().split(pack.targets.tolist())
+        def keep(pack: Pack, way: Way) -> None:
+            parts = way.states(pack).cpu().split(pack.targets.tolist())
             for member, part in zip(pack.members, parts, strict=True):
                 states[member] = part
 
         self._each_pack(requests, [[place] for place in range(len(requests))], keep, label)
         return states
 
+    def _refuse(self, score: Score, place: int, request: TokenRequest, label: str) -> NoReturn:
+        """Name a request that has no likelihood, or the router that is the reason."""
+        if self._recorder is not None:
+            self._recorder.statistics().check_finite(label)
+        text = self.encoder.tokenizer.decode(request.target_ids[:20])
+        raise InputError(
+            f"{label}: the log-likelihood of request {place + 1} (continuation {text[:40]!r}) is "
+            f"{score.log_likelihood}; allowed: finite numbers (check the weights and the dtype)"
+        )
+
     def _each_pack(
         self,
         requests: Sequence[TokenRequest],
         groups: Sequence[Sequence[int]],
-        work: Callable[[Pack], None],
+        work: Callable[[Pack, Way], None],
         label: str,
+        check: Callable[[Pack], None] = lambda _: None,
     ) -> None:
-        """Pack the requests and do the work on every pack, with a progress bar."""
-        trees = plant(requests, groups)
+        """Pack the requests and do the work on every pack, with a progress bar.
+
+        Args:
+            requests: the requests.
+            groups: places of requests that may share their first tokens.
+            work: takes a pack and the way to run the model on it.
+            label: name of the progress bar.
+            check: looks at a pack that is done.
+
+        Raises:
+            InputError: the model is in training mode, or being scored already.
+        """
+        if self.model.training:
+            raise InputError("the model is in training mode; call model.eval() before scoring")
+        parts = self._plant(requests, groups)
         disable = None if self._progress is None else not self._progress
         bar = tqdm(
-            total=sum(tree.size for tree in trees), desc=label, unit="tok", unit_scale=True,
-            disable=disable,
+            total=sum(tree.size for trees, _ in parts for tree in trees), desc=label, unit="tok",
+            unit_scale=True, disable=disable,
         )  # fmt: skip
-        with (
-            bar,
-            packed_attention(self.model),
-            lean_kernels(self.model),
-            spared_last_experts(self.model, self._read),
-        ):
-            for pack in self._packs(requests, trees, work):
-                bar.update(pack.ids_T.size)
+        with bar:
+            for trees, way in parts:
+                packs = self._packs(requests, trees, partial(work, way=way), way)
+                with way.prepared(), closing(packs):
+                    for pack in packs:
+                        check(pack)
+                        bar.update(pack.ids_T.size)
+
+    def _plant(
+        self, requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]
+    ) -> list[tuple[list[Tree], Way]]:
+        """Return the trees to pack, and those that take plain passes, if there are any."""
+        longest, reason = packable(self.model)
+        long = {place for place, r in enumerate(requests) if len(r.input_ids) > longest}
+        short = [[place for place in group if place not in long] for group in groups]
+        packed = plant(requests, [group for group in short if group])
+        plain = plant(requests, [[place] for place in sorted(long)])
+        if plain and not self._told:
+            message = (
+                f"{len(long):,} of {len(requests):,} requests take plain forward passes, slower "
+                f"than packed ones: {reason}"
+            )
+            tqdm.write(message, file=sys.stderr)
+            self._told = True
+        return [part for part in ((packed, self._packed), (plain, self._plain)) if part[0]]
 
     def _packs(
         self,
         requests: Sequence[TokenRequest],
         trees: Sequence[Tree],
         work: Callable[[Pack], None],
-    ) -> Iterable[Pack]:
+        way: Way,
+    ) -> Iterator[Pack]:
         """Work on packs, several at once if that pays, and yield each when it is done."""
         attempt = partial(self._attempt, requests=requests, work=work)
-        workers = self._crew(trees)
+        workers = self._crew(trees) if way.at_once else 1
         while trees:
-            groups = spread(trees, self.token_budget, workers)
+            groups = way.divide(trees, requests, self.token_budget, workers)
             failed: list[list[Tree]] = []
             # No further pack is begun once memory has run out.
             begun = takewhile(lambda _, failed=failed: not failed, groups)
@@ -287,28 +336,8 @@ class Scorer:
         tqdm.write(message, file=sys.stderr)
         return 1
 
-    def _final_states(self, pack: Pack) -> Tensor:
-        """Run the model on a pack, and return the final states at its scored positions."""
-        device = self.model.device
-        plan = PaddedLayout if self._padded else SlicedLayout
-        read_N = np.unique(pack.scored_N)  # requests that fork at a token read it together
-        self._read.token_N = torch.from_numpy(read_N) if read_N.size < pack.ids_T.size else None
-        hidden_TH = self.model.base_model(
-            input_ids=torch.from_numpy(pack.ids_T)[None].to(device),
-            position_ids=torch.from_numpy(pack.position_T)[None].to(device),
-            use_cache=False,
-            layout=plan(pack.spans, self.model.dtype, device),
-        ).last_hidden_state[0]
-        return hidden_TH.index_select(0, torch.from_numpy(pack.scored_N).to(hidden_TH.device))
-
-    def _score_pack(self, pack: Pack, greedy: bool, scores: list[Score | None]) -> None:
-        hidden_NH = self._final_states(pack)
-        likelihood_N, greedy_N = target_log_likelihoods(
-            self.model.get_output_embeddings(),
-            hidden_NH,
-            torch.from_numpy(pack.target_N).to(hidden_NH.device),
-            greedy=greedy,
-        )
+    def _score_pack(self, pack: Pack, way: Way, greedy: bool, scores: list[Score | None]) -> None:
+        likelihood_N, greedy_N = way.likelihoods(pack, greedy)
         totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), pack.first_target)
         greedies = [None] * len(totals)
         if greedy_N is not None:

@@ -114,11 +114,12 @@ def natural_order(name: str) -> str:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
 
 
-def file_hashes(files: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by name; several are read at once."""
+def file_hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their path in a folder; several are read at once."""
     files = list(files)
+    names = [path.relative_to(folder).as_posix() for path in files]
     with ThreadPoolExecutor() as pool:
-        return dict(zip((path.name for path in files), pool.map(_sha256, files), strict=True))
+        return dict(zip(names, pool.map(_sha256, files), strict=True))
 
 
 def _sha256(path: Path) -> str:

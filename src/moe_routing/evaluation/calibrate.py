@@ -5,6 +5,7 @@ Shape letters: L layers, T tokens, E experts, B batch, S sequence.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.engine.adapters import find_routers, router_fingerprint, watched
+from moe_routing.engine.offload import input_device, weight_of
+from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
@@ -36,16 +39,19 @@ def sample_router_logits(
     tokens shuffled (``rng``) give each token in a mismatched context.
 
     Raises:
-        InputError: the texts hold fewer than ``tokens`` tokens, or a logit is not finite.
+        InputError: the texts hold fewer than ``tokens`` tokens, a logit is not finite, or the model
+            is routed and not stock.
     """
+    if routing := sole_replacement(model):
+        raise InputError(f"calibration: the model is {routing}; allowed: the stock model")
     ids_BS = _windows(tokenizer, texts, tokens, window)
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
-    logits_LTE, norm_LT = _collect(model, routers, ids_BS, tokens, batch_size, "calibrate")
+    logits_LTE, norm_LT = _collect(model, ids_BS, tokens, batch_size, "calibrate")
     permuted_LTE, permuted_norm_LT = _collect(
-        model, routers, shuffled_BS, tokens, batch_size, "mismatched context"
+        model, shuffled_BS, tokens, batch_size, "mismatched context"
     )
-    weights = [router.module.weight.detach().float().cpu() for router in routers]
+    weights = [weight_of(router.module).float().cpu() for router in routers]
     return CalibrationSample(
         logits_LTE=logits_LTE,
         permuted_LTE=permuted_LTE,
@@ -108,39 +114,24 @@ def _windows(
 
 @torch.inference_mode()
 def _collect(
-    model: PreTrainedModel,
-    routers: list[RouterModule],
-    ids_BS: Tensor,
-    tokens: int,
-    batch_size: int,
-    label: str,
+    model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int, label: str
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
-    logits: list[list[Tensor]] = [[] for _ in routers]
-    norms: list[list[Tensor]] = [[] for _ in routers]
+    logits: defaultdict[int, list[Tensor]] = defaultdict(list)
+    norms: defaultdict[int, list[Tensor]] = defaultdict(list)
 
-    def hook_of(layer: int) -> object:
-        def hook(
-            _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
-        ) -> None:
-            hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
-            logits[layer].append(output[0].float().cpu())
-            norms[layer].append(hidden_TH.float().norm(dim=1).cpu())
+    def see(layer: int, hidden_TH: Tensor, logits_TE: Tensor) -> None:
+        logits[layer].append(logits_TE.float().cpu())
+        norms[layer].append(hidden_TH.float().norm(dim=1).cpu())
 
-        return hook
-
-    handles = [r.module.register_forward_hook(hook_of(r.layer)) for r in routers]
-    try:
+    with watched(model, see):
         for batch_BS in tqdm(ids_BS.split(batch_size), desc=label, unit="batch"):
-            model.model(batch_BS.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    logits_LTE = torch.stack([torch.cat(parts)[:tokens] for parts in logits])
+            model.base_model(batch_BS.to(input_device(model)), use_cache=False)
+    logits_LTE = torch.stack([torch.cat(logits[layer])[:tokens] for layer in sorted(logits)])
     if not torch.isfinite(logits_LTE).all():
         layer = int((~torch.isfinite(logits_LTE)).flatten(1).any(1).nonzero()[0])
         raise InputError(f"calibration: router logits of layer {layer} are not finite")
-    return logits_LTE, torch.stack([torch.cat(parts)[:tokens] for parts in norms])
+    return logits_LTE, torch.stack([torch.cat(norms[layer])[:tokens] for layer in sorted(norms)])
 
 
 def calibration_window(model: PreTrainedModel, window: int | None) -> int:

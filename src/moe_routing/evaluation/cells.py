@@ -148,10 +148,10 @@ def score_items(
         recorder=recorder,
         experts_implementation=implementation,
     ):
-        scores = scorer.score_items(items, task, label=f"{strategy.id} {label}")
+        scores = scorer.score_items(items, task, label=f"{strategy.id} on {label}")
     seconds = time.perf_counter() - started
     statistics = recorder.statistics()
-    check_finite(scores, statistics, strategy.id, label)
+    statistics.check_finite(f"{strategy.id} on {label}")
     return pd.DataFrame(_rows(items, scores, task)), statistics, seconds
 
 
@@ -185,23 +185,6 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
             row["correct"] = row["greedy"]
         rows.append(row)
     return rows
-
-
-def check_finite(
-    scores: list[list[Score]], statistics: RoutingStatistics, strategy: str, label: str
-) -> None:
-    """Check what came out of a run: accelerators go on where a router meets NaN.
-
-    Raises:
-        InputError: router logits or a log-likelihood that are not finite.
-    """
-    layers = np.flatnonzero(~np.isfinite(statistics.entropy_L))
-    if layers.size:
-        raise InputError(
-            f"{strategy} on {label}: router logits of layer {layers[0]} are not finite"
-        )
-    if not all(np.isfinite(score.log_likelihood) for group in scores for score in group):
-        raise InputError(f"{strategy} on {label}: a log-likelihood is not finite")
 
 
 def _record(

@@ -9,15 +9,17 @@ Shape letters: N scored positions, C positions of a block, H hidden size, V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
+from moe_routing.engine.head import logits_of
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.requests import Encoder, Request, TokenRequest
 from moe_routing.engine.routed import routed
@@ -28,6 +30,8 @@ from moe_routing.routing.strategies import Strategy
 
 BLOCK = 256
 """Positions whose logits are in memory at once, under both strategies."""
+Head = Callable[[Tensor], Tensor]
+"""From final hidden states, (N, H), to logits, (N, V)."""
 
 
 def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) -> list[Item]:
@@ -119,16 +123,16 @@ def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[To
 
 @torch.inference_mode()
 def _totals(loaded: LoadedModel, reference: Sequence[Tensor], arm: Sequence[Tensor]) -> list[float]:
-    head = loaded.model.get_output_embeddings()
+    head = partial(logits_of, loaded.model)
     pairs = zip(reference, arm, strict=True)
     return [float(next_token_divergences(head, *pair).sum()) for pair in pairs]
 
 
-def next_token_divergences(head: nn.Linear, reference_NH: Tensor, arm_NH: Tensor) -> Tensor:
+def next_token_divergences(head: Head, reference_NH: Tensor, arm_NH: Tensor) -> Tensor:
     """Return KL(reference || arm) of the next token's distribution at each position.
 
     Args:
-        head: the model's output embedding.
+        head: from final hidden states to logits.
         reference_NH: final hidden states under the reference, on any device.
         arm_NH: final hidden states at the same positions under the arm.
 
@@ -139,13 +143,13 @@ def next_token_divergences(head: nn.Linear, reference_NH: Tensor, arm_NH: Tensor
     return torch.cat([_divergence(head, *block) for block in blocks])
 
 
-def _divergence(head: nn.Linear, reference_CH: Tensor, arm_CH: Tensor) -> Tensor:
+def _divergence(head: Head, reference_CH: Tensor, arm_CH: Tensor) -> Tensor:
     log_p_CV, log_q_CV = (_log_probabilities(head, rows_CH) for rows_CH in (reference_CH, arm_CH))
     kl_CV = F.kl_div(log_q_CV, log_p_CV, reduction="none", log_target=True)
     # A divergence is never negative; a sum of rounding errors may be.
     return kl_CV.sum(1, dtype=torch.float64).clamp_(min=0)
 
 
-def _log_probabilities(head: nn.Linear, hidden_CH: Tensor) -> Tensor:
-    logits_CV = head(hidden_CH.to(head.weight.device))
+def _log_probabilities(head: Head, hidden_CH: Tensor) -> Tensor:
+    logits_CV = head(hidden_CH)
     return logits_CV.log_softmax(1, dtype=torch.promote_types(logits_CV.dtype, torch.float32))

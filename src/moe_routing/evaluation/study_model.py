@@ -91,7 +91,7 @@ def _check_unchanged(folder: Path, described: Mapping[str, dict[str, str]], orig
     for path in settings:
         if not path.is_file():
             raise InputError(f"{path}: missing; {origin} names it")
-    now = file_hashes([*weight_files(folder), *settings])
+    now = file_hashes(folder, [*weight_files(folder), *settings])
     before = {**described["files"], **described["settings"]}
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:

@@ -120,7 +120,9 @@ def _run_cell(
     except CellTimeoutError as error:
         raise InputError(f"{path}: cell {number}: no answer within the time limit") from error
     except DeadKernelError as error:
-        raise InputError(f"{path}: cell {number}: its Python was ended from outside") from error
+        raise InputError(
+            f"{path}: cell {number}: its process ended, by lack of memory or a signal"
+        ) from error
     return _cell_markdown(cell, echo)
 
 

@@ -1,0 +1,50 @@
+"""Models whose weights accelerate keeps elsewhere, on the disk or the host.
+
+Between forward passes the parameters of such a model are on the meta device, without values; hooks
+around each module's forward bring them. Whatever reads a weight outside of a forward reads it here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_routing.errors import InputError
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Say whether some weights are not where the model computes."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return where a model takes its inputs; accelerate's hooks move them on from the host."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Return the weight of a module, detached, from wherever accelerate keeps it.
+
+    Raises:
+        InputError: the weight has no values, and no hook of accelerate's to bring them; or it is
+            divided among processes.
+    """
+    weight = module.weight
+    if weight.is_meta:
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            weight = module.weight
+    name = type(module).__name__
+    if weight.is_meta:
+        raise InputError(
+            f"{name}: its weight is on the meta device, without values; allowed: weights in "
+            "memory, or offloaded by accelerate (dispatch_model, cpu_offload, disk_offload)"
+        )
+    if weight.ndim != 2:
+        raise InputError(
+            f"{name}: its weight has the shape {tuple(weight.shape)}; allowed: whole weights, "
+            "(experts, hidden size), not divided among processes"
+        )
+    return weight.detach()

@@ -1,0 +1,113 @@
+"""What the packed engine takes for granted of a model, and for requests of what length it holds.
+
+A pack is one row of tokens that belong to many requests. It gives what a plain forward pass of each
+request gives only if
+
+- attention is causal, over everything before a token, and goes through transformers' interface:
+  no sliding window shorter than a request, no other kind of layer (recurrent, convolutional,
+  chunked), no bias of the scores by distance, no sink, no cap on the scores;
+- a token's position is said by position ids alone, and its rotary embedding does not depend on the
+  longest sequence beside it;
+- nothing but a linear layer lies between the final hidden states and the logits: no scale, no cap,
+  no adapter, no hook;
+- weights are where the model computes, and nothing is drawn at random.
+
+What is not known to be so takes plain forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_routing.engine.attention import ATTENTION_IMPLEMENTATION
+from moe_routing.engine.head import plain_head
+from moe_routing.engine.offload import is_offloaded
+
+PACKED_CLASSES = (
+    "FlexOlmoForCausalLM",
+    "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+"""Models of transformers whose code has been read for the above. What their configs can change of
+it is looked at below."""
+
+FIXED_ROPES = ("default", "linear", "llama3", "proportional", "yarn")
+"""Rotary embeddings that depend on a token's position alone."""
+
+PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention", ATTENTION_IMPLEMENTATION)
+"""What the names of implementations of plain attention begin with."""
+
+
+class Packable(NamedTuple):
+    """The longest request that the packed engine is exact for, and what stands in the way."""
+
+    longest: float
+    reason: str
+
+
+def packable(model: PreTrainedModel) -> Packable:
+    """Return how far the packed engine is exact for a model; 0 tokens if it is not at all."""
+    reason = _obstacle(model)
+    if reason:
+        return Packable(0, reason)
+    attention, rope = attention_span(model.config), rope_span(model.config)
+    if attention <= rope:
+        return Packable(attention, f"attention slides over {attention} tokens")
+    return Packable(rope, f"rotary embeddings depend on the longest sequence from {rope} tokens on")
+
+
+def _obstacle(model: PreTrainedModel) -> str:
+    """Return why a model cannot be packed, whatever the length of a request; empty if it can."""
+    kind, config = type(model), model.config
+    if is_offloaded(model):
+        return "some of its weights are offloaded"
+    if kind.__name__ not in PACKED_CLASSES or not kind.__module__.startswith("transformers."):
+        return f"{kind.__name__} is not among the models that the packed engine knows"
+    if model._forward_hooks or model._forward_pre_hooks:
+        return "it has forward hooks"
+    if not str(config._attn_implementation or "eager").startswith(PLAIN_ATTENTION):
+        return f"its attention implementation is '{config._attn_implementation}'"
+    if plain_head(model) is None:
+        return "its logits are not those of a linear output layer alone"
+    return ""
+
+
+def attention_span(config: PreTrainedConfig) -> float:
+    """Return how many tokens per token sees at least in every layer, itself included."""
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds == {"full_attention"}:
+        return math.inf
+    if kinds - {"full_attention", "sliding_attention"}:
+        return 0
+    # Without a list of layers, a window counts for all of them.
+    listed = bool(getattr(config, "layer_types", None))
+    return getattr(config, "sliding_window", None) or (0 if listed else math.inf)
+
+
+def rope_span(config: PreTrainedConfig) -> float:
+    """Return up to what length of the longest sequence rotary embeddings do not depend on it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in parameters.values()):
+        return 0  # one for each kind of layer
+    kind = parameters.get("rope_type", "default")
+    if kind in FIXED_ROPES:
+        return math.inf
+    longest = config.max_position_embeddings
+    if kind == "longrope":
+        return parameters.get("original_max_position_embeddings", longest)
+    return longest if kind == "dynamic" else 0
+
+
+@torch.inference_mode()
+def reset_rope(model: PreTrainedModel) -> None:
+    """Let dynamic rotary embeddings forget the longest sequence seen: they grow with it."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            first = torch.zeros(1, 1, dtype=torch.int64, device=module.inv_freq.device)
+            module(first.float(), position_ids=first)
