@@ -295,7 +295,7 @@ def test_an_interrupted_call_leaves_no_trace(model, tokenizer, mixed, threads, m
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scoring.tqdm, "update", stop)
+    monkeypatch.setattr(scorer.tqdm, "update", stop)
     with pytest.raises(KeyboardInterrupt) as caught:
         Scorer(model, tokenizer, workers=2, token_budget=150).score(mixed)
     # While the error, and with it every frame, is still held.
