@@ -148,7 +148,7 @@ def change(values, key, value):
         ("controls", ["bh_k8_a005_per-expert"], "calibration.nulls lacks 'per_expert'"),
         ("noise", [], "noise: unknown key; it is now called 'numerics'"),
         ("analysis.audit", {}, "analysis.audit: unknown key; it is now called 'ablation'"),
-        ("model.experts_implementation", "ragged", "implementation is 'ragged'; input shou"),
+        ("model.experts_implementation", "ragged", "; it is now called 'dropless'"),
         ("numerics", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the"),
         ("numerics", [{"name": "a", "dtype": "float8"}], "numerics.0.dtype is 'float8'; input sho"),
         ("numerics", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),

@@ -135,16 +135,21 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: {message}{more}"
     allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern"))
     wrong = f"allowed: {allowed}" if allowed else f"{message[0].lower()}{message[1:]}"
-    return f"{key} is {first['input']!r:.120}; {wrong}{more}"
+    return f"{key} is {first['input']!r:.120}; {wrong}{_new_name(first['input'])}{more}"
 
 
-RENAMED = {"noise": "numerics", "audit": "ablation"}
-"""Keys of earlier versions, and what they are called now."""
+RENAMED = {"noise": "numerics", "audit": "ablation", "ragged": "dropless"}
+"""Keys and values of earlier versions, and what they are called now."""
+
+
+def _new_name(word: object) -> str:
+    new = RENAMED.get(word) if isinstance(word, str) else None
+    return f"; it is now called '{new}'" if new else ""
 
 
 def _suggestion(word: str, model: type[BaseModel]) -> str:
     if word in RENAMED:
-        return f"; it is now called '{RENAMED[word]}'"
+        return _new_name(word)
     known = set(_keys(model.model_json_schema()))
     close = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
