@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -43,6 +44,7 @@ configs:
 PLAIN_CARD = "---\nlicense: cc-by-sa-3.0\n---\nNo files are declared here.\n"
 
 
+@cache
 def checkpoint() -> dict[str, bytes]:
     """Return the embedded model's files as OLMoE-1B-7B-0924 has them: experts apart, in shards."""
     tensors = dict(_experts_apart(load_file(NANO / "model.safetensors")))
