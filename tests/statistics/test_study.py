@@ -466,8 +466,8 @@ def test_pure_noise_is_rarely_called_an_effect(tmp_path):
     for dataset in ("lambada", "wikitext"):
         base = pd.read_parquet(folder / "cells" / BASELINE / f"{dataset}.parquet")
         for name in names:
-            numerics = rng.normal(0, 0.1, len(base)) * base["tokens"]
-            frame = base.assign(log_likelihood=base["log_likelihood"] + numerics)
+            noise = rng.normal(0, 0.1, len(base)) * base["tokens"]
+            frame = base.assign(log_likelihood=base["log_likelihood"] + noise)
             if dataset == "lambada":
                 flipped = rng.random(len(base)) < 0.08
                 frame["correct"] = base["correct"].to_numpy(dtype=bool) ^ flipped

@@ -183,7 +183,7 @@ def run_arm(
     with routed(loaded.model, strategy, recorder=recorder, **context):
         groups = scorer.score_items(items, "perplexity")
     statistics = recorder.statistics()
-    check_finite(groups, statistics, strategy.id, text_dataset(config.datasets))
+    check_finite(groups, statistics, f"{strategy.id} on {text_dataset(config.datasets)}")
     scores = [group[0] for group in groups]
     rows = pd.DataFrame(
         {
@@ -197,7 +197,7 @@ def run_arm(
     with routed(loaded.model, strategy, recorder=decoding, **context):
         text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
     generation = decoding.statistics()
-    check_finite([], generation, strategy.id, "analysis.bh.prompt")
+    check_finite([], generation, f"{strategy.id} on analysis.bh.prompt")
     return ArmRun(
         strategy,
         rows,

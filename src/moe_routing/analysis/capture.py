@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.data.items import Item
-from moe_routing.engine.adapters import RouterModule, find_routers
 from moe_routing.engine.requests import Encoder, TokenRequest, max_length
 from moe_routing.errors import InputError
+from moe_routing.evaluation.watch import watch_routers
 from moe_routing.files import atomic_path
 
 BATCH_TOKENS = 4096
@@ -124,12 +124,11 @@ def capture_texts(
     encoder = Encoder(tokenizer, max_length(model.config, window))
     windows = documents_within(encoder, texts, tokens)
     batches = list(_batches(windows))
-    parts = [_watch(model, batch) for batch in tqdm(batches, desc=label, unit="batch")]
+    parts = [_watch(model, batch, label) for batch in tqdm(batches, desc=label, unit="batch")]
     joined = {
         name: torch.cat([part[name] for part in parts], dim=1 if name.count("_L") else 0)
         for name in Capture.FIELDS
     }
-    _check_finite(joined["logits_LTE"], label)
     return Capture(**joined)
 
 
@@ -149,19 +148,9 @@ def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor
     Raises:
         InputError: a router logit is not finite.
     """
-    everything_S = torch.ones(ids_S.numel(), dtype=torch.bool)
-    with _RouterWatch(find_routers(model), everything_S) as watch:
+    with watch_routers(model) as watch:
         model.base_model(ids_S[None].to(model.device), use_cache=False)
-    logits_LSE = torch.stack(watch.logits)
-    _check_finite(logits_LSE, label)
-    return logits_LSE, torch.stack(watch.norms)
-
-
-def _check_finite(logits_LTE: Tensor, label: str) -> None:
-    finite_L = torch.isfinite(logits_LTE).flatten(1).all(1)
-    if not bool(finite_L.all()):
-        layer = int(finite_L.int().argmin())
-        raise InputError(f"{label}: router logits of layer {layer} are not finite")
+    return watch.logits_LTE(label), watch.norm_LT()
 
 
 def _batches(
@@ -180,7 +169,9 @@ def _batches(
 
 
 @torch.inference_mode()
-def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) -> dict[str, Tensor]:
+def _watch(
+    model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]], label: str
+) -> dict[str, Tensor]:
     """Return the fields of a capture for one batch, padding left out."""
     longest = len(batch[0][1].input_ids)
     ids_BS = np.zeros((len(batch), longest), dtype=np.int64)
@@ -193,45 +184,18 @@ def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) ->
     # Attention is causal and padding is on the right, so that no real token sees it. What is kept
     # is what predicts a target.
     keep_T = torch.from_numpy(next_BS >= 0).flatten()
-    with _RouterWatch(find_routers(model), keep_T) as watch:
+    with watch_routers(model, keep_T) as watch:
         logits_BSV = model(torch.from_numpy(ids_BS).to(model.device), use_cache=False).logits
     logits_TV = logits_BSV.flatten(0, 1)[keep_T.to(logits_BSV.device)].float()
     next_T = torch.from_numpy(next_BS).flatten()[keep_T]
     loss_T = F.cross_entropy(logits_TV, next_T.to(logits_TV.device), reduction="none")
     document_B = torch.tensor([place for place, _ in batch])
     return {
-        "logits_LTE": torch.stack(watch.logits),
-        "input_norm_LT": torch.stack(watch.norms),
+        "logits_LTE": watch.logits_LTE(label),
+        "input_norm_LT": watch.norm_LT(),
         "token_T": torch.from_numpy(ids_BS).flatten()[keep_T],
         "next_T": next_T,
         "predicted_T": logits_TV.argmax(1).cpu(),
         "loss_T": loss_T.cpu(),
         "document_T": document_B[:, None].expand(next_BS.shape).flatten()[keep_T],
     }
-
-
-class _RouterWatch:
-    """Forward hooks that keep logits and input norms of real tokens."""
-
-    def __init__(self, routers: Sequence[RouterModule], keep_T: Tensor) -> None:
-        self.logits: list[Tensor] = []
-        self.norms: list[Tensor] = []
-        self._routers = routers
-        self._keep_T = keep_T
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> _RouterWatch:
-        self._handles = [r.module.register_forward_hook(self._hook) for r in self._routers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(
-        self, _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
-    ) -> None:
-        hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
-        keep_T = self._keep_T.to(hidden_TH.device)
-        self.logits.append(output[0][keep_T].float().cpu())
-        self.norms.append(hidden_TH[keep_T].float().norm(dim=1).cpu())

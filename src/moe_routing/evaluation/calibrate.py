@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import RouterModule, find_routers, router_fingerprint
+from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.errors import InputError
+from moe_routing.evaluation.watch import watch_routers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
@@ -41,9 +42,9 @@ def sample_router_logits(
     ids_BS = _windows(tokenizer, texts, tokens, window)
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
-    logits_LTE, norm_LT = _collect(model, routers, ids_BS, tokens, batch_size, "calibrate")
+    logits_LTE, norm_LT = _collect(model, ids_BS, tokens, batch_size, "calibrate")
     permuted_LTE, permuted_norm_LT = _collect(
-        model, routers, shuffled_BS, tokens, batch_size, "mismatched context"
+        model, shuffled_BS, tokens, batch_size, "mismatched context"
     )
     weights = [router.module.weight.detach().float().cpu() for router in routers]
     return CalibrationSample(
@@ -108,39 +109,14 @@ def _windows(
 
 @torch.inference_mode()
 def _collect(
-    model: PreTrainedModel,
-    routers: list[RouterModule],
-    ids_BS: Tensor,
-    tokens: int,
-    batch_size: int,
-    label: str,
+    model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int, label: str
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
-    logits: list[list[Tensor]] = [[] for _ in routers]
-    norms: list[list[Tensor]] = [[] for _ in routers]
-
-    def hook_of(layer: int) -> object:
-        def hook(
-            _: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]
-        ) -> None:
-            hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
-            logits[layer].append(output[0].float().cpu())
-            norms[layer].append(hidden_TH.float().norm(dim=1).cpu())
-
-        return hook
-
-    handles = [r.module.register_forward_hook(hook_of(r.layer)) for r in routers]
-    try:
+    with watch_routers(model) as watch:
         for batch_BS in tqdm(ids_BS.split(batch_size), desc=label, unit="batch"):
             model.model(batch_BS.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    logits_LTE = torch.stack([torch.cat(parts)[:tokens] for parts in logits])
-    if not torch.isfinite(logits_LTE).all():
-        layer = int((~torch.isfinite(logits_LTE)).flatten(1).any(1).nonzero()[0])
-        raise InputError(f"calibration: router logits of layer {layer} are not finite")
-    return logits_LTE, torch.stack([torch.cat(parts)[:tokens] for parts in norms])
+    logits_LTE = watch.logits_LTE("calibration")
+    return logits_LTE[:, :tokens].contiguous(), watch.norm_LT()[:, :tokens].contiguous()
 
 
 def calibration_window(model: PreTrainedModel, window: int | None) -> int:

@@ -202,7 +202,7 @@ _CONTROLS = {
     "control_mean_experts": "the same of the control",
 }
 
-_NOISE = {
+_NUMERICS = {
     "arm": "name of the numerics arm: the baseline with one setting changed",
     "changed": "the setting",
     "dataset": _KEY["dataset"],
@@ -233,7 +233,7 @@ TABLES = {
     "power": _POWER,
     "primary": _PRIMARY,
     "controls": _CONTROLS,
-    "numerics": _NOISE,
+    "numerics": _NUMERICS,
     "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,28 +13,9 @@ from moe_routing.statistics.bootstrap import (
     cluster_sums,
     studentised_interval,
 )
+from moe_routing.statistics.estimate import Estimate
 from moe_routing.statistics.proportions import design_effect, wilson_interval
 from moe_routing.vocabulary import DIVERGENCE, METRICS, TASKS, Metric
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A point estimate and its interval.
-
-    Attributes:
-        metric: name of the metric.
-        value: point estimate.
-        low: lower limit.
-        high: upper limit.
-        n: number of items.
-    """
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-
 
 SCALES: dict[str | None, Callable[[float], float]] = {
     None: lambda nats: nats,
