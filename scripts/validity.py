@@ -8,10 +8,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, then examine nulls and print the verdicts, or draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -21,14 +21,14 @@ def main() -> None:
     if arguments.figures:
         from moe_routing.figures.validity import draw_validity
 
-        started()
+        clock.started()
         draw_validity(arguments.results / "validity")
         return
 
     from moe_routing.analysis.validity import write_validity
     from moe_routing.config.study import load_config
 
-    started()
+    clock.started()
     config = load_config(arguments.results / "config.yaml")
     table = write_validity(config, arguments.results)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

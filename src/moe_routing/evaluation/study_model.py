@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from moe_routing.engine.weights import file_hashes, weight_files
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.files import atomic_path, read_json
+from moe_routing.usage import LOADING
 
 if TYPE_CHECKING:
     from moe_routing.config.study import ModelConfig, StudyConfig
@@ -71,7 +74,9 @@ def load_study_model(config: ModelConfig, results: Path, threads: int | None = N
         InputError: see :func:`moe_routing.engine.loading.load_model`; or a file is another one now.
     """
     described = _read_description(results / MODEL_FILE)
+    before = time.process_time()
     loaded = load_model(config, threads)
+    print(LOADING.format(cpu=time.process_time() - before), file=sys.stderr)
     _check_unchanged(checkpoint_folder(config), described, results / MODEL_FILE)
     weights = {"weights_sha256": described["weights_sha256"]}
     return replace(loaded, provenance={**loaded.provenance, **weights})
