@@ -64,7 +64,7 @@ CONTROLS = {
 }
 """As good as its base: the shuffle. Worse: one expert, random experts, the rival. Better: the
 weighting. At its own compute the rival is better, too."""
-NOISE = {"same": "token_budget = 128", "coarse": "dtype = float16"}
+NUMERICS = {"same": "token_budget = 128", "coarse": "dtype = float16"}
 COARSE_NATS, COARSE_FLIPS = 0.02, 4
 """The coarse arm loses so many nats per token, and so many answers flip, half of them each way."""
 
