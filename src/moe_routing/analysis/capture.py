@@ -1,4 +1,4 @@
-"""Watch the stock model read text: router logits, losses and tokens, without touching anything.
+"""Run the stock model on text and keep router logits, losses and tokens.
 
 Shape letters: L layers, T tokens, E experts, B windows, S positions, V vocabulary.
 """
@@ -18,26 +18,25 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.data.items import Item
 from moe_routing.engine.requests import Encoder, TokenRequest, max_length
 from moe_routing.errors import InputError
 from moe_routing.evaluation.watch import watch_routers
 from moe_routing.files import atomic_path
 
 BATCH_TOKENS = 4096
-"""Most tokens of a forward pass: all logits of the vocabulary are kept for a moment."""
+"""Most tokens in a forward pass; their logits over the vocabulary are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What the stock model's routers and head did with each token.
+    """What the routers and the head of the stock model returned for each token.
 
     Attributes:
         logits_LTE: float32 router logits, (layers, tokens, experts).
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
-        token_T: id of the token that is read, int64.
+        token_T: id of the token, int64.
         next_T: id of the token that follows, int64.
-        predicted_T: id that the model thinks most likely to follow, int64.
+        predicted_T: id of the most likely next token, int64.
         loss_T: negative log-likelihood of the following token, nats, float32.
         document_T: index of the document, int64.
     """
@@ -80,11 +79,6 @@ class Capture:
             raise InputError(f"{path}: missing or not a capture: {reason}") from error
 
 
-def item_text(item: Item) -> str:
-    """Return the text of an item with its right continuation."""
-    return item.context + item.continuations[item.label or 0]
-
-
 def documents_within(
     encoder: Encoder, texts: Sequence[str], tokens: int
 ) -> list[tuple[int, TokenRequest]]:
@@ -95,9 +89,9 @@ def documents_within(
     """
     windows: list[tuple[int, TokenRequest]] = []
     total = 0
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         for window in encoder.rolling([text])[0]:
-            windows.append((place, window))
+            windows.append((index, window))
             total += len(window.target_ids)
         if total >= tokens:
             break
@@ -115,7 +109,7 @@ def capture_texts(
 ) -> Capture:
     """Run the stock model over the first texts that hold at least ``tokens`` tokens.
 
-    A text is read as for perplexity: after the prefix token, in windows that predict every token
+    Texts are read as for perplexity: after the prefix token, in windows that predict every token
     once.
 
     Raises:
@@ -134,7 +128,7 @@ def capture_texts(
 
 @torch.inference_mode()
 def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor, Tensor]:
-    """Run the model over one sequence as it is: every token of it, and none more, is watched.
+    """Run the model on one sequence, and return what its routers see of every token.
 
     Args:
         model: the model, stock or routed.
@@ -179,17 +173,17 @@ def _watch(
     for row, (_, window) in enumerate(batch):
         end = len(window.input_ids)
         ids_BS[row, :end] = window.input_ids
-        # A later window reads on from some tokens that were already captured.
+        # A later window begins with tokens that were already captured.
         next_BS[row, end - len(window.target_ids) : end] = window.target_ids
-    # Attention is causal and padding is on the right, so that no real token sees it. What is kept
-    # is what predicts a target.
+    # Attention is causal and padding is on the right, so no real token sees it. Tokens that predict
+    # a target are kept.
     keep_T = torch.from_numpy(next_BS >= 0).flatten()
     with watch_routers(model, keep_T) as watch:
         logits_BSV = model(torch.from_numpy(ids_BS).to(model.device), use_cache=False).logits
     logits_TV = logits_BSV.flatten(0, 1)[keep_T.to(logits_BSV.device)].float()
     next_T = torch.from_numpy(next_BS).flatten()[keep_T]
     loss_T = F.cross_entropy(logits_TV, next_T.to(logits_TV.device), reduction="none")
-    document_B = torch.tensor([place for place, _ in batch])
+    document_B = torch.tensor([index for index, _ in batch])
     return {
         "logits_LTE": watch.logits_LTE(label),
         "input_norm_LT": watch.norm_LT(),
