@@ -308,16 +308,8 @@ def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
         histogram_LC = run.statistics.count_histogram_LC
         layer, experts = np.nonzero(histogram_LC)
         proportion = histogram_LC[layer, experts] / run.statistics.tokens
-        arm = run.strategy
-        values = {
-            "null": arm.null,
-            "max_k": arm.max_k,
-            "alpha": arm.alpha,
-            "layer": layer,
-            "experts": experts,
-            "proportion": proportion,
-        }
-        tables.append(pd.DataFrame(values))
+        values = {"layer": layer, "experts": experts, "proportion": proportion}
+        tables.append(pd.DataFrame({**_keys(run.strategy), **values}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -331,11 +323,10 @@ def binding_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame
     for run in _bh_runs(runs, nulls):
         arm = run.strategy
         for text, seen in (("evaluation", run.statistics), ("generation", run.generation)):
-            keys = {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha, "text": text}
             mean_L = seen.mean_experts_L()
-            values = {"layer": np.arange(mean_L.size), "mean_experts": mean_L}
+            values = {"text": text, "layer": np.arange(mean_L.size), "mean_experts": mean_L}
             values |= _binding_by_layer(seen) | {"n_tokens": seen.tokens}
-            tables.append(pd.DataFrame({**keys, **values}))
+            tables.append(pd.DataFrame({**_keys(arm), **values}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -373,6 +364,10 @@ def saturation_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFr
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def _keys(arm: BH) -> dict[str, object]:
+    return {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha}
 
 
 def _bh_runs(runs: dict[str, ArmRun], nulls: Sequence[str]) -> Iterator[ArmRun]:

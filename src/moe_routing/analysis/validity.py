@@ -87,7 +87,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
 def binding_table(
     config: StudyConfig, sample: CalibrationSample, text: CalibrationSample
 ) -> pd.DataFrame:
-    """Return how often floor and cap bind on evaluation text; of marginal nulls on their own too."""
+    """Return what binds on evaluation text and, for marginal nulls, on calibration text."""
     parts = []
     for null_id in tqdm(config.analysis.validity.nulls, desc="binding", unit="null"):
         fitted = NULLS[null_id].fit(sample)

@@ -31,7 +31,7 @@ def sample_router_logits(
     rng: np.random.Generator,
     batch_size: int = 16,
 ) -> CalibrationSample:
-    """Run the stock model over ``texts`` and keep the router logits of the first ``tokens`` tokens.
+    """Run the stock model on ``texts`` and keep the router logits of the first ``tokens`` tokens.
 
     Texts are joined by the end-of-text token and cut into windows. The same windows with their
     tokens shuffled (``rng``) give each token in a mismatched context.
@@ -68,7 +68,7 @@ def calibrate(
     tokens: int = 8192,
     seed: int = 0,
 ) -> Calibration:
-    """Calibrate a model on text of your own: what :func:`moe_routing.routed` asks for.
+    """Calibrate a model on your own text, for :func:`moe_routing.routed`.
 
     Args:
         model: a transformers model with supported routers.

@@ -73,7 +73,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class ScoredItems:
-    """What a strategy made of some items.
+    """The scores of some items under a strategy.
 
     Attributes:
         items: one row per item.
@@ -136,7 +136,7 @@ def _report(record: CellRecord) -> None:
 
 
 def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:
-    """Return what strategies need to know of the model beforehand; None if none needs anything."""
+    """Return the calibration that strategies need, or None."""
     if not any(strategy.needs_calibration for strategy in strategies):
         return None
     nulls = dict.fromkeys(strategy.needs_null for strategy in strategies)
