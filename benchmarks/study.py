@@ -3,7 +3,7 @@
     python benchmarks/study.py                                   # results/default
     python benchmarks/study.py --results results/default --json study.json
 
-From the last line of each job's log under ``logs/``, in which the job tells what it used:
+From each job's log under ``logs/``, whose last line says what the job used:
 
 - rules: jobs, wall and CPU seconds, the CPU seconds of start-up (Python and imports) and of loading
   the model, and the largest peak of a job's memory.
@@ -24,7 +24,7 @@ from measure import show
 
 from moe_routing.cli import run
 from moe_routing.errors import InputError
-from moe_routing.usage import LINE
+from moe_routing.usage import LINE, LOADING
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
@@ -65,17 +65,23 @@ def read_jobs(results: Path) -> pd.DataFrame:
 
 
 def _used(path: Path) -> dict[str, float]:
-    """Read the last line of a log."""
-    pattern = re.sub(r"\\{(\w+):[^}]*\\}", r"(?P<\1>[0-9.]+)", re.escape(LINE))
-    last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
-    match = re.fullmatch(pattern, last)
+    """Read the last line of a log, and what it says of the loading of models before that."""
+    *earlier, last = path.read_text(encoding="utf-8").rstrip().split("\n")
+    match = re.fullmatch(_pattern(LINE), last)
     if match is None:
         raise InputError(f"{path}: its last line does not begin with 'usage:'; did the job end?")
-    return {column: float(match[name]) for name, column in COLUMNS.items()}
+    loadings = filter(None, (re.fullmatch(_pattern(LOADING), line) for line in earlier))
+    used = {"loading": sum(float(loading["cpu"]) for loading in loadings), **match.groupdict()}
+    return {column: float(used[name]) for name, column in COLUMNS.items()}
+
+
+def _pattern(line: str) -> str:
+    """Return the regular expression that reads what a format string wrote."""
+    return re.sub(r"\\{(\w+):[^}]*\\}", r"(?P<\1>[0-9.]+)", re.escape(line))
 
 
 def rules_table(jobs: pd.DataFrame) -> list[dict]:
-    """Sum the jobs by rule, the dearest rule first, and in all."""
+    """Sum the jobs of each rule, the most expensive rule first, and of all rules."""
     groups = jobs.groupby("rule")
     rules = groups[SUMS].sum()
     rules["peak MB"] = groups["peak MB"].max()
@@ -117,4 +123,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda _: main())

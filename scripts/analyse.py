@@ -10,10 +10,10 @@ from pathlib import Path
 
 from moe_routing.analysis.outputs import ANALYSES
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, then run the analysis and print its table, or draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("analysis", choices=[analysis.name for analysis in ANALYSES])
@@ -25,14 +25,14 @@ def main() -> None:
     # Imported here: figures need no torch, and no analysis needs the modules of the others.
     if arguments.figures:
         draw = getattr(import_module(f"moe_routing.figures.{name}"), f"draw_{name}")
-        started()
+        clock.started()
         draw(results / name)
         return
 
     from moe_routing.config.study import load_config
 
     write = getattr(import_module(f"moe_routing.analysis.{name}"), f"write_{name}")
-    started()
+    clock.started()
     table = write(load_config(results / "config.yaml"), results)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 

@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -19,7 +19,7 @@ def main() -> None:
     from moe_routing.reporting.comparison_report import write_report
     from moe_routing.reporting.results import Study
 
-    started()
+    clock.started()
     write_report(Study.load(results))
 
 

@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, compute, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -19,7 +19,7 @@ def main() -> None:
     from moe_routing.config.study import load_config
     from moe_routing.statistics.study_tables import write_statistics
 
-    started()
+    clock.started()
     write_statistics(load_config(results / "config.yaml"), results)
 
 

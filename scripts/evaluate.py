@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, load the model once, evaluate every strategy on every set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -25,7 +25,7 @@ def main() -> None:
     from moe_routing.config.study import load_config
     from moe_routing.evaluation.cells import evaluate_strategies
 
-    started()
+    clock.started()
     config = load_config(arguments.results / "config.yaml")
     evaluate_strategies(config, arguments.results, arguments.strategy, arguments.dataset)
 

@@ -16,10 +16,10 @@ from moe_routing.config.study import load_config
 from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import fetch, raw_path
 from moe_routing.errors import InputError
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Read the arguments and fetch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,7 +34,7 @@ def main() -> None:
         help="folder that keeps wheels between calls (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    started()
+    clock.started()
     source = source_of(load_config(arguments.config), arguments.dataset)
     expected = raw_path(arguments.out.parent, arguments.dataset, source).name
     if arguments.out.name != expected:

@@ -8,10 +8,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, fit, write the null and its diagnostics."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=Path, required=True, help="sampled router logits")
@@ -24,7 +24,7 @@ def main() -> None:
     from moe_routing.routing.nulls import diagnose, fit_null, save_null
     from moe_routing.routing.sample import CalibrationSample
 
-    started()
+    clock.started()
     sample = CalibrationSample.load(arguments.sample)
     null = fit_null(arguments.null, sample)
     with atomic_path(arguments.diagnostics) as temporary:

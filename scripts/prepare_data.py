@@ -21,10 +21,10 @@ from moe_routing.data.prepare import (
     prepare_dataset,
     source_of,
 )
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Read the arguments and prepare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +40,7 @@ def main() -> None:
         ".json manifest too",
     )
     arguments = parser.parse_args()
-    started()
+    clock.started()
     config = load_config(arguments.config)
     source_of(config, arguments.dataset)
     if arguments.dataset == CALIBRATION:

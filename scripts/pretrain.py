@@ -24,7 +24,7 @@ from moe_pretraining.settings import PretrainConfig
 from moe_routing.cli import run
 from moe_routing.files import atomic_path
 from moe_routing.schema import load_yaml
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
 def tokenizer(config: PretrainConfig, arguments: argparse.Namespace) -> None:
@@ -110,7 +110,7 @@ STEPS = {
 """The steps in order, each with the options it needs beside --config."""
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments and run one step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,7 +127,7 @@ def main() -> None:
                 "--cells", type=Path, help="cells of a study of this model, for its benchmarks"
             )
     arguments = parser.parse_args()
-    started()
+    clock.started()
     arguments.step(load_yaml(PretrainConfig, arguments.config), arguments)
 
 

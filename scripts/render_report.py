@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, render, say how."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -24,7 +24,7 @@ def main() -> None:
 
     from moe_routing.reporting.render import render
 
-    started()
+    clock.started()
     quarto = None if arguments.preview else shutil.which("quarto")
     rendered = render(arguments.source, arguments.results, quarto=quarto)
     if rendered.problem:

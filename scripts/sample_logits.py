@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import run
-from moe_routing.usage import started
+from moe_routing.usage import JobClock
 
 
-def main() -> None:
+def main(clock: JobClock) -> None:
     """Parse arguments, sample, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
@@ -24,7 +24,7 @@ def main() -> None:
     from moe_routing.evaluation.study_model import load_study_model
     from moe_routing.routing.calibration import SAMPLE_FILE
 
-    started()
+    clock.started()
     config = load_config(results / "config.yaml")
     loaded = load_study_model(config.model, results, config.resources.threads)
     sample = sample_router_logits(

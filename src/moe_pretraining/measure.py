@@ -21,7 +21,7 @@ from moe_routing.config.study import ModelConfig
 from moe_routing.engine.loading import describe_checkpoint, load_model
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
-from moe_routing.evaluation.provenance import environment
+from moe_routing.evaluation.record import environment
 from moe_routing.routing.ranking import Ranker, Ranking, by_logit
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from moe_routing.errors import InputError
-from moe_routing.usage import usage_line
+from moe_routing.usage import JobClock
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on bad input.
+def run(main: Callable[[JobClock], None]) -> NoReturn:
+    """Call ``main`` with the clock of the job and exit.
 
-    The last line of a success, on standard error, tells what it used.
+    The exit code is 0 on success, with what the job used as the last line on standard error, and 2
+    on bad input, with one ``error:`` line.
     """
+    clock = JobClock()
     try:
-        main()
+        main(clock)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    print(usage_line(), file=sys.stderr)
+    print(clock.usage_line(), file=sys.stderr)
     sys.exit(0)

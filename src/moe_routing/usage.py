@@ -1,51 +1,44 @@
-"""What a job used, told in the last line of its log: time, memory, and how much of it was start-up.
-
-A process has one clock, so that the marks are kept by this module.
-"""
+"""What a job used, written to its log: time, memory, and how much of it was start-up."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-LINE = (
-    "usage: {wall:.2f} s, {cpu:.2f} s of CPU "
-    "(start-up {start:.2f} s, loading {loading:.2f} s), peak memory {peak:.0f} MB"
-)
-_seconds = {"start": 0.0, "loading": 0.0}
-_began = time.perf_counter() - time.process_time()
-"""When the process began, about: it has done little but work until now."""
+LINE = "usage: {wall:.2f} s, {cpu:.2f} s of CPU (start-up {start:.2f} s), peak memory {peak:.0f} MB"
+"""The last line of a job that succeeds."""
+
+LOADING = "loading: {cpu:.2f} s of CPU"
+"""Written whenever a model has been loaded."""
 
 
-def started() -> None:
-    """Mark the end of start-up: the interpreter runs and the imports are done."""
-    _seconds["start"] = time.process_time()
+class JobClock:
+    """The clock of one job; made at the start of its process."""
 
+    def __init__(self) -> None:
+        # Until now the process has parsed and imported, so its CPU time is about its age.
+        self._began = time.perf_counter() - time.process_time()
+        self._start_up = 0.0
 
-@contextmanager
-def loading() -> Iterator[None]:
-    """Mark the loading of a model."""
-    before = time.process_time()
-    yield
-    _seconds["loading"] += time.process_time() - before
+    def started(self) -> None:
+        """Mark the end of start-up: the interpreter runs and the imports are done."""
+        self._start_up = time.process_time()
 
+    def usage_line(self) -> str:
+        """Return what the process and its finished children have used; memory is resident, in MiB.
 
-def usage_line() -> str:
-    """Return what this process and those it waited for have used: seconds, MiB of resident memory.
+        Where the system does not report them (Windows), memory and children are left out as 0.
+        """
+        cpu, peak = time.process_time(), 0.0
+        if sys.platform != "win32":
+            import resource
 
-    Where the system does not tell (Windows), memory and other processes are left out as 0.
-    """
-    cpu, peak = time.process_time(), 0.0
-    if sys.platform != "win32":
-        import resource
-
-        own, children = (
-            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        cpu += children.ru_utime + children.ru_stime
-        # Kilobytes on Linux, bytes on macOS.
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak = max(own.ru_maxrss, children.ru_maxrss) / unit
-    return LINE.format(wall=time.perf_counter() - _began, cpu=cpu, peak=peak, **_seconds)
+            own, children = (
+                resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
+            cpu += children.ru_utime + children.ru_stime
+            # Kilobytes on Linux, bytes on macOS.
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            peak = max(own.ru_maxrss, children.ru_maxrss) / unit
+        wall = time.perf_counter() - self._began
+        return LINE.format(wall=wall, cpu=cpu, start=self._start_up, peak=peak)

@@ -25,9 +25,10 @@ from moe_routing.analysis.text import first_items, read_text
 from moe_routing.analysis.validity import design_tables, write_validity
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.study import load_config
-from moe_routing.data.items import Item, document_item, write_items
+from moe_routing.data.items import Item, document_item, read_items, write_items
 from moe_routing.errors import InputError
-from moe_routing.evaluation.cells import score_dataset, score_items
+from moe_routing.evaluation.cells import score_items
+from moe_routing.evaluation.record import RoutingSummary
 from moe_routing.evaluation.study_model import write_model
 from moe_routing.figures import baseline as baseline_figures
 from moe_routing.figures import bh as bh_figures
@@ -226,9 +227,9 @@ def test_binding_by_layer_is_what_the_shares_are_made_of(results, bh):
 
 def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh):
     items = first_items(read_text(config, results), nano.tokenizer, 300)
-    frame, _, _ = score_items(
-        nano, parse_strategy("bh_k4_a010"), items, "perplexity", config, calibration, "test"
-    )
+    frame = score_items(
+        nano, parse_strategy("bh_k4_a010"), items, "wikipedia", config, calibration
+    ).items
     rng = np.random.default_rng(0)
     estimate = metric_intervals(frame, "perplexity", confidence=0.95, resamples=100, rng=rng)[0]
     row = bh[bh["strategy"] == "bh_k4_a010"].iloc[0]
@@ -238,18 +239,17 @@ def test_perplexity_is_that_of_the_cells(results, config, nano, calibration, bh)
 
 @pytest.mark.parametrize("strategy", ["bh_k4_a010_pooled", "regular_k4"])
 def test_cells_count_floor_and_cap_where_they_bind(results, config, nano, calibration, strategy):
-    _, record = score_dataset(
-        nano, parse_strategy(strategy), "wikipedia", config, results, calibration
-    )
-    routing = record["routing"]
-    histogram_C = np.sum(routing["by_layer"]["count_histogram"], axis=0)
+    items = read_items(results / "data" / "wikipedia.parquet")
+    scored = score_items(nano, parse_strategy(strategy), items, "wikipedia", config, calibration)
+    routing = RoutingSummary.of(scored.statistics)
+    histogram_C = np.sum(routing.by_layer["count_histogram"], axis=0)
     at_one, at_four = histogram_C[[1, 4]] / histogram_C.sum()
     if strategy == "regular_k4":
-        assert (at_four, routing["floor_proportion"], routing["cap_proportion"]) == (1.0, 0.0, 0.0)
+        assert (at_four, routing.floor_proportion, routing.cap_proportion) == (1.0, 0.0, 0.0)
     else:
         # Where the rule itself wants one expert, the floor of one does not bind.
-        assert 0 < routing["empty_proportion"] == routing["floor_proportion"] < at_one
-        assert routing["cap_proportion"] < at_four
+        assert 0 < routing.empty_proportion == routing.floor_proportion < at_one
+        assert routing.cap_proportion < at_four
 
 
 def test_tables_and_captions_name_data_set_and_window(results, nano, bh, baseline):

@@ -101,7 +101,7 @@ def test_layers_that_go_with_their_neighbours_are_no_sample(rng, documents):
     found = depth_trend(entropy_LT, documents, **SETTINGS, rng=rng)
     assert found["low"] <= stats.spearmanr(np.arange(16), walk_L).statistic <= found["high"]
     assert found["p_value"] >= 2 / (SETTINGS["resamples"] + 1)
-    assert "says nothing of other models" in found["statement"]
+    assert "says nothing about other models" in found["statement"]
 
 
 def test_the_test_of_a_trend_keeps_its_level_where_documents_share_their_noise(rng):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from moe_routing.analysis import capture as module
 from moe_routing.analysis.baseline import prompt_logits
-from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
+from moe_routing.analysis.capture import Capture, capture_texts, watch_ids
+from moe_routing.analysis.text import item_text
 from moe_routing.data.items import Item
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel

@@ -19,7 +19,7 @@ def removal(
 ):
     return {
         "arm": "bh", "null": "pooled", "alpha": 0.05, "document": document, "position": position,
-        "layer": layer, "expert": 0, "place": 0, "discovered": discovered, "weight": weight,
+        "layer": layer, "expert": 0, "rank": 0, "discovered": discovered, "weight": weight,
         "hit": hit, "change": change, "change_window": 2 * change, "noise_floor": 1e-6,
         "beyond": beyond,
     }  # fmt: skip

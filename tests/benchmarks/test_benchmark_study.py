@@ -8,15 +8,17 @@ import os
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.usage import LINE
+from moe_routing.usage import LINE, LOADING
 
 
 @pytest.fixture
 def plant(tmp_path):
-    def plant(job, end, **used):
+    def plant(job, end, *loadings, **used):
         path = tmp_path / "logs" / f"{job}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("regular_k4 on lambada: 100 items\n" + LINE.format(**used) + "\n")
+        lines = [LOADING.format(cpu=seconds) for seconds in loadings]
+        lines += ["regular_k4 on lambada: 100 items", LINE.format(**used)]
+        path.write_text("\n".join(lines) + "\n")
         os.utime(path, (end, end))
 
     return plant
@@ -24,9 +26,9 @@ def plant(tmp_path):
 
 @pytest.fixture
 def results(plant, tmp_path):
-    plant("ablation", 1060, wall=30.0, cpu=25.0, start=4.0, loading=1.0, peak=700)
-    plant("evaluate/regular_k4", 1010, wall=10.0, cpu=9.0, start=4.0, loading=0.5, peak=800)
-    plant("evaluate/regular_k8", 1030, wall=20.0, cpu=15.0, start=4.0, loading=0.5, peak=900)
+    plant("ablation", 1060, 0.4, 0.6, wall=30.0, cpu=25.0, start=4.0, peak=700)
+    plant("evaluate/regular_k4", 1010, 0.5, wall=10.0, cpu=9.0, start=4.0, peak=800)
+    plant("evaluate/regular_k8", 1030, 0.5, wall=20.0, cpu=15.0, start=4.0, peak=900)
     return tmp_path
 
 
@@ -40,6 +42,7 @@ def test_the_tables(script, results, tmp_path, capsys):
     assert rules["evaluate"]["CPU seconds"] == 24
     assert rules["evaluate"]["wall seconds"] == 30
     assert rules["evaluate"]["start-up"] == 8
+    assert (rules["evaluate"]["loading"], rules["ablation"]["loading"]) == (1, 1)
     assert rules["evaluate"]["peak MB"] == rules["all"]["peak MB"] == 900
     assert rules["all"]["CPU seconds"] == 49
     assert rules["evaluate"]["share of CPU"] == pytest.approx(24 / 49)

@@ -11,7 +11,16 @@ import pytest
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
+from moe_routing.evaluation.record import (
+    SCHEMA_VERSION,
+    CellRecord,
+    Provenance,
+    RoutingSummary,
+    Timings,
+    specification,
+)
 from moe_routing.routing.strategies import parse_strategy
+from moe_routing.statistics.estimate import Estimate
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 METRIC = {
@@ -19,38 +28,42 @@ METRIC = {
     "hellaswag": ("multiple_choice", "accuracy_norm"),
     "lambada": ("last_word", "accuracy"),
 }
-ROUTING = (
-    "mean_experts", "sd_experts", "floor_proportion", "cap_proportion", "empty_proportion",
-    "router_entropy", "max_weight", "tokens",
+PROVENANCE = Provenance(
+    path="model", revision="", dtype="float32", device="cpu", experts_implementation="dropless",
+    router_fingerprint="f" * 64, weights_sha256="0" * 64, token_budget=128, data_sha256="1" * 64,
+    seed=0, python="3.11.0", packages={"torch": "2.13.0"}, commit="unknown",
 )  # fmt: skip
+
+
+def record_of(strategy_id, dataset, **changes):
+    task, metric = METRIC[dataset]
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "study": "default",
+        "strategy": specification(parse_strategy(strategy_id)),
+        "dataset": dataset,
+        "task": task,
+        "n_items": 7,
+        "metrics": tuple(
+            Estimate(name, 1.0, 0.5, 2.0, n) for name, n in ((metric, 7), ("kl_from_baseline", 3))
+        ),
+        "routing": RoutingSummary(9, *[1.0] * 7, {"mean_experts": [1.0]}),
+        "timings": Timings(2.0, 4.5, 1.0),
+        "provenance": PROVENANCE,
+    }
+    return CellRecord(**(values | changes))
 
 
 @pytest.fixture
 def results(tmp_path):
     for strategy_id in (*load_config(CONFIG).scored, "perlayer_k6"):
-        strategy = parse_strategy(strategy_id)
-        for dataset, (task, metric) in METRIC.items():
-            record = {
-                "strategy": {
-                    "id": strategy.id,
-                    "family": strategy.family.name,
-                    **strategy.model_dump(),
-                    "weighting": strategy.weighting_kind,
-                },
-                "dataset": dataset,
-                "task": task,
-                "n_items": 7,
-                "metrics": [
-                    {"metric": name, "value": 1.0, "low": 0.5, "high": 2.0, "n": n}
-                    for name, n in ((metric, 7), ("kl_from_baseline", 3))
-                ],
-                "routing": dict.fromkeys(ROUTING, 1.0),
-                "timings": {"tokens_per_second": 1.0, "wall_seconds": 1.0},
-            }
-            path = tmp_path / "cells" / strategy.id / f"{dataset}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record))
+        for dataset in METRIC:
+            record_of(strategy_id, dataset).write(cell_file(tmp_path, strategy_id, dataset))
     return tmp_path
+
+
+def cell_file(results, strategy_id, dataset):
+    return results / "cells" / strategy_id / f"{dataset}.json"
 
 
 def tables_of(results, **changes):
@@ -93,3 +106,37 @@ def test_a_missing_control_is_one_line(results):
     (results / "cells" / "regular_k1" / "lambada.json").unlink()
     with pytest.raises(InputError, match="no such cell; run the workflow again"):
         tables_of(results)
+
+
+def test_a_record_that_lacks_a_key_is_one_line(results):
+    path = cell_file(results, "regular_k1", "lambada")
+    values = json.loads(path.read_text())
+    del values["provenance"]["data_sha256"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError) as caught:
+        tables_of(results)
+    assert str(caught.value) == (
+        f"{path}: key 'data_sha256' is missing; remove the file and run again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending", "timings"),
+    [
+        ({}, "provenance", ["wall_seconds", "tokens_per_second", "divergence_seconds"]),
+        (
+            {"timings": Timings(2.0, 4.5), "numerics": {"arm": "half", "dtype": "bfloat16"}},
+            "numerics",
+            ["wall_seconds", "tokens_per_second"],
+        ),
+    ],
+)
+def test_a_record_reads_back_as_it_was_written(tmp_path, changes, ending, timings):
+    record = record_of("bh_k8_a005", "lambada", **changes)
+    path = tmp_path / "cell.json"
+    record.write(path)
+    values = json.loads(path.read_text())
+    assert list(values)[:4] == ["schema_version", "study", "strategy", "dataset"]
+    assert list(values)[-1] == ending
+    assert list(values["timings"]) == timings
+    assert CellRecord.read(path) == record

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from moe_routing.config.study import NumericsArm, load_config
+from moe_routing.data.items import document_item, write_items
 from moe_routing.evaluation import numerics
+from moe_routing.vocabulary import DATASETS
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 
@@ -17,15 +20,21 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
         loaded.append(model.dtype)
         return model.dtype
 
-    def score_dataset(model, strategy, dataset, study, results, calibration):
+    def score_items(model, strategy, items, dataset, study, calibration):
+        assert [item.cluster for item in items] == [f"{dataset}-00000"]
         changed = study.model.experts_implementation, study.evaluation.token_budget
         settings.append((model, strategy.id, *changed))
-        return dataset, {}
+        return SimpleNamespace(items=dataset)
+
+    def cell_record(model, strategy, dataset, scored, study, *, numerics):
+        return numerics
 
     def write_cell(path, frame, record):
-        cells[path.relative_to(tmp_path).as_posix()] = frame, record["numerics"]
+        cells[path.relative_to(tmp_path).as_posix()] = frame, record
 
-    for function in (load_study_model, score_dataset, write_cell):
+    for name in DATASETS:
+        write_items([document_item(name, 0, "a", "a")], tmp_path / "data" / f"{name}.parquet")
+    for function in (load_study_model, score_items, cell_record, write_cell):
         monkeypatch.setattr(numerics, function.__name__, function)
     study = load_config(CONFIG)
     arms = [study.numerics[0], NumericsArm(name="bfloat16", dtype="bfloat16"), study.numerics[1]]

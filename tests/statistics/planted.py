@@ -64,7 +64,7 @@ CONTROLS = {
 }
 """As good as its base: the shuffle. Worse: one expert, random experts, the rival. Better: the
 weighting. At its own compute the rival is better, too."""
-NOISE = {"same": "token_budget = 128", "coarse": "dtype = float16"}
+NUMERICS = {"same": "token_budget = 128", "coarse": "dtype = float16"}
 COARSE_NATS, COARSE_FLIPS = 0.02, 4
 """The coarse arm loses so many nats per token, and so many answers flip, half of them each way."""
 
@@ -103,8 +103,8 @@ def write_planted(
             frame = frames[strategy, dataset] = frame.assign(mean_experts=arm.experts)
             _write_items(frame, folder / "cells" / strategy / f"{dataset}.parquet")
             rows.append(_overview_row(strategy, arm, dataset, frame))
-        _write_items(base, folder / "noise" / "same" / f"{dataset}.parquet")
-        _write_items(_coarse(base), folder / "noise" / "coarse" / f"{dataset}.parquet")
+        _write_items(base, folder / "numerics" / "same" / f"{dataset}.parquet")
+        _write_items(_coarse(base), folder / "numerics" / "coarse" / f"{dataset}.parquet")
     (folder / "comparison").mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     is_control = table["strategy"].isin(CONTROLS)

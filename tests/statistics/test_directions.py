@@ -10,7 +10,7 @@ import pytest
 
 from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.cells import Cell, make_panel
-from moe_routing.statistics.comparison import compare, stream
+from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import Contrasts, noninferiority_rows
 from moe_routing.vocabulary import METRICS
 
@@ -42,7 +42,7 @@ def noninferiority(measure):
     value_NS = panel.values(measure)
     comparison = compare(
         panel, measure, value_NS[:, [1]] - value_NS[:, [0]], confidence=SETTINGS.confidence,
-        resamples=SETTINGS.resamples, rng=stream(0, "test"),
+        resamples=SETTINGS.resamples, rng=named_rng(0, "test"),
     )  # fmt: skip
     (row,) = noninferiority_rows(Contrasts(panel, measure, SETTINGS, (1,), 0, comparison))
     return row

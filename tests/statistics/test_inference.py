@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from moe_routing.statistics.comparison import stream
+from moe_routing.statistics.comparison import named_rng
 from moe_routing.statistics.matched import Bracket, bracket, interpolate
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.paired import count_flips, sign_flip_p, signed_rank_p
@@ -212,5 +212,8 @@ def test_every_verdict_has_a_meaning():
 
 
 def test_streams_depend_on_seed_and_label_only():
-    assert stream(1, "a").random() == stream(1, "a").random()
-    assert len({stream(1, "a").random(), stream(1, "b").random(), stream(2, "a").random()}) == 3
+    assert named_rng(1, "a").random() == named_rng(1, "a").random()
+    assert (
+        len({named_rng(1, "a").random(), named_rng(1, "b").random(), named_rng(2, "a").random()})
+        == 3
+    )

@@ -19,7 +19,7 @@ from planted import (
     GAIN,
     ITEMS,
     LOSS,
-    NOISE,
+    NUMERICS,
     RIVAL,
     TASK_OF,
     ZERO,
@@ -72,7 +72,7 @@ def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
         settings=settings(),
         seed=seed,
         controls={name: as_control(parse_strategy(name), BASELINE) for name in CONTROLS},
-        numerics=NOISE,
+        numerics=NUMERICS,
     )
 
 
@@ -466,8 +466,8 @@ def test_pure_noise_is_rarely_called_an_effect(tmp_path):
     for dataset in ("lambada", "wikitext"):
         base = pd.read_parquet(folder / "cells" / BASELINE / f"{dataset}.parquet")
         for name in names:
-            numerics = rng.normal(0, 0.1, len(base)) * base["tokens"]
-            frame = base.assign(log_likelihood=base["log_likelihood"] + numerics)
+            noise = rng.normal(0, 0.1, len(base)) * base["tokens"]
+            frame = base.assign(log_likelihood=base["log_likelihood"] + noise)
             if dataset == "lambada":
                 flipped = rng.random(len(base)) < 0.08
                 frame["correct"] = base["correct"].to_numpy(dtype=bool) ^ flipped
@@ -575,7 +575,7 @@ def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, 
     assert first == {path.name: path.read_bytes() for path in (folder / "statistics").iterdir()}
     read = {name: pd.read_csv(folder / "statistics" / f"{name}.csv") for name in TABLES}
     assert read["controls"]["strategy"].drop_duplicates().tolist() == list(CONTROLS)
-    assert read["numerics"]["changed"].drop_duplicates().tolist() == list(NOISE.values())
+    assert read["numerics"]["changed"].drop_duplicates().tolist() == list(NUMERICS.values())
     dictionary = pd.read_csv(folder / "statistics" / "columns.csv")
     for name in TABLES:
         assert list(read[name]) == dictionary.query(f"table == '{name}.csv'")["column"].tolist()

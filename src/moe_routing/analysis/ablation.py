@@ -1,10 +1,9 @@
-"""The expert ablation: what the experts that a null calls needed do for the loss.
+"""Expert ablation: how the loss changes when the experts that a null calls needed are removed.
 
-One set of interventions serves every null and level. In the stock model each of the experts that
-the stock router chose is removed, one at a time; what BH would discover on the very same router
-logits says which of these removals are discoveries of which null and level. Nulls are so compared
-on the same model, tokens and removals; a model routed by BH, with other hidden states and fewer
-experts to fall back on, plays no part.
+One set of interventions serves every null and level. In the stock model each expert that the stock
+router selected is removed, one at a time. BH on the same router logits then says which of these
+removals are discoveries under which null and level. So all nulls are compared on the same model,
+tokens and removals; no model is routed by BH, which would change its hidden states.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from moe_routing.analysis.arms import check_arms
-from moe_routing.analysis.capture import item_text, watch_ids
+from moe_routing.analysis.arms import ablation_arms, check_arms
+from moe_routing.analysis.capture import watch_ids
 from moe_routing.analysis.discoveries import (
     false_discoveries,
     labelled,
@@ -28,7 +27,7 @@ from moe_routing.analysis.discoveries import (
 )
 from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
 from moe_routing.analysis.tables import write_csv
-from moe_routing.analysis.text import read_text
+from moe_routing.analysis.text import item_text, read_text
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device, weight_of
@@ -45,10 +44,10 @@ from moe_routing.routing.types import RouterInputs
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
-TOKENS_A_DOCUMENT = 4
-"""More where there are too few documents."""
+TOKENS_PER_DOCUMENT = 4
+"""More if there are too few documents."""
 FIRST_POSITION = 8
-"""Tokens with less context than this are not intervened on."""
+"""Tokens with less context than this are left alone."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ class Probe:
 def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
     """Intervene in the stock model, write ``ablation/``, and return the table of proportions.
 
-    Files: ``removals.parquet`` (one row an intervention), ``discoveries.parquet`` (one row an
-    expert that BH discovers, by null and level), ``ablation.csv`` and ``weight_importance.csv``.
+    Files: ``removals.parquet`` (one row per intervention), ``discoveries.parquet`` (one row
+    per expert that BH discovers, by null and level), ``ablation.csv``, ``weight_importance.csv``.
 
     Raises:
         InputError: no perplexity set, text too short for the tokens asked for, a null that was not
@@ -117,25 +116,13 @@ def _write(
     return table
 
 
-def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
-    """Return BH without a cap at every null and level.
-
-    A cap would leave out discoveries, so that what is audited would not be BH any more.
-    """
-    return [
-        BH(max_k=experts, alpha=alpha, null=null)
-        for null in nulls
-        for alpha in config.analysis.ablation.alpha
-    ]
-
-
 def spaced_layers(layers: int, wanted: int) -> list[int]:
     """Return layer indices, evenly spaced, first and last included.
 
     >>> spaced_layers(16, 4), spaced_layers(2, 5)
     ([0, 5, 10, 15], [0, 1])
     """
-    return sorted({round(place) for place in np.linspace(0, layers - 1, min(wanted, layers))})
+    return sorted({round(layer) for layer in np.linspace(0, layers - 1, min(wanted, layers))})
 
 
 def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> list[Probe]:
@@ -150,15 +137,15 @@ def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> li
     rng = np.random.default_rng(config.seed)
     items = read_text(config, results)
     probes, left = [], settings.tokens
-    each = max(TOKENS_A_DOCUMENT, -(-settings.tokens // len(items)))
-    for place in rng.permutation(len(items)):
+    each = max(TOKENS_PER_DOCUMENT, -(-settings.tokens // len(items)))
+    for index in rng.permutation(len(items)):
         if left <= 0:
             break
-        request = encoder.rolling([item_text(items[place])])[0][0]
+        request = encoder.rolling([item_text(items[index])])[0][0]
         ids = [*request.input_ids, request.target_ids[-1]]
         positions = _positions(len(ids), min(left, each), settings.horizon, rng)
         if positions:
-            probes.append(Probe(items[place].id, torch.tensor(ids), positions))
+            probes.append(Probe(items[index].id, torch.tensor(ids), positions))
             left -= len(positions)
     if left > 0:
         raise InputError(
@@ -180,9 +167,9 @@ def find_discoveries(
     probes: Sequence[Probe],
     layers: Sequence[int],
 ) -> pd.DataFrame:
-    """Return what BH discovers on the router logits of the model as it is, one row per expert.
+    """Return what BH discovers on the router logits of the unchanged model, one row per expert.
 
-    The floor plays no part: what the rule itself does not choose is no discovery. Columns:
+    Experts that only the floor adds are not discoveries. Columns:
     ``arm``, ``null``, ``alpha``, ``document``, ``position``, ``layer``, ``expert``.
 
     Raises:
@@ -198,9 +185,8 @@ def find_discoveries(
         for layer, seen in inputs.items():
             selection = select(seen, seen.logits_TE.softmax(-1))
             token, expert = _chosen_by_rule(selection.index_TK, selection.rejected_T)
-            place = {"arm": arm.id, "null": arm.null, "alpha": arm.alpha}
-            rows = token_T.iloc[token].assign(layer=layer, expert=expert, **place)
-            tables.append(rows)
+            keys = {"arm": arm.id, "null": arm.null, "alpha": arm.alpha}
+            tables.append(token_T.iloc[token].assign(layer=layer, expert=expert, **keys))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -215,17 +201,16 @@ def _chosen_by_rule(
 def router_inputs(
     loaded: LoadedModel, probes: Sequence[Probe], layers: Sequence[int]
 ) -> dict[int, RouterInputs]:
-    """Return what the routers see of the probed tokens, by layer, on the host.
+    """Return the router inputs of the probed tokens, by layer, on the host.
 
-    The norms of hidden states and router vectors stand in for them, which is all that nulls look
-    at.
+    Hidden states and router vectors are replaced by their norms; nulls use nothing else.
 
     Raises:
         InputError: a router logit is not finite.
     """
     logits, norms = [], []
     for probe in probes:
-        # The last token is never read, only predicted.
+        # The last token is only predicted.
         logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "ablation")
         logits.append(logits_LSE[:, probe.positions])
         norms.append(norm_LS[:, probe.positions])
@@ -249,7 +234,7 @@ def run_ablation(
     horizon: int,
     recorder: SelectionRecorder,
 ) -> pd.DataFrame:
-    """Return one row a removal of a selected expert; use inside ``routed``."""
+    """Return one row per removal of a selected expert; use inside ``routed``."""
     return pd.DataFrame(
         row
         for probe in tqdm(probes, desc="remove experts", unit="document")

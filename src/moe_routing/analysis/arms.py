@@ -1,17 +1,23 @@
-"""The strategies that an analysis runs."""
+"""The strategies that the analyses run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
+from moe_routing.routing.strategies.testing import BH
+from moe_routing.routing.strategies.topk import Regular
+
+if TYPE_CHECKING:
+    from moe_routing.config.study import StudyConfig
 
 
 def check_arms(loaded: LoadedModel, arms: Iterable[Strategy], calibration: Calibration) -> None:
-    """Build the router of every strategy once, so that a wrong one stops the run at its start.
+    """Build the router of every strategy once, so that errors come before any text is scored.
 
     Raises:
         InputError: more experts than the model has, a calibration of another model, or too few
@@ -20,3 +26,40 @@ def check_arms(loaded: LoadedModel, arms: Iterable[Strategy], calibration: Calib
     for strategy in arms:
         with routed(loaded.model, strategy, calibration=calibration):
             pass
+
+
+def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
+    """Return the static arms, by k, then BH by null, max_k and alpha."""
+    settings = config.analysis.bh
+    baseline = config.parsed[config.statistics.baseline]
+    ks = {*settings.fewer_k, *settings.max_k}
+    static: dict[str, Strategy] = {
+        arm.id: arm for k in sorted(ks) if (arm := static_arm(config, k))
+    }
+    static.setdefault(baseline.id, baseline)
+    return [*static.values(), *(arm for null in nulls for arm in bh_arms(config, null))]
+
+
+def static_arm(config: StudyConfig, k: int) -> Regular:
+    """Return top-k under the weights of the baseline: one curve has one kind of weights."""
+    baseline = config.parsed[config.statistics.baseline]
+    return type(baseline)(k=k) if isinstance(baseline, Regular) else Regular(k=k)
+
+
+def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
+    """Yield the BH arms of one null."""
+    for max_k in config.analysis.bh.max_k:
+        for alpha in config.analysis.bh.alpha:
+            yield BH(max_k=max_k, alpha=alpha, null=null)
+
+
+def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
+    """Return BH without a cap at every null and level.
+
+    A cap would leave out discoveries of the rule.
+    """
+    return [
+        BH(max_k=experts, alpha=alpha, null=null)
+        for null in nulls
+        for alpha in config.analysis.ablation.alpha
+    ]

@@ -1,4 +1,4 @@
-"""The baseline analysis: the stock router on evaluation text and on prompts, observed only."""
+"""The baseline analysis: the stock router on evaluation text and on prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from moe_routing.analysis.capture import Capture, capture_texts, item_text, watch_ids
+from moe_routing.analysis.capture import Capture, capture_texts, watch_ids
 from moe_routing.analysis.findings import depth_trend, ease_and_weight, imbalance, loads_by_document
 from moe_routing.analysis.layers import expert_load, layer_table, token_statistics, top_experts
 from moe_routing.analysis.specialisation import (
@@ -20,7 +20,7 @@ from moe_routing.analysis.specialisation import (
     vocabulary_specialisation,
 )
 from moe_routing.analysis.tables import write_csv, write_json
-from moe_routing.analysis.text import data_path, text_dataset
+from moe_routing.analysis.text import data_path, item_text, text_dataset
 from moe_routing.data.items import read_items
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
@@ -125,8 +125,7 @@ def _layers(
 def prompt_logits(loaded: LoadedModel, prompts: Sequence[str], window: int) -> dict[str, Array]:
     """Return the router logits of every token of each prompt, (layers, tokens, experts).
 
-    A prompt is read as the model reads it when it is asked to go on: its own tokens, the last one
-    included, whose prediction is the first new token, and nothing before them.
+    A prompt is read as in generation: all of its own tokens and nothing before them.
 
     Raises:
         InputError: a prompt has no token or more than the window, or a router logit is not finite.
@@ -150,7 +149,7 @@ def _write_prompts(
     rng: np.random.Generator,
     folder: Path,
 ) -> None:
-    """Write the table by layer and the loads of each prompt: a handful of tokens, no intervals."""
+    """Write the table by layer and the loads of each prompt; too few tokens for intervals."""
     settings = {"confidence": config.statistics.confidence, "resamples": 1, "rng": rng}
     tables, usages = [], []
     for prompt, logits_LTE in logits.items():

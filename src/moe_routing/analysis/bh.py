@@ -1,9 +1,9 @@
-"""The BH deep dive: max_k x alpha x null beside top-k, on evaluation text and in generation.
+"""The BH analysis: max_k x alpha x null beside top-k, on evaluation text and in generation.
 
-How each number is measured: perplexity, experts per token, binding proportions and batch unions
-come from a real scoring run of every arm, because a selection changes what later layers see. Only
-the saturation curve is computed from counts: the run at the largest max_k, cut at every smaller
-cap, as if the cap changed nothing else; the real runs stand beside it.
+Perplexity, experts per token, binding proportions and batch unions come from a real scoring run of
+every arm, because a selection changes the input of later layers. Only the saturation curve is
+computed from counts: those of the run at the largest max_k, cut at every smaller cap, as if the cap
+changed nothing else. The results of the real runs stand beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from moe_routing.analysis.arms import check_arms
+from moe_routing.analysis.arms import arms_of, bh_arms, check_arms, static_arm
 from moe_routing.analysis.counts import (
     QUANTILES,
     capped_means,
@@ -43,13 +43,12 @@ from moe_routing.routing.nulls import sample_inputs
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
-from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
 TOP_K = "topk"
-
 
 EXAMPLE_TOKENS = 512
 """Tokens whose p-values are written for the notebook."""
@@ -125,36 +124,11 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
 def example_p_values(calibration: Calibration, null: str) -> pd.DataFrame:
     """Return the p-values of the first calibration tokens in the first layer, a column per expert.
 
-    Whoever reads a finished study can run the procedure on them without torch.
+    With them a reader of a finished study can run the procedure without torch.
     """
     inputs = sample_inputs(calibration.sample, 0).rows(slice(EXAMPLE_TOKENS))
     p_TE = calibration.null(null).p_values(inputs).numpy()
     return pd.DataFrame(p_TE, columns=[f"expert_{expert}" for expert in range(p_TE.shape[1])])
-
-
-def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
-    """Return the static arms, by k, then BH by null, max_k and alpha."""
-    settings = config.analysis.bh
-    baseline = config.parsed[config.statistics.baseline]
-    ks = {*settings.fewer_k, *settings.max_k}
-    static: dict[str, Strategy] = {
-        arm.id: arm for k in sorted(ks) if (arm := static_arm(config, k))
-    }
-    static.setdefault(baseline.id, baseline)
-    return [*static.values(), *(arm for null in nulls for arm in bh_arms(config, null))]
-
-
-def static_arm(config: StudyConfig, k: int) -> Regular:
-    """Return top-k under the weights of the baseline: one curve has one kind of weights."""
-    baseline = config.parsed[config.statistics.baseline]
-    return type(baseline)(k=k) if isinstance(baseline, Regular) else Regular(k=k)
-
-
-def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
-    """Yield the BH arms of one null."""
-    for max_k in config.analysis.bh.max_k:
-        for alpha in config.analysis.bh.alpha:
-            yield BH(max_k=max_k, alpha=alpha, null=null)
 
 
 def run_arm(
@@ -164,7 +138,7 @@ def run_arm(
     calibration: Calibration,
     config: StudyConfig,
 ) -> ArmRun:
-    """Score the passages and go on from the prompt under one strategy.
+    """Score the passages, and generate from the prompt, under one strategy.
 
     Raises:
         InputError: router logits or a log-likelihood that are not finite.
@@ -212,9 +186,9 @@ def run_arm(
 
 @torch.inference_mode()
 def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
-    """Go on greedily; the end-of-text token does not stop it, so that arms stay comparable."""
+    """Generate greedily, past any end-of-text token, so that arms stay comparable."""
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(input_device(loaded.model))
-    # One token more: the last one generated is never read, so that it is not routed.
+    # One token more: the last one is not read, so it is not routed.
     output = loaded.model.generate(
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -236,12 +210,12 @@ def results_table(
     rows = []
     for null in nulls:
         for arm in bh_arms(config, null):
-            place = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
-            rows.append({"strategy": arm.id, "null": null, **place, **measured[arm.id]})
+            keys = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
+            rows.append({"strategy": arm.id, "null": null, **keys, **measured[arm.id]})
         for k in config.analysis.bh.max_k:
             name = static_arm(config, k).id
-            place = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
-            rows.append({"strategy": name, "null": null, **place, **measured[name]})
+            keys = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
+            rows.append({"strategy": name, "null": null, **keys, **measured[name]})
     return pd.DataFrame(rows)
 
 
@@ -250,10 +224,10 @@ def measure(
 ) -> dict[str, object]:
     """Return the columns of one arm; the last ones name the protocol.
 
-    Those that begin with ``generation_`` are about the decoding steps that go on from the prompt,
-    the others about the evaluation text. Binding shares are of decisions (a token in a layer):
-    ``floor_proportion`` those that the rule left below the floor, ``cap_proportion`` those that it
-    wanted above the cap, ``empty_proportion`` those for which it chose no expert.
+    Those that begin with ``generation_`` are about the decoding steps after the prompt, the others
+    about the evaluation text. Binding proportions are of decisions (a token in a layer):
+    ``floor_proportion`` of those that the rule left below the floor, ``cap_proportion`` of those
+    that it wanted above the cap, ``empty_proportion`` of those for which it chose no expert.
     """
     statistics, items = run.statistics, run.items
     baseline = runs[config.statistics.baseline].items
@@ -261,11 +235,10 @@ def measure(
     generation = {"mean_experts": run.generation.mean_experts(), **_spread(run.generation)}
     generation |= _binding(run.generation)
     sums = np.stack([items["nats"], items["nats"] - baseline["nats"], items["experts"]], axis=1)
-    units = np.broadcast_to(items[["tokens"]].to_numpy(), sums.shape)
-    clusters = items["cluster"].to_numpy()
-    boot = bootstrap_ratios(
-        cluster_sums(sums, clusters),
-        cluster_sums(units, clusters),
+    boot = bootstrap_items(
+        sums,
+        items["tokens"],
+        items["cluster"].to_numpy(),
         resamples=config.statistics.resamples,
         rng=rng,
     )
@@ -336,32 +309,25 @@ def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
         histogram_LC = run.statistics.count_histogram_LC
         layer, experts = np.nonzero(histogram_LC)
         proportion = histogram_LC[layer, experts] / run.statistics.tokens
-        place = {"null": run.strategy.null, "max_k": run.strategy.max_k}
-        values = {
-            "alpha": run.strategy.alpha,
-            "layer": layer,
-            "experts": experts,
-            "proportion": proportion,
-        }
-        tables.append(pd.DataFrame({**place, **values}))
+        values = {"layer": layer, "experts": experts, "proportion": proportion}
+        tables.append(pd.DataFrame({**_keys(run.strategy), **values}))
     return pd.concat(tables, ignore_index=True)
 
 
 def binding_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
     """Return how often floor, cap and an empty choice decide in each layer, BH arms only.
 
-    ``text`` is ``evaluation`` or ``generation``; the shares are of its ``n_tokens`` tokens, see
-    :func:`measure`.
+    ``text`` is ``evaluation`` or ``generation``; the proportions are of its ``n_tokens`` tokens.
+    See :func:`measure`.
     """
     tables = []
     for run in _bh_runs(runs, nulls):
         arm = run.strategy
         for text, seen in (("evaluation", run.statistics), ("generation", run.generation)):
-            place = {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha, "text": text}
             mean_L = seen.mean_experts_L()
-            values = {"layer": np.arange(mean_L.size), "mean_experts": mean_L}
+            values = {"text": text, "layer": np.arange(mean_L.size), "mean_experts": mean_L}
             values |= _binding_by_layer(seen) | {"n_tokens": seen.tokens}
-            tables.append(pd.DataFrame({**place, **values}))
+            tables.append(pd.DataFrame({**_keys(arm), **values}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -401,6 +367,10 @@ def saturation_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFr
     return pd.concat(tables, ignore_index=True)
 
 
+def _keys(arm: BH) -> dict[str, object]:
+    return {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha}
+
+
 def _bh_runs(runs: dict[str, ArmRun], nulls: Sequence[str]) -> Iterator[ArmRun]:
     for run in runs.values():
         if isinstance(run.strategy, BH) and run.strategy.null in nulls:
@@ -412,7 +382,7 @@ def _static_k(run: ArmRun) -> int | None:
 
 
 def _static_rows(runs: dict[str, ArmRun], config: StudyConfig) -> pd.DataFrame:
-    """Return every static arm, those below the smallest max_k too."""
+    """Return every static arm, including those below the smallest max_k."""
     rng = np.random.default_rng(config.seed)
     rows = [
         {"strategy": name, "k": _static_k(run), **measure(run, runs, config, rng)}

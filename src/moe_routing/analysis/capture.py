@@ -1,4 +1,4 @@
-"""Watch the stock model read text: router logits, losses and tokens, without touching anything.
+"""Run the stock model on text and keep router logits, losses and tokens.
 
 Shape letters: L layers, T tokens, E experts, B windows, S positions, V vocabulary.
 """
@@ -18,28 +18,27 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.data.items import Item
-from moe_routing.engine.adapters import watched
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.packable import rope_span
 from moe_routing.engine.requests import Encoder, TokenRequest, max_length
 from moe_routing.errors import InputError
+from moe_routing.evaluation.watch import watch_routers
 from moe_routing.files import atomic_path
 
 BATCH_TOKENS = 4096
-"""Most tokens of a forward pass: all logits of the vocabulary are kept for a moment."""
+"""Most tokens in a forward pass; their logits over the vocabulary are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What the stock model's routers and head did with each token.
+    """What the routers and the head of the stock model returned for each token.
 
     Attributes:
         logits_LTE: float32 router logits, (layers, tokens, experts).
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
-        token_T: id of the token that is read, int64.
+        token_T: id of the token, int64.
         next_T: id of the token that follows, int64.
-        predicted_T: id that the model thinks most likely to follow, int64.
+        predicted_T: id of the most likely next token, int64.
         loss_T: negative log-likelihood of the following token, nats, float32.
         document_T: index of the document, int64.
     """
@@ -82,11 +81,6 @@ class Capture:
             raise InputError(f"{path}: missing or not a capture: {reason}") from error
 
 
-def item_text(item: Item) -> str:
-    """Return the text of an item with its right continuation."""
-    return item.context + item.continuations[item.label or 0]
-
-
 def documents_within(
     encoder: Encoder, texts: Sequence[str], tokens: int
 ) -> list[tuple[int, TokenRequest]]:
@@ -97,9 +91,9 @@ def documents_within(
     """
     windows: list[tuple[int, TokenRequest]] = []
     total = 0
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         for window in encoder.rolling([text])[0]:
-            windows.append((place, window))
+            windows.append((index, window))
             total += len(window.target_ids)
         if total >= tokens:
             break
@@ -117,7 +111,7 @@ def capture_texts(
 ) -> Capture:
     """Run the stock model over the first texts that hold at least ``tokens`` tokens.
 
-    A text is read as for perplexity: after the prefix token, in windows that predict every token
+    Texts are read as for perplexity: after the prefix token, in windows that predict every token
     once.
 
     Raises:
@@ -126,18 +120,17 @@ def capture_texts(
     encoder = Encoder(tokenizer, max_length(model.config, window))
     windows = documents_within(encoder, texts, tokens)
     batches = list(_batches(windows, rope_span(model.config)))
-    parts = [_watch(model, batch) for batch in tqdm(batches, desc=label, unit="batch")]
+    parts = [_watch(model, batch, label) for batch in tqdm(batches, desc=label, unit="batch")]
     joined = {
         name: torch.cat([part[name] for part in parts], dim=1 if name.count("_L") else 0)
         for name in Capture.FIELDS
     }
-    _check_finite(joined["logits_LTE"], label)
     return Capture(**joined)
 
 
 @torch.inference_mode()
 def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor, Tensor]:
-    """Run the model over one sequence as it is: every token of it, and none more, is watched.
+    """Run the model on one sequence, and return what its routers see of every token.
 
     Args:
         model: the model, stock or routed.
@@ -151,20 +144,9 @@ def watch_ids(model: PreTrainedModel, ids_S: Tensor, label: str) -> tuple[Tensor
     Raises:
         InputError: a router logit is not finite.
     """
-    everything_S = torch.ones(ids_S.numel(), dtype=torch.bool)
-    seen = _Seen(everything_S)
-    with watched(model, seen):
+    with watch_routers(model) as watch:
         model.base_model(ids_S[None].to(input_device(model)), use_cache=False)
-    logits_LSE = torch.stack(seen.logits)
-    _check_finite(logits_LSE, label)
-    return logits_LSE, torch.stack(seen.norms)
-
-
-def _check_finite(logits_LTE: Tensor, label: str) -> None:
-    finite_L = torch.isfinite(logits_LTE).flatten(1).all(1)
-    if not bool(finite_L.all()):
-        layer = int(finite_L.int().argmin())
-        raise InputError(f"{label}: router logits of layer {layer} are not finite")
+    return watch.logits_LTE(label), watch.norm_LT()
 
 
 def _batches(
@@ -187,7 +169,9 @@ def _batches(
 
 
 @torch.inference_mode()
-def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) -> dict[str, Tensor]:
+def _watch(
+    model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]], label: str
+) -> dict[str, Tensor]:
     """Return the fields of a capture for one batch, padding left out."""
     longest = len(batch[0][1].input_ids)
     ids_BS = np.zeros((len(batch), longest), dtype=np.int64)
@@ -195,39 +179,24 @@ def _watch(model: PreTrainedModel, batch: Sequence[tuple[int, TokenRequest]]) ->
     for row, (_, window) in enumerate(batch):
         end = len(window.input_ids)
         ids_BS[row, :end] = window.input_ids
-        # A later window reads on from some tokens that were already captured.
+        # A later window begins with tokens that were already captured.
         next_BS[row, end - len(window.target_ids) : end] = window.target_ids
-    # Attention is causal and padding is on the right, so that no real token sees it. What is kept
-    # is what predicts a target.
+    # Attention is causal and padding is on the right, so no real token sees it. Tokens that predict
+    # a target are kept.
     keep_T = torch.from_numpy(next_BS >= 0).flatten()
-    seen = _Seen(keep_T)
-    with watched(model, seen):
+    with watch_routers(model, keep_T) as watch:
         ids = torch.from_numpy(ids_BS).to(input_device(model))
         logits_BSV = model(ids, use_cache=False).logits
     logits_TV = logits_BSV.flatten(0, 1)[keep_T.to(logits_BSV.device)].float()
     next_T = torch.from_numpy(next_BS).flatten()[keep_T]
     loss_T = F.cross_entropy(logits_TV, next_T.to(logits_TV.device), reduction="none")
-    document_B = torch.tensor([place for place, _ in batch])
+    document_B = torch.tensor([index for index, _ in batch])
     return {
-        "logits_LTE": torch.stack(seen.logits),
-        "input_norm_LT": torch.stack(seen.norms),
+        "logits_LTE": watch.logits_LTE(label),
+        "input_norm_LT": watch.norm_LT(),
         "token_T": torch.from_numpy(ids_BS).flatten()[keep_T],
         "next_T": next_T,
         "predicted_T": logits_TV.argmax(1).cpu(),
         "loss_T": loss_T.cpu(),
         "document_T": document_B[:, None].expand(next_BS.shape).flatten()[keep_T],
     }
-
-
-class _Seen:
-    """Logits and input norms of real tokens, layer by layer."""
-
-    def __init__(self, keep_T: Tensor) -> None:
-        self.logits: list[Tensor] = []
-        self.norms: list[Tensor] = []
-        self._keep_T = keep_T
-
-    def __call__(self, layer: int, hidden_TH: Tensor, logits_TE: Tensor) -> None:
-        keep_T = self._keep_T.to(hidden_TH.device)
-        self.logits.append(logits_TE[keep_T].float().cpu())
-        self.norms.append(hidden_TH[keep_T].float().norm(dim=1).cpu())

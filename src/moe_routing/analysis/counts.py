@@ -22,7 +22,7 @@ def histogram_quantiles(histogram_C: ArrayLike, levels: ArrayLike) -> NDArray[np
     array([1, 2])
     """
     cumulated_C = np.cumsum(np.asarray(histogram_C, dtype=float))
-    # A level times the total that is whole in exact arithmetic may come out a rounding above.
+    # A product that is a whole number in exact arithmetic may be rounded up.
     wanted = np.asarray(levels, dtype=float) * cumulated_C[-1] * (1 - 1e-12)
     return np.searchsorted(cumulated_C, wanted)
 
@@ -30,8 +30,8 @@ def histogram_quantiles(histogram_C: ArrayLike, levels: ArrayLike) -> NDArray[np
 def capped_means(histogram_C: ArrayLike) -> NDArray[np.float64]:
     """Return the mean of min(count, K) for K = 1 ... E, (E,).
 
-    What a cap K would leave of the counts of an uncapped run, if the cap changed nothing else.
-    E[min(X, K)] is the sum of P(X >= j) over j = 1 ... K.
+    They are the means of an uncapped run under a cap K that changes nothing else. E[min(X, K)] is
+    the sum of P(X >= j) over j = 1 ... K.
 
     >>> capped_means([0, 1, 0, 1])
     array([1. , 1.5, 2. ])
@@ -42,7 +42,7 @@ def capped_means(histogram_C: ArrayLike) -> NDArray[np.float64]:
 
 
 def saturation_point(histogram_C: ArrayLike, proportion: float = SATURATED) -> int:
-    """Return the smallest cap K at which the mean reaches ``share`` of the uncapped mean.
+    """Return the smallest cap K at which the mean reaches a proportion of the uncapped mean.
 
     >>> saturation_point([0, 0, 0, 0, 1, 0, 0])
     4

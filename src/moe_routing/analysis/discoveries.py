@@ -1,10 +1,10 @@
 """Empirical false discovery proportions from interventions.
 
-Pure functions of tables. A removal is one row: ``arm`` (what routed), ``document``, ``position``,
-``layer``, ``expert``, ``place``, ``discovered``, ``weight``, ``hit`` (whether the expert was there
-to be removed), ``change`` (of the token's own next-token loss, nats), ``change_window`` (summed
-over the followed tokens) and ``numerics`` (what rounding alone does to that loss). A decision is
-the routing of one token in one layer.
+Pure functions of tables. A removal is one row: ``arm`` (the strategy that routed), ``document``,
+``position``, ``layer``, ``expert``, ``rank``, ``discovered``, ``weight``, ``hit`` (whether the
+expert was selected, so that it could be removed), ``change`` (of the token's own next-token loss,
+nats), ``change_window`` (summed over the followed tokens) and ``noise_floor`` (the change of that
+loss by rounding alone). A decision is the routing of one token in one layer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from moe_routing.analysis.findings import spearman_limits
 from moe_routing.analysis.outputs import ALL_LAYERS, NO_NULL
-from moe_routing.statistics.proportions import design_effect, wilson_interval
+from moe_routing.statistics.proportions import clustered_wilson
 
 CHANGES = {"own": "change", "window": "change_window"}
 DECISION = ["document", "position", "layer"]
@@ -25,11 +25,11 @@ DECISION = ["document", "position", "layer"]
 def labelled(
     removals: pd.DataFrame, discoveries: pd.DataFrame, arms: Sequence[tuple[str, str, float]]
 ) -> pd.DataFrame:
-    """Return the removals once for what routed and once for every rule, with the rule's labels.
+    """Return the removals once for the strategy that routed and once for every rule, labelled.
 
-    ``discovered``: whether the rule discovered the removed expert; all are, for what routed, whose
-    ``null`` is :data:`NO_NULL`. ``beyond``: discoveries of the decision that were not there to be
-    removed, because the model did not select them.
+    ``discovered``: whether the rule discovered the removed expert; always true for the strategy
+    that routed, whose ``null`` is :data:`NO_NULL`. ``beyond``: discoveries of the decision that the
+    model did not select, so that they could not be removed.
 
     Args:
         removals: one row per intervention.
@@ -62,18 +62,17 @@ def false_discoveries(
     """Return one row per arm, scope, threshold and layer (and ``all``).
 
     A discovery is false if removing it changes the loss by less than epsilon in either direction.
-    Only what the model itself had selected can be removed from it: ``n_beyond`` counts the
-    discoveries beyond that, about which nothing is known and which no other column includes.
-    ``fdp`` is the proportion of false ones among all discoveries. ``fdr`` is the mean of V / max(R,
-    1) over decisions (a token in a layer): 0 where the rule found nothing, so that a rule that is
-    mostly silent has a small one; ``any_proportion`` is the proportion of decisions with a
-    discovery. Both have Wilson intervals with the design effect of documents (for ``fdr``
-    conservative, since its values are fractions). ``harmful`` is the proportion of discoveries
-    whose removal lowers the loss by epsilon or more. ``n_undiscovered`` counts removals of experts
-    that the rule did not discover. A removal that hit nothing changes nothing, whatever the expert
-    does: ``n_missed`` counts them, discovered or not, and all other columns leave them out.
-    ``numerics`` is the 95 % quantile of what rounding alone does to a loss: an epsilon below it
-    tells nothing.
+    Only selected experts can be removed: ``n_beyond`` counts the other discoveries, which no other
+    column includes. ``fdp`` is the proportion of false ones among all discoveries. ``fdr`` is the
+    mean of V / max(R, 1) over decisions (a token in a layer). It is 0 where the rule found nothing,
+    so a rule with few discoveries has a small one; ``any_proportion`` is the proportion of
+    decisions with a discovery. ``fdp`` and ``fdr`` have Wilson intervals with the design effect of
+    documents (conservative for ``fdr``, whose values are fractions). ``harmful`` is the proportion
+    of discoveries whose removal lowers the loss by epsilon or more. ``n_undiscovered`` counts
+    removals of experts that the rule did not discover. A removal that hit nothing says nothing
+    about the expert: ``n_missed`` counts these, discovered or not, and all other columns leave them
+    out. ``noise_floor`` is the 95 % quantile of the change by rounding alone; results for a smaller
+    epsilon mean nothing.
     """
     rows = []
     keys = ["arm", "null", "alpha"]
@@ -125,17 +124,16 @@ def _proportion(
     if values.empty:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
     values = values.to_numpy(dtype=float)
-    effect = design_effect(values, documents.to_numpy())
-    low, high = wilson_interval(values.sum(), values.size, confidence, design_effect=effect)
+    low, high = clustered_wilson(values, documents.to_numpy(), confidence)
     return {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
 
 
 def weight_and_importance(
     removals: pd.DataFrame, *, confidence: float, resamples: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Return by arm and layer how the weight of an expert goes with what its removal does.
+    """Return by arm and layer the correlation of an expert's weight with the effect of its removal.
 
-    Spearman's correlation of the weight and the size of the change of the own loss, with
+    Spearman's correlation of the weight with the absolute change of the token's own loss, with
     percentile limits over resampled documents. Removals that hit nothing are left out.
     """
     rows = []

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from moe_routing.statistics.bootstrap import cluster_sums
+
 Array = NDArray[np.float64]
 
 
@@ -24,8 +26,8 @@ def loads_by_document(
 ) -> NDArray[np.int64]:
     """Count selections by document, (documents, layers, experts), documents in sorted order."""
     layers, tokens, k = index_LTK.shape
-    names, place_T = np.unique(document_T, return_inverse=True)
-    cell_LTK = (place_T[None, :, None] * layers + np.arange(layers)[:, None, None]) * experts
+    names, index_T = np.unique(document_T, return_inverse=True)
+    cell_LTK = (index_T[None, :, None] * layers + np.arange(layers)[:, None, None]) * experts
     counts = np.bincount((cell_LTK + index_LTK).ravel(), minlength=names.size * layers * experts)
     assert counts.sum() == layers * tokens * k  # noqa: S101 (every selection is counted once)
     return counts.reshape(names.size, layers, experts)
@@ -38,7 +40,8 @@ def imbalance(
 
     The interval is that of the layer that has the largest factor, by percentiles over resampled
     documents. The maximum of noisy loads is biased upwards, in the data as in the resamples, by
-    what ``balanced_reference`` shows: the mean factor if every selection were drawn uniformly.
+    about as much as ``balanced_reference`` shows: the mean factor if every selection were drawn
+    uniformly.
     """
     load_LE = load_DLE.sum(0)
     factor_L = load_LE.max(1) / load_LE.mean(1)
@@ -75,17 +78,18 @@ def depth_trend(
 ) -> dict[str, object]:
     """Return Spearman's correlation of a layer's mean entropy with its depth.
 
-    Estimate, interval and test are about the layers that the model has, on text like this: the
-    text is the sample, so documents are resampled, each with all its tokens. Layers are not
-    exchangeable, their entropies go with those of their neighbours, so that no test permutes them;
-    nothing is said about other models. The interval is by percentiles; the two-sided p-value is
-    the smallest 1 - confidence whose interval excludes 0, min(1, 2 (1 + c) / (resamples + 1)) with
-    c the number of resamples whose correlation is 0 or has the rarer sign. With many layers that
-    all have the same entropy, which no trained model has, it errs on the side of a trend.
+    Estimate, interval and test are about the layers of this model, on text like this: the text is
+    the sample, so documents are resampled, each with all its tokens. Neighbouring layers have
+    similar entropies, so layers are not exchangeable and no test permutes them; nothing is said
+    about other models. The interval is by percentiles. The two-sided p-value is the smallest
+    1 - confidence whose interval excludes 0: min(1, 2 (1 + c) / (resamples + 1)), where c is the
+    number of resamples whose correlation is 0 or has the rarer sign. With many layers of equal
+    entropy, which no trained model has, it finds a trend too often.
     """
     depth_L = np.arange(len(entropy_LT))
     rho = spearman(depth_L, entropy_LT.mean(1))
-    sums_DL, tokens_D = _document_sums(entropy_LT.T, document_T)
+    sums_DL = cluster_sums(entropy_LT.T, document_T)
+    tokens_D = cluster_sums(np.ones(document_T.size), document_T)
     weight_BD = document_weights(len(tokens_D), resamples, rng)
     means_BL = (weight_BD @ sums_DL) / (weight_BD @ tokens_D)[:, None]
     rho_B = np.array([spearman(depth_L, mean_L) for mean_L in means_BL])
@@ -109,7 +113,7 @@ def depth_trend(
             f"Over the {len(depth_L)} layers of this model the router's mean entropy {trend} "
             f"(Spearman {rho:.2f}, {confidence:.0%} interval {low:.2f} to {high:.2f} over "
             f"documents, bootstrap p = {p_value:.4f}); the text is the sample, not the layers, so "
-            "that this says nothing of other models."
+            "this says nothing about other models."
         ),
     }
 
@@ -123,15 +127,15 @@ def ease_and_weight(
     resamples: int,
     rng: np.random.Generator,
 ) -> dict[str, object]:
-    """Ask whether easy tokens (small next-token loss) have a larger first weight.
+    """Test whether easy tokens (small next-token loss) have a larger first weight.
 
     Spearman's correlation within documents of a token's own loss with its largest weight, averaged
-    over layers; negative if easy tokens are routed more decisively. Ranks are taken over all tokens
-    and centred within documents, so that differences between documents play no part; estimate,
-    interval and p-value are about this one quantity. The interval is by percentiles over resampled
-    documents, each with all its tokens; the p-value permutes losses within documents. The position
-    in the document is not controlled: a loss that falls with context and weights that rise with it
-    would show up here too.
+    over layers; negative if easy tokens have larger weights. Ranks are taken over all tokens and
+    centred within documents, which removes differences between documents; estimate, interval and
+    p-value are about this one quantity. The interval is by percentiles over resampled documents,
+    each with all its tokens; the p-value permutes losses within documents. The position in the
+    document is not controlled: a loss that falls with context and weights that rise with it would
+    show up here too.
     """
     weight_T = max_weight_LT.mean(0)
     rho_S, low_S, high_S = spearman_limits(
@@ -198,26 +202,26 @@ def spearman_limits(
         confidence: level of the limits.
         resamples: number of resamples.
         rng: source of randomness.
-        within_documents: centre the ranks within documents, so that differences between documents
-            play no part.
+        within_documents: centre the ranks within documents, which removes differences between
+            documents.
 
     Returns:
         Correlations, lower and upper limits, each (S,).
     """
-    # Centring on the mean of all tokens changes nothing but keeps the moments small.
+    # Centring on the mean of all tokens changes no correlation; it keeps the moments small.
     centre_T = document_T if within_documents else np.zeros(len(document_T))
     a_T1 = _centred_ranks(first_T, centre_T)[:, None]
     b_TS = np.stack([_centred_ranks(second_T, centre_T) for second_T in second_ST], axis=1)
     a_TS = np.broadcast_to(a_T1, b_TS.shape)
     moments = [a_TS, b_TS, a_TS * b_TS, a_TS**2, b_TS**2]
-    sums = [_document_sums(moment_TS, document_T) for moment_TS in moments]
-    tokens_D = sums[0][1]
+    sums = [cluster_sums(moment_TS, document_T) for moment_TS in moments]
+    tokens_D = cluster_sums(np.ones(len(document_T)), document_T)
     weight_BD = document_weights(len(tokens_D), resamples, rng)
     whole_1D = np.ones((1, len(tokens_D)))
 
     def correlation(weight_BD: Array) -> Array:
         n_B1 = (weight_BD @ tokens_D)[:, None]
-        a, b, ab, aa, bb = (weight_BD @ sum_DS / n_B1 for sum_DS, _ in sums)
+        a, b, ab, aa, bb = (weight_BD @ sum_DS / n_B1 for sum_DS in sums)
         scale_BS = np.sqrt((aa - a**2) * (bb - b**2))
         return np.divide(ab - a * b, scale_BS, out=np.zeros_like(scale_BS), where=scale_BS > 1e-9)
 
@@ -234,10 +238,10 @@ def within_document_p(
     permutations: int,
     rng: np.random.Generator,
 ) -> float:
-    """Test H0: within a document, the order of ``first_T`` has nothing to do with ``second_T``.
+    """Test H0: within documents, the order of ``first_T`` is independent of ``second_T``.
 
     Two-sided, p = (1 + #{|rho*| >= |rho|}) / (permutations + 1) with ranks taken over all tokens
-    and centred within documents, so that differences between documents play no part.
+    and centred within documents, which removes differences between documents.
     """
     order_T = np.argsort(document_T, kind="stable")
     document_T = document_T[order_T]
@@ -254,15 +258,8 @@ def within_document_p(
 def _centred_ranks(value_T: Array, document_T: NDArray[np.int64]) -> Array:
     """Return ranks over all tokens less their mean in the document."""
     rank_T = stats.rankdata(value_T)
-    _, place_T, count_D = np.unique(document_T, return_inverse=True, return_counts=True)
-    return rank_T - (np.bincount(place_T, rank_T) / count_D)[place_T]
-
-
-def _document_sums(value_TX: Array, document_T: NDArray[np.int64]) -> tuple[Array, Array]:
-    names, place_T = np.unique(document_T, return_inverse=True)
-    sums_DX = np.zeros((names.size, value_TX.shape[1]))
-    np.add.at(sums_DX, place_T, value_TX)
-    return sums_DX, np.bincount(place_T).astype(float)
+    _, index_T, count_D = np.unique(document_T, return_inverse=True, return_counts=True)
+    return rank_T - (np.bincount(index_T, rank_T) / count_D)[index_T]
 
 
 def _percentiles(values: Array | list[float], confidence: float) -> tuple[float, float]:

@@ -1,14 +1,13 @@
-"""Leave one selected expert out of one token in one layer, and see what the loss does.
+"""Remove one selected expert of one token in one layer, and measure the change of the loss.
 
-The weight of the pair (token, expert) is set to 0 in that layer and nothing else: the other
-experts' weights are not renormalised, and every later layer routes as it likes. With causal
-attention only the token itself and later ones can change, so that the tokens before it are read
-once and kept as a cache; the interventions on a token are the rows of one batch, and the first row
-is the same token untouched.
+Only the weight of the pair (token, expert) in that layer is set to 0: the other experts' weights
+are not renormalised, and later layers route as usual. With causal attention only the token itself
+and later ones can change, so the tokens before it are read once and kept as a cache. The
+interventions on a token are the rows of one batch, whose first row is the unchanged token.
 
-Which pairs there are to remove is read from the pass over the whole document. The batch routes the
-token again, and where rounding tips the choice, the expert is not there any more: such a removal
-hits nothing and says nothing about the expert. It is marked.
+The selected pairs are those of the pass over the whole document. The batch routes the token again,
+and rounding may change the selection. A removal of an expert that is then not selected hits nothing
+and says nothing about the expert; it is marked.
 
 Shape letters: T tokens, K slots, R rows of a batch, S positions, H hidden size, V vocabulary.
 """
@@ -37,18 +36,18 @@ from moe_routing.routing.types import Routing
 
 @dataclass(frozen=True)
 class Removal:
-    """One pair that is taken out.
+    """One pair that is removed.
 
     Attributes:
         layer: layer.
         expert: expert.
-        place: its place in the token's order of preference, 0 first.
-        weight: the weight that is taken away.
+        rank: its rank among the token's experts, from 0.
+        weight: the weight that is set to 0.
     """
 
     layer: int
     expert: int
-    place: int
+    rank: int
     weight: float
 
 
@@ -72,8 +71,8 @@ class SelectionRecorder(Recorder):
             experts = selection.index_TK[token, :count].tolist()
             weights = self.routings[layer].weight_TK[token, :count].tolist()
             found += [
-                Removal(layer, expert, place, weight)
-                for place, (expert, weight) in enumerate(zip(experts, weights, strict=True))
+                Removal(layer, expert, rank, weight)
+                for rank, (expert, weight) in enumerate(zip(experts, weights, strict=True))
             ]
         return found
 
@@ -82,11 +81,11 @@ class SelectionRecorder(Recorder):
 def removed(
     routers: Sequence[RouterModule], removals: Sequence[Removal], steps: int
 ) -> Iterator[Tensor]:
-    """Take one pair out of each row but the first of a batch; use inside ``routed``.
+    """Remove one pair from each row of a batch except the first; use inside ``routed``.
 
     Args:
         routers: the routers of the model.
-        removals: what row 1, 2, ... loses at its first position.
+        removals: the pairs that rows 1, 2, ... lose at their first position.
         steps: positions of a row.
 
     Yields:
@@ -95,8 +94,8 @@ def removed(
     """
     hit_R = torch.zeros(len(removals), dtype=torch.bool)
     by_layer: dict[int, list[tuple[int, int]]] = {}
-    for place, removal in enumerate(removals):
-        by_layer.setdefault(removal.layer, []).append((place, removal.expert))
+    for index, removal in enumerate(removals):
+        by_layer.setdefault(removal.layer, []).append((index, removal.expert))
     with ExitStack() as stack:
         for router in routers:
             if router.layer in by_layer:
@@ -112,15 +111,15 @@ RouterForward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 def _without(
     pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor, inner: RouterForward
 ) -> RouterForward:
-    place_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    token_R = (place_R + 1) * steps
+    index_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    token_R = (index_R + 1) * steps
 
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_TE, weight_TK, index_TK = inner(hidden_states)
         token, expert = token_R.to(index_TK.device), expert_R.to(index_TK.device)
         # A padded slot may carry the id of an expert, with weight 0.
         hit_RK = (index_TK[token] == expert[:, None]) & (weight_TK[token] != 0)
-        hit_R[place_R] = hit_RK.any(1).cpu()
+        hit_R[index_R] = hit_RK.any(1).cpu()
         weight_TK = weight_TK.clone()
         weight_TK[token] = weight_TK[token].masked_fill(hit_RK, 0.0)
         return logits_TE, weight_TK, index_TK
@@ -130,17 +129,16 @@ def _without(
 
 @dataclass(frozen=True)
 class Intervened:
-    """What removing every selected pair of one token did.
+    """The effect of removing every selected pair of one token.
 
     Attributes:
         position: the token.
         removals: the pairs.
-        hit_R: whether the intervened batch had selected the pair too, so that there was something
-            to remove; bool, (removals,).
-        change_RS: change of the next-token loss against the untouched row, nats, float64,
+        hit_R: whether the batch of interventions had selected the pair too; bool, (removals,).
+        change_RS: change of the next-token loss from that of the unchanged row, nats, float64,
             (removals, positions followed).
-        noise_floor: difference in the token's loss between the untouched row and the pass over the
-            whole document, nats; 0 but for rounding.
+        noise_floor: difference in the token's loss between the unchanged row and the pass over the
+            whole document, nats; rounding only.
     """
 
     position: int
@@ -161,7 +159,7 @@ def loss_changes(
 ) -> Iterator[Intervened]:
     """Remove every selected pair of some tokens, one at a time; use inside ``routed``.
 
-    Losses are computed in float32 at least from the final hidden states, whatever the dtype of the
+    Losses are computed from the final hidden states in float32 or better, whatever the dtype of the
     model: half-precision logits are coarser than most effects. Where more than a linear layer lies
     between states and logits, the model computes them in its own dtype.
 
@@ -174,7 +172,7 @@ def loss_changes(
         recorder: the recorder given to ``routed``.
 
     Yields:
-        One result a position.
+        One result per position.
 
     Raises:
         InputError: a loss is not finite, or the document is so long that rotary embeddings depend
@@ -187,7 +185,7 @@ def loss_changes(
             "because the model's rotary embeddings depend on the longest sequence beyond"
         )
     routers, losses = find_routers(model), partial(_losses, model, plain_head(model))
-    # The last token is never read, only predicted.
+    # The last token is only predicted.
     whole = model.base_model(ids_S[None, :-1], use_cache=True, past_key_values=DynamicCache())
     by_position = {position: recorder.removals(position, layers) for position in positions}
     for position, removals in by_position.items():

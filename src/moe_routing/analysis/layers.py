@@ -1,4 +1,4 @@
-"""Statistics of a router by layer: how sure it is, and how evenly it uses its experts.
+"""Statistics of a router by layer: how confident it is, and how evenly it uses its experts.
 
 Pure functions of arrays. Shape letters: L layers, T tokens, E experts, K selected, D documents.
 """
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 
 Array = NDArray[np.float64]
 
@@ -45,8 +45,8 @@ def gini(load_E: NDArray) -> float:
     total = sorted_E.sum()
     if total == 0:
         return float("nan")
-    place_E = np.arange(1, sorted_E.size + 1)
-    return float((2 * place_E - sorted_E.size - 1) @ sorted_E / (sorted_E.size * total))
+    rank_E = np.arange(1, sorted_E.size + 1)
+    return float((2 * rank_E - sorted_E.size - 1) @ sorted_E / (sorted_E.size * total))
 
 
 def max_mean_load(load_E: NDArray) -> float:
@@ -60,7 +60,7 @@ def max_mean_load(load_E: NDArray) -> float:
 
 
 def token_statistics(logits_LTE: NDArray[np.float32], k: int) -> dict[str, Array]:
-    """Return what a softmax router says of each token, each (layers, tokens).
+    """Return statistics of each token's softmax, each (layers, tokens).
 
     ``avg_max_weight``: the largest softmax probability, which is the weight of the first expert.
     ``entropy``: of the softmax over all experts, nats. ``top{k}_mass``: summed probability of the
@@ -119,11 +119,9 @@ def _mean_limits(
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
     """Return limits of each layer's mean, resampling documents; all layers share the resamples."""
-    sums_DL = cluster_sums(value_LT.T, document_T)
-    if len(sums_DL) < 2:
+    if np.unique(document_T).size < 2:
         missing = np.full(len(value_LT), np.nan)
         return missing, missing
-    tokens_D1 = cluster_sums(np.ones(document_T.size), document_T)[:, None]
-    units_DL = np.broadcast_to(tokens_D1, sums_DL.shape)
-    boot = bootstrap_ratios(sums_DL, units_DL, resamples=resamples, rng=rng)
+    tokens_T = np.ones(document_T.size)
+    boot = bootstrap_items(value_LT.T, tokens_T, document_T, resamples=resamples, rng=rng)
     return studentised_interval(boot, confidence)

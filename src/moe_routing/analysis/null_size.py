@@ -48,8 +48,8 @@ class Evidence:
     ) -> Evidence:
         """Use the statistic of a layer-monotone null, and minus the p-value of any other.
 
-        Critical values give exactly the decisions of p-values (:meth:`Null.critical_values`), and
-        spare a look-up of every statistic in a table of a million draws. Those of BH at ``alphas``,
+        Critical values give exactly the decisions of p-values (:meth:`Null.critical_values`)
+        without looking up every statistic in a table of a million draws. Those of BH at ``alphas``,
         of the histogram and of the QQ plot are computed once.
         """
         inputs = sample_inputs(sample, layer)
@@ -101,9 +101,9 @@ def qq_rows(evidence: Evidence) -> pd.DataFrame:
 
 
 def attainable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
-    """Return the levels of BH that the null has enough draws for, by the rule of routing.
+    """Return the levels of BH that the null has enough draws for, by the same rule as in routing.
 
-    No p-value is below 1 / draws. BH at a smaller alpha / E could never select a single expert, and
+    No p-value is below 1 / draws. BH with a smaller alpha / E could not select a single expert, and
     its size would be small for that reason alone.
     """
     return [alpha for alpha in alphas if null.attains(alpha / experts)]
@@ -159,7 +159,7 @@ def binding_rows(
     """Return by layer how often floor and cap decide in place of BH, and how often BH is empty.
 
     ``floor_proportion``: fewer rejections than ``min_k``; ``cap_proportion``: more than ``max_k``;
-    ``empty_proportion``: none; ``any_proportion``: at least one, to hold against ``bound`` = alpha
+    ``empty_proportion``: none; ``any_proportion``: at least one, to compare with ``bound`` = alpha
     * H_E, which no marginal null can exceed on the tokens that it was fitted on: exactly for the
     empirical laws, approximately for the kernel ones. Levels without enough draws are left out; see
     :func:`attainable`.
@@ -194,15 +194,15 @@ def call_designs(
     confidence: float,
     breaks: Callable[[str, str], str] = lambda null, design: "",
 ) -> pd.DataFrame:
-    """Say which nulls hold their size in which designs: one row per null and design.
+    """Return which nulls hold their size in which designs, one row per null and design.
 
     The size is the proportion of tokens for which BH at ``level`` selects anything under H0. A
     null is fitted, and used, layer by layer; so it must hold its size in each of them. Its ``call``
     in a design is ``valid`` if no layer's size, as estimated, is above ``largest_size``; ``not
     valid`` if a layer, or all of them together, is above it by more than chance; and else ``not
     shown``. By chance: the lower limit of a Wilson interval that all layers and designs of the null
-    share (Bonferroni), so that a truly valid null is failed by any of them with probability at most
-    1 - ``confidence``. What the fit varies is not in it.
+    share (Bonferroni), so that a valid null fails with probability at most 1 - ``confidence``.
+    The variation of the fit is not included.
 
     Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``valid`` (whether
     the call is that), ``size`` with ``low`` and ``high`` over all layers; ``worst_layer_*`` with
@@ -224,15 +224,15 @@ def call_designs(
         joint = 1 - (1 - confidence) / len(own)
         own = own.join(_joint_limits(own, joint))
         for design, group in own.groupby("design", sort=False):
-            row = _judge(group, largest_size)
+            row = _call_design(group, largest_size)
             edge = fails_above(largest_size, row["n_tokens"], joint)
             named = {"null": null, "design": design, "breaks": breaks(null, design)}
             rows.append({**named, **row, "layer_fails_above": edge})
     return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
 
 
-def _judge(group: pd.DataFrame, largest_size: float) -> dict[str, object]:
-    """Judge a null in a design, from the sizes of its layers and of all of them."""
+def _call_design(group: pd.DataFrame, largest_size: float) -> dict[str, object]:
+    """Return whether a null is valid in a design, from its sizes by layer and over all layers."""
     is_all = group["layer"].astype(str) == ALL_LAYERS
     overall, layers = group[is_all].iloc[0], group[~is_all]
     worst = layers.loc[layers["size"].idxmax()]
@@ -280,17 +280,17 @@ def _names(layers: Iterable[object]) -> str:
 
 
 def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
-    """Say which nulls are valid: one row per null, from :func:`call_designs`.
+    """Return which nulls are valid, one row per null, from :func:`call_designs`.
 
-    Its ``call`` is the worst of its designs, those that break its assumption included: nobody knows
-    that real logits keep it. ``assumption_call`` leaves these out (empty: none is left).
+    Its ``call`` is the worst of its designs, including those that break its assumption, since real
+    logits may break it too. ``assumption_call`` leaves these out (empty: none is left).
     ``valid`` and ``valid_under_assumption`` say whether they are ``valid``. ``worst_*`` is the
     design with the largest size over all layers, ``worst_layer_*`` the layer of any design with the
     largest, with its simultaneous limits, and ``layer_fails_above`` the size above which it would
     fail. ``failing_layers`` and ``unshown_layers`` are those of any design; a layer that fails in
     one is not among the latter.
     """
-    rows = [_call(group) for _, group in designs.groupby("null", sort=False)]
+    rows = [_call_null(group) for _, group in designs.groupby("null", sort=False)]
     constants = designs[["level", "largest_size"]].iloc[0]
     return pd.DataFrame(rows).assign(**constants)
 
@@ -300,7 +300,7 @@ def _worst_call(calls: pd.Series) -> str:
     return ranked[0] if ranked else ""
 
 
-def _call(group: pd.DataFrame) -> dict[str, object]:
+def _call_null(group: pd.DataFrame) -> dict[str, object]:
     worst = group.loc[group["size"].idxmax()]
     layer = group.loc[group["worst_layer_size"].idxmax()]
     call = _worst_call(group["call"])
@@ -359,7 +359,7 @@ def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> s
 
 
 def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
-    """Say that a null which is not valid is so where its assumption holds, if that was shown."""
+    """Return the sentence on a null that is valid only where its assumption holds; else nothing."""
     if row["valid"] or not row["valid_under_assumption"]:
         return ""
     failed, kept = group[~group["valid"]], group[group["breaks"] == ""]

@@ -1,4 +1,4 @@
-"""A recommendation that is computed, or refused.
+"""A recommendation that is computed from the results, or none.
 
 Shape letters: N items, C clusters, S arms, B resamples.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_ratios, cluster_sums
+from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_items
 from moe_routing.statistics.matched import Bracket, bracket, chords_beside, interpolate
 
 Array = NDArray[np.float64]
@@ -21,7 +21,7 @@ RULE = (
     "intervals over all arms (bootstrap of documents, maximal |t|). For efficiency: of the arms "
     "with fewer experts than the baseline whose upper limit is below the margin, the one with the "
     "fewest experts. For quality: of the arms whose upper limit is below 0, the one with the "
-    "lowest loss. An adaptive arm is held against static routing at its own mean experts, which "
+    "lowest loss. An adaptive arm is compared with static routing at its own mean experts, which "
     "mostly lie between two measured k. It loses if the lower limit of its difference from the "
     "straight line between them is above 0. That line lies above any curve that is convex in k, "
     "which favours the arm; so it beats static routing only if the upper limit of its difference "
@@ -89,11 +89,11 @@ def recommend(
     names = [arm.strategy for arm in arms]
     base = names.index(baseline)
     settings = {"confidence": confidence, "resamples": resamples, "rng": rng}
-    others = [place for place in range(len(arms)) if place != base]
+    others = [index for index in range(len(arms)) if index != base]
     gap_NS = nats_NS[:, others] - nats_NS[:, [base]]
     found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
     differences = {
-        names[place]: difference for place, difference in zip(others, found, strict=True)
+        names[index]: difference for index, difference in zip(others, found, strict=True)
     }
     matched, bounded = _against_static(nats_NS, tokens_N, clusters_N, arms, settings)
     beats = [name for name, gap in bounded.items() if gap.high < 0]
@@ -142,10 +142,7 @@ def simultaneous(
     """
     if difference_NS.shape[1] == 0:
         return []
-    sums_CS = cluster_sums(difference_NS, clusters_N)
-    units_C1 = cluster_sums(tokens_N, clusters_N)[:, None]
-    units_CS = np.broadcast_to(units_C1, sums_CS.shape)
-    boot = bootstrap_ratios(sums_CS, units_CS, resamples=resamples, rng=rng)
+    boot = bootstrap_items(difference_NS, tokens_N, clusters_N, resamples=resamples, rng=rng)
     reach_S = _max_t(boot, confidence) * boot.error_S
     limits = zip(boot.ratio_S, boot.ratio_S - reach_S, boot.ratio_S + reach_S, strict=True)
     return [Difference(*(float(value) for value in row)) for row in limits]
@@ -167,23 +164,23 @@ def _against_static(
 ) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """Return each adaptive arm's differences from static routing at its own mean experts.
 
-    From the straight line between the measured k on either side, and from the least that a convex
-    curve can be there; see :func:`convex_bound`. The intervals hold for all of them at once.
+    The first are from the straight line between the measured k on either side, the second from the
+    lowest value of a convex curve there; see :func:`convex_bound`. The intervals are simultaneous.
     """
     curve = sorted(
-        (place for place, arm in enumerate(arms) if arm.static_k is not None),
-        key=lambda place: arms[place].static_k,
+        (index for index, arm in enumerate(arms) if arm.static_k is not None),
+        key=lambda index: arms[index].static_k,
     )
-    ks = [arms[place].static_k for place in curve]
+    ks = [arms[index].static_k for index in curve]
     lines, bounds = {}, {}
-    for place, arm in enumerate(arms):
+    for index, arm in enumerate(arms):
         at = bracket(arm.mean_experts, ks) if arm.static_k is None and ks else None
         if at is None:
             continue
-        lines[arm.strategy] = nats_NS[:, place] - interpolate(nats_NS[:, curve], at)
+        lines[arm.strategy] = nats_NS[:, index] - interpolate(nats_NS[:, curve], at)
         least_N = convex_bound(nats_NS[:, curve], ks, at)
         if least_N is not None:
-            bounds[arm.strategy] = nats_NS[:, place] - least_N
+            bounds[arm.strategy] = nats_NS[:, index] - least_N
     if not lines:
         return {}, {}
     gap_NS = np.stack([*lines.values(), *bounds.values()], axis=1)
@@ -195,12 +192,12 @@ def _against_static(
 
 
 def convex_bound(value_NK: Array, ks: Sequence[int], at: Bracket) -> Array | None:
-    """Return the least that a curve through measured points can be if it is convex, (N,).
+    """Return the lowest values of a convex curve through measured points, (N,).
 
-    Between two points it is nowhere below the line through the two points before them, nor below
-    that through the two after them, extended; the line with the higher sum is taken, item by item.
-    Where the points are not convex, so that this is above the straight line between the two, that
-    is taken instead. On a measured point it is that point.
+    Between two points such a curve is not below the line through the two points before them, nor
+    below that through the two after them. Of these lines the one with the higher sum is taken, item
+    by item. If the points are not convex, it may be above the straight line between the two; then
+    that line is taken. On a measured point the result is the point.
 
     Args:
         value_NK: nats of each item at each k, (items, ks).
@@ -208,7 +205,7 @@ def convex_bound(value_NK: Array, ks: Sequence[int], at: Bracket) -> Array | Non
         at: where between them.
 
     Returns:
-        None between two points that have no other beside them.
+        None between two points without neighbours.
 
     >>> curve_NK = np.array([[8.0, 4.0, 2.0, 1.0]])
     >>> convex_bound(curve_NK, [1, 2, 3, 4], Bracket(1, 2, 0.5))

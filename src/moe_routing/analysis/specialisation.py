@@ -1,4 +1,4 @@
-"""Who works with whom, and on what: the analyses of the OLMoE paper (2409.02060, section 5).
+"""Co-activation and specialisation of experts, as in the OLMoE paper (2409.02060, section 5).
 
 Pure functions of arrays. Shape letters: L layers, T tokens, E experts, K selected experts.
 """
@@ -12,16 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 FEWEST_OCCURRENCES = 10
-"""A token id that occurs less often says little about where it goes."""
+"""Token ids that occur less often say little about their routing."""
 
 
 def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
     """Return how often two experts are selected together, over all pairs.
 
-    share = N(a and b) / N(a): of the tokens that expert a gets, the proportion that b gets as well
-    (OLMoE paper, section 5.2). Not symmetric. Every ordered pair a != b has a row; the share is
-    missing where a was never selected. ``lift`` is the share over b's proportion of all tokens: 1
-    if the two had nothing to do with each other.
+    proportion = N(a and b) / N(a): of the tokens that expert a gets, the proportion that b gets as
+    well (OLMoE paper, section 5.2). It is not symmetric. Every ordered pair a != b has a row; the
+    proportion is missing where a was never selected. ``lift`` is the proportion over b's proportion
+    of all tokens: 1 if the two are selected independently.
 
     Args:
         index_LTK: distinct experts of each token, (layers, tokens, selected).
@@ -56,9 +56,9 @@ def coactivation(index_LTK: NDArray[np.int64], experts: int) -> pd.DataFrame:
 def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> pd.DataFrame:
     """Return the proportion of each domain's tokens that goes to each expert.
 
-    share = N(expert, domain) / N(domain) (OLMoE paper, section 5.3); a router that ignores the
-    domain has the same share everywhere. ``overall`` is the mean over domains, each counting
-    once, and ``lift`` is share / overall.
+    proportion = N(expert, domain) / N(domain) (OLMoE paper, section 5.3); a router that ignores the
+    domain has the same one everywhere. ``overall`` is the mean over domains, with equal weights,
+    and ``lift`` is proportion / overall.
 
     Args:
         load_by_domain: for each domain its loads, (layers, experts), and its number of tokens.
@@ -66,7 +66,7 @@ def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> 
     proportion_DLE = np.stack([load / tokens for load, tokens in load_by_domain.values()])
     overall_LE = proportion_DLE.mean(0)
     _, layers, experts = proportion_DLE.shape
-    place_L, place_E = np.divmod(np.arange(layers * experts), experts)
+    layer_X, expert_X = np.divmod(np.arange(layers * experts), experts)
     tables = []
     for (domain, (_, tokens)), proportion_LE in zip(
         load_by_domain.items(), proportion_DLE, strict=True
@@ -77,8 +77,8 @@ def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> 
             pd.DataFrame(
                 {
                     "domain": domain,
-                    "layer": place_L,
-                    "expert": place_E,
+                    "layer": layer_X,
+                    "expert": expert_X,
                     "proportion": proportion_LE.ravel(),
                     "overall": overall_LE.ravel(),
                     "lift": lift_LE.ravel(),
@@ -98,9 +98,9 @@ def vocabulary_specialisation(
 
     For a token id x, max over experts of N(x to expert as first choice) / N(x), averaged over
     token ids (OLMoE paper, section 5.4, with k = 1): ``mean`` over all ids, as in the paper, and
-    ``mean_frequent`` over ids with at least 10 occurrences. An id that occurs once has 1 whatever
-    the router does; ``shuffled`` and ``shuffled_frequent`` are the same numbers after the ids were
-    permuted over the tokens, which is what rarity alone makes.
+    ``mean_frequent`` over ids with at least 10 occurrences. An id that occurs once always has 1, so
+    ``shuffled`` and ``shuffled_frequent`` are the same numbers after the ids were permuted over the
+    tokens: the effect of rarity alone.
 
     Args:
         first_LT: first-choice expert of each token, (layers, tokens).
@@ -133,13 +133,13 @@ def vocabulary_specialisation(
 def largest_proportion(
     expert_T: NDArray[np.int64], id_T: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return, for each token id in sorted order, its commonest expert's share and its count.
+    """Return, for each token id in sorted order, the proportion of its main expert and its count.
 
     >>> largest_proportion(np.array([0, 0, 1, 2]), np.array([7, 7, 7, 9]))[0].round(2)
     array([0.67, 1.  ])
     """
-    _, place_T, count_X = np.unique(id_T, return_inverse=True, return_counts=True)
-    pairs, together = np.unique(np.stack([place_T, expert_T]), axis=1, return_counts=True)
+    _, index_T, count_X = np.unique(id_T, return_inverse=True, return_counts=True)
+    pairs, together = np.unique(np.stack([index_T, expert_T]), axis=1, return_counts=True)
     most_X = np.zeros(count_X.size, dtype=np.int64)
     np.maximum.at(most_X, pairs[0], together)
     return most_X / count_X, count_X

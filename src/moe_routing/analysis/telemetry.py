@@ -16,8 +16,8 @@ class UnionRecorder(Recorder):
     """Also counts the distinct experts that a batch of tokens needs.
 
     Decoding a batch of sequences loads the union of their experts' weights. Here a batch is
-    ``batch`` tokens of one forward pass, as far apart as the pass allows, so that they mostly come
-    from different documents.
+    ``batch`` tokens of one forward pass, as far apart as possible, so that most come from different
+    documents.
     """
 
     def __init__(self, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""The evaluation text that the analyses look at."""
+"""The evaluation text that the analyses read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def text_dataset(datasets: Iterable[str]) -> str:
     """Return the set whose text the analyses read.
 
-    It is the study's first perplexity set; without one the first of passages that end in a word to
-    predict, else the first of any kind.
+    It is the first perplexity set of the study; without one, the first last-word set; without
+    either, the first set.
 
     >>> text_dataset(["hellaswag", "lambada", "wikipedia"]), text_dataset(["hellaswag", "lambada"])
     ('wikipedia', 'lambada')
@@ -38,13 +38,16 @@ def data_path(results: Path, name: str) -> Path:
     return results / "data" / f"{name}.parquet"
 
 
+def item_text(item: Item) -> str:
+    """Return the text of an item with its right continuation."""
+    return item.context + item.continuations[item.label or 0]
+
+
 def read_text(config: StudyConfig, results: Path) -> list[Item]:
-    """Return the texts that the analyses read, each as a document without a context.
+    """Return the texts that the analyses read, as documents without a context.
 
     Items of other tasks become their context and right continuation.
     """
-    from moe_routing.analysis.capture import item_text
-
     return [
         replace(item, context="", continuations=(item_text(item),), label=None)
         for item in read_items(data_path(results, text_dataset(config.datasets)))
@@ -54,10 +57,10 @@ def read_text(config: StudyConfig, results: Path) -> list[Item]:
 def first_items(
     items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, tokens: int
 ) -> list[Item]:
-    """Return the first passages that hold at least ``tokens`` tokens; all if they do not."""
+    """Return the first passages that hold at least ``tokens`` tokens, or all of them."""
     total = 0
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         total += len(tokenizer(item.continuations[0])["input_ids"])
         if total >= tokens:
-            return list(items[: place + 1])
+            return list(items[: index + 1])
     return list(items)

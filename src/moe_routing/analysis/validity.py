@@ -1,4 +1,4 @@
-"""The validity page: are the p-values what they claim to be, and do the procedures keep faith?"""
+"""The validity analysis: p-value calibration, and error rates of the procedures."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 MIN_K = 1
 """The floor of every BH arm."""
 MARGINAL = ("pooled", "pooled_kde", "per_expert", "per_expert_kde")
-"""Nulls that are the law of the logits themselves, so that the bound alpha * H_E holds for them on
-the tokens that they were fitted on: exactly for the empirical laws, approximately for the kernel
-ones."""
+"""Nulls that are the distribution of the logits themselves, so that the bound alpha * H_E holds on
+the tokens that they were fitted on: exactly for empirical distributions, approximately for kernel
+estimates."""
 CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Levels of the curves of size against alpha, beside those of the config; each null is examined at
+"""Levels of the curves of size against alpha, besides those of the config; each null is examined at
 those that it has enough draws for."""
 
 
@@ -87,7 +87,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
 def binding_table(
     config: StudyConfig, sample: CalibrationSample, text: CalibrationSample
 ) -> pd.DataFrame:
-    """Return what binds on evaluation text, and for marginal nulls on calibration text too."""
+    """Return what binds on evaluation text and, for marginal nulls, on calibration text."""
     parts = []
     for null_id in tqdm(config.analysis.validity.nulls, desc="binding", unit="null"):
         fitted = NULLS[null_id].fit(sample)
@@ -102,9 +102,9 @@ def design_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
 
-    Only nulls whose H0 holds in a design are examined there, those whose assumption it breaks
-    included. They are fitted anew on the first sample of the design and tested on the second, at
-    the levels that they have enough draws for.
+    Only nulls whose H0 holds in a design are examined there, including those whose assumption it
+    breaks. They are fitted on the first sample of the design and tested on the second, at the
+    levels that they have enough draws for.
 
     Raises:
         InputError: the level of the verdict is not among them.
@@ -143,7 +143,7 @@ def _check_verdict(
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
-    """Return what each design is, for which nulls H0 holds there, and what of theirs it breaks."""
+    """Return what each design is, the nulls whose H0 holds in it, and the assumptions it breaks."""
     rows = [
         {
             "design": design.name,

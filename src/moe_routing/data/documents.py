@@ -1,19 +1,36 @@
-"""Plain documents from any source: for the ``wikipedia`` set and for calibration text."""
+"""Plain documents from any source: the ``wikipedia`` set, and calibration text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from moe_routing.data.items import Item, document_item
 from moe_routing.data.rows import Row
 from moe_routing.data.wikitext import detokenize, has_headings, wikitext_pages
+
+
+def wikipedia_items(rows: Sequence[Row], dataset: str) -> list[Item]:
+    """Return one item per distinct passage, scored as it is.
+
+    The passages are BoolQ's (Clark et al. 2019, arXiv 1905.10044) or those of a local file; ids
+    count distinct passages. This is not WikiText: passages are short, and numbers on them are
+    comparable only with each other.
+
+    Raises:
+        InputError: a missing column or an empty passage.
+    """
+    return [
+        document_item(dataset, number, original=text, scored=text)
+        for number, text in enumerate(read_documents(rows))
+    ]
 
 
 def read_documents(rows: Sequence[Row]) -> list[str]:
     """Return the distinct documents of a data file, in order of first appearance.
 
     Layouts: ``passage`` (BoolQ, whose questions share passages) or ``text``, a document per row;
-    ``line``, a text file with an empty line between documents; WikiText in each of its layouts,
+    ``line``, a text file with an empty line between documents; WikiText in any of its layouts,
     detokenized.
 
     Raises:

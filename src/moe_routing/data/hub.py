@@ -1,8 +1,8 @@
-"""A split of a hub data set at a pinned commit, with or without a network.
+"""Fetch a split of a hub data set at a pinned commit, with or without a network.
 
-``datasets.load_dataset`` is not used: with ``HF_HUB_OFFLINE=1`` version 5 looks only at data sets
-that it has prepared before, and there at any revision. ``snapshot_download`` honours the commit in
-both cases, and downloads no more than the files of the split.
+``datasets.load_dataset`` is not used: with ``HF_HUB_OFFLINE=1`` version 5 finds only data sets that
+it has prepared before, at any revision. ``snapshot_download`` honours the commit in both cases, and
+downloads only the files of the split.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fetch_hub(source: HubSource, path: Path) -> None:
 
 
 def split_files(source: HubSource) -> list[Path]:
-    """Return the split's files in the hub cache, downloaded where they are not there yet.
+    """Return the split's files in the hub cache; those that are missing are downloaded.
 
     Raises:
         InputError: see :func:`fetch_hub`.
@@ -105,7 +105,7 @@ def _patterns_by_split(data_files: object) -> dict[str, list[str]]:
 
 
 def _usual_patterns(source: HubSource) -> list[str]:
-    """Return patterns of files named after split and subset, a few too many at the most."""
+    """Return patterns that match all files named after split and subset, and perhaps others."""
     names = [source.split]
     if source.subset:
         names = [f"{source.subset}*{source.split}", f"{source.split}*{source.subset}"]
@@ -122,7 +122,7 @@ def _is_named_after(name: str, source: HubSource) -> bool:
 
 
 def _check_shards(source: HubSource, names: Sequence[str]) -> None:
-    """Refuse files that differ in more than a shard's number: they are not one data set."""
+    """Refuse files that differ in more than the number of a shard: they are not one data set."""
     kinds = sorted({re.sub(r"\d+", "#", Path(name).name) for name in names})
     folders = sorted({str(Path(name).parent) for name in names})
     if len(kinds) > 1 or len(folders) > 1:

@@ -1,4 +1,4 @@
-"""The one item schema of all evaluation sets, and its Parquet file.
+"""The item schema of all evaluation sets, and its Parquet file.
 
 ``data/<dataset>.parquet`` is the interface to evaluation: columns ``id``, ``cluster``, ``context``,
 ``continuations``, ``label``, ``words``, ``bytes``.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TARGET_DELIMITER = " "
-"""What lm-evaluation-harness puts between a context and a choice."""
+"""The text between a context and a choice in lm-evaluation-harness."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ def lambada_items(rows: Sequence[Row], dataset: str) -> list[Item]:
     """Return one item per row: the last word after the text before it.
 
     Hub and local files have a column ``text``, split as lm-evaluation-harness's ``lambada_openai``
-    does: at single spaces, so that the last word of 7 of the 5,153 passages includes a line break
-    and the word before. The archive has a column ``request`` with ``context`` and ``continuation``;
+    does: at single spaces. So the last word of 7 of the 5,153 passages includes a line break and
+    the word before. The archive has a column ``request`` with ``context`` and ``continuation``;
     its passages are the same words with every run of white space made one space, which changes
     4,715 of them, so that likelihoods differ a little from the hub's.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from moe_routing.data.items import Item
 
 NGRAM = 13
-"""Words in a row that make two texts overlap."""
+"""Texts overlap if they share this many words in a row."""
 
 
 def words(text: str) -> list[str]:
@@ -29,21 +29,21 @@ def item_ngrams(item: Item, n: int = NGRAM) -> Iterator[str]:
     context = words(item.context)
     yield from ngrams(context, n)
     for continuation in item.continuations:
-        # What lies wholly within the context was yielded above.
+        # N-grams within the context were yielded above.
         yield from ngrams([*context[-(n - 1) :], *words(continuation)], n)
 
 
 def overlapping(documents: Sequence[str], items: Iterable[Item], n: int = NGRAM) -> set[int]:
-    """Return the places of the documents that share an n-gram with any item.
+    """Return the indices of the documents that share an n-gram with any item.
 
-    A document shorter than ``n`` words overlaps only an item text of exactly its words.
+    A document shorter than ``n`` words overlaps only an item text with exactly the same words.
     """
-    places: dict[str, list[int]] = {}
-    for place, document in enumerate(documents):
+    indices: dict[str, list[int]] = {}
+    for index, document in enumerate(documents):
         for ngram in ngrams(words(document), n):
-            places.setdefault(ngram, []).append(place)
+            indices.setdefault(ngram, []).append(index)
     found: set[int] = set()
     for item in items:
         for ngram in item_ngrams(item, n):
-            found.update(places.get(ngram, ()))
+            found.update(indices.get(ngram, ()))
     return found

@@ -1,4 +1,4 @@
-"""From raw data files to what a study evaluates and calibrates on; no network."""
+"""Make evaluation items and calibration text from raw data files, without a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moe_routing.config.study import Source, StudyConfig
 
 CALIBRATION = "calibration"
-"""Name of the calibration text where an evaluation set's name could stand."""
+"""Name of the calibration text, where the name of an evaluation set is allowed too."""
 
 
 def source_of(config: StudyConfig, name: str) -> Source:
@@ -63,8 +63,8 @@ def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> Non
 def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Path) -> None:
     """Write calibration text that is disjoint from every evaluation set, and a manifest.
 
-    Text is checked against every item of every set, evaluated or not; of a set that calibration
-    text is drawn from too, against the items of the subset.
+    Text is checked against every item of every set, evaluated or not. For a set with the same
+    source as the calibration text it is checked against the items of the subset.
 
     Args:
         config: the study.
@@ -105,7 +105,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
 
 @dataclass(frozen=True)
 class _EvaluationSet:
-    """An evaluation set as calibration sees it: text that it must not overlap."""
+    """The text of an evaluation set that calibration text must not overlap."""
 
     name: str
     source: Source

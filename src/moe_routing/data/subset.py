@@ -18,8 +18,8 @@ def data_rng(seed: int, name: str) -> np.random.Generator:
 def seeded_subset(items: Sequence[Item], size: int | None, rng: np.random.Generator) -> list[Item]:
     """Return ``size`` items drawn without replacement, in their original order; None takes all.
 
-    The draw permutes the sorted ids, so it does not depend on the order of ``items``; a smaller
-    subset of the same generator state lies within a larger one.
+    The draw permutes the sorted ids, so it does not depend on the order of ``items``. From the same
+    generator state a smaller subset is part of a larger one.
 
     Raises:
         InputError: fewer than ``size`` items.

@@ -1,15 +1,15 @@
-"""From a data file to items, by data set."""
+"""The items of each data set, from its data file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from moe_routing.data.documents import wikipedia_items
 from moe_routing.data.hellaswag import hellaswag_items
 from moe_routing.data.items import Item
 from moe_routing.data.lambada import lambada_items
 from moe_routing.data.rows import Row, read_rows
-from moe_routing.data.wikipedia import wikipedia_items
 from moe_routing.data.wikitext import wikitext_items
 
 ITEM_MAKERS: Mapping[str, Callable[[Sequence[Row], str], list[Item]]] = {

@@ -40,7 +40,7 @@ def wikitext_pages(rows: Sequence[Row]) -> list[str]:
 
 
 def has_headings(rows: Sequence[Row]) -> bool:
-    """Say whether any line opens a page: tells WikiText lines from other text."""
+    """Return whether any line opens a page, as in WikiText and not in other text."""
     return any(is_heading(str(row.values.get("text", row.values.get("line", "")))) for row in rows)
 
 
@@ -79,8 +79,8 @@ def _split_pages(lines: Iterable[str]) -> Iterable[str]:
 def detokenize(page: str) -> str:
     """Return running text: the harness's ``wikitext_detokenizer``, its quirks included.
 
-    The steps are kept in its order, with its two patterns that match nothing meant, because
-    word perplexity is only comparable for the same scored text.
+    The steps keep its order, including two patterns that never match as intended, because word
+    perplexities are comparable only for the same scored text.
     """
     page = page.replace("s '", "s'")
     page = re.sub(r"/' [0-9]/", r"/'[0-9]/", page)

@@ -21,7 +21,6 @@ from moe_routing.engine.weights import (
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
 from moe_routing.hub import snapshot
-from moe_routing.usage import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,7 +127,6 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
     )
 
 
-@loading()
 def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     """Load model and tokenizer for inference.
 

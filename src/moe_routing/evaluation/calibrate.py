@@ -5,7 +5,6 @@ Shape letters: L layers, T tokens, E experts, B batch, S sequence.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import find_routers, router_fingerprint, watched
+from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import input_device, weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
+from moe_routing.evaluation.watch import watch_routers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
@@ -33,7 +33,7 @@ def sample_router_logits(
     rng: np.random.Generator,
     batch_size: int = 16,
 ) -> CalibrationSample:
-    """Run the stock model over ``texts`` and keep the router logits of the first ``tokens`` tokens.
+    """Run the stock model on ``texts`` and keep the router logits of the first ``tokens`` tokens.
 
     Texts are joined by the end-of-text token and cut into windows. The same windows with their
     tokens shuffled (``rng``) give each token in a mismatched context.
@@ -73,7 +73,7 @@ def calibrate(
     tokens: int = 8192,
     seed: int = 0,
 ) -> Calibration:
-    """Calibrate a model on text of your own: what :func:`moe_routing.routed` asks for.
+    """Calibrate a model on your own text, for :func:`moe_routing.routed`.
 
     Args:
         model: a transformers model with supported routers.
@@ -117,21 +117,11 @@ def _collect(
     model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int, label: str
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
-    logits: defaultdict[int, list[Tensor]] = defaultdict(list)
-    norms: defaultdict[int, list[Tensor]] = defaultdict(list)
-
-    def see(layer: int, hidden_TH: Tensor, logits_TE: Tensor) -> None:
-        logits[layer].append(logits_TE.float().cpu())
-        norms[layer].append(hidden_TH.float().norm(dim=1).cpu())
-
-    with watched(model, see):
+    with watch_routers(model) as watch:
         for batch_BS in tqdm(ids_BS.split(batch_size), desc=label, unit="batch"):
             model.base_model(batch_BS.to(input_device(model)), use_cache=False)
-    logits_LTE = torch.stack([torch.cat(logits[layer])[:tokens] for layer in sorted(logits)])
-    if not torch.isfinite(logits_LTE).all():
-        layer = int((~torch.isfinite(logits_LTE)).flatten(1).any(1).nonzero()[0])
-        raise InputError(f"calibration: router logits of layer {layer} are not finite")
-    return logits_LTE, torch.stack([torch.cat(norms[layer])[:tokens] for layer in sorted(norms)])
+    logits_LTE = watch.logits_LTE("calibration")
+    return logits_LTE[:, :tokens].contiguous(), watch.norm_LT()[:, :tokens].contiguous()
 
 
 def calibration_window(model: PreTrainedModel, window: int | None) -> int:

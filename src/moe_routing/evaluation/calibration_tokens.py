@@ -1,4 +1,4 @@
-"""Whether a study has the tokens that its nulls need, which depends on the model's experts."""
+"""Check that a study samples enough calibration tokens for its nulls and the model's experts."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ DRAWS_PER_TOKEN: Mapping[str, Callable[[Limits], float]] = MappingProxyType(
         "permuted_context": lambda limits: 1,
     }
 )
-"""What a calibration token adds to the draws behind each tail of a fitted null."""
+"""Draws that a calibration token adds to each tail of a fitted null."""
 
 
 def check_tokens(study: StudyConfig, limits: Limits, origin: str) -> None:
-    """Check that every null which is used gets the draws for every level that it is tested at.
+    """Check that every null in use gets enough draws for every level that it is tested at.
 
     Args:
-        study: the config, with what it leaves to the model filled in; it fits the limits.
-        limits: the model's.
+        study: the config, with the defaults of the model filled in; it is within the limits.
+        limits: those of the model.
         origin: how errors name the config file.
 
     Raises:
@@ -51,7 +51,7 @@ def check_tokens(study: StudyConfig, limits: Limits, origin: str) -> None:
 
 
 def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int, str]]:
-    """Yield a key, its tokens, how many are needed, and by what."""
+    """Yield a key, its tokens, how many are needed, and for what."""
     validity, tokens = study.analysis.validity, study.calibration.tokens
     for what, null, level in _levels(study, limits.experts):
         yield "calibration.tokens", tokens, _needed(null, level, limits), what
@@ -64,7 +64,7 @@ def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int
 
 
 def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]]:
-    """Yield what tests on calibration tokens, its null, and the smallest level it tests at."""
+    """Yield each use of a null, the null, and the smallest level that it is tested at."""
     for name in study.scored:
         strategy = parse_strategy(name)
         rule = getattr(strategy, "base", strategy)
@@ -79,5 +79,5 @@ def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]
 
 
 def _needed(null: str, level: float, limits: Limits) -> int:
-    """Return the tokens that a null is fitted on at least, to have a p-value of a level."""
+    """Return the fewest tokens that give a null p-values as small as a level."""
     return math.ceil(min_draws(level) / DRAWS_PER_TOKEN[null](limits))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,70 @@ from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
-from moe_routing.evaluation.provenance import environment
+from moe_routing.evaluation.record import (
+    SCHEMA_VERSION,
+    CellRecord,
+    Provenance,
+    RoutingSummary,
+    Timings,
+    environment,
+    specification,
+)
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
-from moe_routing.statistics.intervals import Estimate, divergence_interval, metric_intervals
+from moe_routing.statistics.estimate import Estimate
+from moe_routing.statistics.intervals import divergence_interval, metric_intervals
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
-SCHEMA_VERSION = 1
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """An evaluation set as prepared for a study: read once per job.
+
+    Attributes:
+        name: name of the set.
+        items: its items, in their order.
+        sha256: hash of the items.
+    """
+
+    name: str
+    items: list[Item]
+    sha256: str
+
+    @property
+    def task(self) -> str:
+        """How the items are scored."""
+        return DATASETS[self.name].task
+
+    @classmethod
+    def read(cls, results: Path, name: str) -> EvaluationSet:
+        """Read the items of a set.
+
+        Raises:
+            InputError: see :func:`moe_routing.data.items.read_items`.
+        """
+        items = read_items(results / "data" / f"{name}.parquet")
+        return cls(name, items, fingerprint(items))
+
+
+@dataclass(frozen=True)
+class ScoredItems:
+    """The scores of some items under a strategy.
+
+    Attributes:
+        items: one row per item.
+        statistics: how the strategy routed.
+        seconds: wall-clock time of scoring.
+    """
+
+    items: pd.DataFrame
+    statistics: RoutingStatistics
+    seconds: float
 
 
 def evaluate_strategies(
@@ -58,79 +109,53 @@ def evaluate_strategies(
     loaded = load_study_model(config.model, results, config.resources.threads)
     for name in names:
         started = time.perf_counter()
-        items = divergence_subset(read_items(_items_file(results, name)), name, config)
-        # Read first, it warms the model up for whichever strategy is timed first.
-        divergence = BaselineDivergence(loaded, items, DATASETS[name].task, config, calibration)
-        baseline_seconds = time.perf_counter() - started
+        dataset = EvaluationSet.read(results, name)
+        subset = divergence_subset(dataset.items, name, config)
+        # The baseline's pass also warms the model up, whichever strategy is timed first.
+        divergence = BaselineDivergence(loaded, subset, dataset.task, config, calibration)
+        baseline_seconds = (time.perf_counter() - started) / len(strategies)
         for strategy in strategies:
-            frame, record = score_dataset(loaded, strategy, name, config, results, calibration)
+            scored = score_items(loaded, strategy, dataset.items, name, config, calibration)
             started = time.perf_counter()
-            frame["kl"] = frame["id"].map(divergence.of(strategy)).astype(float)
-            record["timings"]["divergence_seconds"] = (
-                time.perf_counter() - started + baseline_seconds / len(strategies)
+            kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
+            seconds = time.perf_counter() - started + baseline_seconds
+            scored = replace(scored, items=scored.items.assign(kl=kl))
+            record = cell_record(
+                loaded, strategy, dataset, scored, config, divergence_seconds=seconds
             )
-            record["metrics"] += [asdict(estimate) for estimate in _divergence(frame, config)]
-            write_cell(results / "cells" / strategy.id / name, frame, record)
+            write_cell(results / "cells" / strategy.id / name, scored.items, record)
             _report(record)
 
 
-def _report(record: dict) -> None:
-    """Tell whoever follows the log that a cell is done."""
-    speed = f"{record['timings']['tokens_per_second']:,.0f} tokens/s"
-    cell = f"{record['strategy']['id']} on {record['dataset']}"
-    print(f"{cell}: {record['n_items']:,} items, {speed}", file=sys.stderr, flush=True)
+def _report(record: CellRecord) -> None:
+    """Write to the log that a cell is done."""
+    speed = f"{record.timings.tokens_per_second:,.0f} tokens/s"
+    cell = f"{record.strategy['id']} on {record.dataset}"
+    print(f"{cell}: {record.n_items:,} items, {speed}", file=sys.stderr, flush=True)
 
 
 def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:
-    """Return what strategies need to know of the model beforehand; None if none needs anything."""
+    """Return the calibration that strategies need, or None."""
     if not any(strategy.needs_calibration for strategy in strategies):
         return None
     nulls = dict.fromkeys(strategy.needs_null for strategy in strategies)
     return Calibration.load(results / "calibration", tuple(null for null in nulls if null))
 
 
-def score_dataset(
-    loaded: LoadedModel,
-    strategy: Strategy,
-    dataset: str,
-    config: StudyConfig,
-    results: Path,
-    calibration: Calibration | None,
-) -> tuple[pd.DataFrame, dict]:
-    """Return the item table of a strategy on an evaluation set, and the record of the cell.
-
-    Raises:
-        InputError: no items, or router logits or likelihoods that are not finite.
-    """
-    items = read_items(_items_file(results, dataset))
-    frame, statistics, seconds = score_items(
-        loaded, strategy, items, DATASETS[dataset].task, config, calibration, label=dataset
-    )
-    record = _record(config, strategy, dataset, frame, statistics, seconds)
-    record["provenance"] = {
-        **loaded.provenance,
-        "experts_implementation": config.model.experts_implementation,
-        "token_budget": config.evaluation.token_budget,
-        "data_sha256": fingerprint(items),
-        **environment(config.seed),
-    }
-    return frame, record
-
-
-def _items_file(results: Path, dataset: str) -> Path:
-    return results / "data" / f"{dataset}.parquet"
-
-
 def score_items(
     loaded: LoadedModel,
     strategy: Strategy,
     items: list[Item],
-    task: str,
+    dataset: str,
     config: StudyConfig,
     calibration: Calibration | None,
-    label: str,
-) -> tuple[pd.DataFrame, RoutingStatistics, float]:
-    """Return one row per item, the routing statistics, and the wall seconds of scoring."""
+) -> ScoredItems:
+    """Score items of an evaluation set under a strategy.
+
+    Raises:
+        InputError: router logits or likelihoods that are not finite.
+    """
+    task = DATASETS[dataset].task
     recorder = Recorder()
     scorer = Scorer(
         loaded.model,
@@ -148,11 +173,11 @@ def score_items(
         recorder=recorder,
         experts_implementation=implementation,
     ):
-        scores = scorer.score_items(items, task, label=f"{strategy.id} on {label}")
+        scores = scorer.score_items(items, task, label=f"{strategy.id} on {dataset}")
     seconds = time.perf_counter() - started
     statistics = recorder.statistics()
-    statistics.check_finite(f"{strategy.id} on {label}")
-    return pd.DataFrame(_rows(items, scores, task)), statistics, seconds
+    statistics.check_finite(f"{strategy.id} on {dataset}")
+    return ScoredItems(pd.DataFrame(_rows(items, scores, task)), statistics, seconds)
 
 
 def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]:
@@ -187,58 +212,62 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     return rows
 
 
-def _record(
-    config: StudyConfig,
+def cell_record(
+    loaded: LoadedModel,
     strategy: Strategy,
-    dataset: str,
-    frame: pd.DataFrame,
-    statistics: RoutingStatistics,
-    seconds: float,
-) -> dict:
-    rng = np.random.default_rng(config.seed)
-    estimates = metric_intervals(
-        frame,
-        DATASETS[dataset].task,
-        confidence=config.statistics.confidence,
-        resamples=config.statistics.resamples,
-        rng=rng,
-    )
-    specification = {"id": strategy.id, "family": strategy.family.name, **strategy.model_dump()}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "study": config.study,
-        "strategy": {**specification, "weighting": strategy.weighting_kind},
-        "dataset": dataset,
-        "task": DATASETS[dataset].task,
-        "n_items": len(frame),
-        "metrics": [asdict(estimate) for estimate in estimates],
-        "routing": {
-            "tokens": statistics.tokens,
-            "mean_experts": statistics.mean_experts(),
-            "sd_experts": statistics.sd_experts(),
-            "floor_proportion": float(statistics.floor_binds_L.mean()),
-            "cap_proportion": float(statistics.cap_binds_L.mean()),
-            "empty_proportion": float(statistics.empty_L.mean()),
-            "router_entropy": float(statistics.entropy_L.mean()),
-            "max_weight": float(statistics.max_probability_L.mean()),
-            "by_layer": statistics.by_layer(),
-        },
-        "timings": {"wall_seconds": seconds, "tokens_per_second": statistics.tokens / seconds},
-    }
+    dataset: EvaluationSet,
+    scored: ScoredItems,
+    config: StudyConfig,
+    *,
+    divergence_seconds: float | None = None,
+    numerics: dict[str, str | int] | None = None,
+) -> CellRecord:
+    """Return the record of a cell.
 
-
-def _divergence(frame: pd.DataFrame, config: StudyConfig) -> list[Estimate]:
-    return divergence_interval(
-        frame,
-        confidence=config.statistics.confidence,
-        resamples=config.statistics.resamples,
-        rng=np.random.default_rng(config.seed),
+    Args:
+        loaded: the model.
+        strategy: the strategy.
+        dataset: the evaluation set.
+        scored: its items under the strategy, with a column ``kl`` if divergences were measured.
+        config: the study, under the settings of the job.
+        divergence_seconds: time that the divergences took.
+        numerics: numerics arm and what it changes, if the cell belongs to one.
+    """
+    return CellRecord(
+        schema_version=SCHEMA_VERSION,
+        study=config.study,
+        strategy=specification(strategy),
+        dataset=dataset.name,
+        task=dataset.task,
+        n_items=len(scored.items),
+        metrics=_estimates(scored.items, dataset.task, config),
+        routing=RoutingSummary.of(scored.statistics),
+        timings=Timings(
+            scored.seconds, scored.statistics.tokens / scored.seconds, divergence_seconds
+        ),
+        provenance=Provenance(
+            **loaded.provenance | {"experts_implementation": config.model.experts_implementation},
+            token_budget=config.evaluation.token_budget,
+            data_sha256=dataset.sha256,
+            **environment(config.seed),
+        ),
+        numerics=numerics,
     )
 
 
-def write_cell(path: Path, frame: pd.DataFrame, record: dict) -> None:
+def _estimates(frame: pd.DataFrame, task: str, config: StudyConfig) -> tuple[Estimate, ...]:
+    """Return every metric with its interval, and the divergence if it was measured."""
+    confidence, resamples = config.statistics.confidence, config.statistics.resamples
+    settings = {"confidence": confidence, "resamples": resamples}
+    metrics = metric_intervals(frame, task, **settings, rng=np.random.default_rng(config.seed))
+    if "kl" in frame:
+        rng = np.random.default_rng(config.seed)
+        metrics += divergence_interval(frame, **settings, rng=rng)
+    return tuple(metrics)
+
+
+def write_cell(path: Path, frame: pd.DataFrame, record: CellRecord) -> None:
     """Write the items of a cell as Parquet and its record as JSON."""
     with atomic_path(path.with_suffix(".parquet")) as temporary:
         frame.to_parquet(temporary, index=False)
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record.write(path.with_suffix(".json"))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moe_routing.errors import InputError
+from moe_routing.evaluation.record import CellRecord
 from moe_routing.files import atomic_path
+from moe_routing.statistics.estimate import Estimate
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
 NOT_APPLICABLE = "none"
+ROUTING = (
+    "mean_experts", "sd_experts", "floor_proportion", "cap_proportion", "empty_proportion",
+    "router_entropy", "max_weight", "tokens",
+)  # fmt: skip
+"""Columns that are fields of :class:`moe_routing.evaluation.record.RoutingSummary`."""
 
 
 def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -24,16 +29,16 @@ def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.
     Controls are among both, after the strategies.
 
     Raises:
-        InputError: a cell is missing.
+        InputError: a cell is missing, or its record lacks a key.
     """
     cells, metrics = [], []
     for strategy in config.scored:
         for dataset in config.datasets:
-            record = _read_cell(results / "cells" / strategy / f"{dataset}.json")
+            record = CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
             cells.append(_cell_row(record))
             metrics += [
                 {"strategy": strategy, "dataset": dataset, **_interval(estimate)}
-                for estimate in record["metrics"]
+                for estimate in record.metrics
             ]
     return pd.DataFrame(cells), pd.DataFrame(metrics)
 
@@ -52,28 +57,22 @@ def write_tables(config: StudyConfig, results: Path) -> None:
             table.to_csv(temporary, index=False)
 
 
-def _read_cell(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(f"{path}: no such cell; run the workflow again to make it")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _interval(estimate: dict) -> dict[str, object]:
+def _interval(estimate: Estimate) -> dict[str, object]:
     return {
-        "metric": estimate["metric"],
-        "value": estimate["value"],
-        "ci_low": estimate["low"],
-        "ci_high": estimate["high"],
-        "n": estimate["n"],
+        "metric": estimate.metric,
+        "value": estimate.value,
+        "ci_low": estimate.low,
+        "ci_high": estimate.high,
+        "n": estimate.n,
     }
 
 
-def _cell_row(record: dict) -> dict[str, object]:
+def _cell_row(record: CellRecord) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
-    strategy, routing = record["strategy"], record["routing"]
+    strategy = record.strategy
     rule = strategy.get("base", strategy)  # a control has the counts of another strategy
-    main = TASKS[record["task"]].main_metric
-    estimate = _interval(next(m for m in record["metrics"] if m["metric"] == main))
+    main = TASKS[record.task].main_metric
+    estimate = _interval(next(one for one in record.metrics if one.metric == main))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],
@@ -81,17 +80,11 @@ def _cell_row(record: dict) -> dict[str, object]:
         "alpha": rule.get("alpha", NOT_APPLICABLE),
         "null": rule.get("null", NOT_APPLICABLE),
         "weighting": strategy["weighting"],
-        "dataset": record["dataset"],
-        "task": record["task"],
-        "n_items": record["n_items"],
+        "dataset": record.dataset,
+        "task": record.task,
+        "n_items": record.n_items,
         **{name: estimate[name] for name in ("metric", "value", "ci_low", "ci_high")},
-        "mean_experts": routing["mean_experts"],
-        "sd_experts": routing["sd_experts"],
-        "floor_proportion": routing["floor_proportion"],
-        "cap_proportion": routing["cap_proportion"],
-        "empty_proportion": routing["empty_proportion"],
-        "router_entropy": routing["router_entropy"],
-        "max_weight": routing["max_weight"],
-        "tokens": routing["tokens"],
-        **{name: record["timings"][name] for name in ("tokens_per_second", "wall_seconds")},
+        **{name: getattr(record.routing, name) for name in ROUTING},
+        "tokens_per_second": record.timings.tokens_per_second,
+        "wall_seconds": record.timings.wall_seconds,
     }

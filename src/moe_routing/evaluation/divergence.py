@@ -1,8 +1,8 @@
-"""How far a strategy moves the model's predictions: KL from the baseline's next-token distribution.
+"""Divergence of predictions: KL of a strategy from the baseline's next-token distribution.
 
 Accuracies can agree while answers flip; the divergence of the distributions shows it (Dutta et al.
-2024, arXiv 2407.09141). It is measured on some items of each set, the same for every strategy: both
-strategies read them in the same packs, and logits are made a block of positions at a time.
+2024, arXiv 2407.09141). It is measured on some items of each set, the same for every strategy, in
+the same packed batches. Logits are computed for a block of positions at a time.
 
 Shape letters: N scored positions, C positions of a block, H hidden size, V vocabulary.
 """
@@ -37,7 +37,7 @@ Head = Callable[[Tensor], Tensor]
 def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) -> list[Item]:
     """Return the items that divergences are measured on: a seeded subset, or all if there are few.
 
-    The draw depends on seed and data set only, so that it is the same for every strategy.
+    The draw depends on seed and data set only, so it is the same for every strategy.
     """
     size = min(config.evaluation.kl_items, len(items))
     return seeded_subset(items, size, data_rng(config.seed, f"{dataset} divergence"))
@@ -46,7 +46,7 @@ def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) 
 class BaselineDivergence:
     """KL(baseline || strategy) on the same items, for one strategy after another.
 
-    The baseline reads the items once; its final hidden states are kept on the host.
+    The baseline is run once; its final hidden states are kept on the host.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class BaselineDivergence:
         config: StudyConfig,
         calibration: Calibration | None,
     ) -> None:
-        """Let the baseline read the items.
+        """Run the baseline on the items.
 
         Args:
             loaded: the model.
             items: what to measure on; see :func:`divergence_subset`.
             task: kind of the evaluation set.
             config: the study.
-            calibration: of the baseline and of every strategy to come, if one needs it.
+            calibration: for the baseline and all strategies, if one of them needs it.
 
         Raises:
             InputError: an item does not fit into the window.
@@ -84,8 +84,8 @@ class BaselineDivergence:
     def of(self, strategy: Strategy) -> dict[str, float]:
         """Return the divergence of each item by id, nats, summed over its scored positions.
 
-        These are the positions that predict the document's tokens (perplexity), the last word's, or
-        the right choice's. Of the baseline itself it is 0, and nothing is computed.
+        These are the positions that predict the tokens of the document (perplexity), of the last
+        word, or of the right choice. The baseline itself has 0, without any computation.
 
         Raises:
             InputError: a divergence is not finite.
@@ -114,7 +114,7 @@ class BaselineDivergence:
 
 
 def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[TokenRequest]]:
-    """Return the token requests of each item; those of a multiple choice are of the right one."""
+    """Return the token requests of each item; of a multiple choice only the right one."""
     if task == "perplexity":
         return encoder.rolling([item.continuations[0] for item in items])
     right = [Request(item.context, item.continuations[item.label or 0]) for item in items]
@@ -137,7 +137,7 @@ def next_token_divergences(head: Head, reference_NH: Tensor, arm_NH: Tensor) -> 
         arm_NH: final hidden states at the same positions under the arm.
 
     Returns:
-        Nats, (N,), float64. Logits of half precision are turned to float32 before the softmax.
+        Nats, (N,), float64. Half-precision logits are converted to float32 before the softmax.
     """
     blocks = zip(reference_NH.split(BLOCK), arm_NH.split(BLOCK), strict=True)
     return torch.cat([_divergence(head, *block) for block in blocks])
@@ -146,7 +146,7 @@ def next_token_divergences(head: Head, reference_NH: Tensor, arm_NH: Tensor) -> 
 def _divergence(head: Head, reference_CH: Tensor, arm_CH: Tensor) -> Tensor:
     log_p_CV, log_q_CV = (_log_probabilities(head, rows_CH) for rows_CH in (reference_CH, arm_CH))
     kl_CV = F.kl_div(log_q_CV, log_p_CV, reduction="none", log_target=True)
-    # A divergence is never negative; a sum of rounding errors may be.
+    # Divergences are not negative, but rounding errors may be.
     return kl_CV.sum(1, dtype=torch.float64).clamp_(min=0)
 
 

@@ -1,8 +1,10 @@
-"""The model of a study: ``model.json`` says what it is, and every job loads just that."""
+"""The model of a study: ``model.json`` describes it, and every job loads exactly that model."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from moe_routing.engine.weights import file_hashes, weight_files
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.files import atomic_path, read_json
+from moe_routing.usage import LOADING
 
 if TYPE_CHECKING:
     from moe_routing.config.study import ModelConfig, StudyConfig
@@ -30,10 +33,10 @@ MODEL_FILE = "model.json"
 
 
 def write_model(study: StudyConfig, results: Path, origin: str) -> None:
-    """Fetch the model, check it and what the study asks of it, and write ``model.json``.
+    """Fetch the model, check it and the study against it, and write ``model.json``.
 
-    Beside what :func:`moe_routing.engine.loading.describe` returns it has ``window``, the most
-    input tokens of a forward pass.
+    The file holds what :func:`moe_routing.engine.loading.describe` returns and ``window``, the most
+    input tokens of a sequence.
 
     Args:
         study: the config.
@@ -56,11 +59,12 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
 
 
 def load_study_model(config: ModelConfig, results: Path, threads: int | None = None) -> LoadedModel:
-    """Load the model of a study, and make sure that it is the one in ``model.json``.
+    """Load the model of a study, and check that it is the one in ``model.json``.
 
-    The files are hashed once more after they are loaded, so that a result names the weights that
-    it was made with even if they were replaced since ``model.json`` was written. Sizes and times of
-    files would not tell: tools that copy keep them. Hashing reads what has just been read.
+    The files are hashed again after loading: a result must name the weights that it was made with,
+    even if they were replaced after ``model.json`` was written. Sizes and times of files would not
+    show it, because copying can keep them. The files have just been read, so hashing is cheap.
+    The CPU time of loading is written to the log.
 
     Args:
         config: the model, under the settings of the job.
@@ -68,10 +72,12 @@ def load_study_model(config: ModelConfig, results: Path, threads: int | None = N
         threads: CPU threads.
 
     Raises:
-        InputError: see :func:`moe_routing.engine.loading.load_model`; or a file is another one now.
+        InputError: see :func:`moe_routing.engine.loading.load_model`; or a file has changed since.
     """
     described = _read_description(results / MODEL_FILE)
+    before = time.process_time()
     loaded = load_model(config, threads)
+    print(LOADING.format(cpu=time.process_time() - before), file=sys.stderr)
     _check_unchanged(checkpoint_folder(config), described, results / MODEL_FILE)
     weights = {"weights_sha256": described["weights_sha256"]}
     return replace(loaded, provenance={**loaded.provenance, **weights})
@@ -86,7 +92,7 @@ def _read_description(path: Path) -> dict:
 
 
 def _check_unchanged(folder: Path, described: Mapping[str, dict[str, str]], origin: Path) -> None:
-    """Compare what was loaded with its description: the weights, and the settings named there."""
+    """Compare the loaded weights and settings with their description."""
     settings = [folder / name for name in described["settings"]]
     for path in settings:
         if not path.is_file():

@@ -18,7 +18,7 @@ from scipy import stats
 Array = NDArray[np.float64]
 
 FEWEST_CLUSTERS = 8
-"""Below this many clusters a resample too often repeats one cluster and has no spread."""
+"""With fewer clusters too many resamples repeat a single one and have no spread."""
 
 _DRAWS_AT_ONCE = 2_000_000  # bounds memory: about 16 MB of indices
 
@@ -129,6 +129,28 @@ def bootstrap_ratios(
     return RatioBootstrap(clusters, ratio_S, error_S, ratio_S + shift_BS, error_BS)
 
 
+def bootstrap_items(
+    values: ArrayLike,
+    units: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+) -> RatioBootstrap:
+    """Sum items within clusters, and resample the clusters.
+
+    Args:
+        values: numerators of the items, (N,) or (N, S).
+        units: denominators, (N,) for all series or (N, S).
+        clusters: cluster label of each item, (N,).
+        resamples: number of resamples B.
+        rng: source of randomness.
+    """
+    a_CS = _columns(cluster_sums(values, clusters))
+    b_CS = np.broadcast_to(_columns(cluster_sums(units, clusters)), a_CS.shape)
+    return bootstrap_ratios(a_CS, b_CS, resamples=resamples, rng=rng)
+
+
 def _resampled_sums(moments_CK: Array, resamples: int, rng: np.random.Generator) -> Array:
     clusters = len(moments_CK)
     chunk = max(1, _DRAWS_AT_ONCE // clusters)
@@ -147,7 +169,7 @@ def studentised_interval(boot: RatioBootstrap, confidence: float) -> tuple[Array
 
     q are quantiles of t* = (R* - R) / s* over resamples (Efron & Tibshirani 1993, chapter 12.5).
     Of the percentile, BCa and studentised intervals this one came nearest to its level on ratios
-    over documents of unequal length, which is what perplexity is. Below FEWEST_CLUSTERS the
+    over documents of unequal length, such as perplexity. Below FEWEST_CLUSTERS the
     limits are Student's t with C - 1 degrees of freedom; where nothing varies they are the
     estimate itself.
 

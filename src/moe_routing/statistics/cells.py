@@ -1,4 +1,4 @@
-"""Cells read back from disk, and the cells of one data set side by side.
+"""Read cells, and align those of one data set.
 
 Shape letters: N items, C clusters, S strategies.
 """
@@ -114,42 +114,42 @@ class Panel:
         names = tuple(strategies)
         return replace(self, strategies=names, items=tuple(items[name] for name in names))
 
-    def values(self, measure: Metric) -> Array:
-        """Return the numerator of a measure for each item and strategy, (N, S)."""
+    def values(self, metric: Metric) -> Array:
+        """Return the numerator of a metric for each item and strategy, (N, S)."""
         columns = [
-            column(items, measure.column, f"{strategy} on {self.dataset}")
+            column(items, metric.column, f"{strategy} on {self.dataset}")
             for strategy, items in zip(self.strategies, self.items, strict=True)
         ]
-        return measure.sign * np.stack(columns, axis=1)
+        return metric.sign * np.stack(columns, axis=1)
 
-    def units(self, measure: Metric) -> Array:
-        """Return the denominator of a measure for each item, (N,).
+    def units(self, metric: Metric) -> Array:
+        """Return the denominator of a metric for each item, (N,).
 
         Raises:
             InputError: strategies disagree, so that they cannot have scored the same text.
         """
         units = [
-            denominator(items, measure.per, f"{strategy} on {self.dataset}")
+            denominator(items, metric.per, f"{strategy} on {self.dataset}")
             for strategy, items in zip(self.strategies, self.items, strict=True)
         ]
         for strategy, unit_N in zip(self.strategies, units, strict=True):
             if not np.array_equal(unit_N, units[0]):
                 raise InputError(
                     f"{strategy} and {self.strategies[0]} on {self.dataset}: column "
-                    f"'{measure.per}' differs; cells must score the same text"
+                    f"'{metric.per}' differs; cells must score the same text"
                 )
         return units[0]
 
-    def value(self, measure: Metric, strategy: str) -> float:
-        """Return a measure of one strategy."""
+    def value(self, metric: Metric, strategy: str) -> float:
+        """Return a metric of one strategy."""
         items = self.items[self.strategies.index(strategy)]
-        total = measure.sign * column(items, measure.column).sum()
-        return float(total / self.units(measure).sum())
+        total = metric.sign * column(items, metric.column).sum()
+        return float(total / self.units(metric).sum())
 
-    def sums(self, values: Array, measure: Metric) -> tuple[Array, Array]:
+    def sums(self, values: Array, metric: Metric) -> tuple[Array, Array]:
         """Return values and units summed within clusters, both in the shape (C, S)."""
         value_CS = cluster_sums(values, self.clusters)
-        unit_C = cluster_sums(self.units(measure), self.clusters)
+        unit_C = cluster_sums(self.units(metric), self.clusters)
         return value_CS, np.broadcast_to(unit_C[:, None], value_CS.shape)
 
 

@@ -7,7 +7,7 @@ from moe_routing.vocabulary import TASKS
 _KEY = {
     "strategy": "strategy id",
     "dataset": "evaluation set",
-    "metric": "measure that is compared; nats are negative log-likelihoods",
+    "metric": "metric that is compared; nats are negative log-likelihoods",
 }
 _ABOUT = {
     "task": f"{', '.join([*TASKS][:-1])} or {[*TASKS][-1]}",
@@ -18,7 +18,7 @@ _ABOUT = {
 }
 _FAMILY = {
     "family": "primary (the contrast declared in the config, on its data set's main metric: one "
-    "test a table) or exploratory (all others, those of matched_compute.csv included)",
+    "test per table) or exploratory (all others, those of matched_compute.csv included)",
     "p_adjusted": "p_value adjusted within its family of this table: Holm (of a single test: "
     "p_value itself) or Benjamini-Hochberg",
 }
@@ -139,7 +139,7 @@ _PARETO_TIME = {
 
 _POWER = {
     "dataset": "evaluation set",
-    "metric": "measure",
+    "metric": "metric that is compared",
     "basis": "assumed discordance, or the standard error observed for `strategy`",
     "strategy": "strategy id where the basis is observed",
     "discordance": "proportion of items on which baseline and strategy disagree",
@@ -202,7 +202,7 @@ _CONTROLS = {
     "control_mean_experts": "the same of the control",
 }
 
-_NOISE = {
+_NUMERICS = {
     "arm": "name of the numerics arm: the baseline with one setting changed",
     "changed": "the setting",
     "dataset": _KEY["dataset"],
@@ -233,7 +233,7 @@ TABLES = {
     "power": _POWER,
     "primary": _PRIMARY,
     "controls": _CONTROLS,
-    "numerics": _NOISE,
+    "numerics": _NUMERICS,
     "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""
@@ -246,7 +246,7 @@ ITEMS = {
     "words": "words of the document, for word perplexity",
     "bytes": "bytes of the document, for byte perplexity",
     "correct": "whether the item is answered right; empty for documents",
-    "correct_norm": "the same by log-likelihood per character; empty but for multiple choice",
+    "correct_norm": "the same by log-likelihood per character; empty except for multiple choice",
     "greedy": "whether every scored token is the model's most likely one; empty for documents",
     "mean_experts": "experts per token and layer over the tokens read for the item",
     "kl": "KL(baseline || strategy) of the next token's distribution, nats, summed over the scored "

@@ -1,4 +1,4 @@
-"""Differences of many arms on one data set, all from the same resamples.
+"""Differences of many arms on one data set, from the same resamples.
 
 Shape letters: N items, C clusters, S arms.
 """
@@ -24,14 +24,14 @@ from moe_routing.vocabulary import Metric
 PERMUTATIONS = 9_999
 
 
-def stream(seed: int, *labels: str) -> np.random.Generator:
-    """Return a generator of its own for a named computation.
+def named_rng(seed: int, *labels: str) -> np.random.Generator:
+    """Return the random generator of a named computation.
 
     Its numbers depend on the seed and the labels only, so that a data set's results do not change
     when another data set is added.
 
-    >>> a, b = stream(0, "paired", "lambada"), stream(0, "paired", "hellaswag")
-    >>> bool(a.random() == b.random()), stream(0, "x").random() == stream(0, "x").random()
+    >>> a, b = named_rng(0, "paired", "lambada"), named_rng(0, "paired", "hellaswag")
+    >>> bool(a.random() == b.random()), named_rng(0, "x").random() == named_rng(0, "x").random()
     (False, True)
     """
     return np.random.default_rng([seed, *(zlib.crc32(label.encode()) for label in labels)])
@@ -60,7 +60,7 @@ class Comparison:
 
 def compare(
     panel: Panel,
-    measure: Metric,
+    metric: Metric,
     difference_NS: Array,
     *,
     confidence: float,
@@ -71,26 +71,26 @@ def compare(
 
     Args:
         panel: gives units and clusters.
-        measure: what the differences are of.
+        metric: what the differences are of.
         difference_NS: arm minus reference for each item.
         confidence: level of the intervals.
         resamples: bootstrap resamples.
         rng: source of randomness.
     """
-    sums_CS, unit_CS = panel.sums(difference_NS, measure)
+    sums_CS, unit_CS = panel.sums(difference_NS, metric)
     boot = bootstrap_ratios(sums_CS, unit_CS, resamples=resamples, rng=rng)
-    low_S, high_S = bootstrap_interval(boot, measure, confidence)
+    low_S, high_S = bootstrap_interval(boot, metric, confidence)
     p_S = sign_flip_p(sums_CS, permutations=PERMUTATIONS, rng=rng)
     return Comparison(difference_NS, sums_CS, boot, low_S, high_S, p_S)
 
 
 def bootstrap_interval(
-    boot: RatioBootstrap, measure: Metric, confidence: float
+    boot: RatioBootstrap, metric: Metric, confidence: float
 ) -> tuple[Array, Array]:
-    """Return the cluster bootstrap limits that cover best for a kind of measure.
+    """Return the cluster bootstrap limits that cover best for a kind of metric.
 
     Bootstrap-t for nats; percentile for proportions, where few items are discordant and resamples
     without any have no t.
     """
-    interval = percentile_interval if measure.is_proportion else studentised_interval
+    interval = percentile_interval if metric.is_proportion else studentised_interval
     return interval(boot, confidence)

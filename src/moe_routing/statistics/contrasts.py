@@ -1,7 +1,7 @@
 """Every strategy of a data set against the baseline: differences, tests, margins, power.
 
 Functions return rows of tables for one data set; adjusted p-values and verdicts need all data
-sets and come later, in :mod:`moe_routing.statistics.study_tables`.
+sets and are added by :mod:`moe_routing.statistics.study_tables`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy import stats
 
 from moe_routing.statistics.bootstrap import one_sided_p, studentised_interval
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.comparison import Comparison, compare, stream
+from moe_routing.statistics.comparison import Comparison, compare, named_rng
 from moe_routing.statistics.paired import count_flips, signed_rank_p
 from moe_routing.statistics.power import (
     DISCORDANCES,
@@ -40,11 +40,11 @@ SCORE, BOOTSTRAP_T = "score", "bootstrap-t"
 
 @dataclass(frozen=True)
 class Contrasts:
-    """Every arm of a panel against the baseline, on one measure.
+    """Every arm of a panel against the baseline, on one metric.
 
     Attributes:
         panel: the cells.
-        measure: what is compared.
+        metric: what is compared.
         settings: levels and margins.
         arms: positions of the arms in the panel.
         baseline: position of the baseline.
@@ -52,7 +52,7 @@ class Contrasts:
     """
 
     panel: Panel
-    measure: Metric
+    metric: Metric
     settings: StatisticsConfig
     arms: tuple[int, ...]
     baseline: int
@@ -65,44 +65,44 @@ class Contrasts:
             "accuracy": self.settings.margin_accuracy,
             "nats": self.settings.margin_nats,
         }
-        return margins.get(self.measure.margin, np.nan)
+        return margins.get(self.metric.margin, np.nan)
 
 
 def contrasts(
     panel: Panel, settings: StatisticsConfig, seed: int, table: str = "paired"
 ) -> list[Contrasts]:
-    """Compare every strategy of a panel with the baseline on every measure of its task.
+    """Compare every strategy of a panel with the baseline on every metric of its task.
 
     Args:
         panel: the cells of one data set.
         settings: baseline, levels and margins.
         seed: seed of the study.
-        table: what the comparisons are for; each table draws resamples of its own.
+        table: the table that the comparisons are for; each table has its own resamples.
     """
     baseline = panel.strategies.index(settings.baseline)
     arms = tuple(s for s in range(len(panel.strategies)) if s != baseline)
     if not arms:
         return []
     found = []
-    for measure in TASKS[panel.task].measures:
-        rng = stream(seed, table, panel.dataset, measure.name)
-        comparison = _compare(panel, measure, settings, arms, baseline, rng)
-        found.append(Contrasts(panel, measure, settings, arms, baseline, comparison))
+    for metric in TASKS[panel.task].measures:
+        rng = named_rng(seed, table, panel.dataset, metric.name)
+        comparison = _compare(panel, metric, settings, arms, baseline, rng)
+        found.append(Contrasts(panel, metric, settings, arms, baseline, comparison))
     return found
 
 
 def _compare(
     panel: Panel,
-    measure: Metric,
+    metric: Metric,
     settings: StatisticsConfig,
     arms: tuple[int, ...],
     baseline: int,
     rng: np.random.Generator,
 ) -> Comparison:
-    value_NS = panel.values(measure)
+    value_NS = panel.values(metric)
     return compare(
         panel,
-        measure,
+        metric,
         value_NS[:, list(arms)] - value_NS[:, [baseline]],
         confidence=settings.confidence,
         resamples=settings.resamples,
@@ -112,19 +112,19 @@ def _compare(
 
 def paired_rows(contrast: Contrasts) -> list[Row]:
     """Return one row per arm: difference, interval, tests, flips."""
-    panel, measure, comparison = contrast.panel, contrast.measure, contrast.comparison
-    value_NS = panel.values(measure)
-    value_S = value_NS.sum(0) / panel.units(measure).sum()
+    panel, metric, comparison = contrast.panel, contrast.metric, contrast.comparison
+    value_NS = panel.values(metric)
+    value_S = value_NS.sum(0) / panel.units(metric).sum()
     rows = []
     for s, arm in enumerate(contrast.arms):
         difference = float(comparison.boot.ratio_S[s])
         row = {
             "strategy": panel.strategies[arm],
             "dataset": panel.dataset,
-            "metric": measure.name,
+            "metric": metric.name,
             "task": panel.task,
-            "main": TASKS[panel.task].is_main(measure),
-            "higher_is_better": measure.higher_is_better,
+            "main": TASKS[panel.task].is_main(metric),
+            "higher_is_better": metric.higher_is_better,
             "n_items": panel.n_items,
             "n_clusters": panel.n_clusters,
             "baseline": panel.strategies[contrast.baseline],
@@ -142,7 +142,7 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
             "test": "sign flip",
             "identical": not comparison.difference_NS[:, s].any(),
         }
-        if measure.is_proportion:
+        if metric.is_proportion:
             row |= _proportion_columns(
                 contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm]
             )
@@ -179,25 +179,25 @@ def noninferiority_rows(contrast: Contrasts) -> list[Row]:
     """Return one row per arm: the loss against the margin; none where no margin applies."""
     if not np.isfinite(contrast.margin):
         return []
-    panel, measure = contrast.panel, contrast.measure
-    tests = _score_tests(contrast) if measure.is_proportion else _bootstrap_tests(contrast)
+    panel, metric = contrast.panel, contrast.metric
+    tests = _score_tests(contrast) if metric.is_proportion else _bootstrap_tests(contrast)
     rows = []
     for s, (arm, (upper_bound, p_loss, p_gain)) in enumerate(
         zip(contrast.arms, tests, strict=True)
     ):
-        loss = measure.loss(float(contrast.comparison.boot.ratio_S[s]))
+        loss = metric.loss(float(contrast.comparison.boot.ratio_S[s]))
         error = float(contrast.comparison.boot.error_S[s])
         rows.append(
             {
                 "strategy": panel.strategies[arm],
                 "dataset": panel.dataset,
-                "metric": measure.name,
-                "main": TASKS[panel.task].is_main(measure),
+                "metric": metric.name,
+                "main": TASKS[panel.task].is_main(metric),
                 "margin": contrast.margin,
                 "loss": loss,
                 "upper_bound": upper_bound,
                 "alpha": (1 - contrast.settings.confidence) / 2,
-                "test": SCORE if measure.is_proportion else BOOTSTRAP_T,
+                "test": SCORE if metric.is_proportion else BOOTSTRAP_T,
                 "p_value": p_loss,
                 "p_clustered_t": _clustered_t(loss - contrast.margin, error, panel.n_clusters),
                 "p_gain": p_gain,
@@ -215,12 +215,12 @@ def _clustered_t(excess: float, error: float, clusters: int) -> float:
 
 def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
     """Return upper bound of the loss, p of a loss, p of a gain for each arm of a proportion."""
-    value_NS = contrast.panel.values(contrast.measure)
+    value_NS = contrast.panel.values(contrast.metric)
     tests = []
     for s, arm in enumerate(contrast.arms):
         pair = value_NS[:, contrast.baseline], value_NS[:, arm]
         # Where more is worse, an item that the arm has and the baseline has not is a loss.
-        flips = count_flips(*(pair if contrast.measure.higher_is_better else pair[::-1]))
+        flips = count_flips(*(pair if contrast.metric.higher_is_better else pair[::-1]))
         effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
         lost, gained, n = flips.lost, flips.gained, flips.n
         low, _ = paired_score_interval(
@@ -234,9 +234,9 @@ def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
 
 
 def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
-    """Return the same for each arm of a measure that is no proportion."""
+    """Return the same for each arm of a metric that is not a proportion."""
     boot, margin = contrast.comparison.boot, contrast.margin
-    boot = boot.negated() if contrast.measure.higher_is_better else boot  # a difference is a loss
+    boot = boot.negated() if contrast.metric.higher_is_better else boot  # a difference is a loss
     _, high_S = studentised_interval(boot, contrast.settings.confidence)
     p_loss_S = one_sided_p(boot, margin)
     p_gain_S = one_sided_p(boot.negated(), margin)
@@ -246,10 +246,10 @@ def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
 
 def power_rows(contrast: Contrasts) -> list[Row]:
     """Return the minimum detectable differences: at assumed discordances, and as observed."""
-    panel, measure, confidence = contrast.panel, contrast.measure, contrast.settings.confidence
+    panel, metric, confidence = contrast.panel, contrast.metric, contrast.settings.confidence
     common = {
         "dataset": panel.dataset,
-        "metric": measure.name,
+        "metric": metric.name,
         "n_items": panel.n_items,
         "n_clusters": panel.n_clusters,
         "margin": contrast.margin,
@@ -264,7 +264,7 @@ def power_rows(contrast: Contrasts) -> list[Row]:
             "discordance": proportion,
             detectable: detectable_accuracy(panel.n_items, proportion, confidence=confidence),
         }
-        for proportion in (DISCORDANCES if measure.is_proportion else ())
+        for proportion in (DISCORDANCES if metric.is_proportion else ())
     ]
     observed = []
     for s, arm in enumerate(contrast.arms):
@@ -277,7 +277,7 @@ def power_rows(contrast: Contrasts) -> list[Row]:
             # An arm that changes nothing shows no spread to plan with.
             detectable: detectable_difference(error or np.nan, confidence=confidence),
         }
-        if measure.is_proportion:
+        if metric.is_proportion:
             row["discordance"] = float(np.mean(contrast.comparison.difference_NS[:, s] != 0))
         observed.append(row)
     return assumed + observed

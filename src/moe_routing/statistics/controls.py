@@ -1,4 +1,4 @@
-"""Controls against what they take apart, and the baseline against itself.
+"""Controls against their bases, and the baseline against itself.
 
 Both are the paired comparison of :mod:`moe_routing.statistics.contrasts` with another reference.
 """
@@ -92,5 +92,5 @@ def numerics_rows(
         for row in paired_rows(contrast)
     ]
     measures = TASKS[panel.task].measures
-    order = [(name, measure.name) for name in changed for measure in measures]
+    order = [(name, metric.name) for name in changed for metric in measures]
     return sorted(rows, key=lambda row: order.index((row["arm"], row["metric"])))

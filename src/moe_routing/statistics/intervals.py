@@ -1,41 +1,17 @@
-"""A metric of one cell, with its interval."""
+"""The metrics of one cell, with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
-from moe_routing.statistics.bootstrap import (
-    bootstrap_ratios,
-    cluster_sums,
-    studentised_interval,
-)
-from moe_routing.statistics.proportions import design_effect, wilson_interval
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
+from moe_routing.statistics.estimate import Estimate
+from moe_routing.statistics.proportions import clustered_wilson
 from moe_routing.vocabulary import DIVERGENCE, METRICS, TASKS, Metric
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A point estimate and its interval.
-
-    Attributes:
-        metric: name of the metric.
-        value: point estimate.
-        low: lower limit.
-        high: upper limit.
-        n: number of items.
-    """
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-
 
 SCALES: dict[str | None, Callable[[float], float]] = {
     None: lambda nats: nats,
@@ -92,8 +68,8 @@ def divergence_interval(
 ) -> list[Estimate]:
     """Return the mean divergence from the baseline, nats per token, over the items that have one.
 
-    A ratio of sums, long items counting more, with the studentised bootstrap over clusters cut off
-    at 0, below which no divergence lies.
+    It is a ratio of sums, so long items count more. Limits are those of the studentised bootstrap
+    over clusters, cut off at 0: divergences are not negative.
 
     Args:
         items: one row per item; columns cluster, tokens and kl (nats, summed over the item's scored
@@ -108,8 +84,8 @@ def divergence_interval(
     measured = items[items["kl"].notna()]
     if measured["cluster"].nunique() < 2:
         return []
-    sums_CS = cluster_sums(measured[["kl", "tokens"]].to_numpy(dtype=float), measured["cluster"])
-    boot = bootstrap_ratios(sums_CS[:, 0], sums_CS[:, 1], resamples=resamples, rng=rng)
+    kl_N, tokens_N = (measured[name].to_numpy(dtype=float) for name in ("kl", "tokens"))
+    boot = bootstrap_items(kl_N, tokens_N, measured["cluster"], resamples=resamples, rng=rng)
     (low,), (high,) = studentised_interval(boot, confidence)
     value = float(boot.ratio_S[0])
     return [Estimate(DIVERGENCE.name, value, max(float(low), 0.0), float(high), len(measured))]
@@ -141,9 +117,7 @@ def denominator(items: pd.DataFrame, unit: str | None, origin: str = "a cell") -
 
 def _proportion(items: pd.DataFrame, metric: Metric, confidence: float) -> Estimate:
     values = column(items, metric.column)
-    clusters = items["cluster"].to_numpy()
-    effect = design_effect(values, clusters)
-    low, high = wilson_interval(values.sum(), len(values), confidence, design_effect=effect)
+    low, high = clustered_wilson(values, items["cluster"].to_numpy(), confidence)
     return Estimate(metric.name, float(values.mean()), low, high, len(values))
 
 
@@ -159,10 +133,9 @@ def _ratios(
     values = np.stack([metric.sign * column(items, metric.column) for metric in metrics], axis=1)
     units = np.stack([denominator(items, metric.per) for metric in metrics], axis=1)
     clusters = items["cluster"].to_numpy()
-    value_CS = cluster_sums(values, clusters)
-    if len(value_CS) < 2:
+    if np.unique(clusters).size < 2:
         raise InputError("a cell has a single cluster; an interval needs at least 2")
-    boot = bootstrap_ratios(value_CS, cluster_sums(units, clusters), resamples=resamples, rng=rng)
+    boot = bootstrap_items(values, units, clusters, resamples=resamples, rng=rng)
     low_S, high_S = studentised_interval(boot, confidence)
     rows = zip(metrics, boot.ratio_S, low_S, high_S, strict=True)
     return [

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.comparison import compare, stream
+from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
 from moe_routing.statistics.paired import Flips, count_flips
 from moe_routing.statistics.proportions import (
@@ -36,7 +36,7 @@ NO_CURVE = "no curve"
 MIXED_SCORE = "score, interpolated"
 
 ROUNDING = 1e-12
-"""Results that differ from the line by no more are equal: 0.9 x 1 + 0.1 x 1 need not be 1."""
+"""Results this close to the line are equal to it: 0.9 x 1 + 0.1 x 1 may not be exactly 1."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def bracket(mean_experts: float, ks: Sequence[float]) -> Bracket | None:
 def interpolate(value_NK: Array, at: Bracket) -> Array:
     """Return the static curve between two of its points, item by item, (N,).
 
-    (1 - w) y_low + w y_high, so that the comparison stays paired: what giving k_low experts to a
-    random share 1 - w of the items and k_high to the others would score on average. Where loss is
-    convex in k the chord lies above the curve, which favours the strategy compared with it: see
-    :func:`chord_excess`. The mean number of experts is taken as known.
+    (1 - w) y_low + w y_high for each item, so that the comparison stays paired. It is the expected
+    score if k_high experts went to a random proportion w of the items and k_low to the others.
+    Where loss is convex in k the chord lies above the curve, which favours the strategy that is
+    compared with it: see :func:`chord_excess`. The mean number of experts is taken as known.
 
     >>> interpolate(np.array([[0.0, 1.0], [2.0, 4.0]]), Bracket(0, 1, 0.25))
     array([0.25, 2.5 ])
@@ -93,40 +93,42 @@ def interpolate(value_NK: Array, at: Bracket) -> Array:
 
 
 def chords_beside(value_NK: Array, ks: Sequence[float], at: Bracket) -> list[Array]:
-    """Return what the lines through the two points before and after a place are there, (N,) each.
+    """Return the values of the two neighbouring chords, prolonged to a bracket, (N,) each.
 
-    A curve that is convex in k is nowhere below either. There is none where a point is missing.
+    They are the lines through the two points before and the two points after the bracket; a curve
+    that is convex in k is nowhere below either. One whose second point is missing is left out.
 
     Args:
         value_NK: value of each item at each point of the curve, (items, points).
         ks: numbers of experts, ascending.
-        at: place between two of them.
+        at: where between two of them.
 
     >>> chords_beside(np.array([[8.0, 4.0, 2.0, 1.0]]), [1, 2, 3, 4], Bracket(1, 2, 0.5))
     [array([2.]), array([2.5])]
     """
-    place = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
+    mean_experts = (1 - at.weight) * ks[at.low] + at.weight * ks[at.high]
     pairs = [(at.low - 1, at.low), (at.high, at.high + 1)]
-    proportions = {
-        (a, b): (place - ks[a]) / (ks[b] - ks[a]) for a, b in pairs if a >= 0 and b < len(ks)
+    weights = {
+        (a, b): (mean_experts - ks[a]) / (ks[b] - ks[a]) for a, b in pairs if a >= 0 and b < len(ks)
     }
     return [
-        (1 - proportion) * value_NK[:, a] + proportion * value_NK[:, b]
-        for (a, b), proportion in proportions.items()
+        (1 - weight) * value_NK[:, a] + weight * value_NK[:, b]
+        for (a, b), weight in weights.items()
     ]
 
 
 def chord_excess(loss_K: Sequence[float], ks: Sequence[float], at: Bracket) -> float:
     """Return how far a chord may lie above a convex curve through the measured points.
 
-    A convex curve lies above its other chords prolonged, so between two points it is no lower than
-    the higher of the two neighbouring chords. The excess is the chord's value less that; 0 on a
-    point, and where the points themselves are not convex; NaN without a neighbouring chord.
+    A convex curve lies above the prolongations of its other chords, so between two points it is no
+    lower than the higher of the two neighbouring chords. The excess is the value of the chord minus
+    that. It is 0 on a point and where the points themselves are not convex, and NaN without a
+    neighbouring chord.
 
     Args:
         loss_K: losses of the static strategies, smaller is better.
         ks: their numbers of experts, ascending.
-        at: place between two of them.
+        at: where between two of them.
 
     >>> chord_excess([4.0, 1.0, 0.0, 0.0], [0, 1, 2, 3], Bracket(1, 2, 0.5))
     0.5
@@ -163,43 +165,43 @@ def matched_rows(
     points = {name for curve in static.values() for name in curve}
     arms = [name for name in panel.strategies if name not in points]
     curves = {name: _ascending(static.get(curve_of.get(name), {}), panel) for name in arms}
-    places = {
+    brackets = {
         name: bracket(mean_experts.get(name, np.nan), list(curves[name].values())) for name in arms
     }
     rows = []
-    for measure in TASKS[panel.task].measures:
-        gaps = _gaps(panel, measure, settings, seed, curves, places)
+    for metric in TASKS[panel.task].measures:
+        gaps = _gaps(panel, metric, settings, seed, curves, brackets)
         for name in arms:
             row = {
                 "strategy": name,
                 "dataset": panel.dataset,
-                "metric": measure.name,
-                "main": TASKS[panel.task].is_main(measure),
-                "higher_is_better": measure.higher_is_better,
+                "metric": metric.name,
+                "main": TASKS[panel.task].is_main(metric),
+                "higher_is_better": metric.higher_is_better,
                 "mean_experts": mean_experts.get(name, np.nan),
-                "value": panel.value(measure, name),
+                "value": panel.value(metric, name),
                 "static_family": curve_of.get(name),
                 "status": _unmatched(name, curve_of, mean_experts),
             }
-            if places[name] is not None:
-                row |= gaps[name] | _place_columns(panel, measure, curves[name], places[name])
+            if brackets[name] is not None:
+                row |= gaps[name] | _bracket_columns(panel, metric, curves[name], brackets[name])
                 row["status"] = MATCHED
                 row["static_value"] = row["value"] - row["difference"]
             rows.append(row)
     return rows
 
 
-def _place_columns(
-    panel: Panel, measure: Metric, curve: Mapping[str, float], place: Bracket
+def _bracket_columns(
+    panel: Panel, metric: Metric, curve: Mapping[str, float], at: Bracket
 ) -> dict[str, float]:
-    """Return where on its curve per strategy lies, and what the chord there is worth."""
+    """Return where a strategy lies on its curve, and the chord excess there."""
     ks = list(curve.values())
-    loss_K = [measure.loss(panel.value(measure, name)) for name in curve]
+    loss_K = [metric.loss(panel.value(metric, name)) for name in curve]
     return {
-        "k_low": ks[place.low],
-        "k_high": ks[place.high],
-        "weight_high": place.weight,
-        "chord_excess": chord_excess(loss_K, ks, place),
+        "k_low": ks[at.low],
+        "k_high": ks[at.high],
+        "weight_high": at.weight,
+        "chord_excess": chord_excess(loss_K, ks, at),
     }
 
 
@@ -210,7 +212,7 @@ def _ascending(curve: Mapping[str, float], panel: Panel) -> dict[str, float]:
 
 
 def _unmatched(name: str, curve_of: Mapping[str, str], mean_experts: Mapping[str, float]) -> str:
-    """Return why a strategy has no place on a curve."""
+    """Return why a strategy cannot be matched with a curve."""
     if name not in mean_experts:
         return UNKNOWN
     return OUTSIDE if name in curve_of else NO_CURVE
@@ -218,29 +220,29 @@ def _unmatched(name: str, curve_of: Mapping[str, str], mean_experts: Mapping[str
 
 def _gaps(
     panel: Panel,
-    measure: Metric,
+    metric: Metric,
     settings: StatisticsConfig,
     seed: int,
     curves: Mapping[str, Mapping[str, float]],
-    places: Mapping[str, Bracket | None],
+    brackets: Mapping[str, Bracket | None],
 ) -> dict[str, dict[str, object]]:
     """Return difference, interval and test of every strategy inside the curve."""
-    names = [name for name, place in places.items() if place is not None]
+    names = [name for name, at in brackets.items() if at is not None]
     if not names:
         return {}
-    value_NS = panel.values(measure)
+    value_NS = panel.values(metric)
     column = panel.strategies.index
     arm_NS = value_NS[:, list(map(column, names))]
     static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in names}
-    line_NS = np.stack([interpolate(static_NK[name], places[name]) for name in names], axis=1)
+    line_NS = np.stack([interpolate(static_NK[name], brackets[name]) for name in names], axis=1)
     difference_NS = arm_NS - line_NS
     comparison = compare(
         panel,
-        measure,
+        metric,
         difference_NS,
         confidence=settings.confidence,
         resamples=settings.resamples,
-        rng=stream(seed, "matched", panel.dataset, measure.name),
+        rng=named_rng(seed, "matched", panel.dataset, metric.name),
     )
     gaps = {}
     for s, name in enumerate(names):
@@ -253,42 +255,43 @@ def _gaps(
             "p_value": comparison.p_sign_flip_S[s],
             "identical": bool((np.abs(difference_NS[:, s]) <= ROUNDING).all()),
         }
-        if measure.is_proportion:
+        if metric.is_proportion:
             gaps[name] |= proportion_columns(
-                arm_NS[:, s], static_NK[name], places[name], panel.clusters, settings.confidence
+                arm_NS[:, s], static_NK[name], brackets[name], panel.clusters, settings.confidence
             )
     return gaps
 
 
 def proportion_columns(
-    arm_N: Array, static_NK: Array, place: Bracket, clusters: np.ndarray, confidence: float
+    arm_N: Array, static_NK: Array, at: Bracket, clusters: np.ndarray, confidence: float
 ) -> dict[str, object]:
-    """Return interval and p-value of a share.
+    """Return interval and p-value of a proportion.
 
-    Bootstrap and permutation have no place here: with few discordant items the intervals of the one
-    cover far less than they say, because many resamples hold none, and between two points, where
-    rare large differences face many small ones, the other rejects far too often. On a point the
-    interval is Tango's and the test McNemar's, if items are their own clusters; between two points
-    the interval joins those of both
-    (:func:`moe_routing.statistics.proportions.mixed_interval`), with the correlation of the two
+    Neither bootstrap nor permutation is valid here. With few discordant items bootstrap intervals
+    undercover, because many resamples contain none. Between two points, where a few differences are
+    large and many are small, the permutation test rejects too often. On a point the interval is
+    Tango's and, if items are their own clusters, the test is McNemar's. Between two points the
+    interval combines those of both points
+    (:func:`moe_routing.statistics.proportions.mixed_interval`) with the correlation of the two
     differences over clusters, and the test is its inverse.
 
     Args:
         arm_N: zeros and ones of the strategy.
         static_NK: the same of the points of the curve.
-        place: where the strategy lies.
+        at: where the strategy lies.
         clusters: number of the cluster of each item, (N,).
         confidence: level.
 
     Returns:
-        low, high, interval and discordant; p_value but on a point with clusters of several items.
+        low, high, interval and discordant; p_value, except on a point if clusters have several
+        items.
     """
     found: dict[str, object] = {
-        "discordant": int((np.abs(arm_N - interpolate(static_NK, place)) > ROUNDING).sum())
+        "discordant": int((np.abs(arm_N - interpolate(static_NK, at)) > ROUNDING).sum())
     }
-    low_N, high_N = static_NK[:, place.low], static_NK[:, place.high]
+    low_N, high_N = static_NK[:, at.low], static_NK[:, at.high]
     first = _PairedTable.of(arm_N, low_N, clusters)
-    if place.low == place.high:
+    if at.low == at.high:
         _, found["low"], found["high"] = first.estimate(confidence)
         found["interval"] = SCORE
         if clusters.max() + 1 == len(arm_N):
@@ -298,7 +301,7 @@ def proportion_columns(
     r = _correlation(cluster_sums(np.stack([arm_N - low_N, arm_N - high_N], axis=1), clusters))
 
     def limits(level: float) -> tuple[float, float]:
-        return mixed_interval(first.estimate(level), second.estimate(level), place.weight, r)
+        return mixed_interval(first.estimate(level), second.estimate(level), at.weight, r)
 
     found["low"], found["high"] = limits(confidence)
     found["interval"], found["p_value"] = MIXED_SCORE, p_of_interval(limits)
@@ -317,14 +320,14 @@ class _PairedTable:
         return cls(count_flips(static_N, arm_N), design_effect(arm_N - static_N, clusters))
 
     def estimate(self, confidence: float) -> tuple[float, float, float]:
-        """Return the difference of the two shares and its score interval."""
+        """Return the difference of the two proportions and its score interval."""
         lost, gained, n = self.flips.lost, self.flips.gained, self.flips.n
         limits = paired_score_interval(lost, gained, n, confidence, design_effect=self.effect)
         return (gained - lost) / n, *limits
 
 
 def _correlation(sums_C2: Array) -> float:
-    """Return the correlation of two columns; 1, the careful value, where one does not vary."""
+    """Return the correlation of two columns; 1, the conservative value, if one does not vary."""
     if (np.ptp(sums_C2, axis=0) == 0).any():
         return 1.0
     return float(np.corrcoef(sums_C2.T)[0, 1])

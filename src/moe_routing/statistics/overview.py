@@ -9,9 +9,9 @@ import numpy as np
 
 from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.comparison import stream
+from moe_routing.statistics.comparison import named_rng
 from moe_routing.statistics.pareto import front_proportion, pareto_front
-from moe_routing.statistics.proportions import design_effect, wilson_interval
+from moe_routing.statistics.proportions import clustered_wilson
 from moe_routing.statistics.ranks import friedman
 from moe_routing.vocabulary import TASKS
 
@@ -60,8 +60,8 @@ def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[R
 
 
 def _main_loss(panel: Panel, strategy: str) -> float:
-    measure = TASKS[panel.task].main_measure
-    return measure.loss(panel.value(measure, strategy))
+    metric = TASKS[panel.task].main_measure
+    return metric.loss(panel.value(metric, strategy))
 
 
 def _warning(sets: int, strategies: int, distance: float) -> str:
@@ -76,7 +76,7 @@ def _warning(sets: int, strategies: int, distance: float) -> str:
 def pareto_rows(
     panel: Panel, settings: StatisticsConfig, seed: int, cost: Mapping[str, float], name: str
 ) -> list[Row]:
-    """Return one row per strategy: its main measure, its cost, and whether it is on the front.
+    """Return one row per strategy: its main metric, its cost, and whether it is on the front.
 
     Args:
         panel: the cells of one data set.
@@ -85,24 +85,24 @@ def pareto_rows(
         cost: cost of each strategy; strategies without one are off the front.
         name: column that holds the cost.
     """
-    measure = TASKS[panel.task].main_measure
-    value_NS = panel.values(measure)
-    rng = stream(seed, "pareto", panel.dataset)
-    boot = bootstrap_ratios(*panel.sums(value_NS, measure), resamples=settings.resamples, rng=rng)
-    if measure.is_proportion:
+    metric = TASKS[panel.task].main_measure
+    value_NS = panel.values(metric)
+    rng = named_rng(seed, "pareto", panel.dataset)
+    boot = bootstrap_ratios(*panel.sums(value_NS, metric), resamples=settings.resamples, rng=rng)
+    if metric.is_proportion:
         low_S, high_S = _wilson(panel, value_NS, settings.confidence)
     else:
         low_S, high_S = studentised_interval(boot, settings.confidence)
     cost_S = np.array([cost.get(strategy, np.nan) for strategy in panel.strategies])
-    sign = measure.loss(1.0)
+    sign = metric.loss(1.0)
     front_S = pareto_front(cost_S, np.round(sign * boot.ratio_S, TIE_DIGITS))
     proportion_S = front_proportion(cost_S, np.round(sign * boot.ratio_BS, TIE_DIGITS))
     return [
         {
             "dataset": panel.dataset,
             "strategy": strategy,
-            "metric": measure.name,
-            "higher_is_better": measure.higher_is_better,
+            "metric": metric.name,
+            "higher_is_better": metric.higher_is_better,
             "value": boot.ratio_S[s],
             "low": low_S[s],
             "high": high_S[s],
@@ -115,13 +115,5 @@ def pareto_rows(
 
 
 def _wilson(panel: Panel, value_NS: Array, confidence: float) -> tuple[list[float], list[float]]:
-    limits = [
-        wilson_interval(
-            value_N.sum(),
-            panel.n_items,
-            confidence,
-            design_effect=design_effect(value_N, panel.clusters),
-        )
-        for value_N in value_NS.T
-    ]
+    limits = [clustered_wilson(value_N, panel.clusters, confidence) for value_N in value_NS.T]
     return [low for low, _ in limits], [high for _, high in limits]

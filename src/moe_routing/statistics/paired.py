@@ -52,8 +52,8 @@ def sign_flip_p(difference_CS: ArrayLike, *, permutations: int, rng: np.random.G
     The names "baseline" and "arm" are exchanged at random, a whole cluster at a time, and
     p = (1 + #{|sum*| >= |sum|}) / (permutations + 1). Exact where names are exchangeable under H0;
     otherwise asymptotically right for a mean difference of 0, since sum / sqrt(sum of squares), a
-    studentised statistic, has the same permutation p-value (Janssen 1997). With one item a
-    cluster and zeros and ones it is McNemar's exact test by simulation.
+    studentised statistic, has the same permutation p-value (Janssen 1997). With one item per
+    cluster, and zeros and ones, it is McNemar's exact test by simulation.
 
     This, not the signed-rank test, is the p-value reported for nats: it tests the quantity that is
     reported (the sum over tokens, long documents counting more) and respects clusters.
@@ -84,7 +84,7 @@ def signed_rank_p(difference_C: ArrayLike) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test, clusters counting equally.
 
     Assumption: differences are symmetric about their centre. Shown beside :func:`sign_flip_p` as a
-    check that a result does not hang on a few clusters. 1 if all differences are 0.
+    check that a result does not depend on a few clusters. 1 if all differences are 0.
 
     >>> round(signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), 4)
     0.0312

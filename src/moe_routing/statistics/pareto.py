@@ -1,4 +1,4 @@
-"""Which strategies are not beaten in both cost and loss.
+"""Pareto fronts: strategies that no other beats in cost and loss.
 
 Shape letters: S strategies, B resamples.
 """

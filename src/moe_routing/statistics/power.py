@@ -1,4 +1,4 @@
-"""The smallest true difference that a study of this size would probably find."""
+"""The smallest true difference that a study of a given size is likely to detect."""
 
 from __future__ import annotations
 

@@ -33,8 +33,22 @@ def wilson_interval(
     low, high = proportion_confint(
         successes / design_effect, n / design_effect, alpha=1 - confidence, method="wilson"
     )
-    # At 0 and n successes rounding puts a limit a bit beside the estimate.
+    # At 0 and n successes rounding can leave the estimate just outside its limits.
     return min(max(float(low), 0.0), successes / n), max(min(float(high), 1.0), successes / n)
+
+
+def clustered_wilson(
+    values: ArrayLike, clusters: ArrayLike, confidence: float
+) -> tuple[float, float]:
+    """Return :func:`wilson_interval` of a mean of numbers in [0, 1] at their design effect.
+
+    >>> low, high = clustered_wilson([1] * 7 + [0] * 3, range(10), 0.95)
+    >>> round(low, 4), round(high, 4)
+    (0.3968, 0.8922)
+    """
+    values = np.asarray(values, dtype=float)
+    effect = design_effect(values, clusters)
+    return wilson_interval(values.sum(), values.size, confidence, design_effect=effect)
 
 
 def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:
@@ -53,8 +67,8 @@ def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, fl
 def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     """Return the variance of a mean under clustering over that of independent items, at least 1.
 
-    Values below 1 are noise far more often than negative correlation within clusters, so they are
-    not believed. Constant values have effect 1.
+    Estimates below 1 are noise far more often than negative correlation within clusters, so they
+    count as 1. Constant values have effect 1.
 
     >>> round(design_effect([0, 0, 1, 1], ["a", "a", "b", "b"]), 6)
     3.0

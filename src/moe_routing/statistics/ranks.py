@@ -41,9 +41,9 @@ class Friedman:
 def friedman(loss_DS: ArrayLike, *, confidence: float = 0.95) -> Friedman:
     """Compare strategies by their ranks within data sets (Friedman 1937; Demsar 2006).
 
-    Assumption: data sets are independent draws from the population of tasks one cares for. With
-    three of them there is little power: only very regular orders are significant, and a test
-    that is not says next to nothing.
+    Assumption: data sets are independent draws from the population of tasks of interest. With three
+    of them there is little power: only the same order in all of them is significant, and a test
+    without significance shows almost nothing.
 
     Args:
         loss_DS: smaller is better; at least 2 data sets and 3 strategies.
@@ -102,7 +102,7 @@ def iman_davenport(chi2: float, sets: int, strategies: int) -> tuple[float, floa
 
 
 def _nemenyi(loss_DS: Array) -> Array:
-    # Imported here because it takes a second and only this test needs it.
+    # Imported here: it takes a second, and only this test needs it.
     from scikit_posthocs import posthoc_nemenyi_friedman
 
     return posthoc_nemenyi_friedman(loss_DS).to_numpy(dtype=float)

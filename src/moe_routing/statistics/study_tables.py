@@ -201,9 +201,9 @@ def add_verdicts(
         table: columns strategy, dataset, metric, main, difference, p_value, higher_is_better,
             identical.
         settings: the primary contrast and the level.
-        margins: the judged table of non-inferiority, where it bears on the verdict.
-        secondary: the table asks another question than the primary contrast; all of it is
-            exploratory.
+        margins: the table of non-inferiority with its adjusted p-values, if verdicts depend on it.
+        secondary: whether the table is about another question than the primary contrast, so that
+            all of it is exploratory.
     """
     table = _with_families(table, settings, secondary=secondary)
     if table.empty:
@@ -362,7 +362,7 @@ def _read_overview(path: Path) -> pd.DataFrame:
 def _primary(
     tables: Mapping[str, pd.DataFrame], costs: _Costs, settings: StatisticsConfig
 ) -> pd.DataFrame:
-    """Return what all tables say about the primary contrast; other metrics than the main beside."""
+    """Return what all tables say about the primary contrast, on every metric of its data set."""
     paired = tables["paired"]
     if paired.empty:
         return paired

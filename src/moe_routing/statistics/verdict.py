@@ -1,4 +1,4 @@
-"""What may be said about a difference: a function of numbers, so that prose follows them."""
+"""The verdict on a difference, computed from its numbers, so that prose follows the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """The sayable outcomes of a comparison with the baseline."""
+    """The possible outcomes of a comparison with the baseline."""
 
     IDENTICAL = "identical"
     BETTER = "better"
@@ -40,7 +40,7 @@ def verdict(
     p_noninferior: float = math.nan,
     identical: bool = False,
 ) -> Verdict:
-    """Choose the outcome.
+    """Return the outcome of a comparison.
 
     Args:
         difference: arm minus baseline.

@@ -1,0 +1,230 @@
+"""The record of a cell: what ``cells/<strategy>/<dataset>.json`` holds."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path, read_json
+from moe_routing.statistics.estimate import Estimate
+
+if TYPE_CHECKING:
+    from moe_routing.engine.recorder import RoutingStatistics
+    from moe_routing.routing.strategies import Strategy
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "safetensors")
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class RoutingSummary:
+    """How the strategy routed, over all tokens and layers; proportions are of decisions.
+
+    Attributes:
+        tokens: tokens that were routed.
+        mean_experts: experts per token and layer.
+        sd_experts: their standard deviation.
+        floor_proportion: raised to the floor of the rule.
+        cap_proportion: cut at the cap of the rule.
+        empty_proportion: the rule chose no expert.
+        router_entropy: mean entropy of the router's softmax, nats.
+        max_weight: mean largest softmax probability.
+        by_layer: the statistics of each layer.
+    """
+
+    tokens: int
+    mean_experts: float
+    sd_experts: float
+    floor_proportion: float
+    cap_proportion: float
+    empty_proportion: float
+    router_entropy: float
+    max_weight: float
+    by_layer: dict[str, list]
+
+    @classmethod
+    def of(cls, statistics: RoutingStatistics) -> RoutingSummary:
+        """Summarise what a recorder saw."""
+        return cls(
+            tokens=statistics.tokens,
+            mean_experts=statistics.mean_experts(),
+            sd_experts=statistics.sd_experts(),
+            floor_proportion=float(statistics.floor_binds_L.mean()),
+            cap_proportion=float(statistics.cap_binds_L.mean()),
+            empty_proportion=float(statistics.empty_L.mean()),
+            router_entropy=float(statistics.entropy_L.mean()),
+            max_weight=float(statistics.max_probability_L.mean()),
+            by_layer=statistics.by_layer(),
+        )
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock times of a cell.
+
+    Attributes:
+        wall_seconds: scoring.
+        tokens_per_second: scoring speed.
+        divergence_seconds: measuring the divergence from the baseline, with an equal part of the
+            baseline's own pass; None where it was not measured.
+    """
+
+    wall_seconds: float
+    tokens_per_second: float
+    divergence_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a cell was made with.
+
+    Attributes:
+        path: folder or hub id of the model.
+        revision: commit of a hub model, else empty.
+        dtype: of the weights in memory.
+        device: product name.
+        experts_implementation: how experts were computed.
+        router_fingerprint: hash of the router weights.
+        weights_sha256: hash of the weight files.
+        token_budget: most tokens of a forward pass.
+        data_sha256: hash of the items.
+        seed: seed of the study.
+        python: version.
+        packages: version of each package that computes.
+        commit: commit of the checkout, or ``unknown``.
+    """
+
+    path: str
+    revision: str
+    dtype: str
+    device: str
+    experts_implementation: str
+    router_fingerprint: str
+    weights_sha256: str
+    token_budget: int
+    data_sha256: str
+    seed: int
+    python: str
+    packages: dict[str, str]
+    commit: str
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """The record of a cell.
+
+    Attributes:
+        schema_version: of this record.
+        study: name of the study.
+        strategy: id, family, parameters and weighting of the strategy.
+        dataset: evaluation set.
+        task: perplexity, multiple_choice or last_word.
+        n_items: items scored.
+        metrics: every metric with its interval.
+        routing: how the strategy routed.
+        timings: how long it took.
+        provenance: what it was made with.
+        numerics: name of the numerics arm and what it changes; None for a cell of the study.
+    """
+
+    schema_version: int
+    study: str
+    strategy: dict[str, Any]
+    dataset: str
+    task: str
+    n_items: int
+    metrics: tuple[Estimate, ...]
+    routing: RoutingSummary
+    timings: Timings
+    provenance: Provenance
+    numerics: dict[str, str | int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without what does not apply."""
+        values = asdict(self)
+        if self.timings.divergence_seconds is None:
+            del values["timings"]["divergence_seconds"]
+        if self.numerics is None:
+            del values["numerics"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CellRecord:
+        """Build the record from what :meth:`to_json` returned.
+
+        Raises:
+            KeyError: a key is missing.
+        """
+        parts = {
+            "metrics": tuple(_part(Estimate, estimate) for estimate in values["metrics"]),
+            "routing": _part(RoutingSummary, values["routing"]),
+            "timings": _part(Timings, values["timings"]),
+            "provenance": _part(Provenance, values["provenance"]),
+        }
+        return _part(cls, {**values, **parts})
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> CellRecord:
+        """Read a record.
+
+        Raises:
+            InputError: the file is missing, not JSON, or lacks a key.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: no such cell; run the workflow again to make it")
+        try:
+            return cls.from_json(read_json(path))
+        except KeyError as error:
+            raise InputError(
+                f"{path}: key {error} is missing; remove the file and run again"
+            ) from error
+
+
+def _part(cls: type[Part], values: Mapping[str, Any]) -> Part:
+    """Build a dataclass from the keys of its fields; KeyError names a missing one."""
+    names = [
+        field.name for field in fields(cls) if field.name in values or field.default is MISSING
+    ]
+    return cls(**{name: values[name] for name in names})
+
+
+def specification(strategy: Strategy) -> dict[str, Any]:
+    """Return id, family, parameters and weighting of a strategy."""
+    head = {"id": strategy.id, "family": strategy.family.name}
+    return {**head, **strategy.model_dump(), "weighting": strategy.weighting_kind}
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Return the versions of Python and packages, the commit of the checkout and the seed."""
+    return {
+        "seed": seed,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Return the commit of the checkout this package runs from, or 'unknown' outside one."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"],  # noqa: S607 (the user's git)
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
