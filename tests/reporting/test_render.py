@@ -27,7 +27,7 @@ from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
-from moe_routing.reporting.article_figures import GALLERY
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.notebook import NOT_SHOWN
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
@@ -79,7 +79,7 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     text = text_of(rendered / "index.html")
     start = text[: text.index("Abstract A mixture")]
     assert PREVIEW_NOTE in start
-    assert "Question. Does every token need the 8 experts" in start
+    assert "Question. Does every token need all 8 experts" in start
     assert "Result. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
     assert "\N{MINUS SIGN}3.0 percentage points [" in start
     assert "Model and data: a small model (olmoe-nano, 16 million parameters)" in start
@@ -98,7 +98,7 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     images = re.findall(r"<img[^>]*>", html)
     assert len(images) == FIGURES
     texts = {html_module.unescape(found) for found in re.findall(r' alt="([^"]+)"', html)}
-    assert texts <= {picture.alt for picture in GALLERY.values()}
+    assert texts <= {picture.alt for picture in ARTICLE_FIGURES.values()}
     assert all('src="data:image/png;base64,' in image for image in images)
     assert html.count("<table") >= 6
     assert "{python}" not in html
@@ -127,7 +127,7 @@ def test_what_was_not_drawn_is_said(rendered):
 def test_a_figure_that_should_be_there_is_asked_for(rendered, tmp_path, label):
     folder = Path(shutil.copytree(rendered.parent, tmp_path / "planted"))
     article = Article.load(folder)
-    path = folder / GALLERY[label].path
+    path = folder / ARTICLE_FIGURES[label].path
     assert "![" in article.figure(label)
     path.unlink()
     with pytest.raises(InputError, match=r"\.png: the figure is missing; run the workflow"):
@@ -156,10 +156,12 @@ def test_gallery_names_figures_that_are_drawn():
         for plot in part.plots
     }
     made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
-    assert {picture.path for picture in GALLERY.values()} <= made
-    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {p.path for p in GALLERY.values()}
+    assert {picture.path for picture in ARTICLE_FIGURES.values()} <= made
+    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {
+        p.path for p in ARTICLE_FIGURES.values()
+    }
     parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
-    for picture in GALLERY.values():
+    for picture in ARTICLE_FIGURES.values():
         for folder, _, name in (source.partition("/") for source in picture.sources):
             assert name in parts.get(folder, [name]), name
 

@@ -10,11 +10,11 @@ from moe_routing.reporting.findings import CELLS_FILE
 from moe_routing.reporting.plots import CAPTIONS, FOLDER, planned
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 
 @dataclass(frozen=True)
-class Picture:
+class ArticleFigure:
     """A figure.
 
     Attributes:
@@ -31,27 +31,27 @@ class Picture:
     alt: str
     sources: tuple[str, ...]
     needs: str
-    due: Callable[[Study], bool]
+    due: Callable[[StudyResults], bool]
 
 
-def _comparison(name: str, alt: str, sources: tuple[str, ...], needs: str) -> Picture:
-    def due(study: Study) -> bool:
+def _comparison(name: str, alt: str, sources: tuple[str, ...], needs: str) -> ArticleFigure:
+    def due(study: StudyResults) -> bool:
         return name in planned(study.config)
 
-    return Picture(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs, due)
+    return ArticleFigure(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs, due)
 
 
-def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> Picture:
+def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> ArticleFigure:
     needs = f"the analysis {folder}/ was not made"
     sources = tuple(f"{folder}/{file}" for file in files)
 
-    def due(study: Study) -> bool:
+    def due(study: StudyResults) -> bool:
         return any((study.folder / source).is_file() for source in sources)
 
-    return Picture(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs, due)
+    return ArticleFigure(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs, due)
 
 
-GALLERY: dict[str, Picture] = {
+ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     "fig-pareto": _comparison(
         "pareto",
         "One panel per data set: mean experts per token across, quality up, one marker and line a "

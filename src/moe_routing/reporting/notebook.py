@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_routing.analysis.tables import markdown
 from moe_routing.errors import InputError
 from moe_routing.reporting.article import VARIABLE, results_folder
-from moe_routing.reporting.tables import markdown
 
 if TYPE_CHECKING:
     import pandas as pd

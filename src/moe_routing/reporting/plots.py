@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from moe_routing.config.study import StudyConfig
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 FOLDER = "comparison/comparison_plots"
 
@@ -69,7 +69,7 @@ def _has_sweep(config: StudyConfig) -> bool:
     return len(set(rest)) < len(rest)
 
 
-def draw(study: Study) -> dict[str, Callable[[], Figure]]:
+def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
     """Return the figures whose inputs this study has, by name, each drawn when called."""
     from moe_routing.figures import comparison, comparison_routing, comparison_statistics
 
@@ -102,7 +102,7 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
 
 
-def _rivals(study: Study) -> pd.DataFrame | None:
+def _rivals(study: StudyResults) -> pd.DataFrame | None:
     """Return the cells of other rules that were scored beside the strategies."""
     controls, table = study.controls, study.statistics["controls"]
     if controls.empty or table.empty:
@@ -112,7 +112,7 @@ def _rivals(study: Study) -> pd.DataFrame | None:
     return None if rivals.empty else rivals
 
 
-def write_plots(study: Study) -> list[str]:
+def write_plots(study: StudyResults) -> list[str]:
     """Write every figure this study has inputs for as PNG and SVG; return their names."""
     use_style()
     figures = draw(study)

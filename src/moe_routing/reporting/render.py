@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.reporting.article import VARIABLE, config_file
+from moe_routing.reporting.article import VARIABLE
 from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs

@@ -6,37 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moe_routing.reporting import wording as w
+from moe_routing.reporting import wording
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 DAGGER = "\N{DAGGER}"
-
-WIDEST = 34
-"""Characters that a column of a Markdown table may claim before its text wraps."""
-
-
-def markdown(table: pd.DataFrame, align: str | None = None) -> str:
-    """Return a Markdown pipe table; ``align`` has a letter (l, r, c) a column.
-
-    Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
-    wide, because pandoc takes relative widths from them.
-    """
-    columns = [str(name) for name in table.columns]
-    align = align or "ll" + "r" * (len(columns) - 2)
-    rows = [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
-    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
-
-
-def _rule(letter: str, length: int) -> str:
-    left, right = (":" if letter in pair else "" for pair in ("lc", "rc"))
-    return f"{left}{'-' * max(length, 3)}{right}"
 
 
 def definition(row: pd.Series) -> str:
@@ -45,14 +23,14 @@ def definition(row: pd.Series) -> str:
     return family_entry(row["family"]).definition.format(**{**row, "k": k})
 
 
-def datasets_by_task(study: Study) -> list[str]:
+def datasets_by_task(study: StudyResults) -> list[str]:
     """Return the data sets that have cells: text first, then choices, then last words."""
     tasks = study.cells.drop_duplicates("dataset").set_index("dataset")["task"]
     order = list(TASKS)
     return sorted(tasks.index, key=lambda name: order.index(tasks[name]))
 
 
-def results_table(study: Study) -> pd.DataFrame:
+def results_table(study: StudyResults) -> pd.DataFrame:
     """Return the main table: a row per strategy, a column per data set, intervals in brackets.
 
     The best value of a column is bold. A dagger marks cells for which a difference from the
@@ -66,7 +44,7 @@ def results_table(study: Study) -> pd.DataFrame:
             "Strategy": [f"`{name}`" for name in strategies.index],
             "What it is": [definition(row) for _, row in strategies.iterrows()],
             "Mean experts": [
-                w.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
+                wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
                 for name in strategies.index
             ],
         }
@@ -78,7 +56,7 @@ def results_table(study: Study) -> pd.DataFrame:
     return table
 
 
-def divergence_table(study: Study) -> pd.DataFrame:
+def divergence_table(study: StudyResults) -> pd.DataFrame:
     """Return KL(baseline || strategy): a row per strategy, a column per data set, with intervals.
 
     Heads give the number of items that it was measured on.
@@ -92,7 +70,7 @@ def divergence_table(study: Study) -> pd.DataFrame:
         own = rows[rows["dataset"] == dataset].set_index("strategy")
         if own.empty:
             continue
-        head = f"{DATASETS[dataset].label} (n = {w.count(own['n'].max())})"
+        head = f"{DATASETS[dataset].label} (n = {wording.count(own['n'].max())})"
         table[head] = [_divergence_entry(row) for row in own.reindex(names).itertuples()]
     return table
 
@@ -100,11 +78,11 @@ def divergence_table(study: Study) -> pd.DataFrame:
 def _divergence_entry(row: object) -> str:
     if pd.isna(row.value):
         return "not run"
-    low, high = w.divergence(row.ci_low), w.divergence(row.ci_high)
-    return f"{w.divergence(row.value)} [{low}, {high}]"
+    low, high = wording.divergence(row.ci_low), wording.divergence(row.ci_high)
+    return f"{wording.divergence(row.value)} [{low}, {high}]"
 
 
-def static_table(study: Study) -> pd.DataFrame:
+def static_table(study: StudyResults) -> pd.DataFrame:
     """Return the static curve: a row a number of experts, a column per data set."""
     curve = study.static_curve
     names = curve.drop_duplicates("k").set_index("k")["strategy"].sort_index()
@@ -122,7 +100,7 @@ def shown_kinds() -> dict[str, str]:
     return {name: kind.short for name, kind in control_kinds().items() if kind.short}
 
 
-def controls_table(study: Study) -> pd.DataFrame:
+def controls_table(study: StudyResults) -> pd.DataFrame:
     """Return each control against its base: experts of both, and a difference per data set."""
     main = study.main_measures
     kinds = shown_kinds()
@@ -138,7 +116,8 @@ def controls_table(study: Study) -> pd.DataFrame:
                 for name, kind in zip(names["strategy"], names["kind"], strict=True)
             ],
             "Experts, base and control": [
-                " and ".join(w.experts(x) for x in experts.loc[name]) for name in names["strategy"]
+                " and ".join(wording.experts(x) for x in experts.loc[name])
+                for name in names["strategy"]
             ],
         }
     )
@@ -158,14 +137,14 @@ def _difference_head(dataset: str, metric: str) -> str:
 def _difference_entry(row: object, metric: str) -> str:
     if pd.isna(row.difference):
         return "not run"
-    text = w.difference(row.difference, row.low, row.high, metric).replace(
+    text = wording.difference(row.difference, row.low, row.high, metric).replace(
         f" {METRICS[metric].unit}", ""
     )
     mark = DAGGER if row.verdict in ("better", "worse", "worse within margin") else ""
     return text.replace(" [", f"{mark} [", 1)
 
 
-def numerics_table(study: Study) -> pd.DataFrame:
+def numerics_table(study: StudyResults) -> pd.DataFrame:
     """Return the baseline against itself: a row per arm and data set."""
     main = study.main_measures
     rows = study.statistics["numerics"]
@@ -174,14 +153,14 @@ def numerics_table(study: Study) -> pd.DataFrame:
         {
             "Changed": [f"`{name}`" for name in rows["changed"]],
             "Data set": rows["dataset"].map(lambda name: DATASETS[name].label),
-            "Items": rows["n_items"].map(w.count),
+            "Items": rows["n_items"].map(wording.count),
             "Difference": [
-                (w.MINUS if row.difference < 0 else "")
-                + w.small_difference(abs(row.difference), row.metric)
+                (wording.MINUS if row.difference < 0 else "")
+                + wording.small_difference(abs(row.difference), row.metric)
                 for row in rows.itertuples()
             ],
             "Items that changed sides": [
-                w.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
+                wording.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
                 for row in rows.itertuples()
             ],
             "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
@@ -206,13 +185,13 @@ def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
 def _entry(row: object, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
-    value = w.quality(row.value, row.metric)
+    value = wording.quality(row.value, row.metric)
     value = f"**{value}**" if row.value == best else value
-    low, high = (w.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
+    low, high = (wording.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
     return f"{value}{DAGGER if shown else ''} [{low}, {high}]"
 
 
-def _shown(study: Study) -> dict[str, set[str]]:
+def _shown(study: StudyResults) -> dict[str, set[str]]:
     """Return by data set the strategies whose difference from the baseline was shown."""
     paired = study.statistics.get("paired", pd.DataFrame())
     if paired.empty:
@@ -222,7 +201,7 @@ def _shown(study: Study) -> dict[str, set[str]]:
     return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
 
 
-def data_table(study: Study) -> pd.DataFrame:
+def data_table(study: StudyResults) -> pd.DataFrame:
     """Return what was scored: items, tokens, metric, and where the items come from."""
     rows = []
     for dataset in datasets_by_task(study):
@@ -231,8 +210,8 @@ def data_table(study: Study) -> pd.DataFrame:
             {
                 "Data set": DATASETS[dataset].label,
                 "Task": TASKS[cell["task"]].words,
-                "Items": w.count(cell["n_items"]),
-                "Tokens": w.count(cell["tokens"]),
+                "Items": wording.count(cell["n_items"]),
+                "Tokens": wording.count(cell["tokens"]),
                 "Metric": METRICS[cell["metric"]].label,
                 "Source": source_words(study.config.datasets[dataset].source),
             }
@@ -249,7 +228,7 @@ def source_words(source: object) -> str:
     return f"local file `{source.path}`"
 
 
-def contrast_table(study: Study) -> pd.DataFrame:
+def contrast_table(study: StudyResults) -> pd.DataFrame:
     """Return the primary contrast as rows of words."""
     from moe_routing.reporting.findings import main_row
 
@@ -259,11 +238,11 @@ def contrast_table(study: Study) -> pd.DataFrame:
         "Strategy": f"`{row['strategy']}` against `{row['baseline']}`",
         "Data set": DATASETS[row["dataset"]].label,
         "Metric": METRICS[metric].label,
-        "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
+        "Difference": wording.difference(row["difference"], row["low"], row["high"], metric),
         **_flips(row),
         "p, two-sided, of a single test": _bare_p(row["p_adjusted"]),
-        "Non-inferiority margin": w.magnitude(row["margin"], metric),
-        "Upper limit of the loss": w.magnitude(max(row["upper_bound"], 0), metric),
+        "Non-inferiority margin": wording.magnitude(row["margin"], metric),
+        "Upper limit of the loss": wording.magnitude(max(row["upper_bound"], 0), metric),
         "p of non-inferiority": _bare_p(row["p_noninferiority"]),
         "Minimum detectable difference": _detectable(study.statistics["power"], row),
         "Verdict": row["verdict"],
@@ -272,15 +251,15 @@ def contrast_table(study: Study) -> pd.DataFrame:
 
 
 def _bare_p(value: float) -> str:
-    return w.p_value(value).removeprefix("p = ").removeprefix("p ")
+    return wording.p_value(value).removeprefix("p = ").removeprefix("p ")
 
 
 def _flips(row: pd.Series) -> dict[str, str]:
     """Return the line of items that changed sides; none where items are not right or wrong."""
     if not METRICS[row["metric"]].is_proportion:
         return {}
-    counts = f"{w.count(row['lost'])} and {w.count(row['gained'])}"
-    return {"Items lost and gained": f"{counts} of {w.count(row['n_items'])}"}
+    counts = f"{wording.count(row['lost'])} and {wording.count(row['gained'])}"
+    return {"Items lost and gained": f"{counts} of {wording.count(row['n_items'])}"}
 
 
 def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
@@ -288,19 +267,19 @@ def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
     name = "minimum_detectable_difference"
     text = "not known, since no item differs"
     if pd.notna(row[name]):
-        text = f"{w.magnitude(row[name], row['metric'])} at the spread observed"
+        text = f"{wording.magnitude(row[name], row['metric'])} at the spread observed"
     if power.empty:
         return text
     rows = power[(power["dataset"] == row["dataset"]) & (power["metric"] == row["metric"])]
     assumed = rows[rows["basis"] == "assumed discordance"]
     if assumed.empty:
         return text
-    sizes = w.listed([f"{100 * size:.2g}" for size in assumed[name]])
-    proportions = w.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
+    sizes = wording.listed([f"{100 * size:.2g}" for size in assumed[name]])
+    proportions = wording.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
     return f"{text}; {sizes} if {proportions} % of items changed sides"
 
 
-def routing_table(study: Study) -> pd.DataFrame:
+def routing_table(study: StudyResults) -> pd.DataFrame:
     """Return how BH routed, averaged over data sets: counts, and how often its limits bound."""
     bh = study.cells[study.cells["family"] == "bh"]
     means = bh.groupby("strategy", sort=False)[
@@ -310,16 +289,16 @@ def routing_table(study: Study) -> pd.DataFrame:
         {
             "Strategy": [f"`{name}`" for name in means.index],
             "Null": list(bh.drop_duplicates("strategy")["null"]),
-            "Mean experts": means["mean_experts"].map(w.experts),
-            "SD": means["sd_experts"].map(w.experts),
-            "Nothing rejected": means["empty_proportion"].map(w.percent),
-            "At floor": means["floor_proportion"].map(w.percent),
-            "At cap": means["cap_proportion"].map(w.percent),
+            "Mean experts": means["mean_experts"].map(wording.experts),
+            "SD": means["sd_experts"].map(wording.experts),
+            "Nothing rejected": means["empty_proportion"].map(wording.percent),
+            "At floor": means["floor_proportion"].map(wording.percent),
+            "At cap": means["cap_proportion"].map(wording.percent),
         }
     )
 
 
-def strategy_table(study: Study) -> pd.DataFrame:
+def strategy_table(study: StudyResults) -> pd.DataFrame:
     """Return the strategies by family: what each does and which settings were run."""
     rows = []
     for family, cells in study.cells.groupby("family", sort=False):
@@ -335,7 +314,7 @@ def strategy_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def null_table(study: Study) -> pd.DataFrame:
+def null_table(study: StudyResults) -> pd.DataFrame:
     """Return the fitted nulls: the hypothesis in words, and symmetry and tails over layers."""
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
@@ -358,7 +337,7 @@ def _range(table: pd.DataFrame, column: str) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def environment_table(study: Study) -> pd.DataFrame:
+def environment_table(study: StudyResults) -> pd.DataFrame:
     """Return model, data and software as the cells' provenance states them."""
     about = study.provenance()
     packages = about.get("packages", {})
