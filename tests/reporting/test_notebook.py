@@ -158,4 +158,4 @@ def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
     monkeypatch.setenv(VARIABLE, str(folder))
     page = run_page(ROOT / "report" / "notebooks" / "bh_routing.qmd", echo=True)
     assert "bh_k16_a005_pooled; H0:" in page.markdown
-    assert "The nulls were not examined in this run." in page.markdown
+    assert "The nulls were not tested in this run." in page.markdown

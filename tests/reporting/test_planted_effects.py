@@ -289,4 +289,4 @@ def test_without_bh_the_article_says_so(tmp_path):
     assert ", no adaptive top-k and no Benjamini-Hochberg routing." in article.listing("missing")
     assert article.say("binding", "None.") == "None."
     assert article.ref("tbl-routing", "elsewhere") == "elsewhere"
-    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run has")

@@ -98,7 +98,7 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     images = re.findall(r"<img[^>]*>", html)
     assert len(images) == FIGURES
     texts = {html_module.unescape(found) for found in re.findall(r' alt="([^"]+)"', html)}
-    assert texts <= {picture.alt for picture in ARTICLE_FIGURES.values()}
+    assert texts <= {figure.alt for figure in ARTICLE_FIGURES.values()}
     assert all('src="data:image/png;base64,' in image for image in images)
     assert html.count("<table") >= 6
     assert "{python}" not in html
@@ -119,8 +119,8 @@ def test_figures_of_notebooks_have_captions_and_alt_text(rendered, name, figures
 
 def test_what_was_not_drawn_is_said(rendered):
     text = text_of(rendered / "index.html")
-    assert "Not drawn: the analysis validity/ was not made." in text
-    assert "The ablation was not made in this run." in text
+    assert "Not drawn: the analysis validity/ was not run." in text
+    assert "The ablation was not run in this study." in text
 
 
 @pytest.mark.parametrize("label", ["fig-pareto", "fig-bh-quality"])
@@ -144,25 +144,33 @@ def test_a_figure_that_the_config_does_not_plan_is_explained(tmp_path):
     assert article.figure("fig-ranks") == (
         "*Not drawn: ranks need at least two data sets and three strategies.*"
     )
-    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run has")
     with pytest.raises(InputError, match="the figure is missing"):
         article.figure("fig-forest")
 
 
-def test_gallery_names_figures_that_are_drawn():
+def test_article_figures_are_drawn_and_shown():
     made = {
         part.plot_path("", plot, "png").lstrip("/")
         for part in (BASELINE, BH, VALIDITY, ABLATION)
         for plot in part.plots
     }
     made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
-    assert {picture.path for picture in ARTICLE_FIGURES.values()} <= made
+    assert {figure.path for figure in ARTICLE_FIGURES.values()} <= made
     assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {
         p.path for p in ARTICLE_FIGURES.values()
     }
+    shown = {
+        f"{one.folder}/{one.folder}_plots/{p}.png"
+        for one in (VALIDITY, ABLATION)
+        for p in one.plots
+    }
+    assert shown <= {figure.path for figure in ARTICLE_FIGURES.values()}
+    article = (SOURCE / "index.qmd").read_text(encoding="utf-8")
+    assert [label for label in ARTICLE_FIGURES if f'a.figure("{label}")' not in article] == []
     parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
-    for picture in ARTICLE_FIGURES.values():
-        for folder, _, name in (source.partition("/") for source in picture.sources):
+    for figure in ARTICLE_FIGURES.values():
+        for folder, _, name in (source.partition("/") for source in figure.sources):
             assert name in parts.get(folder, [name]), name
 
 

@@ -94,9 +94,6 @@ VALIDITY = Outputs(
         "simulation.csv",
     ),
     (
-        "pvalue_histograms",
-        "pvalue_qq",
-        "size_by_alpha",
         "size_by_layer",
         "marginal_bound",
         "binding_by_layer",
@@ -106,5 +103,5 @@ VALIDITY = Outputs(
 ABLATION = Outputs(
     "ablation",
     ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
-    ("false_discoveries", "weight_importance"),
+    ("false_discoveries",),
 )

@@ -1,4 +1,4 @@
-"""The tables of the manuscript: caption, source, and what each needs."""
+"""The tables of the article: caption, sources, and what each needs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArticleTable:
-    """A table.
+    """A table of the article.
 
     Attributes:
-        build: makes it.
-        caption: what it shows and where its numbers stand.
-        align: a letter (l, r, c) a column; None aligns numbers right.
+        build: makes the table of a study.
+        caption: what it shows, and the files of its numbers.
+        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
         ready: whether a study has its inputs.
-        needs: what is missing where it has not.
+        needs: what a study lacks that is not ready.
     """
 
     build: Callable[[StudyResults], pd.DataFrame]
@@ -40,8 +40,8 @@ class ArticleTable:
 def _results_caption(study: StudyResults) -> str:
     confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
-        f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
-        f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
+        f"Every strategy on every data set, with {confidence} intervals. Bold: best in its column. "
+        f"{tables.DAGGER}: significantly different from `{study.baseline}` after correction for "
         f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`."
     )
 
@@ -52,21 +52,21 @@ def _perplexity_caption(study: StudyResults) -> str:
         [DATASETS[x].label for x in perplexity_rows(study)["dataset"].drop_duplicates()]
     )
     return (
-        f"{sets} by word and by byte, with {confidence} intervals that resample documents: "
-        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS_FILE}`."
+        f"{sets} per word and per byte, with {confidence} intervals that resample documents: "
+        f"measures that do not depend on the tokenizer. Lower is better. From `{METRICS_FILE}`."
     )
 
 
 def _divergence_caption(study: StudyResults) -> str:
     confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
-        f"Divergence (KL) of next-token predictions from those of `{study.baseline}`, nats a "
+        f"KL divergence of next-token predictions from those of `{study.baseline}`, in nats per "
         f"token, with {confidence} intervals; n is the number of items. From `{METRICS_FILE}`."
     )
 
 
 def _has(study: StudyResults, name: str, *kinds: str) -> bool:
-    """Return whether a table of the statistics has rows, of one of these kinds if given."""
+    """Return whether a table of the statistics has rows, of these kinds if given."""
     table = study.statistics.get(name)
     if table is None or table.empty:
         return False
@@ -86,8 +86,8 @@ def _controls_caption(study: StudyResults) -> str:
     confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
         f"Each control against its base: difference, control minus base, with {confidence} "
-        f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
-        f"way is better; experts are means per token, over data sets. From `{CONTROLS_FILE}`."
+        f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
+        f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`."
     )
 
 
@@ -110,7 +110,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-data": ArticleTable(
         tables.data_table,
         lambda _: (
-            "Evaluation sets. Tokens: all that the model read, contexts included. From "
+            "Evaluation sets. Tokens: all tokens that the model read, contexts included. From "
             f"`{CELLS_FILE}` and `config.yaml`."
         ),
         "llrrll",
@@ -123,7 +123,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-environment": ArticleTable(
         tables.environment_table,
         lambda _: (
-            "What produced the numbers. From `model.json`, `config.yaml` and the provenance in "
+            "Model, software and settings. From `model.json`, `config.yaml` and the provenance in "
             "`cells/<strategy>/<dataset>.json`."
         ),
         "ll",
@@ -131,9 +131,9 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-nulls": ArticleTable(
         tables.null_table,
         lambda _: (
-            "Nulls that were fitted, and what they look like over layers: the spread above "
-            "the median over that below it (1 if symmetric), and the smallest p-value they can "
-            "give. From `calibration/nulls/<null>.csv`."
+            "The fitted nulls over layers: ratio of the spread above the median to the spread "
+            "below it (1 if symmetric), and the smallest possible p-value. From "
+            "`calibration/nulls/<null>.csv`."
         ),
         "llrr",
         lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
@@ -168,7 +168,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         tables.numerics_table,
         lambda study: (
             f"The baseline `{study.baseline}` against itself with other numerics. The largest "
-            f"change of an item is that of its log-likelihood, nats. From `{NUMERICS_FILE}`."
+            f"change of an item is that of its log-likelihood, in nats. From `{NUMERICS_FILE}`."
         ),
         "llrrrr",
         lambda study: _has(study, "numerics"),
@@ -177,9 +177,9 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-routing": ArticleTable(
         tables.routing_table,
         lambda _: (
-            "How BH routed, averaged over data sets. A decision is a token in a layer. "
-            "Nothing rejected: BH kept no expert, so that the floor decided. At floor, at cap: BH "
-            "kept fewer or more experts than allowed, so that the limit decided. From "
+            "Routing by BH, averaged over data sets. A decision is one token in one layer. "
+            "Nothing rejected: BH selected no expert, so the floor decided. At floor, at cap: BH "
+            "selected fewer or more experts than allowed, so the floor or cap decided. From "
             f"`{CELLS_FILE}`."
         ),
         "llrrrrr",
