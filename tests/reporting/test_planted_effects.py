@@ -86,7 +86,7 @@ def test_primary_table_has_flips_and_what_would_have_been_found(planted):
     observed = planted.statistics["primary"].query("main")["minimum_detectable_difference"].item()
     assert (
         f"| Minimum detectable difference | {100 * observed:.2g} percentage points at the spread "
-        f"observed; {sizes[0]}, {sizes[1]} and {sizes[2]} if 2, 5 and 10 % of items changed sides |"
+        f"observed; {sizes[0]}, {sizes[1]} and {sizes[2]} if 2, 5 and 10 % of items flip |"
     ) in text
     assert "found in 80 % of runs" in text
     nats = Article(with_primary(planted, LOSS, "wikipedia")).table("tbl-primary")

@@ -29,7 +29,7 @@ from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.checks import check_pages
-from moe_routing.reporting.notebook import NOT_SHOWN
+from moe_routing.reporting.notebook import EXCLUDED_FORMATS
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.qmd import read_page, run_page
@@ -216,14 +216,14 @@ def kinds_of(notebook):
 def test_no_output_of_a_notebook_is_html(rendered, name):
     kinds = kinds_of(nbformat.read(rendered / "notebooks" / f"{name}.ipynb", as_version=4))
     assert "text/markdown" in kinds
-    assert not kinds & set(NOT_SHOWN)
+    assert not kinds & set(EXCLUDED_FORMATS)
 
 
 def test_no_output_of_the_article_is_html(rendered, monkeypatch):
     monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
     kinds = kinds_of(run_page(SOURCE / "index.qmd", echo=False).notebook)
     assert "text/markdown" in kinds
-    assert not kinds & set(NOT_SHOWN)
+    assert not kinds & set(EXCLUDED_FORMATS)
 
 
 def test_data_frames_are_tables_of_the_notebooks(rendered):
@@ -528,7 +528,7 @@ def test_a_quarto_that_does_not_end_is_ended_with_what_it_started(tmp_path, copy
     monkeypatch.setattr(rendering, "QUARTO_SECONDS", 1)
     started = time.monotonic()
     said = refusal(copy, tmp_path / "results", str(program))
-    assert said == "quarto did not end within 1 seconds"
+    assert said == "quarto did not finish within 1 seconds"
     time.sleep(max(0, 5 - (time.monotonic() - started)))
     assert not alive.exists()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from moe_routing.reporting import tables, wording
 from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
-from moe_routing.reporting.protocol import perplexity_rows, perplexity_table
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
 
@@ -49,7 +48,7 @@ def _results_caption(study: StudyResults) -> str:
 def _perplexity_caption(study: StudyResults) -> str:
     confidence = wording.percent(study.config.statistics.confidence, 0)
     sets = wording.listed(
-        [DATASETS[x].label for x in perplexity_rows(study)["dataset"].drop_duplicates()]
+        [DATASETS[x].label for x in tables.perplexity_rows(study)["dataset"].drop_duplicates()]
     )
     return (
         f"{sets} per word and per byte, with {confidence} intervals that resample documents: "
@@ -94,10 +93,10 @@ def _controls_caption(study: StudyResults) -> str:
 ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-results": ArticleTable(tables.results_table, _results_caption),
     "tbl-perplexity": ArticleTable(
-        perplexity_table,
+        tables.perplexity_table,
         _perplexity_caption,
         None,
-        lambda study: not perplexity_rows(study).empty,
+        lambda study: not tables.perplexity_rows(study).empty,
         "this run has no running text",
     ),
     "tbl-divergence": ArticleTable(

@@ -22,9 +22,9 @@ SECTIONS = {
     "Results": "tbl-results",
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
-    "The baseline against itself": "tbl-numerics",
+    "Numerical noise": "tbl-numerics",
     "Divergence from the baseline's predictions": "tbl-divergence",
-    "How BH routed": "tbl-routing",
+    "Routing by BH": "tbl-routing",
     "Data": "tbl-data",
 }
 """Tables of the report by title."""
@@ -94,8 +94,8 @@ def _figures(study: StudyResults) -> str:
 
 def _files() -> str:
     return (
-        "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells scored "
-        "beside them), `comparison/all_metrics.csv` (every metric), `statistics/*.csv` (tests; "
+        "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells of "
+        "controls), `comparison/all_metrics.csv` (every metric), `statistics/*.csv` (tests; "
         "`statistics/columns.csv` explains every column), "
         "`cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
     )

@@ -63,6 +63,11 @@ def primary(table: pd.DataFrame, confidence: float) -> Finding:
     return Finding(f"{_contrast(row, outcome)} {_numbers(row, confidence)}", PRIMARY_FILE, outcome)
 
 
+def main_measure_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
+    """Return the rows of the main measure of each data set, ``main`` by data set."""
+    return table[table["metric"] == table["dataset"].map(main)]
+
+
 def main_row(table: pd.DataFrame) -> pd.Series:
     """Return the row of the primary contrast on its data set's main metric."""
     return table[truth_values(table["main"])].iloc[0]

@@ -21,6 +21,7 @@ from moe_routing.reporting.findings import (
     NUMERICS_FILE,
     PAIRED_FILE,
     Finding,
+    main_measure_rows,
     main_row,
 )
 from moe_routing.routing.strategies import Strategy, control_kinds
@@ -43,7 +44,7 @@ def controls(
     """
     if table.empty:
         return []
-    rows = _main_rows(table, main)
+    rows = main_measure_rows(table, main)
     rows = rows[~_has_rescaled_twin(rows, strategies)]
     return [
         _control(kind, group, strategies[group["base"].iloc[0]])
@@ -77,10 +78,6 @@ def _rule(strategy: Strategy) -> tuple:
     """Return the family and parameters of a strategy without its weighting."""
     values = strategy.model_dump(exclude={"weighting"})
     return strategy.family.name, tuple(sorted(values.items()))
-
-
-def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
-    return table[table["metric"] == table["dataset"].map(main)]
 
 
 def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
@@ -159,7 +156,7 @@ def static_curve(
         return []
     experts = curve.drop_duplicates("strategy").set_index("strategy")["k"]
     rows = table[table["kind"] == "static"]
-    rows = _main_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
+    rows = main_measure_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
     rows = rows.dropna(subset=["k"])
     findings = []
     for dataset, group in rows.groupby("dataset", sort=False):
@@ -196,7 +193,7 @@ def noise_floor_by_dataset(table: pd.DataFrame, main: dict[str, str]) -> pd.Seri
     """Return for each data set the largest difference between two runs of the baseline."""
     if table.empty:
         return pd.Series(dtype=float)
-    rows = _main_rows(table, main)
+    rows = main_measure_rows(table, main)
     return rows["difference"].abs().groupby(rows["dataset"], sort=False).max()
 
 
@@ -204,7 +201,7 @@ def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     """State how far the results of the baseline change when only its numerics change."""
     if table.empty:
         return []
-    rows = _main_rows(table, main)
+    rows = main_measure_rows(table, main)
     changed = [f"`{name}`" for name in rows["changed"].drop_duplicates()]
     lead = f"The baseline was scored again, changing only {wording.listed(changed, 'or')}"
     if (rows["largest_item_difference"] == 0).all() and (rows["flips"].fillna(0) == 0).all():

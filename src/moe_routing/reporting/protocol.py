@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moe_routing.reporting import wording
-from moe_routing.vocabulary import DATASETS, METRICS, TASKS
+from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
     from moe_routing.reporting.results import StudyResults
@@ -151,27 +151,3 @@ PROSE: dict[str, Callable[[StudyResults], str]] = {
     "examined": _examined,
 }
 """By name; in a page: ``a.text("asked")``."""
-
-
-def perplexity_rows(study: StudyResults) -> pd.DataFrame:
-    """Return the measures of running text other than token perplexity, of compared strategies."""
-    text = TASKS["perplexity"]
-    beside = [name for name in text.metrics if name != text.main_metric]
-    rows = study.metrics[study.metrics["strategy"].isin(study.cells["strategy"])]
-    return rows[rows["metric"].isin(beside)]
-
-
-def perplexity_table(study: StudyResults) -> pd.DataFrame:
-    """Return word and byte perplexity and bits per byte: a row per strategy and data set."""
-    rows = perplexity_rows(study)
-    several = rows["dataset"].nunique() > 1
-    table = []
-    for (dataset, strategy), own in rows.groupby(["dataset", "strategy"], sort=False):
-        values = {METRICS[row.metric].label: _with_interval(row) for row in own.itertuples()}
-        where = {"Data set": DATASETS[dataset].label} if several else {}
-        table.append({"Strategy": f"`{strategy}`", **where, **values})
-    return pd.DataFrame(table)
-
-
-def _with_interval(row: object) -> str:
-    return wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)

@@ -155,10 +155,15 @@ class StudyResults:
         return both.sort_values("k", kind="stable").reset_index(drop=True)
 
     @property
+    def compared_metrics(self) -> pd.DataFrame:
+        """Rows of ``metrics`` of the compared strategies, without controls."""
+        return self.metrics[self.metrics["strategy"].isin(self.cells["strategy"])]
+
+    @property
     def divergence(self) -> pd.Series:
         """KL divergence from the baseline in nats per token, by compared strategy and data set."""
-        compared = self.metrics["strategy"].isin(self.cells["strategy"])
-        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE.name)]
+        rows = self.compared_metrics
+        rows = rows[rows["metric"] == DIVERGENCE.name]
         return rows.set_index(["strategy", "dataset"])["value"]
 
     def cell(self, strategy: str, dataset: str) -> pd.Series:

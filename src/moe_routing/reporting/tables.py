@@ -1,4 +1,4 @@
-"""Tables of a study as data frames of words, and as Markdown."""
+"""Tables of a study as data frames of text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
+from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
@@ -18,13 +20,13 @@ DAGGER = "\N{DAGGER}"
 
 
 def definition(row: pd.Series) -> str:
-    """Say in words what a strategy does, its BH null and weighting included."""
+    """Return what a strategy does in words, including its null and weighting."""
     k = int(row["k"]) if pd.notna(row["k"]) else None
     return family_entry(row["family"]).definition.format(**{**row, "k": k})
 
 
 def datasets_by_task(study: StudyResults) -> list[str]:
-    """Return the data sets that have cells: text first, then choices, then last words."""
+    """Return the data sets that have cells, in the order of their tasks."""
     tasks = study.cells.drop_duplicates("dataset").set_index("dataset")["task"]
     order = list(TASKS)
     return sorted(tasks.index, key=lambda name: order.index(tasks[name]))
@@ -33,8 +35,8 @@ def datasets_by_task(study: StudyResults) -> list[str]:
 def results_table(study: StudyResults) -> pd.DataFrame:
     """Return the main table: a row per strategy, a column per data set, intervals in brackets.
 
-    The best value of a column is bold. A dagger marks cells for which a difference from the
-    baseline was shown after correction for multiplicity.
+    The best value of a column is bold. A dagger marks differences from the baseline that are
+    significant after correction for multiplicity.
     """
     cells = study.cells
     shown = _shown(study)
@@ -59,11 +61,10 @@ def results_table(study: StudyResults) -> pd.DataFrame:
 def divergence_table(study: StudyResults) -> pd.DataFrame:
     """Return KL(baseline || strategy): a row per strategy, a column per data set, with intervals.
 
-    Heads give the number of items that it was measured on.
+    Column heads give the number of items.
     """
-    compared = study.metrics["strategy"].isin(study.cells["strategy"])
-    rows = study.metrics[compared & (study.metrics["metric"] == DIVERGENCE.name)]
-    rows = rows[rows["strategy"] != study.baseline]
+    rows = study.compared_metrics
+    rows = rows[(rows["metric"] == DIVERGENCE.name) & (rows["strategy"] != study.baseline)]
     names = rows["strategy"].drop_duplicates()
     table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
     for dataset in datasets_by_task(study):
@@ -82,8 +83,32 @@ def _divergence_entry(row: object) -> str:
     return f"{wording.divergence(row.value)} [{low}, {high}]"
 
 
+def perplexity_rows(study: StudyResults) -> pd.DataFrame:
+    """Return the measures of running text other than token perplexity, of compared strategies."""
+    text = TASKS["perplexity"]
+    others = [name for name in text.metrics if name != text.main_metric]
+    rows = study.compared_metrics
+    return rows[rows["metric"].isin(others)]
+
+
+def perplexity_table(study: StudyResults) -> pd.DataFrame:
+    """Return word and byte perplexity and bits per byte: a row per strategy and data set."""
+    rows = perplexity_rows(study)
+    several = rows["dataset"].nunique() > 1
+    table = []
+    for (dataset, strategy), own in rows.groupby(["dataset", "strategy"], sort=False):
+        values = {METRICS[row.metric].label: _with_interval(row) for row in own.itertuples()}
+        where = {"Data set": DATASETS[dataset].label} if several else {}
+        table.append({"Strategy": f"`{strategy}`", **where, **values})
+    return pd.DataFrame(table)
+
+
+def _with_interval(row: object) -> str:
+    return wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)
+
+
 def static_table(study: StudyResults) -> pd.DataFrame:
-    """Return the static curve: a row a number of experts, a column per data set."""
+    """Return the static curve: a row per k, a column per data set."""
     curve = study.static_curve
     names = curve.drop_duplicates("k").set_index("k")["strategy"].sort_index()
     ks = list(names.index)
@@ -96,16 +121,16 @@ def static_table(study: StudyResults) -> pd.DataFrame:
 
 
 def shown_kinds() -> dict[str, str]:
-    """Return the kinds of controls that have rows in the table of controls, in short words."""
+    """Return a short description of each kind of control that the table of controls shows."""
     return {name: kind.short for name, kind in control_kinds().items() if kind.short}
 
 
 def controls_table(study: StudyResults) -> pd.DataFrame:
-    """Return each control against its base: experts of both, and a difference per data set."""
+    """Return each control against its base: mean experts, and a difference per data set."""
     main = study.main_measures
     kinds = shown_kinds()
     rows = study.statistics["controls"]
-    rows = rows[rows["kind"].isin(kinds) & (rows["metric"] == rows["dataset"].map(main))]
+    rows = main_measure_rows(rows[rows["kind"].isin(kinds)], main)
     names = rows.drop_duplicates("strategy")
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
     table = pd.DataFrame(
@@ -145,10 +170,8 @@ def _difference_entry(row: object, metric: str) -> str:
 
 
 def numerics_table(study: StudyResults) -> pd.DataFrame:
-    """Return the baseline against itself: a row per arm and data set."""
-    main = study.main_measures
-    rows = study.statistics["numerics"]
-    rows = rows[rows["metric"] == rows["dataset"].map(main)]
+    """Return the baseline against itself: a row per numerics arm and data set."""
+    rows = main_measure_rows(study.statistics["numerics"], study.main_measures)
     return pd.DataFrame(
         {
             "Changed": [f"`{name}`" for name in rows["changed"]],
@@ -159,7 +182,7 @@ def numerics_table(study: StudyResults) -> pd.DataFrame:
                 + wording.small_difference(abs(row.difference), row.metric)
                 for row in rows.itertuples()
             ],
-            "Items that changed sides": [
+            "Flipped items": [
                 wording.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
                 for row in rows.itertuples()
             ],
@@ -178,7 +201,7 @@ def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
     higher = METRICS[rows["metric"].dropna().iloc[0]].higher_is_better
     best = rows["value"].max() if higher else rows["value"].min()
     if rows["value"].nunique() == 1:
-        best = None  # nothing is better than anything
+        best = None  # all are equal
     return [_entry(row, best, row.Index in shown) for row in rows.itertuples()]
 
 
@@ -192,17 +215,17 @@ def _entry(row: object, best: float | None, shown: bool) -> str:
 
 
 def _shown(study: StudyResults) -> dict[str, set[str]]:
-    """Return by data set the strategies whose difference from the baseline was shown."""
+    """Return by data set the strategies that differ significantly from the baseline."""
     paired = study.statistics.get("paired", pd.DataFrame())
     if paired.empty:
         return {}
-    main = paired[paired["main"].astype(str).str.lower() == "true"]
+    main = paired[truth_values(paired["main"])]
     main = main[main["verdict"].isin(SHOWN)]
     return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
 
 
 def data_table(study: StudyResults) -> pd.DataFrame:
-    """Return what was scored: items, tokens, metric, and where the items come from."""
+    """Return what was scored: items, tokens, metric and source of each data set."""
     rows = []
     for dataset in datasets_by_task(study):
         cell = study.cell(study.baseline, dataset)
@@ -220,7 +243,7 @@ def data_table(study: StudyResults) -> pd.DataFrame:
 
 
 def source_words(source: object) -> str:
-    """Say where items come from, with what pins them."""
+    """Return the source of items in words, with its pinned version."""
     if source.kind == "hub":
         return f"`{source.dataset}`, {source.split}, at `{source.revision[:10]}`"
     if source.kind == "archive":
@@ -229,9 +252,7 @@ def source_words(source: object) -> str:
 
 
 def contrast_table(study: StudyResults) -> pd.DataFrame:
-    """Return the primary contrast as rows of words."""
-    from moe_routing.reporting.findings import main_row
-
+    """Return the primary contrast, one row per quantity."""
     row = main_row(study.statistics["primary"])
     metric = row["metric"]
     lines = {
@@ -255,7 +276,7 @@ def _bare_p(value: float) -> str:
 
 
 def _flips(row: pd.Series) -> dict[str, str]:
-    """Return the line of items that changed sides; none where items are not right or wrong."""
+    """Return the row of flipped items; none for measures without right and wrong items."""
     if not METRICS[row["metric"]].is_proportion:
         return {}
     counts = f"{wording.count(row['lost'])} and {wording.count(row['gained'])}"
@@ -263,9 +284,9 @@ def _flips(row: pd.Series) -> dict[str, str]:
 
 
 def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
-    """Return what the contrast would have found: as observed, and at assumed discordances."""
+    """Return the minimum detectable difference: as observed, and at assumed discordances."""
     name = "minimum_detectable_difference"
-    text = "not known, since no item differs"
+    text = "not known, because no item differs"
     if pd.notna(row[name]):
         text = f"{wording.magnitude(row[name], row['metric'])} at the spread observed"
     if power.empty:
@@ -276,11 +297,11 @@ def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
         return text
     sizes = wording.listed([f"{100 * size:.2g}" for size in assumed[name]])
     proportions = wording.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
-    return f"{text}; {sizes} if {proportions} % of items changed sides"
+    return f"{text}; {sizes} if {proportions} % of items flip"
 
 
 def routing_table(study: StudyResults) -> pd.DataFrame:
-    """Return how BH routed, averaged over data sets: counts, and how often its limits bound."""
+    """Return the routing by BH over data sets: mean experts, and how often floor and cap bind."""
     bh = study.cells[study.cells["family"] == "bh"]
     means = bh.groupby("strategy", sort=False)[
         ["mean_experts", "sd_experts", "empty_proportion", "floor_proportion", "cap_proportion"]
@@ -299,7 +320,7 @@ def routing_table(study: StudyResults) -> pd.DataFrame:
 
 
 def strategy_table(study: StudyResults) -> pd.DataFrame:
-    """Return the strategies by family: what each does and which settings were run."""
+    """Return the strategies by family: selection, weighting and settings."""
     rows = []
     for family, cells in study.cells.groupby("family", sort=False):
         names = list(cells["strategy"].drop_duplicates())
@@ -315,7 +336,7 @@ def strategy_table(study: StudyResults) -> pd.DataFrame:
 
 
 def null_table(study: StudyResults) -> pd.DataFrame:
-    """Return the fitted nulls: the hypothesis in words, and symmetry and tails over layers."""
+    """Return the fitted nulls: hypothesis in words, symmetry and smallest p-value over layers."""
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
@@ -338,7 +359,7 @@ def _range(table: pd.DataFrame, column: str) -> str:
 
 
 def environment_table(study: StudyResults) -> pd.DataFrame:
-    """Return model, data and software as the cells' provenance states them."""
+    """Return model, software and settings from the provenance of the cells."""
     about = study.provenance()
     packages = about.get("packages", {})
     rows = {
