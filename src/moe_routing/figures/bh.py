@@ -88,7 +88,7 @@ def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
         axis.step(at_least.index, at_least, where="pre", **(style | {"marker": None}))
     experts_axis(axis, 1, int(widest["max_k"].iloc[0]))
     axis.set_yscale("log")
-    axis.set_xlabel("Experts c")
+    axis.set_xlabel("Number of experts c")
 
 
 def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:

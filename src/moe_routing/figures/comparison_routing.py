@@ -92,7 +92,7 @@ def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
             x = np.concatenate([[0], proportion.index.to_numpy(), [most]])
             y = np.concatenate([[0], proportion.cumsum().to_numpy(), [1]])
             axis.step(x, y, where="post", label=strategy, **(style | {"marker": ""}))
-        axis.set(xlabel="Experts c", ylim=(0, 1.02))
+        axis.set(xlabel="Number of experts c", ylim=(0, 1.02))
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set_xticks([0, *(2 ** np.arange(int(np.log2(most)) + 1)).tolist()])
         axis.xaxis.set_major_formatter("{x:.0f}")

@@ -106,7 +106,7 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
         level_axis(axis, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
         tokens = own["n_tokens"].iloc[0] if len(own) else 0
         axis.set_title(f"{title} ({tokens:,} tokens)")
-    axes[0].set_ylabel("Tokens with any selection,\nmean over layers")
+    axes[0].set_ylabel("Proportion of tokens with any\nselection (mean over layers)")
     figure.suptitle(
         f"BH on real text. The bound is exact for empirical nulls, approximate for kernel nulls\n"
         f"({LEFT_OUT})",
