@@ -17,10 +17,10 @@ def main(clock: JobClock) -> None:
     results = parser.parse_args().results
 
     from moe_routing.reporting.comparison_report import write_report
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
     clock.started()
-    write_report(Study.load(results))
+    write_report(StudyResults.load(results))
 
 
 if __name__ == "__main__":

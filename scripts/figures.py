@@ -17,10 +17,10 @@ def main(clock: JobClock) -> None:
     results = parser.parse_args().results
 
     from moe_routing.reporting.plots import write_plots
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
     clock.started()
-    write_plots(Study.load(results))
+    write_plots(StudyResults.load(results))
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.cells import score_items
 from moe_routing.evaluation.record import RoutingSummary
 from moe_routing.evaluation.study_model import write_model
-from moe_routing.figures import baseline as baseline_figures
-from moe_routing.figures import bh as bh_figures
 from moe_routing.figures.ablation import draw_ablation
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
+from moe_routing.figures.series import text_caption
 from moe_routing.figures.validity import draw_validity
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import save_null
@@ -259,7 +258,7 @@ def test_tables_and_captions_name_data_set_and_window(results, nano, bh, baselin
         assert list(table)[-2:] == ["dataset", "window"]
         assert set(table["dataset"]) == {"wikipedia"}
         assert set(table["window"]) == {window}
-    for caption in (bh_figures.caption(bh), baseline_figures.caption(baseline)):
+    for caption in (text_caption(bh), text_caption(baseline)):
         assert caption.startswith(f"Wikipedia, window {window:,}: ")
 
 

@@ -18,7 +18,7 @@ from moe_routing.engine.loading import LoadedModel, describe_checkpoint
 from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
-from moe_routing.reporting.results import Study
+from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.strategies import parse_strategy
@@ -102,7 +102,7 @@ def make_study(folder, config, effects=None, **options):
     write_results(folder, config, effects, **options)
     write_tables(config, folder)
     write_statistics(config, folder)
-    return Study.load(folder)
+    return StudyResults.load(folder)
 
 
 def write_results(
@@ -305,7 +305,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def add_analyses(study: Study, nano: LoadedModel) -> None:
+def add_analyses(study: StudyResults, nano: LoadedModel) -> None:
     """Calibrate, and run the baseline and BH analyses for real on a few words of real text."""
     config, folder = study.config, study.folder
     real = describe_checkpoint(config.model)

@@ -37,8 +37,8 @@ def test_a_page_may_link_to_hosts_but_not_load_from_them(tmp_path):
         ('<p style="background: url(https://example.org/x.png)">x</p>', "a style loads"),
         ('<img src="gone.png"/>', "gone.png is missing"),
         ('<a href="gone.html">x</a>', "leads nowhere"),
-        ('<a href="other.html#gone">x</a>', "no such place"),
-        ('<a href="#gone">x</a>', "no such place"),
+        ('<a href="other.html#gone">x</a>', "no such anchor"),
+        ('<a href="#gone">x</a>', "no such anchor"),
         ("<p>see <strong>?@fig-gone</strong></p>", "cross-reference '@fig-gone' leads nowhere"),
         (
             '<span class="citation" data-cites="x">(<strong>x?</strong>)</span>',

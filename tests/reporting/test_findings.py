@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from moe_routing.reporting import findings as f
-from moe_routing.reporting import findings_routing as g
+from moe_routing.reporting import findings, findings_routing
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
@@ -30,7 +29,7 @@ def primary_table(**changes):
 
 
 def test_every_verdict_has_a_sentence_of_its_own():
-    texts = {v: f.primary(primary_table(verdict=str(v)), 0.95).text for v in Verdict}
+    texts = {v: findings.primary(primary_table(verdict=str(v)), 0.95).text for v in Verdict}
     assert len(set(texts.values())) == len(Verdict)
     assert (
         "was less accurate than `regular_k8`, but a loss of 1 percentage point"
@@ -41,33 +40,35 @@ def test_every_verdict_has_a_sentence_of_its_own():
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_identical_results_prove_no_more_than_their_number(safe):
-    text = f.primary(primary_table(verdict="identical", noninferior=safe), 0.95).text
+    text = findings.primary(primary_table(verdict="identical", noninferior=safe), 0.95).text
     assert "same result on every item" in text
     assert ("a loss of 1 percentage point or more is not ruled out" in text) != safe
 
 
 def test_the_main_metric_is_stated():
     assert "length-normalised accuracy: \N{MINUS SIGN}0.40 percentage points" in (
-        f.primary(primary_table(), 0.95).text
+        findings.primary(primary_table(), 0.95).text
     )
 
 
 def test_a_loss_beyond_the_margin_is_not_called_possible():
-    text = f.primary(primary_table(verdict="worse", low=-0.05, high=-0.02), 0.95).text
+    text = findings.primary(primary_table(verdict="worse", low=-0.05, high=-0.02), 0.95).text
     assert ", by 1 percentage point or more." in text
-    text = f.primary(primary_table(verdict="worse", low=-0.05, high=-0.002), 0.95).text
+    text = findings.primary(primary_table(verdict="worse", low=-0.05, high=-0.002), 0.95).text
     assert "a loss of 1 percentage point or more is not ruled out" in text
 
 
 def test_loss_beyond_the_margin_in_nats_is_positive():
     changes = {"metric": "nats_per_token", "dataset": "wikitext", "verdict": "worse"}
-    text = f.primary(primary_table(**changes, difference=0.03, low=0.02, high=0.04), 0.95).text
+    text = findings.primary(
+        primary_table(**changes, difference=0.03, low=0.02, high=0.04), 0.95
+    ).text
     assert "predicted worse than `regular_k8`, by 0.01 nats per token or more" in text
     assert "+0.030 nats per token [+0.020, +0.040]" in text
 
 
 def test_no_margin_no_claim_about_it():
-    text = f.primary(primary_table(verdict="inconclusive", margin=float("nan")), 0.95).text
+    text = findings.primary(primary_table(verdict="inconclusive", margin=float("nan")), 0.95).text
     assert "ruled out" not in text
 
 
@@ -75,7 +76,7 @@ def test_no_margin_no_claim_about_it():
     ("experts", "said"), [(5.3, "34 % fewer than"), (12, "50 % more than"), (8, "the same number")]
 )
 def test_compute(experts, said):
-    assert said in f.compute(primary_table(mean_experts=experts)).text
+    assert said in findings.compute(primary_table(mean_experts=experts)).text
 
 
 @pytest.mark.parametrize(
@@ -95,41 +96,41 @@ def test_compute(experts, said):
     ],
 )
 def test_matched(verdict, said):
-    finding = f.matched(primary_table(matched_verdict=verdict))
+    finding = findings.matched(primary_table(matched_verdict=verdict))
     assert said in finding.text
     assert finding.verdict == verdict
 
 
 def test_matched_compute_is_said_to_be_secondary():
-    text = f.matched(primary_table()).text
-    assert "; p = 0.002, a secondary test, corrected with the exploratory ones)" in text
+    text = findings.matched(primary_table()).text
+    assert "; p = 0.002, a secondary test, corrected together with the exploratory ones)" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"matched_chord_excess": 0.004}, "(0.4 percentage points) would not change that."),
+        ({"matched_chord_excess": 0.004}, "convexity of the curve allows (0.4 percentage points)."),
         (
             {"matched_chord_excess": 0.006},
-            "worse than a convex curve by up to 0.6 percentage points: the difference may be due",
+            "worse than a convex curve by up to 0.6 percentage points; this may explain the diff",
         ),
-        ({"matched_chord_excess": float("nan")}, "is due to that is not known."),
+        ({"matched_chord_excess": float("nan")}, "the difference this explains is not known."),
         (
             # In nats smaller is better: the least gain is 0.005.
             {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
              "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.006},
-            "by up to 0.006 nats per token: the difference may be due to that.",
+            "by up to 0.006 nats per token; this may explain the difference.",
         ),
         (
             {"metric": "nats_per_token", "dataset": "wikitext", "matched_difference": -0.01,
              "matched_low": -0.015, "matched_high": -0.005, "matched_chord_excess": 0.004},
-            "(0.004 nats per token) would not change that.",
+            "exceeds what the convexity of the curve allows (0.004 nats per token).",
         ),
     ],
 )  # fmt: skip
 def test_a_gain_over_a_straight_line_is_qualified(changes, said):
-    text = f.matched(primary_table(**changes)).text
-    assert "Between k = 4 and 6 the static curve is not measured but a straight line" in text
+    text = findings.matched(primary_table(**changes)).text
+    assert "Between k = 4 and 6 the static curve is interpolated by a straight line" in text
     assert said in text
 
 
@@ -138,17 +139,17 @@ def test_a_gain_over_a_straight_line_is_qualified(changes, said):
     [{"matched_k_high": 4}, {"matched_verdict": "worse"}, {"matched_verdict": "identical"}],
 )
 def test_no_line_no_qualification(changes):
-    assert "straight line" not in f.matched(primary_table(**changes)).text
+    assert "straight line" not in findings.matched(primary_table(**changes)).text
 
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_equivalence_is_said_where_it_was_shown(equal):
-    text = f.primary(primary_table(verdict="non-inferior", equivalent=equal), 0.95).text
-    assert ("so is a gain of that size: within the margin the two are equal" in text) == equal
+    text = findings.primary(primary_table(verdict="non-inferior", equivalent=equal), 0.95).text
+    assert ("so is a gain of that size: the two are equivalent within the margin" in text) == equal
 
 
 def test_matched_names_the_curve_of_the_strategy_s_own_weights():
-    text = f.matched(primary_table(matched_static_family="normalized")).text
+    text = findings.matched(primary_table(matched_static_family="normalized")).text
     assert "than static top-k with renormalised weights and the same mean of 5.3 experts" in text
 
 
@@ -158,7 +159,7 @@ def test_matched_names_the_curve_of_the_strategy_s_own_weights():
         (
             "outside the curve",
             "uniform",
-            "its 5.3 experts lie outside the curve of static top-k with uniform weights.",
+            "its mean of 5.3 experts lies outside the curve of static top-k with uniform weights.",
         ),
         ("no curve", None, "no static top-k has its weights."),
         ("unknown experts", None, "its experts were not counted."),
@@ -167,17 +168,17 @@ def test_matched_names_the_curve_of_the_strategy_s_own_weights():
 )
 def test_matched_without_a_place_on_a_curve_says_nothing_about_quality(status, curve, said):
     changes = {"matched_status": status, "matched_static_family": curve, "matched_verdict": None}
-    finding = f.matched(primary_table(**changes))
+    finding = findings.matched(primary_table(**changes))
     assert finding.verdict == "outside"
-    assert "nothing can be said" in finding.text
+    assert "No comparison at matched compute for" in finding.text
     assert finding.text.endswith(said)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.005, "large enough"), (0.02, "too small")])
 def test_detectable(size, verdict):
     table = primary_table(minimum_detectable_difference=size)
-    assert f.detectable(table).verdict == verdict
-    assert f"in {100 * POWER:.0f} % of runs" in f.detectable(table).text
+    assert findings.detectable(table).verdict == verdict
+    assert f"in {100 * POWER:.0f} % of runs" in findings.detectable(table).text
 
 
 def paired(**verdicts):
@@ -200,7 +201,7 @@ def margins(equal=(), **safe):
 def test_against_baseline_without_any_difference():
     table = paired(bh_k4_a005="inconclusive", uniform_k8="non-inferior")
     safe = margins(bh_k4_a005=False, uniform_k8=True)
-    (finding,) = f.against_baseline(table, safe, {"bh_k4_a005": "bh"}, "regular_k8")
+    (finding,) = findings.against_baseline(table, safe, {"bh_k4_a005": "bh"}, "regular_k8")
     assert finding.verdict == "none shown"
     assert "none could be shown to differ from `regular_k8`." in finding.text
     assert "1 percentage point is ruled out for 1 setting, none of them BH." in finding.text
@@ -209,21 +210,23 @@ def test_against_baseline_without_any_difference():
 def test_against_baseline_with_one_of_each():
     table = paired(a="better", b="worse", c="worse within margin", d="identical", e="inconclusive")
     safe = margins(a=True, b=False, c=True, d=True, e=False)
-    (finding,) = f.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
+    (finding,) = findings.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
     assert finding.verdict == "some better"
     assert "1 (`a`) was better and 2 (`b` and `c`) were worse than `regular_k8`" in finding.text
     assert "for 1 no difference could be shown; 1 (`d`) gave the same result" in finding.text
     assert "ruled out for 3 settings, 1 of them BH." in finding.text
     safe = margins(a=True, b=False, c=True, d=True, e=False, equal=("c", "d"))
-    (finding,) = f.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
+    (finding,) = findings.against_baseline(table, safe, {"c": "bh"}, "regular_k8")
     assert "for 3 settings, 1 of them BH, and a gain of that size too for 2." in finding.text
 
 
 def test_against_baseline_all_worse_and_all_identical():
-    (finding,) = f.against_baseline(paired(a="worse", b="worse"), margins(), {}, "regular_k8")
+    (finding,) = findings.against_baseline(
+        paired(a="worse", b="worse"), margins(), {}, "regular_k8"
+    )
     assert "of 2 other settings, all were worse than `regular_k8`" in finding.text
     table = paired(a="identical", b="identical")
-    (finding,) = f.against_baseline(table, margins(a=False, b=False), {}, "regular_k8")
+    (finding,) = findings.against_baseline(table, margins(a=False, b=False), {}, "regular_k8")
     assert finding.verdict == "identical"
     assert "every other setting gave the same result as `regular_k8` on every item" in finding.text
     assert "is ruled out for no setting." in finding.text
@@ -238,13 +241,13 @@ def test_against_baseline_all_worse_and_all_identical():
     ],
 )
 def test_weighting(normal, uniform, verdict):
-    finding = f.weighting(paired(normalized_k8=normal, uniform_k8=uniform, other="worse"), 8)
+    finding = findings.weighting(paired(normalized_k8=normal, uniform_k8=uniform, other="worse"), 8)
     assert finding.verdict == verdict
     assert ("could not be shown to differ" in finding.text) == (verdict == "none")
 
 
 def test_weighting_is_silent_without_those_strategies():
-    assert f.weighting(paired(regular_k4="worse"), 8) is None
+    assert findings.weighting(paired(regular_k4="worse"), 8) is None
 
 
 def cells(**columns):
@@ -268,7 +271,7 @@ def cells(**columns):
 )
 def test_chance(value, low, verdicts):
     table = pd.DataFrame([cells(value=value, ci_low=low)])
-    assert [x.verdict for x in f.chance(table, "regular_k8", 0.01)] == verdicts
+    assert [x.verdict for x in findings.chance(table, "regular_k8", 0.01)] == verdicts
 
 
 def bh(strategy="bh_k8_a005", **columns):
@@ -290,21 +293,21 @@ def test_binding(proportions, verdict):
         bh(f"bh_k{k}_a005", empty_proportion=s) for k, s in zip((4, 8), proportions, strict=True)
     ]
     strategies = {row["strategy"]: parse_strategy(row["strategy"]) for row in rows}
-    finding = g.binding(pd.DataFrame(rows), strategies)
+    finding = findings_routing.binding(pd.DataFrame(rows), strategies)
     assert finding.verdict == verdict
     assert "`pooled`" in finding.text
-    assert "where the floor gave the token 1 expert." in finding.text
+    assert "; there the floor gave the token 1 expert." in finding.text
 
 
 def test_binding_is_silent_without_bh():
-    assert g.binding(pd.DataFrame([cells()]), {}) is None
-    assert g.cap(pd.DataFrame([cells()])) is None
+    assert findings_routing.binding(pd.DataFrame([cells()]), {}) is None
+    assert findings_routing.cap(pd.DataFrame([cells()])) is None
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(1.02, "inert"), (6.0, "binds")])
 def test_cap(most, verdict):
     rows = [bh("bh_k8_a005", k=8, mean_experts=1.0), bh("bh_k64_a005", k=64, mean_experts=most)]
-    assert g.cap(pd.DataFrame(rows)).verdict == verdict
+    assert findings_routing.cap(pd.DataFrame(rows)).verdict == verdict
 
 
 def matched(*verdicts, strategy="bh_k8_a005", curve="regular", status="matched", excess=0.0):
@@ -326,9 +329,9 @@ def matched(*verdicts, strategy="bh_k8_a005", curve="regular", status="matched",
     ],
 )
 def test_matched_summary(verdicts, outcome):
-    (finding,) = g.matched_summary(matched(*verdicts), {"bh_k8_a005": "bh"})
+    (finding,) = findings_routing.matched_summary(matched(*verdicts), {"bh_k8_a005": "bh"})
     assert finding.verdict == outcome
-    assert ("could in none of 2 comparisons be told" in finding.text) == (outcome == "none")
+    assert ("could not be shown to differ from static" in finding.text) == (outcome == "none")
     assert "static top-k with softmax weights and the same mean number of experts" in finding.text
 
 
@@ -337,14 +340,14 @@ def test_matched_summary(verdicts, outcome):
 )
 def test_gains_that_a_bent_curve_could_explain_are_counted(excess, unsure):
     table = matched("better", "better", "worse", excess=excess)
-    (finding,) = g.matched_summary(table, {"bh_k8_a005": "bh"})
-    said = f"; the {unsure} gains may be due to the static curve being straight between measured k"
+    (finding,) = findings_routing.matched_summary(table, {"bh_k8_a005": "bh"})
+    said = f"; the {unsure} gains may be explained by the linear interpolation between measured k"
     assert (said in finding.text) == bool(unsure)
-    (one,) = g.matched_summary(table.iloc[1:], {"bh_k8_a005": "bh"})
-    assert ("; the gain may be due to" in one.text) == bool(unsure)
+    (one,) = findings_routing.matched_summary(table.iloc[1:], {"bh_k8_a005": "bh"})
+    assert ("; the gain may be explained by" in one.text) == bool(unsure)
     both = pd.concat([table.iloc[:1], table.iloc[1:].assign(chord_excess=0.0)])
-    (finding,) = g.matched_summary(both, {"bh_k8_a005": "bh"})
-    assert ("; 1 of the 2 gains may be due to" in finding.text) == bool(unsure)
+    (finding,) = findings_routing.matched_summary(both, {"bh_k8_a005": "bh"})
+    assert ("; 1 of the 2 gains may be explained by" in finding.text) == bool(unsure)
 
 
 def test_matched_summary_names_the_curve_of_each_family_s_weights():
@@ -359,15 +362,18 @@ def test_matched_summary_names_the_curve_of_each_family_s_weights():
         ]
     )
     families = {name: name.split("_")[0] for name in table["strategy"]}
-    bh, adaptive, topp, minp, unmatched = g.matched_summary(table, families)
+    bh, adaptive, topp, minp, unmatched = findings_routing.matched_summary(table, families)
     renormalised = "static top-k with renormalised weights and the same mean number of experts"
     assert bh.text.startswith("Benjamini-Hochberg was worse than static top-k with softmax weights")
     assert adaptive.text == (
         f"Adaptive was better than {renormalised} in 1 of 1 comparison (1 more cell had no static "
-        "neighbour on both sides)."
+        "neighbours on both sides)."
     )
-    assert topp.text.startswith("Top-p could in none of 1 comparison be told from static top-k")
-    assert "that static top-k with softmax weights covers on both sides." in minp.text
+    assert topp.text.startswith("Top-p could not be shown to differ from static top-k")
+    assert (
+        "settings of static top-k with softmax weights on both sides of its mean experts."
+        in minp.text
+    )
     assert unmatched.text == (
         "Benjamini-Hochberg was not compared at matched compute: no static top-k has its weights."
     )
@@ -382,13 +388,13 @@ def test_ranks(p, verdict):
         "strategy": "a", "n_datasets": 3, "n_strategies": 5, "p_iman_davenport": p,
         "beyond_critical_difference": True,
     }  # fmt: skip
-    finding = g.ranks(pd.DataFrame([row]), 0.95)
+    finding = findings_routing.ranks(pd.DataFrame([row]), 0.95)
     assert finding.verdict == verdict
     assert "little power" in finding.text
     beyond = "; 1 strategy lies beyond the critical difference from the baseline"
-    assert f"{beyond}{'.' if p < 0.05 else ', which alone shows nothing.'}" in finding.text
+    assert f"{beyond}{'.' if p < 0.05 else ', which by itself shows nothing.'}" in finding.text
     none = pd.DataFrame([row | {"beyond_critical_difference": False}])
-    assert "; none lies beyond the critical difference" in g.ranks(none, 0.95).text
+    assert "; none lies beyond the critical difference" in findings_routing.ranks(none, 0.95).text
 
 
 def test_ranks_are_tested_at_the_level_of_the_study():
@@ -397,8 +403,8 @@ def test_ranks_are_tested_at_the_level_of_the_study():
         "beyond_critical_difference": True,
     }  # fmt: skip
     table = pd.DataFrame([row, row | {"strategy": "b"}])
-    assert "; 2 strategies lie beyond" in g.ranks(table, 0.95).text
-    found = {level: g.ranks(table, level).verdict for level in (0.95, 0.97, 0.99)}
+    assert "; 2 strategies lie beyond" in findings_routing.ranks(table, 0.95).text
+    found = {level: findings_routing.ranks(table, level).verdict for level in (0.95, 0.97, 0.99)}
     assert found == {0.95: "different", 0.97: "different", 0.99: "not shown"}
 
 
@@ -408,16 +414,16 @@ def test_pareto_says_whether_the_baseline_is_beaten():
         {"strategy": "regular_k4", "value": 0.5, "on_front": True, "front_proportion": 0.95},
     ]
     rows = [{"dataset": "lambada", **row} for row in rows]
-    (beaten,) = g.pareto(pd.DataFrame(rows), "regular_k8")
-    (front,) = g.pareto(pd.DataFrame(rows), "regular_k4")
+    (beaten,) = findings_routing.pareto(pd.DataFrame(rows), "regular_k8")
+    (front,) = findings_routing.pareto(pd.DataFrame(rows), "regular_k4")
     assert (beaten.verdict, front.verdict) == ("baseline beaten", "baseline on front")
     assert "1 of 2 settings is on the Pareto front" in beaten.text
-    sure = f"`regular_k4` in at least {100 * g.SURE:.0f} % of resamples; `regular_k8` is not"
-    assert sure in beaten.text
-    (tied,) = g.pareto(pd.DataFrame(rows).assign(value=0.0), "regular_k8")
+    sure = f"in at least {100 * findings_routing.SURE:.0f} % of resamples; `regular_k8` is not"
+    assert f"`regular_k4` {sure}" in beaten.text
+    (tied,) = findings_routing.pareto(pd.DataFrame(rows).assign(value=0.0), "regular_k8")
     assert tied.verdict == "no difference"
     assert "front of mean experts and quality" in beaten.text
-    (timed,) = g.pareto(pd.DataFrame(rows), "regular_k8", "seconds_per_1000_tokens")
+    (timed,) = findings_routing.pareto(pd.DataFrame(rows), "regular_k8", "seconds_per_1000_tokens")
     assert "front of measured time and quality" in timed.text
     assert (beaten.source, timed.source) == (
         "statistics/pareto.csv",
@@ -427,7 +433,7 @@ def test_pareto_says_whether_the_baseline_is_beaten():
 
 def test_speed_never_claims_more_than_one_run():
     rows = [cells(), cells(strategy="regular_k4", wall_seconds=0.5)]
-    finding = g.speed(pd.DataFrame(rows), "regular_k8")
+    finding = findings_routing.speed(pd.DataFrame(rows), "regular_k8")
     assert finding.verdict == "faster"
     assert "without repetition" in finding.text
     assert "2.00 times" in finding.text
@@ -442,18 +448,18 @@ def test_fewest_static(safe, verdict):
              "main": True, "margin": 0.01, "noninferior": safe},
         ]
     )  # fmt: skip
-    (finding,) = f.fewest_static(margins, table, 8)
+    (finding,) = findings.fewest_static(margins, table, 8)
     assert finding.verdict == verdict
-    assert ("static top-4 already rules out" in finding.text) == safe
+    assert ("is already ruled out for static top-4." in finding.text) == safe
 
 
 def test_missing_tables_are_said_to_be_missing():
     empty = pd.DataFrame()
-    assert f.primary(empty, 0.95).verdict == "missing"
-    assert f.compute(empty).verdict == "missing"
-    assert f.matched(empty).verdict == "missing"
-    assert f.against_baseline(empty, empty, {}, "regular_k8")[0].verdict == "missing"
-    assert g.matched_summary(empty, {})[0].verdict == "missing"
-    assert f.detectable(empty) is None
-    assert g.ranks(empty, 0.95) is None
-    assert g.pareto(empty, "regular_k8", "seconds_per_1000_tokens") == []
+    assert findings.primary(empty, 0.95).verdict == "missing"
+    assert findings.compute(empty).verdict == "missing"
+    assert findings.matched(empty).verdict == "missing"
+    assert findings.against_baseline(empty, empty, {}, "regular_k8")[0].verdict == "missing"
+    assert findings_routing.matched_summary(empty, {})[0].verdict == "missing"
+    assert findings.detectable(empty) is None
+    assert findings_routing.ranks(empty, 0.95) is None
+    assert findings_routing.pareto(empty, "regular_k8", "seconds_per_1000_tokens") == []

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from planted_results import planted_config
 
-from moe_routing.reporting import findings_analyses as h
+from moe_routing.reporting import findings_analyses
 from moe_routing.reporting.wording import MINUS
 
 
@@ -19,10 +19,10 @@ def write(folder, name, value):
 
 
 def test_router_findings_are_the_statements_of_the_analysis(tmp_path):
-    assert h.router(tmp_path) == []
+    assert findings_analyses.router(tmp_path) == []
     found = {"dataset": "wikipedia", "trend": {"statement": "Falls (rho -0.36, 95% interval)."}}
     write(tmp_path, "baseline/baseline_findings.json", found)
-    (finding,) = h.router(tmp_path)
+    (finding,) = findings_analyses.router(tmp_path)
     assert finding.text == f"Falls (rho {MINUS}0.36, 95 % interval)."
 
 
@@ -43,13 +43,13 @@ def test_recommendation(tmp_path, better, worse, verdict, said):
         "against_static_curve": {"a": {}, "b": {}, "c": {}},
     }
     write(tmp_path, "bh/recommendation.json", advice)
-    (finding,) = h.recommendation(tmp_path)
+    (finding,) = findings_analyses.recommendation(tmp_path)
     assert finding.verdict == verdict
     assert said in finding.text
     assert "Of 3 adaptive settings" in finding.text
     assert "straight line" not in finding.text
     write(tmp_path, "bh/recommendation.json", advice | {"beats_line_only": ["c"]})
-    (finding,) = h.recommendation(tmp_path)
+    (finding,) = findings_analyses.recommendation(tmp_path)
     assert finding.verdict == verdict
     assert said in finding.text
     assert "1 more had a lower loss than the straight line" in finding.text
@@ -62,10 +62,10 @@ def test_validity_puts_the_nulls_in_use_first():
         ("within_token", "not shown", "within_token is not shown to be valid: ..."),
     ]
     table = pd.DataFrame(rows, columns=["null", "call", "verdict"])
-    found = h.validity(table, pd.Series(["none", "within_token"]))
+    found = findings_analyses.validity(table, pd.Series(["none", "within_token"]))
     assert [x.verdict for x in found] == ["not shown", "valid"]
     assert found[0].text.startswith("`within_token` is not shown")
-    assert h.validity(pd.DataFrame(), pd.Series(["none"])) == []
+    assert findings_analyses.validity(pd.DataFrame(), pd.Series(["none"])) == []
 
 
 def ablation_row(**changes):
@@ -96,7 +96,7 @@ def test_ablation(low, verdict, said, other):
         ablation_row(scope="window", fdr_low=other),
         ablation_row(null="none", alpha=float("nan"), n_discoveries=1600, fdp=0.5),
     ]
-    stock, finding = h.ablation(pd.DataFrame(rows), planted_config())
+    stock, finding = findings_analyses.ablation(pd.DataFrame(rows), planted_config())
     assert stock.verdict == "reference"
     assert "Of 1,600 experts that the stock router had chosen, 50.0 % [73.5 %" in stock.text
     assert finding.verdict == verdict
@@ -114,7 +114,7 @@ def test_ablation(low, verdict, said, other):
 def test_ablation_speaks_of_the_level_of_the_primary_strategy(strategy, audited):
     rows = [ablation_row(alpha=alpha) for alpha in (0.1, 0.02, 0.04)]
     config = planted_config(primary=(strategy, "hellaswag"))
-    (finding,) = h.ablation(pd.DataFrame(rows), config)
+    (finding,) = findings_analyses.ablation(pd.DataFrame(rows), config)
     assert f"at alpha {audited}, " in finding.text
 
 
@@ -123,21 +123,25 @@ def test_ablation_speaks_of_the_declared_threshold():
     audited = config.analysis.ablation.model_copy(update={"primary_epsilon": 0.1})
     analysis = config.analysis.model_copy(update={"ablation": audited})
     rows = [ablation_row(), ablation_row(epsilon=0.1, fdr_low=0.9)]
-    (finding,) = h.ablation(pd.DataFrame(rows), config.model_copy(update={"analysis": analysis}))
+    (finding,) = findings_analyses.ablation(
+        pd.DataFrame(rows), config.model_copy(update={"analysis": analysis})
+    )
     assert finding.verdict == "exceeded"
     assert "less than 0.1 nats" in finding.text
 
 
-@pytest.mark.parametrize(("beyond", "said"), [(1, "1 further discovery,"), (1234, "1,234 further")])
+@pytest.mark.parametrize(
+    ("beyond", "said"), [(1, "1 further discovery beyond"), (1234, "1,234 further")]
+)
 @pytest.mark.parametrize("discoveries", [0, 142])
 def test_ablation_says_what_it_could_not_remove(beyond, said, discoveries):
     rows = pd.DataFrame([ablation_row(n_discoveries=discoveries, n_beyond=beyond)])
-    (finding,) = h.ablation(rows, planted_config())
+    (finding,) = findings_analyses.ablation(rows, planted_config())
     assert said in finding.text
 
 
 def test_ablation_without_discoveries_claims_nothing():
     rows = pd.DataFrame([ablation_row(n_discoveries=0, fdp=float("nan"))])
-    (finding,) = h.ablation(rows, planted_config())
+    (finding,) = findings_analyses.ablation(rows, planted_config())
     assert finding.verdict == "no discovery"
-    assert h.ablation(pd.DataFrame(), planted_config()) == []
+    assert findings_analyses.ablation(pd.DataFrame(), planted_config()) == []

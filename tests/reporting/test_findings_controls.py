@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from moe_routing.reporting import findings_controls as c
+from moe_routing.reporting import findings_controls
 from moe_routing.reporting.wording import MINUS
 from moe_routing.routing.strategies import parse_strategy
 
@@ -49,7 +49,7 @@ def table(*rows):
     ],
 )
 def test_every_control_both_ways(kind, verdict, outcome, said):
-    (finding,) = c.controls(table(control(kind, verdict)), MAIN, BASES)
+    (finding,) = findings_controls.controls(table(control(kind, verdict)), MAIN, BASES)
     assert finding.verdict == outcome
     assert said in finding.text
     assert "`bh_k8_a005`" in finding.text
@@ -62,7 +62,7 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
         control("shuffle", "inconclusive", "wikipedia"),
         control("shuffle", "worse", metric="accuracy", difference=-0.5),  # not the main metric
     )
-    (finding,) = c.controls(rows, MAIN, BASES)
+    (finding,) = findings_controls.controls(rows, MAIN, BASES)
     assert (
         f"worse on HellaSwag ({MINUS}3.0 percentage points [{MINUS}4.0, {MINUS}2.0]); no "
         "difference could be shown on Wikipedia: which tokens" in finding.text
@@ -70,23 +70,25 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
 
 
 def test_a_loss_that_is_ruled_out_is_said_to_be():
-    (finding,) = c.controls(table(control("layermean", "non-inferior")), MAIN, BASES)
+    (finding,) = findings_controls.controls(
+        table(control("layermean", "non-inferior")), MAIN, BASES
+    )
     assert "could be shown on HellaSwag, where a loss of the margin is ruled out:" in finding.text
 
 
 def test_data_sets_that_disagree_give_no_general_answer():
     rows = table(control("shuffle", "worse"), control("shuffle", "better", "wikipedia"))
-    (finding,) = c.controls(rows, MAIN, BASES)
+    (finding,) = findings_controls.controls(rows, MAIN, BASES)
     assert finding.verdict == "mixed"
-    assert "neither can be said in general" in finding.text
+    assert "the data sets disagree, so there is no general answer" in finding.text
 
 
 def test_controls_with_another_number_of_experts_say_so():
-    (finding,) = c.controls(
+    (finding,) = findings_controls.controls(
         table(control("layermean", "worse", control_mean_experts=6.1)), MAIN, BASES
     )
     assert "(6.1 experts per token instead of 5.3)" in finding.text
-    (finding,) = c.controls(
+    (finding,) = findings_controls.controls(
         table(control("shuffle", "worse", control_mean_experts=5.4)), MAIN, BASES
     )
     assert "instead" not in finding.text
@@ -98,23 +100,23 @@ def test_random_experts_speak_through_the_pair_with_rescaled_weights():
     raw = control("randomid", "worse")
     fair = control("randomid", "inconclusive", strategy=f"randomid.{rescaled}", base=rescaled)
     other = control("randomid", "worse", strategy="randomid.bh_k16_a005", base="bh_k16_a005")
-    found = c.controls(table(raw, fair, other), MAIN, BASES)
+    found = findings_controls.controls(table(raw, fair, other), MAIN, BASES)
     assert [finding.verdict for finding in found] == ["none", "worse"]
     assert f"With the counts of `{rescaled}` but experts drawn at random" in found[0].text
     assert "cannot be told from the loss of most of the layer's output" in found[1].text
     assert "`bh_k16_a005`" in found[1].text
-    (worse,) = c.controls(table(raw, {**fair, "verdict": "worse"}), MAIN, BASES)
+    (worse,) = findings_controls.controls(table(raw, {**fair, "verdict": "worse"}), MAIN, BASES)
     assert worse.text.endswith(": it matters which experts are chosen.")
 
 
 @pytest.mark.parametrize(("own", "said"), [(1.0, True), (1.09, False), (1.0901, False)])
 def test_rounded_layer_means_are_said_not_to_match_compute(own, said):
     row = control("layermean", "worse", base_mean_experts=1.09, control_mean_experts=own)
-    (finding,) = c.controls(table(row), MAIN, BASES)
-    words = "come to 1 instead of 1.09 experts per token: compute is not matched here."
+    (finding,) = findings_controls.controls(table(row), MAIN, BASES)
+    words = "average 1 instead of 1.09 experts per token: compute is not matched here."
     assert (words in finding.text) == said
     shuffled = control("shuffle", "worse", base_mean_experts=1.09, control_mean_experts=own)
-    assert "not matched" not in c.controls(table(shuffled), MAIN, BASES)[0].text
+    assert "not matched" not in findings_controls.controls(table(shuffled), MAIN, BASES)[0].text
 
 
 def test_every_rival_has_a_sentence_of_its_own():
@@ -124,7 +126,7 @@ def test_every_rival_has_a_sentence_of_its_own():
             for name, verdict in (("topp_k8_p050", "worse"), ("dynskip_k8_q030", "inconclusive"))
         )
     )
-    worse, none = c.controls(rows, MAIN, BASES)
+    worse, none = findings_controls.controls(rows, MAIN, BASES)
     assert worse.text.startswith(
         "With the rule of `topp_k8_p050` in place of that of `regular_k8` (5.3 experts per token "
         "instead of 8), quality was worse on HellaSwag"
@@ -151,7 +153,7 @@ def static(k, verdict):
 )
 def test_static_curve(few, many, outcome, said):
     rows = table(static(1, few), static(2, "better"), static(32, many))
-    (finding,) = c.static_curve(curve(1, 2, 32), rows, MAIN, 8)
+    (finding,) = findings_controls.static_curve(curve(1, 2, 32), rows, MAIN, 8)
     assert finding.verdict == outcome
     assert said in finding.text
     assert (
@@ -173,20 +175,20 @@ def test_noise_is_the_largest_of_all_arms():
         numerics(0.001, 9, 0.1, changed="token_budget = 128"),
         numerics(3e-7, float("nan"), 0.1, "wikipedia"),
     )
-    (finding,) = c.numerics(rows, MAIN)
+    (finding,) = findings_controls.numerics(rows, MAIN)
     assert finding.verdict == "some"
-    assert "but `dtype = bfloat16` or `token_budget = 128`" in finding.text
-    assert "HellaSwag by up to 0.2 percentage points (9 items changed)" in finding.text
+    assert "changing only `dtype = bfloat16` or `token_budget = 128`." in finding.text
+    assert "HellaSwag by up to 0.2 percentage points (9 items flipped)" in finding.text
     assert "Wikipedia by up to 3e-07 nats per token." in finding.text
-    assert "No smaller difference is a finding." in finding.text
+    assert "A smaller difference is not a finding." in finding.text
 
 
 def test_noise_without_any_change_hides_nothing():
     rows = table(numerics(0.0, 0, 0.0), numerics(0.0, float("nan"), 0.0, "wikipedia"))
-    (finding,) = c.numerics(rows, MAIN)
+    (finding,) = findings_controls.numerics(rows, MAIN)
     assert finding.verdict == "none"
-    assert "numerical noise hides nothing" in finding.text
-    assert c.numerics(table(numerics(0.0, 0, 1e-6)), MAIN)[0].verdict == "some"
+    assert "no numerical noise was observed" in finding.text
+    assert findings_controls.numerics(table(numerics(0.0, 0, 1e-6)), MAIN)[0].verdict == "some"
 
 
 def paired(*differences):
@@ -200,28 +202,33 @@ def paired(*differences):
 
 def test_differences_within_the_noise_are_named():
     rows = table(numerics(-0.002, 4, 0.1))
-    (within,) = c.beyond_noise_floor(rows, paired(-0.03, 0.001), MAIN)
+    (within,) = findings_controls.beyond_noise_floor(rows, paired(-0.03, 0.001), MAIN)
     assert within.verdict == "within"
     assert "Of 2 differences shown" in within.text
-    assert "1 (`s1` on HellaSwag) is no larger than that" in within.text
-    (beyond,) = c.beyond_noise_floor(rows, paired(-0.03, -0.04), MAIN)
-    assert (beyond.verdict, "All of the 2 differences" in beyond.text) == ("beyond", True)
-    assert c.beyond_noise_floor(rows, paired().assign(main=[], verdict=[]), MAIN) == []
+    assert "1 (`s1` on HellaSwag) does not exceed the numerical noise" in within.text
+    (beyond,) = findings_controls.beyond_noise_floor(rows, paired(-0.03, -0.04), MAIN)
+    assert (beyond.verdict, "All 2 differences" in beyond.text) == ("beyond", True)
+    assert (
+        findings_controls.beyond_noise_floor(rows, paired().assign(main=[], verdict=[]), MAIN) == []
+    )
 
 
 @pytest.mark.parametrize(
     ("difference", "verdict", "said"),
-    [(-0.03, "beyond", "at most 0.2 percentage"), (-0.001, "within", "so this is no finding")],
+    [(-0.03, "beyond", "at most 0.2 percentage"), (-0.001, "within", "so this is not a finding")],
 )
 def test_primary_contrast_against_the_noise(difference, verdict, said):
     primary = pd.DataFrame(
         [{"main": True, "dataset": "hellaswag", "metric": "accuracy_norm", "verdict": "worse",
           "difference": difference}]
     )  # fmt: skip
-    finding = c.primary_noise_floor(primary, table(numerics(-0.002, 4, 0.1)), MAIN)
+    finding = findings_controls.primary_noise_floor(primary, table(numerics(-0.002, 4, 0.1)), MAIN)
     assert (finding.verdict, said in finding.text) == (verdict, True)
     unshown = primary.assign(verdict="inconclusive")
-    assert c.primary_noise_floor(unshown, table(numerics(-0.002, 4, 0.1)), MAIN) is None
+    assert (
+        findings_controls.primary_noise_floor(unshown, table(numerics(-0.002, 4, 0.1)), MAIN)
+        is None
+    )
 
 
 def test_divergence_is_a_range_on_each_data_set():
@@ -230,19 +237,19 @@ def test_divergence_is_a_range_on_each_data_set():
         + [("regular_k4", "hellaswag")],
         names=["strategy", "dataset"],
     )
-    finding = c.divergence(pd.Series([0.0, 0.1, 0.01, 0.3], index), "regular_k8")
+    finding = findings_controls.divergence(pd.Series([0.0, 0.1, 0.01, 0.3], index), "regular_k8")
     assert (
         "is 0.01 (`bh`) to 0.1 (`regular_k4`) on LAMBADA and 0.3 (`regular_k4`) on HellaSwag."
         in finding.text
     )
     assert "0.2" not in finding.text  # the mean over unlike texts
-    assert c.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
+    assert findings_controls.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
 
 
 def test_without_tables_nothing_is_said():
     empty = pd.DataFrame()
-    assert c.controls(empty, MAIN, BASES) == []
-    assert c.static_curve(curve(1), empty, MAIN, 8) == []
-    assert c.numerics(empty, MAIN) == []
-    assert c.beyond_noise_floor(empty, paired(-0.03), MAIN) == []
-    assert c.primary_noise_floor(empty, empty, MAIN) is None
+    assert findings_controls.controls(empty, MAIN, BASES) == []
+    assert findings_controls.static_curve(curve(1), empty, MAIN, 8) == []
+    assert findings_controls.numerics(empty, MAIN) == []
+    assert findings_controls.beyond_noise_floor(empty, paired(-0.03), MAIN) == []
+    assert findings_controls.primary_noise_floor(empty, empty, MAIN) is None

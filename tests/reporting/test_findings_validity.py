@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from moe_routing.reporting import findings_validity as v
+from moe_routing.reporting import findings_validity
 from moe_routing.reporting.article import Article
 
 
@@ -33,7 +33,7 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
         setting("storey", 0.1, correlation=0.5),
         setting("hc", 0.35, correlation=0.5),
     )
-    independent, correlated = v.procedures(table, 0.95)
+    independent, correlated = findings_validity.procedures(table, 0.95)
     assert independent.text == (
         "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
         "at worst 30.0 % at alpha 0.1 (`hc`); the rate of `bh` and `storey` was not shown to be "
@@ -52,7 +52,9 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     ],
 )
 def test_procedures_that_agree(fdr, verdict, said):
-    (finding,) = v.procedures(simulation(setting("bh", fdr), setting("by", fdr)), 0.95)
+    (finding,) = findings_validity.procedures(
+        simulation(setting("bh", fdr), setting("by", fdr)), 0.95
+    )
     assert finding.verdict == verdict
     assert said in finding.text
 
@@ -60,10 +62,10 @@ def test_procedures_that_agree(fdr, verdict, said):
 def test_chance_among_many_settings_names_no_procedure():
     """2.5 standard errors above alpha: shown in a single setting, but not in one of a hundred."""
     above = setting("bh", 0.055)
-    assert v.procedures(simulation(above), 0.95)[0].verdict == "none kept"
+    assert findings_validity.procedures(simulation(above), 0.95)[0].verdict == "none kept"
     rest = [setting("bh", 0.01)] * 99
-    assert v.procedures(simulation(above, *rest), 0.95)[0].verdict == "all kept"
-    assert v.procedures(simulation(above, *rest), 0.2)[0].verdict == "none kept"
+    assert findings_validity.procedures(simulation(above, *rest), 0.95)[0].verdict == "all kept"
+    assert findings_validity.procedures(simulation(above, *rest), 0.2)[0].verdict == "none kept"
 
 
 def domains(lift, tokens=1000):
@@ -84,17 +86,17 @@ def domains(lift, tokens=1000):
     [(2.0, "specialised", "1 was used by one of 2"), (1.5, "not specialised", "none were used by")],
 )
 def test_domains(lift, verdict, said):
-    finding = v.domains(domains(lift))
+    finding = findings_validity.domains(domains(lift))
     assert finding.verdict == verdict
     assert "Of 1 experts (each in its layer, with at least 100 tokens), " + said in finding.text
-    assert f"is {lift:.2f} (Wikipedia, layer 3), where 2 is the most possible." in finding.text
+    assert f"is {lift:.2f} (Wikipedia, layer 3); the maximum possible is 2." in finding.text
 
 
 def test_domains_say_nothing_of_one_domain_or_of_few_tokens():
     table = domains(1.5)
-    assert v.domains(table[table["domain"] == "wikipedia"]) is None
-    assert v.domains(domains(1.5, tokens=100)) is None
-    assert v.domains(pd.DataFrame()) is None
+    assert findings_validity.domains(table[table["domain"] == "wikipedia"]) is None
+    assert findings_validity.domains(domains(1.5, tokens=100)) is None
+    assert findings_validity.domains(pd.DataFrame()) is None
 
 
 @pytest.mark.parametrize(("proportion", "verdict"), [(0.8, "together"), (0.4, "apart")])
@@ -104,16 +106,16 @@ def test_coactivation(proportion, verdict):
         {"layer": 2, "tokens_a": 500, "proportion": 0.1, "lift": 0.4},
         {"layer": 1, "tokens_a": 20, "proportion": 1.0, "lift": 9.0},
     ]
-    finding = v.coactivation(pd.DataFrame(rows))
+    finding = findings_validity.coactivation(pd.DataFrame(rows))
     assert finding.verdict == verdict
     many = "1" if proportion > 0.5 else "none"
     assert finding.text.startswith(f"In {many} of 2 ordered pairs of a layer's experts, the second")
     assert (
-        f"the most is {100 * proportion:.1f} % (layer 2), {4 * proportion:.1f} times"
+        f"the maximum is {100 * proportion:.1f} % (layer 2), {4 * proportion:.1f} times"
         in finding.text
     )
-    assert v.coactivation(pd.DataFrame(rows[2:])) is None
-    assert v.coactivation(pd.DataFrame()) is None
+    assert findings_validity.coactivation(pd.DataFrame(rows[2:])) is None
+    assert findings_validity.coactivation(pd.DataFrame()) is None
 
 
 @pytest.mark.parametrize(
@@ -127,20 +129,20 @@ def test_vocabulary(last, verdict, said):
         {"role": "next", "layer": 0, "mean_frequent": 0.0, "shuffled_frequent": 0.2},
         {"role": "input", "layer": 2, "mean_frequent": None, "shuffled_frequent": None},
     ]
-    finding = v.vocabulary(pd.DataFrame(rows))
+    finding = findings_validity.vocabulary(pd.DataFrame(rows))
     assert finding.verdict == verdict
     assert finding.text.endswith(said)
     assert f"ids, {50 * (0.7 + last):.1f} % of an id's tokens" in finding.text
     assert "against 20.0 % after" in finding.text
-    assert v.vocabulary(pd.DataFrame()) is None
+    assert findings_validity.vocabulary(pd.DataFrame()) is None
 
 
 def test_the_article_reads_them_from_the_analyses(planted, tmp_path):
     article = Article(replace(planted, folder=tmp_path))
     assert article.say("procedures", "None.") == article.say("specialisation", "None.") == "None."
     for name, table in (
-        (v.SIMULATION, simulation(setting("bh", 0.01))),
-        (v.DOMAINS, domains(1.5)),
+        (findings_validity.SIMULATION, simulation(setting("bh", 0.01))),
+        (findings_validity.DOMAINS, domains(1.5)),
     ):
         (tmp_path / name).parent.mkdir()
         table.to_csv(tmp_path / name, index=False)

@@ -16,7 +16,7 @@ from moe_routing.reporting import notebook
 from moe_routing.reporting.article import VARIABLE
 from moe_routing.reporting.notebook import ROWS, prepare, run_workflow, table_markdown
 from moe_routing.reporting.qmd import run_page
-from moe_routing.reporting.results import Study
+from moe_routing.reporting.results import StudyResults
 from moe_routing.schema import parse
 from moe_routing.workflow import write_config
 
@@ -149,9 +149,9 @@ def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
     config = parse(StudyConfig, values, "config")
     folder = write_results(tmp_path / "pooled", config, items=200)
     write_tables(config, folder)
-    add_analyses(Study.load(folder), nano)
+    add_analyses(StudyResults.load(folder), nano)
     assert not (folder / "statistics").exists()
     monkeypatch.setenv(VARIABLE, str(folder))
     page = run_page(ROOT / "report" / "notebooks" / "bh_routing.qmd", echo=True)
     assert "bh_k16_a005_pooled; H0:" in page.markdown
-    assert "The nulls were not examined in this run." in page.markdown
+    assert "The nulls were not tested in this run." in page.markdown

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from planted_results import EFFECTS, STRATEGIES, make_study, planted_config
 
-from moe_routing.reporting import findings as f
+from moe_routing.reporting import findings
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.comparison_report import comparison_report
+from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.tables import divergence_table, results_table
 from moe_routing.statistics.power import detectable_accuracy
 
@@ -51,7 +52,7 @@ def with_primary(planted, strategy, dataset="hellaswag"):
 )
 def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said, size):
     study = with_primary(planted, strategy)
-    finding = f.primary(study.statistics["primary"], 0.95)
+    finding = findings.primary(study.statistics["primary"], 0.95)
     assert finding.verdict == verdict
     assert said in finding.text
     assert re.search(rf"accuracy: {re.escape(size)} percentage points \[", finding.text)
@@ -70,7 +71,7 @@ def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said
 )
 def test_nats_point_the_other_way(planted, strategy, verdict, said):
     study = with_primary(planted, strategy, "wikipedia")
-    finding = f.primary(study.statistics["primary"], 0.95)
+    finding = findings.primary(study.statistics["primary"], 0.95)
     assert finding.verdict == verdict
     assert said in finding.text
 
@@ -85,7 +86,7 @@ def test_primary_table_has_flips_and_what_would_have_been_found(planted):
     observed = planted.statistics["primary"].query("main")["minimum_detectable_difference"].item()
     assert (
         f"| Minimum detectable difference | {100 * observed:.2g} percentage points at the spread "
-        f"observed; {sizes[0]}, {sizes[1]} and {sizes[2]} if 2, 5 and 10 % of items changed sides |"
+        f"observed; {sizes[0]}, {sizes[1]} and {sizes[2]} if 2, 5 and 10 % of items flip |"
     ) in text
     assert "found in 80 % of runs" in text
     nats = Article(with_primary(planted, LOSS, "wikipedia")).table("tbl-primary")
@@ -105,10 +106,10 @@ def test_front_against_measured_time_is_said(planted):
 
 def test_too_few_items_are_inconclusive_and_said_to_be(tmp_path):
     study = make_study(tmp_path / "s", planted_config(), items=60, numerics=0.05)
-    finding = f.primary(study.statistics["primary"], 0.95)
+    finding = findings.primary(study.statistics["primary"], 0.95)
     assert finding.verdict == "inconclusive"
     assert "could be shown, but neither is a loss of 1 percentage point or more" in finding.text
-    power = f.detectable(study.statistics["primary"])
+    power = findings.detectable(study.statistics["primary"])
     assert power.verdict == "too small"
     assert "the sample is too small" in Article(study).limits()
 
@@ -128,7 +129,7 @@ def test_table_marks_exactly_the_planted_effects(planted):
 
 def test_summaries_count_the_planted_effects(planted):
     families = dict(zip(planted.cells["strategy"], planted.cells["family"], strict=True))
-    found = f.against_baseline(
+    found = findings.against_baseline(
         planted.statistics["paired"], planted.statistics["noninferiority"], families, "regular_k8"
     )
     assert len(found) == 3
@@ -182,7 +183,7 @@ def test_another_study_is_named_by_its_own_files(tmp_path):
 
 def test_planted_controls_say_what_was_planted(planted):
     article = Article(planted)
-    found = {finding.text.split(",")[0]: finding for finding in article._topic("controls")}
+    found = {finding.text.split(",")[0]: finding for finding in findings_on(planted, ["controls"])}
     verdicts = [finding.verdict for finding in found.values()]
     assert verdicts == ["worse", "none", "worse", "better", "worse"]  # in the order of the text
     for text in (article.listing("controls"), comparison_report(planted)):
@@ -216,15 +217,15 @@ def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
 def test_planted_noise_is_measured_and_no_smaller_than_it(planted):
     article = Article(planted)
     said = article.listing("numerics")
-    assert "nothing changed but `experts_implementation = eager` or `dtype = bfloat16`" in said
+    assert "changing only `experts_implementation = eager` or `dtype = bfloat16`" in said
     assert "Wikipedia by up to 0.002 nats per token" in said
-    assert "HellaSwag by up to 0.067 percentage points (5 items changed)" in said
-    assert "All of the 12 differences shown against the baseline are larger than that." in said
+    assert "HellaSwag by up to 0.067 percentage points (5 items flipped)" in said
+    assert "All 12 differences shown against the baseline exceed the numerical noise floor." in said
     assert "{#tbl-numerics}" in article.table("tbl-numerics")
 
 
 def test_without_an_arm_in_another_format_the_article_says_so(planted):
-    said = "it is not known what half precision would do"
+    said = "the effect of half precision on these results is not known"
     assert said not in Article(planted).listing("missing")
     numerics = planted.statistics["numerics"]
     numerics = numerics[numerics["arm"] == "eager"]
@@ -252,7 +253,7 @@ def test_what_was_not_scored_beside_the_comparison_is_said(tmp_path):
     article = Article(study)
     missing = article.listing("missing")
     assert "Of the controls, this run lacks the longer static curve, counts shuffled" in missing
-    assert "numerical noise is not known" in missing
+    assert "the numerical noise floor is not known" in missing
     assert "Divergence from the baseline's predictions was not measured." in missing
     assert article.table("tbl-controls") == "*Not made: no controls were scored.*"
     assert article.table("tbl-numerics").startswith("*Not made: the baseline was not scored again")
@@ -288,4 +289,4 @@ def test_without_bh_the_article_says_so(tmp_path):
     assert ", no adaptive top-k and no Benjamini-Hochberg routing." in article.listing("missing")
     assert article.say("binding", "None.") == "None."
     assert article.ref("tbl-routing", "elsewhere") == "elsewhere"
-    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run has")

@@ -44,14 +44,14 @@ def test_the_article_of_a_study_without_bh(tmp_path, monkeypatch):
     study = make_study(tmp_path / "s", config, {"uniform_k8": -0.06}, items=300)
     text = article_of(study, tmp_path, monkeypatch)
     for claim in (
-        "does Benjamini-Hochberg (BH) routing, which lets a statistical test decide",
-        "We ask whether that number can be left to a test",
-        "procedure are kept",
+        "is Benjamini-Hochberg (BH) routing, which lets a statistical test choose",
+        "We ask whether a statistical test can choose this number",
+        "procedure selects are kept",
         "The rule studied here",
-        "took p-values from",
+        "Strategies take p-values from",
         "BH was run",
-        "Each null was examined",
-        "What BH controls is the share",
+        "Each null was tested",
+        "BH controls the proportion",
         "none,",
     ):
         assert claim not in text, claim
@@ -82,14 +82,14 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano):
     assert "the analyses of the router, of BH, of its nulls and of its discoveries read HellaS" in (
         text
     )
-    assert "Beside the cells, BH was run on text over a grid" in text
-    assert "We ask whether that number can be left to a test" in text
-    assert "Strategies took p-values from within_token, calibrated on 1,024 tokens" in text
+    assert "In addition to the cells, BH was run on text over a grid" in text
+    assert "We ask whether a statistical test can choose this number" in text
+    assert "Strategies take p-values from within_token, calibrated on 1,024 tokens" in text
 
 
 def test_windows_are_those_of_the_config_or_of_the_model(planted):
     article = Article(planted)
-    assert article.text("scoring").startswith("All items are scored 0-shot")
+    assert article.text("scoring").startswith("All items are scored zero-shot.")
     settings = planted.config.evaluation.model_copy(update={"window": 96})
     config = planted.config.model_copy(update={"evaluation": settings})
     fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
@@ -134,5 +134,5 @@ def test_sentences_name_their_files(planted):
     assert article.say("primary compute matched").count("statistics/primary.csv") == 1
     both = article.say("headline binding")
     assert both.endswith("[statistics/primary.csv, comparison/full_routing_results.csv]{.source}")
-    assert Article(planted, plain=True).say("primary").endswith(" (statistics/primary.csv)")
+    assert Article(planted, notebook=True).say("primary").endswith(" (statistics/primary.csv)")
     assert article.say("router", "Not done.") == "Not done." or "{.source}" in article.say("router")

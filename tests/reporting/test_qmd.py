@@ -60,7 +60,7 @@ def test_a_page_runs(tmp_path):
     [
         ("```{python}\n1 / 0\n```\n", "cell 0: ZeroDivisionError: division by zero"),
         ("So `{python} 1 / 0`.\n", "inline '1 / 0': ZeroDivisionError: division by zero"),
-        ("```{python}\nimport os\nos._exit(1)\n```\n", "cell 0: its process ended, by lack of"),
+        ("```{python}\nimport os\nos._exit(1)\n```\n", "cell 0: its Python process died"),
         ("---\ntitle: [\n---\n", "front matter"),
     ],
 )

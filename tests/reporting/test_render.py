@@ -27,9 +27,9 @@ from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import notebook, protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
-from moe_routing.reporting.article_figures import GALLERY
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.checks import check_pages
-from moe_routing.reporting.notebook import NOT_SHOWN
+from moe_routing.reporting.notebook import EXCLUDED_FORMATS
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
 from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.qmd import read_page, run_page
@@ -79,7 +79,7 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     text = text_of(rendered / "index.html")
     start = text[: text.index("Abstract A mixture")]
     assert PREVIEW_NOTE in start
-    assert "Question. Does every token need the 8 experts" in start
+    assert "Question. Does every token need all 8 experts" in start
     assert "Result. On HellaSwag, bh_k8_a005 was less accurate than regular_k8" in start
     assert "\N{MINUS SIGN}3.0 percentage points [" in start
     assert "Model and data: a small model (olmoe-nano, 16 million parameters)" in start
@@ -98,7 +98,7 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
     images = re.findall(r"<img[^>]*>", html)
     assert len(images) == FIGURES
     texts = {html_module.unescape(found) for found in re.findall(r' alt="([^"]+)"', html)}
-    assert texts <= {picture.alt for picture in GALLERY.values()}
+    assert texts <= {figure.alt for figure in ARTICLE_FIGURES.values()}
     assert all('src="data:image/png;base64,' in image for image in images)
     assert html.count("<table") >= 6
     assert "{python}" not in html
@@ -119,15 +119,15 @@ def test_figures_of_notebooks_have_captions_and_alt_text(rendered, name, figures
 
 def test_what_was_not_drawn_is_said(rendered):
     text = text_of(rendered / "index.html")
-    assert "Not drawn: the analysis validity/ was not made." in text
-    assert "The ablation was not made in this run." in text
+    assert "Not drawn: the analysis validity/ was not run." in text
+    assert "The ablation was not run in this study." in text
 
 
 @pytest.mark.parametrize("label", ["fig-pareto", "fig-bh-quality"])
 def test_a_figure_that_should_be_there_is_asked_for(rendered, tmp_path, label):
     folder = Path(shutil.copytree(rendered.parent, tmp_path / "planted"))
     article = Article.load(folder)
-    path = folder / GALLERY[label].path
+    path = folder / ARTICLE_FIGURES[label].path
     assert "![" in article.figure(label)
     path.unlink()
     with pytest.raises(InputError, match=r"\.png: the figure is missing; run the workflow"):
@@ -144,23 +144,33 @@ def test_a_figure_that_the_config_does_not_plan_is_explained(tmp_path):
     assert article.figure("fig-ranks") == (
         "*Not drawn: ranks need at least two data sets and three strategies.*"
     )
-    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run varies")
+    assert article.figure("fig-layers").startswith("*Not drawn: no strategy of this run has")
     with pytest.raises(InputError, match="the figure is missing"):
         article.figure("fig-forest")
 
 
-def test_gallery_names_figures_that_are_drawn():
+def test_article_figures_are_drawn_and_shown():
     made = {
         path.lstrip("/")
         for part in (BASELINE, BH, VALIDITY, ABLATION)
         for path in part.plot_paths("", "png")
     }
     made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
-    assert {picture.path for picture in GALLERY.values()} <= made
-    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {p.path for p in GALLERY.values()}
+    assert {figure.path for figure in ARTICLE_FIGURES.values()} <= made
+    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {
+        p.path for p in ARTICLE_FIGURES.values()
+    }
+    shown = {
+        f"{one.folder}/{one.folder}_plots/{p}.png"
+        for one in (VALIDITY, ABLATION)
+        for p in one.plots
+    }
+    assert shown <= {figure.path for figure in ARTICLE_FIGURES.values()}
+    article = (SOURCE / "index.qmd").read_text(encoding="utf-8")
+    assert [label for label in ARTICLE_FIGURES if f'a.figure("{label}")' not in article] == []
     parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
-    for picture in GALLERY.values():
-        for folder, _, name in (source.partition("/") for source in picture.sources):
+    for figure in ARTICLE_FIGURES.values():
+        for folder, _, name in (source.partition("/") for source in figure.sources):
             assert name in parts.get(folder, [name]), name
 
 
@@ -206,14 +216,14 @@ def kinds_of(notebook):
 def test_no_output_of_a_notebook_is_html(rendered, name):
     kinds = kinds_of(nbformat.read(rendered / "notebooks" / f"{name}.ipynb", as_version=4))
     assert "text/markdown" in kinds
-    assert not kinds & set(NOT_SHOWN)
+    assert not kinds & set(EXCLUDED_FORMATS)
 
 
 def test_no_output_of_the_article_is_html(rendered, monkeypatch):
     monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
     kinds = kinds_of(run_page(SOURCE / "index.qmd", echo=False).notebook)
     assert "text/markdown" in kinds
-    assert not kinds & set(NOT_SHOWN)
+    assert not kinds & set(EXCLUDED_FORMATS)
 
 
 def test_data_frames_are_tables_of_the_notebooks(rendered):
@@ -531,7 +541,7 @@ def test_a_quarto_that_does_not_end_is_ended_with_what_it_started(tmp_path, copy
     monkeypatch.setattr(rendering, "QUARTO_SECONDS", 1)
     started = time.monotonic()
     said = refusal(copy, tmp_path / "results", str(program))
-    assert said == "quarto did not end within 1 seconds"
+    assert said == "quarto did not finish within 1 seconds"
     time.sleep(max(0, 5 - (time.monotonic() - started)))
     assert not alive.exists()
 

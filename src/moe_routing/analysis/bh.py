@@ -299,7 +299,7 @@ def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
     pivot.columns = [name if isinstance(name, str) else f"max_k_{name}" for name in pivot.columns]
     write_csv(pivot, folder / "bh_pivot.csv")
     with atomic_path(folder / "bh_pivot.md") as temporary:
-        temporary.write_text(markdown(pivot), encoding="utf-8")
+        temporary.write_text(f"{markdown(pivot)}\n", encoding="utf-8")
 
 
 def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:

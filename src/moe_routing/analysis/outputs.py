@@ -117,9 +117,6 @@ VALIDITY = Analysis(
         "simulation.csv",
     ),
     (
-        "pvalue_histograms",
-        "pvalue_qq",
-        "size_by_alpha",
         "size_by_layer",
         "marginal_bound",
         "binding_by_layer",
@@ -134,6 +131,6 @@ ABLATION = Analysis(
     "Ablation",
     (*_SCORED, "analysis.ablation"),
     ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
-    ("false_discoveries", "weight_importance"),
+    ("false_discoveries",),
 )
 ANALYSES = (BASELINE, BH, VALIDITY, ABLATION)

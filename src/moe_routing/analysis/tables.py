@@ -1,4 +1,4 @@
-"""Write the tables of an analysis."""
+"""Read and write tables: CSV, JSON, Markdown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+WIDEST = 34
+"""Characters that a column of a Markdown table may claim before its text wraps."""
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -39,14 +43,38 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """Return a pipe table; numbers are rounded to ``digits`` decimals."""
-    rows = [[str(name) for name in table.columns], ["---"] * table.shape[1]]
-    rows += [
-        [f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in row]
-        for row in table.itertuples(index=False)
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def markdown(table: pd.DataFrame, align: str | None = None, digits: int = 3) -> str:
+    """Return a Markdown pipe table without a newline at its end.
+
+    Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
+    wide, because pandoc takes relative widths from them.
+
+    Args:
+        table: the cells; the index is left out.
+        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
+        digits: decimals of floating-point numbers.
+    """
+    columns = [str(name) for name in table.columns]
+    align = align or ("ll" + "r" * len(columns))[: len(columns)]
+    rows = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
+    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
+
+
+def _cell(value: object, digits: int) -> str:
+    text = f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+def _rule(letter: str, length: int) -> str:
+    left, right = (":" if letter in pair else "" for pair in ("lc", "rc"))
+    return f"{left}{'-' * max(length, 3)}{right}"
+
+
+def truth_values(column: pd.Series) -> pd.Series:
+    """Return a column of a CSV file as booleans; it may hold them as words."""
+    return column.astype(str).str.lower() == "true"
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Figures of the baseline analysis: the stock router, layer by layer."""
+"""Figures of the baseline analysis: the stock router by layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pandas as pd
 
 from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
-from moe_routing.figures.series import REFERENCE, layer_axis, legend_below, save_all, series
+from moe_routing.figures.series import (
+    REFERENCE,
+    layer_axis,
+    legend_below,
+    line_style,
+    save_all,
+    text_caption,
+)
 from moe_routing.figures.style import WIDTH, use_style
-from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,21 +43,12 @@ def draw_baseline(folder: Path) -> None:
     save_all(figures, folder, BASELINE)
 
 
-def caption(stats: pd.DataFrame) -> str:
-    """Return what was looked at, and how: data set, window, tokens and passages."""
-    row = stats.iloc[0]
-    return (
-        f"{DATASETS[row['dataset']].label}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
-        f"tokens of {row['n_documents']:.0f} passages"
-    )
-
-
 def logit_distributions(
     histogram: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
 ) -> Figure:
-    """Draw the density of router logits, a ridge per layer, the first layer on top.
+    """Draw the density of router logits, one ridge per layer, the first layer on top.
 
-    Marks show means: a black one that of the text, the others below it those of the prompts.
+    Markers show means: black for the text, in colour below it for each prompt.
     """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
@@ -70,13 +67,13 @@ def logit_distributions(
     above = {"mec": "white", "ls": "none", "zorder": len(layers) + 3}
     axis.plot(stats["logit_mean"], -stats["layer"], "o", color="black", ms=4.5, mew=0.7,
               label="mean, evaluation text", **above)  # fmt: skip
-    for place, label, rows in _by_prompt(prompts):
-        look = series(place) | above
+    for index, label, rows in _by_prompt(prompts):
+        look = line_style(index) | above
         axis.plot(rows["logit_mean"], -rows["layer"] - 0.3, ms=4, mew=0.5, label=label, **look)
     axis.set_yticks([-layer for layer in layers], [str(layer) for layer in layers])
     axis.grid(visible=False, axis="y")
-    axis.set(xlabel="Router logit", ylabel="Layer (height: density)")
-    axis.set_title(f"Router logits by layer\n({caption(stats)})")
+    axis.set(xlabel="Router logit", ylabel="Layer (height of a ridge: density)")
+    axis.set_title(f"Router logits by layer\n({text_caption(stats)})")
     legend_below(figure, axis, columns=2)
     return figure
 
@@ -84,8 +81,7 @@ def logit_distributions(
 def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     """Draw how often each expert is selected, relative to uniform use: on text, and on prompts.
 
-    The prompts are taken together; each has a handful of tokens, so that uneven use is in part
-    chance there.
+    The prompts are pooled. They have few tokens, so uneven use is partly due to chance there.
     """
     import matplotlib.pyplot as plt
 
@@ -93,8 +89,8 @@ def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
     per_token = usage.loc[usage["layer"] == 0, "tokens"].sum() / stats["n_tokens"].iloc[0]
     tokens = prompts.loc[prompts["layer"] == 0, "tokens"].sum() / per_token
     titles = [
-        f"Selections of each expert, stock router\n({caption(stats)})",
-        f"The same on {prompts['prompt'].nunique()} prompts, {tokens:.0f} tokens together",
+        f"Selections of each expert, stock router\n({text_caption(stats)})",
+        f"The same on {prompts['prompt'].nunique()} prompts, {tokens:.0f} tokens in total",
     ]
     for axis, table, title in zip(axes, (usage, prompts), titles, strict=True):
         load_LE = table.pivot_table(index="layer", columns="expert", values="tokens", aggfunc="sum")
@@ -108,24 +104,26 @@ def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
 
 
 def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
-    """Draw the mean entropy of the router's softmax by layer, with limits, and of the prompts."""
+    """Draw the mean entropy of the router's softmax by layer, on text and on prompts."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(WIDTH, 3.1), layout="constrained")
     _band(axis, stats, "entropy", 0, "evaluation text")
-    for place, label, rows in _by_prompt(prompts):
+    for index, label, rows in _by_prompt(prompts):
         axis.plot(rows["layer"], rows["entropy"], lw=0.7, ms=3.5, alpha=0.9, label=label,
-                  **series(place))  # fmt: skip
+                  **line_style(index))  # fmt: skip
     uniform = (stats["entropy"] / stats["relative_entropy"]).iloc[0]
     axis.axhline(uniform, label="uniform router", **REFERENCE)
     layer_axis(axis, len(stats))
-    axis.set(ylabel="Entropy (nats)", title=f"Entropy of the router's softmax\n({caption(stats)})")
+    axis.set(
+        ylabel="Entropy (nats)", title=f"Entropy of the router's softmax\n({text_caption(stats)})"
+    )
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
 def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
-    """Draw the largest weight and the mass of the selected experts by layer, with limits."""
+    """Draw the largest weight and the mass of the selected experts by layer, with intervals."""
     import matplotlib.pyplot as plt
 
     mass = next(name for name in stats if name.startswith("top") and name.endswith("_mass"))
@@ -142,12 +140,12 @@ def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
         layer_axis(axis, len(stats))
         axis.set(title=title, ylabel="Softmax probability", ylim=(0, None))
     axes[0].legend(frameon=False, loc="upper left")
-    figure.suptitle(f"How the router concentrates its weight\n({caption(stats)})", fontsize=9.5)
+    figure.suptitle(f"Concentration of the router's weights\n({text_caption(stats)})", fontsize=9.5)
     return figure
 
 
-def _band(axis: Axes, stats: pd.DataFrame, name: str, place: int, label: str) -> None:
-    look = series(place)
+def _band(axis: Axes, stats: pd.DataFrame, name: str, index: int, label: str) -> None:
+    look = line_style(index)
     low, high = stats[f"{name}_low"], stats[f"{name}_high"]
     if np.isfinite(low).all():
         axis.fill_between(stats["layer"], low, high, color=look["color"], alpha=0.25, lw=0)
@@ -155,10 +153,10 @@ def _band(axis: Axes, stats: pd.DataFrame, name: str, place: int, label: str) ->
 
 
 def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    """Yield place, label and rows of each prompt."""
-    for place, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
+    """Yield index, label and rows of each prompt."""
+    for index, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
         label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
-        yield place, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
+        yield index, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 
 
 def _short(text: str, words: int = 4) -> str:

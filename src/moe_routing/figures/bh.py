@@ -1,4 +1,4 @@
-"""Figures of the BH deep dive."""
+"""Figures of the BH analysis."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
+    as_words,
+    error_bars,
     experts_axis,
+    label_left,
     layer_axis,
     legend_below,
     level_axis,
-    ordered_series,
+    ordered_line_style,
     panels,
-    plain,
     save_all,
+    text_caption,
 )
 from moe_routing.figures.style import WIDTH, look, use_style
-from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 2
-_LOSS = "Loss against the baseline\n(nats per token, lower is better)"
+_LOSS = "Loss minus baseline\n(nats per token, lower is better)"
 
 
 def draw_bh(folder: Path) -> None:
@@ -51,20 +52,11 @@ def draw_bh(folder: Path) -> None:
     save_all(figures, folder, BH)
 
 
-def caption(table: pd.DataFrame) -> str:
-    """Return what was scored, and how: data set, window, tokens and passages."""
-    row = table.iloc[0]
-    return (
-        f"{DATASETS[row['dataset']].label}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
-        f"tokens of {row['n_documents']:.0f} passages"
-    )
-
-
 def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw how many experts per token gets at the largest max_k: their distribution, and by layer.
+    """Draw the number of experts per token at the largest max_k: distribution, and by layer.
 
-    Above, the proportion of decisions with at least c experts; below, mean experts by layer, with a
-    band that holds 5 to 95 % of the tokens at the middle alpha.
+    Above: proportion of decisions with at least c experts. Below: mean experts by layer, with a
+    band from the 5 % to the 95 % quantile over tokens at the middle alpha.
     """
     import matplotlib.pyplot as plt
 
@@ -77,13 +69,13 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
         own = widest[widest["null"] == null]
         _at_least(above, own)
         _by_layer(below, own)
-        above.set_title(f"Null {plain(null)}")
+        above.set_title(f"Null {as_words(null)}")
     grid[1, 0].set_ylim(0, None)  # after all have been drawn: it ends the scaling of the row
-    grid[0, 0].set_ylabel("Proportion of decisions\nwith at least c")
+    grid[0, 0].set_ylabel("Proportion of decisions\nwith at least c experts")
     grid[1, 0].set_ylabel("Experts per token")
     legend_below(figure, grid[1, 0])
     figure.suptitle(
-        f"Experts of a token in a layer, max_k {widest['max_k'].iloc[0]}\n({caption(table)})",
+        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})",
         fontsize=9.5,
     )
     return figure
@@ -94,9 +86,9 @@ def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
         proportion = rows.groupby("experts")["proportion"].sum() / rows["layer"].nunique()
         at_least = proportion[::-1].cumsum()[::-1]
         axis.step(at_least.index, at_least, where="pre", **(style | {"marker": None}))
-    experts_axis(axis, int(widest["max_k"].iloc[0]))
+    experts_axis(axis, 1, int(widest["max_k"].iloc[0]))
     axis.set_yscale("log")
-    axis.set_xlabel("Experts c")
+    axis.set_xlabel("Number of experts c")
 
 
 def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
@@ -109,12 +101,12 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
             limits = by_layer.apply(_central)
             low, high = np.array(limits.tolist()).T
             axis.fill_between(limits.index, low, high, color=style["color"], alpha=0.15, lw=0,
-                              label=f"5 to 95 %, alpha {alpha:g}")  # fmt: skip
+                              label=f"5 to 95 % of tokens, alpha {alpha:g}")  # fmt: skip
     layer_axis(axis, widest["layer"].nunique())
 
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
-    """Draw mean experts and the loss against the baseline against alpha, a line per max_k."""
+    """Draw mean experts, and loss relative to the baseline, against alpha; a line per max_k."""
     import matplotlib.pyplot as plt
 
     bh = table[table["kind"] == "bh"]
@@ -128,17 +120,18 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
         own = bh[bh["null"] == null]
         for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
             caps = sorted(own["max_k"].unique())
-            for place, max_k in enumerate(caps):
+            for index, max_k in enumerate(caps):
                 rows = own[own["max_k"] == max_k].sort_values("alpha")
-                shift = 1 + 0.04 * (place - (len(caps) - 1) / 2)
+                shift = 1 + 0.04 * (index - (len(caps) - 1) / 2)
                 _errorbar(axis, rows, rows["alpha"] * shift, name, f"max_k {max_k}",
-                          ordered_series(place, len(caps)))  # fmt: skip
+                          ordered_line_style(index, len(caps)))  # fmt: skip
             level_axis(axis, sorted(own["alpha"].unique()))
             axis.set_ylabel(label if across == 0 else "")
-        grid[0, across].set(title=f"Null {plain(null)}", xlabel="")
+        grid[0, across].set(title=f"Null {as_words(null)}", xlabel="")
     legend_below(figure, grid[0, 0])
     figure.suptitle(
-        f"What alpha does; bars: intervals, shifted sideways for legibility\n({caption(table)})",
+        "Sensitivity to alpha; bars: intervals, shifted sideways for "
+        f"legibility\n({text_caption(table)})",
         fontsize=9.5,
     )
     return figure
@@ -147,8 +140,8 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
 def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
     """Draw the loss against mean experts: BH, and static top-k as a curve.
 
-    The loss is the paired difference from the baseline, whose interval is free of how much
-    documents differ; the axis on the right translates it into perplexity.
+    The loss is the paired difference from the baseline, so its interval does not contain the
+    variance between documents. The axis on the right gives the perplexity.
     """
     import matplotlib.pyplot as plt
 
@@ -159,13 +152,14 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     alphas = sorted(bh["alpha"].unique())
-    for place, (null, own) in enumerate(bh.groupby("null", sort=False)):
+    for index, (null, own) in enumerate(bh.groupby("null", sort=False)):
         for alpha, rows in own.groupby("alpha"):
-            style = ordered_series(alphas.index(alpha), len(alphas))
-            points = {"color": style["color"], "marker": MARKERS[place + 1], "ls": "none"}
+            style = ordered_line_style(alphas.index(alpha), len(alphas))
+            points = {"color": style["color"], "marker": MARKERS[index + 1], "ls": "none"}
             _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline",
-                      f"{plain(null)}, alpha {alpha:g}", points)  # fmt: skip
-    experts_axis(axis, int(static["mean_experts"].max()))
+                      f"{as_words(null)}, alpha {alpha:g}", points)  # fmt: skip
+    experts = pd.concat([bh["mean_experts"], static["mean_experts"]])
+    experts_axis(axis, experts.min(), experts.max())
     axis.axhline(0, **REFERENCE)
     axis.set(xlabel="Mean experts per token", ylabel=_LOSS)
     row = table.iloc[0]
@@ -178,7 +172,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
         ),
     )
     right.set_ylabel("Token perplexity")
-    axis.set_title(f"Quality against experts, every max_k\n({caption(table)})")
+    axis.set_title(f"Loss against mean experts, every max_k\n({text_caption(table)})")
     legend_below(figure, axis)
     return figure
 
@@ -186,13 +180,13 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
 def bh_vs_topk(table: pd.DataFrame) -> Figure:
     """Draw mean experts of top-k and of BH at each max_k, as bars."""
     return _bars(
-        table, "mean_experts", "Mean experts per token", "Experts of BH and of top-k", True
+        table, "mean_experts", "Mean experts per token", "Mean experts of BH and of top-k", True
     )
 
 
 def reduction(table: pd.DataFrame) -> Figure:
-    """Draw how many experts fewer than top-k at the same max_k, in percent."""
-    title = "Experts saved against top-k at k = max_k"
+    """Draw the reduction of experts against top-k at the same max_k, in percent."""
+    title = "Reduction of experts against top-k at k = max_k"
     return _bars(table, "reduction_pct", "Reduction (%)", title, False)
 
 
@@ -219,18 +213,18 @@ def heatmap(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
             last = down == len(names) - 1
             axis.set(xlabel="max_k" if last else "", ylabel="" if across else "alpha")
-            axis.set_title(f"Null {plain(null)}: {label.lower()}", fontsize=9)
+            axis.set_title(f"Null {as_words(null)}: {label.lower()}", fontsize=9)
             axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
                         location="bottom", aspect=30)  # fmt: skip
-    figure.suptitle(f"BH over alpha and max_k\n({caption(table)})", fontsize=9.5)
+    figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})", fontsize=9.5)
     return figure
 
 
 def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw mean experts against the cap, and where a higher cap stops to matter."""
+    """Draw mean experts against max_k, and the max_k at which they saturate."""
     names = saturation["null"].unique()
-    figure, axes = panels(names, columns=COLUMNS, height=3.1)
+    figure, axes = panels(names, columns=2, height=3.1)
     for null, axis in axes.items():
         for style, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
             point = rows["saturation_point"].iloc[0]
@@ -241,13 +235,13 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
             axis.plot(rows["max_k"], rows["measured"], style["marker"], color=style["color"], ms=4)
             height = rows.loc[rows["max_k"] == point, "mean_experts"].item()
             axis.vlines(point, 0, height, color=style["color"], lw=0.8, ls=":")
-        experts_axis(axis, int(rows["max_k"].max()))
-        axis.set(title=f"Null {plain(null)}", xlabel="Cap max_k", ylim=(0, None))
+        experts_axis(axis, 1, int(rows["max_k"].max()))
+        axis.set(title=f"Null {as_words(null)}", xlabel="max_k", ylim=(0, None))
         axis.legend(frameon=False, fontsize=7.5)
-    axes[names[0]].set_ylabel("Mean experts per token")
+    label_left(axes, "Mean experts per token")
     figure.suptitle(
-        f"Saturation: 95 % of the uncapped mean. Lines: counts of one run, cut; marks: real runs\n"
-        f"({caption(table)})",
+        f"Saturation: 95 % of the mean without cap. Lines: one run, truncated; markers: runs\n"
+        f"({text_caption(table)})",
         fontsize=9.5,
     )
     return figure
@@ -255,7 +249,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bool) -> Figure:
     names = table["null"].unique()
-    figure, axes = panels(names, columns=COLUMNS, height=2.9, sharey=True)
+    figure, axes = panels(names, columns=2, height=2.9, sharey=True)
     for null, axis in axes.items():
         own = table[table["null"] == null]
         caps = sorted(own["max_k"].unique())
@@ -265,26 +259,25 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
             topk = own[own["kind"] == "topk"]
             groups.insert(0, ("top-k", topk, {"color": "#BBBBBB"}))
         width = 0.84 / len(groups)
-        for place, (name, rows, style) in enumerate(groups):
+        for index, (name, rows, style) in enumerate(groups):
             heights = rows.set_index("max_k").loc[caps, value]
-            x = np.arange(len(caps)) + (place - (len(groups) - 1) / 2) * width
+            x = np.arange(len(caps)) + (index - (len(groups) - 1) / 2) * width
             bars = axis.bar(x, heights, width, label=name, color=style["color"], ec="white", lw=0.4)
             axis.bar_label(bars, fmt="%.3g", fontsize=6.5, rotation=90, padding=2)
         axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
         axis.grid(visible=False, axis="x")
         axis.margins(y=0.2)
-        axis.set(title=f"Null {plain(null)}", xlabel="max_k")
-    axes[names[0]].set_ylabel(label)
+        axis.set(title=f"Null {as_words(null)}", xlabel="max_k")
+    label_left(axes, label)
     legend_below(figure, axes[names[0]])
-    figure.suptitle(f"{title}\n({caption(table)})", fontsize=9.5)
+    figure.suptitle(f"{title}\n({text_caption(table)})", fontsize=9.5)
     return figure
 
 
 def _errorbar(
     axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, style: dict[str, object]
 ) -> None:
-    limits = rows[[f"{name}_low", f"{name}_high"]].to_numpy().T
-    error = np.abs(limits - rows[name].to_numpy())
+    error = error_bars(rows, name, f"{name}_low", f"{name}_high")
     axis.errorbar(x, rows[name], yerr=error, elinewidth=0.7, capsize=1.5, label=label, **style)
 
 
@@ -295,8 +288,8 @@ def _widest(counts: pd.DataFrame) -> pd.DataFrame:
 def _by_alpha(rows: pd.DataFrame) -> list[tuple[dict[str, object], float, pd.DataFrame]]:
     alphas = sorted(rows["alpha"].unique())
     return [
-        (ordered_series(place, len(alphas)), alpha, rows[rows["alpha"] == alpha])
-        for place, alpha in enumerate(alphas)
+        (ordered_line_style(index, len(alphas)), alpha, rows[rows["alpha"] == alpha])
+        for index, alpha in enumerate(alphas)
     ]
 
 

@@ -1,7 +1,7 @@
 """Figures of the comparison of strategies: quality against experts, max_k, and time.
 
-Every function takes the table of cells (``comparison/full_routing_results.csv``), one row a
-strategy and data set, and returns a figure; nothing is read or written here.
+Every function takes the table of cells (``comparison/full_routing_results.csv``), one row per
+strategy and data set, and returns a figure. Nothing is read or written here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.figures.style import WIDTH, look
+from moe_routing.figures.series import error_bars, experts_axis, legend_in_spare_panel, panels
+from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry
 from moe_routing.statistics.pareto import pareto_front
 from moe_routing.vocabulary import DATASETS, METRICS
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 2
 _HEADROOM = 1.1
-"""Room above the highest marker, so that none is cut."""
+"""Upper end of an axis as a multiple of the highest marker, so that none is cut."""
 _INTERVALS = ["value", "ci_low", "ci_high"]
 
 
@@ -34,22 +34,22 @@ def pareto(
 ) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
-    The black line is static top-k with softmax weights: a strategy with these weights is compared
-    with it at its own mean experts. The lines of other families join their settings; the grey step
-    is the Pareto front of all that is drawn, the settings that no other one beats in both. The ring
-    marks the baseline, an arrow which way is better. The axes cover the strategies and rivals; a
-    static curve may leave them.
+    The black line is static top-k with softmax weights: strategies with these weights are compared
+    with it at equal mean experts. Other lines connect the settings of a family. The grey step is
+    the Pareto front of all settings drawn. The ring marks the baseline; arrows point to better
+    values. The axes cover the strategies and rivals; the static curve may leave them.
 
     Args:
         cells: table of cells.
         baseline: strategy to mark.
-        curve: cells of static top-k, more than those in ``cells`` perhaps; None takes those.
-        rivals: cells of rules scored beside the strategies, drawn as one more family each.
+        curve: cells of static top-k, possibly with more k than ``cells``; None takes those in it.
+        rivals: cells of rival rules, drawn as further families.
     """
     cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
     static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
     figure, axes = _panels(cells)
-    for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
+    for dataset, rows in cells.groupby("dataset", sort=False):
+        axis = axes[dataset]
         own = static[static["dataset"] == dataset]
         drawn = pd.concat([rows, own]).drop_duplicates("strategy")
         _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
@@ -60,7 +60,8 @@ def pareto(
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
         _quality_axis(axis, dataset, rows)
         inside = own[own["value"].between(*axis.get_ylim())]
-        _experts_axis(axis, pd.concat([rows["mean_experts"], inside["mean_experts"]]))
+        experts = pd.concat([rows["mean_experts"], inside["mean_experts"]])
+        experts_axis(axis, experts.min(), experts.max())
         axis.set_xlabel("Mean experts per token")
     _legend(figure, axes, cells)
     return figure
@@ -69,10 +70,11 @@ def pareto(
 def speed(cells: pd.DataFrame, baseline: str) -> Figure:
     """Draw measured tokens per second against mean experts for each data set.
 
-    One run per cell on a machine that may be shared: no intervals, because nothing was repeated.
+    Each cell was run once on a machine that may be shared, so there are no intervals.
     """
     figure, axes = _panels(cells)
-    for axis, (dataset, rows) in zip(axes, _by_dataset(cells), strict=True):
+    for dataset, rows in cells.groupby("dataset", sort=False):
+        axis = axes[dataset]
         for family, group in rows.groupby("family", sort=False):
             ordered = group.sort_values("mean_experts")
             style = look(family)
@@ -88,20 +90,21 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
             ylim=(0, _HEADROOM * rows["tokens_per_second"].max()),
         )
         axis.yaxis.set_major_formatter("{x:,.0f}")
-        _experts_axis(axis, rows["mean_experts"])
+        experts_axis(axis, rows["mean_experts"].min(), rows["mean_experts"].max())
     _legend(figure, axes, cells)
     return figure
 
 
 def quality_by_max_k(cells: pd.DataFrame) -> Figure:
-    """Draw quality against max_k for BH at each alpha that has several max_k, null and weighting.
+    """Draw quality against max_k for BH, a line per alpha, null and weighting with several max_k.
 
-    Static top-k stands beside it, at its own k; numbers are the mean experts BH really used.
+    Static top-k is drawn at its k. Numbers beside the points are the mean experts that BH used.
     """
     cells = _in_percent(cells)
     chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
     figure, axes = _panels(cells)
-    for axis, (dataset, rows) in zip(axes, _by_dataset(chosen), strict=True):
+    for dataset, rows in chosen.groupby("dataset", sort=False):
+        axis = axes[dataset]
         for number, (label, group) in enumerate(_sweep_lines(rows)):
             family = group["family"].iloc[0]
             ordered = group.sort_values("k")
@@ -109,15 +112,14 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
             if family == "bh":
                 _counts(axis, ordered)
         _quality_axis(axis, dataset, rows)
-        _experts_axis(axis, rows["k"])
-        axis.set_xlabel("Most experts per token (k or max_k)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    _place_legend(figure, axes, dict(zip(labels, handles, strict=True)))
+        experts_axis(axis, rows["k"].min(), rows["k"].max())
+        axis.set_xlabel("Maximum experts per token (k or max_k)")
+    legend_in_spare_panel(figure, _legend_entries(axes), 2 * len(axes))
     return figure
 
 
 def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the BH cells whose alpha, null and weighting occur with two or more max_k."""
+    """Return the BH cells whose alpha, null and weighting occur with at least two max_k."""
     bh = cells[cells["family"] == "bh"]
     if bh.empty:
         return bh
@@ -125,34 +127,15 @@ def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_percent(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return cells with proportions in percent, as texts and tables give them."""
+    """Return cells with proportions in percent, as in texts and tables."""
     factor = cells["metric"].map(lambda name: METRICS[name].percent)
     scaled = cells[_INTERVALS].mul(factor, axis=0)
     return cells.assign(**{name: scaled[name] for name in _INTERVALS})
 
 
-def _panels(cells: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a panel per data set; a place left over is for the legend."""
-    import matplotlib.pyplot as plt
-
-    names = cells["dataset"].nunique()
-    columns = min(_COLUMNS, names)
-    rows = -(-names // columns)
-    width = WIDTH if columns > 1 else WIDTH * 0.62
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, 2.9 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[names:]:
-        axis.set_axis_off()
-        axis.set_label(_SPARE)
-    return figure, list(axes.flat[:names])
-
-
-_SPARE = "spare"
-
-
-def _by_dataset(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return list(cells.groupby("dataset", sort=False))
+def _panels(cells: pd.DataFrame) -> tuple[Figure, dict[object, Axes]]:
+    """Return a figure with one panel per data set."""
+    return panels(list(cells["dataset"].unique()), columns=2, height=2.9)
 
 
 def _points(
@@ -164,7 +147,7 @@ def _points(
     hollow: bool = False,
 ) -> None:
     style = look(family)
-    error = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
+    error = error_bars(rows, "value", "ci_low", "ci_high")
     axis.errorbar(
         rows[x], rows["value"], yerr=error, marker=style.marker, color=style.colour, ls=style.dash,
         lw=0.9, elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
@@ -188,7 +171,7 @@ def _ring(axis: Axes, rows: pd.DataFrame, x: str, y: str = "value") -> None:
 
 
 def _counts(axis: Axes, rows: pd.DataFrame) -> None:
-    """Write the mean experts that were really used beside each point."""
+    """Write the mean experts that were used beside each point."""
     for row in rows.itertuples():
         axis.annotate(
             f"{row.mean_experts:.1f}", (row.k, row.value), textcoords="offset points",
@@ -242,38 +225,14 @@ def _plain_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _experts_axis(axis: Axes, values: pd.Series) -> None:
-    """Cover numbers of experts, on a logarithmic axis of base 2 where they span a factor of 3."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-    low, high = values.min(), values.max()
-    if high <= 3 * low:
-        room = 0.08 * (high - low) or 0.5
-        axis.set_xlim(low - room, high + room)
-        return
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(2.0 ** np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1))
-    room = (high / low) ** 0.1
-    axis.set_xlim(low / room, high * room)
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())
+def _legend_entries(axes: dict[object, Axes]) -> dict[str, object]:
+    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
 
 
-def _legend(figure: Figure, axes: list[Axes], cells: pd.DataFrame) -> None:
-    handles, labels = axes[0].get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
+def _legend(figure: Figure, axes: dict[object, Axes], cells: pd.DataFrame) -> None:
+    found = _legend_entries(axes)
     order = [family_entry(family).label for family in cells["family"].drop_duplicates()]
     order += [label for label in ("Baseline", "Pareto front") if label in found]
-    _place_legend(figure, axes, {label: found[label] for label in order if label in found})
-
-
-def _place_legend(figure: Figure, axes: list[Axes], entries: dict[str, object]) -> None:
-    """Put the legend into the place that panels leave over, or under the figure."""
-    spare = [axis for axis in figure.axes if axis.get_label() == _SPARE]
-    if spare:
-        spare[0].legend(entries.values(), entries.keys(), loc="center", frameon=False)
-        return
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", frameon=False,
-        ncols=min(2 * len(axes), len(entries)),
-    )  # fmt: skip
+    entries = {label: found[label] for label in order if label in found}
+    legend_in_spare_panel(figure, entries, 2 * len(axes))

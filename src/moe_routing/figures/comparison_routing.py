@@ -1,4 +1,4 @@
-"""Figures of how many experts tokens get: by layer, and over tokens.
+"""Figures of the number of experts per token: by layer, and its distribution.
 
 Shape letters: L layers, C counts of experts (0 ... E).
 """
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
-    """Read how many experts tokens got from the cells of a study.
+    """Read the numbers of experts per token from the cells of a study.
 
     Args:
         results: folder of the study.
-        cells: table of cells; its strategies and data sets are read.
+        cells: table of cells; one file is read per row.
 
     Returns:
         One row per strategy, data set, layer and count: ``strategy``, ``family``, ``dataset``,
-        ``layer``, ``experts`` and ``share`` (of the decisions of that layer).
+        ``layer``, ``experts`` and ``proportion`` (of the decisions of that layer).
 
     Raises:
         InputError: a cell is missing.
@@ -61,7 +61,7 @@ def _counts_of(record: dict) -> pd.DataFrame:
 
 
 def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str) -> Figure:
-    """Draw the mean experts of each layer, for strategies whose number may vary over tokens.
+    """Draw the mean experts of each layer, for strategies with a varying number of experts.
 
     A row per family; the dotted line is the baseline.
     """
@@ -79,9 +79,9 @@ def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str)
 
 
 def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
-    """Draw the distribution of experts over all decisions (tokens x layers), cumulated.
+    """Draw the cumulative distribution of the number of experts over decisions (token x layer).
 
-    The curve at c is the proportion of decisions with at most c experts; a row per family.
+    The curve at c is the proportion of decisions with at most c experts. A row per family.
     """
     most = int(counts["experts"].max())
     figure, grid = _family_grid(counts, strategies)
@@ -92,11 +92,11 @@ def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
             x = np.concatenate([[0], proportion.index.to_numpy(), [most]])
             y = np.concatenate([[0], proportion.cumsum().to_numpy(), [1]])
             axis.step(x, y, where="post", label=strategy, **(style | {"marker": ""}))
-        axis.set(xlabel="Experts c", ylim=(0, 1.02))
+        axis.set(xlabel="Number of experts c", ylim=(0, 1.02))
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set_xticks([0, *(2 ** np.arange(int(np.log2(most)) + 1)).tolist()])
         axis.xaxis.set_major_formatter("{x:.0f}")
-    _finish_grid(grid, "Share with at most c")
+    _finish_grid(grid, "Proportion of decisions\nwith at most c experts")
     return figure
 
 
@@ -104,7 +104,7 @@ Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, object]]]
 
 
 def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, list[Cell]]:
-    """Return a grid of axes, families down and data sets across, with rows and line styles."""
+    """Return a grid of axes (family x data set) with the rows and line styles of each."""
     import matplotlib.pyplot as plt
 
     varying = counts[counts["strategy"].isin(strategies)]
@@ -116,7 +116,7 @@ def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, l
     grid = []
     for down, family in enumerate(families):
         names = varying.loc[varying["family"] == family, "strategy"].unique()
-        styles = {name: _line(place, len(names)) for place, name in enumerate(names)}
+        styles = {name: _line(index, len(names)) for index, name in enumerate(names)}
         for across, dataset in enumerate(datasets):
             grid.append((axes[down, across], counts[counts["dataset"] == dataset], styles))
     return figure, grid
@@ -124,14 +124,14 @@ def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, l
 
 def _finish_grid(grid: list[Cell], label: str) -> None:
     for axis, rows, _ in grid:
-        place = axis.get_subplotspec()
-        if place.is_first_row():
+        position = axis.get_subplotspec()
+        if position.is_first_row():
             axis.set_title(DATASETS[rows["dataset"].iloc[0]].label)
-        if place.is_first_col():
+        if position.is_first_col():
             axis.set_ylabel(label)
-        if not place.is_last_row():
+        if not position.is_last_row():
             axis.set_xlabel("")
-        if place.is_last_col():
+        if position.is_last_col():
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
@@ -141,14 +141,14 @@ def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(rows["strategy"].drop_duplicates())
 
 
-def _line(place: int, lines: int) -> dict[str, object]:
-    """Tell the lines of one family apart by lightness, markers and dashes."""
+def _line(index: int, lines: int) -> dict[str, object]:
+    """Return the style of a line of a family: lightness, marker and dashes differ."""
     import matplotlib as mpl
 
     return {
-        "color": mpl.colormaps["viridis"](0.85 * place / max(lines - 1, 1)),
-        "marker": "osD^vPX<>h*d"[place % 12],
-        "ls": ["-", "--", "-."][place % 3],
+        "color": mpl.colormaps["viridis"](0.85 * index / max(lines - 1, 1)),
+        "marker": "osD^vPX<>h*d"[index % 12],
+        "ls": ["-", "--", "-."][index % 3],
         "lw": 1.1,
         "ms": 3.5,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.analysis.tables import truth_values
 from moe_routing.figures.style import WIDTH, look
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, METRICS
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINEAR_UP_TO = 25
-"""An axis whose data reach further than this many margins is logarithmic outside 5 margins."""
+"""An axis that covers more than this many margins is logarithmic outside 5 margins."""
 
 
 def forest(
     paired: pd.DataFrame, margins: pd.DataFrame, families: dict[str, str], baseline: str
 ) -> Figure:
-    """Draw paired differences from the baseline with intervals, a panel per data set.
+    """Draw paired differences from the baseline with intervals, one panel per data set.
 
-    Filled markers: a difference was shown after correction for multiplicity. The shaded side is
-    where losses as large as the non-inferiority margin lie.
+    Filled markers: significant after correction for multiplicity. Shaded: losses at least as large
+    as the non-inferiority margin.
 
     Args:
         paired: ``statistics/paired.csv``.
@@ -35,7 +36,7 @@ def forest(
     """
     import matplotlib.pyplot as plt
 
-    main = paired[_true(paired["main"])]
+    main = paired[truth_values(paired["main"])]
     names = list(main["strategy"].drop_duplicates())
     datasets = list(main["dataset"].drop_duplicates())
     figure, axes = plt.subplots(
@@ -50,7 +51,8 @@ def forest(
     axes.flat[0].set_yticks(range(len(names)), names)
     axes.flat[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top, no marker cut
     figure.supxlabel(
-        f"Difference from {baseline}; shaded: losses of the margin or more", fontsize=9
+        f"Difference from {baseline}; shaded: losses beyond the margin",
+        fontsize=9,
     )
     return figure
 
@@ -64,14 +66,14 @@ def _forest_panel(
 ) -> None:
     metric = METRICS[rows["metric"].iloc[0]]
     scale = metric.percent
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         if name not in rows.index:
             continue
         row, style = rows.loc[name], look(families[name])
         middle = scale * row["difference"]
         error = [[middle - scale * row["low"]], [scale * row["high"] - middle]]
         axis.errorbar(
-            middle, place, xerr=np.maximum(error, 0), marker=style.marker, ls="none",
+            middle, index, xerr=np.maximum(error, 0), marker=style.marker, ls="none",
             color=style.colour, mfc=style.colour if row["verdict"] in SHOWN else "white",
             capsize=1.5, elinewidth=0.8,
         )  # fmt: skip
@@ -85,7 +87,7 @@ def _shade(axis: Axes, edge: float) -> None:
     low, high = axis.get_xlim()
     if max(abs(low), abs(high)) > _LINEAR_UP_TO * abs(edge):
         axis.set_xscale("symlog", linthresh=5 * abs(edge))
-        low, high = 1.3 * low, 1.3 * high  # linear margins are too narrow for markers there
+        low, high = 1.3 * low, 1.3 * high  # so that no marker is cut
         axis.xaxis.set_major_formatter("{x:g}")
         axis.tick_params(axis="x", labelrotation=45)
     low, high = min(low, 1.5 * edge), max(high, 1.5 * edge)
@@ -95,11 +97,11 @@ def _shade(axis: Axes, edge: float) -> None:
 
 
 def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseline: str) -> Figure:
-    """Draw average ranks over data sets, with a bar for each group that cannot be told apart.
+    """Draw average ranks over data sets, with a bar for each group without significant differences.
 
     A critical-difference diagram (Demsar 2006, figure 1) with a row per strategy: the bars on the
     right join the largest groups whose average ranks differ by no more than Nemenyi's critical
-    difference. The shaded band is the same from the baseline alone.
+    difference. The shaded band is one critical difference on either side of the baseline.
 
     Args:
         friedman: ``statistics/friedman.csv``.
@@ -126,7 +128,7 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
     for number, (first, end) in enumerate(bars):
         axis.plot(
             [last + 0.5 + (number + 1) * step] * 2, [first - 0.25, end + 0.25], color="#222222",
-            lw=2.5, solid_capstyle="butt", label=None if number else "Cannot be told apart",
+            lw=2.5, solid_capstyle="butt", label=None if number else "Not significantly different",
         )  # fmt: skip
     axis.set_yticks(range(last), ranked["strategy"])
     axis.set_ylim(last - 0.4, -0.6)  # the best on top, no marker cut
@@ -152,8 +154,3 @@ def cliques(ranks: pd.Series, distance: float) -> list[tuple[int, int]]:
     ends = np.searchsorted(values, values + distance + 1e-9, side="right") - 1
     before = np.concatenate([[-1], ends[:-1]])
     return [(i, int(end)) for i, end in enumerate(ends) if end > i and end > before[i]]
-
-
-def _true(column: pd.Series) -> pd.Series:
-    """Read truth values that a CSV may hold as words."""
-    return column.astype(str).str.lower() == "true"

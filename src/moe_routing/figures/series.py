@@ -1,4 +1,4 @@
-"""Grids of panels, and lines that differ in more than colour."""
+"""What several figures share: line styles, panels, legends, axes, captions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moe_routing.analysis.outputs import Analysis
 from moe_routing.figures.style import WIDTH, save
+from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,25 +25,41 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)))
 REFERENCE = {"color": "#444444", "ls": (0, (1, 1.5)), "lw": 1.0, "zorder": 1}
-"""Look of a line to compare with, such as a theory or a diagonal."""
+"""Look of a reference line, such as a theory or a diagonal."""
+
+_SPARE = "spare"
+"""Label of an empty panel."""
 
 
-def series(place: int) -> dict[str, object]:
-    """Return colour, marker and dash of the line at a place."""
+def line_style(index: int) -> dict[str, object]:
+    """Return colour, marker and dash of the line at an index."""
     return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "ls": DASHES[place % len(DASHES)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "ls": DASHES[index % len(DASHES)],
     }
 
 
-def ordered_series(place: int, total: int) -> dict[str, object]:
-    """Return the look of a line whose place in an order matters: dark to light."""
+def ordered_line_style(index: int, total: int) -> dict[str, object]:
+    """Return the style of a line in an ordered series: dark to light."""
     import matplotlib as mpl
 
-    shade = place / max(1, total - 1)
-    look = series(place)
-    return {**look, "color": mpl.colormaps["cividis"](0.85 * shade)}
+    shade = index / max(1, total - 1)
+    return {**line_style(index), "color": mpl.colormaps["cividis"](0.85 * shade)}
+
+
+def error_bars(rows: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
+    """Return the distances of interval limits from a value, shape 2 x rows, for ``yerr``."""
+    return np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy())
+
+
+def text_caption(table: pd.DataFrame) -> str:
+    """Return the text that was read: data set, window, tokens and passages."""
+    row = table.iloc[0]
+    return (
+        f"{DATASETS[row['dataset']].label}, window {row['window']:,.0f}: {row['n_tokens']:,.0f} "
+        f"tokens of {row['n_documents']:.0f} passages"
+    )
 
 
 def panels(
@@ -57,22 +77,41 @@ def panels(
     )  # fmt: skip
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
+        axis.set_label(_SPARE)
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
-def legend_below(figure: Figure, axis: Axes, columns: int = 4, title: str | None = None) -> None:
+def label_left(axes: Mapping[object, Axes], label: str) -> None:
+    """Label the y-axes of the panels in the first column."""
+    for axis in axes.values():
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(label)
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
     """Put the legend of one panel under the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)),
-        frameon=False, title=title,
+        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False
+    )
+
+
+def legend_in_spare_panel(figure: Figure, entries: Mapping[str, object], columns: int) -> None:
+    """Put a legend of handles by label into an empty panel, or under the figure without one."""
+    spare = [axis for axis in figure.axes if axis.get_label() == _SPARE]
+    if spare:
+        spare[0].legend(entries.values(), entries.keys(), loc="center", frameon=False)
+        return
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", frameon=False,
+        ncols=min(columns, len(entries)),
     )  # fmt: skip
 
 
-def plain(name: str) -> str:
+def as_words(name: str) -> str:
     """Return an id as words.
 
-    >>> plain("within_token")
+    >>> as_words("within_token")
     'within token'
     """
     return str(name).replace("_", " ")
@@ -90,7 +129,7 @@ def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") 
     """Use a logarithmic axis with a tick at every level."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    # By hand, since matplotlib cannot scale an axis to a single level.
+    # The limits are set by hand: matplotlib cannot scale an axis to a single level.
     axis.set_autoscalex_on(False)
     drawn = [end for end in axis.dataLim.intervalx if end > 0 and math.isfinite(end)]
     axis.set_xlim(min([*levels, *drawn]) / 1.25, max([*levels, *drawn]) * 1.25)
@@ -102,12 +141,20 @@ def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") 
     axis.set_xlabel(label)
 
 
-def experts_axis(axis: Axes, most: int) -> None:
-    """Use a logarithmic axis of base 2 for numbers of experts."""
+def experts_axis(axis: Axes, low: float, high: float) -> None:
+    """Cover numbers of experts, on a logarithmic axis of base 2 if they span a factor of 3."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    if high <= 3 * low:
+        room = 0.08 * (high - low) or 0.5
+        axis.set_xlim(low - room, high + room)
+        return
     axis.set_xscale("log", base=2)
-    ticks = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.xaxis.minorticks_off()
+    axis.set_xticks(2.0 ** np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1))
+    room = (high / low) ** 0.1
+    axis.set_xlim(low / room, high * room)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path, analysis: Analysis) -> None:

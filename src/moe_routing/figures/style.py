@@ -1,7 +1,7 @@
-"""One look for every figure: colour-blind safe, and readable in grey.
+"""The style of every figure: colour-blind safe, and readable in grey.
 
-A family of strategies has one colour, one marker and one dash pattern everywhere, so that no
-figure depends on colour alone.
+Each family of strategies has its own colour, marker and dash pattern in every figure, so no figure
+depends on colour alone.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def look(family: str) -> Look:
 
 
 def use_style() -> None:
-    """Set fonts, sizes and lines for every figure drawn from here on."""
+    """Set fonts, sizes and lines for all figures drawn afterwards."""
     import matplotlib as mpl
     import seaborn as sns
 
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     mpl.rcParams.update(
         {
-            "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+            "font.family": "DejaVu Sans",  # comes with matplotlib
             "font.size": 9,
             "axes.labelsize": 9,
             "axes.titlesize": 9.5,
@@ -53,7 +53,7 @@ def use_style() -> None:
             "figure.dpi": 110,
             "savefig.dpi": 200,
             "savefig.bbox": "tight",
-            "svg.hashsalt": "moe-routing-study",  # equal figures are equal files
+            "svg.hashsalt": "moe-routing-study",  # the same figure is the same file
             "svg.fonttype": "path",
         }
     )

@@ -1,45 +1,42 @@
-"""What the manuscript's cells call: every number, sentence, table and figure from result files.
+"""What the article's cells call: every number, sentence, table and figure from result files.
 
-A cell ends in one of these calls and its value is Markdown; inline code uses the same values. So
-the same source renders by Quarto, by the preview and in a notebook.
+A cell ends in one of these calls; its value is Markdown. Inline code uses the same values. So the
+same source renders by Quarto, in the preview and in a notebook.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
+from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
-from moe_routing.reporting import findings as f
-from moe_routing.reporting import findings_controls as c
-from moe_routing.reporting import findings_routing as g
-from moe_routing.reporting import findings_validity as v
-from moe_routing.reporting import tables
-from moe_routing.reporting import wording as w
-from moe_routing.reporting.article_figures import GALLERY, Picture
-from moe_routing.reporting.article_tables import SHEETS, Sheet
-from moe_routing.reporting.comparison_report import headline
-from moe_routing.reporting.findings_analyses import ablation, recommendation, router, validity
-from moe_routing.reporting.missing import missing
+from moe_routing.reporting import tables, wording
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES
+from moe_routing.reporting.article_tables import ARTICLE_TABLES
+from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh
-from moe_routing.reporting.results import Study
+from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import family_entry
-from moe_routing.vocabulary import DATASETS, METRICS
+from moe_routing.vocabulary import DATASETS
 
 VARIABLE = "MOE_ROUTING_RESULTS"
 """Environment variable that names the results folder."""
 
 DEFAULT = Path("results") / "default"
 DEFAULT_CONFIG = "config/config.yaml"
-"""The config file that the workflow reads where none is given."""
+"""The config file that the workflow reads if none is given."""
 
+_UNBREAKABLE = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
+"""Spaces at which no line may break: 95 %, p < 0.001, n = 200."""
 
-_TIES = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
-"""Spaces that must not end a line: 95 %, p < 0.001, n = 200."""
+Entry = TypeVar("Entry")
 
 
 class Markdown(str):
@@ -71,21 +68,20 @@ def results_folder() -> Path:
 
 @dataclass(frozen=True)
 class Article:
-    """A study as the manuscript shows it.
+    """A study as the article shows it.
 
     Attributes:
-        study: what is shown.
-        plain: write captions and sources without pandoc's labels and classes, which a notebook
-            would show as they are.
+        study: the results that are shown.
+        notebook: leave out pandoc's labels and classes, which a notebook would show verbatim.
     """
 
-    study: Study
-    plain: bool = False
+    study: StudyResults
+    notebook: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str | None = None, *, plain: bool = False) -> Article:
+    def load(cls, folder: Path | str | None = None, *, notebook: bool = False) -> Article:
         """Read the results folder; see :func:`results_folder`."""
-        return cls(Study.load(folder or results_folder()), plain)
+        return cls(StudyResults.load(folder or results_folder()), notebook)
 
     # Names and small numbers for running text.
 
@@ -96,7 +92,7 @@ class Article:
 
     @property
     def topology(self) -> Markdown:
-        """The model's layers, experts and native k."""
+        """The model's layers, experts and top k."""
         return Markdown(self.study.model.topology)
 
     @property
@@ -111,7 +107,7 @@ class Article:
         """The evaluation sets with their citations."""
         names = tables.datasets_by_task(self.study)
         return Markdown(
-            w.listed([f"{DATASETS[name].label} {DATASETS[name].citation}" for name in names])
+            wording.listed([f"{DATASETS[name].label} {DATASETS[name].citation}" for name in names])
         )
 
     @property
@@ -126,10 +122,10 @@ class Article:
         """The evaluation sets with their numbers of items."""
         study = self.study
         return Markdown(
-            w.listed(
+            wording.listed(
                 [
                     f"{DATASETS[name].label} "
-                    f"({w.count(study.cell(study.baseline, name)['n_items'])} items)"
+                    f"({wording.count(study.cell(study.baseline, name)['n_items'])} items)"
                     for name in tables.datasets_by_task(study)
                 ]
             )
@@ -151,218 +147,144 @@ class Article:
         """The non-inferiority margins."""
         settings = self.study.config.statistics
         return Markdown(
-            f"{w.magnitude(settings.margin_accuracy, 'accuracy')} of accuracy and "
-            f"{w.magnitude(settings.margin_nats, 'nats_per_token')}"
+            f"{wording.magnitude(settings.margin_accuracy, 'accuracy')} of accuracy and "
+            f"{wording.magnitude(settings.margin_nats, 'nats_per_token')}"
         )
 
     @property
     def confidence(self) -> Markdown:
         """The level of intervals."""
-        return Markdown(w.percent(self.study.config.statistics.confidence, 0))
+        return Markdown(wording.percent(self.study.config.statistics.confidence, 0))
 
     @property
     def families(self) -> Markdown:
         """The families that were run, in words."""
         words = [family_entry(name).words for name in self.study.families]
-        return Markdown(w.listed(words))
+        return Markdown(wording.listed(words))
 
-    def number(self, name: str) -> Markdown:
-        """Return a count or setting by name.
+    @property
+    def strategies(self) -> Markdown:
+        """The number of strategies that have cells."""
+        return Markdown(wording.count(self.study.cells["strategy"].nunique()))
 
-        Raises:
-            InputError: there is no such number.
-        """
-        study, settings = self.study, self.study.config.statistics
-        numbers = {
-            "cells": len(study.cells),
-            "strategies": study.cells["strategy"].nunique(),
-            "calibration_tokens": study.config.calibration.tokens,
-            "resamples": settings.resamples,
-            "seed": study.config.seed,
-            "layers": study.model.layers,
-            "experts": study.model.experts,
-            "top_k": study.model.top_k,
-        }
-        if name not in numbers:
-            raise InputError(f"number '{name}'; allowed: {', '.join(numbers)}")
-        return Markdown(w.count(numbers[name]))
+    @property
+    def resamples(self) -> Markdown:
+        """The number of bootstrap resamples."""
+        return Markdown(wording.count(self.study.config.statistics.resamples))
 
     def text(self, name: str) -> Markdown:
-        """Return prose that depends on what the study has.
+        """Return a passage that depends on what the study has.
 
         Raises:
             InputError: there is no such text.
         """
         if name not in PROSE:
             raise InputError(f"text '{name}'; allowed: {', '.join(PROSE)}")
-        return Markdown(_tied(PROSE[name](self.study)))
+        return Markdown(_nonbreaking(PROSE[name](self.study)))
 
     # Sentences.
 
-    @cached_property
-    def _sentences(self) -> dict[str, list[f.Finding]]:
-        study, table = self.study, self.study.statistics
-        families = study.family_of
-        top_k, baseline = study.model.top_k, study.baseline
-        main = study.main_measures
-        margin = study.config.statistics.margin_accuracy
-        found = {
-            "headline": headline(study),
-            "primary": [f.primary(table["primary"], study.config.statistics.confidence)],
-            "compute": [f.compute(table["primary"])],
-            "matched": [f.matched(table["primary"])],
-            "power": [f.detectable(table["primary"])],
-            "chance": f.chance(study.cells, baseline, margin),
-            "baseline": f.against_baseline(
-                table["paired"], table["noninferiority"], families, baseline
-            ),
-            "matched_summary": g.matched_summary(table["matched_compute"], families),
-            "fewest": f.fewest_static(table["noninferiority"], study.cells, top_k),
-            "weighting": [f.weighting(table["paired"], top_k)],
-            "binding": [g.binding(study.cells, study.config.parsed)],
-            "cap": [g.cap(study.cells)],
-            "pareto": g.pareto(table["pareto"], baseline),
-            "pareto_time": g.pareto(table["pareto_time"], baseline, "seconds_per_1000_tokens"),
-            "ranks": [g.ranks(table["friedman"], study.config.statistics.confidence)],
-            "speed": [g.speed(study.cells, baseline)],
-            "static_curve": c.static_curve(study.static_curve, table["controls"], main, top_k),
-            "controls": c.controls(table["controls"], main, study.config.parsed),
-            "numerics": [
-                *c.numerics(table["numerics"], main),
-                *c.beyond_noise_floor(table["numerics"], table["paired"], main),
-            ],
-            "primary_noise_floor": [
-                c.primary_noise_floor(table["primary"], table["numerics"], main)
-            ],
-            "divergence": [c.divergence(study.divergence, baseline)],
-            "missing": missing(study),
-            "router": router(study.folder),
-            "recommendation": recommendation(study.folder),
-            "procedures": v.procedures(
-                study.table("validity/simulation.csv"), study.config.statistics.confidence
-            ),
-            "specialisation": [
-                v.domains(study.table("baseline/domain_specialisation.csv")),
-                v.coactivation(study.table("baseline/coactivation.csv")),
-                v.vocabulary(study.table("baseline/vocabulary_specialisation.csv")),
-            ],
-            "validity": validity(study.table("validity/verdict.csv"), study.cells["null"]),
-            "ablation": ablation(study.table("ablation/ablation.csv"), study.config),
-        }
-        return {name: [x for x in listed if x is not None] for name, listed in found.items()}
+    def say(self, topics: str, otherwise: str = "") -> Markdown:
+        """Return the findings on topics as running text, with the files of their numbers.
 
-    def say(self, names: str, otherwise: str = "") -> Markdown:
-        """Return the sentences of a topic as running text, and the files of their numbers.
+        Several topics are separated by spaces; each file is named once.
 
-        Several topics, separated by blanks, name each file once.
+        Raises:
+            InputError: there is no such topic.
         """
-        found = [finding for name in names.split() for finding in self._topic(name)]
+        found = findings_on(self.study, topics.split())
         if not found:
             return Markdown(otherwise)
-        text = _tied(" ".join(finding.text for finding in found))
+        text = _nonbreaking(" ".join(finding.text for finding in found))
         sources = ", ".join(dict.fromkeys(finding.source for finding in found))
         return Markdown(f"{text} {self._source(sources)}")
 
-    def listing(self, name: str, otherwise: str = "Nothing.") -> Markdown:
-        """Return the sentences of a topic as a list, each with the file of its numbers."""
-        lines = map(self._bullet, self._topic(name))
+    def listing(self, topic: str, otherwise: str = "Nothing.") -> Markdown:
+        """Return the findings on a topic as a list, each with the file of its numbers.
+
+        Raises:
+            InputError: there is no such topic.
+        """
+        lines = map(self._bullet, findings_on(self.study, [topic]))
         return Markdown("\n".join(lines) or otherwise)
 
-    def _bullet(self, finding: f.Finding) -> str:
-        return f"- {_tied(finding.text)} {self._source(finding.source)}"
+    def _bullet(self, finding: Finding) -> str:
+        return f"- {_nonbreaking(finding.text)} {self._source(finding.source)}"
 
     def _source(self, files: str) -> str:
-        return f"({files})" if self.plain else f"[{files}]{{.source}}"
+        return f"({files})" if self.notebook else f"[{files}]{{.source}}"
 
     def limits(self) -> Markdown:
         """Return what limits the findings, as a list."""
-        first = [f.Finding(str(self.scope), "model.json")]
-        found = [*first, *self._topic("chance"), *self._topic("power"), *self._topic("binding")]
+        found = [
+            Finding(str(self.scope), "model.json"),
+            *findings_on(self.study, ["chance", "power", "binding"]),
+        ]
         about_bh = (
-            "- What BH controls is the proportion of chosen experts that the null calls unneeded. "
-            "That is not the share whose removal would leave the prediction unchanged; only an "
-            "intervention could tell."
+            "- BH controls the proportion of chosen experts that the null calls not needed. This "
+            "is not the proportion whose removal would leave the prediction unchanged; only an "
+            "intervention can measure that."
         )
         about_line = (
-            "- Interpolation between static settings stands for a random mixture of them; where "
-            "loss is convex in the number of experts it favours the strategy compared with it."
+            "- Interpolation between static settings stands for a random mixture of them. Where "
+            "loss is convex in the number of experts, it favours the strategy compared with it."
         )
         fixed = [about_bh] * has_bh(self.study)
         fixed += [about_line] * (not self.study.statistics["matched_compute"].empty)
         return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
-    def _topic(self, name: str) -> list[f.Finding]:
-        if name not in self._sentences:
-            raise InputError(f"finding '{name}'; allowed: {', '.join(self._sentences)}")
-        return self._sentences[name]
-
-    def source(self, name: str) -> Markdown:
-        """Return the file that a topic's numbers stand in."""
-        return Markdown(w.code(list(dict.fromkeys(x.source for x in self._topic(name)))))
-
     # Tables and figures.
 
     def table(self, label: str) -> Markdown:
-        """Return a table with its caption and label; why not, if this run has none.
+        """Return a table with its caption and label, or why this run has none.
 
         Raises:
             InputError: there is no such table.
         """
-        sheet = self._sheet(label)
-        if not sheet.ready(self.study):
-            return Markdown(f"*Not made: {sheet.needs}.*")
-        table, caption = sheet.build(self.study), sheet.caption(self.study)
-        body = tables.markdown(table, sheet.align)
-        if self.plain:
+        table = _entry(ARTICLE_TABLES, label, "table")
+        if not table.ready(self.study):
+            return Markdown(f"*Not made: {table.needs}.*")
+        body, caption = markdown(table.build(self.study), table.align), table.caption(self.study)
+        if self.notebook:
             return Markdown(f"{body}\n\n*{caption}*\n")
         return Markdown(f"{body}\n\n: {caption} {{#{label}}}\n")
 
-    def _sheet(self, label: str) -> Sheet:
-        if label not in SHEETS:
-            raise InputError(f"table '{label}'; allowed: {', '.join(SHEETS)}")
-        return SHEETS[label]
-
     def figure(self, label: str) -> Markdown:
-        """Return a figure with its caption, alt text and label; why not, if this run has none.
+        """Return a figure with its caption, alt text and label, or why this run has none.
 
         Raises:
             InputError: there is no such figure, or it should have been drawn and was not.
         """
-        picture = self._picture(label)
-        path = self.study.folder / picture.path
+        figure = _entry(ARTICLE_FIGURES, label, "figure")
+        path = self.study.folder / figure.path
         if not path.is_file():
-            if picture.due(self.study):
+            if figure.due(self.study):
                 raise InputError(f"{path}: the figure is missing; run the workflow to draw it")
-            return Markdown(f"*Not drawn: {picture.needs}.*")
+            return Markdown(f"*Not drawn: {figure.needs}.*")
         shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()
-        caption = f"{picture.caption} From {w.code(picture.sources)}."
-        alt = picture.alt.replace('"', "'")
+        caption = f"{figure.caption} From {wording.code(figure.sources)}."
+        alt = figure.alt.replace('"', "'")
         return Markdown(f'![{caption}]({shown}){{#{label} fig-alt="{alt}" width=100%}}\n')
 
-    def _picture(self, label: str) -> Picture:
-        if label not in GALLERY:
-            raise InputError(f"figure '{label}'; allowed: {', '.join(GALLERY)}")
-        return GALLERY[label]
-
     def ref(self, label: str, otherwise: str = "not in this run") -> Markdown:
-        """Return a cross-reference to a table or figure, or words if this run has none."""
+        """Return a cross-reference to a table or figure, or words if this run has none.
+
+        Raises:
+            InputError: there is no such table or figure.
+        """
         if label.startswith("tbl-"):
-            there = self._sheet(label).ready(self.study)
+            there = _entry(ARTICLE_TABLES, label, "table").ready(self.study)
         else:
-            there = (self.study.folder / self._picture(label).path).is_file()
+            path = _entry(ARTICLE_FIGURES, label, "figure").path
+            there = (self.study.folder / path).is_file()
         return Markdown(f"@{label}" if there else otherwise)
 
-    def value(self, strategy: str, dataset: str, column: str = "value") -> Markdown:
-        """Return one number of the table of cells, in words."""
-        row = self.study.cell(strategy, dataset)
-        if column == "value":
-            return Markdown(w.estimate(row["value"], row["ci_low"], row["ci_high"], row["metric"]))
-        return Markdown(w.experts(float(row[column])))
 
-    def metric(self, dataset: str) -> Markdown:
-        """Return the name of a data set's main metric."""
-        return Markdown(METRICS[self.study.cell(self.study.baseline, dataset)["metric"]].label)
+def _entry(registry: Mapping[str, Entry], label: str, kind: str) -> Entry:
+    if label not in registry:
+        raise InputError(f"{kind} '{label}'; allowed: {', '.join(registry)}")
+    return registry[label]
 
 
-def _tied(text: str) -> str:
-    return _TIES.sub("\N{NO-BREAK SPACE}", text)
+def _nonbreaking(text: str) -> str:
+    return _UNBREAKABLE.sub("\N{NO-BREAK SPACE}", text)

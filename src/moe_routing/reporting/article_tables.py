@@ -1,4 +1,4 @@
-"""The tables of the manuscript: caption, source, and what each needs."""
+"""The tables of the article: caption, sources, and what each needs."""
 
 from __future__ import annotations
 
@@ -6,180 +6,179 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_routing.reporting import tables
-from moe_routing.reporting import wording as w
-from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NOISE_FILE
-from moe_routing.reporting.protocol import perplexity_rows, perplexity_table
+from moe_routing.reporting import tables, wording
+from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table.
+class ArticleTable:
+    """A table of the article.
 
     Attributes:
-        build: makes it.
-        caption: what it shows and where its numbers stand.
-        align: a letter (l, r, c) a column; None aligns numbers right.
+        build: makes the table of a study.
+        caption: what it shows, and the files of its numbers.
+        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
         ready: whether a study has its inputs.
-        needs: what is missing where it has not.
+        needs: what a study lacks that is not ready.
     """
 
-    build: Callable[[Study], pd.DataFrame]
-    caption: Callable[[Study], str]
+    build: Callable[[StudyResults], pd.DataFrame]
+    caption: Callable[[StudyResults], str]
     align: str | None = None
-    ready: Callable[[Study], bool] = lambda _: True
+    ready: Callable[[StudyResults], bool] = lambda _: True
     needs: str = ""
 
 
-def _results_caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
+def _results_caption(study: StudyResults) -> str:
+    confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
-        f"Every strategy on every data set, with {confidence} intervals. Bold: best of its column. "
-        f"{tables.DAGGER}: a difference from `{study.baseline}` was shown after correction for "
+        f"Every strategy on every data set, with {confidence} intervals. Bold: best in its column. "
+        f"{tables.DAGGER}: significantly different from `{study.baseline}` after correction for "
         f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`."
     )
 
 
-def _perplexity_caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
-    sets = w.listed(
-        [DATASETS[x].label for x in perplexity_rows(study)["dataset"].drop_duplicates()]
+def _perplexity_caption(study: StudyResults) -> str:
+    confidence = wording.percent(study.config.statistics.confidence, 0)
+    sets = wording.listed(
+        [DATASETS[x].label for x in tables.perplexity_rows(study)["dataset"].drop_duplicates()]
     )
     return (
-        f"{sets} by word and by byte, with {confidence} intervals that resample documents: "
-        f"measures that do not depend on the tokenizer; lower is better. From `{METRICS_FILE}`."
+        f"{sets} per word and per byte, with {confidence} intervals that resample documents: "
+        f"measures that do not depend on the tokenizer. Lower is better. From `{METRICS_FILE}`."
     )
 
 
-def _divergence_caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
+def _divergence_caption(study: StudyResults) -> str:
+    confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
-        f"Divergence (KL) of next-token predictions from those of `{study.baseline}`, nats a "
+        f"KL divergence of next-token predictions from those of `{study.baseline}`, in nats per "
         f"token, with {confidence} intervals; n is the number of items. From `{METRICS_FILE}`."
     )
 
 
-def _has(study: Study, name: str, *kinds: str) -> bool:
-    """Return whether a table of the statistics has rows, of one of these kinds if given."""
+def _has(study: StudyResults, name: str, *kinds: str) -> bool:
+    """Return whether a table of the statistics has rows, of these kinds if given."""
     table = study.statistics.get(name)
     if table is None or table.empty:
         return False
     return bool(table["kind"].isin(kinds).any()) if kinds else True
 
 
-def _primary_caption(_: Study) -> str:
+def _primary_caption(_: StudyResults) -> str:
     return (
         "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
-        f"has right. A difference as large as the minimum detectable one is found in "
-        f"{w.percent(POWER, 0)} of runs. From `statistics/primary.csv` and `statistics/power.csv`."
+        "has right. A difference as large as the minimum detectable one is found in "
+        f"{wording.percent(POWER, 0)} of runs. From `statistics/primary.csv` and "
+        "`statistics/power.csv`."
     )
 
 
-def _controls_caption(study: Study) -> str:
-    confidence = w.percent(study.config.statistics.confidence, 0)
+def _controls_caption(study: StudyResults) -> str:
+    confidence = wording.percent(study.config.statistics.confidence, 0)
     return (
         f"Each control against its base: difference, control minus base, with {confidence} "
-        f"interval. {tables.DAGGER}: shown after correction for multiplicity. Arrows say which "
-        f"way is better; experts are means per token, over data sets. From `{CONTROLS_FILE}`."
+        f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
+        f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`."
     )
 
 
-SHEETS: dict[str, Sheet] = {
-    "tbl-results": Sheet(tables.results_table, _results_caption),
-    "tbl-perplexity": Sheet(
-        perplexity_table,
+ARTICLE_TABLES: dict[str, ArticleTable] = {
+    "tbl-results": ArticleTable(tables.results_table, _results_caption),
+    "tbl-perplexity": ArticleTable(
+        tables.perplexity_table,
         _perplexity_caption,
         None,
-        lambda study: not perplexity_rows(study).empty,
+        lambda study: not tables.perplexity_rows(study).empty,
         "this run has no running text",
     ),
-    "tbl-divergence": Sheet(
+    "tbl-divergence": ArticleTable(
         tables.divergence_table,
         _divergence_caption,
         None,
         lambda study: not study.divergence.empty,
         "divergence from the baseline's predictions was not measured",
     ),
-    "tbl-data": Sheet(
+    "tbl-data": ArticleTable(
         tables.data_table,
         lambda _: (
-            "Evaluation sets. Tokens: all that the model read, contexts included. From "
+            "Evaluation sets. Tokens: all tokens that the model read, contexts included. From "
             f"`{CELLS_FILE}` and `config.yaml`."
         ),
         "llrrll",
     ),
-    "tbl-strategies": Sheet(
+    "tbl-strategies": ArticleTable(
         tables.strategy_table,
         lambda _: f"The strategies of this run, by family. From `{CELLS_FILE}`.",
         "llll",
     ),
-    "tbl-environment": Sheet(
+    "tbl-environment": ArticleTable(
         tables.environment_table,
         lambda _: (
-            "What produced the numbers. From `model.json`, `config.yaml` and the provenance in "
+            "Model, software and settings. From `model.json`, `config.yaml` and the provenance in "
             "`cells/<strategy>/<dataset>.json`."
         ),
         "ll",
     ),
-    "tbl-nulls": Sheet(
+    "tbl-nulls": ArticleTable(
         tables.null_table,
         lambda _: (
-            "Nulls that were fitted, and what they look like over layers: the spread above "
-            "the median over that below it (1 if symmetric), and the smallest p-value they can "
-            "give. From `calibration/nulls/<null>.csv`."
+            "The fitted nulls over layers: ratio of the spread above the median to the spread "
+            "below it (1 if symmetric), and the smallest possible p-value. From "
+            "`calibration/nulls/<null>.csv`."
         ),
         "llrr",
         lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
         "this run has no diagnostics of its nulls",
     ),
-    "tbl-primary": Sheet(
+    "tbl-primary": ArticleTable(
         tables.contrast_table,
         _primary_caption,
         "ll",
         lambda study: not study.statistics["primary"].empty,
         "the primary contrast was not computed",
     ),
-    "tbl-controls": Sheet(
+    "tbl-controls": ArticleTable(
         tables.controls_table,
         _controls_caption,
         None,
         lambda study: _has(study, "controls", *tables.shown_kinds()),
         "no controls were scored",
     ),
-    "tbl-static": Sheet(
+    "tbl-static": ArticleTable(
         tables.static_table,
         lambda study: (
-            f"Static top-k with softmax weights at every k that was scored, with "
-            f"{w.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of its "
-            f"column. From `{CELLS_FILE}` and `comparison/controls.csv`."
+            "Static top-k with softmax weights at every k that was scored, with "
+            f"{wording.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of "
+            f"its column. From `{CELLS_FILE}` and `comparison/controls.csv`."
         ),
         None,
         lambda study: study.static_curve["k"].nunique() > 1,
         "this run has fewer than two static settings",
     ),
-    "tbl-numerics": Sheet(
+    "tbl-numerics": ArticleTable(
         tables.numerics_table,
         lambda study: (
             f"The baseline `{study.baseline}` against itself with other numerics. The largest "
-            f"change of an item is that of its log-likelihood, nats. From `{NOISE_FILE}`."
+            f"change of an item is that of its log-likelihood, in nats. From `{NUMERICS_FILE}`."
         ),
         "llrrrr",
         lambda study: _has(study, "numerics"),
         "the baseline was not scored again with other numerics",
     ),
-    "tbl-routing": Sheet(
+    "tbl-routing": ArticleTable(
         tables.routing_table,
         lambda _: (
-            "How BH routed, averaged over data sets. A decision is a token in a layer. "
-            "Nothing rejected: BH kept no expert, so that the floor decided. At floor, at cap: BH "
-            "kept fewer or more experts than allowed, so that the limit decided. From "
+            "Routing by BH, averaged over data sets. A decision is one token in one layer. "
+            "Nothing rejected: BH selected no expert, so the floor decided. At floor, at cap: BH "
+            "selected fewer or more experts than allowed, so the floor or cap decided. From "
             f"`{CELLS_FILE}`."
         ),
         "llrrrrr",

@@ -1,4 +1,4 @@
-"""What a rendered page must not have: links into nowhere, missing images, calls to other hosts."""
+"""Check rendered pages: no broken links, no missing images, no calls to other hosts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _LOADING = {
     "img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src",
     "audio": "src", "embed": "src", "object": "data", "use": "href",
 }  # fmt: skip
-"""Attributes that make a browser load something; a plain link does not."""
+"""Attributes that make a browser load something; that of a link does not."""
 
 _CSS_URL = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^)'\"]+)", re.IGNORECASE)
 
 
 _REFERENCE = re.compile(r"\?@((?:fig|tbl|sec|eq)-[\w-]+)")
-"""What Quarto leaves of a cross-reference that leads nowhere."""
+"""What Quarto leaves of an unresolved cross-reference."""
 
 _INLINE = re.compile(r"\{python\}\s")
-"""What a version of Quarto leaves that does not know inline code."""
+"""What a version of Quarto without inline code leaves."""
 
 _CITATION = re.compile(
     r'data-cites="[^"]*"[^>]*>(?:(?!</span>).)*?<strong>([^\s<>]+)\?</strong>', re.DOTALL
@@ -32,7 +32,7 @@ _CITATION = re.compile(
 """What pandoc leaves of a citation without an entry, with or without ``link-citations``."""
 
 _WORD_ANCHOR = re.compile(r'w:anchor="(ref-[^"]+)"')
-_WORD_PLACE = re.compile(r'<w:bookmarkStart\b[^>]*\bw:name="([^"]+)"')
+_WORD_BOOKMARK = re.compile(r'<w:bookmarkStart\b[^>]*\bw:name="([^"]+)"')
 
 
 class _Collector(HTMLParser):
@@ -47,7 +47,7 @@ class _Collector(HTMLParser):
         self._inside_style = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note ids, loads and links."""
+        """Collect ids, loads and links."""
         values = {name: value or "" for name, value in attrs}
         self.ids.add(values.get("id", ""))
         self.styles.append(values.get("style", ""))
@@ -58,7 +58,7 @@ class _Collector(HTMLParser):
             self.links.append(values["href"])
 
     def handle_data(self, data: str) -> None:
-        """Note style sheets."""
+        """Collect style sheets."""
         if self._inside_style:
             self.styles.append(data)
 
@@ -110,11 +110,11 @@ def _check_links(path: Path, page: _Collector, contents: dict[Path, _Collector])
             raise InputError(f"{path}: link to {address} leads nowhere")
         known = contents.get(target)
         if parts.fragment and known and unquote(parts.fragment) not in known.ids:
-            raise InputError(f"{path}: link to {address}: no such place on that page")
+            raise InputError(f"{path}: link to {address}: no such anchor on that page")
 
 
 def _check_text(path: Path) -> None:
-    """Refuse what Quarto and pandoc leave where a reference or citation leads nowhere."""
+    """Refuse what Quarto and pandoc leave of unresolved references and citations."""
     text = path.read_text(encoding="utf-8", errors="replace")
     _check_references(path, text)
     if match := _CITATION.search(text):
@@ -144,7 +144,7 @@ def check_word(path: Path) -> None:
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a Word file: {error}") from error
     _check_references(path, re.sub(r"<[^>]+>", "", text))
-    places = set(_WORD_PLACE.findall(text))
+    bookmarks = set(_WORD_BOOKMARK.findall(text))
     for anchor in _WORD_ANCHOR.findall(text):
-        if anchor not in places:
+        if anchor not in bookmarks:
             raise _no_entry(path, anchor.removeprefix("ref-"))

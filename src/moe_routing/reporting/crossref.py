@@ -21,7 +21,7 @@ Node = dict[str, Any]
 
 @dataclass
 class _Labels:
-    """Numbers given so far."""
+    """The numbers assigned so far."""
 
     origin: str
     numbers: dict[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class _Labels:
     section: list[int] = field(default_factory=list)
 
     def add(self, label: str, number: str | None = None) -> str:
-        """Give a label its number.
+        """Assign a number to a label and return it.
 
         Raises:
             InputError: the label is already taken.
@@ -51,14 +51,14 @@ def resolve(document: Node, origin: str, citations: set[str]) -> Node:
         citations: keys of the bibliography.
 
     Raises:
-        InputError: a reference or citation that leads nowhere, or a label used twice.
+        InputError: a reference or citation leads nowhere, or a label is used twice.
     """
     labels = _Labels(origin)
     blocks = [_number(block, labels) for block in document["blocks"]]
 
     def change(node: Node) -> Node | list[Node]:
         if node["t"] == "Image":
-            return _alternative(node)
+            return _alt_text(node)
         return _link(node, labels, citations) if node["t"] == "Cite" else node
 
     return {**document, "blocks": _map(blocks, change)}
@@ -124,7 +124,7 @@ def _number_equation(block: Node, labels: _Labels) -> Node:
 
 
 def _prefix(caption: list[Any], word: str, number: str) -> None:
-    """Put 'Figure 1: ' before a caption."""
+    """Prefix a caption with, for example, 'Figure 1: '."""
     if not caption[1]:
         caption[1] = [{"t": "Plain", "c": []}]
     inlines = caption[1][0]["c"]
@@ -133,8 +133,8 @@ def _prefix(caption: list[Any], word: str, number: str) -> None:
     ]  # fmt: skip
 
 
-def _alternative(node: Node) -> Node:
-    """Name the alternative text of an image as pandoc does; Quarto calls it fig-alt."""
+def _alt_text(node: Node) -> Node:
+    """Rename Quarto's fig-alt of an image to alt, as pandoc expects it."""
     (label, classes, values), caption, target = node["c"]
     renamed = [["alt" if name == "fig-alt" else name, value] for name, value in values]
     return {**node, "c": [[label, classes, renamed], caption, target]}

@@ -1,8 +1,8 @@
-"""What may be said, chosen by the numbers: pure functions from tables to sentences.
+"""Findings of the comparison with the baseline: pure functions from tables to sentences.
 
-Every sentence that states a result, in the report and in the article, is made here, so that no
-text can disagree with the tables. "No difference could be shown" is a finding like the others. A
-finding names the file that its numbers come from.
+Every sentence that states a result, in the report and in the article, comes from a function here
+or in the sibling modules, so no text can disagree with the tables. "No difference could be shown"
+is a finding like the others. A finding names the file that its numbers come from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import wording as w
+from moe_routing.analysis.tables import truth_values
+from moe_routing.reporting import wording
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
@@ -22,17 +23,17 @@ NAMED = 4
 """Up to this many strategies are named; more are counted."""
 
 WEAK_MARGIN = 0.2
-"""A margin above this proportion of what the baseline achieves beyond guessing is called wide."""
+"""A margin above this proportion of the baseline's accuracy beyond guessing is called wide."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence and where its numbers stand.
+    """A statement and the file of its numbers.
 
     Attributes:
         text: one or more sentences of Markdown.
-        source: file under the results folder.
-        verdict: the outcome that chose the sentence, for tests and for emphasis.
+        source: file of its numbers, relative to the results folder.
+        verdict: the outcome that chose the sentence, for tests.
     """
 
     text: str
@@ -50,7 +51,7 @@ MATCHED_FILE = "statistics/matched_compute.csv"
 CELLS_FILE = "comparison/full_routing_results.csv"
 METRICS_FILE = "comparison/all_metrics.csv"
 CONTROLS_FILE = "statistics/controls.csv"
-NOISE_FILE = "statistics/numerics.csv"
+NUMERICS_FILE = "statistics/numerics.csv"
 
 
 def primary(table: pd.DataFrame, confidence: float) -> Finding:
@@ -62,22 +63,29 @@ def primary(table: pd.DataFrame, confidence: float) -> Finding:
     return Finding(f"{_contrast(row, outcome)} {_numbers(row, confidence)}", PRIMARY_FILE, outcome)
 
 
+def main_measure_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
+    """Return the rows of the main measure of each data set, ``main`` by data set."""
+    return table[table["metric"] == table["dataset"].map(main)]
+
+
 def main_row(table: pd.DataFrame) -> pd.Series:
     """Return the row of the primary contrast on its data set's main metric."""
-    return table[truths(table["main"])].iloc[0]
+    return table[truth_values(table["main"])].iloc[0]
 
 
 def _contrast(row: pd.Series, outcome: Verdict) -> str:
-    """Return the sentence of a comparison with the baseline, without its numbers."""
+    """Return the sentence about a comparison with the baseline, without its numbers."""
     arm, baseline = f"`{row['strategy']}`", f"`{row['baseline']}`"
     where = DATASETS[row["dataset"]].label
     margin = row.get("margin", float("nan"))
-    limit = f"{w.magnitude(margin, row['metric'])} or more" if pd.notna(margin) else ""
+    limit = f"{wording.magnitude(margin, row['metric'])} or more" if pd.notna(margin) else ""
     measure = METRICS[row["metric"]]
-    open_ = limit and str(row.get("noninferior", "")).lower() == "false"
+    not_ruled_out = limit and str(row.get("noninferior", "")).lower() == "false"
     sentences = {
         Verdict.IDENTICAL: f"On {where}, {arm} and {baseline} had the same result on every item"
-        + (f", but with so few items a loss of {limit} is not ruled out." if open_ else "."),
+        + (
+            f", but with so few items a loss of {limit} is not ruled out." if not_ruled_out else "."
+        ),
         Verdict.BETTER: f"On {where}, {arm} {measure.better} than {baseline}.",
         Verdict.WORSE: f"On {where}, {arm} {measure.worse} than {baseline}{_beyond(row, limit)}.",
         Verdict.WORSE_WITHIN_MARGIN: f"On {where}, {arm} {measure.worse} than {baseline}, but a "
@@ -91,13 +99,15 @@ def _contrast(row: pd.Series, outcome: Verdict) -> str:
 
 
 def _equal(row: pd.Series) -> str:
-    """Return what a test of equivalence adds to one of non-inferiority."""
+    """Return what the test of equivalence adds to the test of non-inferiority."""
     equal = str(row.get("equivalent", "")).lower() == "true"
-    return ", and so is a gain of that size: within the margin the two are equal" if equal else ""
+    return (
+        ", and so is a gain of that size: the two are equivalent within the margin" if equal else ""
+    )
 
 
 def _beyond(row: pd.Series, limit: str) -> str:
-    """Return what the interval says about a shown loss and the margin."""
+    """Return how a shown loss compares with the margin, by its interval."""
     if not limit:
         return ""
     least = -row["high"] if METRICS[row["metric"]].higher_is_better else row["low"]
@@ -108,29 +118,33 @@ def _beyond(row: pd.Series, limit: str) -> str:
 
 def _numbers(row: pd.Series, confidence: float) -> str:
     """Return the sentence that holds the numbers of a comparison."""
-    text = w.difference(row["difference"], row["low"], row["high"], row["metric"])
-    noun = w.measure_words(row["metric"])
-    parts = [f"Difference in {noun}: {text}, {w.percent(confidence, 0)} interval"]
-    parts.append(w.p_value(row["p_adjusted"]))
-    parts.append(f"n = {w.count(row['n_items'])} items")
+    text = wording.difference(row["difference"], row["low"], row["high"], row["metric"])
+    noun = wording.measure_words(row["metric"])
+    parts = [f"Difference in {noun}: {text}, {wording.percent(confidence, 0)} interval"]
+    parts.append(wording.p_value(row["p_adjusted"]))
+    parts.append(f"n = {wording.count(row['n_items'])} items")
     return f"{'; '.join(parts)}."
 
 
 def compute(table: pd.DataFrame) -> Finding:
-    """State how many experts the primary strategy used, from ``statistics/primary.csv``."""
+    """State how many experts per token the primary strategy used."""
     if table.empty:
-        return Finding("Mean experts of the primary contrast are missing.", PRIMARY_FILE, "missing")
+        return Finding(
+            "The mean experts of the primary contrast are missing.", PRIMARY_FILE, "missing"
+        )
     row = main_row(table)
     own, stock = row["mean_experts"], row["baseline_mean_experts"]
     ratio = own / stock
     relation = (
-        f"{w.percent(1 - ratio, 0)} fewer" if ratio < 1 else f"{w.percent(ratio - 1, 0)} more"
+        f"{wording.percent(1 - ratio, 0)} fewer"
+        if ratio < 1
+        else f"{wording.percent(ratio - 1, 0)} more"
     )
     if abs(ratio - 1) < 0.005:
         relation = "the same number"
     text = (
-        f"It used {w.experts(own)} experts per token there, {relation} "
-        f"than the {w.experts(stock)} of `{row['baseline']}`."
+        f"It used {wording.experts(own)} experts per token there, {relation} "
+        f"than the {wording.experts(stock)} of `{row['baseline']}`."
     )
     if relation == "the same number":
         text = text.replace(f"{relation} than the", "the same number as the")
@@ -138,23 +152,26 @@ def compute(table: pd.DataFrame) -> Finding:
 
 
 def matched(table: pd.DataFrame) -> Finding:
-    """State the primary strategy against the static curve of its weights at its own compute."""
+    """State the primary strategy against static top-k with its weights, at matched compute."""
     if table.empty:
         return Finding("The comparison at matched compute is missing.", PRIMARY_FILE, "missing")
     row = main_row(table)
-    experts, curve = w.experts(row["mean_experts"]), static_words(row["matched_static_family"])
+    experts, curve = (
+        wording.experts(row["mean_experts"]),
+        static_words(row["matched_static_family"]),
+    )
     if row["matched_status"] != "matched":
         reasons = {
-            OUTSIDE: f"its {experts} experts lie outside the curve of {curve}",
+            OUTSIDE: f"its mean of {experts} experts lies outside the curve of {curve}",
             NO_CURVE: "no static top-k has its weights",
             UNKNOWN: "its experts were not counted",
         }
-        # No row of matched compute: a point of a static curve.
+        # Points of a static curve have no row of matched compute.
         reason = reasons.get(row["matched_status"], "it is static top-k itself")
-        text = f"At matched compute nothing can be said of `{row['strategy']}`: {reason}."
+        text = f"No comparison at matched compute for `{row['strategy']}`: {reason}."
         return Finding(text, PRIMARY_FILE, "outside")
     outcome = Verdict(row["matched_verdict"])
-    numbers = w.difference(
+    numbers = wording.difference(
         row["matched_difference"], row["matched_low"], row["matched_high"], row["metric"]
     )
     subject = f"{curve} and the same mean of {experts} experts"
@@ -165,47 +182,47 @@ def matched(table: pd.DataFrame) -> Finding:
         Verdict.IDENTICAL: f"it equals {subject} on every item",
         Verdict.INCONCLUSIVE: f"no difference from {subject} could be shown",
     }
-    p = w.p_value(row["matched_p_adjusted"])
+    p = wording.p_value(row["matched_p_adjusted"])
     text = (
         f"At matched compute, {sentences[outcome]} ({numbers}; {p}, a secondary test, corrected "
-        "with the exploratory ones)."
+        "together with the exploratory ones)."
     )
     return Finding(f"{text}{_line(row, outcome)}", PRIMARY_FILE, outcome)
 
 
 def _line(row: pd.Series, outcome: Verdict) -> str:
-    """Return what may be due to the line between static points, if a gain was shown over it."""
+    """Return how much of a shown gain could come from interpolating between static settings."""
     if outcome != Verdict.BETTER or row["matched_k_low"] == row["matched_k_high"]:
         return ""
-    ks = f"k = {w.experts(row['matched_k_low'])} and {w.experts(row['matched_k_high'])}"
+    ks = f"k = {wording.experts(row['matched_k_low'])} and {wording.experts(row['matched_k_high'])}"
     excess = row["matched_chord_excess"]
-    bend = f" Between {ks} the static curve is not measured but a straight line"
+    line = f" Between {ks} the static curve is interpolated by a straight line"
     if pd.isna(excess):
         return (
-            f"{bend}, which is worse than the curve where loss is convex in k: how much of the "
-            "difference is due to that is not known."
+            f"{line}. Where loss is convex in k, the line is worse than the curve; how much of "
+            "the difference this explains is not known."
         )
     names = ["matched_low", "matched_high", "matched_chord_excess"]
     limits = row[names].rename(lambda name: name.removeprefix("matched_"))
-    size = w.small_difference(excess, row["metric"])
+    size = wording.small_difference(excess, row["metric"])
     if beyond_line(pd.DataFrame([{**limits, "metric": row["metric"]}])).item():
-        return f"{bend}; a curve as convex as its neighbours allow ({size}) would not change that."
+        return f"{line}; the difference exceeds what the convexity of the curve allows ({size})."
     return (
-        f"{bend}, which may be worse than a convex curve by up to {size}: the difference may be "
-        "due to that."
+        f"{line}, which may be worse than a convex curve by up to {size}; this may explain the "
+        "difference."
     )
 
 
 def static_words(family: object) -> str | None:
-    """Return the family of a static curve in words; None where a table names none."""
+    """Return the family of a static curve in words; None if the table names none."""
     return family_entry(family).words if isinstance(family, str) else None
 
 
 def beyond_line(rows: pd.DataFrame) -> pd.Series:
-    """Mark gains that no convex static curve through the measured points could explain.
+    """Mark gains that no convex static curve through the measured points can explain.
 
     Args:
-        rows: of ``statistics/matched_compute.csv`` whose verdict is better.
+        rows: rows of ``statistics/matched_compute.csv`` whose verdict is better.
     """
     higher = rows["metric"].map(lambda name: METRICS[name].higher_is_better)
     least = rows["low"].where(higher, -rows["high"])
@@ -215,7 +232,7 @@ def beyond_line(rows: pd.DataFrame) -> pd.Series:
 def against_baseline(
     paired: pd.DataFrame, noninferiority: pd.DataFrame, families: dict[str, str], baseline: str
 ) -> list[Finding]:
-    """Sum up every comparison with the baseline on main metrics, a finding per data set.
+    """Summarise the comparisons with the baseline on main metrics, one finding per data set.
 
     Args:
         paired: ``statistics/paired.csv``.
@@ -225,7 +242,7 @@ def against_baseline(
     """
     if paired.empty:
         return [Finding("The paired comparisons were not computed.", PAIRED_FILE, "missing")]
-    main = paired[truths(paired["main"])]
+    main = paired[truth_values(paired["main"])]
     findings = []
     for dataset, rows in main.groupby("dataset", sort=False):
         text, verdict = _differences(rows, dataset, baseline)
@@ -235,7 +252,7 @@ def against_baseline(
 
 
 def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, str]:
-    """Return what was shown on one data set, and the outcome in short."""
+    """Return what was shown on one data set, and the outcome."""
     where, n = DATASETS[dataset].label, len(rows)
     groups = {v: list(rows.loc[rows["verdict"] == v, "strategy"]) for v in Verdict}
     same = groups[Verdict.IDENTICAL]
@@ -248,10 +265,10 @@ def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, 
     unshown = n - len(same) - len(worse) - len(groups[Verdict.BETTER])
     shown = [_clause(groups[Verdict.BETTER], n, "better"), _clause(worse, n, "worse")]
     shown = [clause for clause in shown if clause]
-    text = f"On {where}, of {w.plural(n, 'other setting')}, "
+    text = f"On {where}, of {wording.plural(n, 'other setting')}, "
     if shown:
-        text += f"{w.listed(shown)} than `{baseline}` after correction for multiplicity"
-        text += f"; for {w.count(unshown)} no difference could be shown" if unshown else ""
+        text += f"{wording.listed(shown)} than `{baseline}` after correction for multiplicity"
+        text += f"; for {wording.count(unshown)} no difference could be shown" if unshown else ""
     else:
         text += f"none could be shown to differ from `{baseline}`"
     if same:
@@ -269,37 +286,39 @@ def _clause(strategies: list[str], n: int, word: str) -> str:
 
 
 def _some(strategies: list[str]) -> str:
-    """Return how many, and which if they are few."""
-    names = f" ({w.code(strategies)})" if len(strategies) <= NAMED else ""
-    return f"{w.count(len(strategies))}{names}"
+    """Return how many strategies, and which if they are few."""
+    names = f" ({wording.code(strategies)})" if len(strategies) <= NAMED else ""
+    return f"{wording.count(len(strategies))}{names}"
 
 
 def _ruled_out(table: pd.DataFrame, dataset: str, families: dict[str, str]) -> str:
-    """Return for how many settings a loss of the margin is ruled out."""
+    """Return for how many settings a loss as large as the margin is ruled out."""
     if table.empty:
         return ""
-    rows = table[(table["dataset"] == dataset) & truths(table["main"])]
+    rows = table[(table["dataset"] == dataset) & truth_values(table["main"])]
     if rows.empty:
         return ""
-    safe = list(rows.loc[truths(rows["noninferior"]), "strategy"])
-    margin = w.magnitude(rows["margin"].iloc[0], rows["metric"].iloc[0])
-    text = f" A loss of {margin} is ruled out for {w.plural(len(safe), 'setting')}"
+    safe = list(rows.loc[truth_values(rows["noninferior"]), "strategy"])
+    margin = wording.magnitude(rows["margin"].iloc[0], rows["metric"].iloc[0])
+    text = f" A loss of {margin} is ruled out for {wording.plural(len(safe), 'setting')}"
     if not safe:
         return f"{text}."
     bh = [name for name in safe if families.get(name) == "bh"]
-    equal = rows.loc[truths(rows["noninferior"]) & truths(rows["equivalent"]), "strategy"]
-    also = f", and a gain of that size too for {w.count(len(equal))}" if len(equal) else ""
+    equal = rows.loc[
+        truth_values(rows["noninferior"]) & truth_values(rows["equivalent"]), "strategy"
+    ]
+    also = f", and a gain of that size too for {wording.count(len(equal))}" if len(equal) else ""
     return f"{text}, {len(bh) or 'none'} of them BH{also}."
 
 
 def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
-    """State for each accuracy set whether the baseline leaves anything to lose."""
+    """State for each accuracy set whether the baseline is good enough to show a loss."""
     findings = []
     for row in cells[cells["strategy"] == baseline].itertuples():
         if not METRICS[row.metric].is_proportion:
             continue
         guess = DATASETS[row.dataset].chance
-        value = w.estimate(row.value, row.ci_low, row.ci_high, row.metric)
+        value = wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)
         name = f"{DATASETS[row.dataset].label} ({METRICS[row.metric].label} {value} %)"
         if row.value == 0:
             text = (
@@ -309,8 +328,8 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
             findings.append(Finding(text, CELLS_FILE, "at zero"))
         elif guess and row.ci_low <= guess:
             text = (
-                f"On {name}, the stock model `{baseline}` cannot be told from guessing "
-                f"({w.percent(guess, 0)}), so this set cannot show what routing costs."
+                f"On {name}, the stock model `{baseline}` cannot be distinguished from guessing "
+                f"({wording.percent(guess, 0)}), so this set cannot show what routing costs."
             )
             findings.append(Finding(text, CELLS_FILE, "at chance"))
         elif margin > WEAK_MARGIN * (row.value - guess):
@@ -318,14 +337,14 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
                 f"On {name}, the stock model `{baseline}` achieves only "
                 f"{100 * (row.value - guess):.1f} percentage points"
                 + (" above guessing" if guess else "")
-                + f", so ruling out a loss of {w.magnitude(margin, row.metric)} says little."
+                + f", so ruling out a loss of {wording.magnitude(margin, row.metric)} says little."
             )
             findings.append(Finding(text, CELLS_FILE, "wide margin"))
     return findings
 
 
 def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
-    """State what renormalised and uniform weights cost at the model's own k."""
+    """State what renormalised and uniform weights cost at the model's own top k."""
     arms = {
         f"{family.name}_k{top_k}": weighting
         for weighting, family in static_families().items()
@@ -333,20 +352,23 @@ def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
     }
     if paired.empty:
         return None
-    rows = paired[paired["strategy"].isin(arms) & truths(paired["main"])]
+    rows = paired[paired["strategy"].isin(arms) & truth_values(paired["main"])]
     if rows.empty:
         return None
     clauses, outcomes = [], set()
     for strategy, group in rows.groupby("strategy", sort=False):
         worse = _names(group, Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
         better = _names(group, Verdict.BETTER)
-        said = [f"worse on {w.listed(worse)}"] if worse else []
-        said += [f"better on {w.listed(better)}"] if better else []
+        parts = [f"worse on {wording.listed(worse)}"] if worse else []
+        parts += [f"better on {wording.listed(better)}"] if better else []
         outcomes |= {"worse"} if worse else set()
         outcomes |= {"better"} if better else set()
-        verb = f"was {w.listed(said)}" if said else "could not be shown to differ"
+        verb = f"was {wording.listed(parts)}" if parts else "could not be shown to differ"
         clauses.append(f"{arms[strategy]} weighting (`{strategy}`) {verb}")
-    text = f"With the same {top_k} experts, {w.listed(clauses)}, compared with raw softmax weights."
+    text = (
+        f"With the same {top_k} experts, {wording.listed(clauses)}, compared with raw softmax "
+        "weights."
+    )
     return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
 
@@ -355,26 +377,26 @@ def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
 
 
 def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int) -> list[Finding]:
-    """State for each data set the fewest static experts that rule out a loss of the margin."""
+    """State for each data set the smallest static k that rules out a loss of the margin."""
     static = cells[cells["family"] == "regular"].set_index("strategy")["k"]
     static = static[~static.index.duplicated()]
     fewer = static[static < top_k]
     if noninferiority.empty or fewer.empty:
         return []
     rows = noninferiority[
-        truths(noninferiority["main"]) & noninferiority["strategy"].isin(fewer.index)
+        truth_values(noninferiority["main"]) & noninferiority["strategy"].isin(fewer.index)
     ].assign(k=lambda t: t["strategy"].map(static))
     findings = []
     for dataset, group in rows.groupby("dataset", sort=False):
-        safe = group.loc[truths(group["noninferior"]), "k"]
-        margin = w.magnitude(group["margin"].iloc[0], group["metric"].iloc[0])
+        safe = group.loc[truth_values(group["noninferior"]), "k"]
+        margin = wording.magnitude(group["margin"].iloc[0], group["metric"].iloc[0])
         where = DATASETS[dataset].label
         if safe.empty:
-            text = f"On {where}, no static k below {top_k} rules out a loss of {margin}."
+            text = f"On {where}, a loss of {margin} is ruled out for no static k below {top_k}."
         else:
             text = (
-                f"On {where}, static top-{safe.min()} already rules out a loss of {margin} "
-                f"against top-{top_k}."
+                f"On {where}, a loss of {margin} against top-{top_k} is already ruled out for "
+                f"static top-{safe.min()}."
             )
         findings.append(
             Finding(text, NONINFERIORITY_FILE, "none" if safe.empty else "fewer suffice")
@@ -383,7 +405,7 @@ def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int)
 
 
 def detectable(primary_table: pd.DataFrame) -> Finding | None:
-    """State the smallest difference the primary contrast would probably have found."""
+    """State the minimum detectable difference of the primary contrast."""
     if primary_table.empty:
         return None
     row = main_row(primary_table)
@@ -392,21 +414,17 @@ def detectable(primary_table: pd.DataFrame) -> Finding | None:
     size = row["minimum_detectable_difference"]
     margin = row["margin"]
     text = (
-        f"With {w.count(row['n_items'])} items, the primary contrast would find a difference of "
-        f"{w.magnitude(size, row['metric'])} in {w.percent(POWER, 0)} of runs"
+        f"With {wording.count(row['n_items'])} items, the primary contrast would detect a "
+        f"difference of {wording.magnitude(size, row['metric'])} in {wording.percent(POWER, 0)} of "
+        "runs"
     )
     if pd.isna(margin):
         return Finding(f"{text}.", PRIMARY_FILE, "no margin")
     small = size > margin
     text += (
-        f", which is more than the margin of {w.magnitude(margin, row['metric'])}: the sample is "
-        "too small to settle differences of that size."
+        f", which is more than the margin of {wording.magnitude(margin, row['metric'])}: the "
+        "sample is too small to settle differences as small as the margin."
         if small
-        else f", no more than the margin of {w.magnitude(margin, row['metric'])}."
+        else f", no more than the margin of {wording.magnitude(margin, row['metric'])}."
     )
     return Finding(text, PRIMARY_FILE, "too small" if small else "large enough")
-
-
-def truths(column: pd.Series) -> pd.Series:
-    """Read truth values that a CSV may hold as words."""
-    return column.astype(str).str.lower() == "true"

@@ -1,8 +1,8 @@
-"""What may be said from the controls and from the numerics arms, chosen by the numbers.
+"""Findings from the controls, the numerics arms and the divergence.
 
-A control changes one thing of a strategy and keeps the rest, so that a difference from that
-strategy, its base, is due to that thing. A rival is another rule, compared with the baseline here
-and with static top-k at matched compute. Pure functions from tables to sentences, as in
+A control changes one part of a strategy, its base, and keeps the rest; a difference between the two
+is due to that part. A rival is another rule, compared with the baseline here and with static top-k
+at matched compute. Pure functions from tables to sentences, as in
 :mod:`moe_routing.reporting.findings`.
 """
 
@@ -12,39 +12,40 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from moe_routing.reporting import wording as w
+from moe_routing.analysis.tables import truth_values
+from moe_routing.reporting import wording
 from moe_routing.reporting.findings import (
     CONTROLS_FILE,
     METRICS_FILE,
     NAMED,
-    NOISE_FILE,
+    NUMERICS_FILE,
     PAIRED_FILE,
     Finding,
+    main_measure_rows,
     main_row,
-    truths,
 )
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
 
 COUNTS_DIFFER = 0.05
-"""Mean experts of control and base further apart than this share are stated."""
+"""Mean experts of control and base are stated if they differ by more than this proportion."""
 
 
 def controls(
     table: pd.DataFrame, main: dict[str, str], strategies: Mapping[str, Strategy]
 ) -> list[Finding]:
-    """State for each control and base, and each rival, where the control was worse or better.
+    """State for each kind of control and base, and each rival, where it was worse or better.
 
     Args:
         table: ``statistics/controls.csv``; differences are control minus base.
-        main: main measure of each data set; rows of others are not counted.
-        strategies: every strategy by id, the bases among them.
+        main: main measure of each data set; rows of other measures are ignored.
+        strategies: every strategy by id, bases included.
     """
     if table.empty:
         return []
-    rows = _main_rows(table, main)
-    rows = rows[~_better_paired(rows, strategies)]
+    rows = main_measure_rows(table, main)
+    rows = rows[~_has_rescaled_twin(rows, strategies)]
     return [
         _control(kind, group, strategies[group["base"].iloc[0]])
         for kind in control_kinds().values()
@@ -55,54 +56,51 @@ def controls(
     ]
 
 
-def _better_paired(rows: pd.DataFrame, strategies: Mapping[str, Strategy]) -> pd.Series:
-    """Mark controls of bases with raw softmax weights where there is one with rescaled ones.
+def _has_rescaled_twin(rows: pd.DataFrame, strategies: Mapping[str, Strategy]) -> pd.Series:
+    """Mark controls of bases with raw softmax weights that have a twin with rescaled weights.
 
-    For kinds whose outcome means something else under raw weights, such as random experts: it mixes
-    the choice with lost output, so that of the pair the table alone speaks.
+    This concerns kinds whose outcome means something else under raw weights, such as random
+    experts, which mix the choice of experts with lost output. The sentences are about the twin; the
+    marked control is in the table alone.
     """
     kinds = [kind.name for kind in control_kinds().values() if kind.raw_meanings]
     mixed = rows["kind"].isin(kinds)
     keys = {
-        place: (kind, _rule(strategies[base]), strategies[base].weighting_kind == RAW_WEIGHTING)
-        for place, kind, base in rows.loc[mixed, ["kind", "base"]].itertuples()
+        index: (kind, _rule(strategies[base]), strategies[base].weighting_kind == RAW_WEIGHTING)
+        for index, kind, base in rows.loc[mixed, ["kind", "base"]].itertuples()
     }
     rescaled = {(kind, rule) for kind, rule, raw in keys.values() if not raw}
-    paired = [place for place, (*key, raw) in keys.items() if raw and tuple(key) in rescaled]
+    paired = [index for index, (*key, raw) in keys.items() if raw and tuple(key) in rescaled]
     return pd.Series(rows.index.isin(paired), index=rows.index)
 
 
 def _rule(strategy: Strategy) -> tuple:
-    """Return what a strategy is but for its weights."""
+    """Return the family and parameters of a strategy without its weighting."""
     values = strategy.model_dump(exclude={"weighting"})
     return strategy.family.name, tuple(sorted(values.items()))
 
 
-def _main_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
-    return table[table["metric"] == table["dataset"].map(main)]
-
-
 def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
-    worse, better = (_difference_by_set(rows, set_) for set_ in (LOSSES, (Verdict.BETTER,)))
-    same = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
-    safe = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
-    unshown = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
-    clauses = [f"quality was {word} on {w.listed(names)}"
+    worse, better = (_difference_by_set(rows, which) for which in (LOSSES, (Verdict.BETTER,)))
+    identical = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
+    non_inferior = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
+    inconclusive = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
+    clauses = [f"quality was {word} on {wording.listed(names)}"
                for word, names in (("worse", worse), ("better", better)) if names]  # fmt: skip
-    if same:
-        clauses.append(f"every item of {w.listed(same)} had the same result")
-    if safe:
+    if identical:
+        clauses.append(f"every item of {wording.listed(identical)} had the same result")
+    if non_inferior:
         clauses.append(
-            f"no difference could be shown on {w.listed(safe)}, where a loss of the margin is "
-            "ruled out"
+            f"no difference could be shown on {wording.listed(non_inferior)}, where a loss of the "
+            "margin is ruled out"
         )
-    if unshown:
-        clauses.append(f"no difference could be shown on {w.listed(unshown)}")
+    if inconclusive:
+        clauses.append(f"no difference could be shown on {wording.listed(inconclusive)}")
     outcome = "mixed" if worse and better else "worse" if worse else "better" if better else "none"
     control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
     done = kind.done.format(control=control, base=base)
     text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
-    meanings = {"mixed": "data sets disagree, so neither can be said in general", **kind.meanings}
+    meanings = {"mixed": "the data sets disagree, so there is no general answer", **kind.meanings}
     if base_strategy.weighting_kind == RAW_WEIGHTING:
         meanings |= kind.raw_meanings
     return Finding(
@@ -111,14 +109,14 @@ def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> 
 
 
 def _unmatched(kind: str, rows: pd.DataFrame) -> str:
-    """Return that layer means, rounded, do not use the compute of their base; if they do not."""
+    """Say so if layer means, which are rounded, do not match the compute of their base."""
     own, base = (
-        w.experts(rows[name].mean()) for name in ("control_mean_experts", "base_mean_experts")
+        wording.experts(rows[name].mean()) for name in ("control_mean_experts", "base_mean_experts")
     )
     if kind != "layermean" or own == base:
         return ""
     return (
-        f" Rounded by layer, the numbers come to {own} instead of {base} experts per token: "
+        f" Rounded by layer, the numbers average {own} instead of {base} experts per token: "
         "compute is not matched here."
     )
 
@@ -130,35 +128,35 @@ def _sets(rows: pd.DataFrame) -> list[str]:
 def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
     return [
         f"{DATASETS[row.dataset].label} "
-        f"({w.difference(row.difference, row.low, row.high, row.metric)})"
+        f"({wording.difference(row.difference, row.low, row.high, row.metric)})"
         for row in rows[rows["verdict"].isin(verdicts)].itertuples()
     ]
 
 
 def _counts(rows: pd.DataFrame) -> str:
-    """Return the mean experts of both where they are not nearly the same."""
+    """Return the mean experts of control and base if they are not nearly the same."""
     own, base = rows["control_mean_experts"].mean(), rows["base_mean_experts"].mean()
     if abs(own - base) <= COUNTS_DIFFER * base:
         return ""
-    return f" ({w.experts(own)} experts per token instead of {w.experts(base)})"
+    return f" ({wording.experts(own)} experts per token instead of {wording.experts(base)})"
 
 
 def static_curve(
     curve: pd.DataFrame, table: pd.DataFrame, main: dict[str, str], top_k: int
 ) -> list[Finding]:
-    """State for each data set what fewer and more static experts than the native number do.
+    """State for each data set what fewer and more static experts than the model's top k do.
 
     Args:
-        curve: cells of static top-k, for the numbers of experts.
-        table: ``statistics/controls.csv``, whose rows of kind static are counted.
-        main: main measure of each data set; rows of others are not counted.
+        curve: cells of static top-k, for their k.
+        table: ``statistics/controls.csv``; only rows of kind static are used.
+        main: main measure of each data set; rows of other measures are ignored.
         top_k: experts per token that the model was trained with.
     """
     if table.empty or curve.empty:
         return []
     experts = curve.drop_duplicates("strategy").set_index("strategy")["k"]
     rows = table[table["kind"] == "static"]
-    rows = _main_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
+    rows = main_measure_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
     rows = rows.dropna(subset=["k"])
     findings = []
     for dataset, group in rows.groupby("dataset", sort=False):
@@ -177,78 +175,81 @@ def static_curve(
 
 
 def _static_side(word: str, rows: pd.DataFrame) -> str:
-    """Return at which k fewer, or more, static experts were worse, better or neither."""
+    """Return at which k static experts on one side of top k were worse, better or neither."""
     groups = {
         "worse": rows["verdict"].isin(LOSSES),
         "better": rows["verdict"] == Verdict.BETTER,
         "not shown to differ": ~rows["verdict"].isin(SHOWN),
     }
     parts = [
-        f"{outcome} at k = {w.listed([str(int(k)) for k in sorted(rows.loc[chosen, 'k'])])}"
+        f"{outcome} at k = {wording.listed([str(int(k)) for k in sorted(rows.loc[chosen, 'k'])])}"
         for outcome, chosen in groups.items()
         if chosen.any()
     ]
-    return f"{word} static experts were {w.listed(parts)}"
+    return f"{word} static experts were {wording.listed(parts)}"
 
 
 def noise_floor_by_dataset(table: pd.DataFrame, main: dict[str, str]) -> pd.Series:
-    """Return for each data set the largest difference of the baseline from itself."""
+    """Return for each data set the largest difference between two runs of the baseline."""
     if table.empty:
         return pd.Series(dtype=float)
-    rows = _main_rows(table, main)
+    rows = main_measure_rows(table, main)
     return rows["difference"].abs().groupby(rows["dataset"], sort=False).max()
 
 
 def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
-    """State how far the baseline differs from itself when only its numerics change."""
+    """State how far the results of the baseline change when only its numerics change."""
     if table.empty:
         return []
-    rows = _main_rows(table, main)
+    rows = main_measure_rows(table, main)
     changed = [f"`{name}`" for name in rows["changed"].drop_duplicates()]
-    lead = f"The baseline was scored again with nothing changed but {w.listed(changed, 'or')}"
+    lead = f"The baseline was scored again, changing only {wording.listed(changed, 'or')}"
     if (rows["largest_item_difference"] == 0).all() and (rows["flips"].fillna(0) == 0).all():
-        text = f"{lead}: every result stayed the same, so numerical noise hides nothing."
-        return [Finding(text, NOISE_FILE, "none")]
+        text = f"{lead}. Every result stayed the same: no numerical noise was observed."
+        return [Finding(text, NUMERICS_FILE, "none")]
     parts = [
         f"{DATASETS[dataset].label} by up to "
-        f"{w.small_difference(limit, main[dataset])}{_flips(rows, dataset)}"
+        f"{wording.small_difference(limit, main[dataset])}{_flips(rows, dataset)}"
         for dataset, limit in noise_floor_by_dataset(table, main).items()
     ]
-    text = f"{lead}. That moved {w.listed(parts)}. No smaller difference is a finding."
-    return [Finding(text, NOISE_FILE, "some")]
+    text = f"{lead}. This changed {wording.listed(parts)}. A smaller difference is not a finding."
+    return [Finding(text, NUMERICS_FILE, "some")]
 
 
 def _flips(rows: pd.DataFrame, dataset: str) -> str:
-    """Return how many items at most changed sides, where items are right or wrong."""
+    """Return how many items at most flipped, for measures of right and wrong items."""
     own = rows[rows["dataset"] == dataset]
     if not METRICS[own["metric"].iloc[0]].is_proportion:
         return ""
-    return f" ({w.plural(int(own['flips'].max()), 'item')} changed)"
+    return f" ({wording.plural(int(own['flips'].max()), 'item')} flipped)"
 
 
 def beyond_noise_floor(
     table: pd.DataFrame, paired: pd.DataFrame, main: dict[str, str]
 ) -> list[Finding]:
-    """State which differences that were shown are no larger than the noise."""
+    """State which of the differences shown are within the numerical noise floor."""
     limits = noise_floor_by_dataset(table, main)
     if limits.empty or paired.empty:
         return []
-    rows = paired[truths(paired["main"]) & paired["verdict"].isin(SHOWN)]
+    rows = paired[truth_values(paired["main"]) & paired["verdict"].isin(SHOWN)]
     rows = rows[rows["dataset"].isin(limits.index)]
     if rows.empty:
         return []
     within = rows[rows["difference"].abs() <= rows["dataset"].map(limits)]
-    total = w.plural(len(rows), "difference")
+    total = wording.plural(len(rows), "difference")
     if within.empty:
-        text = f"All of the {total} shown against the baseline are larger than that."
+        text = f"All {total} shown against the baseline exceed the numerical noise floor."
         if len(rows) == 1:
-            text = "The one difference shown against the baseline is larger than that."
+            text = (
+                "The one difference shown against the baseline exceeds the numerical noise floor."
+            )
         return [Finding(text, PAIRED_FILE, "beyond")]
     names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in within.itertuples()]
-    which = f" ({w.listed(names)})" if len(names) <= NAMED else ""
+    which = f" ({wording.listed(names)})" if len(names) <= NAMED else ""
     text = (
         f"Of {total} shown against the baseline, {len(names)}{which} "
-        f"{'is' if len(names) == 1 else 'are'} no larger than that and must not be read as "
+        f"{'does' if len(names) == 1 else 'do'} not exceed the numerical noise floor and "
+        "must not be read as "
         f"{'an effect' if len(names) == 1 else 'effects'} of routing."
     )
     return [Finding(text, PAIRED_FILE, "within")]
@@ -257,9 +258,9 @@ def beyond_noise_floor(
 def primary_noise_floor(
     primary: pd.DataFrame, table: pd.DataFrame, main: dict[str, str]
 ) -> Finding | None:
-    """State whether the primary difference is larger than the noise; None where either is missing.
+    """State whether the primary difference exceeds the numerical noise floor.
 
-    Where no difference was shown, nothing is said: there is none to explain away.
+    None if either is missing, or if no difference was shown.
     """
     limits = noise_floor_by_dataset(table, main)
     if primary.empty:
@@ -268,37 +269,37 @@ def primary_noise_floor(
     if row["dataset"] not in limits or row["verdict"] not in SHOWN:
         return None
     limit = limits[row["dataset"]]
-    size = w.small_difference(limit, row["metric"])
+    size = wording.small_difference(limit, row["metric"])
     if abs(row["difference"]) > limit:
-        text = f"Numerical noise alone moves the baseline by at most {size} there."
-        return Finding(text, NOISE_FILE, "beyond")
-    text = f"Numerical noise alone moves the baseline by {size} there, so this is no finding."
-    return Finding(text, NOISE_FILE, "within")
+        text = f"Numerical noise alone changes the baseline by at most {size} there."
+        return Finding(text, NUMERICS_FILE, "beyond")
+    text = f"Numerical noise alone changes the baseline by {size} there, so this is not a finding."
+    return Finding(text, NUMERICS_FILE, "within")
 
 
 def divergence(values: pd.Series, baseline: str) -> Finding | None:
-    """State how far strategies go from the baseline's predictions, on each data set.
+    """State on each data set how far predictions diverge from the baseline's.
 
-    Data sets are not averaged: their texts are unlike. The estimates come from few items, so that
-    the smallest and the largest are a range, not a ranking; their intervals and numbers of items
-    stand in :func:`moe_routing.reporting.tables.divergence_table`.
+    Data sets are not averaged, because their texts differ. The estimates come from few items, so
+    the smallest and the largest are a range, not a ranking;
+    :func:`moe_routing.reporting.tables.divergence_table` has their intervals and numbers of items.
 
     Args:
         values: KL divergence by strategy and data set.
-        baseline: left out.
+        baseline: the strategy to leave out.
     """
     values = values.drop(baseline, level="strategy", errors="ignore")
     if values.empty:
         return None
     parts = [_range(own.droplevel("dataset"), DATASETS[dataset].label)
              for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
-    lead = "The KL divergence of next-token predictions from the baseline's, nats per token, is"
+    lead = "The KL divergence of next-token predictions from the baseline's, in nats per token, is"
     outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
-    return Finding(f"{lead} {w.listed(parts)}.", METRICS_FILE, outcome)
+    return Finding(f"{lead} {wording.listed(parts)}.", METRICS_FILE, outcome)
 
 
 def _range(values: pd.Series, where: str) -> str:
     """Return the smallest and the largest divergence on one data set."""
-    low, high = (f"{w.divergence(values[name])} (`{name}`)"
+    low, high = (f"{wording.divergence(values[name])} (`{name}`)"
                  for name in (values.idxmin(), values.idxmax()))  # fmt: skip
     return f"{low} on {where}" if low == high else f"{low} to {high} on {where}"

@@ -1,4 +1,4 @@
-"""What may be said about compute, routing, ranks and time: the rest of the findings.
+"""Findings about matched compute, routing, Pareto fronts, ranks and time.
 
 Pure functions from tables to sentences, as in :mod:`moe_routing.reporting.findings`.
 """
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from moe_routing.reporting import wording as w
+from moe_routing.analysis.tables import truth_values
+from moe_routing.reporting import wording
 from moe_routing.reporting.findings import (
     CELLS_FILE,
     MATCHED_FILE,
@@ -17,7 +18,6 @@ from moe_routing.reporting.findings import (
     Finding,
     beyond_line,
     static_words,
-    truths,
 )
 from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
@@ -25,26 +25,26 @@ from moe_routing.statistics.verdict import Verdict
 from moe_routing.vocabulary import DATASETS
 
 FLOOR_DECIDES = 0.5
-"""Above this proportion of decisions without any rejection, the floor is called the method."""
+"""Proportion of decisions without rejection above which the floor is said to decide."""
 
 SURE = 0.9
-"""Proportion of resamples on the front from which a strategy is said to belong there."""
+"""Proportion of resamples on the front from which a strategy is named as on it."""
 
 COSTS = {
     "mean_experts": ("mean experts", "statistics/pareto.csv"),
     "seconds_per_1000_tokens": ("measured time", "statistics/pareto_time.csv"),
 }
-"""The costs of Pareto fronts by column: in words, and the file that the front stands in."""
+"""The costs of Pareto fronts by column: in words, and the file of the front."""
 
 LITTLE_POWER_UP_TO = 3
-"""Up to this many data sets, the text says that a test of ranks has little power."""
+"""Up to this many data sets, the text says that the test of ranks has little power."""
 
 
 def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Finding]:
-    """Sum up the comparison at matched compute, over data sets and main metrics.
+    """Summarise the comparison at matched compute over data sets and main metrics.
 
-    One sentence for each family whose number of experts is not the same for every token, and static
-    curve that it was compared with.
+    One sentence for each pair of a family with a varying number of experts and the static curve
+    that it was compared with.
 
     Args:
         table: ``statistics/matched_compute.csv``.
@@ -54,7 +54,7 @@ def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Findi
         return [
             Finding("The comparison at matched compute was not computed.", MATCHED_FILE, "missing")
         ]
-    main = table[truths(table["main"])].assign(family=lambda t: t["strategy"].map(families))
+    main = table[truth_values(table["main"])].assign(family=lambda t: t["strategy"].map(families))
     return [
         _matched_family(rows, family_entry(family).label, static_words(curve))
         for (family, curve), rows in main.groupby(
@@ -69,34 +69,34 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
         text = f"{label} was not compared at matched compute: no static top-k has its weights."
         return Finding(text, MATCHED_FILE, "no curve")
     if inside.empty:
-        text = f"{label} never used a number of experts that {curve} covers on both sides."
+        text = f"No setting of {label} has settings of {curve} on both sides of its mean experts."
         return Finding(text, MATCHED_FILE, "outside")
     outcomes = inside["verdict"].value_counts()
     better, worse = (int(outcomes.get(name, 0)) for name in (Verdict.BETTER, Verdict.WORSE))
     verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
-    cells = w.plural(len(inside), "comparison")
+    cells = wording.plural(len(inside), "comparison")
     static = f"{curve} and the same mean number of experts"
     lead = {
         "mixed": f"{label} was better than {static} in {better} and worse in {worse} of {cells}",
         "better": f"{label} was better than {static} in {better} of {cells}",
         "worse": f"{label} was worse than {static} in {worse} of {cells}",
-        "none": f"{label} could in none of {cells} be told from {static}",
+        "none": f"{label} could not be shown to differ from {static} in any of {cells}",
     }[verdict]
     rest = len(inside) - better - worse
     text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
     unsure = better - int(beyond_line(inside[inside["verdict"] == Verdict.BETTER]).sum())
     if unsure:
-        gains = "gain" if better == 1 else w.plural(better, "gain")
-        which = f"{w.count(unsure)} of the {gains}" if unsure < better else f"the {gains}"
-        text += f"; {which} may be due to the static curve being straight between measured k"
+        gains = "gain" if better == 1 else wording.plural(better, "gain")
+        which = f"{wording.count(unsure)} of the {gains}" if unsure < better else f"the {gains}"
+        text += f"; {which} may be explained by the linear interpolation between measured k"
     outside = len(rows) - len(inside)
     if outside:
-        text += f" ({w.plural(outside, 'more cell')} had no static neighbour on both sides)"
+        text += f" ({wording.plural(outside, 'more cell')} had no static neighbours on both sides)"
     return Finding(f"{text}.", MATCHED_FILE, verdict)
 
 
 def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding | None:
-    """State how often BH rejected nothing, so that its floor decided; None without BH.
+    """State how often BH rejected nothing, so the floor decided; None without BH.
 
     Args:
         cells: table of cells.
@@ -107,12 +107,16 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
         return None
     empty = bh.groupby("strategy", sort=False)["empty_proportion"].mean()
     low, high = empty.min(), empty.max()
-    nulls = w.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
-    spread = w.percent(low) if high - low < 0.0005 else f"{w.percent(low)} to {w.percent(high)}"
+    nulls = wording.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
+    spread = (
+        wording.percent(low)
+        if high - low < 0.0005
+        else f"{wording.percent(low)} to {wording.percent(high)}"
+    )
     floors = sorted({strategies[name].min_experts for name in empty.index})
     text = (
-        f"Under the null {nulls}, BH kept no expert of its own in {spread} of decisions (settings "
-        f"averaged over data sets), where the floor gave the token {w.listed(map(str, floors))} "
+        f"Under the null {nulls}, BH rejected nothing in {spread} of decisions (settings averaged "
+        f"over data sets); there the floor gave the token {wording.listed(map(str, floors))} "
         f"expert{'' if floors == [1] else 's'}. "
     )
     many = list(empty.index[empty > FLOOR_DECIDES])
@@ -120,14 +124,14 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
         text += "In every setting the floor, not the test, decided most of the routing."
         return Finding(text, CELLS_FILE, "floor decides")
     if many:
-        text += f"The floor decided most of the routing in {w.code(many)}."
+        text += f"The floor decided most of the routing in {wording.code(many)}."
         return Finding(text, CELLS_FILE, "floor decides in part")
     text += "In no setting did the floor decide most of the routing."
     return Finding(text, CELLS_FILE, "test decides")
 
 
 def cap(cells: pd.DataFrame) -> Finding | None:
-    """State whether max_k matters: mean experts across max_k at equal alpha and null."""
+    """State whether max_k matters: mean experts by max_k at equal alpha and null."""
     bh = cells[cells["family"] == "bh"]
     groups = ["alpha", "null", "weighting"]
     table = bh.groupby([*groups, "k"])["mean_experts"].mean().reset_index()
@@ -138,44 +142,45 @@ def cap(cells: pd.DataFrame) -> Finding | None:
     first, last = widest.sort_values("k").iloc[[0, -1]].itertuples(index=False)
     ratio = last.mean_experts / first.mean_experts
     text = (
-        f"At alpha {first.alpha}, raising max_k from {first.k} to {last.k} moved the mean experts "
-        f"a token from {w.experts(first.mean_experts)} to {w.experts(last.mean_experts)}"
+        f"At alpha {first.alpha}, raising max_k from {first.k} to {last.k} changed the mean "
+        f"experts per token from {wording.experts(first.mean_experts)} to "
+        f"{wording.experts(last.mean_experts)}"
     )
     inert = ratio < 1.05
-    text += ": the cap is nearly inert." if inert else ": the cap shapes the routing."
+    text += ": the cap has almost no effect." if inert else ": the cap affects the routing."
     return Finding(text, CELLS_FILE, "inert" if inert else "binds")
 
 
 def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
-    """State Friedman's test over data sets at level 1 - confidence; None where it was not made."""
+    """State Friedman's test over data sets at level 1 - confidence; None if it was not made."""
     if friedman.empty:
         return None
     row = friedman.iloc[0]
     different = row["p_iman_davenport"] <= 1 - confidence
-    said = "differ" if different else "could not be shown to differ"
-    beyond = friedman.loc[truths(friedman["beyond_critical_difference"]), "strategy"]
+    verb = "differ" if different else "could not be shown to differ"
+    beyond = friedman.loc[truth_values(friedman["beyond_critical_difference"]), "strategy"]
     text = (
-        f"Over {w.count(row['n_datasets'])} data sets, average ranks of "
-        f"{w.count(row['n_strategies'])} strategies {said} (Iman-Davenport "
-        f"{w.p_value(row['p_iman_davenport'])}); "
+        f"Over {wording.count(row['n_datasets'])} data sets, average ranks of "
+        f"{wording.count(row['n_strategies'])} strategies {verb} (Iman-Davenport "
+        f"{wording.p_value(row['p_iman_davenport'])}); "
     )
-    many = "1 strategy lies" if len(beyond) == 1 else f"{w.count(len(beyond))} strategies lie"
+    many = "1 strategy lies" if len(beyond) == 1 else f"{wording.count(len(beyond))} strategies lie"
     text += many if len(beyond) else "none lies"
     text += " beyond the critical difference from the baseline"
-    text += "." if different or beyond.empty else ", which alone shows nothing."
+    text += "." if different or beyond.empty else ", which by itself shows nothing."
     if row["n_datasets"] <= LITTLE_POWER_UP_TO:
         text += " With so few data sets this test has little power."
     return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
 
 
 def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> list[Finding]:
-    """State for each data set which strategies no other one beats in both cost and quality.
+    """State for each data set which strategies are on the Pareto front of cost and quality.
 
-    Every strategy with a cost is among them: those compared, static top-k and rivals beside them.
+    Every strategy with a cost takes part: those compared, static top-k and rivals.
 
     Args:
         table: ``statistics/pareto.csv`` or ``statistics/pareto_time.csv``.
-        baseline: the strategy that is looked for on the front.
+        baseline: the strategy whose place is stated.
         cost: column of the table that is the cost; see :data:`COSTS`.
     """
     words, source = COSTS[cost]
@@ -185,15 +190,17 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
     for dataset, rows in table.groupby("dataset", sort=False):
         where = DATASETS[dataset].label
         if rows["value"].nunique() == 1:
-            text = f"On {where}, every setting has the same quality, so the front says nothing."
+            text = (
+                f"On {where}, every setting has the same quality, so the front is not informative."
+            )
             findings.append(Finding(text, source, "no difference"))
             continue
-        on_front = rows[truths(rows["on_front"])]
+        on_front = rows[truth_values(rows["on_front"])]
         sure = list(on_front.loc[on_front["front_proportion"] >= SURE, "strategy"])
         inside = baseline in set(on_front["strategy"])
         text = (
             f"On {where}, {_are(len(on_front), len(rows))} on the Pareto front of {words} and "
-            f"quality, {_which(sure, len(on_front))} in at least {w.percent(SURE, 0)} of "
+            f"quality, {_which(sure, len(on_front))} in at least {wording.percent(SURE, 0)} of "
             f"resamples; `{baseline}` {'is' if inside else 'is not'} on it."
         )
         findings.append(Finding(text, source, "baseline on front" if inside else "baseline beaten"))
@@ -201,27 +208,27 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
 
 
 def _are(n: int, total: int) -> str:
-    return f"{w.count(n)} of {w.plural(total, 'setting')} {'is' if n == 1 else 'are'}"
+    return f"{wording.count(n)} of {wording.plural(total, 'setting')} {'is' if n == 1 else 'are'}"
 
 
 def _which(strategies: list[str], n: int) -> str:
-    """Return which strategies of ``n``, or how many if they are many."""
+    """Return which of ``n`` strategies, or how many if they are many."""
     if len(strategies) == n > 1:
         return "all of them"
     if len(strategies) > NAMED:
-        return f"{w.count(len(strategies))} of them"
-    return w.code(strategies) if strategies else "none of them"
+        return f"{wording.count(len(strategies))} of them"
+    return wording.code(strategies) if strategies else "none of them"
 
 
 def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:
-    """State measured speed against the baseline, summed over data sets; None without a baseline."""
+    """State measured speed relative to the baseline over all data sets; None without a baseline."""
     totals = cells.groupby("strategy", sort=False)[["tokens", "wall_seconds"]].sum()
     if baseline not in totals.index or len(totals) < 2:
         return None
     rate = totals["tokens"] / totals["wall_seconds"]
     ratio = (rate / rate[baseline]).drop(baseline)
     text = (
-        f"Measured once on one machine, without repetition and so without an interval: the fastest "
+        "Measured once on one machine, without repetition and hence without intervals: the fastest "
         f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens per second of "
         f"`{baseline}`, the slowest `{ratio.idxmin()}` at {ratio.min():.2f} times."
     )

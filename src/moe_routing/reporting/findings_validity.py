@@ -1,4 +1,4 @@
-"""What may be said of procedures where the truth is known, and of what experts specialise in.
+"""Findings about procedures on simulated data, and about the specialisation of experts.
 
 Pure functions from the tables of two analyses to sentences, as in
 :mod:`moe_routing.reporting.findings`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
-from moe_routing.reporting import wording as w
+from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
 from moe_routing.vocabulary import DATASETS
 
@@ -19,24 +19,24 @@ COACTIVATION = "baseline/coactivation.csv"
 VOCABULARY = "baseline/vocabulary_specialisation.csv"
 
 FEWEST_TOKENS = 100
-"""Experts that got fewer tokens are left out: their shares are noise."""
+"""Experts with fewer tokens are left out: their proportions are too noisy."""
 
 SPECIAL = 2.0
-"""A domain that uses an expert this many times as much as domains do on average is its domain."""
+"""Lift of a domain from which an expert is called specialised: use relative to the mean domain."""
 
 TOGETHER = 0.5
-"""Above this proportion of one expert's tokens, a pair of experts is said to work together."""
+"""A pair of experts is said to work together above this proportion of the first one's tokens."""
 
 
 def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
-    """State which procedures kept the false discovery rate at alpha, a sentence per correlation.
+    """State which procedures kept the false discovery rate at alpha, one sentence per correlation.
 
-    A procedure is above alpha if its rate is in some setting, at a one-sided level shared among
-    all settings (Bonferroni, normal limits), so that Monte-Carlo error alone names none.
+    A procedure is above alpha if its rate is above alpha in any setting, tested one-sided with a
+    Bonferroni correction over all settings (normal limits), to allow for Monte Carlo error.
 
     Args:
         simulation: ``validity/simulation.csv``.
-        confidence: level of the statement as a whole.
+        confidence: level of all statements together.
     """
     if simulation.empty:
         return []
@@ -53,14 +53,15 @@ def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
     if broke:
         worst = rows.loc[rows.loc[rows["above"], "excess"].idxmax()]
         text += (
-            f"{w.code(broke)} had a false discovery rate above alpha, at worst "
-            f"{w.percent(worst['fdr'])} at alpha {worst['alpha']:g} (`{worst['procedure']}`); "
+            f"{wording.code(broke)} had a false discovery rate above alpha, at worst "
+            f"{wording.percent(worst['fdr'])} at alpha {worst['alpha']:g} "
+            f"(`{worst['procedure']}`); "
         )
     if kept:
-        text += f"the rate of {w.code(kept)} was not shown to be above alpha anywhere"
+        text += f"the rate of {wording.code(kept)} was not shown to be above alpha anywhere"
     else:
         text += "no procedure kept it at alpha"
-    text += f" ({w.count(rows['repeats'].iloc[0])} tokens per setting)."
+    text += f" ({wording.count(rows['repeats'].iloc[0])} tokens per setting)."
     verdict = "none kept" if not kept else "some kept" if broke else "all kept"
     return Finding(text, SIMULATION, verdict)
 
@@ -72,7 +73,7 @@ def _dependence(correlation: float) -> str:
 
 
 def domains(table: pd.DataFrame) -> Finding | None:
-    """State the largest lift of a domain, and for how many experts one is large; None without.
+    """State the largest lift of a domain, and how many experts have a large one; None without.
 
     Args:
         table: ``baseline/domain_specialisation.csv``.
@@ -88,18 +89,18 @@ def domains(table: pd.DataFrame) -> Finding | None:
     lifts = used.groupby(["layer", "expert"])["lift"].max()
     special = int((lifts >= SPECIAL).sum())
     text = (
-        f"Of {w.count(len(lifts))} experts (each in its layer, with at least {FEWEST_TOKENS} "
-        f"tokens), {w.count(special) if special else 'none'} {'was' if special == 1 else 'were'} "
-        f"used by one of {len(names)} domains at least {SPECIAL:g} times as much as by domains on "
-        f"average; the largest lift in this sample is {best['lift']:.2f} "
-        f"({DATASETS[best['domain']].label}, layer {best['layer']}), where {len(names)} is the "
-        "most possible."
+        f"Of {wording.count(len(lifts))} experts (each in its layer, with at least {FEWEST_TOKENS} "
+        f"tokens), {wording.count(special) if special else 'none'} "
+        f"{'was' if special == 1 else 'were'} used by one of {len(names)} domains at least "
+        f"{SPECIAL:g} times as much as by domains on average; the largest lift in this sample is "
+        f"{best['lift']:.2f} ({DATASETS[best['domain']].label}, layer {best['layer']}); the "
+        f"maximum possible is {len(names)}."
     )
     return Finding(text, DOMAINS, "specialised" if special else "not specialised")
 
 
 def coactivation(table: pd.DataFrame) -> Finding | None:
-    """State how often two experts are chosen together, and which pair most; None without.
+    """State how often two experts are chosen together, and for which pair most; None without.
 
     Args:
         table: ``baseline/coactivation.csv``.
@@ -110,16 +111,16 @@ def coactivation(table: pd.DataFrame) -> Finding | None:
     best = used.loc[used["proportion"].idxmax()]
     often = int((used["proportion"] > TOGETHER).sum())
     text = (
-        f"In {w.count(often) if often else 'none'} of {w.count(len(used))} ordered pairs of a "
-        f"layer's experts, the second got more than {w.percent(TOGETHER, 0)} of the first one's "
-        f"tokens; the most is {w.percent(best['proportion'])} (layer {best['layer']:g}), "
-        f"{best['lift']:.1f} times the second one's proportion of all tokens."
+        f"In {wording.count(often) if often else 'none'} of {wording.count(len(used))} ordered "
+        f"pairs of a layer's experts, the second got more than {wording.percent(TOGETHER, 0)} of "
+        f"the first one's tokens; the maximum is {wording.percent(best['proportion'])} (layer "
+        f"{best['layer']:g}), {best['lift']:.1f} times the second one's proportion of all tokens."
     )
     return Finding(text, COACTIVATION, "together" if often else "apart")
 
 
 def vocabulary(table: pd.DataFrame) -> Finding | None:
-    """State whether frequent input tokens go to experts of their own; None without.
+    """State whether frequent input tokens are routed consistently; None without.
 
     Args:
         table: ``baseline/vocabulary_specialisation.csv``.
@@ -130,9 +131,10 @@ def vocabulary(table: pd.DataFrame) -> Finding | None:
     layers = int((rows["mean_frequent"] > rows["shuffled_frequent"]).sum())
     everywhere = layers == len(rows)
     text = (
-        f"Averaged over layers and frequent token ids, {w.percent(rows['mean_frequent'].mean())} "
-        "of an id's tokens have the same first-choice expert, against "
-        f"{w.percent(rows['shuffled_frequent'].mean())} after ids were shuffled; it is more in "
+        "Averaged over layers and frequent token ids, "
+        f"{wording.percent(rows['mean_frequent'].mean())} of an id's tokens have the same "
+        f"first-choice expert, against {wording.percent(rows['shuffled_frequent'].mean())} after "
+        "ids were shuffled; it is higher in "
         + ("every layer." if everywhere else f"{layers or 'none'} of {len(rows)} layers.")
     )
     return Finding(text, VOCABULARY, "more" if everywhere else "not everywhere")

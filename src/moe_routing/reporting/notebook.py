@@ -1,4 +1,4 @@
-"""What the notebooks call: set up, make missing results, show tables as Markdown, export."""
+"""Helpers of the notebooks: set up, make missing results, show tables as Markdown, export."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_routing.analysis.tables import markdown
 from moe_routing.errors import InputError
 from moe_routing.reporting.article import VARIABLE, results_folder
-from moe_routing.reporting.tables import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_SHOWN = ("text/html", "application/javascript")
-"""Kinds of output that no page has. To a page with any, Quarto adds require.js and jQuery from
-another host (quarto-cli, src/core/jupyter/widgets.ts), and the page no longer works offline."""
+EXCLUDED_FORMATS = ("text/html", "application/javascript")
+"""Output formats that no page has. For these, Quarto adds require.js and jQuery from another host
+(quarto-cli, src/core/jupyter/widgets.ts), and the page no longer works offline."""
 
 ROWS = 100
-"""The most rows of a table that are shown."""
+"""Maximum number of rows of a table that are shown."""
 
 CLONE = "moe-routing-study"
 """Folder that a notebook's first cell clones the repository into, outside of it."""
@@ -65,17 +65,17 @@ def gpu_line() -> str:
 
 
 def show_markdown() -> None:
-    """Let this notebook show data frames as Markdown, and nothing as HTML or JavaScript."""
+    """Make this notebook show data frames as Markdown, and nothing as HTML or JavaScript."""
     import pandas as pd
     from IPython import get_ipython
 
     display = get_ipython().display_formatter
-    display.active_types = [kind for kind in display.format_types if kind not in NOT_SHOWN]
+    display.active_types = [kind for kind in display.format_types if kind not in EXCLUDED_FORMATS]
     display.formatters["text/markdown"].for_type(pd.DataFrame, table_markdown)
 
 
 def table_markdown(table: pd.DataFrame) -> str:
-    """Return the first rows of a data frame as a Markdown table, numbers to six digits.
+    """Return the first rows of a data frame as a Markdown table, with six significant digits.
 
     The index is shown if it has a name.
     """
@@ -95,23 +95,23 @@ def _cell(value: object) -> str:
 
 
 def _header(name: object) -> str:
-    """Return a column's name, the parts of one with several levels separated by commas."""
+    """Return the name of a column, its levels separated by commas."""
     parts = name if isinstance(name, tuple) else (name,)
     return ", ".join(_cell(part) for part in parts if part != "")
 
 
 def prepare(config: str, needs: str, *also: str) -> Path:
-    """Return a results folder for a notebook; run the workflow for files that it lacks.
+    """Return the results folder for a notebook; run the workflow for missing files.
 
-    The workflow downloads model and data by itself. Run it in the root of the repository. Where the
-    environment names the results, as for the article, nothing is run: ``needs`` must be there, and
-    of ``also`` the notebook says what is missing.
+    The workflow downloads model and data if needed. If the environment names the results, as for
+    the article, nothing is run: ``needs`` must be there, and the notebook says which files of
+    ``also`` are missing.
 
     Args:
-        config: config file of the study.
-        needs: file under the results folder that the notebook cannot do without.
-        *also: further files under it. With ``needs`` and all that these are made from, they are
-            every file that the notebook reads.
+        config: config file of the study, relative to the root of the repository.
+        needs: file under the results folder that the notebook requires.
+        *also: further files under it that the notebook reads, if the workflow does not make them on
+            the way to ``needs``.
 
     Raises:
         InputError: there is no such config, a file is missing, or the workflow fails.
@@ -132,7 +132,7 @@ def prepare(config: str, needs: str, *also: str) -> Path:
 
 
 def repository() -> Path:
-    """Return the nearest folder above this one that holds the Snakefile.
+    """Return the nearest folder, from here upwards, that has the Snakefile.
 
     Raises:
         InputError: there is none.
@@ -145,7 +145,7 @@ def repository() -> Path:
 
 
 def run_workflow(root: Path, config: str, *targets: str) -> None:
-    """Make files with Snakemake, showing a progress bar of its jobs.
+    """Make files with Snakemake, with a progress bar of its jobs.
 
     Raises:
         InputError: Snakemake fails.
@@ -174,10 +174,10 @@ def run_workflow(root: Path, config: str, *targets: str) -> None:
 def export(results: Path, folder: Path | str) -> Path:
     """Copy the tables, figures and texts of a study to another folder, such as a mounted drive.
 
-    Weights and item tables stay behind.
+    Weights and item tables are left out.
 
     Returns:
-        The folder that was written.
+        The folder written.
     """
     target = Path(folder) / results.name
     keep = (".csv", ".json", ".md", ".png", ".svg", ".html", ".docx", ".ipynb", ".yaml")

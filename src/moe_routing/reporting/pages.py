@@ -1,4 +1,4 @@
-"""Which files the manuscript is made from, and which it becomes."""
+"""The source files of the report, and the files that are rendered from them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ NOTEBOOKS = ("baseline", "bh_routing", "comparison")
 
 
 def sources() -> list[str]:
-    """Return every file that a rendered report is made from, relative to report/."""
+    """Return the source files of the report, relative to report/."""
     pages = [f"{ARTICLE}.qmd", *(f"notebooks/{name}.qmd" for name in NOTEBOOKS)]
     return ["_quarto.yml", "references.bib", "styles.css", *pages]
 
 
 def outputs() -> list[str]:
-    """Return every file of a rendered report, relative to its folder."""
+    """Return the files of a rendered report, relative to its folder."""
     pages = [f"notebooks/{name}.{suffix}" for name in NOTEBOOKS for suffix in ("html", "ipynb")]
     return [f"{ARTICLE}.html", f"{ARTICLE}.docx", *pages]

@@ -1,4 +1,4 @@
-"""The figures of the comparison: which there are, what each shows, and their files."""
+"""The figures of the comparison: which ones a study has, their captions and files."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from moe_routing.config.study import StudyConfig
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
     "pareto": "Quality against mean experts per token, with intervals. The black line is static "
-    "top-k with softmax weights at every k that was scored (beside the strategies' own, those of "
-    "`comparison/controls.csv`), cut where it leaves the range of the strategies: an adaptive "
-    "setting with these weights is worth its counts if it lies on the better side of that line. "
-    "Other lines join the settings of a family, rivals included; the grey step is the Pareto front "
-    "of all settings drawn; the ring marks the baseline; arrows say which way is better.",
-    "forest": "Paired differences from the baseline with intervals. Filled markers: a difference "
-    "was shown after correction for multiplicity. Shaded: losses as large as the non-inferiority "
+    "top-k with softmax weights at every k that was scored (the compared strategies and those of "
+    "`comparison/controls.csv`), clipped to the range of the strategies. An adaptive setting with "
+    "these weights improves on a fixed number of experts if it lies on the better side of that "
+    "line. Other lines connect the settings of a family, rivals included. The grey step is the "
+    "Pareto front of all settings drawn. The ring marks the baseline; arrows point to better "
+    "values.",
+    "forest": "Paired differences from the baseline with intervals. Filled markers: significant "
+    "after correction for multiplicity. Shaded: losses at least as large as the non-inferiority "
     "margin.",
-    "experts_by_layer": "Mean experts per token in each layer, for the strategies whose number of "
-    "experts varies; the dotted line is the baseline.",
-    "experts_per_token": "Distribution of the number of experts over decisions (a token in a "
-    "layer): proportion of decisions with at most c experts.",
-    "quality_by_max_k": "Quality against the most experts per token may get: BH at fixed alpha, "
-    "and static top-k. Numbers beside the points are the mean experts that BH used.",
+    "experts_by_layer": "Mean experts per token in each layer, for strategies with a varying "
+    "number of experts; the dotted line is the baseline.",
+    "experts_per_token": "Cumulative distribution of the number of experts over routing decisions "
+    "(one token in one layer): proportion of decisions with at most c experts.",
+    "quality_by_max_k": "Quality against the maximum number of experts per token: BH at fixed "
+    "alpha, and static top-k. Numbers beside the points are the mean experts that BH used.",
     "critical_difference": "Average ranks over data sets. Strategies joined by a bar on the right "
-    "cannot be told apart by Nemenyi's test; those inside the band not from the baseline.",
-    "speed": "Measured tokens per second against mean experts per token: one run per cell, without "
-    "repetition.",
+    "do not differ significantly by Nemenyi's test; those inside the band do not differ "
+    "significantly from the baseline.",
+    "speed": "Measured tokens per second against mean experts per token: one run per cell, not "
+    "repeated.",
 }
-"""What each figure shows, by file name without suffix."""
+"""By file name without suffix."""
 
 
 def planned(config: StudyConfig) -> list[str]:
@@ -54,7 +56,7 @@ def planned(config: StudyConfig) -> list[str]:
 
 
 def varying(config: StudyConfig) -> list[str]:
-    """Return the compared strategies that may give tokens different numbers of experts."""
+    """Return the compared strategies whose number of experts may vary over tokens."""
     parsed = config.parsed
     return [
         name for name in config.strategies if parsed[name].min_experts < parsed[name].max_experts
@@ -62,19 +64,19 @@ def varying(config: StudyConfig) -> list[str]:
 
 
 def _has_sweep(config: StudyConfig) -> bool:
-    """Return whether two BH settings differ in max_k alone."""
+    """Return whether two BH settings differ in max_k only."""
     compared = [config.parsed[name] for name in config.strategies]
     bh = [strategy for strategy in compared if strategy.family.name == "bh"]
     rest = [(s.alpha, s.null, s.weighting, s.min_k) for s in bh]
     return len(set(rest)) < len(rest)
 
 
-def draw(study: Study) -> dict[str, Callable[[], Figure]]:
-    """Return the figures whose inputs this study has, by name, each drawn when called."""
+def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
+    """Return the figures whose inputs this study has: functions that draw them, by name."""
     from moe_routing.figures import comparison, comparison_routing, comparison_statistics
 
     cells, tables, baseline = study.cells, study.statistics, study.baseline
-    families = dict(zip(cells["strategy"], cells["family"], strict=True))
+    families = study.family_of
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(study.config)
     figures = {
@@ -102,8 +104,8 @@ def draw(study: Study) -> dict[str, Callable[[], Figure]]:
     return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
 
 
-def _rivals(study: Study) -> pd.DataFrame | None:
-    """Return the cells of other rules that were scored beside the strategies."""
+def _rivals(study: StudyResults) -> pd.DataFrame | None:
+    """Return the cells of rival rules; None without any."""
     controls, table = study.controls, study.statistics["controls"]
     if controls.empty or table.empty:
         return None
@@ -112,7 +114,7 @@ def _rivals(study: Study) -> pd.DataFrame | None:
     return None if rivals.empty else rivals
 
 
-def write_plots(study: Study) -> list[str]:
+def write_plots(study: StudyResults) -> list[str]:
     """Write every figure this study has inputs for as PNG and SVG; return their names."""
     use_style()
     figures = draw(study)

@@ -27,13 +27,13 @@ _OPTION = re.compile(r"^#\|\s?(.*)$")
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was run.
+    """A page after its cells were run.
 
     Attributes:
         path: the source.
         front: its front matter.
         notebook: cells with outputs; inline code still in place.
-        markdown: what pandoc gets.
+        markdown: input for pandoc.
     """
 
     path: Path
@@ -76,12 +76,12 @@ def _split_front(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def run_page(path: Path, *, echo: bool, timeout: int = 600) -> Page:
-    """Run a page's cells in its folder and return what they say.
+    """Run the cells of a page in its folder and return the result.
 
     Args:
         path: the .qmd file.
-        echo: whether code is shown where a cell does not say.
-        timeout: seconds for one cell.
+        echo: whether code is shown by default.
+        timeout: seconds per cell.
 
     Raises:
         InputError: a cell or inline code fails.
@@ -118,16 +118,16 @@ def _run_cell(
     except CellExecutionError as error:
         raise InputError(f"{path}: cell {number}: {error.ename}: {error.evalue}") from error
     except CellTimeoutError as error:
-        raise InputError(f"{path}: cell {number}: no answer within the time limit") from error
+        raise InputError(f"{path}: cell {number}: did not finish within the time limit") from error
     except DeadKernelError as error:
         raise InputError(
-            f"{path}: cell {number}: its process ended, by lack of memory or a signal"
+            f"{path}: cell {number}: its Python process died, for example from lack of memory"
         ) from error
     return _cell_markdown(cell, echo)
 
 
 def _fill_inline(client: NotebookClient, source: str, path: Path) -> str:
-    """Replace inline code by its value, Markdown where the value has such a form."""
+    """Replace inline code by its value, as Markdown if the value has that form."""
     expressions = {str(n): code for n, code in enumerate(INLINE.findall(source))}
     if not expressions:
         return source
@@ -149,7 +149,7 @@ def _inline_value(data: dict[str, str]) -> str:
 
 
 def cell_options(source: str) -> dict[str, Any]:
-    """Return the ``#|`` options at the head of a cell."""
+    """Return the ``#|`` options at the top of a cell."""
     lines = []
     for line in source.splitlines():
         match = _OPTION.match(line)

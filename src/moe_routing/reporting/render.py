@@ -1,7 +1,7 @@
-"""Render the manuscript: by Quarto where it is installed, else as a preview from the same sources.
+"""Render the report: by Quarto if it is installed, else as a preview from the same sources.
 
-Either way the pages are checked before they take their place in the results folder. Pages that
-Quarto does not make, or makes wrongly, are replaced by the preview.
+The pages are checked before they replace those in the results folder. If Quarto fails, or its pages
+do not pass the checks, the preview is made instead.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.reporting.article import VARIABLE, config_file
+from moe_routing.reporting.article import VARIABLE
 from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
 from moe_routing.reporting.qmd import Page, cell_options, run_page
 
 PREVIEW_NOTE = (
-    "This is a preview made without Quarto: the same text, numbers and figures in a plainer layout."
+    "This is a preview made without Quarto: the same text, numbers and figures in a simpler layout."
 )
 
 _FORMAT = "markdown-yaml_metadata_block"
@@ -40,23 +41,23 @@ OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
 
 QUARTO_SECONDS = 900
-"""How long Quarto may take for all pages."""
+"""Time limit of Quarto for all pages."""
 
 PANDOC = 3
-"""Oldest major version that has figures as blocks, as cross-references need them."""
+"""Oldest supported major version; cross-references need figures as blocks."""
 
 _CONFIG = re.compile(r"^CONFIG = .*$", re.MULTILINE)
 """The line of a notebook's first cell that names the study."""
 
 _REPOSITORY = re.compile(r'^(REPOSITORY = .*? or )""', re.MULTILINE)
-"""The line of a notebook's first cell that names what to clone."""
+"""The line of a notebook's first cell that names the repository to clone."""
 
-# Left-overs of Quarto; and _environment, whose paths do not fit a copy.
+# Files that Quarto leaves; and _environment, whose paths are wrong in a copy.
 _NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
 
 
 Renderer = Callable[[Path, Path, str], Path]
-"""Makes the pages of a source folder in another folder, for a config file; where they then lie."""
+"""Renders a source folder into another folder, for a config file; returns where the pages are."""
 
 
 class Rendered(NamedTuple):
@@ -64,7 +65,7 @@ class Rendered(NamedTuple):
 
     Attributes:
         by: ``quarto`` or ``preview``.
-        problem: why Quarto's pages were not taken, if it was asked for them.
+        problem: why Quarto's pages were not used, if Quarto was given.
     """
 
     by: str
@@ -77,11 +78,11 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendere
     Args:
         source: folder with _quarto.yml and the pages.
         results: folder of the study.
-        quarto: path of Quarto; None takes the preview.
+        quarto: path of Quarto; None makes the preview.
 
     Raises:
         InputError: a cell fails, a reference, citation or image leads nowhere, a page would call
-            another host, or a tool is missing. Where only Quarto fails, the preview is made.
+            another host, or a tool is missing. If only Quarto fails, the preview is made.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; run this in the repository")
@@ -99,24 +100,24 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendere
 
 
 def _publish(make: Renderer, source: Path, results: Path, scratch: Path) -> None:
-    """Make the pages, check them, and put them into the results folder."""
+    """Make the pages, check them, and copy them into the results folder."""
     config, staged = config_file(results), scratch / "staged"
     try:
         made = make(source.resolve(), scratch / "report", config)
-        _put(made, staged)  # checked as they will lie: without what a renderer made besides
+        _copy(made, staged)  # the check sees what is published, without other files
         check_pages(sorted(staged.rglob("*.html")))
         check_word(staged / f"{ARTICLE}.docx")
     except InputError as error:
         text = str(error)
-        for folder in (staged, scratch):  # a page is named, not where it lay for a while
+        for folder in (staged, scratch):  # errors name the page without the temporary folder
             text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
         raise InputError(text) from error
-    _put(staged, results / "report")
+    _copy(staged, results / "report")
 
 
 @contextmanager
 def _results_named(results: Path) -> Iterator[None]:
-    """Tell the pages' cells where the results and this package are."""
+    """Set the environment in which the cells find the results and this package."""
     if not results.is_dir():
         raise InputError(f"{results}: no such results folder")
     package = str(Path(__file__).resolve().parents[2])
@@ -125,7 +126,7 @@ def _results_named(results: Path) -> Iterator[None]:
         VARIABLE: str(results.resolve()),
         "PYTHONPATH": os.pathsep.join(paths),
         "QUARTO_PYTHON": sys.executable,
-        "NO_COLOR": "1",  # in what Quarto says
+        "NO_COLOR": "1",  # for the messages of Quarto
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -138,8 +139,8 @@ def _results_named(results: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _put(made: Path, folder: Path) -> None:
-    """Copy every expected file to its place, each whole or not at all."""
+def _copy(made: Path, folder: Path) -> None:
+    """Copy every expected file, each atomically."""
     for name in outputs():
         if not (made / name).is_file():
             raise InputError(f"{name}: was not rendered")
@@ -151,9 +152,9 @@ def _put(made: Path, folder: Path) -> None:
 def _run(
     command: list[str | Path], folder: Path, stdin: str | None = None, timeout: float | None = None
 ) -> str:
-    """Run a program; its line of complaint becomes the error.
+    """Run a program and return its output; the relevant line of its log becomes the error.
 
-    One that is stopped, or does not end in time, takes along what it has started.
+    A program that is interrupted or exceeds the time limit is killed with all its children.
     """
     name = Path(command[0]).name
     try:
@@ -165,34 +166,34 @@ def _run(
     except OSError as error:
         raise InputError(f"{name} cannot be run: {error.strerror or error}") from error
     try:
-        output, said = program.communicate(stdin, timeout)
+        output, log = program.communicate(stdin, timeout)
     except BaseException as error:
         with suppress(OSError):
             os.killpg(program.pid, signal.SIGKILL)
         program.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise InputError(f"{name} did not end within {timeout:g} seconds") from error
+            raise InputError(f"{name} did not finish within {timeout:g} seconds") from error
         raise
     if program.returncode:
-        lines = [line for line in said.splitlines() if line.strip()]
-        raise InputError(f"{name} failed: {_complaint(lines)}")
+        lines = [line for line in log.splitlines() if line.strip()]
+        raise InputError(f"{name} failed: {_relevant_line(lines)}")
     return output
 
 
-def _complaint(lines: list[str]) -> str:
-    """Return the line of a log that says most: an error, else a warning, else the last one."""
+def _relevant_line(lines: list[str]) -> str:
+    """Return the most relevant line of a log: an error, else a warning, else the last one."""
     for word in ("ERROR", "Error", "WARNING"):
         for line in lines:
             if word in line:
                 return line.strip()
-    return lines[-1].strip() if lines else "it gave no reason"
+    return lines[-1].strip() if lines else "it printed no message"
 
 
 # By Quarto.
 
 
 def _render_by_quarto(quarto: str, source: Path, copy: Path, config: str) -> Path:
-    """Render a copy of the sources, so that nothing is left behind; return the output folder."""
+    """Render a copy of the sources and return the output folder."""
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     _run([quarto, "render", copy], copy, timeout=QUARTO_SECONDS)
     made, address = copy / OUTPUT_DIR, repository_address(source.parent)
@@ -222,7 +223,7 @@ def _render_preview(source: Path, made: Path, config: str) -> Path:
 
 
 def find_pandoc() -> str:
-    """Return the path of pandoc: on the PATH if new enough, or as pypandoc-binary ships it.
+    """Return the path of pandoc: on the PATH if new enough, else from pypandoc-binary.
 
     Raises:
         InputError: there is none.
@@ -276,10 +277,10 @@ def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) ->
 
 
 def repository_address(root: Path) -> str:
-    """Return the address that others clone the repository from; nothing if it names none.
+    """Return the address to clone the repository from; an empty string if there is none.
 
-    It is ``repository-code`` of CITATION.cff, else that of the remote ``origin``, without a name or
-    password in it. Only http(s) counts: other addresses ask for a key.
+    It is ``repository-code`` of CITATION.cff, else that of the remote ``origin``, without user name
+    and password. Only http(s) addresses are used: others need a key.
     """
     citation = root / "CITATION.cff"
     named = yaml.safe_load(citation.read_text("utf-8")) if citation.is_file() else None
@@ -303,11 +304,11 @@ def _origin(root: Path) -> str:
 def _write_notebook(page: Page, path: Path, config: str, address: str) -> None:
     """Write a page's notebook with outputs, its title as the first cell.
 
-    It names the study's own config and the repository, so that run elsewhere it makes the same
-    study. Cells of Markdown must not hold inline code: a notebook could not run it.
+    It names the study's config and the repository, so it makes the same study when run elsewhere.
 
     Raises:
-        InputError: one does.
+        InputError: a Markdown cell has inline code, which a notebook cannot run, or a code cell is
+            hidden.
     """
     import nbformat
 
@@ -320,7 +321,7 @@ def _write_notebook(page: Page, path: Path, config: str, address: str) -> None:
     title["id"] = "title"
     page.notebook.cells.insert(0, title)
     for cell in page.notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day differ between equal runs
+        cell.metadata.pop("execution", None)  # times differ between equal runs
         if cell.cell_type == "code":
             cell.source = _CONFIG.sub(lambda _: f"CONFIG = {json.dumps(config)}", cell.source)
             cell.source = _REPOSITORY.sub(lambda m: m[1] + json.dumps(address), cell.source)

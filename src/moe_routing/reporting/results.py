@@ -1,4 +1,4 @@
-"""The results folder of a study, read once: what every text is written from."""
+"""The results folder of a study, read once: the source of every text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
 SMALL_MODEL = 100_000_000
-"""Below this many parameters the text calls a model small; no published MoE model is."""
+"""Below this many parameters the text calls a model small; published MoE models are larger."""
 
 STATISTICS = (
     "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
@@ -34,7 +34,7 @@ class Model:
         architecture: class name.
         layers: number of layers.
         experts: experts per layer.
-        top_k: experts per token that it was trained with.
+        top_k: experts per token in training.
         parameters: number of weights, if known.
         weights_sha256: hash over its weight files.
     """
@@ -60,20 +60,20 @@ class Model:
 
     @property
     def phrase(self) -> str:
-        """How the text names it: a small one is called small wherever it is named."""
+        """Its name in text, which calls a small model small."""
         if not self.is_small:
             return self.name
         return f"a small model ({self.name}, {self.parameters / 1e6:.0f} million parameters)"
 
     @property
     def topology(self) -> str:
-        """Its routing in words."""
+        """Its numbers of layers and experts, in words."""
         return f"{self.layers} layers, {self.experts} experts per layer, top-{self.top_k}"
 
 
 @dataclass(frozen=True)
-class Study:
-    """All tables of one results folder.
+class StudyResults:
+    """The results of a study: config, model and all tables of its folder.
 
     Attributes:
         folder: the results folder.
@@ -81,9 +81,9 @@ class Study:
         model: the model.
         cells: ``comparison/full_routing_results.csv``.
         metrics: ``comparison/all_metrics.csv``.
-        statistics: tables under ``statistics/`` by name; one that was not written is empty.
-        controls: ``comparison/controls.csv``, the cells scored beside the comparison; empty if it
-            was not written.
+        statistics: tables under ``statistics/`` by name; empty if not written.
+        controls: ``comparison/controls.csv``, the cells scored in addition to the comparison; empty
+            if it was not written.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Study:
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Study:
+    def load(cls, folder: Path | str) -> StudyResults:
         """Read a results folder.
 
         Raises:
@@ -121,7 +121,7 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """Strategy that every other is compared with."""
+        """The strategy that all others are compared with."""
         return self.config.statistics.baseline
 
     @property
@@ -142,23 +142,28 @@ class Study:
 
     @property
     def main_measures(self) -> dict[str, str]:
-        """The measure that stands for each data set in tests: nats per token, or accuracy."""
+        """The main measure of each data set in tests: nats per token, or accuracy."""
         tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
         return {name: TASKS[task].main_measure.name for name, task in tasks.items()}
 
     @property
     def static_curve(self) -> pd.DataFrame:
-        """Cells of static top-k, those of the controls included, in ascending k by data set."""
+        """Cells of static top-k, controls included, by ascending k."""
         parts = [part for part in (self.cells, self.controls) if not part.empty]
         both = pd.concat([part[part["family"] == "regular"] for part in parts])
         both = both.drop_duplicates(["strategy", "dataset"])
         return both.sort_values("k", kind="stable").reset_index(drop=True)
 
     @property
+    def compared_metrics(self) -> pd.DataFrame:
+        """Rows of ``metrics`` of the compared strategies, without controls."""
+        return self.metrics[self.metrics["strategy"].isin(self.cells["strategy"])]
+
+    @property
     def divergence(self) -> pd.Series:
         """KL divergence from the baseline in nats per token, by compared strategy and data set."""
-        compared = self.metrics["strategy"].isin(self.cells["strategy"])
-        rows = self.metrics[compared & (self.metrics["metric"] == DIVERGENCE.name)]
+        rows = self.compared_metrics
+        rows = rows[rows["metric"] == DIVERGENCE.name]
         return rows.set_index(["strategy", "dataset"])["value"]
 
     def cell(self, strategy: str, dataset: str) -> pd.Series:
@@ -173,7 +178,7 @@ class Study:
         return rows.iloc[0]
 
     def provenance(self) -> dict:
-        """Return the provenance of the first cell; all cells of a study share it but for data."""
+        """Return the provenance of the first cell; only the data differ between cells."""
         first = self.cells.iloc[0]
         path = self.folder / "cells" / first["strategy"] / f"{first['dataset']}.json"
         return read_json(path)["provenance"]
@@ -184,7 +189,7 @@ class Study:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file; the word ``none`` stays a word.
+    """Read a CSV file; the word ``none`` is kept as text.
 
     Raises:
         InputError: the file is missing or empty.

@@ -1,4 +1,4 @@
-"""Tables of a study as data frames of words, and as Markdown."""
+"""Tables of a study as data frames of text."""
 
 from __future__ import annotations
 
@@ -6,57 +6,37 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moe_routing.reporting import wording as w
+from moe_routing.analysis.tables import truth_values
+from moe_routing.reporting import wording
+from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
-    from moe_routing.reporting.results import Study
+    from moe_routing.reporting.results import StudyResults
 
 DAGGER = "\N{DAGGER}"
 
-WIDEST = 34
-"""Characters that a column of a Markdown table may claim before its text wraps."""
-
-
-def markdown(table: pd.DataFrame, align: str | None = None) -> str:
-    """Return a Markdown pipe table; ``align`` has a letter (l, r, c) a column.
-
-    Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
-    wide, because pandoc takes relative widths from them.
-    """
-    columns = [str(name) for name in table.columns]
-    align = align or "ll" + "r" * (len(columns) - 2)
-    rows = [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
-    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
-
-
-def _rule(letter: str, length: int) -> str:
-    left, right = (":" if letter in pair else "" for pair in ("lc", "rc"))
-    return f"{left}{'-' * max(length, 3)}{right}"
-
 
 def definition(row: pd.Series) -> str:
-    """Say in words what a strategy does, its BH null and weighting included."""
+    """Return what a strategy does in words, including its null and weighting."""
     k = int(row["k"]) if pd.notna(row["k"]) else None
     return family_entry(row["family"]).definition.format(**{**row, "k": k})
 
 
-def datasets_by_task(study: Study) -> list[str]:
-    """Return the data sets that have cells: text first, then choices, then last words."""
+def datasets_by_task(study: StudyResults) -> list[str]:
+    """Return the data sets that have cells, in the order of their tasks."""
     tasks = study.cells.drop_duplicates("dataset").set_index("dataset")["task"]
     order = list(TASKS)
     return sorted(tasks.index, key=lambda name: order.index(tasks[name]))
 
 
-def results_table(study: Study) -> pd.DataFrame:
+def results_table(study: StudyResults) -> pd.DataFrame:
     """Return the main table: a row per strategy, a column per data set, intervals in brackets.
 
-    The best value of a column is bold. A dagger marks cells for which a difference from the
-    baseline was shown after correction for multiplicity.
+    The best value of a column is bold. A dagger marks differences from the baseline that are
+    significant after correction for multiplicity.
     """
     cells = study.cells
     shown = _shown(study)
@@ -66,7 +46,7 @@ def results_table(study: Study) -> pd.DataFrame:
             "Strategy": [f"`{name}`" for name in strategies.index],
             "What it is": [definition(row) for _, row in strategies.iterrows()],
             "Mean experts": [
-                w.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
+                wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
                 for name in strategies.index
             ],
         }
@@ -78,21 +58,20 @@ def results_table(study: Study) -> pd.DataFrame:
     return table
 
 
-def divergence_table(study: Study) -> pd.DataFrame:
+def divergence_table(study: StudyResults) -> pd.DataFrame:
     """Return KL(baseline || strategy): a row per strategy, a column per data set, with intervals.
 
-    Heads give the number of items that it was measured on.
+    Column heads give the number of items.
     """
-    compared = study.metrics["strategy"].isin(study.cells["strategy"])
-    rows = study.metrics[compared & (study.metrics["metric"] == DIVERGENCE.name)]
-    rows = rows[rows["strategy"] != study.baseline]
+    rows = study.compared_metrics
+    rows = rows[(rows["metric"] == DIVERGENCE.name) & (rows["strategy"] != study.baseline)]
     names = rows["strategy"].drop_duplicates()
     table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
     for dataset in datasets_by_task(study):
         own = rows[rows["dataset"] == dataset].set_index("strategy")
         if own.empty:
             continue
-        head = f"{DATASETS[dataset].label} (n = {w.count(own['n'].max())})"
+        head = f"{DATASETS[dataset].label} (n = {wording.count(own['n'].max())})"
         table[head] = [_divergence_entry(row) for row in own.reindex(names).itertuples()]
     return table
 
@@ -100,12 +79,36 @@ def divergence_table(study: Study) -> pd.DataFrame:
 def _divergence_entry(row: object) -> str:
     if pd.isna(row.value):
         return "not run"
-    low, high = w.divergence(row.ci_low), w.divergence(row.ci_high)
-    return f"{w.divergence(row.value)} [{low}, {high}]"
+    low, high = wording.divergence(row.ci_low), wording.divergence(row.ci_high)
+    return f"{wording.divergence(row.value)} [{low}, {high}]"
 
 
-def static_table(study: Study) -> pd.DataFrame:
-    """Return the static curve: a row a number of experts, a column per data set."""
+def perplexity_rows(study: StudyResults) -> pd.DataFrame:
+    """Return the measures of running text other than token perplexity, of compared strategies."""
+    text = TASKS["perplexity"]
+    others = [name for name in text.metrics if name != text.main_metric]
+    rows = study.compared_metrics
+    return rows[rows["metric"].isin(others)]
+
+
+def perplexity_table(study: StudyResults) -> pd.DataFrame:
+    """Return word and byte perplexity and bits per byte: a row per strategy and data set."""
+    rows = perplexity_rows(study)
+    several = rows["dataset"].nunique() > 1
+    table = []
+    for (dataset, strategy), own in rows.groupby(["dataset", "strategy"], sort=False):
+        values = {METRICS[row.metric].label: _with_interval(row) for row in own.itertuples()}
+        where = {"Data set": DATASETS[dataset].label} if several else {}
+        table.append({"Strategy": f"`{strategy}`", **where, **values})
+    return pd.DataFrame(table)
+
+
+def _with_interval(row: object) -> str:
+    return wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)
+
+
+def static_table(study: StudyResults) -> pd.DataFrame:
+    """Return the static curve: a row per k, a column per data set."""
     curve = study.static_curve
     names = curve.drop_duplicates("k").set_index("k")["strategy"].sort_index()
     ks = list(names.index)
@@ -118,16 +121,16 @@ def static_table(study: Study) -> pd.DataFrame:
 
 
 def shown_kinds() -> dict[str, str]:
-    """Return the kinds of controls that have rows in the table of controls, in short words."""
+    """Return a short description of each kind of control that the table of controls shows."""
     return {name: kind.short for name, kind in control_kinds().items() if kind.short}
 
 
-def controls_table(study: Study) -> pd.DataFrame:
-    """Return each control against its base: experts of both, and a difference per data set."""
+def controls_table(study: StudyResults) -> pd.DataFrame:
+    """Return each control against its base: mean experts, and a difference per data set."""
     main = study.main_measures
     kinds = shown_kinds()
     rows = study.statistics["controls"]
-    rows = rows[rows["kind"].isin(kinds) & (rows["metric"] == rows["dataset"].map(main))]
+    rows = main_measure_rows(rows[rows["kind"].isin(kinds)], main)
     names = rows.drop_duplicates("strategy")
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
     table = pd.DataFrame(
@@ -138,7 +141,8 @@ def controls_table(study: Study) -> pd.DataFrame:
                 for name, kind in zip(names["strategy"], names["kind"], strict=True)
             ],
             "Experts, base and control": [
-                " and ".join(w.experts(x) for x in experts.loc[name]) for name in names["strategy"]
+                " and ".join(wording.experts(x) for x in experts.loc[name])
+                for name in names["strategy"]
             ],
         }
     )
@@ -158,30 +162,28 @@ def _difference_head(dataset: str, metric: str) -> str:
 def _difference_entry(row: object, metric: str) -> str:
     if pd.isna(row.difference):
         return "not run"
-    text = w.difference(row.difference, row.low, row.high, metric).replace(
+    text = wording.difference(row.difference, row.low, row.high, metric).replace(
         f" {METRICS[metric].unit}", ""
     )
     mark = DAGGER if row.verdict in ("better", "worse", "worse within margin") else ""
     return text.replace(" [", f"{mark} [", 1)
 
 
-def numerics_table(study: Study) -> pd.DataFrame:
-    """Return the baseline against itself: a row per arm and data set."""
-    main = study.main_measures
-    rows = study.statistics["numerics"]
-    rows = rows[rows["metric"] == rows["dataset"].map(main)]
+def numerics_table(study: StudyResults) -> pd.DataFrame:
+    """Return the baseline against itself: a row per numerics arm and data set."""
+    rows = main_measure_rows(study.statistics["numerics"], study.main_measures)
     return pd.DataFrame(
         {
             "Changed": [f"`{name}`" for name in rows["changed"]],
             "Data set": rows["dataset"].map(lambda name: DATASETS[name].label),
-            "Items": rows["n_items"].map(w.count),
+            "Items": rows["n_items"].map(wording.count),
             "Difference": [
-                (w.MINUS if row.difference < 0 else "")
-                + w.small_difference(abs(row.difference), row.metric)
+                (wording.MINUS if row.difference < 0 else "")
+                + wording.small_difference(abs(row.difference), row.metric)
                 for row in rows.itertuples()
             ],
-            "Items that changed sides": [
-                w.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
+            "Flipped items": [
+                wording.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
                 for row in rows.itertuples()
             ],
             "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
@@ -199,31 +201,31 @@ def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
     higher = METRICS[rows["metric"].dropna().iloc[0]].higher_is_better
     best = rows["value"].max() if higher else rows["value"].min()
     if rows["value"].nunique() == 1:
-        best = None  # nothing is better than anything
+        best = None  # all are equal
     return [_entry(row, best, row.Index in shown) for row in rows.itertuples()]
 
 
 def _entry(row: object, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
-    value = w.quality(row.value, row.metric)
+    value = wording.quality(row.value, row.metric)
     value = f"**{value}**" if row.value == best else value
-    low, high = (w.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
+    low, high = (wording.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
     return f"{value}{DAGGER if shown else ''} [{low}, {high}]"
 
 
-def _shown(study: Study) -> dict[str, set[str]]:
-    """Return by data set the strategies whose difference from the baseline was shown."""
+def _shown(study: StudyResults) -> dict[str, set[str]]:
+    """Return by data set the strategies that differ significantly from the baseline."""
     paired = study.statistics.get("paired", pd.DataFrame())
     if paired.empty:
         return {}
-    main = paired[paired["main"].astype(str).str.lower() == "true"]
+    main = paired[truth_values(paired["main"])]
     main = main[main["verdict"].isin(SHOWN)]
     return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
 
 
-def data_table(study: Study) -> pd.DataFrame:
-    """Return what was scored: items, tokens, metric, and where the items come from."""
+def data_table(study: StudyResults) -> pd.DataFrame:
+    """Return what was scored: items, tokens, metric and source of each data set."""
     rows = []
     for dataset in datasets_by_task(study):
         cell = study.cell(study.baseline, dataset)
@@ -231,8 +233,8 @@ def data_table(study: Study) -> pd.DataFrame:
             {
                 "Data set": DATASETS[dataset].label,
                 "Task": TASKS[cell["task"]].words,
-                "Items": w.count(cell["n_items"]),
-                "Tokens": w.count(cell["tokens"]),
+                "Items": wording.count(cell["n_items"]),
+                "Tokens": wording.count(cell["tokens"]),
                 "Metric": METRICS[cell["metric"]].label,
                 "Source": source_words(study.config.datasets[dataset].source),
             }
@@ -241,7 +243,7 @@ def data_table(study: Study) -> pd.DataFrame:
 
 
 def source_words(source: object) -> str:
-    """Say where items come from, with what pins them."""
+    """Return the source of items in words, with its pinned version."""
     if source.kind == "hub":
         return f"`{source.dataset}`, {source.split}, at `{source.revision[:10]}`"
     if source.kind == "archive":
@@ -249,21 +251,19 @@ def source_words(source: object) -> str:
     return f"local file `{source.path}`"
 
 
-def contrast_table(study: Study) -> pd.DataFrame:
-    """Return the primary contrast as rows of words."""
-    from moe_routing.reporting.findings import main_row
-
+def contrast_table(study: StudyResults) -> pd.DataFrame:
+    """Return the primary contrast, one row per quantity."""
     row = main_row(study.statistics["primary"])
     metric = row["metric"]
     lines = {
         "Strategy": f"`{row['strategy']}` against `{row['baseline']}`",
         "Data set": DATASETS[row["dataset"]].label,
         "Metric": METRICS[metric].label,
-        "Difference": w.difference(row["difference"], row["low"], row["high"], metric),
+        "Difference": wording.difference(row["difference"], row["low"], row["high"], metric),
         **_flips(row),
         "p, two-sided, of a single test": _bare_p(row["p_adjusted"]),
-        "Non-inferiority margin": w.magnitude(row["margin"], metric),
-        "Upper limit of the loss": w.magnitude(max(row["upper_bound"], 0), metric),
+        "Non-inferiority margin": wording.magnitude(row["margin"], metric),
+        "Upper limit of the loss": wording.magnitude(max(row["upper_bound"], 0), metric),
         "p of non-inferiority": _bare_p(row["p_noninferiority"]),
         "Minimum detectable difference": _detectable(study.statistics["power"], row),
         "Verdict": row["verdict"],
@@ -272,36 +272,36 @@ def contrast_table(study: Study) -> pd.DataFrame:
 
 
 def _bare_p(value: float) -> str:
-    return w.p_value(value).removeprefix("p = ").removeprefix("p ")
+    return wording.p_value(value).removeprefix("p = ").removeprefix("p ")
 
 
 def _flips(row: pd.Series) -> dict[str, str]:
-    """Return the line of items that changed sides; none where items are not right or wrong."""
+    """Return the row of flipped items; none for measures without right and wrong items."""
     if not METRICS[row["metric"]].is_proportion:
         return {}
-    counts = f"{w.count(row['lost'])} and {w.count(row['gained'])}"
-    return {"Items lost and gained": f"{counts} of {w.count(row['n_items'])}"}
+    counts = f"{wording.count(row['lost'])} and {wording.count(row['gained'])}"
+    return {"Items lost and gained": f"{counts} of {wording.count(row['n_items'])}"}
 
 
 def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
-    """Return what the contrast would have found: as observed, and at assumed discordances."""
+    """Return the minimum detectable difference: as observed, and at assumed discordances."""
     name = "minimum_detectable_difference"
-    text = "not known, since no item differs"
+    text = "not known, because no item differs"
     if pd.notna(row[name]):
-        text = f"{w.magnitude(row[name], row['metric'])} at the spread observed"
+        text = f"{wording.magnitude(row[name], row['metric'])} at the spread observed"
     if power.empty:
         return text
     rows = power[(power["dataset"] == row["dataset"]) & (power["metric"] == row["metric"])]
     assumed = rows[rows["basis"] == "assumed discordance"]
     if assumed.empty:
         return text
-    sizes = w.listed([f"{100 * size:.2g}" for size in assumed[name]])
-    proportions = w.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
-    return f"{text}; {sizes} if {proportions} % of items changed sides"
+    sizes = wording.listed([f"{100 * size:.2g}" for size in assumed[name]])
+    proportions = wording.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
+    return f"{text}; {sizes} if {proportions} % of items flip"
 
 
-def routing_table(study: Study) -> pd.DataFrame:
-    """Return how BH routed, averaged over data sets: counts, and how often its limits bound."""
+def routing_table(study: StudyResults) -> pd.DataFrame:
+    """Return the routing by BH over data sets: mean experts, and how often floor and cap bind."""
     bh = study.cells[study.cells["family"] == "bh"]
     means = bh.groupby("strategy", sort=False)[
         ["mean_experts", "sd_experts", "empty_proportion", "floor_proportion", "cap_proportion"]
@@ -310,17 +310,17 @@ def routing_table(study: Study) -> pd.DataFrame:
         {
             "Strategy": [f"`{name}`" for name in means.index],
             "Null": list(bh.drop_duplicates("strategy")["null"]),
-            "Mean experts": means["mean_experts"].map(w.experts),
-            "SD": means["sd_experts"].map(w.experts),
-            "Nothing rejected": means["empty_proportion"].map(w.percent),
-            "At floor": means["floor_proportion"].map(w.percent),
-            "At cap": means["cap_proportion"].map(w.percent),
+            "Mean experts": means["mean_experts"].map(wording.experts),
+            "SD": means["sd_experts"].map(wording.experts),
+            "Nothing rejected": means["empty_proportion"].map(wording.percent),
+            "At floor": means["floor_proportion"].map(wording.percent),
+            "At cap": means["cap_proportion"].map(wording.percent),
         }
     )
 
 
-def strategy_table(study: Study) -> pd.DataFrame:
-    """Return the strategies by family: what each does and which settings were run."""
+def strategy_table(study: StudyResults) -> pd.DataFrame:
+    """Return the strategies by family: selection, weighting and settings."""
     rows = []
     for family, cells in study.cells.groupby("family", sort=False):
         names = list(cells["strategy"].drop_duplicates())
@@ -335,8 +335,8 @@ def strategy_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def null_table(study: Study) -> pd.DataFrame:
-    """Return the fitted nulls: the hypothesis in words, and symmetry and tails over layers."""
+def null_table(study: StudyResults) -> pd.DataFrame:
+    """Return the fitted nulls: hypothesis in words, symmetry and smallest p-value over layers."""
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
@@ -358,8 +358,8 @@ def _range(table: pd.DataFrame, column: str) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def environment_table(study: Study) -> pd.DataFrame:
-    """Return model, data and software as the cells' provenance states them."""
+def environment_table(study: StudyResults) -> pd.DataFrame:
+    """Return model, software and settings from the provenance of the cells."""
     about = study.provenance()
     packages = about.get("packages", {})
     rows = {

@@ -1,4 +1,4 @@
-"""Numbers in words: one place decides about digits, signs and units."""
+"""Numbers and lists as text: the one place for digits, signs and units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def count(value: float) -> str:
 
 
 def percent(value: float, decimals: int = 1) -> str:
-    """Write a share: 0.254 is 25.4 %.
+    """Write a proportion: 0.254 is 25.4 %.
 
     >>> percent(0.254)
     '25.4 %'
@@ -49,7 +49,7 @@ def quality(value: float, metric: str) -> str:
 
 
 def estimate(value: float, low: float, high: float, metric: str) -> str:
-    """Write a value and its interval in the manner of a table: 55.1 [52.6, 57.6].
+    """Write a value and its interval as in a table: 55.1 [52.6, 57.6].
 
     >>> estimate(0.5512, 0.526, 0.576, "accuracy")
     '55.1 [52.6, 57.6]'
@@ -69,7 +69,7 @@ def p_value(value: float) -> str:
 
 
 def signed(value: float, decimals: int) -> str:
-    """Write a difference with its sign; what rounds to 0 has none.
+    """Write a difference with its sign; one that rounds to 0 has none.
 
     >>> signed(0.031, 2), signed(-0.031, 2) == f"{MINUS}0.03", signed(-0.0001, 2)
     ('+0.03', True, '0.00')
@@ -81,7 +81,7 @@ def signed(value: float, decimals: int) -> str:
 
 
 def difference(value: float, low: float, high: float, metric: str) -> str:
-    """Write a difference and its limits with their unit, in digits that the interval warrants.
+    """Write a difference and its limits with their unit; the interval sets the digits.
 
     >>> difference(0.031, 0.019, 0.042, "accuracy")
     '+3.1 percentage points [+1.9, +4.2]'
@@ -157,7 +157,7 @@ def plural(n: int, noun: str) -> str:
 
 
 def _decimals(width: float, fewest: int) -> int:
-    """Return decimals so that a width shows two digits, at least ``fewest``, at most 4."""
+    """Return the decimals that show a width with two digits: from ``fewest`` to 4."""
     if width <= 0 or not math.isfinite(width):
         return fewest
     return min(4, max(fewest, 1 - math.floor(math.log10(width))))

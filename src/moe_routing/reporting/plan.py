@@ -1,0 +1,141 @@
+"""What the texts say, by topic: one plan for the article and for the short report.
+
+A topic is a function from a study to its findings; where the study lacks their tables, it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from moe_routing.errors import InputError
+from moe_routing.reporting import (
+    findings,
+    findings_analyses,
+    findings_controls,
+    findings_routing,
+    findings_validity,
+)
+from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.missing import missing
+from moe_routing.reporting.results import StudyResults
+
+Topic = Callable[[StudyResults], Iterable[Finding | None]]
+
+
+def _primary(study: StudyResults) -> Finding:
+    return findings.primary(study.statistics["primary"], study.config.statistics.confidence)
+
+
+def _headline(study: StudyResults) -> Iterable[Finding | None]:
+    """Yield what was found on the primary contrast: difference, compute, matched compute.
+
+    A difference within the numerical noise floor is said to be so at once.
+    """
+    table = study.statistics["primary"]
+    yield _primary(study)
+    noise_floor = findings_controls.primary_noise_floor(
+        table, study.statistics["numerics"], study.main_measures
+    )
+    if noise_floor and noise_floor.verdict == "within":
+        yield noise_floor
+    yield findings.compute(table)
+    yield findings.matched(table)
+
+
+def _numerics(study: StudyResults) -> Iterable[Finding]:
+    numerics, main = study.statistics["numerics"], study.main_measures
+    yield from findings_controls.numerics(numerics, main)
+    yield from findings_controls.beyond_noise_floor(numerics, study.statistics["paired"], main)
+
+
+def _specialisation(study: StudyResults) -> Iterable[Finding | None]:
+    yield findings_validity.domains(study.table(findings_validity.DOMAINS))
+    yield findings_validity.coactivation(study.table(findings_validity.COACTIVATION))
+    yield findings_validity.vocabulary(study.table(findings_validity.VOCABULARY))
+
+
+TOPICS: Mapping[str, Topic] = MappingProxyType(
+    {
+        "headline": _headline,
+        "primary": lambda study: [_primary(study)],
+        "compute": lambda study: [findings.compute(study.statistics["primary"])],
+        "matched": lambda study: [findings.matched(study.statistics["primary"])],
+        "power": lambda study: [findings.detectable(study.statistics["primary"])],
+        "chance": lambda study: findings.chance(
+            study.cells, study.baseline, study.config.statistics.margin_accuracy
+        ),
+        "baseline": lambda study: findings.against_baseline(
+            study.statistics["paired"],
+            study.statistics["noninferiority"],
+            study.family_of,
+            study.baseline,
+        ),
+        "matched_summary": lambda study: findings_routing.matched_summary(
+            study.statistics["matched_compute"], study.family_of
+        ),
+        "controls": lambda study: findings_controls.controls(
+            study.statistics["controls"], study.main_measures, study.config.parsed
+        ),
+        "static_curve": lambda study: findings_controls.static_curve(
+            study.static_curve,
+            study.statistics["controls"],
+            study.main_measures,
+            study.model.top_k,
+        ),
+        "numerics": _numerics,
+        "divergence": lambda study: [
+            findings_controls.divergence(study.divergence, study.baseline)
+        ],
+        "fewest": lambda study: findings.fewest_static(
+            study.statistics["noninferiority"], study.cells, study.model.top_k
+        ),
+        "weighting": lambda study: [
+            findings.weighting(study.statistics["paired"], study.model.top_k)
+        ],
+        "binding": lambda study: [findings_routing.binding(study.cells, study.config.parsed)],
+        "cap": lambda study: [findings_routing.cap(study.cells)],
+        "pareto": lambda study: findings_routing.pareto(study.statistics["pareto"], study.baseline),
+        "ranks": lambda study: [
+            findings_routing.ranks(study.statistics["friedman"], study.config.statistics.confidence)
+        ],
+        "speed": lambda study: [findings_routing.speed(study.cells, study.baseline)],
+        "pareto_time": lambda study: findings_routing.pareto(
+            study.statistics["pareto_time"], study.baseline, "seconds_per_1000_tokens"
+        ),
+        "router": lambda study: findings_analyses.router(study.folder),
+        "specialisation": _specialisation,
+        "recommendation": lambda study: findings_analyses.recommendation(study.folder),
+        "validity": lambda study: findings_analyses.validity(
+            study.table(findings_analyses.VERDICT_TABLE), study.cells["null"]
+        ),
+        "procedures": lambda study: findings_validity.procedures(
+            study.table(findings_validity.SIMULATION), study.config.statistics.confidence
+        ),
+        "ablation": lambda study: findings_analyses.ablation(
+            study.table(findings_analyses.ABLATION_TABLE), study.config
+        ),
+        "missing": missing,
+    }
+)
+"""By name; in a page: ``a.say("primary")`` or ``a.listing("primary")``."""
+
+SHORT_REPORT = (
+    "headline", "power", "chance", "baseline", "matched_summary", "controls", "static_curve",
+    "numerics", "divergence", "fewest", "weighting", "binding", "cap", "pareto", "ranks", "speed",
+    "pareto_time",
+)  # fmt: skip
+"""The topics of the short report, in its order."""
+
+
+def findings_on(study: StudyResults, topics: Sequence[str]) -> list[Finding]:
+    """Return the findings on topics, in order.
+
+    Raises:
+        InputError: there is no such topic.
+    """
+    for topic in topics:
+        if topic not in TOPICS:
+            raise InputError(f"topic '{topic}'; allowed: {', '.join(TOPICS)}")
+    found = [finding for topic in topics for finding in TOPICS[topic](study)]
+    return [finding for finding in found if finding is not None]
