@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +69,68 @@ def calibration(nano):
         nano.model, nano.tokenizer, texts, tokens=4096, window=256, rng=np.random.default_rng(0)
     )
     return Calibration(sample, {name: null.fit(sample) for name, null in NULLS.items()})
+
+
+@pytest.fixture(scope="session")
+def double(nano):
+    """Return the embedded model in float64, with stock experts.
+
+    Rounding does not change its routing. Top-k is discontinuous: in single precision, two correct
+    computations sometimes route a token differently where two experts are nearly tied, and the
+    likelihoods of its request then differ visibly.
+    """
+    import torch
+
+    model = copy.deepcopy(nano.model).to(torch.float64)
+    model.set_experts_implementation("eager")
+    return model
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Return a reader of the rows of a data set's excerpt."""
+
+    def read(name):
+        lines = (DATA_FILES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def choice_requests(rows):
+    """Return the requests of 6 HellaSwag items, four per context."""
+    from moe_routing.engine.requests import Request
+
+    return [
+        Request(f"{row['activity_label']}: {row['ctx']}", f" {ending}")
+        for row in rows("hellaswag")[:6]
+        for ending in row["endings"]
+    ]
+
+
+@pytest.fixture(scope="session")
+def word_requests(rows):
+    """Return the requests of 6 LAMBADA items."""
+    from moe_routing.engine.requests import Request
+
+    texts = [row["text"] for row in rows("lambada")[:6]]
+    return [Request(*split) for split in ((t[: t.rindex(" ")], t[t.rindex(" ") :]) for t in texts)]
+
+
+@pytest.fixture(scope="session")
+def documents(rows):
+    """Return texts shorter and longer than the window of 256 tokens."""
+    passages = [row["passage"] for row in rows("wikipedia")]
+    return [passages[0], " ".join(passages[1:5]), "One.", " ".join(passages[5:12])]
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """Return a maker of the harness's requests."""
+    from lm_eval.api.instance import Instance
+
+    def make(kind, arguments):
+        return [Instance(kind, {}, args, index) for index, args in enumerate(arguments)]
+
+    return make
