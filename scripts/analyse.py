@@ -9,13 +9,13 @@ from importlib import import_module
 from pathlib import Path
 
 from moe_routing.analysis.outputs import ANALYSES
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import started
 
 
 def main() -> None:
     """Parse arguments, then run the analysis and print its table, or draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("analysis", choices=[analysis.name for analysis in ANALYSES])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument("--figures", action="store_true", help="draw from the tables instead")

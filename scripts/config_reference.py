@@ -6,12 +6,12 @@ By hand: python scripts/config_reference.py
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 
 
 def main() -> None:
     """Parse arguments and write the reference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--root", type=Path, default=Path(), help="repository (default: here)")
     root = parser.parse_args().root
 

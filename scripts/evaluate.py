@@ -6,13 +6,13 @@ By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import started
 
 
 def main() -> None:
     """Parse arguments, load the model once, evaluate every strategy on every set."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument(
         "--strategy", required=True, nargs="+", metavar="ID", help="such as regular_k8"

@@ -10,13 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import started
 
 
 def main() -> None:
     """Parse arguments, render, say how."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument("--source", type=Path, default=Path("report"), help="folder of the pages")
     parser.add_argument("--preview", action="store_true", help="do without Quarto")

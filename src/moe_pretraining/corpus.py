@@ -20,7 +20,7 @@ from moe_routing.files import atomic_path
 from moe_routing.hub import explained
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
 
@@ -81,9 +81,15 @@ def _read_hub(source: HubTextSource) -> Iterator[str]:
     from datasets import load_dataset
 
     where = f"pretraining source '{source.name}'"
-    place = {"split": source.split, "revision": source.revision}
     with explained(f"{where}: {source.dataset}"):
-        for row in load_dataset(source.dataset, source.subset, **place, streaming=True):
+        rows = load_dataset(
+            source.dataset,
+            source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+        )
+        for row in rows:
             if source.column not in row:
                 allowed = ", ".join(row)
                 raise InputError(f"{where}: no column '{source.column}'; allowed: {allowed}")
@@ -92,7 +98,7 @@ def _read_hub(source: HubTextSource) -> Iterator[str]:
 
 def tokenize_source(
     source: TextSource,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     *,
     validation_share: float,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -93,8 +93,9 @@ def validation_windows(
 ) -> Windows:
     """Draw ``card_tokens`` tokens of validation windows, as many from each source."""
     count = math.ceil(config.card_tokens / config.sequence_length / len(config.sources))
+    end_of_text = cast("int", tokenizer.eos_token_id)
     parts = [
-        _source_windows(source, place, corpus_folder, count, config, tokenizer.eos_token_id)
+        _source_windows(source, place, corpus_folder, count, config, end_of_text)
         for place, source in enumerate(config.sources)
     ]
     ids_WL, source_W, document_W = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -122,7 +123,7 @@ def _source_windows(
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the UTF-8 bytes of each entry of a byte-level vocabulary; 0 for special tokens."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     return np.array([0 if token in special else len(token) for token in tokens])
 
@@ -257,7 +258,7 @@ def _ratio(
     return {"estimate": float(boot.ratio_S[0]), "low": float(low[0]), "high": float(high[0])}
 
 
-def _routing(statistics: RoutingStatistics) -> dict[str, list]:
+def _routing(statistics: RoutingStatistics) -> dict[str, object]:
     load_LE = statistics.load_LE
     return {
         "tokens": statistics.tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -25,9 +25,9 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> O
         **config.model.model_dump(),
         norm_topk_prob=False,
         router_aux_loss_coef=config.load_balancing_coefficient,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast("int", tokenizer.bos_token_id),
+        eos_token_id=cast("int", tokenizer.eos_token_id),
+        pad_token_id=cast("int", tokenizer.pad_token_id),
         use_cache=True,
     )
     # transformers draws from torch's global generator; the caller's state is put back.
@@ -72,7 +72,7 @@ def export_model(
     """
     model = build_model(config, tokenizer)
     load_weights(model, weights)
-    model.to(torch.bfloat16)
+    model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType] (its decorator hides self)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         model.save_pretrained(partial, save_original_format=False)

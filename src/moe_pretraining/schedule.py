@@ -104,8 +104,8 @@ def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: 
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
     pairs = [(key, getattr(before, key), getattr(config, key)) for key in fixed]
     pairs.append(("sources", _mixture(before), _mixture(config)))
-    repeated = (min(steps_done, run.repeats_end) for run in (before, config))
-    pairs.append(("steps with repeats", *repeated))
+    repeated, repeats = (min(steps_done, run.repeats_end) for run in (before, config))
+    pairs.append(("steps with repeats", repeated, repeats))
     pairs += (
         (f"{name} of step {step}", of_step(step, before), of_step(step, config))
         for step in range(config.first_step, steps_done)

@@ -12,8 +12,12 @@ from moe_routing.schema import ClosedModel, Commit, Device, FilePath, HubId, Nam
 
 class _TextSource(ClosedModel):
     name: Name = Field(description="Short name; names the token files.")
-    weight: PositiveFloat = Field(1.0, description="Relative proportion of the training windows.")
-    max_documents: PositiveInt | None = Field(None, description="Read only the first documents.")
+    weight: PositiveFloat = Field(
+        default=1.0, description="Relative proportion of the training windows."
+    )
+    max_documents: PositiveInt | None = Field(
+        default=None, description="Read only the first documents."
+    )
     license: str = Field(description="Licence of the text, for the model card.")
     url: str = Field(description="Where the text comes from, for the model card.")
 
@@ -23,7 +27,9 @@ class LocalTextSource(_TextSource):
 
     kind: Literal["local"]
     path: FilePath = Field(description="Path, relative to the repository.")
-    sha256: Sha256 | None = Field(None, description="Hash that the file must have, if given.")
+    sha256: Sha256 | None = Field(
+        default=None, description="Hash that the file must have, if given."
+    )
 
 
 class HubTextSource(_TextSource):
@@ -31,9 +37,9 @@ class HubTextSource(_TextSource):
 
     kind: Literal["hub"]
     dataset: HubId = Field(description="Hub id.")
-    subset: str | None = Field(None, description="Configuration name of the data set.")
-    split: Name = Field("train", description="Split.")
-    column: str = Field("text", description="Column that holds the document.")
+    subset: str | None = Field(default=None, description="Configuration name of the data set.")
+    split: Name = Field(default="train", description="Split.")
+    column: str = Field(default="text", description="Column that holds the document.")
     revision: Commit = Field(description="Commit hash on the hub.")
 
 
@@ -43,15 +49,19 @@ TextSource = Annotated[LocalTextSource | HubTextSource, Field(discriminator="kin
 class ModelShape(ClosedModel):
     """Architecture of the trained model, in the words of transformers' OlmoeConfig."""
 
-    vocab_size: int = Field(8192, ge=300, le=65536, description="Entries of the BPE vocabulary.")
-    hidden_size: PositiveInt = Field(128, description="Width of the residual stream.")
-    intermediate_size: PositiveInt = Field(32, description="Inner width of one expert.")
-    num_hidden_layers: PositiveInt = Field(16, description="Layers.")
-    num_attention_heads: PositiveInt = Field(4, description="Attention heads.")
-    num_experts: PositiveInt = Field(64, description="Experts per layer.")
-    num_experts_per_tok: PositiveInt = Field(8, description="Experts per token (top-k).")
-    max_position_embeddings: PositiveInt = Field(256, description="Longest sequence.")
-    initializer_range: PositiveFloat = Field(0.02, description="Standard deviation at the start.")
+    vocab_size: int = Field(
+        default=8192, ge=300, le=65536, description="Entries of the BPE vocabulary."
+    )
+    hidden_size: PositiveInt = Field(default=128, description="Width of the residual stream.")
+    intermediate_size: PositiveInt = Field(default=32, description="Inner width of one expert.")
+    num_hidden_layers: PositiveInt = Field(default=16, description="Layers.")
+    num_attention_heads: PositiveInt = Field(default=4, description="Attention heads.")
+    num_experts: PositiveInt = Field(default=64, description="Experts per layer.")
+    num_experts_per_tok: PositiveInt = Field(default=8, description="Experts per token (top-k).")
+    max_position_embeddings: PositiveInt = Field(default=256, description="Longest sequence.")
+    initializer_range: PositiveFloat = Field(
+        default=0.02, description="Standard deviation at the start."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelShape:
@@ -75,7 +85,7 @@ class ContinueFrom(ClosedModel):
     sha256: Sha256 = Field(description="Hash that the file must have.")
     steps: PositiveInt = Field(description="Steps behind it; the data go on from there.")
     sequences: PositiveInt | None = Field(
-        None, description="Training windows behind it; null: steps times batch_size."
+        default=None, description="Training windows behind it; null: steps times batch_size."
     )
 
 
@@ -93,64 +103,74 @@ class PretrainConfig(ClosedModel):
     sources: list[TextSource] = Field(min_length=1, description="Text to train on.")
     model: ModelShape = Field(default_factory=ModelShape, description="Architecture.")
     tokenizer_bytes: PositiveInt = Field(
-        20_000_000, description="Bytes of text from each source that the tokenizer is trained on."
+        default=20_000_000,
+        description="Bytes of text from each source that the tokenizer is trained on.",
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisation, split and data order.")
-    device: Device = Field("cpu", description="torch device, such as cpu or cuda.")
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: torch's choice.")
+    seed: int = Field(default=0, ge=0, description="Seed of initialisation, split and data order.")
+    device: Device = Field(default="cpu", description="torch device, such as cpu or cuda.")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads; default: torch's choice."
+    )
     continue_from: ContinueFrom | None = Field(
-        None, description="Weights of an earlier run to start from; null starts from random ones."
+        default=None,
+        description="Weights of an earlier run to start from; null starts from random ones.",
     )
     steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
-    batch_size: PositiveInt = Field(16, description="Sequences per step.")
+    batch_size: PositiveInt = Field(default=16, description="Sequences per step.")
     batch_warmup: list[BatchStage] = Field(
-        [],
+        default=[],
         description="Stages with other batches at the start of this run, one after the other; "
         "batch_size follows.",
     )
-    sequence_length: PositiveInt = Field(256, description="Tokens per sequence.")
+    sequence_length: PositiveInt = Field(default=256, description="Tokens per sequence.")
     repeat_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Proportion of the training windows that repeat their first tokens to the end.",
     )
     repeat_steps: PositiveInt | None = Field(
-        None, description="Steps of this run that have such windows, its first ones; null: all."
+        default=None,
+        description="Steps of this run that have such windows, its first ones; null: all.",
     )
     recurrence_weight: PositiveFloat = Field(
-        1.0,
+        default=1.0,
         description="Weight, in the training loss, of the first token of an uncommon word that has "
         "occurred in its window before; all other tokens have weight 1.",
     )
     recurrence_start: int = Field(
-        0, ge=0, description="Step from which on that weight holds, such as the first of the decay."
+        default=0,
+        ge=0,
+        description="Step from which on that weight holds, such as the first of the decay.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
+        default="adamw",
         description="adamw for all parameters, or muon for the matrices of attention and experts "
         "and adamw for the others.",
     )
-    learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate.")
-    warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
+    learning_rate: PositiveFloat = Field(default=4e-3, description="Peak learning rate.")
+    warmup_steps: PositiveInt = Field(default=100, description="Steps of linear warm-up.")
     decay_share: float = Field(
-        0.25, ge=0, le=1, description="Proportion of this run's steps in decay."
+        default=0.25, ge=0, le=1, description="Proportion of this run's steps in decay."
     )
-    weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
-    gradient_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
-    load_balancing_coefficient: float = Field(0.01, ge=0, description="Weight of the loss.")
-    z_loss_coefficient: float = Field(0.001, ge=0, description="Weight of the router z-loss.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of matrices.")
+    gradient_clip: PositiveFloat = Field(default=1.0, description="Largest gradient norm.")
+    load_balancing_coefficient: float = Field(default=0.01, ge=0, description="Weight of the loss.")
+    z_loss_coefficient: float = Field(
+        default=0.001, ge=0, description="Weight of the router z-loss."
+    )
     validation_share: float = Field(
-        0.005, gt=0, lt=1, description="Proportion of documents held out."
+        default=0.005, gt=0, lt=1, description="Proportion of documents held out."
     )
-    validation_interval: PositiveInt = Field(250, description="Steps between validations.")
-    validation_batches: PositiveInt = Field(8, description="Batches of a validation.")
-    checkpoint_interval: PositiveInt = Field(250, description="Steps between checkpoints.")
+    validation_interval: PositiveInt = Field(default=250, description="Steps between validations.")
+    validation_batches: PositiveInt = Field(default=8, description="Batches of a validation.")
+    checkpoint_interval: PositiveInt = Field(default=250, description="Steps between checkpoints.")
     card_tokens: PositiveInt = Field(
-        100_000, description="Validation tokens that the model card's numbers are measured on."
+        default=100_000,
+        description="Validation tokens that the model card's numbers are measured on.",
     )
     max_weights_bytes: PositiveInt | None = Field(
-        None, description="Largest size of the exported weights; null sets no limit."
+        default=None, description="Largest size of the exported weights; null sets no limit."
     )
 
     @field_validator("sources")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from moe_pretraining.settings import PretrainConfig
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step", "tokens", "learning_rate", "loss", "load_balancing", "z_loss", "gradient_norm",
     "max_load", "tokens_per_second", "validation_loss",
 )  # fmt: skip
@@ -98,7 +98,8 @@ class Trainer:
         self._emphasised_V = None
         if config.recurrence_weight != 1:  # reads all tokens
             self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
-        self.model = build_model(config, tokenizer).to(self.device)
+        self.model = build_model(config, tokenizer)
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType] (its decorator hides self)
         self.optimizers = build_optimizers(self.model, config)
         self._optimizer_of = {
             parameter: optimizer
@@ -171,7 +172,7 @@ class Trainer:
     def _emphasis(self, ids_BL: np.ndarray) -> Tensor | None:
         """Return the weight of each target in the loss; None: all the same."""
         weight = recurrence_weight(self.step, self.config)
-        if weight == 1:
+        if weight == 1 or self._emphasised_V is None:
             return None
         recurs_BL = recurring(ids_BL, self._emphasised_V)[:, 1:]
         emphasis_T = np.where(recurs_BL, weight, 1.0).astype(np.float32).ravel()

@@ -10,6 +10,11 @@ from moe_routing.errors import InputError
 from moe_routing.usage import usage_line
 
 
+def first_line(docstring: str | None) -> str:
+    """Return the first line of a script's docstring, for its help; empty under ``python -OO``."""
+    return (docstring or "").partition("\n")[0]
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on bad input.
 

@@ -63,7 +63,8 @@ def explained(where: str) -> Iterator[None]:
     Raises:
         InputError: in place of it.
     """
-    from huggingface_hub.errors import HTTPError
+    # From huggingface_hub, which decides which HTTP client it uses.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         yield

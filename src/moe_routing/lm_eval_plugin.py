@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
 
 MODEL_NAME = "moe_routing"
+_HFLM: Any = HFLM
+"""The harness's class; its decorator is untyped, so a type checker does not know the members."""
 
 
 @register_model(MODEL_NAME)
-class RoutedLM(HFLM):
+class RoutedLM(_HFLM):
     """A Hugging Face model of the harness, routed, and scored by this package's engine.
 
     Tokenisation, truncation and windows are the harness's own. ``batch_size`` matters to
@@ -104,7 +106,7 @@ class RoutedLM(HFLM):
             groups.setdefault(tuple(context), []).append(place)
         tokens = [self._truncated(context, target) for _, context, target in requests]
         scores = self._score(tokens, list(groups.values()), disable_tqdm)
-        answers = [(score.log_likelihood, score.greedy) for score in scores]
+        answers = [(score.log_likelihood, bool(score.greedy)) for score in scores]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers

@@ -133,7 +133,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}{more}"
-    allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern"))
+    allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern", ""))
     wrong = f"allowed: {allowed}" if allowed else f"{message[0].lower()}{message[1:]}"
     return f"{key} is {first['input']!r:.120}; {wrong}{more}"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count, takewhile
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moe_routing.schema import ClosedModel
 from moe_routing.vocabulary import HYPOTHESES
 
+Part = TypeVar("Part", bound=ClosedModel)
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 PROMPTS = (
@@ -33,38 +35,40 @@ def _known_nulls(names: list[str] | None, key: str) -> None:
 class BaselineAnalysis(ClosedModel):
     """The stock model, watched but not changed."""
 
-    tokens: PositiveInt = Field(4096, description="Tokens of evaluation text, at least.")
+    tokens: PositiveInt = Field(default=4096, description="Tokens of evaluation text, at least.")
     domain_tokens: PositiveInt = Field(
-        2048, description="Tokens of every other evaluation set, for domain specialisation."
+        default=2048, description="Tokens of every other evaluation set, for domain specialisation."
     )
     prompts: list[str] = Field(
-        list(PROMPTS), min_length=1, description="Prompts with a table of their own."
+        default=list(PROMPTS), min_length=1, description="Prompts with a table of their own."
     )
 
 
 class BHAnalysis(ClosedModel):
     """Benjamini-Hochberg routing over max_k and alpha, beside top-k."""
 
-    tokens: PositiveInt = Field(6144, description="Tokens of evaluation text, at least.")
+    tokens: PositiveInt = Field(default=6144, description="Tokens of evaluation text, at least.")
     max_k: list[PositiveInt] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Caps, and the k of top-k beside them; null takes the model's own k, doubled "
         "until it is all experts: 8, 16, 32, 64 of OLMoE.",
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    alpha: list[Level] = Field(default=[0.01, 0.05, 0.1], min_length=1, description="Levels.")
     nulls: list[str] | None = Field(
-        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+        default=None, min_length=1, description="Nulls; null takes those of calibration.nulls."
     )
     fewer_k: list[PositiveInt] | None = Field(
-        None,
+        default=None,
         description="Further static k: what BH must beat to be recommended; null takes 1, 2, 3, 4, "
         "6, as far as the model has experts.",
     )
-    prompt: str = Field(GENERATION_PROMPT, min_length=1, description="Prompt to go on from.")
-    new_tokens: PositiveInt = Field(32, description="Tokens to generate greedily.")
+    prompt: str = Field(
+        default=GENERATION_PROMPT, min_length=1, description="Prompt to go on from."
+    )
+    new_tokens: PositiveInt = Field(default=32, description="Tokens to generate greedily.")
     union: PositiveInt = Field(
-        16, description="Tokens of a batch whose distinct experts are counted."
+        default=16, description="Tokens of a batch whose distinct experts are counted."
     )
 
     @model_validator(mode="after")
@@ -76,32 +80,34 @@ class BHAnalysis(ClosedModel):
 class ValidityAnalysis(ClosedModel):
     """Whether p-values are what they claim to be."""
 
-    tokens: int = Field(6144, ge=256, description="Tokens to test on, and twice as many to fit on.")
+    tokens: int = Field(
+        default=6144, ge=256, description="Tokens to test on, and twice as many to fit on."
+    )
     nulls: list[str] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Nulls to look at; null takes all that the model has draws for.",
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
-    level: Level = Field(0.05, description="Level at which a null is called valid or not.")
+    alpha: list[Level] = Field(default=[0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    level: Level = Field(default=0.05, description="Level at which a null is called valid or not.")
     largest_size: Level = Field(
-        0.06,
+        default=0.06,
         description="Largest proportion of pure-noise tokens with a selection in any layer for a "
         "valid null.",
     )
     max_k: PositiveInt | None = Field(
-        None, description="Cap whose binding is counted; null takes the model's own k."
+        default=None, description="Cap whose binding is counted; null takes the model's own k."
     )
-    repeats: int = Field(10000, ge=100, description="Simulated tokens of each setting.")
+    repeats: int = Field(default=10000, ge=100, description="Simulated tokens of each setting.")
     signals: list[NonNegativeInt] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Experts with an effect, simulated; null takes none, a sixteenth and a quarter "
         "of the model's: 0, 4, 16 of OLMoE's 64.",
     )
-    effect: PositiveFloat = Field(3.0, description="Their mean, in standard deviations.")
+    effect: PositiveFloat = Field(default=3.0, description="Their mean, in standard deviations.")
     correlation: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        [0.0, 0.5], description="Correlation between experts, simulated."
+        default=[0.0, 0.5], description="Correlation between experts, simulated."
     )
 
     @model_validator(mode="after")
@@ -116,27 +122,30 @@ class AblationAnalysis(ClosedModel):
     """What happens to the loss when one expert of the stock router's choice is left out."""
 
     tokens: PositiveInt = Field(
-        200, description="Tokens, four a document, more where documents are few."
+        default=200, description="Tokens, four a document, more where documents are few."
     )
     layers: PositiveInt = Field(
-        4,
+        default=4,
         description="Layers, evenly spaced, first and last included; all of a model that has "
         "fewer.",
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    alpha: list[Level] = Field(default=[0.01, 0.05, 0.1], min_length=1, description="Levels.")
     nulls: list[str] | None = Field(
-        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+        default=None, min_length=1, description="Nulls; null takes those of calibration.nulls."
     )
     epsilon: list[PositiveFloat] = Field(
-        [0.001, 0.01, 0.1],
+        default=[0.001, 0.01, 0.1],
         min_length=1,
         description="Changes of the loss that count as none, nats: a table and a panel for each.",
     )
     primary_epsilon: PositiveFloat = Field(
-        0.01, description="The one of epsilon that the sentences of the report are about, nats."
+        default=0.01,
+        description="The one of epsilon that the sentences of the report are about, nats.",
     )
-    context: int = Field(64, ge=16, description="Tokens of a document that are read.")
-    horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")
+    context: int = Field(default=64, ge=16, description="Tokens of a document that are read.")
+    horizon: PositiveInt = Field(
+        default=4, description="Tokens whose loss is followed, the own one first."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationAnalysis:
@@ -195,6 +204,6 @@ def doublings(k: int, most: int) -> list[int]:
     return [*takewhile(lambda value: value < most, (k << n for n in count())), most]
 
 
-def _filled(part: ClosedModel, values: dict[str, object]) -> ClosedModel:
+def _filled(part: Part, values: Mapping[str, object]) -> Part:
     unset = {name: value for name, value in values.items() if getattr(part, name) is None}
     return part.model_copy(update=unset)

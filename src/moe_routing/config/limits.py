@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
@@ -25,7 +26,7 @@ class Limits:
     window: int
 
     @classmethod
-    def of(cls, described: Mapping[str, object]) -> Limits:
+    def of(cls, described: Mapping[str, Any]) -> Limits:
         """Take them from a description of the model; see ``model.json``."""
         return cls(described["num_experts"], described["top_k"], described["window"])
 
@@ -52,7 +53,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
         ("calibration.nulls", study.calibration.nulls),
         ("analysis.validity.nulls", study.analysis.validity.nulls),
     ):
-        if "unselected" in nulls and limits.top_k == limits.experts:
+        if "unselected" in (nulls or ()) and limits.top_k == limits.experts:
             raise InputError(
                 f"{origin}: {key} has 'unselected'; allowed: nulls that need no rejected experts, "
                 f"since the model selects all its {limits.experts}"
@@ -76,6 +77,7 @@ def _numbers_of_experts(study: StudyConfig) -> Iterator[tuple[str, int]]:
         "validity.signals": study.analysis.validity.signals,
     }
     for key, values in lists.items():
-        yield from ((f"analysis.{key} has {value}", value) for value in values)
+        yield from ((f"analysis.{key} has {value}", value) for value in values or ())
     cap = study.analysis.validity.max_k
-    yield f"analysis.validity.max_k is {cap}", cap
+    if cap is not None:
+        yield f"analysis.validity.max_k is {cap}", cap

@@ -38,7 +38,7 @@ class HubSource(ClosedModel):
 
     kind: Literal["hub"]
     dataset: HubId = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
-    subset: str | None = Field(None, description="Configuration name of the data set.")
+    subset: str | None = Field(default=None, description="Configuration name of the data set.")
     split: Name = Field(description="Split, such as test.")
     revision: Commit = Field(description="Commit hash on the hub.")
 
@@ -67,14 +67,18 @@ class ModelConfig(ClosedModel):
     """The model under study; it is never trained or changed."""
 
     path: FilePath = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
-    revision: Commit | None = Field(None, description="Commit hash of a hub id; null for a folder.")
-    dtype: Dtype = Field("float32", description="Precision of the weights and matrix products.")
-    device: Device = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    revision: Commit | None = Field(
+        default=None, description="Commit hash of a hub id; null for a folder."
+    )
+    dtype: Dtype = Field(
+        default="float32", description="Precision of the weights and matrix products."
+    )
+    device: Device = Field(default="cpu", description="torch device: cpu, cuda, cuda:0, ...")
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
-        None, description="accelerate's device map (auto) for a model larger than one GPU."
+        default=None, description="accelerate's device map (auto) for a model larger than one GPU."
     )
     experts_implementation: ExpertsImplementation = Field(
-        "dropless", description="How experts are computed; dropless is this package's own."
+        default="dropless", description="How experts are computed; dropless is this package's own."
     )
 
     @model_validator(mode="after")
@@ -91,7 +95,7 @@ class DatasetConfig(ClosedModel):
 
     source: Source = Field(description="Where the items come from.")
     items: PositiveInt | None = Field(
-        None, description="Size of the seeded subset; null takes every item."
+        default=None, description="Size of the seeded subset; null takes every item."
     )
 
 
@@ -99,21 +103,21 @@ class CalibrationConfig(ClosedModel):
     """Text that nulls and thresholds are fitted on; disjoint from every evaluation set."""
 
     source: Source = Field(description="Text documents.")
-    tokens: PositiveInt = Field(8192, description="Tokens whose router logits are sampled.")
+    tokens: PositiveInt = Field(default=8192, description="Tokens whose router logits are sampled.")
     nulls: list[str] = Field(
-        ["within_token", "pooled"], min_length=1, description="Null ids to fit."
+        default=["within_token", "pooled"], min_length=1, description="Null ids to fit."
     )
 
 
 class EvaluationConfig(ClosedModel):
     """How cells are scored."""
 
-    token_budget: int = Field(8192, ge=128, description="Tokens in one forward pass.")
+    token_budget: int = Field(default=8192, ge=128, description="Tokens in one forward pass.")
     window: int | None = Field(
-        None, ge=16, description="Longest context; null takes the model's own limit."
+        default=None, ge=16, description="Longest context; null takes the model's own limit."
     )
     kl_items: int = Field(
-        24,
+        default=24,
         ge=0,
         description="Items of each set, the same for every strategy, on which the divergence from "
         "the baseline's next-token distribution is measured; 0 switches it off.",
@@ -125,10 +129,12 @@ class NumericsArm(ClosedModel):
 
     name: Name = Field(description="Name; the folder under numerics/.")
     experts_implementation: ExpertsImplementation | None = Field(
-        None, description="In place of the model's."
+        default=None, description="In place of the model's."
     )
-    dtype: Dtype | None = Field(None, description="In place of the model's.")
-    token_budget: int | None = Field(None, ge=128, description="In place of the evaluation's.")
+    dtype: Dtype | None = Field(default=None, description="In place of the model's.")
+    token_budget: int | None = Field(
+        default=None, ge=128, description="In place of the evaluation's."
+    )
 
     @model_validator(mode="after")
     def _one_change(self) -> NumericsArm:
@@ -160,12 +166,16 @@ class Contrast(ClosedModel):
 class StatisticsConfig(ClosedModel):
     """What is tested, and what counts as no loss, fixed before the run."""
 
-    baseline: str = Field("regular_k8", description="Strategy that every other is compared with.")
+    baseline: str = Field(
+        default="regular_k8", description="Strategy that every other is compared with."
+    )
     primary: Contrast = Field(description="The one primary contrast.")
-    confidence: Fraction = Field(0.95, description="Level of intervals.")
-    resamples: int = Field(2000, ge=100, description="Bootstrap resamples.")
-    margin_accuracy: Fraction = Field(0.01, description="Non-inferiority margin, accuracy.")
-    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats per token.")
+    confidence: Fraction = Field(default=0.95, description="Level of intervals.")
+    resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples.")
+    margin_accuracy: Fraction = Field(default=0.01, description="Non-inferiority margin, accuracy.")
+    margin_nats: PositiveFloat = Field(
+        default=0.01, description="Non-inferiority margin, nats per token."
+    )
 
 
 class Control(NamedTuple):
@@ -178,12 +188,14 @@ class Control(NamedTuple):
 class ResourcesConfig(ClosedModel):
     """What one model job asks of the scheduler."""
 
-    threads: PositiveInt = Field(1, description="CPU threads; part of what fixes CPU results.")
-    mem_mb: PositiveInt = Field(3000, description="Memory; doubled at every retry.")
-    runtime: PositiveInt = Field(60, description="Minutes.")
-    gpu: int = Field(0, ge=0, description="GPUs.")
+    threads: PositiveInt = Field(
+        default=1, description="CPU threads; part of what fixes CPU results."
+    )
+    mem_mb: PositiveInt = Field(default=3000, description="Memory; doubled at every retry.")
+    runtime: PositiveInt = Field(default=60, description="Minutes.")
+    gpu: int = Field(default=0, ge=0, description="GPUs.")
     strategies_per_job: PositiveInt = Field(
-        1,
+        default=1,
         description="Strategies of a family that one job scores, loading the model once for them; "
         "a job that fails is done again as a whole.",
     )
@@ -193,7 +205,7 @@ class StudyConfig(ClosedModel):
     """A whole study."""
 
     study: Name = Field(description="Name; the folder under results/.")
-    seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
+    seed: int = Field(default=0, ge=0, description="Seed of subsets, samples and resampling.")
     model: ModelConfig = Field(description="The model under study.")
     calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
     datasets: dict[str, DatasetConfig] = Field(
@@ -203,12 +215,12 @@ class StudyConfig(ClosedModel):
     )
     strategies: list[Name] = Field(min_length=1, description="Strategy ids.")
     controls: list[Name] = Field(
-        [],
+        default=[],
         description="Ids of strategies scored beside the comparison: points of static curves, "
         "strategies with one part replaced, and rivals.",
     )
     numerics: list[NumericsArm] = Field(
-        [], description="The baseline against itself, with one setting changed."
+        default=[], description="The baseline against itself, with one setting changed."
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
@@ -370,7 +382,7 @@ def as_control(strategy: Strategy, baseline: str) -> Control:
     Control(kind='weighting', base='bh_k8_a005')
     """
     if isinstance(strategy, ControlStrategy):
-        return Control(strategy.family.control.name, strategy.base.id)
+        return Control(strategy.control_kind().name, strategy.base.id)
     if strategy.family.static_weighting:
         return Control(STATIC_KIND.name, baseline)
     if "weighting" in strategy.words:

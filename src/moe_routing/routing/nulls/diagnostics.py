@@ -73,7 +73,10 @@ def _statistics(
 def _scale(value_n: np.ndarray) -> float:
     from scipy.stats import median_abs_deviation
 
-    return float(median_abs_deviation(value_n, scale="normal"))
+    # SciPy has no annotations; the type of ``scale`` is guessed from its default, a number.
+    return float(
+        median_abs_deviation(value_n, scale="normal")  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _tail_ratio(value_n: np.ndarray) -> float:

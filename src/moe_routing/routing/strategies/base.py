@@ -51,6 +51,11 @@ class Strategy(ClosedModel):
             )
         return "_".join(parts)
 
+    @classmethod
+    def choices(cls, word: str) -> tuple[str, ...]:
+        """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
+        raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
+
     @property
     def needs_null(self) -> str | None:
         """Id of the null this strategy tests against, if any."""

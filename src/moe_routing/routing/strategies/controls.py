@@ -36,6 +36,14 @@ class ControlStrategy(Strategy):
 
     base: SerializeAsAny[Ranked] = Field(description="The strategy that is taken apart.")
 
+    @classmethod
+    def control_kind(cls) -> ControlKind:
+        """Return the kind of control; discovery rejects a control without one."""
+        kind = cls.family.control
+        if kind is None:
+            raise TypeError(f"control {cls.__name__} has a family without a ControlKind")
+        return kind
+
     @property
     def id(self) -> str:
         """The stable id."""
@@ -73,7 +81,7 @@ class RandomControl(ControlStrategy):
     codes: ClassVar[dict[str, str]] = {"seed": "s"}
     in_order: ClassVar[bool] = True
 
-    seed: int = Field(0, ge=0, description="Seed.")
+    seed: int = Field(default=0, ge=0, description="Seed.")
 
     @abstractmethod
     def replace(

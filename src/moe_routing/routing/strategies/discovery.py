@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from string import Formatter
 from types import MappingProxyType
+from typing import TypeVar
 
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies.base import Strategy
@@ -31,6 +32,7 @@ from moe_routing.vocabulary import (
     Weighting,
 )
 
+AnyStrategy = TypeVar("AnyStrategy", bound=Strategy)
 GROUP = "moe_routing.strategies"
 """Group of the entry points by which other packages offer strategies."""
 
@@ -61,7 +63,7 @@ def controls() -> Mapping[str, type[ControlStrategy]]:
 
 def known_families() -> dict[str, Family]:
     """Return the entries of all families, controls included, by name."""
-    return {name: cls.family for name, cls in (families() | controls()).items()}
+    return {name: cls.family for name, cls in {**families(), **controls()}.items()}
 
 
 def family_entry(name: str) -> Family:
@@ -87,11 +89,11 @@ def static_families() -> dict[Weighting, Family]:
 
 def control_kinds() -> dict[str, ControlKind]:
     """Return the kinds of controls by name, in the order in which texts speak of them."""
-    made = [cls.family.control for cls in controls().values()]
+    made = [cls.control_kind() for cls in controls().values()]
     return {kind.name: kind for kind in (STATIC_KIND, *made, WEIGHTING_KIND, RIVAL_KIND)}
 
 
-def _by_name(classes: list[type[Strategy]]) -> Mapping[str, type[Strategy]]:
+def _by_name(classes: list[type[AnyStrategy]]) -> Mapping[str, type[AnyStrategy]]:
     return MappingProxyType({cls.family.name: cls for cls in classes})
 
 

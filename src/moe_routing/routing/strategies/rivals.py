@@ -31,7 +31,9 @@ class Rival(Ranked):
 
     words: ClassVar[tuple[str, ...]] = ("weighting",)
 
-    weighting: Weighting = Field("softmax", description="How selected experts are weighted.")
+    weighting: Weighting = Field(
+        default="softmax", description="How selected experts are weighted."
+    )
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:

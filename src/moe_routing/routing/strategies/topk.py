@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class Regular(Strategy):
     @property
     def weighting_kind(self) -> Weighting:
         """How selected experts are weighted."""
-        return self.family.static_weighting
+        return cast("Weighting", self.family.static_weighting)  # each of these families has one
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return top-k selection by probability, as the stock router does, ties included."""
