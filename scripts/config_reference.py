@@ -1,4 +1,4 @@
-"""Write config/README.md and workflow/schemas/ from the config models, their only source.
+"""Generate config/README.md and workflow/schemas/ from the config models.
 
 By hand: python scripts/config_reference.py
 """
@@ -12,7 +12,9 @@ from moe_routing.cli import first_line, run
 def main() -> None:
     """Parse arguments and write the reference."""
     parser = argparse.ArgumentParser(description=first_line(__doc__))
-    parser.add_argument("--root", type=Path, default=Path(), help="repository (default: here)")
+    parser.add_argument(
+        "--root", type=Path, default=Path(), help="repository (default: current folder)"
+    )
     root = parser.parse_args().root
 
     from moe_pretraining.settings import PretrainConfig

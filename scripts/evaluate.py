@@ -15,7 +15,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument(
-        "--strategy", required=True, nargs="+", metavar="ID", help="such as regular_k8"
+        "--strategy",
+        required=True,
+        nargs="+",
+        metavar="ID",
+        help="strategy ids, such as regular_k8",
     )
     parser.add_argument(
         "--dataset", nargs="+", metavar="NAME", help="evaluation sets (default: all)"

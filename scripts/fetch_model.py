@@ -1,4 +1,4 @@
-"""Fetch the model into the hub's cache if need be, check it and the study, write model.json.
+"""Download the model into the Hub's cache if needed, check it and the study, write model.json.
 
 By hand: python scripts/fetch_model.py --results results/default
 """
@@ -11,7 +11,7 @@ from moe_routing.usage import started
 
 
 def main() -> None:
-    """Parse arguments, fetch, check, write."""
+    """Parse arguments, download, check, write."""
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results

@@ -1,4 +1,4 @@
-"""What every script's last line calls."""
+"""The entry point that every script uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def first_line(docstring: str | None) -> str:
 def run(main: Callable[[], None]) -> NoReturn:
     """Call ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on bad input.
 
-    The last line of a success, on standard error, tells what it used.
+    On success, the last line on standard error reports the time and memory used.
     """
     try:
         main()

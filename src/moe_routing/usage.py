@@ -1,6 +1,6 @@
-"""What a job used, told in the last line of its log: time, memory, and how much of it was start-up.
+"""Time and memory used by a job, reported in the last line of its log.
 
-A process has one clock, so that the marks are kept by this module.
+The times are kept in this module, since they belong to the process as a whole.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ LINE = (
 )
 _seconds = {"start": 0.0, "loading": 0.0}
 _began = time.perf_counter() - time.process_time()
-"""When the process began, about: it has done little but work until now."""
+"""Approximate start of the process: until now, CPU time and wall-clock time are nearly equal."""
 
 
 def started() -> None:
-    """Mark the end of start-up: the interpreter runs and the imports are done."""
+    """Mark the end of start-up, when the imports are done."""
     _seconds["start"] = time.process_time()
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Mark the loading of a model."""
+    """Measure the loading of a model."""
     before = time.process_time()
     yield
     _seconds["loading"] += time.process_time() - before
 
 
 def usage_line() -> str:
-    """Return what this process and those it waited for have used: seconds, MiB of resident memory.
+    """Return the time and peak resident memory used by this process and its finished children.
 
-    Where the system does not tell (Windows), memory and other processes are left out as 0.
+    On Windows, which does not report them, memory and child processes count as 0.
     """
     cpu, peak = time.process_time(), 0.0
     if sys.platform != "win32":

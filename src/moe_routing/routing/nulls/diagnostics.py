@@ -24,7 +24,7 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
 
     Columns:
         null, layer: id of the null, index of the layer.
-        n: null draws behind each p-value (inf: a formula).
+        n: number of null draws behind each p-value (inf for a null with a formula).
         smallest_p: the smallest attainable p-value.
         centre, scale: median and normal-consistent MAD of the statistic.
         skew, excess_kurtosis: of the statistic, signal included.

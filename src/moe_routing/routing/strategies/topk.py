@@ -1,4 +1,4 @@
-"""A fixed number of experts for every token, under three weightings."""
+"""Strategies with a fixed number of experts per token, under three weightings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Regular(Strategy):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.k
 
     @property
