@@ -46,17 +46,18 @@ tokenizer = AutoTokenizer.from_pretrained("resources/{name}")
 {architecture}
 
 Rotary positions, RMSNorm, SwiGLU experts, no shared expert, embeddings not tied. "Active" counts
-the parameters used per token: {num_experts_per_tok} of {num_experts} experts, without the embedding table.
+the parameters used per token: {num_experts_per_tok} of {num_experts} experts, without the embedding
+table.
 
 ## Training
 
 {training}
 
-{optimizer}, gradient norm clipped at
-{gradient_clip:g}; {warmup_steps} steps of warm-up, a constant rate, and a 1 - sqrt decay to zero
-over the last {decay_percent:g} % of the steps. Added to the loss: load balancing,
-{load_balancing:g} per layer, computed for each layer (over all layers together it can be at its
-optimum while single layers collapse), and router z-loss, {z_loss:g} per layer.{additions}
+{optimizer}, gradient norm clipped at {gradient_clip:g}; {warmup_steps} steps of warm-up, a constant
+rate, and a 1 - sqrt decay to zero over the last {decay_percent:g} % of the steps. Added to the
+loss: load balancing, {load_balancing:g} per layer, computed for each layer (over all layers
+together it can be at its optimum while single layers collapse), and router z-loss, {z_loss:g} per
+layer.{additions}
 
 ![Loss, expert load and speed over the tokens of training](training.png)
 
@@ -65,14 +66,14 @@ optimum while single layers collapse), and router z-loss, {z_loss:g} per layer.{
 {data}
 
 A document goes to training or to validation as a whole; {validation_percent:g} % of them are held
-out. "Epochs" is the number of times that {this} saw the text. The tokenizer is a byte-level BPE of {vocab_size}
-entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text survives
+out. "Epochs" is the number of times that {this} saw the text. The tokenizer is a byte-level BPE of
+{vocab_size} entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text survives
 encoding and decoding.
 
 ## Quality
 
-On {tokens} tokens of held-out text, in windows of {sequence_length} tokens without
-earlier context; intervals ({confidence:g} %) from resampling documents.
+On {tokens} tokens of held-out text, in windows of {sequence_length} tokens without earlier context;
+intervals ({confidence:g} %) from resampling documents.
 
 {validation}
 
@@ -90,8 +91,8 @@ the summed probability of the {num_experts_per_tok} experts chosen.
 
 ### Fewer and more experts
 
-Loss with a fixed number of experts for every token and unchanged softmax weights; the model
-was trained with {num_experts_per_tok}.
+Loss with a fixed number of experts for every token and unchanged softmax weights; the model was
+trained with {num_experts_per_tok}.
 
 {static}
 
@@ -278,8 +279,8 @@ def _validation(validation: dict) -> str:
 def _copying(copying: dict[str, float]) -> str:
     first, second = copying["first"], copying["second"]
     return (
-        f"When the same {copying['tokens']} tokens of these texts appear twice in a window, the loss "
-        f"is {first:.3f} nats per token the first time and the second {second:.3f}: what the "
+        f"When the same {copying['tokens']} tokens of these texts appear twice in a window, the "
+        f"loss is {first:.3f} nats per token the first time and the second {second:.3f}: what the "
         "model can copy from its context."
     )
 

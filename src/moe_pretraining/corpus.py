@@ -219,8 +219,8 @@ class PackedCorpus:
         """Yield int64 arrays (sequences, length + 1), one for each pair of consecutive bounds.
 
         Args:
-            bounds: increasing positions in the schedule: the start of each batch, and the end of the
-                last.
+            bounds: increasing positions in the schedule: the start of each batch, and the end of
+                the last.
         """
         proportion = np.array(self.weights) / sum(self.weights)
         draws = np.random.default_rng([self.seed, 0]).random(bounds[-1])

@@ -83,9 +83,9 @@ def router_losses(logits_LTE: tuple[Tensor, ...], top_k: int) -> RouterLosses:
     r"""Compute load balancing and z-loss for each layer, and sum them over layers.
 
     Load balancing (Fedus et al. 2021, eq. 4-6) is :math:`E \sum_e f_e P_e` with f the proportion of
-    assignments and P the mean probability: 1 per layer when balanced. Over concatenated layers, as in
-    transformers, it can be at its optimum while single layers collapse. The z-loss
-    (Zoph et al. 2022, eq. 5) is the mean squared log-sum-exp.
+    assignments and P the mean probability: 1 per layer when balanced. Over concatenated layers, as
+    in transformers, it can be at its optimum while single layers collapse. The z-loss (Zoph et al.
+    2022, eq. 5) is the mean squared log-sum-exp.
     """
     balance, z_loss, loads = [], [], []
     for logits_TE in logits_LTE:

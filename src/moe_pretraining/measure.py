@@ -204,7 +204,7 @@ def _losses(
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Return the numbers of all parameters and of those active per token (k experts, no embeddings)."""
+    """Return how many parameters there are, and how many are active per token (no embeddings)."""
     config = model.config
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)

@@ -1,4 +1,4 @@
-"""AdamW for all parameters, or Muon for the matrices of attention and experts and AdamW for the rest.
+"""AdamW for all parameters, or Muon for the matrices of attention and experts, AdamW for others.
 
 Shape letters: B matrices, M rows, N columns.
 """
@@ -20,8 +20,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Keller Jordan's quintic: steepest at zero; singular values end between about 0.7 and 1.2."""
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2
-"""Root mean square of Muon's update before the learning rate: about that of AdamW's, so that both can
-share one rate and one weight decay (Liu et al. 2025, 2502.16982)."""
+"""Root mean square of Muon's update before the learning rate: about that of AdamW's, so that both
+can share one rate and one weight decay (Liu et al. 2025, 2502.16982)."""
 FUSED_PAIR = "gate_up_proj"
 """Parameters whose rows hold two matrices, one below the other."""
 MUON_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", FUSED_PAIR, "down_proj")
@@ -51,8 +51,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) with decoupled weight decay, also for stacks of matrices.
 
     The update is the orthogonalised Nesterov momentum, scaled to :data:`UPDATE_RMS`. A parameter of
-    more than two dimensions is a stack of matrices, each orthogonalised separately. The group option
-    ``matrices_of_rows`` is the number of matrices into which the rows are split first.
+    more than two dimensions is a stack of matrices, each orthogonalised separately. The group
+    option ``matrices_of_rows`` is the number of matrices into which the rows are split first.
     ``torch.optim.Muon`` does the same, but only for single matrices.
     """
 

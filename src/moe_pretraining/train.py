@@ -241,7 +241,7 @@ class Trainer:
         self._cut_log()
 
     def _start(self) -> None:
-        """Start from the weights, and the position in the data, of the run that this one continues."""
+        """Load the weights and the position in the data of the run that this one continues."""
         before = self.config.continue_from
         if before is None:
             return

@@ -202,10 +202,10 @@ METRICS: Mapping[str, Metric] = _by_name(
         ),
     ]
 )
-"""Definitions are those of lm-evaluation-harness. Strategies are compared by accuracy and by nats, but
-not by perplexity, whose differences are not sums over items. A difference of d nats per token is a
-ratio exp(d) of token perplexities. For words and bytes d is multiplied by a constant, so testing
-them as well would repeat the same test."""
+"""Definitions are those of lm-evaluation-harness. Strategies are compared by accuracy and by nats,
+but not by perplexity, whose differences are not sums over items. A difference of d nats per token
+is a ratio exp(d) of token perplexities. For words and bytes d is multiplied by a constant, so
+testing them as well would repeat the same test."""
 
 DIVERGENCE = METRICS["kl_from_baseline"]
 """Metric of every task, measured on a subset of the items: KL(baseline || strategy)."""

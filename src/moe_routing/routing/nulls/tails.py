@@ -22,7 +22,7 @@ from moe_routing.routing.sample import CalibrationSample
 EXACT_DIVISOR = 8
 """The largest n / 8 of the draws are kept, and p-values up to about 1/8 are exact."""
 MIN_EXACT = 1024
-"""At least this many draws are kept. Lower ones are thinned, in steps of at most 1/1024 of their rank."""
+"""At least this many are kept. Lower draws are thinned in steps of at most 1/1024 of their rank."""
 
 
 @dataclass(frozen=True)

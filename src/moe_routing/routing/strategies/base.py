@@ -29,7 +29,7 @@ class Strategy(ClosedModel):
     family: ClassVar[Family]
     """What the stages need to know about the family; each concrete class has its own."""
     codes: ClassVar[dict[str, str]]
-    """Numeric parameters and the letter of each in the id. A parameter at its default is left out."""
+    """Numeric parameters and the letter of each in the id; one at its default is left out."""
     words: ClassVar[tuple[str, ...]] = ()
     """Named parameters, written in the id only where they differ from the default; the class method
     ``choices`` returns the values of each."""

@@ -49,7 +49,8 @@ def families() -> Mapping[str, type[Strategy]]:
     """Return all families of strategies except controls by name, those of static curves first.
 
     Raises:
-        InputError: an entry point cannot be loaded, is not a strategy, or clashes with another family.
+        InputError: an entry point cannot be loaded, is not a strategy, or clashes with another
+            family.
     """
     rules = [cls for cls in _found() if not issubclass(cls, ControlStrategy)]
     rules.sort(key=lambda cls: cls.family.static_weighting is None)
