@@ -1,4 +1,4 @@
-"""Run one of the analyses beside the cells and print its main table, or draw its figures.
+"""Run one of the analyses of a study and print its main table, or draw its figures.
 
 By hand: python scripts/analyse.py bh --results results/default
          python scripts/analyse.py bh --results results/default --figures
@@ -9,20 +9,22 @@ from importlib import import_module
 from pathlib import Path
 
 from moe_routing.analysis.outputs import ANALYSES
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Parse arguments, then run the analysis and print its table, or draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse arguments, then run the analysis and print its table, or draw its figures."""
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("analysis", choices=[analysis.name for analysis in ANALYSES])
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--figures", action="store_true", help="draw from the tables instead")
+    parser.add_argument(
+        "--figures", action="store_true", help="draw figures from existing tables instead"
+    )
     arguments = parser.parse_args()
     name, results = arguments.analysis, arguments.results
 
-    # Imported here: figures need no torch, and no analysis needs the modules of the others.
+    # Imported here: drawing does not need torch, and each analysis needs only its own module.
     if arguments.figures:
         draw = getattr(import_module(f"moe_routing.figures.{name}"), f"draw_{name}")
         clock.started()

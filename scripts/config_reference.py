@@ -1,4 +1,4 @@
-"""Write config/README.md and workflow/schemas/ from the config models, their only source.
+"""Generate config/README.md and workflow/schemas/ from the config models.
 
 By hand: python scripts/config_reference.py
 """
@@ -6,13 +6,15 @@ By hand: python scripts/config_reference.py
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 
 
 def main() -> None:
     """Parse arguments and write the reference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path(), help="repository (default: here)")
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser.add_argument(
+        "--root", type=Path, default=Path(), help="repository (default: current folder)"
+    )
     root = parser.parse_args().root
 
     from moe_pretraining.settings import PretrainConfig

@@ -6,16 +6,20 @@ By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
     """Parse arguments, load the model once, evaluate every strategy on every set."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument(
-        "--strategy", required=True, nargs="+", metavar="ID", help="such as regular_k8"
+        "--strategy",
+        required=True,
+        nargs="+",
+        metavar="ID",
+        help="strategy ids, such as regular_k8",
     )
     parser.add_argument(
         "--dataset", nargs="+", metavar="NAME", help="evaluation sets (default: all)"

@@ -1,4 +1,4 @@
-r"""Fetch one data file of a study: the only step of the data stage that uses a network.
+r"""Download one data file of a study: the only step of the data stage that uses the network.
 
 By hand:
 
@@ -20,7 +20,7 @@ from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Read the arguments and fetch."""
+    """Parse arguments and download."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +38,7 @@ def main(clock: JobClock) -> None:
     source = source_of(load_config(arguments.config), arguments.dataset)
     expected = raw_path(arguments.out.parent, arguments.dataset, source).name
     if arguments.out.name != expected:
-        raise InputError(f"--out is {arguments.out.name}; this source makes {expected}")
+        raise InputError(f"--out is {arguments.out.name}; allowed for this source: {expected}")
     fetch(source, arguments.out, arguments.cache)
 
 

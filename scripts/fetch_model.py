@@ -1,4 +1,4 @@
-"""Fetch the model into the hub's cache if need be, check it and the study, write model.json.
+"""Download the model into the Hub's cache if needed, check it and the study, write model.json.
 
 By hand: python scripts/fetch_model.py --results results/default
 """
@@ -6,13 +6,13 @@ By hand: python scripts/fetch_model.py --results results/default
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Parse arguments, fetch, check, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse arguments, download, check, write."""
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results
 

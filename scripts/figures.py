@@ -6,13 +6,13 @@ By hand: python scripts/figures.py --results results/default
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
     """Parse arguments, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     results = parser.parse_args().results
 

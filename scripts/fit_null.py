@@ -7,13 +7,13 @@ By hand: python scripts/fit_null.py --sample results/default/calibration/router_
 import argparse
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
     """Parse arguments, fit, write the null and its diagnostics."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--sample", type=Path, required=True, help="sampled router logits")
     parser.add_argument("--null", required=True, help="null id, such as within_token")
     parser.add_argument("--out", type=Path, required=True, help="fitted null (.safetensors)")

@@ -1,6 +1,6 @@
 r"""Make the items of an evaluation set, or calibration text disjoint from all sets.
 
-By hand, after fetch_data.py, the sets first:
+By hand, after fetch_data.py and with the evaluation sets before calibration:
 
     python scripts/prepare_data.py --config config/config.yaml --dataset hellaswag \
         --raw results/default/data/raw --out results/default/data/hellaswag.parquet
@@ -25,13 +25,13 @@ from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Read the arguments and prepare."""
+    """Parse arguments and prepare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="study config (YAML)")
     parser.add_argument("--dataset", required=True, help="evaluation set, or 'calibration'")
-    parser.add_argument("--raw", type=Path, required=True, help="folder of fetched files")
+    parser.add_argument("--raw", type=Path, required=True, help="folder of downloaded files")
     parser.add_argument(
         "--out",
         type=Path,

@@ -49,7 +49,7 @@ def tokens(config: PretrainConfig, arguments: argparse.Namespace) -> None:
 
 
 def train(config: PretrainConfig, arguments: argparse.Namespace) -> None:
-    """Train, from the checkpoint in the run's folder if there is one."""
+    """Train, starting from the checkpoint in the run's folder if there is one."""
     from moe_pretraining.tokenizer import load_tokenizer
     from moe_pretraining.train import Trainer
 
@@ -107,7 +107,7 @@ STEPS = {
     measure: ("model", "tokens", "out"),
     card: ("measured", "tokens", "log", "out"),
 }
-"""The steps in order, each with the options it needs beside --config."""
+"""The steps in order, each with the options it needs in addition to --config."""
 
 
 def main(clock: JobClock) -> None:
@@ -124,7 +124,9 @@ def main(clock: JobClock) -> None:
             subparser.add_argument(f"--{option}", type=kind, required=True)
         if step is card:
             subparser.add_argument(
-                "--cells", type=Path, help="cells of a study of this model, for its benchmarks"
+                "--cells",
+                type=Path,
+                help="folder of a study's results for this model, for the benchmarks in its card",
             )
     arguments = parser.parse_args()
     clock.started()

@@ -1,7 +1,7 @@
 """Render the article and its notebooks from the results of a study into results/<study>/report.
 
-By Quarto where it is on the PATH; a preview from the same sources where it is not, or where its
-pages cannot be used.
+Uses Quarto if it is on the PATH. Without Quarto, or if its pages cannot be used, writes a preview
+from the same sources.
 By hand: python scripts/render_report.py --results results/default
 """
 
@@ -10,16 +10,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from moe_routing.cli import run
+from moe_routing.cli import first_line, run
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Parse arguments, render, say how."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse arguments, render, print which renderer was used."""
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument("--source", type=Path, default=Path("report"), help="folder of the pages")
-    parser.add_argument("--preview", action="store_true", help="do without Quarto")
+    parser.add_argument("--preview", action="store_true", help="write a preview without Quarto")
     arguments = parser.parse_args()
 
     from moe_routing.reporting.render import render
@@ -30,7 +30,7 @@ def main(clock: JobClock) -> None:
     if rendered.problem:
         print(
             f"warning: the report is a preview. Quarto's pages cannot be used: {rendered.problem}. "
-            "To have them, mend that, then run "
+            "To get them, fix this, then run "
             f"python scripts/render_report.py --results {arguments.results}",
             file=sys.stderr,
         )

@@ -142,14 +142,14 @@ def change(values, key, value):
         ("strategies", [], "strategies is []"),
         ("controls", ["regulr_k1"], "'regulr_k1'; did you mean 'regular'?"),
         ("controls", ["regular_k1", "regular_k1"], "'regular_k1' is listed twice"),
-        ("controls", ["regular_k4"], "controls has 'regular_k4', a strategy already; allowed: eac"),
+        ("controls", ["regular_k4"], "controls has 'regular_k4', which is also in strategies; all"),
         ("controls", ["shuffle.bh_k9_a005"], "is compared with 'bh_k9_a005'; allowed: controls of"),
         ("controls", ["bh_k9_a005_uniform"], "is compared with 'bh_k9_a005'; allowed: controls of"),
         ("controls", ["bh_k8_a005_per-expert"], "calibration.nulls lacks 'per_expert'"),
         ("noise", [], "noise: unknown key; it is now called 'numerics'"),
         ("analysis.audit", {}, "analysis.audit: unknown key; it is now called 'ablation'"),
         ("model.experts_implementation", "ragged", "; it is now called 'dropless'"),
-        ("numerics", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, as the"),
+        ("numerics", [{"name": "a", "dtype": "float32"}], "arm 'a' has dtype = float32, like"),
         ("numerics", [{"name": "a", "dtype": "float8"}], "numerics.0.dtype is 'float8'; input sho"),
         ("numerics", [{"name": "a", "dtyp": "float16"}], "unknown key; did you mean 'dtype'?"),
         ("numerics", [{"name": "a"}], "arm 'a' changes nothing; allowed: one of experts_impl"),
@@ -237,8 +237,8 @@ def test_a_version_has_one_spelling(values, tmp_path):
         ("model.device", "cuda; id", "a torch device"),
         ("model.device_map", "evil", "'auto', 'balanced'"),
         (ARCHIVE, {"kind": "local", "path": "a\nb.jsonl"}, "a path without control"),
-        (ARCHIVE, {**HUB, "dataset": "../../evil"}, "an id of the Hugging Face hub"),
-        (ARCHIVE, {**HUB, "dataset": "a/b/c"}, "an id of the Hugging Face hub"),
+        (ARCHIVE, {**HUB, "dataset": "../../evil"}, "a Hugging Face Hub id"),
+        (ARCHIVE, {**HUB, "dataset": "a/b/c"}, "a Hugging Face Hub id"),
         (ARCHIVE, {**HUB, "split": "<script>"}, "a letter or digit"),
         (ARCHIVE, {**HUB, "revision": "main"}, "40 hexadecimal digits"),
         ("strategies", ["regular_k8", "bh_k8_a0" + "1" * 70], "a letter or digit"),
@@ -260,7 +260,7 @@ def test_text_that_becomes_a_path_or_an_address_is_checked(values, tmp_path, key
 def test_a_revision_pins_an_id_of_the_hub(values, tmp_path):
     values["model"] = {"path": "./models/mine", "revision": "0" * 40}
     assert message_of(values, tmp_path) == (
-        "model: path is './models/mine'; allowed with a revision: an id of the Hugging Face hub"
+        "model: path is './models/mine'; allowed with a revision: a Hugging Face Hub id"
     )
 
 

@@ -82,7 +82,7 @@ def test_after_an_interruption_only_what_lacks_is_downloaded(hub: Hub):
     lost = fetch() / "a.safetensors"
     lost.resolve().unlink()
     lost.unlink()
-    assert "or not all of it; fetch it where there is a network" in error_of(cached_only=True)
+    assert "; download it where there is a network" in error_of(cached_only=True)
     hub.requests.clear()
     assert fetch() == lost.parent
     assert hub.files_given() == ["a.safetensors"]
@@ -93,7 +93,7 @@ def test_after_an_interruption_only_what_lacks_is_downloaded(hub: Hub):
     [
         ("some/model", "f" * 40, "no such commit on {url}"),
         ("no/model", COMMIT, "no such repository on {url}; for a private one, log in with"),
-        ("gated/model", COMMIT, "access is restricted: accept the terms on its page of the hub"),
+        ("gated/model", COMMIT, "access is restricted: accept the terms on its Hub page"),
         ("not a name", COMMIT, "cannot be fetched from {url}: HFValidationError: Repo id must"),
     ],
 )
@@ -124,8 +124,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch, endpoin
 def test_offline_nothing_is_asked_for(hub: Hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cache = re.escape(constants.HF_HUB_CACHE)
-    forbidden = "and HF_HUB_OFFLINE forbids downloading it; "
-    assert re.match(f"not in the local hub cache {cache}, or not all of it {forbidden}", error_of())
+    forbidden = ", and HF_HUB_OFFLINE forbids downloading it; "
+    assert re.match(f"missing or incomplete in the local Hub cache {cache}{forbidden}", error_of())
     assert hub.requests == []
 
 

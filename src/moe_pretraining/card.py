@@ -1,4 +1,4 @@
-"""The model card, whose every number comes from the run."""
+"""The model card; all its numbers come from the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ tags: [mixture-of-experts, olmoe, routing]
 A small `OlmoeForCausalLM`, the architecture of OLMoE-1B-7B: {num_hidden_layers} layers,
 {num_experts} experts per layer, top-{num_experts_per_tok}, softmax router, weights not
 renormalised. It was trained by this repository, from random weights, to study routing where a large
-model would be impractical. It is no language model to be used for anything else.
+model would be impractical. It is not intended as a language model for any other use.
 
     snakemake pretrain --cores all --configfile config/pretrain.yaml
 
@@ -46,17 +46,18 @@ tokenizer = AutoTokenizer.from_pretrained("resources/{name}")
 {architecture}
 
 Rotary positions, RMSNorm, SwiGLU experts, no shared expert, embeddings not tied. "Active" counts
-what one token uses: {num_experts_per_tok} of {num_experts} experts, without the embedding table.
+the parameters used per token: {num_experts_per_tok} of {num_experts} experts, without the embedding
+table.
 
 ## Training
 
 {training}
 
-{optimizer}, gradient norm clipped at
-{gradient_clip:g}; {warmup_steps} steps of warm-up, a constant rate, and a 1 - sqrt decay to zero
-over the last {decay_percent:g} % of the steps. Added to the loss: load balancing,
-{load_balancing:g} a layer, computed for each layer (over all layers together it can be at its
-optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{additions}
+{optimizer}, gradient norm clipped at {gradient_clip:g}; {warmup_steps} steps of warm-up, a constant
+rate, and a 1 - sqrt decay to zero over the last {decay_percent:g} % of the steps. Added to the
+loss: load balancing, {load_balancing:g} per layer, computed for each layer (over all layers
+together it can be at its optimum while single layers collapse), and router z-loss, {z_loss:g} per
+layer.{additions}
 
 ![Loss, expert load and speed over the tokens of training](training.png)
 
@@ -65,14 +66,14 @@ optimum while single layers collapse), and router z-loss, {z_loss:g} a layer.{ad
 {data}
 
 A document goes to training or to validation as a whole; {validation_percent:g} % of them are held
-out. "Epochs" is how often {this} saw the text. The tokenizer is a byte-level BPE of {vocab_size}
-entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text survives
-encoding and decoding.
+out. "Epochs" is the number of times that {this} saw the text. The tokenizer is a byte-level BPE of
+{vocab_size} entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text
+survives encoding and decoding.
 
-## How good it is
+## Quality
 
-On {tokens} tokens of held-out text, in windows of {sequence_length} tokens that see nothing before
-them; intervals ({confidence:g} %) from resampling documents.
+On {tokens} tokens of held-out text, in windows of {sequence_length} tokens without earlier context;
+intervals ({confidence:g} %) from resampling documents.
 
 {validation}
 
@@ -80,8 +81,8 @@ them; intervals ({confidence:g} %) from resampling documents.
 {benchmarks}
 ## Routing
 
-Of the same tokens, by layer. Load is the proportion of assignments that an expert gets, over the
-mean share; entropy is that of the router's softmax (at most {max_entropy:.2f} nats); the mass is
+For the same tokens, by layer. Load is the proportion of assignments that an expert gets, relative
+to the mean; entropy is that of the router's softmax (at most {max_entropy:.2f} nats); the mass is
 the summed probability of the {num_experts_per_tok} experts chosen.
 
 {routing}
@@ -90,8 +91,8 @@ the summed probability of the {num_experts_per_tok} experts chosen.
 
 ### Fewer and more experts
 
-Loss with a fixed number of experts for every token, their softmax weights as they are; the model
-was trained with {num_experts_per_tok}.
+Loss with a fixed number of experts for every token and unchanged softmax weights; the model was
+trained with {num_experts_per_tok}.
 
 {static}
 
@@ -101,17 +102,17 @@ was trained with {num_experts_per_tok}.
 ### Without the router's choice
 
 With {num_experts_per_tok} experts drawn at random for each token and layer, their weights rescaled
-to the mass of the token's own top {num_experts_per_tok}, the loss is {random_loss:.3f} nats a
+to the mass of the token's own top {num_experts_per_tok}, the loss is {random_loss:.3f} nats per
 token. The difference from the router's choice is {random_difference}.
 
 ## Limits
 
 - It was trained on {million_tokens:.3g} million tokens, where useful language models see trillions.
-  What it writes is not to be taken for true, and must not be used or shown as information.
-- It knows only text like that listed above, in English, with the views of its authors and times.
-  It was not filtered for offensive content and not tuned to refuse anything.
+  Its output is not reliable and must not be used or presented as information.
+- It knows only text like that listed above, in English, with the views of its authors and time.
+  The text was not filtered for offensive content, and the model was not tuned to refuse anything.
 - The longest context is {max_position_embeddings} tokens.
-- What is found on it about routing need not hold for larger models.
+- Findings about routing in this model need not hold for larger models.
 
 Measured with {packages}; commit {commit}.
 """
@@ -138,7 +139,7 @@ def write_card(
         log: the rows of ``training.csv``.
         corpus: bytes and tokens of each source, as :func:`tokenize_source` counted them.
         path: Markdown file to write.
-        cells: results of a study of this model under its own routing, one a data set.
+        cells: results of a study of this model under its own routing, one per data set.
 
     Raises:
         InputError: a cell was scored with other weights.
@@ -278,8 +279,8 @@ def _validation(validation: dict) -> str:
 def _copying(copying: dict[str, float]) -> str:
     first, second = copying["first"], copying["second"]
     return (
-        f"When the same {copying['tokens']} tokens of these texts stand twice in a window, the "
-        f"first reading costs {first:.3f} nats per token and the second {second:.3f}: what the "
+        f"When the same {copying['tokens']} tokens of these texts appear twice in a window, the "
+        f"loss is {first:.3f} nats per token the first time and the second {second:.3f}: what the "
         "model can copy from its context."
     )
 
@@ -356,7 +357,7 @@ def _static_sentence(static: dict[str, float], top_k: int) -> str:
 
 
 def _published_sentence(static: dict[str, float]) -> str:
-    """Compare the price of all experts with that of the large model, where both have one."""
+    """Compare the loss with all experts to that of the large model, if both were measured."""
     if not set(PUBLISHED) <= set(static):
         return ""
     few, many = sorted(PUBLISHED, key=int)

@@ -1,4 +1,4 @@
-"""What the model card says about how the model was trained, from the run's config."""
+"""The model card's text about training, from the run's config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADAMW = "AdamW (betas 0.9 and 0.95, weight decay {decay:g} on matrices)"
 MUON = """\
 Muon (momentum 0.95, five Newton-Schulz steps, weight decay {decay:g}, updates scaled to the root
 mean square of AdamW's) for the matrices of attention and experts, each expert's gate, up and down
-projection by itself, and AdamW (betas 0.9 and 0.95, the same weight decay on matrices) for
+projection separately, and AdamW (betas 0.9 and 0.95, the same weight decay on matrices) for
 embeddings, head, routers and norms"""
 
 
@@ -23,7 +23,7 @@ def optimizer_text(config: PretrainConfig) -> str:
 
 
 def batch_text(config: PretrainConfig) -> str:
-    """Say how many sequences per batch had, stage by stage."""
+    """Describe the number of sequences per batch in each stage."""
     text = f"{config.batch_size} sequences of {config.sequence_length} tokens"
     if not config.batch_warmup:
         return text
@@ -32,7 +32,7 @@ def batch_text(config: PretrainConfig) -> str:
 
 
 def additions_text(config: PretrainConfig) -> str:
-    """Describe what was done beside plain training, a paragraph each; may be empty."""
+    """Describe what was done in addition to plain training, one paragraph each; may be empty."""
     return _repeats(config) + _recurrence(config) + _continued(config)
 
 
@@ -44,7 +44,7 @@ def _repeats(config: PretrainConfig) -> str:
 
 {100 * config.repeat_share:g} % of the windows{steps} are a short text from the data, repeated to
 the end. They teach attention to copy from the context, which plain text teaches only over far more
-tokens. The loss of training, not that of validation, is lower for them."""
+tokens. They lower the training loss, but not the validation loss."""
 
 
 def _recurrence(config: PretrainConfig) -> str:
@@ -56,9 +56,9 @@ def _recurrence(config: PretrainConfig) -> str:
 
 In the training loss the first token of a word that has occurred in its window before has weight
 {config.recurrence_weight:g}{after}, unless it is one of the {COMMON_TOKENS} most frequent tokens;
-all others have 1. It teaches in a short run what the names and things of a story ask for: to look
-for the next word in what has been read. The probability of such words is thereby too high, and the
-loss on plain text a little higher than it could be; validation is not weighted."""
+all others have 1. In a short run, this teaches the model to look for the next word in the text so
+far, as the names in a story require. As a result the probability of such words is too high, and the
+loss on plain text slightly higher than it could be; validation is not weighted."""
 
 
 def _continued(config: PretrainConfig) -> str:
@@ -69,7 +69,7 @@ def _continued(config: PretrainConfig) -> str:
     return f"""
 
 The first {before.steps:,} steps ({tokens / 1e6:.3g} million tokens) were done before this run,
-decay included; their weights have the sha256 `{before.sha256[:16]}`. This run took them up with a
-new optimiser and a new warm-up and went on in the data; schedule and speed above, the figure, and
-the proportions of the sources below are those of this run. `config/pretrain.yaml` says how to get
-at what was before."""
+including a decay; the resulting weights have the SHA-256 hash `{before.sha256[:16]}...`. This run
+continued from them with a new optimiser and a new warm-up, further on in the data. The schedule and
+speed above, the figure, and the proportions of the sources below are those of this run.
+`config/pretrain.yaml` explains how to get the earlier weights."""

@@ -1,4 +1,4 @@
-"""Pretraining text as packed token windows, in an order that depends on seed and step only."""
+"""Pretraining text as packed token windows, in an order that depends only on seed and step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from moe_routing.files import atomic_path
 from moe_routing.hub import explained
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
 
 SHORTEST_PERIOD = 8
-"""Tokens of the shortest text that is repeated to fill a window."""
+"""Length in tokens of the shortest text that is repeated to fill a window."""
 
 COMMON_TOKENS = 256
-"""The most frequent tokens of the training text: punctuation, function words and the like."""
+"""Number of most frequent tokens that count as common: punctuation, function words and so on."""
 
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -36,12 +36,12 @@ OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 def read_documents(source: TextSource) -> Iterator[str]:
     """Yield the documents of a source, in order.
 
-    A text file (also .xz, .gz) holds a paragraph per line and an empty line between documents; a
-    hub data set holds a document per row.
+    A text file (also .xz, .gz) has one paragraph per line and an empty line between documents; a
+    Hub data set has one document per row.
 
     Raises:
-        InputError: no such file, another hash than the config's, no such column; or the hub cannot
-            be reached, or has no such data set, commit, subset or split.
+        InputError: the file is missing or does not have the config's hash; there is no such column;
+            or the Hub cannot be reached, or has no such data set, commit, subset or split.
     """
     documents = _read_file(source) if source.kind == "local" else _read_hub(source)
     return islice(documents, source.max_documents)
@@ -66,10 +66,10 @@ def _read_file(source: LocalTextSource) -> Iterator[str]:
 
 
 def check_file(path: Path, sha256: str | None, where: str) -> None:
-    """Check that a file is there, and is the one that the config means if it says so.
+    """Check that a file exists and, if the config gives a hash, that it has this hash.
 
     Raises:
-        InputError: no such file, or another hash.
+        InputError: the file is missing or has another hash.
     """
     if not path.is_file():
         raise InputError(f"{where}: {path}: no such file")
@@ -81,9 +81,15 @@ def _read_hub(source: HubTextSource) -> Iterator[str]:
     from datasets import load_dataset
 
     where = f"pretraining source '{source.name}'"
-    place = {"split": source.split, "revision": source.revision}
     with explained(f"{where}: {source.dataset}"):
-        for row in load_dataset(source.dataset, source.subset, **place, streaming=True):
+        rows = load_dataset(
+            source.dataset,
+            source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+        )
+        for row in rows:
             if source.column not in row:
                 allowed = ", ".join(row)
                 raise InputError(f"{where}: no column '{source.column}'; allowed: {allowed}")
@@ -92,7 +98,7 @@ def _read_hub(source: HubTextSource) -> Iterator[str]:
 
 def tokenize_source(
     source: TextSource,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     *,
     validation_share: float,
@@ -101,11 +107,11 @@ def tokenize_source(
     """Write a source's tokens as uint16 ``{name}.train.npy`` and ``{name}.validation.npy``.
 
     Documents are joined by the end-of-text token. Each goes to validation with probability
-    ``validation_share``, drawn from ``seed``: a split by documents that training never sees.
-    ``{name}.json`` tells the bytes and tokens of the source.
+    ``validation_share``, drawn from ``seed``, so whole documents are held out.
+    ``{name}.json`` has the numbers of bytes and tokens of the source.
 
     Raises:
-        InputError: one of the splits got no document; see also :func:`read_documents`.
+        InputError: one of the splits has no documents; see also :func:`read_documents`.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
@@ -139,7 +145,7 @@ def uncommon_word_starts(
     """Return, for each id of the vocabulary, whether it begins an uncommon word; (vocabulary,).
 
     Args:
-        token_files: arrays of token ids, all that there is to train on.
+        token_files: arrays of token ids, the complete training text.
         tokenizer: a byte-level BPE, in which a token that begins a word begins with a space.
     """
     size = len(tokenizer)
@@ -152,7 +158,7 @@ def uncommon_word_starts(
 
 
 def recurring(ids_BL: np.ndarray, eligible_V: np.ndarray) -> np.ndarray:
-    """Say which tokens are eligible and have occurred in their sequence before.
+    """Return which tokens are eligible and have occurred earlier in their sequence.
 
     Args:
         ids_BL: token ids, (sequences, tokens).
@@ -180,12 +186,12 @@ def _sha256(path: Path) -> str:
 class PackedCorpus:
     """Windows of ``length`` + 1 tokens from several sources, mixed by weight.
 
-    The window at place n of the schedule depends on (seed, n) only, so that a run resumed at any
-    step reads what an unbroken run would have read. A source is passed over in a new order each
-    epoch, without replacement within one. In a share ``repeats`` of the windows, up to place
-    ``repeats_end``, the first tokens are repeated to the end. It teaches attention to copy what
-    followed the last time (induction heads, Olsson et al. 2022, 2209.11895), as a name that comes
-    back in a story asks for; in plain text there is too little of that for a short run to learn it.
+    The window at position n of the schedule depends only on (seed, n), so that a run resumed at any
+    step reads what an uninterrupted run would have read. Each epoch goes through a source in a new
+    order, without replacement. In a proportion ``repeats`` of the windows, up to position
+    ``repeats_end``, the first tokens are repeated to the end. This teaches attention to copy what
+    followed the last time (induction heads, Olsson et al. 2022, 2209.11895), as needed for a name
+    that recurs in a story; plain text has too little of that for a short run to learn it.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -199,7 +205,7 @@ class PackedCorpus:
     def open(
         cls, folder: Path, sources: list[TextSource], split: str, length: int, seed: int
     ) -> PackedCorpus:
-        """Map the token files of ``sources`` into memory; no window repeats itself."""
+        """Map the token files of ``sources`` into memory, without repeats within windows."""
         tokens = tuple(np.load(folder / f"{s.name}.{split}.npy", mmap_mode="r") for s in sources)
         for source, array in zip(sources, tokens, strict=True):
             if array.size <= length:
@@ -210,10 +216,11 @@ class PackedCorpus:
         return cls(tokens, tuple(s.weight for s in sources), length, seed)
 
     def batches(self, bounds: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield int64 arrays (sequences, length + 1), one between each two neighbours of bounds.
+        """Yield int64 arrays (sequences, length + 1), one for each pair of consecutive bounds.
 
         Args:
-            bounds: rising places of the schedule, each a batch's first and the end of the last.
+            bounds: increasing positions in the schedule: the start of each batch, and the end of
+                the last.
         """
         proportion = np.array(self.weights) / sum(self.weights)
         draws = np.random.default_rng([self.seed, 0]).random(bounds[-1])
@@ -232,12 +239,12 @@ class PackedCorpus:
             )
 
     def _with_repeat(self, window: np.ndarray, place: int) -> np.ndarray:
-        """Fill the window at this place of the schedule with its own beginning, or leave it."""
+        """Fill the window at this position with its own beginning, or return it unchanged."""
         if self.repeats and place < self.repeats_end:
-            # A generator of its own for each place, so that any step can be the first.
+            # Each position has its own generator, so that a run can start at any step.
             rng = np.random.default_rng([self.seed, 0, place])
             if rng.random() < self.repeats:
-                # No fixed distance, which would give the copy away.
+                # The period is random: a fixed distance would make copying trivial.
                 longest = window.size // 2
                 period = rng.integers(min(SHORTEST_PERIOD, longest), longest, endpoint=True)
                 return np.resize(window[:period], window.size)
@@ -246,7 +253,7 @@ class PackedCorpus:
     def _window(
         self, source: int, turn: int, orders: dict[tuple[int, int], np.ndarray]
     ) -> np.ndarray:
-        """Return the window that a source gives at its ``turn``-th call."""
+        """Return the window of a source's ``turn``-th use."""
         tokens = self.tokens[source]
         n_windows = (tokens.size - 1) // self.length
         epoch, place = divmod(turn, n_windows)

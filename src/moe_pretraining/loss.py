@@ -15,9 +15,9 @@ CHUNK = 256
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Weighted sum of cross-entropies of ``hidden @ weight.T``, gradients made on the way.
+    """Weighted sum of cross-entropies of ``hidden @ weight.T``; gradients in the forward pass.
 
-    Logits are softmaxed while a chunk of them is in cache; the whole matrix never exists.
+    Logits are processed in chunks that fit in cache; the whole matrix is never stored.
     """
 
     @staticmethod
@@ -83,9 +83,9 @@ def router_losses(logits_LTE: tuple[Tensor, ...], top_k: int) -> RouterLosses:
     r"""Compute load balancing and z-loss for each layer, and sum them over layers.
 
     Load balancing (Fedus et al. 2021, eq. 4-6) is :math:`E \sum_e f_e P_e` with f the proportion of
-    assignments and P the mean probability: 1 a layer when balanced. Over concatenated layers, as in
-    transformers, it can sit at its optimum while single layers collapse. The z-loss
-    (Zoph et al. 2022, eq. 5) is the mean squared log-sum-exp.
+    assignments and P the mean probability: 1 per layer when balanced. Over concatenated layers, as
+    in transformers, it can be at its optimum while single layers collapse. The z-loss (Zoph et al.
+    2022, eq. 5) is the mean squared log-sum-exp.
     """
     balance, z_loss, loads = [], [], []
     for logits_TE in logits_LTE:

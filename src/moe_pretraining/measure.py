@@ -1,4 +1,4 @@
-"""What the model card tells of a trained model, measured on validation text.
+"""Measurements of a trained model on validation text, for its model card.
 
 Shape letters: W windows, L tokens of a window (and the one after them), V vocabulary, T tokens,
 E experts, K experts per token, D documents.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ RESAMPLES = 2000
 
 
 class FixedCount(Capped):
-    """Top ``max_k`` for every token, as a ranking, so that a control can put other experts in."""
+    """Top ``max_k`` for every token, as a ranking, so that a control can replace the experts."""
 
     family: ClassVar[Family] = Family(
         "fixed",
@@ -56,7 +56,7 @@ class FixedCount(Capped):
     )
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
-        """Return ranking by logit with a constant count."""
+        """Return a ranker by logit with a constant count."""
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_logit(inputs)
@@ -71,10 +71,10 @@ class Windows:
     """Validation windows.
 
     Attributes:
-        ids_WL: token ids; of a window's ids, all but the first are predicted.
-        source_W: name of the source of each.
-        document_W: the document that each begins in: the resampling unit of intervals.
-        bytes_W: UTF-8 bytes of the predicted tokens; the end of a text has none.
+        ids_WL: token ids; all but the first of each window are predicted.
+        source_W: name of each window's source.
+        document_W: the document in which each window begins, the resampling unit of intervals.
+        bytes_W: UTF-8 bytes of the predicted tokens; the end-of-text token has none.
     """
 
     ids_WL: np.ndarray
@@ -84,17 +84,18 @@ class Windows:
 
     @property
     def tokens_W(self) -> np.ndarray:
-        """Predicted tokens of each window."""
+        """Number of predicted tokens of each window."""
         return np.full(len(self.ids_WL), self.ids_WL.shape[1] - 1)
 
 
 def validation_windows(
     config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, corpus_folder: Path
 ) -> Windows:
-    """Draw ``card_tokens`` tokens of validation windows, as many from each source."""
+    """Draw ``card_tokens`` tokens of validation windows, equally many from each source."""
     count = math.ceil(config.card_tokens / config.sequence_length / len(config.sources))
+    end_of_text = cast("int", tokenizer.eos_token_id)
     parts = [
-        _source_windows(source, place, corpus_folder, count, config, tokenizer.eos_token_id)
+        _source_windows(source, place, corpus_folder, count, config, end_of_text)
         for place, source in enumerate(config.sources)
     ]
     ids_WL, source_W, document_W = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -122,7 +123,7 @@ def _source_windows(
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the UTF-8 bytes of each entry of a byte-level vocabulary; 0 for special tokens."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     return np.array([0 if token in special else len(token) for token in tokens])
 
@@ -141,7 +142,7 @@ def window_losses(model: PreTrainedModel, ids_WL: np.ndarray, label: str) -> np.
 
 
 def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> dict[str, object]:
-    """Measure an exported model on validation windows; plain values, for JSON.
+    """Measure an exported model on validation windows; returns plain values, for JSON.
 
     Args:
         config: the config of the run.
@@ -149,7 +150,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         corpus_folder: token files, as :func:`tokenize_source` writes them.
 
     Returns:
-        ``parameters`` (total and active a token), ``weights_bytes`` and ``weights_sha256``,
+        ``parameters`` (total, and active per token), ``weights_bytes`` and ``weights_sha256``,
         ``validation`` (loss in nats per token and bits per byte, overall and by source, with
         intervals of level ``confidence``), ``copying`` (loss at a text's first and second reading
         in one window), ``routing`` by layer, ``static_k`` (loss by fixed number of experts),
@@ -187,7 +188,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
 
 
 def random_experts(k: int, seed: int) -> Strategy:
-    """Return the control that keeps k experts per token but draws which.
+    """Return the control that uses k experts per token, drawn at random.
 
     Weights are rescaled to the mass of the token's own top k, so that the layer's output keeps its
     scale and only the choice of experts is lost.
@@ -203,7 +204,7 @@ def _losses(
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Return all parameters, and those that one token uses: k of the experts, no embeddings."""
+    """Return how many parameters there are, and how many are active per token (no embeddings)."""
     config = model.config
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
@@ -232,7 +233,7 @@ def _validation(windows: Windows, nats_W: np.ndarray, rng: np.random.Generator) 
 
 
 def _copying(model: PreTrainedModel, windows: Windows, strategy: Strategy) -> dict[str, float]:
-    """Return the loss in nats per token of the windows' first halves, and of the same once more."""
+    """Return the loss in nats per token of the windows' first halves when read once and again."""
     half_WL = windows.ids_WL[:, : windows.ids_WL.shape[1] // 2]
     count, size = half_WL.shape
     with routed(model, strategy):
@@ -249,7 +250,7 @@ def _ratio(
     numerator_W: np.ndarray, denominator_W: np.ndarray, document_W: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, float]:  # fmt: skip
-    """Return a ratio of sums with its interval from resampled documents."""
+    """Return a ratio of sums, with its interval from resampling documents."""
     a_D = cluster_sums(numerator_W, document_W)
     b_D = cluster_sums(denominator_W, document_W)
     boot = bootstrap_ratios(a_D, b_D, resamples=RESAMPLES, rng=rng)
@@ -257,7 +258,7 @@ def _ratio(
     return {"estimate": float(boot.ratio_S[0]), "low": float(low[0]), "high": float(high[0])}
 
 
-def _routing(statistics: RoutingStatistics) -> dict[str, list]:
+def _routing(statistics: RoutingStatistics) -> dict[str, object]:
     load_LE = statistics.load_LE
     return {
         "tokens": statistics.tokens,

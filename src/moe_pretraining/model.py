@@ -1,10 +1,10 @@
-"""The model that is trained, fresh and exported."""
+"""Building, loading and exporting the model."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -25,12 +25,12 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> O
         **config.model.model_dump(),
         norm_topk_prob=False,
         router_aux_loss_coef=config.load_balancing_coefficient,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast("int", tokenizer.bos_token_id),
+        eos_token_id=cast("int", tokenizer.eos_token_id),
+        pad_token_id=cast("int", tokenizer.pad_token_id),
         use_cache=True,
     )
-    # transformers draws from torch's global generator; the caller's state is put back.
+    # transformers draws from torch's global generator; the caller's state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = OlmoeForCausalLM(architecture)
@@ -42,7 +42,7 @@ def load_weights(model: OlmoeForCausalLM, path: Path) -> None:
     """Copy parameters by name from a safetensors file into the model.
 
     Raises:
-        InputError: the weights are of another shape.
+        InputError: the weights have other shapes.
     """
     from safetensors.torch import load_file
 
@@ -58,8 +58,8 @@ def export_model(
 ) -> None:
     """Write a folder that ``from_pretrained`` loads: bfloat16 weights, config and tokenizer.
 
-    Experts stay fused, (experts, rows, columns) a tensor, as the model holds them: one tensor an
-    expert and matrix would add a header of several hundred kilobytes.
+    Experts stay fused in tensors (experts, rows, columns), as in the model. One tensor per expert
+    and matrix would add a header of several hundred kilobytes.
 
     Args:
         config: the config of the run.
@@ -68,11 +68,11 @@ def export_model(
         folder: where to write.
 
     Raises:
-        InputError: the weights are of another shape, or larger than ``max_weights_bytes``.
+        InputError: the weights have other shapes, or are larger than ``max_weights_bytes``.
     """
     model = build_model(config, tokenizer)
     load_weights(model, weights)
-    model.to(torch.bfloat16)
+    model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType] (its decorator hides self)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         model.save_pretrained(partial, save_original_format=False)

@@ -1,4 +1,4 @@
-"""AdamW for all parameters, or Muon for the matrices of attention and experts beside it.
+"""AdamW for all parameters, or Muon for the matrices of attention and experts, AdamW for others.
 
 Shape letters: B matrices, M rows, N columns.
 """
@@ -21,16 +21,16 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2
 """Root mean square of Muon's update before the learning rate: about that of AdamW's, so that both
-share one rate and one weight decay (Liu et al. 2025, 2502.16982)."""
+can share one rate and one weight decay (Liu et al. 2025, 2502.16982)."""
 FUSED_PAIR = "gate_up_proj"
 """Parameters whose rows hold two matrices, one below the other."""
 MUON_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", FUSED_PAIR, "down_proj")
 
 
 def orthogonalize(matrices_BMN: Tensor) -> Tensor:
-    """Return the nearest semi-orthogonal matrix of each, by five Newton-Schulz steps.
+    """Return the nearest semi-orthogonal matrix to each, by five Newton-Schulz steps.
 
-    It is approximate: of a singular value, whatever its size, something near 1 is left.
+    The result is approximate: singular values of any size become values near 1.
 
     Args:
         matrices_BMN: (matrices, rows, columns), float32.
@@ -48,18 +48,18 @@ def orthogonalize(matrices_BMN: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) with decoupled weight decay, for stacks of matrices too.
+    """Muon (Jordan et al. 2024) with decoupled weight decay, also for stacks of matrices.
 
     The update is the orthogonalised Nesterov momentum, scaled to :data:`UPDATE_RMS`. A parameter of
-    more than two dimensions is a stack of matrices, each orthogonalised by itself;
-    ``matrices_of_rows`` (a group's option) says into how many its rows are split before.
-    ``torch.optim.Muon`` does the same for single matrices only.
+    more than two dimensions is a stack of matrices, each orthogonalised separately. The group
+    option ``matrices_of_rows`` is the number of matrices into which the rows are split first.
+    ``torch.optim.Muon`` does the same, but only for single matrices.
     """
 
     def __init__(
         self, groups: list[dict], *, lr: float, weight_decay: float, momentum: float = MOMENTUM
     ) -> None:
-        """Take groups of parameters, in the manner of ``torch.optim``."""
+        """Take groups of parameters, as in ``torch.optim``."""
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "matrices_of_rows": 1
         }  # fmt: skip
@@ -88,9 +88,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW, after Muon for attention and experts if the config asks for it.
+    """Return AdamW, preceded by Muon for attention and experts if the config selects it.
 
-    Weight decay is for matrices; norms are left alone.
+    Weight decay applies to matrices, not to norms.
     """
     named = dict(model.named_parameters())
     chosen = {n: p for n, p in named.items() if config.optimizer == "muon" and _is_muon(n)}

@@ -1,4 +1,4 @@
-"""The learning rate, and whether a run may be taken up again under a changed config."""
+"""The learning-rate schedule, and checks that a run may be resumed with a changed config."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAY_CHANGE = {
     "repeat_steps", "batch_size", "batch_warmup", "recurrence_weight", "recurrence_start",
     "card_tokens", "max_weights_bytes",
 }  # fmt: skip
-"""Keys that do not decide the weights, or are compared by what they come to."""
+"""Keys that do not affect the weights, or whose effect is compared step by step instead."""
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Return the rate at ``step``: warm-up, constant, and a 1 - sqrt decay to zero.
+    """Return the learning rate at ``step``: warm-up, constant, then a 1 - sqrt decay to zero.
 
     Warmup-stable-decay (Hägele et al. 2024, 2405.18392): until the decay begins the run does not
-    depend on ``steps``, so a run can be prolonged from a checkpoint of its constant phase.
+    depend on ``steps``, so a run can be extended from a checkpoint in its constant phase.
     """
     since = step - config.first_step
     if since < config.warmup_steps:
@@ -36,7 +36,7 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
 
 
 def batch_size(step: int, config: PretrainConfig) -> int:
-    """Return the sequences of the batch of ``step``."""
+    """Return the number of sequences in the batch of ``step``."""
     since = step - config.first_step
     for stage in config.batch_warmup:
         if since < stage.steps:
@@ -46,7 +46,7 @@ def batch_size(step: int, config: PretrainConfig) -> int:
 
 
 def sequences_before(step: int, config: PretrainConfig) -> int:
-    """Return the sequences that were read before ``step``: the place in the data's schedule."""
+    """Return the number of sequences read before ``step``: the position in the data's schedule."""
     since, total = step - config.first_step, config.first_sequence
     for stage in config.batch_warmup:
         done = min(since, stage.steps)
@@ -55,23 +55,23 @@ def sequences_before(step: int, config: PretrainConfig) -> int:
 
 
 def recurrence_weight(step: int, config: PretrainConfig) -> float:
-    """Return the weight that words that recur have in the loss of ``step``."""
+    """Return the weight of recurring words in the loss of ``step``."""
     return config.recurrence_weight if step >= config.recurrence_start else 1.0
 
 
 def record_start(
     config: PretrainConfig, corpus: dict[str, str], folder: Path, steps_done: int
 ) -> None:
-    """Write config and corpus beside the checkpoint, unless its steps came from other ones.
+    """Write config and corpus beside the checkpoint, after checking that they match its steps.
 
-    A run can be prolonged while its learning rate has not begun to decay, moved to another device
-    and logged otherwise; whatever else decides the weights must be what it was.
+    A run can be extended as long as its learning rate has not begun to decay. Its device and
+    logging may change, but nothing else that affects the weights.
 
     Args:
         config: the config of the run.
         corpus: hash of each token file, by its name.
         folder: the folder of the checkpoint.
-        steps_done: steps that the checkpoint has behind it.
+        steps_done: number of steps done at the checkpoint.
 
     Raises:
         InputError: this config and corpus would not have led to the checkpoint.
@@ -96,16 +96,16 @@ BY_STEP = {
     "batch size": batch_size,
     "recurrence weight": recurrence_weight,
 }
-"""What a config comes to in each step."""
+"""Quantities that a config determines for each step."""
 
 
 def _check_same_run(before: PretrainConfig, config: PretrainConfig, steps_done: int) -> None:
-    """Raise InputError for the first key under which the steps done would have differed."""
+    """Raise InputError for the first key that would have changed the steps already done."""
     fixed = [key for key in type(config).model_fields if key not in MAY_CHANGE]
     pairs = [(key, getattr(before, key), getattr(config, key)) for key in fixed]
     pairs.append(("sources", _mixture(before), _mixture(config)))
-    repeated = (min(steps_done, run.repeats_end) for run in (before, config))
-    pairs.append(("steps with repeats", *repeated))
+    repeated, repeats = (min(steps_done, run.repeats_end) for run in (before, config))
+    pairs.append(("steps with repeats", repeated, repeats))
     pairs += (
         (f"{name} of step {step}", of_step(step, before), of_step(step, config))
         for step in range(config.first_step, steps_done)

@@ -11,47 +11,60 @@ from moe_routing.schema import ClosedModel, Commit, Device, FilePath, HubId, Nam
 
 
 class _TextSource(ClosedModel):
-    name: Name = Field(description="Short name; names the token files.")
-    weight: PositiveFloat = Field(1.0, description="Relative proportion of the training windows.")
-    max_documents: PositiveInt | None = Field(None, description="Read only the first documents.")
+    name: Name = Field(description="Short name, used in the names of the token files.")
+    weight: PositiveFloat = Field(
+        default=1.0, description="Relative weight of the source in the training windows."
+    )
+    max_documents: PositiveInt | None = Field(
+        default=None,
+        description="Maximum number of documents to read, from the start; null reads all.",
+    )
     license: str = Field(description="Licence of the text, for the model card.")
     url: str = Field(description="Where the text comes from, for the model card.")
 
 
 class LocalTextSource(_TextSource):
-    """A text file: a paragraph per line, an empty line between documents; also .xz and .gz."""
+    """A text file (also .xz, .gz): one paragraph per line, an empty line between documents."""
 
     kind: Literal["local"]
     path: FilePath = Field(description="Path, relative to the repository.")
-    sha256: Sha256 | None = Field(None, description="Hash that the file must have, if given.")
+    sha256: Sha256 | None = Field(
+        default=None, description="Expected SHA-256 hash of the file; null skips the check."
+    )
 
 
 class HubTextSource(_TextSource):
-    """A data set of the Hugging Face hub, streamed."""
+    """A data set on the Hugging Face Hub, streamed."""
 
     kind: Literal["hub"]
     dataset: HubId = Field(description="Hub id.")
-    subset: str | None = Field(None, description="Configuration name of the data set.")
-    split: Name = Field("train", description="Split.")
-    column: str = Field("text", description="Column that holds the document.")
-    revision: Commit = Field(description="Commit hash on the hub.")
+    subset: str | None = Field(default=None, description="Configuration name of the data set.")
+    split: Name = Field(default="train", description="Split.")
+    column: str = Field(default="text", description="Column with the text of the document.")
+    revision: Commit = Field(description="Commit hash on the Hub.")
 
 
 TextSource = Annotated[LocalTextSource | HubTextSource, Field(discriminator="kind")]
 
 
 class ModelShape(ClosedModel):
-    """Architecture of the trained model, in the words of transformers' OlmoeConfig."""
+    """Architecture of the trained model, in the terms of transformers' OlmoeConfig."""
 
-    vocab_size: int = Field(8192, ge=300, le=65536, description="Entries of the BPE vocabulary.")
-    hidden_size: PositiveInt = Field(128, description="Width of the residual stream.")
-    intermediate_size: PositiveInt = Field(32, description="Inner width of one expert.")
-    num_hidden_layers: PositiveInt = Field(16, description="Layers.")
-    num_attention_heads: PositiveInt = Field(4, description="Attention heads.")
-    num_experts: PositiveInt = Field(64, description="Experts per layer.")
-    num_experts_per_tok: PositiveInt = Field(8, description="Experts per token (top-k).")
-    max_position_embeddings: PositiveInt = Field(256, description="Longest sequence.")
-    initializer_range: PositiveFloat = Field(0.02, description="Standard deviation at the start.")
+    vocab_size: int = Field(
+        default=8192, ge=300, le=65536, description="Size of the BPE vocabulary."
+    )
+    hidden_size: PositiveInt = Field(default=128, description="Width of the residual stream.")
+    intermediate_size: PositiveInt = Field(
+        default=32, description="Intermediate (hidden) width of each expert."
+    )
+    num_hidden_layers: PositiveInt = Field(default=16, description="Number of layers.")
+    num_attention_heads: PositiveInt = Field(default=4, description="Number of attention heads.")
+    num_experts: PositiveInt = Field(default=64, description="Experts per layer.")
+    num_experts_per_tok: PositiveInt = Field(default=8, description="Experts per token (top-k).")
+    max_position_embeddings: PositiveInt = Field(default=256, description="Longest sequence.")
+    initializer_range: PositiveFloat = Field(
+        default=0.02, description="Standard deviation of the initial weights."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelShape:
@@ -69,88 +82,118 @@ class ModelShape(ClosedModel):
 
 
 class ContinueFrom(ClosedModel):
-    """An earlier run of the same architecture, tokenizer and data, that this one goes on from."""
+    """An earlier run with the same architecture, tokenizer and data, which this run continues."""
 
-    weights: FilePath = Field(description="Its exported safetensors, relative to the repository.")
-    sha256: Sha256 = Field(description="Hash that the file must have.")
-    steps: PositiveInt = Field(description="Steps behind it; the data go on from there.")
+    weights: FilePath = Field(
+        description="Weights exported by that run (safetensors), relative to the repository."
+    )
+    sha256: Sha256 = Field(description="Expected SHA-256 hash of the file.")
+    steps: PositiveInt = Field(
+        description="Steps done in that run; this run continues in the data after them."
+    )
     sequences: PositiveInt | None = Field(
-        None, description="Training windows behind it; null: steps times batch_size."
+        default=None, description="Training windows read in that run; null: steps times batch_size."
     )
 
 
 class BatchStage(ClosedModel):
-    """Some steps with a batch size of their own."""
+    """A number of steps with their own batch size."""
 
-    steps: PositiveInt = Field(description="Steps.")
+    steps: PositiveInt = Field(description="Number of steps.")
     batch_size: PositiveInt = Field(description="Sequences per step.")
 
 
 class PretrainConfig(ClosedModel):
-    """Everything that decides the weights of a pretraining run."""
+    """All settings of a pretraining run."""
 
-    name: Name = Field(description="Name; the folder under results/.")
+    name: Name = Field(description="Name of the run and of its folder under results/.")
     sources: list[TextSource] = Field(min_length=1, description="Text to train on.")
     model: ModelShape = Field(default_factory=ModelShape, description="Architecture.")
     tokenizer_bytes: PositiveInt = Field(
-        20_000_000, description="Bytes of text from each source that the tokenizer is trained on."
+        default=20_000_000,
+        description="Bytes of text from each source that the tokenizer is trained on.",
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisation, split and data order.")
-    device: Device = Field("cpu", description="torch device, such as cpu or cuda.")
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: torch's choice.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="Seed for initialisation, the validation split and the order of the data.",
+    )
+    device: Device = Field(default="cpu", description="torch device, such as cpu or cuda.")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads; null uses torch's default."
+    )
     continue_from: ContinueFrom | None = Field(
-        None, description="Weights of an earlier run to start from; null starts from random ones."
+        default=None,
+        description="Earlier run whose weights to start from; null starts from random weights.",
     )
-    steps: PositiveInt = Field(description="Optimiser steps, those of an earlier run included.")
-    batch_size: PositiveInt = Field(16, description="Sequences per step.")
+    steps: PositiveInt = Field(description="Optimiser steps, including those of an earlier run.")
+    batch_size: PositiveInt = Field(default=16, description="Sequences per step.")
     batch_warmup: list[BatchStage] = Field(
-        [],
-        description="Stages with other batches at the start of this run, one after the other; "
-        "batch_size follows.",
+        default=[],
+        description="Consecutive stages with other batch sizes at the start of this run; "
+        "batch_size applies after them.",
     )
-    sequence_length: PositiveInt = Field(256, description="Tokens per sequence.")
+    sequence_length: PositiveInt = Field(default=256, description="Tokens per sequence.")
     repeat_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Proportion of the training windows that repeat their first tokens to the end.",
     )
     repeat_steps: PositiveInt | None = Field(
-        None, description="Steps of this run that have such windows, its first ones; null: all."
+        default=None,
+        description="Number of steps, at the start of this run, that include such windows; "
+        "null: all.",
     )
     recurrence_weight: PositiveFloat = Field(
-        1.0,
+        default=1.0,
         description="Weight, in the training loss, of the first token of an uncommon word that has "
         "occurred in its window before; all other tokens have weight 1.",
     )
     recurrence_start: int = Field(
-        0, ge=0, description="Step from which on that weight holds, such as the first of the decay."
+        default=0,
+        ge=0,
+        description="Step from which this weight applies, such as the first step of the decay.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="adamw for all parameters, or muon for the matrices of attention and experts "
-        "and adamw for the others.",
+        default="adamw",
+        description="adamw for all parameters, or muon for the matrices of attention and "
+        "experts and adamw for the rest.",
     )
-    learning_rate: PositiveFloat = Field(4e-3, description="Peak learning rate.")
-    warmup_steps: PositiveInt = Field(100, description="Steps of linear warm-up.")
+    learning_rate: PositiveFloat = Field(default=4e-3, description="Peak learning rate.")
+    warmup_steps: PositiveInt = Field(default=100, description="Steps of linear warm-up.")
     decay_share: float = Field(
-        0.25, ge=0, le=1, description="Proportion of this run's steps in decay."
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Proportion of this run's steps in which the learning rate decays.",
     )
-    weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices.")
-    gradient_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
-    load_balancing_coefficient: float = Field(0.01, ge=0, description="Weight of the loss.")
-    z_loss_coefficient: float = Field(0.001, ge=0, description="Weight of the router z-loss.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="Weight decay, applied to matrices only."
+    )
+    gradient_clip: PositiveFloat = Field(
+        default=1.0, description="Gradient norm at which gradients are clipped."
+    )
+    load_balancing_coefficient: float = Field(
+        default=0.01, ge=0, description="Weight of the load-balancing loss."
+    )
+    z_loss_coefficient: float = Field(
+        default=0.001, ge=0, description="Weight of the router z-loss."
+    )
     validation_share: float = Field(
-        0.005, gt=0, lt=1, description="Proportion of documents held out."
+        default=0.005, gt=0, lt=1, description="Proportion of documents held out for validation."
     )
-    validation_interval: PositiveInt = Field(250, description="Steps between validations.")
-    validation_batches: PositiveInt = Field(8, description="Batches of a validation.")
-    checkpoint_interval: PositiveInt = Field(250, description="Steps between checkpoints.")
+    validation_interval: PositiveInt = Field(default=250, description="Steps between validations.")
+    validation_batches: PositiveInt = Field(
+        default=8, description="Number of batches per validation."
+    )
+    checkpoint_interval: PositiveInt = Field(default=250, description="Steps between checkpoints.")
     card_tokens: PositiveInt = Field(
-        100_000, description="Validation tokens that the model card's numbers are measured on."
+        default=100_000,
+        description="Validation tokens used for the measurements in the model card.",
     )
     max_weights_bytes: PositiveInt | None = Field(
-        None, description="Largest size of the exported weights; null sets no limit."
+        default=None, description="Largest size of the exported weights; null sets no limit."
     )
 
     @field_validator("sources")
@@ -181,23 +224,23 @@ class PretrainConfig(ClosedModel):
 
     @property
     def first_step(self) -> int:
-        """Steps that were done before this run."""
+        """Number of steps done before this run."""
         return self.continue_from.steps if self.continue_from else 0
 
     @property
     def first_sequence(self) -> int:
-        """Training windows that were read before this run."""
+        """Number of training windows read before this run."""
         before = self.continue_from
         return (before.sequences or before.steps * self.batch_size) if before else 0
 
     @property
     def repeats_end(self) -> int:
-        """Steps after which no window repeats itself."""
+        """Step after which no training window repeats its beginning."""
         own = self.steps if self.repeat_steps is None else self.repeat_steps
         return min(self.steps, self.first_step + own)
 
     def source(self, name: str) -> TextSource:
-        """Return the source of this name.
+        """Return the source with this name.
 
         Raises:
             InputError: there is none.
@@ -209,7 +252,7 @@ class PretrainConfig(ClosedModel):
         raise InputError(f"source '{name}' is unknown; allowed: {names}")
 
     def local_files(self, *names: str) -> list[str]:
-        """Return the files of the named sources (default: all); a hub source has none."""
+        """Return the files of the named sources (default: all); a Hub source has none."""
         chosen = [self.source(name) for name in names] or self.sources
         return [source.path for source in chosen if source.kind == "local"]
 

@@ -25,7 +25,7 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of ``vocab_size`` entries.
 
-    No normaliser and the full byte alphabet: any UTF-8 text survives encode and decode unchanged.
+    With no normaliser and the full byte alphabet, any UTF-8 text survives encoding and decoding.
     Ids 0 and 1 are the end of text and padding, as in OLMoE's own tokenizer family.
     """
     bpe = Tokenizer(models.BPE())

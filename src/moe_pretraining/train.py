@@ -1,4 +1,4 @@
-"""Pretraining of a small OLMoE: resumable, and the same bytes for the same seed on a CPU.
+"""Pretraining of a small OLMoE: resumable, and bitwise reproducible for a given seed on a CPU.
 
 Shape letters: B sequences, L tokens of a sequence (and the one after them), T tokens, V vocabulary,
 H hidden size.
@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 
     from moe_pretraining.settings import PretrainConfig
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step", "tokens", "learning_rate", "loss", "load_balancing", "z_loss", "gradient_norm",
     "max_load", "tokens_per_second", "validation_loss",
 )  # fmt: skip
 
 
 class Trainer:
-    """One training run in a folder of its own.
+    """One training run in its own folder.
 
     The folder holds ``checkpoint.safetensors``, ``training.csv`` and ``started_with.json``. A run
-    that was stopped anywhere goes on from its last checkpoint, and on a CPU ends with the bytes
-    that an unbroken run would have ended with: nothing is drawn at random while it trains, and the
-    order of the text depends on seed and step only.
+    that was stopped at any time continues from its last checkpoint. On a CPU the result is then
+    bitwise that of an uninterrupted run: training uses no random draws, and the order of the text
+    depends only on seed and step.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Trainer:
         """Build the model and optimiser, and load the checkpoint in ``folder`` if there is one.
 
         Args:
-            config: the run.
-            tokenizer: gives the ids of the special tokens.
+            config: the config of the run.
+            tokenizer: the run's tokenizer, for the ids of special tokens.
             corpus_folder: token files, as :func:`tokenize_source` writes them.
             folder: the run's own folder.
 
         Raises:
-            InputError: a source is too small, the device is not there, or the checkpoint belongs
-                to another config.
+            InputError: a source is too small, the device is not available, or the checkpoint
+                belongs to another config.
         """
         check_device(config.device, key="device")
         self.config, self.folder = config, folder
@@ -98,7 +98,8 @@ class Trainer:
         self._emphasised_V = None
         if config.recurrence_weight != 1:  # reads all tokens
             self._emphasised_V = uncommon_word_starts(self.training.tokens, tokenizer)
-        self.model = build_model(config, tokenizer).to(self.device)
+        self.model = build_model(config, tokenizer)
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType] (its decorator hides self)
         self.optimizers = build_optimizers(self.model, config)
         self._optimizer_of = {
             parameter: optimizer
@@ -169,9 +170,9 @@ class Trainer:
         }
 
     def _emphasis(self, ids_BL: np.ndarray) -> Tensor | None:
-        """Return the weight of each target in the loss; None: all the same."""
+        """Return the weight of each target in the loss; None if all are equal."""
         weight = recurrence_weight(self.step, self.config)
-        if weight == 1:
+        if weight == 1 or self._emphasised_V is None:
             return None
         recurs_BL = recurring(ids_BL, self._emphasised_V)[:, 1:]
         emphasis_T = np.where(recurs_BL, weight, 1.0).astype(np.float32).ravel()
@@ -240,7 +241,7 @@ class Trainer:
         self._cut_log()
 
     def _start(self) -> None:
-        """Take the weights and the place in the data of the run that this one continues."""
+        """Load the weights and the position in the data of the run that this one continues."""
         before = self.config.continue_from
         if before is None:
             return
@@ -261,7 +262,7 @@ class Trainer:
                 self._optimizer_of[parameter].state[parameter][key] = value.to(self.device)
 
     def _cut_log(self) -> None:
-        """Drop the log rows after the checkpoint: they are written again."""
+        """Drop the log rows after the checkpoint; they will be written again."""
         path = self.folder / "training.csv"
         with path.open(newline="") as stream:
             rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= self.step]

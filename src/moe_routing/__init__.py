@@ -1,4 +1,4 @@
-"""Route a mixture-of-experts model by another rule than its fixed top-k, and measure it.
+"""Route a mixture-of-experts model by a rule other than its fixed top-k, and measure the effect.
 
 from moe_routing import calibrate, routed
 
@@ -28,7 +28,7 @@ __all__ = ["Recorder", "calibrate", "parse_strategy", "routed"]
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: torch and transformers take seconds that most jobs need not spend."""
+    """Import on first use: torch and transformers take seconds, and many jobs need neither."""
     if name not in _HOMES:
         raise AttributeError(f"module 'moe_routing' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What every script's last line calls."""
+"""The entry point that every script uses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from moe_routing.errors import InputError
 from moe_routing.usage import JobClock
 
 
-def run(main: Callable[[JobClock], None]) -> NoReturn:
-    """Call ``main`` with the clock of the job and exit.
+def first_line(docstring: str | None) -> str:
+    """Return the first line of a script's docstring, for its help; empty under ``python -OO``."""
+    return (docstring or "").partition("\n")[0]
 
-    The exit code is 0 on success, with what the job used as the last line on standard error, and 2
-    on bad input, with one ``error:`` line.
+
+def run(main: Callable[[JobClock], None]) -> NoReturn:
+    """Call ``main`` with the clock of the job, and exit.
+
+    The exit code is 0 when it returns, 2 with one ``error:`` line on bad input. On success, the
+    last line on standard error reports the time and memory used.
     """
     clock = JobClock()
     try:

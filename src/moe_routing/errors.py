@@ -1,7 +1,7 @@
-"""The one kind of error that is the user's to mend."""
+"""The exception for errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Bad input: the message is one line naming the file and key, the value, what is allowed."""
+    """Bad input. The message is one line: the file and key, the value, and what is allowed."""

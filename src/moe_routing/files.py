@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Reading JSON, and writing files so that they are either complete or absent."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files of the Hugging Face hub at a pinned commit, or one line that says why not.
+"""Files from the Hugging Face Hub at a pinned commit, with one-line errors.
 
-Whether the network may be used is for ``huggingface_hub`` to say, which reads ``HF_HUB_OFFLINE``
-("0" means that it may) when it is imported. No other code reads that variable.
+``huggingface_hub`` decides whether the network may be used: it reads ``HF_HUB_OFFLINE`` ("0" allows
+it) when it is imported. No other code reads that variable.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ def snapshot(
     kind: Literal["model", "dataset"],
     cached_only: bool = False,
 ) -> Path:
-    """Return the folder of a commit in the hub's cache, with the files that match ``patterns``.
+    """Return the folder of a commit in the Hub's cache, with the files that match ``patterns``.
 
-    What the cache lacks is downloaded. After an interruption, complete files are not downloaded
-    again.
+    Missing files are downloaded. After an interruption, complete files are not downloaded again.
 
     Args:
-        where: what an error begins with, such as a config key and its value.
-        repository: hub id.
+        where: start of error messages, such as a config key and its value.
+        repository: Hub id.
         revision: commit hash.
-        patterns: of file names, as in a shell.
-        kind: of the repository.
-        cached_only: never use a network, whatever the hub's own switch says.
+        patterns: shell-style patterns of file names.
+        kind: type of the repository.
+        cached_only: never use the network, even if ``HF_HUB_OFFLINE`` allows it.
 
     Raises:
-        InputError: the hub cannot be reached and the cache lacks a file; no such repository or
-            commit; or access is restricted.
+        InputError: the Hub cannot be reached and the cache lacks a file; there is no such
+            repository or commit; or access is restricted.
     """
     from huggingface_hub import snapshot_download
 
@@ -58,27 +57,28 @@ def snapshot(
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn what a client of the hub raises into one line that begins with ``where``.
+    """Turn errors of the Hub's client into one-line errors that begin with ``where``.
 
     Raises:
-        InputError: in place of it.
+        InputError: in place of the client's error.
     """
-    from huggingface_hub.errors import HTTPError
+    # From huggingface_hub, which decides which HTTP client it uses.
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         yield
-    # Refusals, offline mode, a file that is not in the cache and a full disk are OSErrors; a broken
-    # connection is an HTTPError, an impossible name a ValueError, Xet's own failure a RuntimeError.
+    # Refusals, offline mode, a file missing from the cache and a full disk are OSErrors. A broken
+    # connection is an HTTPError, an invalid name a ValueError, a failure of Xet a RuntimeError.
     except (OSError, HTTPError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line why the hub, or its cache, did not give what was asked for."""
+    """Return in one line why the Hub, or its cache, did not provide the files."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f"access is restricted: accept the terms on its page of the hub, then {LOG_IN}"
+        return f"access is restricted: accept the terms on its Hub page, then {LOG_IN}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no such repository on {constants.ENDPOINT}; for a private one, {LOG_IN}"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -86,10 +86,10 @@ def _reason(error: Exception) -> str:
     is_missing = isinstance(error, errors.LocalEntryNotFoundError)
     cause = error.__cause__ if is_missing else error
     if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
-        forbidden = " and HF_HUB_OFFLINE forbids downloading it" if cause else ""
+        forbidden = ", and HF_HUB_OFFLINE forbids downloading it" if cause else ""
         return (
-            f"not in the local hub cache {constants.HF_HUB_CACHE}, or not all of it{forbidden}; "
-            "fetch it where there is a network, or set HF_HOME to where it was fetched"
+            f"missing or incomplete in the local Hub cache {constants.HF_HUB_CACHE}{forbidden}; "
+            "download it where there is a network, or set HF_HOME to where it was downloaded"
         )
     line = next((line for line in str(cause).splitlines() if line.strip()), "no message")
     return f"cannot be fetched from {constants.ENDPOINT}: {type(cause).__name__}: {line.strip()}"

@@ -1,7 +1,7 @@
-"""A model for lm-evaluation-harness: any of its tasks, under any routing strategy.
+"""A model for lm-evaluation-harness, to run any of its tasks under any routing strategy.
 
-The harness finds models that have been imported, and has no other way to extend them; so this
-module is also its command line, with the model known::
+The harness only finds models whose modules have been imported, and offers no other way to add one.
+This module is therefore also the harness's command line, with the model registered::
 
     moe-routing-lm-eval run --model moe_routing --tasks hellaswag \
         --model_args pretrained=allenai/OLMoE-1B-7B-0924,strategy=regular_k4
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
 
 MODEL_NAME = "moe_routing"
+_HFLM: Any = HFLM
+"""The harness's class; its decorator is untyped, so a type checker does not know the members."""
 
 
 @register_model(MODEL_NAME)
-class RoutedLM(HFLM):
-    """A Hugging Face model of the harness, routed, and scored by this package's engine.
+class RoutedLM(_HFLM):
+    """The harness's Hugging Face model, with a routing strategy and this package's scoring engine.
 
-    Tokenisation, truncation and windows are the harness's own. ``batch_size`` matters to
-    generation only; scoring packs requests under ``token_budget``.
+    Tokenisation, truncation and windows are the harness's own. ``batch_size`` affects
+    only generation; scoring packs requests into batches of at most ``token_budget`` tokens.
     """
 
     def __init__(
@@ -54,21 +56,21 @@ class RoutedLM(HFLM):
         """Load the model.
 
         Args:
-            pretrained: folder, hub id, or a model.
+            pretrained: folder, Hub id, or a model.
             strategy: id of the routing strategy.
             calibration: folder written by the calibrate step, for strategies that need it.
-            token_budget: most tokens of a forward pass.
+            token_budget: maximum number of tokens in a forward pass.
             **kwargs: as for ``HFLM``.
 
         Raises:
-            InputError: an unknown strategy, or a calibration that is missing or does not fit.
+            InputError: the strategy is unknown, or the calibration is missing or does not fit.
         """
         self._strategy = parse_strategy(strategy)
         self._calibration = calibration
         self._token_budget = token_budget
         super().__init__(pretrained, **kwargs)
         with self._routed():
-            pass  # what cannot work is told before the tasks are built
+            pass  # raise errors before the tasks are built
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate under the strategy."""
@@ -90,7 +92,7 @@ class RoutedLM(HFLM):
         return totals
 
     def get_model_info(self) -> dict:
-        """Return what the harness writes beside its results, with the strategy."""
+        """Return the information that the harness writes with its results, plus the strategy."""
         return {**super().get_model_info(), "routing_strategy": self._strategy.id}
 
     def _loglikelihood_tokens(
@@ -104,7 +106,7 @@ class RoutedLM(HFLM):
             groups.setdefault(tuple(context), []).append(place)
         tokens = [self._truncated(context, target) for _, context, target in requests]
         scores = self._score(tokens, list(groups.values()), disable_tqdm)
-        answers = [(score.log_likelihood, score.greedy) for score in scores]
+        answers = [(score.log_likelihood, bool(score.greedy)) for score in scores]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
@@ -140,7 +142,7 @@ class RoutedLM(HFLM):
 
 
 def main() -> NoReturn:
-    """Run the harness's command line with this model known to it; bad input is one line."""
+    """Run the harness's command line with this model registered; bad input is a one-line error."""
     from lm_eval.__main__ import cli_evaluate
 
     run(cli_evaluate)

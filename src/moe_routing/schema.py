@@ -13,12 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from moe_routing.errors import InputError
 
-# Text that becomes part of a path, a command, an address or a page has one of the types below, so
-# that a config cannot name a place outside its results folder or pass an option to a program.
+# Text that becomes part of a path, a command, a URL or a page has one of the types below, so that a
+# config cannot refer to a path outside its results folder or pass an option to a program.
 
 _HUB_NAME = r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*"
 _UNPRINTABLE = r"\x00-\x1f\x7f-\x9f`{}<>"
-"""Not in paths: braces are Snakemake's wildcards, the others are markup of the report's pages."""
+"""Not allowed in paths: braces are Snakemake wildcards, the others are markup in the report."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 HUB_ID = rf"^{_HUB_NAME}(/{_HUB_NAME})?$"
@@ -31,14 +31,14 @@ _SHA256 = r"^[0-9a-f]{64}$"
 
 _ALLOWED = {
     NAME: "a letter or digit, then at most 63 letters, digits, '.', '_' or '-'",
-    HUB_ID: "an id of the Hugging Face hub, such as allenai/OLMoE-1B-7B-0924",
+    HUB_ID: "a Hugging Face Hub id, such as allenai/OLMoE-1B-7B-0924",
     _FILE_PATH: "a path without control characters and without any of ` { } < >",
     _MEMBER: "a path inside the wheel, with '/' between its parts and without '..'",
     _DEVICE: "a torch device, such as cpu, cuda or cuda:0",
     _COMMIT: "40 hexadecimal digits, in lower case",
     _SHA256: "64 hexadecimal digits, in lower case",
 }
-"""Patterns in words, for errors."""
+"""Descriptions of the patterns, for error messages."""
 
 
 def _package_name(value: str) -> str:
@@ -50,7 +50,7 @@ def _package_name(value: str) -> str:
 
 
 def _package_version(value: str) -> str:
-    # A local label may end like an archive (1.0+x.zip), and pip reads such a requirement as a file.
+    # A local label may look like an archive (1.0+x.zip), which pip would read as a file.
     try:
         version = Version(value)
     except InvalidVersion:
@@ -61,7 +61,7 @@ def _package_version(value: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=NAME)]
-"""A name that becomes a file or folder, such as that of a study."""
+"""A name that becomes that of a file or folder, such as the name of a study."""
 
 HubId = Annotated[str, Field(pattern=HUB_ID)]
 FilePath = Annotated[str, Field(pattern=_FILE_PATH)]
@@ -77,7 +77,7 @@ PackageVersion = Annotated[str, Field(max_length=64), AfterValidator(_package_ve
 
 
 class ClosedModel(BaseModel):
-    """A frozen model that refuses keys it does not know."""
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -95,7 +95,7 @@ def load_yaml(model: type[Model], path: Path | str) -> Model:
 
 
 def read_yaml(path: Path | str) -> object:
-    """Return what a YAML file holds: data only, no objects.
+    """Return the content of a YAML file: plain data, no Python objects.
 
     Raises:
         InputError: the file is missing or not YAML.
@@ -118,12 +118,12 @@ def parse(model: type[Model], values: object, origin: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # A key or value of the config may have line ends.
+        # A key or value in the config may contain line breaks.
         raise InputError(f"{origin}: {' '.join(_describe(error, model).split())}") from error
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
-    # An unknown key is the likeliest root of the other errors, so it goes first.
+    # An unknown key is the most likely cause of the other errors, so it goes first.
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     key = ".".join(str(part) for part in first["loc"]) or "(top level)"
@@ -133,13 +133,13 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}{more}"
-    allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern"))
+    allowed = _ALLOWED.get(first.get("ctx", {}).get("pattern", ""))
     wrong = f"allowed: {allowed}" if allowed else f"{message[0].lower()}{message[1:]}"
     return f"{key} is {first['input']!r:.120}; {wrong}{_new_name(first['input'])}{more}"
 
 
 RENAMED = {"noise": "numerics", "audit": "ablation", "ragged": "dropless"}
-"""Keys and values of earlier versions, and what they are called now."""
+"""Keys and values of earlier versions, and their current names."""
 
 
 def _new_name(word: object) -> str:

@@ -1,4 +1,4 @@
-"""What a job used, written to its log: time, memory, and how much of it was start-up."""
+"""Time and memory used by a job, reported in the last line of its log."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class JobClock:
     """The clock of one job; made at the start of its process."""
 
     def __init__(self) -> None:
-        # Until now the process has parsed and imported, so its CPU time is about its age.
+        # Until now, CPU time and wall-clock time of the process are nearly equal.
         self._began = time.perf_counter() - time.process_time()
         self._start_up = 0.0
 
     def started(self) -> None:
-        """Mark the end of start-up: the interpreter runs and the imports are done."""
+        """Mark the end of start-up, when the imports are done."""
         self._start_up = time.process_time()
 
     def usage_line(self) -> str:
-        """Return what the process and its finished children have used; memory is resident, in MiB.
+        """Return the time and peak resident memory used by this process and its finished children.
 
-        Where the system does not report them (Windows), memory and children are left out as 0.
+        On Windows, which does not report them, memory and child processes count as 0.
         """
         cpu, peak = time.process_time(), 0.0
         if sys.platform != "win32":

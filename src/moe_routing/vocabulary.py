@@ -1,8 +1,8 @@
 """The vocabulary of the study: tasks, data sets, metrics, weightings, nulls, kinds of control.
 
-An entry holds what every stage needs to know of a thing: its label, its unit, which way is better,
-its prose. The families of strategies have entries of the same kind (:class:`Family`), but each
-stands on its own class: see :mod:`moe_routing.routing.strategies`.
+An entry holds what the stages need: a label, a unit, which direction is better, text for reports.
+Families of strategies have similar entries (:class:`Family`), each defined on the strategy's class;
+see :mod:`moe_routing.routing.strategies`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RAW_WEIGHTING: Weighting = "softmax"
 """The weights that the models under study were trained with."""
 
 FAMILY_COLUMNS = ("k", "alpha", "null", "weighting")
-"""Columns of the table of cells that the definition of a family may name."""
+"""Columns of the table of cells that the definition of a family may refer to."""
 
 
 class _Named(Protocol):
@@ -40,8 +40,8 @@ class Look:
     """How a family of strategies is drawn, in every figure.
 
     Attributes:
-        colour: hexadecimal, such as ``#0072B2``; no two families have the same.
-        marker: matplotlib marker; no two families have the same.
+        colour: hexadecimal, such as ``#0072B2``; unique to the family.
+        marker: matplotlib marker; unique to the family.
         dash: matplotlib line style.
     """
 
@@ -56,13 +56,14 @@ class ControlKind:
 
     Attributes:
         name: value of the column ``kind``.
-        absent: what a study without one lacks.
-        short: what it is, for a table; empty for one that has no row there.
-        done: what is done, as the start of a sentence; names ``{base}`` or ``{control}``.
-        meanings: what the outcomes ``worse``, ``better`` and ``none`` of the control mean.
-        raw_meanings: meanings that are others where the base keeps raw softmax weights.
-        on_curves: whether it is a setting in its own right, which the comparison at matched compute
-            and the Pareto fronts take in; the others are made to be compared with their base.
+        absent: text for what is missing from a study without such a control.
+        short: short description for a table; empty if the kind has no row there.
+        done: start of a sentence that says what the control does; contains ``{base}`` or
+            ``{control}``.
+        meanings: interpretation of the outcomes ``worse``, ``better`` and ``none``.
+        raw_meanings: interpretations that differ if the base uses raw softmax weights.
+        on_curves: whether it is a setting in its own right, included in the comparison at matched
+            compute and in the Pareto fronts; other kinds are only compared with their base.
     """
 
     name: str
@@ -80,15 +81,15 @@ class Family:
 
     Attributes:
         name: first part of the ids of its strategies.
-        label: its name in figures and tables.
+        label: name in figures and tables.
         look: how it is drawn.
-        definition: what one of its strategies does, for the table of results; may name the
-            parameters in :data:`FAMILY_COLUMNS`, such as ``top {k}``.
+        definition: what one of its strategies does, for the table of results; may contain
+            the parameters in :data:`FAMILY_COLUMNS`, such as ``top {k}``.
         selection: what it chooses, with a citation, for the table of strategies.
-        words: the family in running text.
+        words: name of the family in running text.
         static_weighting: the weighting whose static curve this family is: top k with these weights
             for every token. None for every other family.
-        complete: whether the complete comparison has it, so that a study without it says so.
+        complete: whether the complete comparison includes it; a study without it says so.
         control: for a family of controls, the kind.
     """
 
@@ -113,14 +114,14 @@ class Metric:
         column: column of the item table that is summed.
         per: column that it is divided by; None counts items.
         sign: -1 turns log-likelihoods into nats.
-        scale: increasing map from the ratio to the metric: none, exp, or nats to bits.
-        is_proportion: whether items are right or wrong, so that it is a proportion of them.
+        scale: increasing function from the ratio to the metric: none, exp, or nats to bits.
+        is_proportion: whether the metric is the proportion of items that are right.
         higher_is_better: which way is better.
-        margin: which non-inferiority margin of the config applies to a difference, if one does.
+        margin: non-inferiority margin of the config that applies to a difference, if any.
         unit: unit of a difference.
-        noun: the metric in running text; its label if not given.
-        better: what a strategy with a better value did.
-        worse: what a strategy with a worse value did.
+        noun: name of the metric in running text; the label if not given.
+        better: verb phrase for a strategy with a better value.
+        worse: verb phrase for a strategy with a worse value.
     """
 
     name: str
@@ -139,16 +140,16 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """Which way is better."""
+        """Arrow in the direction of better values."""
         return "\N{UPWARDS ARROW}" if self.higher_is_better else "\N{DOWNWARDS ARROW}"
 
     @property
     def percent(self) -> float:
-        """The factor that a value is shown with: proportions are shown in percent."""
+        """Factor by which values are multiplied for display: proportions are shown in percent."""
         return 100.0 if self.is_proportion else 1.0
 
     def loss(self, value: float) -> float:
-        """Return a value or difference with the sign by which smaller is better."""
+        """Return a value or difference, negated if need be, so that smaller is better."""
         return 0.0 - value if self.higher_is_better else value  # never -0.0
 
 
@@ -184,7 +185,7 @@ METRICS: Mapping[str, Metric] = _by_name(
             unit="nats per token",
             noun="loss",
         ),
-        # The margin is one of nats per token, and a last word has several: no margin applies.
+        # The margin is in nats per token, and a last word has several tokens: no margin applies.
         Metric(
             "nats_per_target",
             "nats per last word",
@@ -201,13 +202,13 @@ METRICS: Mapping[str, Metric] = _by_name(
         ),
     ]
 )
-"""Definitions are those of lm-evaluation-harness. Strategies are compared by accuracies and nats:
-perplexities have no differences that add up over items, and a difference of d nats per token is a
-ratio of exp(d) of token perplexities. Those of words and bytes differ by a constant factor of d, so
-that testing them too would be the same test again."""
+"""Definitions are those of lm-evaluation-harness. Strategies are compared by accuracy and by nats,
+but not by perplexity, whose differences are not sums over items. A difference of d nats per token
+is a ratio exp(d) of token perplexities. For words and bytes d is multiplied by a constant, so
+testing them as well would repeat the same test."""
 
 DIVERGENCE = METRICS["kl_from_baseline"]
-"""Metric of every task, measured on some items: KL(baseline || strategy)."""
+"""Metric of every task, measured on a subset of the items: KL(baseline || strategy)."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +217,12 @@ class Task:
 
     Attributes:
         name: value of the column ``task``.
-        words: its name in tables.
-        main_metric: the metric that stands for it in the table of cells.
-        metrics: what is measured of a cell, proportions first.
-        compared: what strategies are compared by; the first stands for the task.
-        scoring: how it is scored; may name ``{windows}``.
-        absent: what a study without such a set has no data set of.
+        words: name in tables.
+        main_metric: metric that represents the task in the table of cells.
+        metrics: metrics of each cell, proportions first.
+        compared: metrics by which strategies are compared, the main one first.
+        scoring: text on how it is scored; may contain ``{windows}``.
+        absent: text for the kind of data missing from a study without such a set.
     """
 
     name: str
@@ -234,21 +235,21 @@ class Task:
 
     @property
     def measures(self) -> tuple[Metric, ...]:
-        """What strategies are compared by; the first stands for the task."""
+        """Metrics by which strategies are compared, the main one first."""
         return tuple(METRICS[name] for name in self.compared)
 
     @property
     def main_measure(self) -> Metric:
-        """What strategies are compared by where only one comparison can be shown."""
+        """The metric of comparison where only one can be shown."""
         return self.measures[0]
 
     def is_main(self, measure: Metric) -> bool:
-        """Return whether a measure stands for the task."""
+        """Return whether a measure is the main one of the task."""
         return measure == self.main_measure
 
     @property
     def examples(self) -> str:
-        """What a study without such a set lacks, with the data sets that there are."""
+        """What is missing from a study without such a set, with the available data sets."""
         labels = [dataset.label for dataset in DATASETS.values() if dataset.task == self.name]
         return f"{self.absent} ({' or '.join(labels)})"
 
@@ -261,9 +262,9 @@ TASKS: Mapping[str, Task] = _by_name(
             main_metric="token_perplexity",
             metrics=("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
             compared=("nats_per_token",),
-            scoring="Perplexity is the exponential of the mean negative log-likelihood of a token, "
-            "documents scored in {windows}: every token is predicted once, and the last window of "
-            "a document is filled up with earlier tokens, which are read and not scored.",
+            scoring="Perplexity is the exponential of the mean negative log-likelihood per token, "
+            "with documents scored in {windows}: every token is predicted once, and the last "
+            "window of a document is filled with earlier tokens, which are not scored again.",
             absent="running text",
         ),
         Task(
@@ -272,7 +273,7 @@ TASKS: Mapping[str, Task] = _by_name(
             main_metric="accuracy_norm",
             metrics=("accuracy", "accuracy_norm"),
             compared=("accuracy_norm", "accuracy"),
-            scoring="Multiple choice takes the continuation with the largest log-likelihood a "
+            scoring="Multiple choice takes the continuation with the largest log-likelihood per "
             "character.",
             absent="multiple choice",
         ),
@@ -282,7 +283,7 @@ TASKS: Mapping[str, Task] = _by_name(
             main_metric="accuracy",
             metrics=("accuracy", "last_word_perplexity"),
             compared=("accuracy", "nats_per_target"),
-            scoring="A last word counts if greedy decoding gives it.",
+            scoring="A last word counts as correct if greedy decoding produces it.",
             absent="last words",
         ),
     ]
@@ -298,8 +299,8 @@ class Dataset:
         name: its key in the config.
         label: its name in text.
         task: name of its task.
-        citation: what follows its label where it is cited.
-        chance: accuracy of guessing; 0 where guessing gets nothing right.
+        citation: text after the label where it is cited.
+        chance: accuracy of random guessing; 0 if guessing is never right.
     """
 
     name: str
@@ -342,15 +343,15 @@ RIVAL_KIND = ControlKind(
     short="another rule",
     done="With the rule of {control} in place of that of {base}",
     meanings={
-        "worse": "the rule does worse, at the number of experts that it takes",
-        "better": "the rule does better, at the number of experts that it takes",
-        "none": "nothing shows that the rule does better or worse, at the number of experts that "
-        "it takes",
+        "worse": "the rule does worse at the number of experts that it uses",
+        "better": "the rule does better at the number of experts that it uses",
+        "none": "nothing shows that the rule does better or worse at the number of experts that "
+        "it uses",
     },
     on_curves=True,
 )
-"""The kinds that are no families: points of a static curve, a strategy under other weights than its
-family's default, any other strategy. The others belong to the families that make them."""
+"""The kinds without a control family: points of a static curve, strategies with weights other than
+their family's default, and any other strategy. Control families define the other kinds."""
 
 _TYPICAL_OF_LAYER = "the logit is typical of all (token, expert) pairs of the layer"
 _TYPICAL_OF_EXPERT = "the logit is typical of this expert's logits"

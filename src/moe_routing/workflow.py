@@ -1,4 +1,4 @@
-"""What the Snakefile needs to know of a config: no Snakemake object ever enters the package."""
+"""What the Snakefile needs to know about a config. The package uses no Snakemake objects."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def validate_config(values: dict) -> StudyConfig:
 
 
 def refuse_templates(files: Iterable[Path | str]) -> None:
-    """Refuse config files that are templates: a config is data.
+    """Reject config files that are templates: a config is data.
 
     Snakemake evaluates a file with ``__use_yte__`` (https://yte-template-engine.github.io) before
-    it reads the Snakefile, so that this comes after its code; but it is said, and no job runs.
+    it reads the Snakefile. The template's code has run by then, but this check reports it and
+    prevents any job from running.
 
     Raises:
         InputError: a file is a template, or not YAML.
@@ -52,12 +53,12 @@ def refuse_templates(files: Iterable[Path | str]) -> None:
 def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
     """Check a study against its model, if an earlier run has described the model.
 
-    The job that describes it checks the study too, but is not done again for a change of settings.
+    The job that describes it also checks the study, but is not rerun when settings change.
 
     Args:
         study: the config.
         results: folder of the study.
-        origin: how errors name the config.
+        origin: name of the config in error messages.
 
     Raises:
         InputError: see :func:`moe_routing.config.limits.check_limits`.
@@ -69,7 +70,7 @@ def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
 
 
 def _describes(described: dict, study: StudyConfig) -> bool:
-    """Return whether ``model.json`` is about the model of a config, as it is now."""
+    """Return whether ``model.json`` describes the config's model in its current state."""
     model = study.model
     named = {"path": model.path, "revision": model.revision}
     if "window" not in described or {key: described[key] for key in named} != named:
@@ -82,14 +83,14 @@ def _describes(described: dict, study: StudyConfig) -> bool:
 
 
 def job_prefix(checkout: Path | str, **variables: str) -> str:
-    """Return what stands before every shell command of a rule, braces doubled for Snakemake.
+    """Return the prefix of every shell command of a rule, with braces doubled for Snakemake.
 
-    Jobs import the package from the checkout, also inside conda environments, and work offline.
-    A rule that fetches goes back to what the user has set: ``HF_HUB_OFFLINE=$USER_OFFLINE``.
+    Jobs import the package from the checkout, even inside conda environments, and work offline.
+    A rule that downloads restores the user's own setting: ``HF_HUB_OFFLINE=$USER_OFFLINE``.
 
     Args:
         checkout: folder of the Snakefile.
-        **variables: further environment of the jobs.
+        **variables: additional environment variables for the jobs.
     """
     package = shlex.quote(f"{checkout}/src").replace("{", "{{").replace("}", "}}")
     others = "".join(f" {name}={value}" for name, value in variables.items())
@@ -100,7 +101,7 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
 
 
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
-    """Return the parts of a config that a rule depends on, so that only their change reruns it.
+    """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
 
     A key is a top-level name, or ``datasets.<name>`` for one evaluation set.
     """
@@ -132,17 +133,17 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
 
 
 def write_config(study: StudyConfig, path: Path | str) -> None:
-    """Write the complete config, defaults included."""
+    """Write the complete config, including defaults."""
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
 
 
 def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None:
-    """Write ``run.json``: which config file makes the study again, relative to this folder.
+    """Write ``run.json``: the config file that reproduces the study, relative to this folder.
 
-    That is the file the workflow was given. Where it was given several, or settings on the command
-    line besides, no file says all; and one from elsewhere comes with no copy of the repository.
-    Then it is the complete config beside ``path``.
+    Usually that is the file given to the workflow. If several files or additional settings on the
+    command line were given, no single file is complete; a file outside the repository is not part
+    of a copy of it. In these cases it is the complete config beside ``path``.
 
     Args:
         files: config files of the run.
@@ -157,10 +158,10 @@ def write_run(files: Iterable[Path | str], *, changed: bool, path: Path) -> None
 
 
 def model_files(study: StudyConfig) -> list[str]:
-    """Return the files of a local checkpoint, so that new weights rerun the study.
+    """Return the files of a local checkpoint, so that the study is rerun if they change.
 
-    A hub id has none: its revision says which weights they are. Nor has a missing folder, which
-    the job then names.
+    A Hub id has none: its revision identifies the weights. A missing folder has none either; the
+    job reports it.
     """
     if study.model.revision is not None:
         return []
@@ -169,20 +170,20 @@ def model_files(study: StudyConfig) -> list[str]:
 
 
 def raw_file(study: StudyConfig, results: str, name: str) -> str:
-    """Return the fetched file of an evaluation set or of ``calibration``."""
+    """Return the downloaded file of an evaluation set or of ``calibration``."""
     return str(raw_path(Path(results) / "data" / "raw", name, source_of(study, name)))
 
 
 def dataset_of(file: str) -> str:
-    """Return the name that a fetched file belongs to: what stands before the first dot."""
+    """Return the data set that a downloaded file belongs to: the part before the first dot."""
     return file.split(".")[0]
 
 
 def source_section(study: StudyConfig, file: str) -> dict[str, object]:
-    """Return the source of a fetched file, so that only its change fetches again."""
+    """Return the source of a downloaded file, so that only a change of it downloads again."""
     return source_of(study, dataset_of(file)).model_dump(mode="json")
 
 
 def unique_folders(paths: Iterable[str]) -> list[str]:
-    """Return the names of the folders that files lie in, each once, in order."""
+    """Return the distinct names of the folders that contain the files, in order."""
     return list(dict.fromkeys(Path(path).parent.name for path in paths))

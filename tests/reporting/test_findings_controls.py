@@ -43,8 +43,8 @@ def table(*rows):
         ("weighting", "better", "better", "due to its smaller weights"),
         ("weighting", "worse", "worse", "the rescaled weights cost quality"),
         ("weighting", "inconclusive", "none", "nothing shows that the smaller weights matter"),
-        ("rival", "worse", "worse", "the rule does worse, at the number of experts that it takes"),
-        ("rival", "better", "better", "the rule does better, at the number of experts"),
+        ("rival", "worse", "worse", "the rule does worse at the number of experts that it uses"),
+        ("rival", "better", "better", "the rule does better at the number of experts"),
         ("rival", "inconclusive", "none", "nothing shows that the rule does better or worse"),
     ],
 )

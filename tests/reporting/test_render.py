@@ -569,7 +569,7 @@ def test_a_page_that_quarto_cannot_make_does_not_cost_the_study(
     warning = next(line for line in said.err.splitlines() if "warning" in line)
     assert warning == (
         "warning: the report is a preview. Quarto's pages cannot be used: index.html: loads "
-        "https://x.org/y.js from another host; pages must work offline. To have them, mend that, "
+        "https://x.org/y.js from another host; pages must work offline. To get them, fix this, "
         f"then run python scripts/render_report.py --results {results}"
     )
 

@@ -1,15 +1,17 @@
-"""Settings of the analyses: how much text each one looks at, and what it varies."""
+"""Settings of the analyses: how much text each one uses, and what it varies."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count, takewhile
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moe_routing.schema import ClosedModel
 from moe_routing.vocabulary import HYPOTHESES
 
+Part = TypeVar("Part", bound=ClosedModel)
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 PROMPTS = (
@@ -19,7 +21,7 @@ PROMPTS = (
 )
 FEWER_K = (1, 2, 3, 4, 6)
 FIT_TIMES = 2
-"""Tokens to fit a null on for one token to test it on: the noise of the fit adds to that of the
+"""Tokens used to fit a null, per token used to test it: noise of the fit adds to that of the
 test."""
 GENERATION_PROMPT = "The theory of relativity fundamentally changed our understanding of"
 
@@ -31,40 +33,57 @@ def _known_nulls(names: list[str] | None, key: str) -> None:
 
 
 class BaselineAnalysis(ClosedModel):
-    """The stock model, watched but not changed."""
+    """Measurements of the stock model with its routing unchanged."""
 
-    tokens: PositiveInt = Field(4096, description="Tokens of evaluation text, at least.")
+    tokens: PositiveInt = Field(
+        default=4096, description="Minimum number of tokens of evaluation text."
+    )
     domain_tokens: PositiveInt = Field(
-        2048, description="Tokens of every other evaluation set, for domain specialisation."
+        default=2048,
+        description="Tokens from each of the other evaluation sets, for the analysis of domain "
+        "specialisation.",
     )
     prompts: list[str] = Field(
-        list(PROMPTS), min_length=1, description="Prompts with a table of their own."
+        default=list(PROMPTS),
+        min_length=1,
+        description="Prompts for which a separate table is written.",
     )
 
 
 class BHAnalysis(ClosedModel):
-    """Benjamini-Hochberg routing over max_k and alpha, beside top-k."""
+    """Benjamini-Hochberg routing over a grid of max_k and alpha, compared with top-k."""
 
-    tokens: PositiveInt = Field(6144, description="Tokens of evaluation text, at least.")
-    max_k: list[PositiveInt] | None = Field(
-        None,
-        min_length=1,
-        description="Caps, and the k of top-k beside them; null takes the model's own k, doubled "
-        "until it is all experts: 8, 16, 32, 64 of OLMoE.",
+    tokens: PositiveInt = Field(
+        default=6144, description="Minimum number of tokens of evaluation text."
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    max_k: list[PositiveInt] | None = Field(
+        default=None,
+        min_length=1,
+        description="Values of max_k, also used as k for top-k; null uses the model's own k "
+        "and its doublings up to the number of experts: 8, 16, 32, 64 for OLMoE.",
+    )
+    alpha: list[Level] = Field(
+        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
+    )
     nulls: list[str] | None = Field(
-        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+        default=None,
+        min_length=1,
+        description="Ids of the null hypotheses; null uses those in calibration.nulls.",
     )
     fewer_k: list[PositiveInt] | None = Field(
-        None,
-        description="Further static k: what BH must beat to be recommended; null takes 1, 2, 3, 4, "
-        "6, as far as the model has experts.",
+        default=None,
+        description="Additional values of static k that BH must beat to be recommended; null "
+        "uses 1, 2, 3, 4 and 6, up to the number of experts.",
     )
-    prompt: str = Field(GENERATION_PROMPT, min_length=1, description="Prompt to go on from.")
-    new_tokens: PositiveInt = Field(32, description="Tokens to generate greedily.")
+    prompt: str = Field(
+        default=GENERATION_PROMPT, min_length=1, description="Prompt for text generation."
+    )
+    new_tokens: PositiveInt = Field(
+        default=32, description="Number of tokens to generate greedily."
+    )
     union: PositiveInt = Field(
-        16, description="Tokens of a batch whose distinct experts are counted."
+        default=16,
+        description="Batch size, in tokens, for counting the distinct experts that a batch uses.",
     )
 
     @model_validator(mode="after")
@@ -74,34 +93,48 @@ class BHAnalysis(ClosedModel):
 
 
 class ValidityAnalysis(ClosedModel):
-    """Whether p-values are what they claim to be."""
+    """Whether the p-values are valid."""
 
-    tokens: int = Field(6144, ge=256, description="Tokens to test on, and twice as many to fit on.")
-    nulls: list[str] | None = Field(
-        None,
-        min_length=1,
-        description="Nulls to look at; null takes all that the model has draws for.",
+    tokens: int = Field(
+        default=6144,
+        ge=256,
+        description="Tokens to test on; twice as many are used to fit the nulls.",
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
-    level: Level = Field(0.05, description="Level at which a null is called valid or not.")
+    nulls: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Ids of the null hypotheses to check; null uses all that can be fitted for "
+        "the model.",
+    )
+    alpha: list[Level] = Field(
+        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
+    )
+    level: Level = Field(
+        default=0.05, description="Significance level at which a null is judged valid or invalid."
+    )
     largest_size: Level = Field(
-        0.06,
-        description="Largest proportion of pure-noise tokens with a selection in any layer for a "
-        "valid null.",
+        default=0.06,
+        description="Largest proportion of pure-noise tokens with a selection, in any layer, "
+        "at which a null is still judged valid.",
     )
     max_k: PositiveInt | None = Field(
-        None, description="Cap whose binding is counted; null takes the model's own k."
+        default=None,
+        description="Value of max_k for counting how often the cap binds; null uses the "
+        "model's own k.",
     )
-    repeats: int = Field(10000, ge=100, description="Simulated tokens of each setting.")
+    repeats: int = Field(default=10000, ge=100, description="Simulated tokens per setting.")
     signals: list[NonNegativeInt] | None = Field(
-        None,
+        default=None,
         min_length=1,
-        description="Experts with an effect, simulated; null takes none, a sixteenth and a quarter "
-        "of the model's: 0, 4, 16 of OLMoE's 64.",
+        description="Numbers of experts with a true effect in the simulation; null uses none, "
+        "one sixteenth and one quarter of the model's experts: 0, 4, 16 for "
+        "OLMoE's 64.",
     )
-    effect: PositiveFloat = Field(3.0, description="Their mean, in standard deviations.")
+    effect: PositiveFloat = Field(
+        default=3.0, description="Mean of the simulated effects, in standard deviations."
+    )
     correlation: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        [0.0, 0.5], description="Correlation between experts, simulated."
+        default=[0.0, 0.5], description="Correlations between experts in the simulation."
     )
 
     @model_validator(mode="after")
@@ -113,30 +146,41 @@ class ValidityAnalysis(ClosedModel):
 
 
 class AblationAnalysis(ClosedModel):
-    """What happens to the loss when one expert of the stock router's choice is left out."""
+    """Change in loss when one of the experts that the stock router selects is removed."""
 
     tokens: PositiveInt = Field(
-        200, description="Tokens, four a document, more where documents are few."
+        default=200,
+        description="Number of tokens: four per document, or more if there are few documents.",
     )
     layers: PositiveInt = Field(
-        4,
-        description="Layers, evenly spaced, first and last included; all of a model that has "
-        "fewer.",
+        default=4,
+        description="Number of layers, evenly spaced and including the first and last; all "
+        "layers if the model has fewer.",
     )
-    alpha: list[Level] = Field([0.01, 0.05, 0.1], min_length=1, description="Levels.")
+    alpha: list[Level] = Field(
+        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
+    )
     nulls: list[str] | None = Field(
-        None, min_length=1, description="Nulls; null takes those of calibration.nulls."
+        default=None,
+        min_length=1,
+        description="Ids of the null hypotheses; null uses those in calibration.nulls.",
     )
     epsilon: list[PositiveFloat] = Field(
-        [0.001, 0.01, 0.1],
+        default=[0.001, 0.01, 0.1],
         min_length=1,
-        description="Changes of the loss that count as none, nats: a table and a panel for each.",
+        description="Changes in loss, in nats, below which removing an expert counts as having "
+        "no effect; one table and one panel per value.",
     )
     primary_epsilon: PositiveFloat = Field(
-        0.01, description="The one of epsilon that the sentences of the report are about, nats."
+        default=0.01,
+        description="Value of epsilon that the text of the report refers to, in nats.",
     )
-    context: int = Field(64, ge=16, description="Tokens of a document that are read.")
-    horizon: PositiveInt = Field(4, description="Tokens whose loss is followed, the own one first.")
+    context: int = Field(default=64, ge=16, description="Tokens read from each document.")
+    horizon: PositiveInt = Field(
+        default=4,
+        description="Number of consecutive tokens whose loss is measured, starting with the "
+        "ablated token.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationAnalysis:
@@ -152,24 +196,26 @@ class AblationAnalysis(ClosedModel):
 
 
 class AnalysisConfig(ClosedModel):
-    """The analyses that go with the table of cells."""
+    """Settings of the analyses that accompany the comparison of strategies."""
 
     baseline: BaselineAnalysis = Field(
         default_factory=BaselineAnalysis, description="Statistics of the stock router."
     )
-    bh: BHAnalysis = Field(default_factory=BHAnalysis, description="BH over max_k and alpha.")
+    bh: BHAnalysis = Field(
+        default_factory=BHAnalysis, description="BH over a grid of max_k and alpha."
+    )
     validity: ValidityAnalysis = Field(
-        default_factory=ValidityAnalysis, description="Size of the nulls, FDR of procedures."
+        default_factory=ValidityAnalysis, description="Size of the nulls and FDR of the procedures."
     )
     ablation: AblationAnalysis = Field(
-        default_factory=AblationAnalysis, description="Interventions on selected experts."
+        default_factory=AblationAnalysis, description="Removal of selected experts."
     )
 
     def of_model(self, experts: int, top_k: int) -> AnalysisConfig:
-        """Return these settings with those that are left to the model filled in.
+        """Return these settings with unset values filled in from the model.
 
         Args:
-            experts: experts of a layer.
+            experts: number of experts per layer.
             top_k: experts per token that the model was trained with.
         """
         bh = {
@@ -177,7 +223,7 @@ class AnalysisConfig(ClosedModel):
             "fewer_k": [k for k in FEWER_K if k <= experts],
         }
         validity = {
-            # Where the model selects every expert, none is left to draw ``unselected`` from.
+            # A model that selects every expert has no rejected ones to fit ``unselected`` on.
             "nulls": [name for name in HYPOTHESES if name != "unselected" or top_k < experts],
             "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
@@ -187,7 +233,7 @@ class AnalysisConfig(ClosedModel):
 
 
 def doublings(k: int, most: int) -> list[int]:
-    """Return k, 2k, 4k, ... below ``most``, and ``most``.
+    """Return k, 2k, 4k, ... below ``most``, followed by ``most``.
 
     >>> doublings(8, 64), doublings(2, 8), doublings(4, 60), doublings(3, 3)
     ([8, 16, 32, 64], [2, 4, 8], [4, 8, 16, 32, 60], [3])
@@ -195,6 +241,6 @@ def doublings(k: int, most: int) -> list[int]:
     return [*takewhile(lambda value: value < most, (k << n for n in count())), most]
 
 
-def _filled(part: ClosedModel, values: dict[str, object]) -> ClosedModel:
+def _filled(part: Part, values: Mapping[str, object]) -> Part:
     unset = {name: value for name, value in values.items() if getattr(part, name) is None}
     return part.model_copy(update=unset)

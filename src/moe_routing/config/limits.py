@@ -1,9 +1,10 @@
-"""What a model allows a study to ask of it."""
+"""Checks of a study's settings against the size of its model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
@@ -12,12 +13,12 @@ from moe_routing.routing.strategies import parse_strategy
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers of a model that settings must not exceed.
+    """Properties of a model that limit the settings of a study.
 
     Attributes:
-        experts: experts of a layer.
-        top_k: experts per token that it was trained with.
-        window: most input tokens of a forward pass.
+        experts: number of experts per layer.
+        top_k: experts per token that the model was trained with.
+        window: maximum number of input tokens in a forward pass.
     """
 
     experts: int
@@ -25,22 +26,22 @@ class Limits:
     window: int
 
     @classmethod
-    def of(cls, described: Mapping[str, object]) -> Limits:
-        """Take them from a description of the model; see ``model.json``."""
+    def of(cls, described: Mapping[str, Any]) -> Limits:
+        """Read the limits from a description of the model, as in ``model.json``."""
         return cls(described["num_experts"], described["top_k"], described["window"])
 
 
 def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
-    """Check every setting that a model may be too small for, before anything is run.
+    """Check every setting that the model may be too small for, before any job runs.
 
     Args:
         study: the config.
-        limits: the model's.
-        origin: how errors name the config file.
+        limits: the limits of the model.
+        origin: name of the config file in error messages.
 
     Raises:
-        InputError: more experts than the model has, a window longer than it reads, or a null that
-            is made of experts it rejects where it rejects none.
+        InputError: a setting needs more experts than the model has, the window is longer than the
+            model's, or a null needs rejected experts and the model rejects none.
     """
     study = study.of_model(limits.experts, limits.top_k)
     window = study.evaluation.window
@@ -52,7 +53,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
         ("calibration.nulls", study.calibration.nulls),
         ("analysis.validity.nulls", study.analysis.validity.nulls),
     ):
-        if "unselected" in nulls and limits.top_k == limits.experts:
+        if "unselected" in (nulls or ()) and limits.top_k == limits.experts:
             raise InputError(
                 f"{origin}: {key} has 'unselected'; allowed: nulls that need no rejected experts, "
                 f"since the model selects all its {limits.experts}"
@@ -65,7 +66,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
 
 
 def _numbers_of_experts(study: StudyConfig) -> Iterator[tuple[str, int]]:
-    """Yield what a setting says, and how many experts it needs."""
+    """Yield a description of each setting and the number of experts it needs."""
     for key in ("strategies", "controls"):
         for name in getattr(study, key):
             most = parse_strategy(name).max_experts
@@ -76,6 +77,7 @@ def _numbers_of_experts(study: StudyConfig) -> Iterator[tuple[str, int]]:
         "validity.signals": study.analysis.validity.signals,
     }
     for key, values in lists.items():
-        yield from ((f"analysis.{key} has {value}", value) for value in values)
+        yield from ((f"analysis.{key} has {value}", value) for value in values or ())
     cap = study.analysis.validity.max_k
-    yield f"analysis.validity.max_k is {cap}", cap
+    if cap is not None:
+        yield f"analysis.validity.max_k is {cap}", cap

@@ -1,4 +1,4 @@
-"""The config reference, made from the config models."""
+"""The config reference, generated from the config models."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ INTRODUCTION = """# Configuration
 | file | what it runs |
 |---|---|
 | `config.yaml` | the default study: the embedded model, minutes on a laptop |
-| `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on complete sets, one GPU per job |
-| `smoke.yaml` | the same graph on a few items, in a minute or two |
+| `olmoe-1b-7b.yaml` | the study of OLMoE-1B-7B-0924 on the complete sets, one GPU per job |
+| `smoke.yaml` | the same workflow on a few items, in a minute or two |
 | `pretrain.yaml` | training of the embedded model, from local text files |
-| `pretrain-next.yaml` | its next version, from random weights, for about a day on one core |
-| `pretrain-hub.yaml` | the same architecture, from data sets of the Hugging Face hub |
-| `card.yaml` | the benchmarks of its model card, WikiText-2 among them |
+| `pretrain-next.yaml` | training of its next version from random weights, about a day on one core |
+| `pretrain-hub.yaml` | training of the same architecture on data sets from the Hugging Face Hub |
+| `card.yaml` | the benchmarks for its model card, including WikiText-2 |
 
 `snakemake --configfile FILE` replaces the default file; it does not extend it. A config is checked
 before any job runs: an unknown key, a wrong type or a value out of range ends the run with one
-line. The first job fetches the model, checks its files, and checks that it has what the config asks
-for, such as `max_k` experts. `python scripts/config_reference.py` makes the tables below from the
-code.
+line. The first job downloads the model, checks its files, and checks that it meets the demands of
+the config, such as having `max_k` experts. `python scripts/config_reference.py` generates the
+tables below from the code.
 
 A name (of a study, a pretraining run, a numerics arm, a text source) begins with a letter or digit
 and has at most 64 letters, digits, `.`, `_` and `-`. A run writes to `results/<name>/` only;
-downloads are kept in `results/.wheels` (wheels) and in the hub's own cache.
+downloads are kept in `results/.wheels` (wheels) and in the Hub's own cache.
 
-A config is data: no value of it is executed, and no code of a wheel. One exception is Snakemake's
-own: it treats a config file with the key `__use_yte__` as a template and evaluates the Python code
-in it before it reads the workflow, even in a dry run. The workflow refuses such a file, but only
-afterwards. Look for that key in a config that you did not write.
+A config is data: none of its values is executed, and neither is any code in a wheel. There is one
+exception, in Snakemake itself: it treats a config file with the key `__use_yte__` as a template and
+evaluates the Python code in it before it reads the workflow, even in a dry run. The workflow
+rejects such a file, but only after that. Check for this key in any config that you did not write.
 """
 
 
 def reference_files(pretraining: type[BaseModel]) -> dict[str, str]:
-    """Return the text of each reference file by its path in the repository.
+    """Return the text of each reference file, keyed by its path in the repository.
 
     Args:
-        pretraining: the config model of a pretraining run, which the study does not import.
+        pretraining: the config model of a pretraining run, which this package does not import.
     """
     readme = INTRODUCTION
     for title, model in (("A study", StudyConfig), ("Pretraining", pretraining)):
@@ -64,20 +64,20 @@ def _schema(model: type[BaseModel]) -> str:
 
 
 def _rows(
-    model: type[BaseModel], prefix: str, told: set[type[BaseModel]]
+    model: type[BaseModel], prefix: str, seen: set[type[BaseModel]]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the rows of a model; a model inside that was told before is not told again."""
+    """Yield the table rows of a model; nested models in ``seen`` are not listed again."""
     for name, field in model.model_fields.items():
         description = (field.description or "").replace("|", "\\|")
         yield f"`{prefix}{name}`", _type(field), _default(field), description
         for label, inner in _models(field.annotation, f"{prefix}{name}"):
-            if inner not in told:
-                told.add(inner)
-                yield from _rows(inner, f"{label}.", told)
+            if inner not in seen:
+                seen.add(inner)
+                yield from _rows(inner, f"{label}.", seen)
 
 
 def _models(annotation: object, label: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the models inside a type, with the key under which each stands."""
+    """Yield the models nested in a type, each with its key."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
         tag = f" ({get_args(kind.annotation)[0]})" if kind else ""

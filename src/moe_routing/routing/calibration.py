@@ -1,4 +1,4 @@
-"""A calibrated model: sampled logits and the nulls fitted to them."""
+"""Calibration data of a model: sampled logits and the nulls fitted to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def null_path(folder: Path | str, null_id: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a strategy can use about a model: calibration logits and fitted nulls.
+    """Calibration data that strategies may use: sampled logits and fitted nulls.
 
     Attributes:
         sample: router logits on calibration text.

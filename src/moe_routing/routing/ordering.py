@@ -1,4 +1,4 @@
-"""Sort the experts of each token: exact, deterministic in ties, fast on the CPU.
+"""Sort the experts of each token: exact, deterministic for ties, fast on the CPU.
 
 Shape letters: T tokens, K slots per token, E experts.
 """
@@ -57,9 +57,9 @@ def _order_by_both(value_TE: Tensor, tie_break_TE: Tensor) -> tuple[Tensor, Tens
 def top_experts(probability_TE: Tensor, k: int) -> Tensor:
     """Return ``probability_TE.topk(k).indices``, on the CPU in less than half the time.
 
-    Non-negative floats are ordered as their bits are, so one integer sort of (value, index) keys
-    is enough. ``torch.topk`` does not document the order of equal values; tokens with equal values
-    among their first k + 1 are therefore left to it.
+    The bits of non-negative floats have the order of the floats, so one integer sort of
+    (value, index) keys is enough. ``torch.topk`` does not document the order of equal values;
+    tokens with equal values among their first k + 1 are therefore left to it.
 
     Args:
         probability_TE: float32, non-negative, (tokens, experts).
@@ -93,7 +93,7 @@ def sort_ascending_(value_TE: Tensor) -> Tensor:
 
 
 def sort_descending(value_TE: Tensor) -> Tensor:
-    """Sort each row in descending order, without the permutation: half the key size."""
+    """Sort each row in descending order, without the permutation, so keys are half as large."""
     return sort_ascending_(0.0 - value_TE).neg_()
 
 

@@ -10,6 +10,7 @@ Shape letters: T tokens, E experts, N ranks, B bytes; 1 a kept axis.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -158,7 +159,8 @@ def hc_critical(experts: int, alpha: float) -> float:
     if experts < 2:
         return math.inf
     # HC always exceeds -sqrt(E), and practically never 1000.
-    return brentq(lambda critical: hc_size(experts, critical) - alpha, -math.sqrt(experts), 1e3)
+    low, high = -math.sqrt(experts), 1e3
+    return cast("float", brentq(lambda critical: hc_size(experts, critical) - alpha, low, high))
 
 
 def hc_size(experts: int, critical: float) -> float:

@@ -16,8 +16,8 @@ from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 BLOCK = 1 << 18
-"""Logits that the CPU works on at a time: 4,096 tokens of 64 experts. With fewer the overhead of a
-hundred small operators shows, with more they leave the cache."""
+"""Number of logits that the CPU processes at once: 4,096 tokens with 64 experts. In smaller
+blocks the overhead of many small operators dominates; larger blocks do not fit in the cache."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Ranking:
     def bounded(
         cls, order_TE: Tensor, value_TE: Tensor, rejected_T: Tensor, floor: int, cap: int
     ) -> Ranking:
-        """Apply floor and cap to a rule that chose no masked expert; nor does the floor.
+        """Apply floor and cap to the number of experts that a rule chose.
+
+        Neither the rule nor the floor may choose masked experts.
 
         Args:
             order_TE: all experts in order.
-            value_TE: values sorted downwards, -inf for masked experts.
+            value_TE: values in descending order, -inf for masked experts.
             rejected_T: how many the rule chose.
             floor: fewest experts per token.
             cap: most experts per token.
@@ -55,7 +57,7 @@ class Ranking:
 
     @classmethod
     def counted(cls, order_TE: Tensor, value_TE: Tensor, count_T: Tensor, cap: int) -> Ranking:
-        """Keep a given number of experts, at most ``cap``, but no masked one."""
+        """Keep a given number of experts, at most ``cap``, and no masked ones."""
         available_T = (value_TE[:, :cap] > -math.inf).sum(1)
         kept_T = count_T.minimum(available_T)
         return cls(order_TE[:, :cap], value_TE[:, :cap], kept_T, kept_T)
@@ -77,7 +79,7 @@ Ranker = Callable[[RouterInputs, Tensor], Ranking]
 
 
 def blockwise(rank: Ranker) -> Ranker:
-    """Return a ranker that works on the CPU in blocks of tokens, which fit its cache."""
+    """Return a ranker that, on the CPU, processes tokens in blocks that fit in its cache."""
 
     def rank_blocks(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
         blocks = blocks_of(*probability_TE.shape)
@@ -89,18 +91,18 @@ def blockwise(rank: Ranker) -> Ranker:
 
 
 def blocks_of(tokens: int, experts: int) -> list[slice]:
-    """Return blocks of tokens that fit the processor's cache, at least one."""
+    """Return blocks of tokens that fit in the processor's cache, at least one."""
     rows = BLOCK // experts + 1
     return [slice(start, start + rows) for start in range(0, max(1, tokens), rows)]
 
 
 def by_logit(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-    """Return the float32 logits sorted downwards and the experts in that order."""
+    """Return the float32 logits in descending order and the experts in that order."""
     return order_experts(inputs.logits_TE.float())
 
 
 def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
-    """Return a selector that keeps as many of the ranked experts as the ranking says."""
+    """Return a selector that keeps the number of experts given by the ranking."""
 
     def select_block(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
         kept = rank(inputs, probability_TE)
@@ -110,7 +112,7 @@ def prefix_selector(rank: Ranker, num_experts: int) -> Selector:
         if probability_TE.device.type != "cpu":
             return select_block(inputs, probability_TE)
         blocks = blocks_of(*probability_TE.shape)
-        # Block by block the slots that nobody fills are cut off before anything is joined.
+        # Slots that no token fills are dropped from each block before the blocks are concatenated.
         parts = [select_block(inputs.rows(b), probability_TE[b]) for b in blocks]
         return Selection.concatenated(parts, num_experts)
 

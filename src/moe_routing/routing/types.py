@@ -77,7 +77,7 @@ class Selection:
 
     @classmethod
     def concatenated(cls, parts: list[Selection], experts: int) -> Selection:
-        """Concatenate the selections of consecutive tokens, padded to the widest."""
+        """Concatenate the selections of consecutive tokens, padded to the same number of slots."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.index_TK.shape[1] for part in parts)

@@ -51,7 +51,7 @@ def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Router:
-    """A built strategy: choose, then weigh."""
+    """The router of a strategy: selects experts, then weights them."""
 
     select: Selector
     weighting: Weighting
@@ -61,12 +61,13 @@ class Router:
         """Route the tokens of one layer.
 
         Raises:
-            InputError: NaN among the logits, or plus infinity, or nothing but minus infinity (which
-                marks masked experts). Looked for on the CPU only, where it costs nothing; on an
-                accelerator it would wait for the device, and the model's output is NaN.
+            InputError: a token's logits contain NaN or plus infinity, or are all minus infinity
+                (which marks masked experts). Checked on the CPU only, where the check is cheap. On
+                an accelerator it would synchronise with the device; there the model's output
+                becomes NaN instead.
         """
         probability_TE = inputs.logits_TE.float().softmax(-1)
-        # One such logit makes the whole row of the softmax NaN, so that one column tells.
+        # One such logit makes the whole row of the softmax NaN, so checking one column is enough.
         if probability_TE.device.type == "cpu" and bool(probability_TE[:, 0].isnan().any()):
             raise InputError(
                 f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "

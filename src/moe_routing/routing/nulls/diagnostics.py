@@ -24,7 +24,7 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
 
     Columns:
         null, layer: id of the null, index of the layer.
-        n: null draws behind each p-value (inf: a formula).
+        n: number of null draws behind each p-value (inf for a null with a formula).
         smallest_p: the smallest attainable p-value.
         centre, scale: median and normal-consistent MAD of the statistic.
         skew, excess_kurtosis: of the statistic, signal included.
@@ -73,7 +73,10 @@ def _statistics(
 def _scale(value_n: np.ndarray) -> float:
     from scipy.stats import median_abs_deviation
 
-    return float(median_abs_deviation(value_n, scale="normal"))
+    # SciPy has no annotations; the type of ``scale`` is guessed from its default, a number.
+    return float(
+        median_abs_deviation(value_n, scale="normal")  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _tail_ratio(value_n: np.ndarray) -> float:

@@ -22,7 +22,7 @@ SMALLEST_LENGTH = 1e-30
 
 
 class RandomDirection(Null):
-    """The router vector of an expert against a vector of its length in a random direction.
+    """Compares an expert's router vector with one of the same length in a random direction.
 
     Statistic: sqrt(H) * cos(w_e, x) = logit * sqrt(H) / (|w_e| |x|). Under H0 the cosine c is that
     of a uniformly random direction with a fixed one, so c * sqrt((H - 1) / (1 - c^2)) follows
@@ -34,7 +34,7 @@ class RandomDirection(Null):
     id: ClassVar[str] = "random_direction"
     layer_monotone: ClassVar[bool] = True
     KNOTS: ClassVar[int] = 8193
-    """256 per standard unit: p-values above 1e-10 have a relative error below 1e-5."""
+    """256 points per standard unit: p-values above 1e-10 have a relative error below 1e-5."""
 
     def __init__(self, table: SmoothSurvival, hidden_size: Tensor) -> None:
         self.table = table

@@ -1,4 +1,4 @@
-"""Survival functions of one-dimensional distributions, as tables that fit in a small file.
+"""Survival functions of one-dimensional distributions, tabulated to fit in a small file.
 
 Shape letters: L layers, R rows, N knots, n draws, X any shape.
 """
@@ -22,7 +22,7 @@ from moe_routing.routing.sample import CalibrationSample
 EXACT_DIVISOR = 8
 """The largest n / 8 of the draws are kept, and p-values up to about 1/8 are exact."""
 MIN_EXACT = 1024
-"""At least so many are kept. Lower draws are thinned to steps of at most 1/1024 of their rank."""
+"""At least this many are kept. Lower draws are thinned in steps of at most 1/1024 of their rank."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class EmpiricalSurvival:
 
     p(x) = (1 + #{draws >= x}) / (n + 1): superuniform if x and the draws are exchangeable (Bates
     et al. 2023, arXiv 2104.08279). Draws equal to x are counted. The largest eighth of the draws
-    (at least 1,024) is kept, so p-values up to about 1/8 are those of the full sample. Of the other
-    draws a geometric grid of ranks is kept, and counts are rounded up by less than 1 in 1,024:
-    larger p-values are conservative by less than 0.1 %.
+    (at least 1,024) is kept, so p-values up to about 1/8 are those of the full sample. The other
+    draws are thinned to a geometric grid of ranks, and counts are rounded up by less than 1 in
+    1,024, so larger p-values are conservative by less than 0.1 %.
 
     Attributes:
         knot_LN: kept draws in ascending order, float32, (layers, knots) or (layers, experts,

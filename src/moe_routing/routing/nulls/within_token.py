@@ -25,7 +25,7 @@ Spread = Callable[[Tensor, Tensor, Tensor | int], Tensor]
 NORMAL_MAD = 1.482602218505602
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
 SMALLEST_SCALE = 1e-30
-"""Scale of a token more than half of whose logits are equal; any other logit is then an outlier."""
+"""Scale if more than half of a token's logits are equal; any other logit is then an outlier."""
 
 
 def median_deviation(sorted_TE: Tensor, centre_T1: Tensor, count: Tensor | int) -> Tensor:
@@ -158,9 +158,9 @@ class RobustZNull(Null):
 class WithinToken(RobustZNull, EmpiricalNull):
     """Robust z-scores, with the layer's lower tail of z as the null distribution of the upper one.
 
-    A normal tail would be wrong twice: median and MAD of 64 values are estimates, and logits have
-    heavy tails. The z-scores of the layer show the true tail, but the upper one contains the
-    signal. Therefore the lower tail is reflected::
+    A normal tail would be wrong for two reasons: median and MAD of 64 values are estimates, and
+    logits have heavy tails. The layer's z-scores show the true tails, but the upper tail contains
+    the signal. Therefore the lower tail is reflected::
 
         p(z) = (1 + #{calibration z' <= -z}) / (n + 1),   n = tokens x experts.
 

@@ -1,13 +1,13 @@
 """Routing strategies and their ids.
 
-A family of strategies is one class in one file of this folder, or of another package that offers it
-as an entry point::
+A family of strategies is a class in a module of this folder, or in another package that registers
+it as an entry point::
 
     [project.entry-points."moe_routing.strategies"]
     everyother = "my_package.everyother:EveryOther"
 
-The class carries the entry of its family (:class:`moe_routing.vocabulary.Family`): with it, ids of
-the family work in configs, and tables, figures and texts know what to call it and how to draw it.
+The class holds the entry of its family (:class:`moe_routing.vocabulary.Family`). This makes the ids
+of the family valid in configs, and gives its names and its look in tables, figures and text.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def parse_strategy(strategy_id: str) -> Strategy:
     Raises:
         InputError: unknown family or parameter, or a value out of range.
     """
-    head, point, base_id = strategy_id.partition(".")
-    known, kind = (controls(), "controls (before the point)") if point else (families(), "families")
+    head, dot, base_id = strategy_id.partition(".")
+    known, kind = (controls(), "controls (before the dot)") if dot else (families(), "families")
     cls = _family(head.split("_")[0], known, kind, strategy_id)
     values = _parameters(head, cls, strategy_id)
-    if point:
+    if dot:
         values["base"] = _base(base_id, strategy_id)
     return parse(cls, values, f"strategy '{strategy_id}'")
 
@@ -74,8 +74,8 @@ def _base(base_id: str, strategy_id: str) -> Ranked:
     if not isinstance(base, Ranked):
         allowed = ", ".join(name for name, cls in families().items() if issubclass(cls, Ranked))
         raise InputError(
-            f"strategy '{strategy_id}': '{base_id}' cannot be taken apart; allowed families after "
-            f"the point: {allowed}"
+            f"strategy '{strategy_id}': '{base_id}' cannot have controls; allowed families after "
+            f"the dot: {allowed}"
         )
     return base
 

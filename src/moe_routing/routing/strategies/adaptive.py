@@ -1,4 +1,4 @@
-"""Fewer experts where the router is confident."""
+"""A strategy that uses fewer experts where the router is confident."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Adaptive(Ranked):
-    """Between ceil(k/2) and k experts by the token's largest softmax probability.
+    """Between ceil(k/2) and k experts, depending on the token's largest softmax probability.
 
     With m = k - ceil(k/2), the m thresholds of a layer are the j/(m+1) quantiles (j = 1 ... m) of
     the largest probability on calibration tokens; a token loses one expert for each threshold that
@@ -42,12 +42,12 @@ class Adaptive(Ranked):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.k
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return (self.k + 1) // 2
 
     @property
@@ -61,7 +61,7 @@ class Adaptive(Ranked):
         return "renormalised"
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return threshold-based ranking."""
+        """Return a ranker with a count from thresholds."""
         import torch
 
         from moe_routing.routing.ranking import Ranking, by_logit

@@ -1,8 +1,8 @@
-"""What a strategy is: a frozen specification with a stable id that builds one router.
+"""The base class of strategies: a frozen specification with a stable id that builds one router.
 
 An id is the family and its parameters, such as ``regular_k8`` or ``bh_k16_a005``. A number is a
-letter and digits; a fraction is written without its point (``a005`` is 0.05, ``a010`` is 0.10); a
-parameter that differs from its default is added by name (``bh_k16_a005_pooled``).
+letter and digits; a fraction is written without its decimal point (``a005`` is 0.05, ``a010`` is
+0.10); a parameter that differs from its default is added by name (``bh_k16_a005_pooled``).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class Strategy(ClosedModel):
-    """A routing strategy. A new one is a subclass in a file of its own beside this one.
+    """A routing strategy. To add one, define a subclass in a new module of this folder.
 
-    A package of its own offers its class as an entry point of the group ``moe_routing.strategies``.
+    Another package registers its class as an entry point of the group ``moe_routing.strategies``.
     Torch is imported inside the selector, so that ids can be read and figures drawn without it.
     """
 
     family: ClassVar[Family]
-    """What every stage needs to know of the family; each concrete class has one of its own."""
+    """What the stages need to know about the family; each concrete class has its own."""
     codes: ClassVar[dict[str, str]]
-    """Numeric parameters and the letter each has in the id; left out at their default, if any."""
+    """Numeric parameters and the letter of each in the id; one at its default is left out."""
     words: ClassVar[tuple[str, ...]] = ()
     """Named parameters, written in the id only where they differ from the default; the class method
     ``choices`` returns the values of each."""
     in_order: ClassVar[bool] = False
-    """Whether forward passes must come one after another, because routing changes with each."""
+    """Whether forward passes must run in order, because the routing depends on earlier ones."""
 
     @property
     def id(self) -> str:
@@ -51,24 +51,29 @@ class Strategy(ClosedModel):
             )
         return "_".join(parts)
 
+    @classmethod
+    def choices(cls, word: str) -> tuple[str, ...]:
+        """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
+        raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
+
     @property
     def needs_null(self) -> str | None:
-        """Id of the null this strategy tests against, if any."""
+        """Id of the null that this strategy tests against, if any."""
         return None
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether :meth:`selector` needs a calibration."""
+        """Whether :meth:`selector` needs calibration data."""
         return self.needs_null is not None
 
     @property
     @abstractmethod
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return self.max_experts
 
     @property

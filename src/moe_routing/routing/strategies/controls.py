@@ -1,6 +1,6 @@
-"""Controls: what is left of a strategy when one part of it is replaced by chance or by a mean.
+"""Controls: strategies with one component replaced by random choices or by a mean.
 
-The id of a control is its family, a point, and the id of the strategy that it takes apart:
+The id of a control is its family, a dot, and the id of its base strategy:
 ``shuffle.bh_k16_a005``; another seed is written ``shuffle_s1.bh_k16_a005``.
 
 Shape letters: L layers, T tokens, K slots per token, E experts.
@@ -27,14 +27,22 @@ if TYPE_CHECKING:
 
 
 class ControlStrategy(Strategy):
-    """A strategy made from another one, with its floor, cap, null and weights.
+    """A strategy derived from a base strategy, with the base's floor, cap, null and weights.
 
-    The entry of its family says what kind of control it is.
+    The entry of its family gives the kind of control.
     """
 
     codes: ClassVar[dict[str, str]] = {}
 
-    base: SerializeAsAny[Ranked] = Field(description="The strategy that is taken apart.")
+    base: SerializeAsAny[Ranked] = Field(description="The base strategy.")
+
+    @classmethod
+    def control_kind(cls) -> ControlKind:
+        """Return the kind of control; discovery rejects a control without one."""
+        kind = cls.family.control
+        if kind is None:
+            raise TypeError(f"control {cls.__name__} has a family without a ControlKind")
+        return kind
 
     @property
     def id(self) -> str:
@@ -48,17 +56,17 @@ class ControlStrategy(Strategy):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the base strategy needs one."""
+        """Whether the base strategy needs calibration data."""
         return self.base.needs_calibration
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.base.max_experts
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return self.base.min_experts
 
     @property
@@ -68,18 +76,18 @@ class ControlStrategy(Strategy):
 
 
 class RandomControl(ControlStrategy):
-    """A control that draws; its draws are a function of seed, layer and forward pass."""
+    """A randomised control; its draws depend only on seed, layer and forward pass."""
 
     codes: ClassVar[dict[str, str]] = {"seed": "s"}
     in_order: ClassVar[bool] = True
 
-    seed: int = Field(0, ge=0, description="Seed.")
+    seed: int = Field(default=0, ge=0, description="Seed.")
 
     @abstractmethod
     def replace(
         self, inputs: RouterInputs, ranking: Ranking, experts: int, generator: torch.Generator
     ) -> Selection:
-        """Return the selection made of the base's ranking and chance."""
+        """Return a selection from the base's ranking and random draws."""
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the control's selection; each selector draws its own sequence in each layer."""
@@ -94,7 +102,7 @@ class RandomControl(ControlStrategy):
             ranking = rank(inputs, probability_TE)
             key = (inputs.layer, ranking.order_TK.device)
             if key not in generators:
-                # Seed and layer share one number; 2^20 layers are enough.
+                # Seed and layer are combined into one number, with room for 2^20 layers.
                 seed = (self.seed << 20) + inputs.layer
                 generators[key] = torch.Generator(key[1]).manual_seed(seed)
             return self.replace(inputs, ranking, num_experts, generators[key])
@@ -103,10 +111,11 @@ class RandomControl(ControlStrategy):
 
 
 class Shuffle(RandomControl):
-    """The base's numbers of experts, permuted over the tokens of a layer and forward pass.
+    """The base's expert counts, permuted over the tokens of a layer and forward pass.
 
     Each token keeps its own order of experts; padding keeps its own counts. If this is as good as
-    the base, which token got how many did not matter. In a pass of one token nothing is permuted.
+    the base, it does not matter which token gets how many experts. In a pass with one token there
+    is nothing to permute.
     """
 
     family: ClassVar[Family] = Family(
@@ -120,7 +129,7 @@ class Shuffle(RandomControl):
             "shuffle",
             absent="counts shuffled over tokens",
             short="counts shuffled over tokens",
-            done="With the counts of {base} dealt out to other tokens of the same layer",
+            done="With the counts of {base} assigned to other tokens of the same layer",
             meanings={
                 "worse": "which tokens get more experts matters",
                 "better": "tokens drawn at random use the same experts better than those of the "
@@ -142,7 +151,7 @@ class Shuffle(RandomControl):
 
 
 def permutation(count_T: Tensor, mask_T: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Return for each token the token whose count it gets; padding stays where it is."""
+    """Return for each token the index of the token whose count it gets; padding keeps its own."""
     import torch
 
     tokens, device = count_T.numel(), count_T.device
@@ -150,7 +159,7 @@ def permutation(count_T: Tensor, mask_T: Tensor | None, generator: torch.Generat
     if mask_T is None:
         return key_T.argsort()
     padding_T = ~mask_T.to(device)
-    # Real tokens in order of place, then padding; and real tokens at random, then padding.
+    # Targets: real tokens in order, then padding. Drawn: real tokens at random, then padding.
     target_T = padding_T.sort(stable=True).indices
     place_T = torch.arange(tokens, device=device, dtype=torch.float64)
     drawn_T = torch.where(padding_T, 1 + place_T, key_T).argsort()
@@ -190,7 +199,7 @@ class LayerMean(ControlStrategy):
         return True
 
     def counts(self, rank: Ranker, calibration: Calibration) -> list[int]:
-        """Return the number of experts of each layer; halves are rounded to the even number."""
+        """Return the number of experts of each layer; halves are rounded to even."""
         from moe_routing.routing.nulls import sample_inputs
 
         sample = calibration.sample

@@ -1,7 +1,7 @@
 """Find the families of strategies: those of this folder, and those of other packages.
 
 Every concrete class of a module of this folder is a family, and so is every class that a package
-offers as an entry point of the group ``moe_routing.strategies``. Nothing lists them.
+registers as an entry point of the group ``moe_routing.strategies``. There is no other list of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from string import Formatter
 from types import MappingProxyType
+from typing import TypeVar
 
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies.base import Strategy
@@ -31,23 +32,25 @@ from moe_routing.vocabulary import (
     Weighting,
 )
 
+AnyStrategy = TypeVar("AnyStrategy", bound=Strategy)
 GROUP = "moe_routing.strategies"
-"""Group of the entry points by which other packages offer strategies."""
+"""Group of the entry points under which other packages register strategies."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A class and where it was found, as errors name it."""
+    """A class and where it was found, in the words of error messages."""
 
     cls: type[Strategy]
     origin: str
 
 
 def families() -> Mapping[str, type[Strategy]]:
-    """Return every family of strategies but the controls, by name; those of static curves first.
+    """Return all families of strategies except controls by name, those of static curves first.
 
     Raises:
-        InputError: an entry point cannot be loaded, is no strategy, or clashes with another family.
+        InputError: an entry point cannot be loaded, is not a strategy, or clashes with another
+            family.
     """
     rules = [cls for cls in _found() if not issubclass(cls, ControlStrategy)]
     rules.sort(key=lambda cls: cls.family.static_weighting is None)
@@ -55,20 +58,20 @@ def families() -> Mapping[str, type[Strategy]]:
 
 
 def controls() -> Mapping[str, type[ControlStrategy]]:
-    """Return every family of controls by name; errors are those of :func:`families`."""
+    """Return all families of controls by name; raises the same errors as :func:`families`."""
     return _by_name([cls for cls in _found() if issubclass(cls, ControlStrategy)])
 
 
 def known_families() -> dict[str, Family]:
     """Return the entries of all families, controls included, by name."""
-    return {name: cls.family for name, cls in (families() | controls()).items()}
+    return {name: cls.family for name, cls in {**families(), **controls()}.items()}
 
 
 def family_entry(name: str) -> Family:
     """Return the entry of a family by its name.
 
     Raises:
-        InputError: there is no such family; its package may not be installed here.
+        InputError: there is no such family; the package that defines it may not be installed.
     """
     known = known_families()
     if name not in known:
@@ -80,18 +83,18 @@ def family_entry(name: str) -> Family:
 
 
 def static_families() -> dict[Weighting, Family]:
-    """Return the family that makes up the static curve of each weighting that has one."""
+    """Return the family of the static curve of each weighting that has one."""
     entries = (cls.family for cls in families().values())
     return {entry.static_weighting: entry for entry in entries if entry.static_weighting}
 
 
 def control_kinds() -> dict[str, ControlKind]:
-    """Return the kinds of controls by name, in the order in which texts speak of them."""
-    made = [cls.family.control for cls in controls().values()]
+    """Return the kinds of controls by name, in the order of the reports."""
+    made = [cls.control_kind() for cls in controls().values()]
     return {kind.name: kind for kind in (STATIC_KIND, *made, WEIGHTING_KIND, RIVAL_KIND)}
 
 
-def _by_name(classes: list[type[Strategy]]) -> Mapping[str, type[Strategy]]:
+def _by_name(classes: list[type[AnyStrategy]]) -> Mapping[str, type[AnyStrategy]]:
     return MappingProxyType({cls.family.name: cls for cls in classes})
 
 
@@ -116,7 +119,7 @@ def _own() -> Iterator[Found]:
 
 
 def _offered() -> Iterator[Found]:
-    """Yield the classes that other packages offer, in the order of their names."""
+    """Yield the classes that other packages register, ordered by entry point name."""
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         origin = f"entry point '{point.name}' of '{GROUP}' ({_package(point)}, {point.value})"
         try:
@@ -141,7 +144,7 @@ def _is_family(cls: object) -> bool:
 
 
 def _problem(cls: type[Strategy]) -> str | None:
-    """Return what a class lacks to be a family; None if nothing."""
+    """Return why a class is not a valid family; None if it is."""
     entry = vars(cls).get("family")
     if not isinstance(entry, Family):
         return f"{cls.__name__} has family = {entry!r}; allowed: an entry of its own, a Family"
@@ -150,11 +153,11 @@ def _problem(cls: type[Strategy]) -> str | None:
 
 def _incomplete(entry: Family) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9]*", str(entry.name)):
-        return f"the family's name is {entry.name!r}; allowed: small letters and digits"
+        return f"the family's name is {entry.name!r}; allowed: lower-case letters and digits"
     for item in fields(entry):
         value = getattr(entry, item.name)
         if item.type == "str" and not (isinstance(value, str) and value.strip()):
-            return f"family '{entry.name}' has {item.name} = {value!r}; allowed: a text"
+            return f"family '{entry.name}' has {item.name} = {value!r}; allowed: non-empty text"
     named = {name for _, name, _, _ in Formatter().parse(entry.definition) if name is not None}
     if unknown := sorted(named - set(FAMILY_COLUMNS)):
         allowed = ", ".join(f"{{{name}}}" for name in FAMILY_COLUMNS)
@@ -167,21 +170,23 @@ def _bad_look(look: object) -> str | None:
         return f"look is {look!r}; allowed: a Look"
     if not re.fullmatch(r"#[0-9A-Fa-f]{6}", str(look.colour)):
         return f"colour is {look.colour!r}; allowed: six hexadecimal digits, such as '#0072B2'"
-    return None if look.marker else f"marker is {look.marker!r}; allowed: a marker of matplotlib"
+    return None if look.marker else f"marker is {look.marker!r}; allowed: a matplotlib marker"
 
 
 def _wrong_kind(cls: type[Strategy], entry: Family) -> str | None:
-    """Return what is wrong with the kind of control: controls have one, named as they are."""
+    """Return what is wrong with the control kind: controls have one, with the family's name."""
     wanted = entry.name if issubclass(cls, ControlStrategy) else None
     given = entry.control.name if entry.control else None
     if wanted == given:
         return None
-    allowed = f"a ControlKind named '{wanted}'" if wanted else "None, for it is no ControlStrategy"
+    allowed = (
+        f"a ControlKind named '{wanted}'" if wanted else "None, since it is not a ControlStrategy"
+    )
     return f"family '{entry.name}': control is {given!r}; allowed: {allowed}"
 
 
 def _clash(entry: Family, found: list[Found]) -> str | None:
-    """Return what a family shares with one that was found before it; None if nothing."""
+    """Return what a family shares with one found earlier but must not; None if nothing."""
     for other in found:
         theirs = other.cls.family
         for what, one, two in (
@@ -192,5 +197,5 @@ def _clash(entry: Family, found: list[Found]) -> str | None:
             ("static_weighting", entry.static_weighting, theirs.static_weighting),
         ):
             if one is not None and one == two:
-                return f"{what} {one!r} is taken by {other.origin}; allowed: one of its own"
+                return f"{what} {one!r} is taken by {other.origin}; allowed: a unique one"
     return None

@@ -1,4 +1,4 @@
-"""Strategies that rank a token's experts and keep the first so many of them."""
+"""Strategies that rank a token's experts and keep the first ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Ranked(Strategy):
-    """A strategy that keeps a prefix of a ranking, which the controls can take apart."""
+    """A strategy that keeps a prefix of a ranking, so that it can be the base of a control."""
 
     @abstractmethod
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
-        """Return the function that ranks experts and says how many to keep."""
+        """Return the function that ranks the experts and decides how many to keep."""
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return the function that chooses experts."""

@@ -1,4 +1,4 @@
-"""Other published ways to give each token its own number of experts, on a frozen router.
+"""Other published rules for the number of experts per token, applied to a frozen router.
 
 All rank experts by logit (ties by the lower index). The per-expert threshold (Expert Threshold,
 arXiv 2603.11535) needs no class: it is ``threshold`` under the null ``per_expert``, at
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 
 class Rival(Ranked):
-    """What the rivals share: a choice of weights, and at least one expert."""
+    """Base class of the rivals: a choice of weights, and at least one expert per token."""
 
     words: ClassVar[tuple[str, ...]] = ("weighting",)
 
-    weighting: Weighting = Field("softmax", description="How selected experts are weighted.")
+    weighting: Weighting = Field(
+        default="softmax", description="How selected experts are weighted."
+    )
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
@@ -40,7 +42,7 @@ class Rival(Ranked):
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return 1
 
     @property
@@ -50,7 +52,7 @@ class Rival(Ranked):
 
 
 class Capped(Rival):
-    """A rival with a cap of its own."""
+    """A rival with a cap on the number of experts per token."""
 
     codes: ClassVar[dict[str, str]] = {"max_k": "k"}
 
@@ -58,12 +60,12 @@ class Capped(Rival):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.max_k
 
 
 class MinP(Capped):
-    """Keep every expert with probability above ``ratio`` times the largest.
+    """Keep every expert whose probability exceeds ``ratio`` times the largest.
 
     The min-p rule of token sampling (Nguyen et al., 2407.01082) on experts, which ik_llama.cpp
     calls smart expert reduction.
@@ -82,7 +84,7 @@ class MinP(Capped):
     ratio: float = Field(gt=0, lt=1, description="Proportion of the largest probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
-        """Return ranking with a count by ratio."""
+        """Return a ranker with a count from the ratio."""
         from moe_routing.routing.ranking import Ranking, by_logit
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
@@ -97,7 +99,7 @@ class MinP(Capped):
 class TopP(Capped):
     """Keep the fewest experts whose probabilities sum to at least ``mass``.
 
-    The rule of Huang et al. (2403.07652), trained there and used post hoc here.
+    The rule of Huang et al. (2403.07652), who train with it; here it is applied post hoc.
     """
 
     family: ClassVar[Family] = Family(
@@ -113,7 +115,7 @@ class TopP(Capped):
     mass: float = Field(gt=0, lt=1, description="Cumulative probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
-        """Return ranking with a count by cumulative mass, summed in float64."""
+        """Return a ranker with a count from the cumulative mass, summed in float64."""
         from moe_routing.routing.ranking import Ranking, by_logit
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
@@ -144,7 +146,7 @@ class EntropyBands(Capped):
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return (self.max_k + 1) // 2
 
     @property
@@ -153,7 +155,7 @@ class EntropyBands(Capped):
         return True
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking with a count by entropy band."""
+        """Return a ranker with a count from the entropy bands."""
         import torch
 
         from moe_routing.routing.ranking import Ranking, by_logit
@@ -177,7 +179,7 @@ class EntropyBands(Capped):
 class PerLayer(Rival):
     """A fixed number of experts in each layer, ``mean_k`` on average over layers.
 
-    The idea of LExI (2509.02753) with the router's own mass in place of its search: starting from
+    The idea of LExI (2509.02753), with the router's own mass in place of a search: starting from
     one expert per layer, the next expert goes to the layer whose next-ranked expert has the largest
     mean softmax probability on calibration tokens, until the layers hold ``mean_k`` on average; no
     layer gets more than 2 * ``mean_k`` (or all it has).
@@ -197,7 +199,7 @@ class PerLayer(Rival):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return 2 * self.mean_k
 
     @property
@@ -212,14 +214,14 @@ class PerLayer(Rival):
         sample = calibration.sample
         cap = min(self.max_experts, sample.num_experts)
         mass_LJ = sample.logits_LTE.softmax(-1).sort(-1, descending=True).values.mean(1)[:, :cap]
-        # Mass falls with the rank, so that the largest entries are the greedy choice.
+        # Mass decreases with rank, so the largest entries are the greedy choice.
         layer_J = torch.arange(sample.num_layers).repeat_interleave(cap - 1)
         spare = (self.mean_k - 1) * sample.num_layers
         best_J = mass_LJ[:, 1:].flatten().argsort(descending=True, stable=True)[:spare]
         return (1 + torch.bincount(layer_J[best_J], minlength=sample.num_layers)).tolist()
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking with the layer's number of experts."""
+        """Return a ranker with the layer's number of experts."""
         from moe_routing.routing.ranking import Ranking, by_logit
 
         counts = self.allocation(calibration)
@@ -234,13 +236,13 @@ class PerLayer(Rival):
 
 
 class DynamicSkipping(Capped):
-    """Top k without the experts whose probability is small beside the largest, by layer.
+    """Top k without the experts whose probability is small relative to the largest, by layer.
 
     Lu et al. (2402.14800, section 3.3) skip the second of Mixtral's two experts where its weight
     is below beta times the first's, beta being the layer's median ratio on calibration text. Here
-    k is any number, beta_l the ``share`` quantile of the ratios p_j / p_1 of slots j = 2 ... k:
-    with k = 2 and share = 0.5 it is their rule. On calibration text per token has
-    1 + (k - 1) * (1 - share) experts on average, in every layer.
+    k is any number and beta the layer's ``proportion`` quantile of the ratios p_j / p_1 of slots
+    j = 2 ... k; with k = 2 and proportion = 0.5 this is their rule. On calibration text a token has
+    1 + (k - 1) * (1 - proportion) experts on average, in every layer.
     """
 
     family: ClassVar[Family] = Family(
@@ -273,7 +275,7 @@ class DynamicSkipping(Capped):
         return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.proportion, axis=1))
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking with a count by the layer's ratio."""
+        """Return a ranker with a count from the layer's ratio."""
         from moe_routing.routing.ranking import Ranking, by_logit
 
         ratios = self.ratio_L(calibration).tolist()

@@ -1,4 +1,4 @@
-"""As many experts as pass a multiple-testing procedure.
+"""Strategies that select the experts rejected by a multiple-testing procedure.
 
 Shape letters: T tokens, E experts.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from moe_routing.routing.types import RouterInputs
 
     Counter = Callable[[Tensor], Tensor]
-    """Maps p-values sorted upwards, (tokens, experts), to numbers of rejections, (tokens,)."""
+    """Maps p-values in ascending order, (tokens, experts), to rejection counts, (tokens,)."""
 
 
 class MultipleTesting(Ranked):
-    """A procedure on a token's p-values, at least ``min_k`` experts, at most ``max_k``.
+    """A procedure on a token's p-values, with at least ``min_k`` and at most ``max_k`` experts.
 
-    What the procedure controls is decided by the null. Experts are taken in the order of the null's
+    What the procedure controls depends on the null. Experts are taken in the order of the null's
     statistic, which is that of the p-values; ties by the larger logit, then by the lower index.
     """
 
@@ -42,9 +42,11 @@ class MultipleTesting(Ranked):
 
     max_k: int = Field(ge=1, description="Most experts per token.")
     alpha: float = Field(gt=0, lt=1, description="Level.")
-    min_k: int = Field(1, ge=1, description="Fewest experts per token.")
-    null: str = Field("within_token", description="Null that p-values are computed under.")
-    weighting: Weighting = Field("softmax", description="How selected experts are weighted.")
+    min_k: int = Field(default=1, ge=1, description="Fewest experts per token.")
+    null: str = Field(default="within_token", description="Null that p-values are computed under.")
+    weighting: Weighting = Field(
+        default="softmax", description="How selected experts are weighted."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> MultipleTesting:
@@ -61,12 +63,12 @@ class MultipleTesting(Ranked):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.max_k
 
     @property
     def min_experts(self) -> int:
-        """The fewest experts per token can get."""
+        """Minimum number of experts per token."""
         return self.min_k
 
     @property
@@ -106,7 +108,7 @@ class MultipleTesting(Ranked):
         return null
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking by p-values."""
+        """Return a ranker by p-values."""
         from moe_routing.routing.ranking import Ranking
 
         null = self.fitted_null(calibration, num_experts)
@@ -142,7 +144,7 @@ class StepUp(MultipleTesting):
         return float(self.levels(num_experts, self.alpha)[0])
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
-        """Return ranking by critical values where the null has them, else by p-values."""
+        """Return a ranker by critical values if the null has them, otherwise by p-values."""
         from moe_routing.routing.nulls.step_up import StepUpTest
         from moe_routing.routing.ranking import Ranking
 

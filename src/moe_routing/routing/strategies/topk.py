@@ -1,8 +1,8 @@
-"""A fixed number of experts for every token, under three weightings."""
+"""Strategies with a fixed number of experts per token, under three weightings."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -37,13 +37,13 @@ class Regular(Strategy):
 
     @property
     def max_experts(self) -> int:
-        """The most experts per token can get."""
+        """Maximum number of experts per token."""
         return self.k
 
     @property
     def weighting_kind(self) -> Weighting:
         """How selected experts are weighted."""
-        return self.family.static_weighting
+        return cast("Weighting", self.family.static_weighting)  # each of these families has one
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
         """Return top-k selection by probability, as the stock router does, ties included."""
