@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from moe_routing.analysis.baseline import prompt_logits
 from moe_routing.analysis.capture import Capture, capture_texts, watch_ids
 from moe_routing.analysis.text import item_text
 from moe_routing.data.items import Item
-from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.adapters import find_routers, watched
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
@@ -106,6 +108,43 @@ def test_batching_and_padding_change_nothing(tiny, tokenizer, texts, seen, monke
         assert torch.equal(seen.next_T[a], alone.next_T[b])
         assert torch.allclose(seen.loss_T[a], alone.loss_T[b], atol=1e-4)
         assert torch.allclose(seen.logits_LTE[:, a], alone.logits_LTE[:, b], atol=1e-4)
+
+
+def test_rotary_embeddings_do_not_follow_a_longer_window(make_model, tokenizer, texts):
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 12,
+    }  # fmt: skip
+    model = make_model(
+        "Olmoe", vocab_size=len(tokenizer), max_position_embeddings=48, rope_parameters=rope
+    )
+
+    def capture(texts):
+        return capture_texts(model, tokenizer, texts, tokens=10**6, window=48, label="test")
+
+    short, long = " ".join(texts[0].split()[:6]), " ".join(texts) * 2
+    alone, beside = capture([short]), capture([short, long])
+    assert alone.tokens < 12 < beside.tokens
+    own = beside.document_T == 0
+    assert torch.allclose(beside.logits_LTE[:, own], alone.logits_LTE, atol=1e-4)
+    assert torch.allclose(beside.loss_T[own], alone.loss_T, atol=1e-4)
+
+
+def test_passes_of_other_threads_are_not_seen(tiny):
+    ids = torch.arange(10)[None]
+    seen = []
+    with (
+        watched(
+            tiny, lambda layer, hidden, logits: seen.append((layer, hidden.shape, logits.shape))
+        ),
+        torch.no_grad(),
+    ):
+        thread = threading.Thread(target=tiny, args=(ids,))
+        thread.start()
+        thread.join()
+        assert seen == []
+        tiny(ids)
+    assert seen == [(layer, (10, 32), (10, 8)) for layer in range(3)]
 
 
 def test_whole_documents_up_to_the_tokens_asked_for(tiny, tokenizer, texts):

@@ -135,7 +135,9 @@ def test_the_walk_ends_in_the_whole_table_and_the_article(finished):
 def test_every_cell_is_of_the_model_that_the_config_pins(finished):
     described = json.loads((finished / "model.json").read_text(encoding="utf-8"))
     assert len(described["files"]) == N_SHARDS
-    for path in (finished / "cells").glob("*/*.json"):
+    paths = list((finished / "cells").glob("*/*.json"))
+    assert len(paths) == len(STRATEGIES + CONTROLS) * len(REAL["datasets"])
+    for path in paths:
         provenance = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         assert provenance["path"] == REAL["model"]["path"]
         assert provenance["revision"] == REAL["model"]["revision"]
