@@ -62,8 +62,8 @@ def results_folder() -> Path:
     for folder in (here, *here.parents):  # a page's cells run in its own folder
         if (folder / wanted / "config.yaml").is_file():
             return folder / wanted
-    said = f"{VARIABLE}={named}" if named else f"{VARIABLE} is not set"
-    raise InputError(f"{said}: no config.yaml in {wanted}, here ({here}) or in a folder above")
+    setting = f"{VARIABLE}={named}" if named else f"{VARIABLE} is not set"
+    raise InputError(f"{setting}: no config.yaml in {wanted}, here ({here}) or in a folder above")
 
 
 @dataclass(frozen=True)
