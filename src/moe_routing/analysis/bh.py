@@ -172,8 +172,15 @@ def run_arm(
         text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
     generation = decoding.statistics()
     check_finite([], generation, f"{strategy.id} on analysis.bh.prompt")
-    window, distinct = scorer.encoder.max_length, recorder.mean_distinct()
-    return ArmRun(strategy, rows, statistics, distinct, generation, text, window)
+    return ArmRun(
+        strategy,
+        rows,
+        statistics,
+        recorder.mean_distinct(),
+        generation,
+        text,
+        scorer.encoder.max_length,
+    )
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ class RouterWatch:
         """Return the forward hook of a layer's router."""
 
         def append(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-            hidden_TH, logits_TE = inputs[0].flatten(0, -2), output[0]
+            hidden_TH, logits_TE = inputs[0].reshape(-1, inputs[0].shape[-1]), output[0]
             if self._keep_T is not None:
                 keep_T = self._keep_T.to(hidden_TH.device)
                 hidden_TH, logits_TE = hidden_TH[keep_T], logits_TE[keep_T]
