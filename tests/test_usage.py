@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+from moe_routing.usage import JobClock
+
 PROGRAM = """
 import time
 from moe_routing.usage import JobClock
@@ -34,3 +36,8 @@ def test_usage_of_a_process():
     assert cpu >= 0.6
     assert wall >= 0.6
     assert 200 < peak < 2000
+
+
+def test_each_clock_is_its_own():
+    JobClock().started()
+    assert "(start-up 0.00 s)" in JobClock().usage_line()

@@ -92,16 +92,21 @@ def samples(
     design: Design, real: CalibrationSample, tokens: int, rng: np.random.Generator
 ) -> tuple[CalibrationSample, CalibrationSample]:
     """Return the samples to fit on and to test on; norms are those of the real model's tokens."""
-    first, second = design.draw(real, tokens, rng)
-    return _with_logits(real, first), _with_logits(real, second)
+    first, second = (
+        with_logits(real, logits_LTE, _tiled(real.input_norm_LT, logits_LTE.shape[1]))
+        for logits_LTE in design.draw(real, tokens, rng)
+    )
+    return first, second
 
 
-def _with_logits(real: CalibrationSample, logits_LTE: Tensor) -> CalibrationSample:
-    norm_LT = _tiled(real.input_norm_LT, logits_LTE.shape[1])
+def with_logits(
+    sample: CalibrationSample, logits_LTE: Tensor, norm_LT: Tensor
+) -> CalibrationSample:
+    """Return a sample with other logits and input norms, those of mismatched contexts included."""
     # The null of mismatched contexts is fitted and tested on such contexts only, so one tensor
     # serves as both.
     return replace(
-        real,
+        sample,
         logits_LTE=logits_LTE,
         permuted_LTE=logits_LTE,
         input_norm_LT=norm_LT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
-from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples
+from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples, with_logits
 from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
 from moe_routing.analysis.simulation import simulate_procedures
 from moe_routing.analysis.tables import write_csv
@@ -177,13 +176,7 @@ def text_sample(results: Path, sample: CalibrationSample) -> CalibrationSample:
             f"{path}: has {layers} layers and {experts} experts; allowed: those of the calibration "
             f"sample, {sample.num_layers} and {sample.num_experts}"
         )
-    return replace(
-        sample,
-        logits_LTE=capture.logits_LTE,
-        permuted_LTE=capture.logits_LTE,
-        input_norm_LT=capture.input_norm_LT,
-        permuted_norm_LT=capture.input_norm_LT,
-    )
+    return with_logits(sample, capture.logits_LTE, capture.input_norm_LT)
 
 
 def _binding(

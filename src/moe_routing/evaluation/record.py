@@ -27,18 +27,9 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class RoutingSummary:
-    """How the strategy routed, over all tokens and layers; proportions are of decisions.
+    """How the strategy routed: means over layers of what a recorder saw, and the layers.
 
-    Attributes:
-        tokens: tokens that were routed.
-        mean_experts: experts per token and layer.
-        sd_experts: their standard deviation.
-        floor_proportion: raised to the floor of the rule.
-        cap_proportion: cut at the cap of the rule.
-        empty_proportion: the rule chose no expert.
-        router_entropy: mean entropy of the router's softmax, nats.
-        max_weight: mean largest softmax probability.
-        by_layer: the statistics of each layer.
+    See :class:`moe_routing.engine.recorder.RoutingStatistics`.
     """
 
     tokens: int
@@ -85,22 +76,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a cell was made with.
+    """What a cell was made with: the model, the settings, the items (hash) and the software.
 
-    Attributes:
-        path: folder or hub id of the model.
-        revision: commit of a hub model, else empty.
-        dtype: of the weights in memory.
-        device: product name.
-        experts_implementation: how experts were computed.
-        router_fingerprint: hash of the router weights.
-        weights_sha256: hash of the weight files.
-        token_budget: most tokens of a forward pass.
-        data_sha256: hash of the items.
-        seed: seed of the study.
-        python: version.
-        packages: version of each package that computes.
-        commit: commit of the checkout, or ``unknown``.
+    ``revision`` is empty for a local model, ``commit`` is ``unknown`` outside a checkout.
     """
 
     path: str
@@ -123,17 +101,17 @@ class CellRecord:
     """The record of a cell.
 
     Attributes:
-        schema_version: of this record.
+        schema_version: version of this format.
         study: name of the study.
-        strategy: id, family, parameters and weighting of the strategy.
+        strategy: id, family, parameters and weighting; see :func:`specification`.
         dataset: evaluation set.
-        task: perplexity, multiple_choice or last_word.
-        n_items: items scored.
+        task: how its items were scored.
+        n_items: number of items.
         metrics: every metric with its interval.
         routing: how the strategy routed.
         timings: how long it took.
         provenance: what it was made with.
-        numerics: name of the numerics arm and what it changes; None for a cell of the study.
+        numerics: the numerics arm and what it changes; None for a cell of the study.
     """
 
     schema_version: int

@@ -22,7 +22,7 @@ _FAMILY = {
     "p_adjusted": "p_value adjusted within its family of this table: Holm (of a single test: "
     "p_value itself) or Benjamini-Hochberg",
 }
-_VERDICT = {"verdict": "what may be said, from p_adjusted and the non-inferiority test"}
+_VERDICT = {"verdict": "conclusion from p_adjusted and the non-inferiority test"}
 
 _PAIRED = {
     **_KEY,

@@ -27,8 +27,8 @@ PERMUTATIONS = 9_999
 def named_rng(seed: int, *labels: str) -> np.random.Generator:
     """Return the random generator of a named computation.
 
-    Its numbers depend on the seed and the labels only, so that a data set's results do not change
-    when another data set is added.
+    Its numbers depend only on the seed and the labels: the results of a data set do not change when
+    another data set is added.
 
     >>> a, b = named_rng(0, "paired", "lambada"), named_rng(0, "paired", "hellaswag")
     >>> bool(a.random() == b.random()), named_rng(0, "x").random() == named_rng(0, "x").random()

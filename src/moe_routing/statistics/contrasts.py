@@ -85,29 +85,17 @@ def contrasts(
         return []
     found = []
     for metric in TASKS[panel.task].measures:
-        rng = named_rng(seed, table, panel.dataset, metric.name)
-        comparison = _compare(panel, metric, settings, arms, baseline, rng)
+        value_NS = panel.values(metric)
+        comparison = compare(
+            panel,
+            metric,
+            value_NS[:, list(arms)] - value_NS[:, [baseline]],
+            confidence=settings.confidence,
+            resamples=settings.resamples,
+            rng=named_rng(seed, table, panel.dataset, metric.name),
+        )
         found.append(Contrasts(panel, metric, settings, arms, baseline, comparison))
     return found
-
-
-def _compare(
-    panel: Panel,
-    metric: Metric,
-    settings: StatisticsConfig,
-    arms: tuple[int, ...],
-    baseline: int,
-    rng: np.random.Generator,
-) -> Comparison:
-    value_NS = panel.values(metric)
-    return compare(
-        panel,
-        metric,
-        value_NS[:, list(arms)] - value_NS[:, [baseline]],
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        rng=rng,
-    )
 
 
 def paired_rows(contrast: Contrasts) -> list[Row]:

@@ -1,4 +1,4 @@
-"""An estimate with its interval; apart from what computes it, so that it is cheap to import."""
+"""An estimate with its interval, in a module of its own that is cheap to import."""
 
 from __future__ import annotations
 

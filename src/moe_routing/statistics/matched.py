@@ -1,6 +1,6 @@
 """Comparison at equal compute: a strategy against a static curve at its own mean experts.
 
-The curve is that of the strategy's own weighting, so that a difference is one of selection.
+The curve is that of the strategy's own weighting, so a difference comes from selection.
 
 Shape letters: N items, S strategies.
 """

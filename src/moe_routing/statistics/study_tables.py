@@ -119,13 +119,9 @@ def study_tables(
     margins = add_margin_verdicts(tables.pop("control_margins"), settings)
     tables["controls"] = add_verdicts(tables["controls"], settings, margins)
     with_baseline = {dataset: datasets[dataset] for dataset in present}
-    numerics_cells, missing_numerics = _numerics_panels(
-        cells, with_baseline, settings.baseline, numerics
-    )
-    tables["numerics"] = pd.DataFrame(
-        [row for panel in numerics_cells for row in numerics_rows(panel, numerics, settings, seed)]
-    )
-    missing += missing_numerics
+    arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics)
+    tables["numerics"] = pd.DataFrame(arms)
+    missing += missing_arms
     tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"], settings)
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings, secondary=True)
@@ -159,11 +155,17 @@ def find_cells(
     return present, missing
 
 
-def _numerics_panels(
-    cells: Path, datasets: Mapping[str, str], baseline: str, numerics: Mapping[str, str]
-) -> tuple[list[Panel], Rows]:
-    """Put the baseline and its numerics arms side by side, and return what is missing."""
-    folder, panels, missing = cells.parent / "numerics", [], []
+def _numerics(
+    cells: Path,
+    datasets: Mapping[str, str],
+    settings: StatisticsConfig,
+    seed: int,
+    numerics: Mapping[str, str],
+) -> tuple[Rows, Rows]:
+    """Return the rows of the numerics arms, and rows about what is missing."""
+    folder, baseline = cells.parent / "numerics", settings.baseline
+    rows: Rows = []
+    missing: Rows = []
     for dataset, task in datasets.items():
         arms = [arm for arm in numerics if cell_path(folder, arm, dataset).is_file()]
         missing += [
@@ -173,8 +175,9 @@ def _numerics_panels(
         ]
         if arms:
             usual = load_cells(cells, [baseline], {dataset: task})
-            panels.append(make_panel(usual + load_cells(folder, arms, {dataset: task})))
-    return panels, missing
+            panel = make_panel(usual + load_cells(folder, arms, {dataset: task}))
+            rows += numerics_rows(panel, numerics, settings, seed)
+    return rows, missing
 
 
 def data_dictionary() -> pd.DataFrame:
@@ -246,11 +249,11 @@ def _with_families(
 ) -> pd.DataFrame:
     """Add the family of each row and the p-value adjusted within it.
 
-    The primary family is a single test: the paired difference of the primary contrast on the main
-    metric of its data set, so that it is tested, and planned for, at the whole level. Its test of
-    non-inferiority costs no level: "no difference" and "a loss of the margin or more" cannot both
-    be true, so that at most one of the two can be rejected wrongly (Shaffer 1986). Its comparison
-    at matched compute is about another difference and counts among the exploratory ones.
+    The primary family is a single test, at the whole level: the paired difference of the primary
+    contrast on the main metric of its data set. Its test of non-inferiority costs no level: "no
+    difference" and "a loss of the margin or more" cannot both be true, so at most one of the two
+    can be rejected wrongly (Shaffer 1986). Its comparison at matched compute is about another
+    difference and is exploratory.
     """
     if table.empty:
         return table
