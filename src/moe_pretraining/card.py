@@ -67,8 +67,8 @@ layer.{additions}
 
 A document goes to training or to validation as a whole; {validation_percent:g} % of them are held
 out. "Epochs" is the number of times that {this} saw the text. The tokenizer is a byte-level BPE of
-{vocab_size} entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text survives
-encoding and decoding.
+{vocab_size} entries, trained on the first {tokenizer_megabytes:g} MB of each source; any UTF-8 text
+survives encoding and decoding.
 
 ## Quality
 
