@@ -43,5 +43,5 @@ def test_each_lab_note_opens_with_its_conclusion_newest_first():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_rates_are_written_with_per(name):
-    assert RATE.search("8 experts per token")
+    assert RATE.search("8 experts a token")
     assert RATE.search(text(name)) is None

@@ -15,8 +15,8 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 
 names = ["moe_routing." + name for name in (
-    "vocabulary", "config", "schema", "workflow", "reference", "analysis.config",
-    "analysis.outputs", "evaluation.collect", "routing.strategies", "data", "statistics",
+    "vocabulary", "config", "schema", "workflow", "analysis.outputs",
+    "evaluation.collect", "routing.strategies", "data", "statistics",
     "figures", "reporting",
 )]
 for name in names:

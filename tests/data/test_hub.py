@@ -142,7 +142,7 @@ def test_wikitext_pages_and_lambada_named_after_subset_and_split(
             "absent/data",
             "test",
             None,
-            "not in the local hub cache .* HF_HUB_OFFLINE forbids downloading",
+            "missing or incomplete in the local Hub cache .* HF_HUB_OFFLINE forbids downloading",
         ),
         ("with/card", "test", "default", r"split is 'test'; allowed: train, validation$"),
         ("with/card", "train", "small", r"subset is 'small'; allowed: default$"),
@@ -169,5 +169,7 @@ def test_what_is_not_there_is_one_line(
 def test_another_commit_in_the_cache_is_not_taken(publish: Publish, tmp_path: Path) -> None:
     publish("some/data", {"data/test-0.parquet": [{"text": "a b"}]})
     other = _source("some/data", "test").model_copy(update={"revision": "f" * 40})
-    with pytest.raises(InputError, match=r"some/data @ ffffffffffff: not in the local hub cache"):
+    with pytest.raises(
+        InputError, match=r"some/data @ ffffffffffff: missing or incomplete in the local Hub cache"
+    ):
         _fetch(other, tmp_path)

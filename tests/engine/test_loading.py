@@ -363,4 +363,6 @@ def test_hub_model_loads_from_the_local_cache(hub_cache):
 
 def test_another_revision_is_not_taken_instead(hub_cache):
     config = ModelConfig(path="allenai/OLMoE-1B-7B-0924", revision=REVISION[::-1])
-    assert f"@{REVISION[::-1]}: not in the local hub cache" in error_of(checkpoint_folder, config)
+    assert f"@{REVISION[::-1]}: missing or incomplete in the local Hub cache" in error_of(
+        checkpoint_folder, config
+    )
