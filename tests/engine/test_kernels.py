@@ -1,4 +1,4 @@
-"""Lean kernels against the models' own, for every family that they serve."""
+"""Fused kernels against the models' own, for every supported family."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_in_place_inside_restored_outside(model, monkeypatch):
     monkeypatch.setattr(kernels, "prefers_onednn", lambda: True)
 
     def fail():
-        with kernels.lean_kernels(model):
+        with kernels.fused_cpu_kernels(model):
             assert replaced(model) == {"OlmoeRMSNorm", "OlmoeAttention", "Linear"}
             raise RuntimeError("stop")
 
@@ -73,30 +73,32 @@ def test_in_place_inside_restored_outside(model, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_one_model_rotates_leaner_and_its_family_as_before(make_model, monkeypatch, family):
+def test_one_model_rotates_by_the_fused_kernel_and_its_family_as_before(
+    make_model, monkeypatch, family
+):
     name = FAMILIES[family].removesuffix("RMSNorm")
-    lean, other = make_model(name), make_model(name)
+    fused, other = make_model(name), make_model(name)
     calls, rotate = [], kernels.apply_rotary
     monkeypatch.setattr(kernels, "apply_rotary", lambda *a, **k: calls.append(1) or rotate(*a, **k))
     ids = torch.arange(20)[None]
     stock = other(ids).logits
-    with kernels.lean_kernels(lean):
-        torch.testing.assert_close(lean(ids).logits, stock)
-        assert len(calls) == len(lean.model.layers)
+    with kernels.fused_cpu_kernels(fused):
+        torch.testing.assert_close(fused(ids).logits, stock)
+        assert len(calls) == len(fused.model.layers)
         assert torch.equal(other(ids).logits, stock)
-    assert len(calls) == len(lean.model.layers)
+    assert len(calls) == len(fused.model.layers)
 
 
 def test_a_forward_of_somebody_else_s_stays(make_model):
     model = make_model("Olmoe")
     norm = model.model.norm
     norm.forward = lambda hidden: 2 * hidden
-    with torch.inference_mode(), kernels.lean_kernels(model):
+    with torch.inference_mode(), kernels.fused_cpu_kernels(model):
         assert torch.equal(norm(torch.ones(1, 3)), torch.full((1, 3), 2.0))
     assert norm(1) == 2
 
 
 def test_half_precision_keeps_its_own(model):
     half = copy.deepcopy(model).to(torch.bfloat16)
-    with kernels.lean_kernels(half):
+    with kernels.fused_cpu_kernels(half):
         assert replaced(half) == set()

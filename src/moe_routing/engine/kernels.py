@@ -1,8 +1,8 @@
-"""Leaner norms, rotary embeddings and linear layers for inference on the CPU.
+"""Fused norms and rotary embeddings, and faster linear layers, for inference on the CPU.
 
-Norms and rotary embeddings, in single or double precision, make about half the passes over memory
-of the model's own code; linear layers use the faster library (:mod:`moe_routing.engine.linear`).
-Results agree to rounding.
+Norms and rotary embeddings, in single or double precision, make about half as many passes over
+memory as the model's own code; linear layers use the faster library
+(:mod:`moe_routing.engine.linear`). Results agree up to rounding.
 
 Shape letters: T tokens, H hidden size.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.linear import linear, prefers_onednn
-from moe_routing.engine.patching import swapped
+from moe_routing.engine.patching import patched_forward
 
 NORM_CLASSES = (
     "OlmoeRMSNorm",
@@ -29,32 +29,33 @@ NORM_CLASSES = (
     "Qwen3MoeRMSNorm",
 )
 """Norms that return ``weight * x / sqrt(mean(x^2) + variance_epsilon)``; the rotary embeddings of
-their model families turn the first half of a head's dimensions against the second."""
-
+their model families rotate the first half of a head's dimensions with the second."""
 
 ROTARY = "apply_rotary_pos_emb"
-"""What the function that rotates is called, in the file of each family."""
+"""Name of the function that rotates, in the module of each family."""
 
 
 @contextmanager
-def lean_kernels(model: PreTrainedModel) -> Iterator[None]:
-    """Use the lean kernels inside the context; a model that they do not fit stays as it is."""
+def fused_cpu_kernels(model: PreTrainedModel) -> Iterator[None]:
+    """Use the fused kernels inside the context; models that they do not fit stay unchanged."""
     with ExitStack() as stack:
         if model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64):
             norms = [m for m in model.modules() if type(m).__name__ in NORM_CLASSES]
             families = {type(norm).__module__ for norm in norms}
             for module in model.modules():
-                if lean := _lean(type(module), families):
-                    stack.enter_context(swapped(module, partial(_leaner, module, lean)))
+                if fused := _fused(type(module), families):
+                    stack.enter_context(
+                        patched_forward(module, partial(_replacement, module, fused))
+                    )
         yield
 
 
-Lean = Callable[[nn.Module], Callable[..., object]]
-"""From a module to its leaner forward."""
+Fused = Callable[[nn.Module], Callable[..., object]]
+"""From a module to its fused forward."""
 
 
-def _lean(kind: type[nn.Module], families: set[str]) -> Lean | None:
-    """Return what is leaner than the forward of a class; None if nothing is."""
+def _fused(kind: type[nn.Module], families: set[str]) -> Fused | None:
+    """Return the maker of a class's fused forward; None if there is none."""
     if kind.__name__ in NORM_CLASSES:
         return _norm_forward
     if kind is nn.Linear:
@@ -63,10 +64,10 @@ def _lean(kind: type[nn.Module], families: set[str]) -> Lean | None:
     return _rotary_forward if rotates and kind.__module__ in families else None
 
 
-def _leaner(module: nn.Module, lean: Lean, forward: Callable) -> Callable:
-    """Return the leaner forward; one that is not its class's own stays."""
+def _replacement(module: nn.Module, fused: Fused, forward: Callable) -> Callable:
+    """Return the fused forward, or the present one if it is not the class's own."""
     own = getattr(forward, "__func__", None) is type(module).forward
-    return lean(module) if own else forward
+    return fused(module) if own else forward
 
 
 def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -83,15 +84,15 @@ def _linear_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def _rotary_forward(attention: nn.Module) -> Callable[..., object]:
-    """Return the same method, but for the function that rotates.
+    """Return the same method with another rotation function.
 
-    That function belongs to the file of the model's family: other models use it too.
+    The original function belongs to the module of the model's family, which other models share.
     """
     own = type(attention).forward
     names = {**own.__globals__, ROTARY: apply_rotary}
-    lean = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
-    lean.__kwdefaults__ = own.__kwdefaults__
-    return MethodType(lean, attention)
+    fused = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+    fused.__kwdefaults__ = own.__kwdefaults__
+    return MethodType(fused, attention)
 
 
 def apply_rotary(
@@ -104,7 +105,7 @@ def apply_rotary(
         k: keys, (batch, key heads, T, d).
         cos: cosines, (batch, T, d); the second half repeats the first.
         sin: sines, likewise.
-        unsqueeze_dim: where the heads' dimension is put in.
+        unsqueeze_dim: position of the heads' dimension.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _rotate(q, cos, sin), _rotate(k, cos, sin)

@@ -1,4 +1,4 @@
-"""Routing telemetry: summed where the model runs, copied once.
+"""Routing telemetry, summed on the model's device and copied to the host once.
 
 Shape letters: L layers, T tokens, K slots, E experts.
 """
@@ -31,9 +31,9 @@ class RoutingStatistics:
         entropy_L: mean entropy of the router's softmax, nats.
         max_probability_L: mean largest softmax probability.
         selected_mass_L: mean softmax mass of the selected experts.
-        floor_binds_L: proportion of decisions raised to the floor of the rule.
-        cap_binds_L: proportion of decisions cut at the cap of the rule.
-        empty_L: proportion of decisions for which the rule itself chose no expert.
+        floor_binds_L: proportion of decisions raised to the strategy's minimum.
+        cap_binds_L: proportion of decisions cut at the strategy's maximum.
+        empty_L: proportion of decisions for which the rule itself selected no expert.
         unique_experts_L: mean number of distinct experts in a forward pass.
     """
 
@@ -66,10 +66,10 @@ class RoutingStatistics:
         return float(np.sqrt(proportion_C @ (counts_C - mean) ** 2))
 
     def check_finite(self, label: str) -> None:
-        """Check what routers saw: accelerators go on where one meets NaN.
+        """Check router logits, because accelerators do not stop at NaN.
 
         Raises:
-            InputError: router logits that are not finite; starts with the label.
+            InputError: router logits are not finite; the message starts with the label.
         """
         layers = np.flatnonzero(~np.isfinite(self.entropy_L))
         if layers.size:
@@ -86,12 +86,12 @@ class RoutingStatistics:
 
 
 def entropy(probability_TE: Tensor) -> Tensor:
-    """Return each row's entropy in nats, (tokens,): ``special.entr`` summed, in a quarter the time.
+    """Return each row's entropy in nats, (tokens,); four times faster than ``special.entr``.
 
     Args:
         probability_TE: float32, (tokens, experts).
     """
-    # A probability of 0 adds 0 times the logarithm of the smallest number: 0.
+    # A probability of 0 contributes 0 times the logarithm of the smallest number: 0.
     tiny = torch.finfo(probability_TE.dtype).tiny
     return probability_TE.clamp_min(tiny).log_().mul_(probability_TE).sum(1).neg_()
 
@@ -221,5 +221,5 @@ class Recorder:
             count_histogram_LC=histogram,
             load_LE=load,
             unique_experts_L=unique / np.maximum(1, forwards),
-            **{f"{name}_L": means[:, place] for place, name in enumerate(self.ROWS)},
+            **{f"{name}_L": means[:, index] for index, name in enumerate(self.ROWS)},
         )
