@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +10,7 @@ from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from moe_routing.engine import experts as implementation
+from moe_routing.engine.context import ForwardContext, forward_context
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
 KERNELS = ("grouped", "grouped_tiled", "loop_tiled", "dense")
@@ -247,8 +246,8 @@ def test_the_kernel_of_concurrent_batches(monkeypatch, tokens, kernel):
     """The loop over experts holds the GIL, for which concurrent batches wait."""
     monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
     arguments = make_experts(), torch.zeros(tokens, H), tokens * 8
-    with ThreadPoolExecutor(1) as pool:
-        chosen = pool.submit(implementation.select_kernel, *arguments).result()
+    with forward_context(ForwardContext(concurrent=True)):
+        chosen = implementation.select_kernel(*arguments)
     assert chosen is getattr(implementation, kernel)
 
 

@@ -22,7 +22,6 @@ Three kernels compute the same sum. Which one is used follows from measurements
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from moe_routing.engine.context import current_context
 from moe_routing.engine.linear import linear, prefers_onednn
 
 EXPERTS_IMPLEMENTATION = "dropless"
@@ -319,7 +319,7 @@ def select_kernel(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Kernel:
     tokens, experts = hidden_TH.shape[0], module.num_experts
     if pairs >= DENSE_PROPORTION * tokens * experts and tokens >= MIN_DENSE_TOKENS:
         return _dense
-    concurrent = threading.current_thread() is not threading.main_thread()
+    concurrent = current_context().concurrent
     enough = MIN_PAIRS_PER_EXPERT_CONCURRENT if concurrent else MIN_PAIRS_PER_EXPERT
     loop = prefers_onednn() and pairs >= enough * experts
     return _loop_tiled if loop else _grouped_tiled

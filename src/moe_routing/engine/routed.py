@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from moe_routing.engine.adapters import (
     find_routers,
     router_fingerprint,
 )
+from moe_routing.engine.context import current_context
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import itself, patched_forward, replacements
@@ -81,7 +83,7 @@ def routed(
     with ExitStack() as stack:
         for router in routers:
             built = Router(select, strategy.weighting_kind, router.top_k)
-            forward = _forward(router, built, strategy, recorder, skips_padded_slots)
+            forward = RouterForward(router, built, strategy, recorder, skips_padded_slots)
             new = patched_forward(
                 router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'"
             )
@@ -166,40 +168,39 @@ def _skips(model: PreTrainedModel, implementation: str | None) -> Callable[[], b
     return lambda: model.config._experts_implementation in SKIPS_PADDED_SLOTS
 
 
-def _forward(
-    router: RouterModule,
-    route: Router,
-    strategy: Strategy,
-    recorder: Recorder | None,
-    skips_padded_slots: Callable[[], bool],
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return a router forward: hidden states to (logits, weights, expert ids)."""
-    floor, cap = strategy.min_experts, strategy.max_experts
+@dataclass(frozen=True, eq=False)
+class RouterForward:
+    """The forward of a router under a strategy: hidden states to (logits, weights, expert ids)."""
+
+    router: RouterModule
+    route: Router
+    strategy: Strategy
+    recorder: Recorder | None
+    skips_padded_slots: Callable[[], bool]
 
     # Excluded from torch.compile's graphs: sizes depend on the routing, and numpy sorts.
     @torch.compiler.disable
-    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route tokens."""
+        router, strategy = self.router, self.strategy
         weight_EH = router.module.weight
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
-        mask_T = None if recorder is None else recorder.mask_T
-        routing = route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
+        mask_T = current_context().mask_T
+        routing = self.route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
-        if recorder is not None:
-            recorder.add(router.layer, routing, floor, cap)
-            if recorder.mask_T is not None:
-                padding_T1 = ~recorder.mask_T.to(index_TK.device)[:, None]
-                index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
-                weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
-        if not skips_padded_slots():
+        if self.recorder is not None:
+            self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
+        if mask_T is not None:
+            padding_T1 = ~mask_T.to(index_TK.device)[:, None]
+            index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
+            weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
+        if not self.skips_padded_slots():
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
         return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
-
-    forward.in_order = strategy.in_order
-    return forward
 
 
 def routes_in_order(model: nn.Module) -> bool:
     """Return whether the active strategy requires forward passes one after another."""
-    found = (new for module in model.modules() for new in replacements(module))
-    return any(getattr(new.compute, "in_order", False) for new in found)
+    computes = (new.compute for module in model.modules() for new in replacements(module))
+    return any(isinstance(c, RouterForward) and c.strategy.in_order for c in computes)

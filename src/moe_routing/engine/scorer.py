@@ -1,4 +1,4 @@
-"""The scoring engine: log-likelihoods of requests, with the routing strategy that is in place.
+"""The scoring engine: log-likelihoods of requests under the active routing strategy.
 
 Requests are packed without padding under a token budget. A context that several requests share is
 computed once, logits are computed at scored positions only, and on the CPU several packed batches
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile, zip_longest
@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.context import ForwardContext, Sums, forward_context
 from moe_routing.engine.packable import packable
 from moe_routing.engine.packing import PackedBatch, PrefixGroup, build, group_by_prefix
 from moe_routing.engine.passes import Packed, Plain, Runner
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from moe_routing.data.items import Item
-    from moe_routing.engine.recorder import Recorder, Sums
+    from moe_routing.engine.recorder import Recorder
 
 MIN_WORKER_TOKENS = 1024
 """With fewer tokens per worker, concurrent batches gain nothing."""
@@ -197,7 +198,7 @@ class Scorer:
         """
         states: list[Tensor | None] = [None] * len(requests)
 
-        def keep(batch: PackedBatch, runner: Runner) -> None:
+        def keep(batch: PackedBatch, _: ForwardContext, runner: Runner) -> None:
             parts = runner.states(batch).cpu().split(batch.targets.tolist())
             for member, part in zip(batch.members, parts, strict=True):
                 states[member] = part
@@ -219,7 +220,7 @@ class Scorer:
         self,
         requests: Sequence[TokenRequest],
         groups: Sequence[Sequence[int]],
-        work: Callable[[PackedBatch, Runner], None],
+        work: Callable[..., None],
         label: str,
         check: Callable[[PackedBatch], None] = lambda _: None,
     ) -> None:
@@ -228,7 +229,7 @@ class Scorer:
         Args:
             requests: the requests.
             groups: indices of requests that may share their first tokens.
-            work: takes a batch and the way to run the model on it.
+            work: takes a batch, its forward context and, by keyword, the runner of the model.
             label: name of the progress bar.
             check: looks at a batch that is done.
 
@@ -254,7 +255,7 @@ class Scorer:
     def _group(
         self, requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]
     ) -> list[tuple[list[PrefixGroup], Runner]]:
-        """Return the prefix groups to pack, and those that take plain passes, if there are any."""
+        """Return the prefix groups to pack, and those for plain passes, if there are any."""
         longest, reason = packable(self.model)
         long = {index for index, r in enumerate(requests) if len(r.input_ids) > longest}
         short = [[index for index in group if index not in long] for group in groups]
@@ -273,7 +274,7 @@ class Scorer:
         self,
         requests: Sequence[TokenRequest],
         groups: Sequence[PrefixGroup],
-        work: Callable[[PackedBatch], None],
+        work: Callable[[PackedBatch, ForwardContext], None],
         runner: Runner,
     ) -> Iterator[PackedBatch]:
         """Work on batches, concurrently if that pays, and yield each when it is done."""
@@ -281,7 +282,7 @@ class Scorer:
         while groups:
             batches = runner.divide(groups, requests, self.token_budget, workers)
             failed: list[list[PrefixGroup]] = []
-            run = partial(self._run_or_oom, requests=requests, work=work)
+            run = partial(self._run_or_oom, requests=requests, work=work, concurrent=workers > 1)
             # No further batch is started once memory has run out.
             started = takewhile(lambda _, failed=failed: not failed, batches)
             for part, done in zip_longest(batches, map_in_order(run, started, workers)):
@@ -310,13 +311,15 @@ class Scorer:
         self,
         groups: Sequence[PrefixGroup],
         requests: Sequence[TokenRequest],
-        work: Callable[[PackedBatch], None],
+        work: Callable[[PackedBatch, ForwardContext], None],
+        concurrent: bool,
     ) -> tuple[PackedBatch, Sums | None] | None:
         """Work on a batch; return it and what was recorded, or None if memory ran out."""
         batch = build(requests, groups)
+        sums = None if self._recorder is None else {}
         try:
-            with nullcontext() if self._recorder is None else self._recorder.apart() as sums:
-                work(batch)
+            with forward_context(ForwardContext(concurrent=concurrent, sums=sums)) as context:
+                work(batch, context)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -341,7 +344,12 @@ class Scorer:
         return 1
 
     def _score_batch(
-        self, batch: PackedBatch, runner: Runner, greedy: bool, scores: list[Score | None]
+        self,
+        batch: PackedBatch,
+        context: ForwardContext,
+        runner: Runner,
+        greedy: bool,
+        scores: list[Score | None],
     ) -> None:
         likelihood_N, greedy_N = runner.likelihoods(batch, greedy)
         totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), batch.first_target)
@@ -349,16 +357,21 @@ class Scorer:
         if greedy_N is not None:
             greedies = np.logical_and.reduceat(greedy_N.cpu().numpy(), batch.first_target).tolist()
         rows = zip(
-            batch.members, totals, greedies, batch.targets, self._experts(batch), strict=True
+            batch.members,
+            totals,
+            greedies,
+            batch.targets,
+            self._experts(batch, context),
+            strict=True,
         )
         for member, total, best, count, experts in rows:
             scores[member] = Score(float(total), best, int(count), experts)
 
-    def _experts(self, batch: PackedBatch) -> list[float | None]:
-        """Return each request's mean experts, from the recorder's counts of the last forward."""
-        if self._recorder is None:
+    def _experts(self, batch: PackedBatch, context: ForwardContext) -> list[float | None]:
+        """Return each request's mean experts, from the counts of its forward pass."""
+        if self._recorder is None or context.counts_T is None:
             return [None] * len(batch.members)
-        counts_T = self._recorder.counts_T.double().cpu().numpy()
+        counts_T = context.counts_T.double().cpu().numpy()
         before = np.concatenate([[0.0], np.cumsum(counts_T)])
         prefix_start, prefix_end, start, end = batch.paths.T
         total = before[prefix_end] - before[prefix_start] + before[end] - before[start]

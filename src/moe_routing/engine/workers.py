@@ -47,7 +47,7 @@ def map_in_order(function: Callable[[In], Out], items: Iterable[In], workers: in
             try:
                 for item in items:
                     running.append(pool.submit(function, item))
-                    if len(running) > workers:  # one is queued, so that no worker idles
+                    if len(running) > workers:  # one is queued: no worker idles
                         yield running.popleft().result()
                 while running:
                     yield running.popleft().result()
