@@ -11,10 +11,10 @@ Five tables:
   scored (perplexity), or the last one only (short continuations). ``batched_mm`` copies each pair's
   weights, so it gets fewer windows. Ratios are medians over interleaved rounds, by token. Memory is
   the peak of one pass.
-- experts: the engine's time under strategies with few to many experts; the experts' share is what
-  is left after subtracting a pass in which experts return zeros.
+- experts: the engine's time under strategies with few to many experts. The time of the experts
+  alone is the difference from a pass in which experts return zeros.
 - stock: the same strategies with every position scored, by the engine and by the stock
-  implementations, to which padded slots are given as a valid expert of weight 0.
+  implementations, which get padded slots as a valid expert with weight 0.
 - line: time against mean experts, a least-squares line through the static strategies.
 """
 
@@ -66,13 +66,13 @@ class Bench:
         """Where the model is."""
         return str(self.model.device)
 
-    def windows(self, way: str) -> int:
-        """Return how many of the windows a way scores."""
+    def windows(self, name: str) -> int:
+        """Return the number of windows that an implementation scores."""
         count = self.ids_BS.shape[0]
-        return min(BATCHED_WINDOWS, count) if way.endswith("batched_mm") else count
+        return min(BATCHED_WINDOWS, count) if name.endswith("batched_mm") else count
 
     def stock(self, implementation: str, strategy: str = "") -> torch.Tensor:
-        """Score every position as the model's users do; float64, (windows, window - 1)."""
+        """Score every position by the stock forward pass; float64, (windows, window - 1)."""
         ids_BS = self.ids_BS[: self.windows(implementation)]
         with self._routed(strategy, implementation), torch.inference_mode():
             logits = self.model(input_ids=ids_BS, use_cache=False).logits
@@ -88,7 +88,7 @@ class Bench:
         scorer = Scorer(
             self.model, self.tokenizer, token_budget=self.ids_BS.numel(), progress=False
         )
-        groups = [[place] for place in range(len(rows))]
+        groups = [[index] for index in range(len(rows))]
         with self._routed(strategy, experts):
             scores = scorer.score_tokens(requests, groups, greedy=scored is not None)
         return torch.tensor([score.log_likelihood for score in scores], dtype=torch.float64)
@@ -102,16 +102,16 @@ class Bench:
             self.model, strategy, calibration=self.calibration, experts_implementation=experts
         )
 
-    def ways(self, stock: Sequence[str]) -> dict[str, Callable[[], object]]:
-        """Return ways to score, by name."""
-        ways = {f"stock {name}": partial(self.stock, name) for name in stock}
+    def implementations(self, stock: Sequence[str]) -> dict[str, Callable[[], object]]:
+        """Return functions that score the windows, by name."""
+        runs = {f"stock {name}": partial(self.stock, name) for name in stock}
         native = f"regular_k{self.model.config.num_experts_per_tok}"
-        ways["engine, perplexity"] = partial(self.engine, None, native)
-        ways["engine, short"] = partial(self.engine, 1, native)
-        return ways
+        runs["engine, perplexity"] = partial(self.engine, None, native)
+        runs["engine, short"] = partial(self.engine, 1, native)
+        return runs
 
     def flops(self, scored: int) -> float:
-        """Return useful operations of a pass: matrix products that top-k of the model needs."""
+        """Return the useful operations of a pass: matrix products at the model's own top-k."""
         config, tokens = self.model.config, self.ids_BS.numel()
         hidden, size = config.hidden_size, config.intermediate_size
         attention = 4 * hidden * hidden + hidden * self.ids_BS.shape[1]  # causal: half of 2 * S
@@ -148,29 +148,29 @@ def scoring_table(
     Args:
         bench: model and windows.
         stock: experts implementations of transformers; ``grouped_mm`` and ``eager`` among them.
-        rounds: times that every way is run.
+        rounds: number of runs of each implementation.
         peak: operations per second of a large matrix product, to compare with.
     """
-    ways = bench.ways(stock)
+    runs = bench.implementations(stock)
     window = bench.ids_BS.shape[1]
     seconds = {
         name: [value / (bench.windows(name) * window) for value in times]
-        for name, times in interleave(ways, rounds, bench.device).items()
+        for name, times in interleave(runs, rounds, bench.device).items()
     }
     rows = []
     for name, times in seconds.items():
         row = {
-            "way": name,
+            "implementation": name,
             "tokens/s": 1 / statistics.median(times),
             "times stock grouped_mm": ratio(seconds["stock grouped_mm"], times),
             "times stock eager": ratio(seconds["stock eager"], times),
             "tokens": bench.windows(name) * window,
-            "peak above loading, MB": peak_megabytes(ways[name], bench.device),
+            "peak above loading, MB": peak_megabytes(runs[name], bench.device),
         }
         if peak:
             scored = bench.ids_BS.shape[0] if name.endswith("short") else bench.ids_BS.numel()
             useful = bench.flops(scored) / bench.ids_BS.numel()
-            row["share of sgemm rate"] = useful / statistics.median(times) / peak
+            row["proportion of sgemm rate"] = useful / statistics.median(times) / peak
         rows.append(row)
     return rows
 
@@ -181,12 +181,12 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
     for mean in list(experts.values()):
         experts.setdefault(f"regular_k{math.ceil(mean)}", float(math.ceil(mean)))
     runs = {name: partial(bench.engine, 1, name) for name in experts}
-    # Without experts: what a pass costs however many are selected.
+    # Without experts: the fixed cost of a pass.
     ALL_EXPERTS_FUNCTIONS.register("zeros", lambda _, hidden, *__: torch.zeros_like(hidden))
     runs["no experts"] = partial(bench.engine, 1, "regular_k1", "zeros")
     seconds = interleave(runs, rounds, bench.device)
     rest = seconds.pop("no experts")
-    proportions = {
+    above = {
         name: [a - b for a, b in zip(times, rest, strict=True)] for name, times in seconds.items()
     }
     rows = []
@@ -199,8 +199,7 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
                 "seconds": statistics.median(seconds[name]),
                 "tokens/s": bench.ids_BS.numel() / statistics.median(seconds[name]),
                 "time / regular_k8": 1 / ratio(seconds["regular_k8"], seconds[name]),
-                "experts' share / regular_k8": 1
-                / ratio(proportions["regular_k8"], proportions[name]),
+                "experts alone / regular_k8": 1 / ratio(above["regular_k8"], above[name]),
                 "time / static ceil(mean)": 1 / ratio(static, seconds[name]),
             }
         )
@@ -210,23 +209,23 @@ def experts_table(bench: Bench, strategies: Sequence[str], rounds: int) -> list[
 def stock_table(
     bench: Bench, strategies: Sequence[str], stock: Sequence[str], rounds: int
 ) -> list[dict]:
-    """Time and weigh engine and stock implementations under strategies; every position scored."""
+    """Measure time and memory of engine and stock under strategies; every position scored."""
     rows = []
     for strategy in strategies:
-        ways = {"engine": partial(bench.engine, None, strategy)}
-        ways |= {f"stock {name}": partial(bench.stock, name, strategy) for name in stock}
-        seconds = interleave(ways, rounds, bench.device)
+        runs = {"engine": partial(bench.engine, None, strategy)}
+        runs |= {f"stock {name}": partial(bench.stock, name, strategy) for name in stock}
+        seconds = interleave(runs, rounds, bench.device)
         row: dict[str, object] = {"strategy": strategy}
         for name, times in seconds.items():
             tokens = bench.windows(name) * bench.ids_BS.shape[1]
             row[f"{name}, tokens/s"] = tokens / statistics.median(times)
-            row[f"{name}, peak MB"] = peak_megabytes(ways[name], bench.device)
+            row[f"{name}, peak MB"] = peak_megabytes(runs[name], bench.device)
         rows.append(row)
     return rows
 
 
 def line(rows: Sequence[dict]) -> list[dict]:
-    """Return seconds as a line in mean experts, through the static strategies up to 16."""
+    """Fit seconds as a line in mean experts to the static strategies of at most 16 experts."""
     static = [r for r in rows if r["strategy"].startswith("regular") and r["mean experts"] <= 16]
     x, y = ([row[name] for row in static] for name in ("mean experts", "seconds"))
     slope, start = np.polyfit(x, y, 1)
@@ -286,7 +285,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--strategies",
         type=lambda text: list(dict.fromkeys([*text.split(","), "regular_k8"])),
         default=",".join(STRATEGIES),
-        help="comma-separated ids for the table of experts; regular_k8 is among them always",
+        help="comma-separated ids for the table of experts; regular_k8 is always added",
     )
     parser.add_argument(
         "--stock-rounds", type=int, default=2, help="rounds of the table of stock by strategy"

@@ -3,14 +3,15 @@
     python benchmarks/full_size.py --device cuda --json full_size.json   # bfloat16, 65,536 tokens
     python benchmarks/full_size.py                                       # CPU, an eighth as wide
 
-Nothing is downloaded. Router logits have unit variance and, as the experts' router vectors differ
-in length, the heavy tails and uneven loads of a trained router; the first table says how far. Then:
+Nothing is downloaded. Router logits have unit variance and, because the experts' router vectors
+differ in length, the heavy tails and uneven loads of a trained router. The first table describes
+them. Then:
 
 - scoring: tokens per second at k = 8, stock ``eager`` and ``grouped_mm`` against the engine, and
   the peak of memory above the weights for the given tokens in one forward pass.
 - rates: the engine under static strategies, every position scored.
-- projection: the study of config/olmoe-1b-7b.yaml, 23 strategies on three evaluation sets, at
-  these rates, with its arithmetic. It is one of scoring alone, without loading.
+- projection: the time of the study of config/olmoe-1b-7b.yaml, 23 strategies on three evaluation
+  sets, at these rates, with its arithmetic. It covers scoring only, without loading.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "config" / "olmoe-1b-7b.yaml"
 STUDY_TOKENS = {"wikitext": 384_375, "hellaswag": 1_997_381, "lambada": 476_721}
 """Tokens of the whole evaluation sets by the embedded model's tokenizer, shared contexts once. The
-larger vocabulary of OLMoE needs fewer, so that projections from these are upper bounds."""
+larger vocabulary of OLMoE needs fewer, so projections from these are upper bounds."""
 STATIC = (2, 4, 6, 8, 16, 32, 64)
 ROUTER_SPREAD = 0.35
-"""Standard deviation of the logarithm of router vectors' lengths. Pooled logits then have a
+"""Standard deviation of the logarithm of the lengths of router vectors. Pooled logits then have a
 kurtosis of 3 exp(4 * 0.35^2) = 4.9; in the real model it is between 3.7 and 6.0, by layer."""
 
 
 class NoTokenizer:
-    """Stands in for a tokenizer where requests are tokens already."""
+    """Replaces a tokenizer where requests are tokens already."""
 
     bos_token_id = eos_token_id = 0
 
@@ -75,7 +76,7 @@ def random_model(scale: int, dtype: torch.dtype, device: str) -> PreTrainedModel
         weight_EH = router.module.weight
         length_E1 = torch.randn(len(weight_EH), 1).mul(ROUTER_SPREAD).exp()
         length_E1 /= length_E1.square().mean().sqrt()
-        # Inputs have unit mean square, so that the logits have unit variance.
+        # Inputs have unit mean square, so the logits have unit variance.
         random_EH = torch.randn(weight_EH.shape) * length_E1 / config.hidden_size**0.5
         weight_EH.data.copy_(random_EH)
     return model.eval().requires_grad_(False)
@@ -143,7 +144,7 @@ def projection(strategies: Sequence[str], rates: Mapping[int, float]) -> list[di
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; what is not given follows the device."""
+    """Parse the command line; defaults depend on the device."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

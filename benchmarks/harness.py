@@ -7,9 +7,10 @@
 HellaSwag and LAMBADA items of a study are scored by ``HFLM.loglikelihood`` with stock
 ``grouped_mm`` experts, at the fastest of several batch sizes, and by the engine under
 ``regular_k8``; tokenising included. Both have the same threads: the harness gives all of them to
-one batch after another, the engine lets several packs share them. Accuracies must be identical,
-else this ends in an error after printing. Log-likelihoods agree to rounding, except where rounding
-decides between two experts whose logits are nearly equal. Needs ``pip install -e '.[harness]'``.
+one batch after another, the engine divides them among concurrent batches. Accuracies must be
+identical, or the script prints its tables and fails. Log-likelihoods agree up to rounding, except
+where rounding decides between two experts whose logits are nearly equal. Needs
+``pip install -e '.[harness]'``.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def compare(
     return [
         {
             "set": dataset,
-            "way": name,
+            "implementation": name,
             "items": len(items),
             "items/s": len(items) / statistics.median(times[name]),
             "times HFLM": ratio(times[theirs], times[name]),
@@ -129,7 +130,7 @@ def compare(
 
 
 def check(rows: Sequence[dict]) -> None:
-    """Raise InputError unless both ways have the same accuracies."""
+    """Raise InputError unless both have the same accuracies."""
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         for metric in ("acc", "acc_norm"):
             if theirs[metric] != ours[metric]:
@@ -139,7 +140,7 @@ def check(rows: Sequence[dict]) -> None:
                 )
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     """Return about ``count`` items, evenly spaced: sets are ordered by source and so by length."""
     return list(items[:: max(1, len(items) // count)][:count])
 
@@ -171,7 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, time, print, check."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     sets = {
-        name: spread(read_items(arguments.results / "data" / f"{name}.parquet"), arguments.items)
+        name: evenly_spaced(
+            read_items(arguments.results / "data" / f"{name}.parquet"), arguments.items
+        )
         for name in DATASETS
     }
     record = {"arguments": vars(arguments), "machine": prepare(arguments)}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, fair timing, memory, the machine, tables."""
+"""Shared by the benchmarks: options, fair timing, memory, the machine, tables."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PACKAGES = ("torch", "transformers", "numpy", "lm_eval")
 MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_THRESHOLD": -3}
 """Numbers of glibc's parameters."""
 KEEP_MEMORY = {"M_TRIM_THRESHOLD": 1 << 30, "M_TOP_PAD": 64 << 20, "M_MMAP_THRESHOLD": 32 << 20}
-"""Buffers of up to 32 MB, the most that glibc allows, are used again instead of being returned and
-faulted in anew."""
+"""Buffers of up to 32 MB, the most that glibc allows, are reused instead of returned and faulted in
+again."""
 RETURN_MEMORY = {"M_TRIM_THRESHOLD": 0, "M_TOP_PAD": 0}
-"""What is freed at the end of an arena is returned at once."""
+"""Memory freed at the end of an arena is returned at once."""
 DEFAULT_MEMORY = {"M_TRIM_THRESHOLD": 64 << 20, "M_TOP_PAD": 128 << 10}
-"""What glibc's own thresholds have become once a buffer of 32 MB was freed."""
+"""glibc's own thresholds after a buffer of 32 MB was freed."""
 _in_force = dict(DEFAULT_MEMORY)
 
 
@@ -33,18 +33,18 @@ def options(parser: argparse.ArgumentParser, rounds: int) -> None:
     threads = min(2, os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:<n>")
     parser.add_argument("--threads", type=int, default=threads, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=rounds, help="times that every way is run")
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of runs of each")
     parser.add_argument(
         "--allocator",
         default="keep",
         choices=["keep", "default"],
-        help="keep: glibc keeps freed buffers, for every way alike (default)",
+        help="keep: glibc keeps freed buffers, for all alike (default)",
     )
-    parser.add_argument("--json", type=Path, help="write everything here too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, object]:
-    """Set threads and allocator; return what the numbers depend on."""
+    """Set threads and allocator; return the machine and settings."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -74,10 +74,10 @@ def machine() -> dict[str, object]:
 def interleave(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Time every run once a round, in an order that turns round; return seconds.
+    """Time every run once per round, in alternating order; return seconds.
 
-    What else the machine does then falls on all of them alike, and ratios within a round mean
-    something where times do not.
+    Runs are interleaved, so that background load affects all of them equally; ratios within a round
+    are meaningful even if times are not.
     """
     wait = _waiter(device)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -100,9 +100,9 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 
 def peak_megabytes(run: Callable[[], object], device: str = "cpu") -> float | None:
-    """Return the most memory in use during a run, above what was in use before, in MiB.
+    """Return the peak of memory during a run above that before it, in MiB.
 
-    On the CPU that is resident memory, whose peak Linux alone counts anew; None elsewhere.
+    On the CPU that is resident memory. Only Linux can reset its peak; None elsewhere.
     """
     gc.collect()
     if device.startswith("cuda"):
@@ -115,7 +115,7 @@ def peak_megabytes(run: Callable[[], object], device: str = "cpu") -> float | No
     if platform.system() != "Linux":
         return None
     with _memory_returned():
-        run()  # what threads that have ended kept goes back, else it would hide the peak
+        run()  # memory kept by ended threads is returned; it would hide the peak
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
@@ -144,7 +144,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def show(record: Mapping[str, object], path: Path | None) -> None:
-    """Print a record's tables, then the rest of it; write it as JSON, if a path was given."""
+    """Print a record's tables and its other values; write it as JSON if a path is given."""
     for name, value in record.items():
         if isinstance(value, list) and value:
             print(f"{name}\n\n{table(value)}\n")
@@ -157,7 +157,7 @@ def show(record: Mapping[str, object], path: Path | None) -> None:
 
 
 def _set_allocator(values: Mapping[str, int]) -> bool:
-    """Set parameters of glibc's allocator; tell whether there is such a one."""
+    """Set parameters of glibc's allocator; return whether that worked."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False

@@ -1,8 +1,8 @@
 """Memory of the dropless experts: proportional to the selected pairs, not to all slots.
 
-Counts the bytes of all tensors alive at once while one layer's experts run on the CPU, and prints
-a table by experts per token: the peak, the peak a selected pair, and how many rows of hidden
-size are alive at the peak, a token (its slope in the hidden size, which index tables do not have).
+Counts the bytes of all tensors alive at once while one layer's experts run on the CPU, and prints a
+table by experts per token: the peak, the peak per selected pair, and the number of rows of hidden
+size per token that are alive at the peak (its slope in the hidden size; index tables have none).
 
     python benchmarks/memory.py --tokens 2048 --slots 64 --json memory.json
 """
@@ -30,8 +30,8 @@ MEANS = (1, 2, 4, 8, 16, 32, 64)
 class PeakBytes(TorchDispatchMode):
     """Count the bytes of tensors made inside the context: alive now, and the most at once.
 
-    Storages are counted when an operator returns them and until they are freed. What an operator
-    allocates and frees inside is not seen, nor is memory outside torch.
+    Storages are counted when an operator returns them and until they are freed. Memory
+    that an operator allocates and frees inside is not seen, nor is memory outside torch.
     """
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class PeakBytes(TorchDispatchMode):
         self.alive -= size
 
 
-def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def make_experts(hidden: int, inner: int) -> nn.Module:
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=EXPERTS, help="max_k")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--inner", type=int, default=16, help="size of an expert")
-    parser.add_argument("--json", type=Path, help="write everything here too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args(argv)
     rows = []
     for mean in (mean for mean in MEANS if mean <= arguments.slots):
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                 "pairs": pairs,
                 "peak, MiB": peak / 2**20,
                 "bytes per pair": peak / pairs,
-                "rows of hidden size a token": rows_alive(
+                "rows of hidden size per token": rows_alive(
                     index_TK, arguments.hidden, arguments.inner
                 )
                 / arguments.tokens,

@@ -1,15 +1,15 @@
-"""Where the time of a finished study went: reads its folder, runs nothing.
+"""Time and memory of a finished study by rule: reads its folder, runs nothing.
 
     python benchmarks/study.py                                   # results/default
     python benchmarks/study.py --results results/default --json study.json
 
-From each job's log under ``logs/``, whose last line says what the job used:
+Read from each job's log under ``logs/``, whose last line states what the job used:
 
 - rules: jobs, wall and CPU seconds, the CPU seconds of start-up (Python and imports) and of loading
   the model, and the largest peak of a job's memory.
-- study: wall clock from the start of the first job to the end of the last, of use if the study ran
-  in one go; CPU seconds of all jobs, and the proportion of start-up and loading in them.
-  Snakemake's own time lies in the wall clock only.
+- study: wall clock from the start of the first job to the end of the last, meaningful if the study
+  ran without interruption; CPU seconds of all jobs, and the proportion of start-up and loading.
+  Snakemake's own time is in the wall clock only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_jobs(results: Path) -> pd.DataFrame:
     wildcards.
 
     Raises:
-        InputError: no such files, or one of a job that has not ended well.
+        InputError: no such files, or one of a job that did not succeed.
     """
     folder = results / "logs"
     files = sorted(folder.rglob("*.log"))
@@ -81,27 +81,27 @@ def _pattern(line: str) -> str:
 
 
 def rules_table(jobs: pd.DataFrame) -> list[dict]:
-    """Sum the jobs of each rule, the most expensive rule first, and of all rules."""
+    """Sum the jobs by rule, the most expensive rule first, and in total."""
     groups = jobs.groupby("rule")
     rules = groups[SUMS].sum()
     rules["peak MB"] = groups["peak MB"].max()
     rules.insert(0, "jobs", groups.size())
     rules = rules.sort_values("CPU seconds", ascending=False)
-    rules["share of CPU"] = rules["CPU seconds"] / rules["CPU seconds"].sum()
+    rules["proportion of CPU"] = rules["CPU seconds"] / rules["CPU seconds"].sum()
     rows = rules.reset_index().to_dict("records")
     total = {**rules.sum(), "jobs": len(jobs), "peak MB": float(rules["peak MB"].max())}
     return [*rows, {"rule": "all", **total}]
 
 
 def study_table(jobs: pd.DataFrame) -> list[dict]:
-    """Return the study's wall clock, the CPU time of its jobs, and what start-up took of that."""
+    """Return the study's wall clock, the CPU time of its jobs, and the proportion of start-up."""
     wall = jobs["end"].max() - (jobs["end"] - jobs["wall seconds"]).min()
     cpu = jobs["CPU seconds"].sum()
     return [
         {
             "wall minutes": wall / 60,
             "CPU minutes": cpu / 60,
-            "share of start-up and loading": (jobs["start-up"] + jobs["loading"]).sum() / cpu,
+            "proportion of start-up and loading": (jobs["start-up"] + jobs["loading"]).sum() / cpu,
             "largest peak MB": jobs["peak MB"].max(),
         }
     ]
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "default")
-    parser.add_argument("--json", type=Path, help="write everything here too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args(argv)
     jobs = read_jobs(arguments.results)
     record = {"arguments": vars(arguments), "rules": rules_table(jobs)}

@@ -1,7 +1,7 @@
 """A model for lm-evaluation-harness, to run any of its tasks under any routing strategy.
 
-The harness only finds models whose modules have been imported, and offers no other way to add one.
-This module is therefore also the harness's command line, with the model registered::
+The harness knows only models that have been imported. This module therefore also provides its
+command line, with the model registered::
 
     moe-routing-lm-eval run --model moe_routing --tasks hellaswag \
         --model_args pretrained=allenai/OLMoE-1B-7B-0924,strategy=regular_k4
@@ -41,8 +41,8 @@ _HFLM: Any = HFLM
 class RoutedLM(_HFLM):
     """The harness's Hugging Face model, with a routing strategy and this package's scoring engine.
 
-    Tokenisation, truncation and windows are the harness's own. ``batch_size`` affects
-    only generation; scoring packs requests into batches of at most ``token_budget`` tokens.
+    Tokenisation, truncation and windows are the harness's own. ``batch_size`` applies to generation
+    only; scoring packs requests under ``token_budget``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RoutedLM(_HFLM):
         self._token_budget = token_budget
         super().__init__(pretrained, **kwargs)
         with self._routed():
-            pass  # raise errors before the tasks are built
+            pass  # errors are raised before the tasks are built
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate under the strategy."""
@@ -84,7 +84,7 @@ class RoutedLM(_HFLM):
         texts = [instance.args[0] for instance in requests]
         windows = [self._windows(text) for text in texts]
         flat = [window for group in windows for window in group]
-        groups = [[place] for place in range(len(flat))]
+        groups = [[index] for index in range(len(flat))]
         scores = iter(self._score(flat, groups, disable_tqdm, greedy=False))
         totals = [sum(next(scores).log_likelihood for _ in group) for group in windows]
         for text, total in zip(texts, totals, strict=True):
@@ -92,7 +92,7 @@ class RoutedLM(_HFLM):
         return totals
 
     def get_model_info(self) -> dict:
-        """Return the information that the harness writes with its results, plus the strategy."""
+        """Return what the harness writes with its results, plus the strategy."""
         return {**super().get_model_info(), "routing_strategy": self._strategy.id}
 
     def _loglikelihood_tokens(
@@ -102,8 +102,8 @@ class RoutedLM(_HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         groups: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(place)
+        for index, (_, context, _) in enumerate(requests):
+            groups.setdefault(tuple(context), []).append(index)
         tokens = [self._truncated(context, target) for _, context, target in requests]
         scores = self._score(tokens, list(groups.values()), disable_tqdm)
         answers = [(score.log_likelihood, bool(score.greedy)) for score in scores]
@@ -142,7 +142,7 @@ class RoutedLM(_HFLM):
 
 
 def main() -> NoReturn:
-    """Run the harness's command line with this model registered; bad input is a one-line error."""
+    """Run the harness's command line with this model registered; bad input is one line."""
     from lm_eval.__main__ import cli_evaluate
 
     run(cli_evaluate)

@@ -17,7 +17,7 @@ from moe_routing.analysis.intervention import (
     removed,
 )
 from moe_routing.engine.adapters import find_routers
-from moe_routing.engine.patching import swapped
+from moe_routing.engine.patching import patched_forward
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 
@@ -51,7 +51,7 @@ def slow_change(model, ids, position, removal):
 
         return forward
 
-    with swapped(router, without):
+    with patched_forward(router, without):
         return losses(model, ids) - before
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder, distinct_experts
+from moe_routing.engine.context import ForwardContext, forward_context
 from moe_routing.engine.routed import routed
 
 
@@ -51,7 +52,8 @@ def test_padding_needs_no_experts(tiny, ids):
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, 12:] = False
     recorder = UnionRecorder(12)
-    with routed(tiny, "regular_k2", recorder=recorder), recorder.tokens(mask), torch.no_grad():
+    context = ForwardContext(mask_T=mask.reshape(-1))
+    with routed(tiny, "regular_k2", recorder=recorder), forward_context(context), torch.no_grad():
         tiny(ids)
     whole = UnionRecorder(12)
     with routed(tiny, "regular_k2", recorder=whole), torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The benchmark of the engine at a tiny size: every way computes the same, every table is there."""
+"""The benchmark of the engine at a tiny size: implementations agree, every table is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPTIONS += ["--threads", "1", "--allocator", "default"]
 STRATEGIES = ["--strategies", "regular_k1,regular_k4,bh_k16_a005_unselected"]
 
 
-def test_every_way_scores_the_same(script):
+def test_all_implementations_score_the_same(script):
     engine = script("engine")
     bench = engine.load(engine.parse([*OPTIONS, "--strategies", "regular_k8"]))
     expected = bench.stock("eager")
@@ -32,8 +32,8 @@ def test_the_tables(script, tmp_path):
     script("engine").main([*OPTIONS, *STRATEGIES, "--json", str(path)])
     record = json.loads(path.read_text())
     stock = ["stock eager", "stock grouped_mm", "stock batched_mm"]
-    ways = [row["way"] for row in record["scoring"]]
-    assert ways == [*stock, "engine, perplexity", "engine, short"]
+    names = [row["implementation"] for row in record["scoring"]]
+    assert names == [*stock, "engine, perplexity", "engine, short"]
     assert record["scoring"][1]["times stock grouped_mm"] == 1
     assert all(row["tokens/s"] > 0 for row in record["scoring"])
     experts = {row["strategy"]: row["mean experts"] for row in record["experts"]}
@@ -48,6 +48,6 @@ def test_the_tables(script, tmp_path):
     assert max(row["engine, every position"] for row in agreement.values()) < 1e-3
     assert max(row["engine, last position"] for row in agreement.values()) < 1e-4
     assert {row["strategy"] for row in record["stock"]} == set(agreement) - {"stock router"}
-    for way in ("engine", *stock):
-        assert all(row[f"{way}, tokens/s"] > 0 for row in record["stock"])
+    for name in ("engine", *stock):
+        assert all(row[f"{name}, tokens/s"] > 0 for row in record["stock"])
     assert record["machine"]["versions"]["torch"]

@@ -14,8 +14,8 @@ def test_the_whole_script(script, tmp_path):
     options += ["--threads", "1", "--allocator", "default", "--json", str(path)]
     script("full_size").main(options)
     record = json.loads(path.read_text())
-    ways = [row["way"] for row in record["scoring"]]
-    assert ways == ["stock eager", "stock grouped_mm", "engine, perplexity", "engine, short"]
+    names = [row["implementation"] for row in record["scoring"]]
+    assert names == ["stock eager", "stock grouped_mm", "engine, perplexity", "engine, short"]
     assert [row["experts"] for row in record["rates"]] == [2, 4, 6, 8, 16, 32, 64]
     total = record["projection"][-1]
     assert total["strategies"] == 23
@@ -25,7 +25,7 @@ def test_the_whole_script(script, tmp_path):
     assert record["router"][0]["largest load / mean load"] > 1.5
 
 
-def test_it_is_olmoe_and_every_way_scores_the_same(script):
+def test_it_is_olmoe_and_all_implementations_score_the_same(script):
     full_size = script("full_size")
     model = full_size.random_model(64, torch.float32, "cpu")
     assert model.config.num_hidden_layers == 16

@@ -24,8 +24,10 @@ def test_both_give_the_same_answers(script, tmp_path):
     script("harness").main(options)
     rows = json.loads(path.read_text())["items"]
     assert [row["set"] for row in rows] == ["hellaswag"] * 2 + ["lambada"] * 2
-    assert [row["way"] for row in rows[1::2]] == ["engine", "engine"]
-    assert all(row["way"] in ("HFLM, batches of 2", "HFLM, batches of 5") for row in rows[::2])
+    assert [row["implementation"] for row in rows[1::2]] == ["engine", "engine"]
+    assert all(
+        row["implementation"] in ("HFLM, batches of 2", "HFLM, batches of 5") for row in rows[::2]
+    )
     assert all(row["items"] == 3 and row["items/s"] > 0 for row in rows)
     assert max(row["largest difference, nats"] for row in rows) < 1e-3
     assert rows[1]["largest difference, nats"] > 0  # two computations, not one

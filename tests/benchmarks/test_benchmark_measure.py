@@ -65,14 +65,15 @@ def test_memory_that_ended_threads_kept_counts_again(script):
 
 def test_tables_and_json(script, tmp_path, capsys):
     rows = [
-        {"way": "a", "tokens/s": 1234.5, "proportion": 0.12345},
-        {"way": "b", "proportion": None},
+        {"run": "a", "tokens/s": 1234.5, "proportion": 0.12345},
+        {"run": "b", "proportion": None},
     ]
     path = tmp_path / "new" / "record.json"
     script("measure").show({"machine": {"cores": 2}, "scoring": rows}, path)
     out = capsys.readouterr().out
     assert (
-        "| way | tokens/s | share |\n| --- | --- | --- |\n| a | 1,234 | 0.123 |\n| b |  |  |" in out
+        "| run | tokens/s | proportion |\n| --- | --- | --- |\n| a | 1,234 | 0.123 |\n| b |  |  |"
+        in out
     )
     assert "machine: {'cores': 2}" in out
     assert json.loads(path.read_text())["scoring"] == rows

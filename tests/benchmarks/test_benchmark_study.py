@@ -45,11 +45,11 @@ def test_the_tables(script, results, tmp_path, capsys):
     assert (rules["evaluate"]["loading"], rules["ablation"]["loading"]) == (1, 1)
     assert rules["evaluate"]["peak MB"] == rules["all"]["peak MB"] == 900
     assert rules["all"]["CPU seconds"] == 49
-    assert rules["evaluate"]["share of CPU"] == pytest.approx(24 / 49)
+    assert rules["evaluate"]["proportion of CPU"] == pytest.approx(24 / 49)
     (study,) = record["study"]
     assert study["wall minutes"] == pytest.approx(1)  # from 1000 to 1060
     assert study["CPU minutes"] == pytest.approx(49 / 60)
-    assert study["share of start-up and loading"] == pytest.approx(14 / 49)
+    assert study["proportion of start-up and loading"] == pytest.approx(14 / 49)
     assert study["largest peak MB"] == 900
     assert [row["job"] for row in record["jobs"][:2]] == ["ablation", "regular_k8"]
     assert "| ablation | 1 | 30 | 25 |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Layouts of packed attention against one plain causal attention a request."""
+"""Layouts of packed attention against one plain causal attention per request."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 import torch.nn.functional as F
 
 from moe_routing.engine import attention
-from moe_routing.engine.packing import build, plant
+from moe_routing.engine.packing import build, group_by_prefix
 from moe_routing.engine.requests import TokenRequest
 
 HEADS, D = 3, 4
 
 
-def make_pack(rng):
-    """Trees with and without branches, empty branches, equal and unequal lengths."""
+def make_batch(rng):
+    """Prefix groups with and without continuations, some empty, of equal and unequal lengths."""
     shapes = [(20, (3, 0, 5)), (9, (1, 1)), (70, ()), (70, ()), (130, ()), (12, (4, 4)), (1, ())]
     requests, groups = [], []
-    for trunk, branches in shapes:
-        shared = rng.integers(0, 50, trunk).tolist()
+    for prefix, continuations in shapes:
+        shared = rng.integers(0, 50, prefix).tolist()
         group = []
-        for place, branch in enumerate(branches or (0,)):
-            own = [100 + place, *rng.integers(0, 50, branch - 1).tolist()] if branch else []
+        for index, length in enumerate(continuations or (0,)):
+            own = [100 + index, *rng.integers(0, 50, length - 1).tolist()] if length else []
             group.append(len(requests))
             requests.append(TokenRequest(shared + own, [0]))
         groups.append(group)
-    return build(requests, plant(requests, groups))
+    return build(requests, group_by_prefix(requests, groups))
 
 
 @pytest.mark.parametrize("layout", [attention.SlicedLayout, attention.PaddedLayout])
@@ -35,19 +35,19 @@ def make_pack(rng):
 def test_each_request_attends_to_itself_only(layout, block, key_heads, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", block)
     rng = np.random.default_rng(0)
-    pack = make_pack(rng)
-    tokens = pack.ids_T.size
+    batch = make_batch(rng)
+    tokens = batch.ids_T.size
     query, key, value = (
         torch.from_numpy(rng.standard_normal((1, heads, tokens, D)))
         for heads in (HEADS, key_heads, key_heads)
     )
-    plan = layout(pack.spans, torch.float64, torch.device("cpu"))
+    plan = layout(batch.spans, torch.float64, torch.device("cpu"))
     out, _ = attention.packed_attention_forward(
         torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=plan
     )
     assert out.shape == (1, tokens, HEADS, D)
     assert out.is_contiguous()
-    for start, fork, begin, end in pack.paths:
+    for start, fork, begin, end in batch.paths:
         path = np.r_[start:fork, begin:end]
         alone = F.scaled_dot_product_attention(
             query[:, :, path], key[:, :, path], value[:, :, path],
@@ -56,7 +56,7 @@ def test_each_request_attends_to_itself_only(layout, block, key_heads, monkeypat
         torch.testing.assert_close(out[:, path], alone.transpose(1, 2))
 
 
-def test_a_pack_without_layout_is_refused():
+def test_a_batch_without_layout_is_refused():
     rows = torch.zeros(1, 1, 2, 4)
     with pytest.raises(TypeError, match="layout"):
         attention.packed_attention_forward(torch.nn.Identity(), rows, rows, rows, None)
@@ -68,8 +68,8 @@ def test_a_pack_without_layout_is_refused():
 @pytest.mark.parametrize("layout", [attention.SlicedLayout, attention.PaddedLayout])
 def test_what_would_change_the_scores_is_refused(given, layout):
     requests = [TokenRequest(list(range(20)), [0])]
-    pack = build(requests, plant(requests, [[0]]))
-    plan = layout(pack.spans, torch.float32, torch.device("cpu"))
+    batch = build(requests, group_by_prefix(requests, [[0]]))
+    plan = layout(batch.spans, torch.float32, torch.device("cpu"))
     rows = torch.ones(1, 1, 20, 4)
 
     def attend(**options):

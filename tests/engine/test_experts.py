@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,16 +10,17 @@ from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from moe_routing.engine import experts as implementation
+from moe_routing.engine.context import ForwardContext, forward_context
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
-WAYS = ("grouped", "grouped_in_tiles", "loop_in_tiles", "dense")
+KERNELS = ("grouped", "grouped_tiled", "loop_tiled", "dense")
 
 
-def run(way, module, hidden, index, weight):
-    """Compute by one of the ways, whatever would be chosen."""
+def run(kernel, module, hidden, index, weight):
+    """Compute with a given kernel, whichever would be selected."""
     pairs = implementation.select_pairs(index, weight, module.num_experts)
     weights = implementation._weights(module)
-    return getattr(implementation, f"_{way}")(module, hidden, pairs, weights)
+    return getattr(implementation, f"_{kernel}")(module, hidden, pairs, weights)
 
 
 def make_experts(dtype=torch.float32, name="dropless", num_experts=E):
@@ -60,14 +59,14 @@ def loop(module, hidden, index, weight):
     return out
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("tokens", "k", "drop"), [(1, 1, 0), (7, 3, 0.5), (40, 8, 0), (9, 64, 0.2)]
 )
-def test_every_way_is_the_loop(way, tokens, k, drop):
+def test_every_kernel_is_the_loop(kernel, tokens, k, drop):
     module = make_experts()
     hidden, index, weight = make_routing(tokens, k, drop=drop)
-    out = run(way, module, hidden, index, weight)
+    out = run(kernel, module, hidden, index, weight)
     torch.testing.assert_close(out, loop(module, hidden, index, weight), rtol=1e-4, atol=1e-5)
 
 
@@ -78,12 +77,12 @@ def test_every_way_is_the_loop(way, tokens, k, drop):
     drop=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_ways_agree_with_eager_for_any_number_of_experts(tokens, k, drop, seed):
+def test_kernels_agree_with_eager_for_any_number_of_experts(tokens, k, drop, seed):
     module = make_experts()
     hidden, index, weight = make_routing(tokens, k, seed, drop)
     stock = make_experts(name="eager")(hidden, index, weight)
-    for way in WAYS:
-        out = run(way, module, hidden, index, weight)
+    for kernel in KERNELS:
+        out = run(kernel, module, hidden, index, weight)
         torch.testing.assert_close(out, stock, rtol=1e-4, atol=1e-5)
 
 
@@ -117,15 +116,15 @@ def test_tokens_without_experts_get_zero(tokens):
     assert (out[1:] == 0).all()
 
 
-@pytest.mark.parametrize("way", ["grouped", "grouped_in_tiles", "loop_in_tiles"])
-def test_experts_that_nobody_selects_are_not_read(way):
+@pytest.mark.parametrize("kernel", ["grouped", "grouped_tiled", "loop_tiled"])
+def test_experts_that_nobody_selects_are_not_read(kernel):
     module = make_experts()
     hidden, index, weight = make_routing(300, 4, drop=0.3)
     index = index.where(index < 50, E)
     weight = weight.where(index < E, torch.nan)  # nor is the weight of a padded slot
     module.gate_up_proj[50:] = torch.nan
     module.down_proj[50:] = torch.nan
-    out = run(way, module, hidden, index, weight)
+    out = run(kernel, module, hidden, index, weight)
     assert out.isfinite().all()
 
 
@@ -226,30 +225,30 @@ def test_inference_and_training_agree():
 @pytest.mark.parametrize(
     ("tokens", "k", "grad", "plain", "onednn"),
     [
-        (16, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
-        (1024, 8, False, "_grouped_in_tiles", "_grouped_in_tiles"),
-        (2048, 8, False, "_grouped_in_tiles", "_loop_in_tiles"),
+        (16, 8, False, "_grouped_tiled", "_grouped_tiled"),
+        (1024, 8, False, "_grouped_tiled", "_grouped_tiled"),
+        (2048, 8, False, "_grouped_tiled", "_loop_tiled"),
         (2048, 8, True, "_grouped", "_grouped"),
         (1024, 48, False, "_dense", "_dense"),
-        (16, 64, False, "_grouped_in_tiles", "_grouped_in_tiles"),
+        (16, 64, False, "_grouped_tiled", "_grouped_tiled"),
     ],
 )
-def test_the_way_follows_work_and_processor(monkeypatch, tokens, k, grad, plain, onednn):
+def test_the_kernel_follows_work_and_processor(monkeypatch, tokens, k, grad, plain, onednn):
     hidden = torch.zeros(tokens, H, requires_grad=grad)
-    for preferred, way in ((False, plain), (True, onednn)):
+    for preferred, kernel in ((False, plain), (True, onednn)):
         monkeypatch.setattr(implementation, "prefers_onednn", lambda preferred=preferred: preferred)
-        chosen = implementation._best_way(make_experts(), hidden, tokens * k)
-        assert chosen is getattr(implementation, way)
+        chosen = implementation.select_kernel(make_experts(), hidden, tokens * k)
+        assert chosen is getattr(implementation, kernel)
 
 
-@pytest.mark.parametrize(("tokens", "way"), [(2048, "_grouped_in_tiles"), (4096, "_loop_in_tiles")])
-def test_the_way_beside_other_passes(monkeypatch, tokens, way):
-    """In a thread of its own a pass leaves Python's lock to the others for longer."""
+@pytest.mark.parametrize(("tokens", "kernel"), [(2048, "_grouped_tiled"), (4096, "_loop_tiled")])
+def test_the_kernel_of_concurrent_batches(monkeypatch, tokens, kernel):
+    """The loop over experts holds the GIL, for which concurrent batches wait."""
     monkeypatch.setattr(implementation, "prefers_onednn", lambda: True)
     arguments = make_experts(), torch.zeros(tokens, H), tokens * 8
-    with ThreadPoolExecutor(1) as pool:
-        chosen = pool.submit(implementation._best_way, *arguments).result()
-    assert chosen is getattr(implementation, way)
+    with forward_context(ForwardContext(concurrent=True)):
+        chosen = implementation.select_kernel(*arguments)
+    assert chosen is getattr(implementation, kernel)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
@@ -263,15 +262,15 @@ def test_rows_filled_up_for_onednn_do_not_change_the_sum(monkeypatch, drop):
 
     monkeypatch.setattr(implementation, "linear", spy)
     with torch.no_grad():
-        filled = run("loop_in_tiles", module, hidden, index, weight)
+        filled = run("loop_tiled", module, hidden, index, weight)
     assert sizes
     assert {size % implementation.ROWS_STEP for size in sizes} == {0}
     torch.testing.assert_close(filled, loop(module, hidden, index, weight))
 
 
-@pytest.mark.parametrize("way", ["grouped", "loop"])
+@pytest.mark.parametrize("kernel", ["grouped", "loop"])
 @pytest.mark.parametrize("drop", [0.2, 1.0])
-def test_tiles_do_not_change_the_sum(way, drop):
+def test_tiles_do_not_change_the_sum(kernel, drop):
     """Tiles whose tokens select nothing among them."""
     module = make_experts()
     hidden, index, weight = make_routing(333, 8, drop=drop)
@@ -281,10 +280,10 @@ def test_tiles_do_not_change_the_sum(way, drop):
     def rows(module, hidden, token, count, weights):
         sizes.append(token.numel())
         assert count.sum() == token.numel()
-        return getattr(implementation, f"_{way}_rows")(module, hidden, token, count, weights)
+        return getattr(implementation, f"_{kernel}_rows")(module, hidden, token, count, weights)
 
     pairs = implementation.select_pairs(index, weight, E)
-    compute = implementation._in_tiles(rows, implementation.Tile(4 * H * 300, 1))
+    compute = implementation._tiled(rows, implementation.Tile(4 * H * 300, 1))
     out = compute(module, hidden, pairs, implementation._weights(module))
     assert len(sizes) == max(1, -(-pairs.expert_P.numel() // 300))
     assert sum(sizes) == pairs.expert_P.numel()
@@ -307,13 +306,13 @@ def test_transposed_weights():
     module.is_transposed = True
     module.gate_up_proj.data = module.gate_up_proj.data.transpose(1, 2).contiguous()
     module.down_proj.data = module.down_proj.data.transpose(1, 2).contiguous()
-    for way in WAYS:
-        out = run(way, module, hidden, index, weight)
+    for kernel in KERNELS:
+        out = run(kernel, module, hidden, index, weight)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_gate_of_the_class_s_own_is_used(way):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gate_of_the_class_s_own_is_used(kernel):
     class OwnGate(OlmoeExperts):
         def _apply_gate(self, inner):
             gate, up = inner.chunk(2, dim=-1)
@@ -321,14 +320,14 @@ def test_a_gate_of_the_class_s_own_is_used(way):
 
     module = make_experts()
     hidden, index, weight = make_routing(300, 8)
-    stock = run(way, module, hidden, index, weight)
+    stock = run(kernel, module, hidden, index, weight)
     module.__class__ = OwnGate
     inner = [(module.gate_up_proj[e] @ hidden.T).T for e in range(E)]
     rows = torch.stack([OwnGate._apply_gate(module, x) for x in inner], 1)
     rows = torch.einsum("tei,ehi->teh", rows, module.down_proj)
     weights = torch.zeros(300, E).scatter(1, index, weight)
     expected = torch.einsum("te,teh->th", weights, rows)
-    out = run(way, module, hidden, index, weight)
+    out = run(kernel, module, hidden, index, weight)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     assert (out - stock).abs().max() > 0.1
 

@@ -21,12 +21,12 @@ def memory(monkeypatch):
     return importlib.import_module("memory")
 
 
-@pytest.fixture(params=["_grouped", "_grouped_in_tiles", "_loop_in_tiles", "chosen"])
-def way(request, monkeypatch):
-    """Each way that computes selected pairs only, and the way that is chosen by itself."""
-    if request.param != "chosen":
-        compute = getattr(implementation, request.param)
-        monkeypatch.setattr(implementation, "_best_way", lambda *_: compute)
+@pytest.fixture(params=["_grouped", "_grouped_tiled", "_loop_tiled", "selected"])
+def kernel(request, monkeypatch):
+    """Each kernel that computes selected pairs only, and the one that is selected by default."""
+    if request.param != "selected":
+        kernel = getattr(implementation, request.param)
+        monkeypatch.setattr(implementation, "select_kernel", lambda *_: kernel)
     return request.param
 
 
@@ -44,7 +44,7 @@ def test_bytes_alive_are_counted_once_and_until_they_are_freed(memory):
     assert bytes_.peak == 8000
 
 
-def test_few_selected_pairs_of_64_slots_hold_few_rows(memory, way):
+def test_few_selected_pairs_of_64_slots_hold_few_rows(memory, kernel):
     index_TK = memory.make_index(TOKENS, SLOTS, 2)
     pairs = int((index_TK < 64).sum())
     assert index_TK.shape == (TOKENS, SLOTS)
@@ -54,7 +54,7 @@ def test_few_selected_pairs_of_64_slots_hold_few_rows(memory, way):
     assert memory.rows_alive(index_TK, HIDDEN, INNER) <= 2 * pairs + 2 * TOKENS
 
 
-def test_the_same_pairs_need_no_more_rows_in_64_slots_than_in_8(memory, way):
+def test_the_same_pairs_need_no_more_rows_in_64_slots_than_in_8(memory, kernel):
     wide_TK = memory.make_index(TOKENS, SLOTS, 2)
     wide_TK[0, 8:] = 64
     rows = [memory.rows_alive(index_TK, HIDDEN, INNER) for index_TK in (wide_TK, wide_TK[:, :8])]
@@ -62,7 +62,7 @@ def test_the_same_pairs_need_no_more_rows_in_64_slots_than_in_8(memory, way):
 
 
 def test_memory_rises_with_the_pairs(memory, monkeypatch):
-    monkeypatch.setattr(implementation, "_best_way", lambda *_: implementation._grouped)
+    monkeypatch.setattr(implementation, "select_kernel", lambda *_: implementation._grouped)
     peaks = {
         mean: memory.peak_bytes(memory.make_index(TOKENS, SLOTS, mean), HIDDEN, INNER)
         for mean in (2, 16, 64)

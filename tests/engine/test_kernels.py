@@ -1,4 +1,4 @@
-"""Lean kernels against the models' own, for every family that they serve."""
+"""Fused kernels against the models' own, for every supported family."""
 
 from __future__ import annotations
 
@@ -40,19 +40,6 @@ def test_norms(family, shape):
     assert torch.equal(hidden, before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rotary_embeddings(family):
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 9, 4, 16, generator=generator).transpose(1, 2)
-    key = torch.randn(2, 2, 9, 16, generator=generator)
-    angles = torch.rand(2, 9, 8, generator=generator)
-    angles = torch.cat([angles, angles], dim=-1)
-    cos, sin = 1.5 * angles.cos(), angles.sin()
-    stock = family_module(family).apply_rotary_pos_emb(query, key, cos, sin)
-    for ours, theirs in zip(kernels.apply_rotary(query, key, cos, sin), stock, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def replaced(model):
     """Names of the classes whose forward is replaced."""
     return {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
@@ -62,8 +49,8 @@ def test_in_place_inside_restored_outside(model, monkeypatch):
     monkeypatch.setattr(kernels, "prefers_onednn", lambda: True)
 
     def fail():
-        with kernels.lean_kernels(model):
-            assert replaced(model) == {"OlmoeRMSNorm", "OlmoeAttention", "Linear"}
+        with kernels.fused_cpu_kernels(model):
+            assert replaced(model) == {"OlmoeRMSNorm", "Linear"}
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -73,30 +60,28 @@ def test_in_place_inside_restored_outside(model, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_one_model_rotates_leaner_and_its_family_as_before(make_model, monkeypatch, family):
+def test_one_model_is_patched_and_its_family_as_before(make_model, family):
     name = FAMILIES[family].removesuffix("RMSNorm")
-    lean, other = make_model(name), make_model(name)
-    calls, rotate = [], kernels.apply_rotary
-    monkeypatch.setattr(kernels, "apply_rotary", lambda *a, **k: calls.append(1) or rotate(*a, **k))
+    fused, other = make_model(name), make_model(name)
     ids = torch.arange(20)[None]
     stock = other(ids).logits
-    with kernels.lean_kernels(lean):
-        torch.testing.assert_close(lean(ids).logits, stock)
-        assert len(calls) == len(lean.model.layers)
+    with kernels.fused_cpu_kernels(fused):
+        assert FAMILIES[family] in replaced(fused)
+        torch.testing.assert_close(fused(ids).logits, stock)
         assert torch.equal(other(ids).logits, stock)
-    assert len(calls) == len(lean.model.layers)
+    assert torch.equal(fused(ids).logits, stock)
 
 
 def test_a_forward_of_somebody_else_s_stays(make_model):
     model = make_model("Olmoe")
     norm = model.model.norm
     norm.forward = lambda hidden: 2 * hidden
-    with torch.inference_mode(), kernels.lean_kernels(model):
+    with torch.inference_mode(), kernels.fused_cpu_kernels(model):
         assert torch.equal(norm(torch.ones(1, 3)), torch.full((1, 3), 2.0))
     assert norm(1) == 2
 
 
 def test_half_precision_keeps_its_own(model):
     half = copy.deepcopy(model).to(torch.bfloat16)
-    with kernels.lean_kernels(half):
+    with kernels.fused_cpu_kernels(half):
         assert replaced(half) == set()

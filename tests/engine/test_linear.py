@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_routing.engine import linear as products
-from moe_routing.engine.kernels import lean_kernels
+from moe_routing.engine.kernels import fused_cpu_kernels
 from moe_routing.engine.linear import MIN_PRODUCTS, linear, prefers_onednn
 
 ROWS = MIN_PRODUCTS // (128 * 64)
@@ -95,7 +95,7 @@ def test_linear_layers_of_a_model(monkeypatch, model, preferred):
     monkeypatch.setattr("moe_routing.engine.kernels.prefers_onednn", lambda: preferred)
     layer = model.model.layers[0].self_attn.q_proj
     hidden = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), lean_kernels(model):
+    with torch.no_grad(), fused_cpu_kernels(model):
         assert ("forward" in vars(layer)) is preferred
         assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
     assert "forward" not in vars(layer)

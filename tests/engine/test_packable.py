@@ -117,7 +117,9 @@ def test_scores_are_those_of_plain_forward_passes(
     else:
         count = sum(len(request.input_ids) > longest for request in requests)
         (line,) = lines
-        assert line.startswith(f"{count} of {len(requests)} requests take plain forward passes")
+        assert line.startswith(
+            f"{count} of {len(requests)} requests fall back to plain forward passes"
+        )
         assert reason in line
 
 

@@ -1,19 +1,19 @@
-"""Packs hold every request once, whole, and find their way back."""
+"""Packed batches hold every request exactly once, and map back to it."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_routing.engine.packing import MIN_TRUNK, build, fill, plant, spread
+from moe_routing.engine.packing import MIN_PREFIX, balance, build, fill, group_by_prefix
 from moe_routing.engine.requests import TokenRequest
 
 token_rows = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 
 
 @st.composite
-def groups_of_requests(draw):
-    """Groups whose members share a prefix of any length; targets of any length."""
+def candidates(draw):
+    """Requests, and indices of those that share a prefix of any length; targets of any length."""
     requests, groups = [], []
     for _ in range(draw(st.integers(1, 5))):
         shared = draw(st.lists(st.integers(0, 2), max_size=30))
@@ -28,71 +28,71 @@ def groups_of_requests(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(groups_of_requests(), st.integers(1, 100))
+@given(candidates(), st.integers(1, 100))
 def test_every_request_is_there_once_and_whole(case, budget):
     requests, groups = case
-    trees = plant(requests, groups)
-    packs = fill(trees, budget)
     seen = []
-    for group in packs:
-        pack = build(requests, group)
-        assert pack.ids_T.size == sum(tree.size for tree in group)
-        assert len(group) == 1 or pack.ids_T.size <= budget
-        ends = [*pack.first_target[1:], pack.target_N.size]
-        for row, member in enumerate(pack.members):
-            a, b, c, d = pack.paths[row]
+    for part in fill(group_by_prefix(requests, groups), budget):
+        batch = build(requests, part)
+        assert batch.ids_T.size == sum(group.size for group in part)
+        assert len(part) == 1 or batch.ids_T.size <= budget
+        ends = [*batch.first_target[1:], batch.target_N.size]
+        for row, member in enumerate(batch.members):
+            a, b, c, d = batch.paths[row]
             path = [*range(a, b), *range(c, d)]
             request = requests[member]
-            assert pack.ids_T[path].tolist() == request.input_ids
-            assert pack.position_T[path].tolist() == list(range(len(path)))
-            targets = slice(pack.first_target[row], ends[row])
-            assert pack.target_N[targets].tolist() == request.target_ids
-            assert pack.scored_N[targets].tolist() == path[-len(request.target_ids) :]
+            assert batch.ids_T[path].tolist() == request.input_ids
+            assert batch.position_T[path].tolist() == list(range(len(path)))
+            targets = slice(batch.first_target[row], ends[row])
+            assert batch.target_N[targets].tolist() == request.target_ids
+            assert batch.scored_N[targets].tolist() == path[-len(request.target_ids) :]
             seen.append(member)
     assert sorted(seen) == list(range(len(requests)))
 
 
 @settings(max_examples=100, deadline=None)
-@given(groups_of_requests())
+@given(candidates())
 def test_shared_inputs_are_there_once(case):
     requests, groups = case
-    for group in groups:
-        rows = [requests[place].input_ids for place in group]
+    for members in groups:
+        rows = [requests[index].input_ids for index in members]
         shared = 0
         while all(len(row) > shared for row in rows) and len({row[shared] for row in rows}) == 1:
             shared += 1
-        worth_it = len(group) > 1 and shared >= MIN_TRUNK
-        spared = shared * (len(group) - 1) if worth_it else 0
-        size = sum(tree.size for tree in plant(requests, [group]))
-        assert size == sum(map(len, rows)) - spared
+        worth_it = len(members) > 1 and shared >= MIN_PREFIX
+        saved = shared * (len(members) - 1) if worth_it else 0
+        size = sum(group.size for group in group_by_prefix(requests, [members]))
+        assert size == sum(map(len, rows)) - saved
 
 
-def test_long_trees_come_first_and_order_does_not_matter():
+def test_long_groupscome_first_and_order_does_not_matter():
     requests = [TokenRequest([7] * size, [1]) for size in (3, 9, 5, 9)]
-    packs = fill(plant(requests, [[0], [1], [2], [3]]), budget=10)
-    assert [[tree.members[0] for tree in trees] for trees in packs] == [[1], [3], [2, 0]]
-    assert packs == fill(plant(requests, [[3], [2], [1], [0]]), budget=10)
+    batches = fill(group_by_prefix(requests, [[0], [1], [2], [3]]), budget=10)
+    assert [[group.members[0] for group in groups] for groups in batches] == [[1], [3], [2, 0]]
+    assert batches == fill(group_by_prefix(requests, [[3], [2], [1], [0]]), budget=10)
 
 
 @settings(max_examples=100, deadline=None)
-@given(groups_of_requests(), st.integers(1, 100), st.integers(1, 4))
-def test_spread_packs_are_alike_and_as_many_as_the_workers_need(case, budget, workers):
-    trees = plant(*case)
-    packs = spread(trees, budget, workers)
-    order = sorted(trees, key=lambda tree: (-tree.size, tree.members))
-    assert [tree for pack in packs for tree in pack] == order
-    sizes = [sum(tree.size for tree in pack) for pack in packs]
-    assert all(size <= budget or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
-    allowed = -(-len(fill(trees, budget)) // workers) * workers
-    assert len(packs) <= allowed
-    # With smaller packs there would be more of them.
+@given(candidates(), st.integers(1, 100), st.integers(1, 4))
+def test_balanced_batches_are_similar_and_as_many_as_the_workers_need(case, budget, workers):
+    groups = group_by_prefix(*case)
+    batches = balance(groups, budget, workers)
+    order = sorted(groups, key=lambda group: (-group.size, group.members))
+    assert [group for batch in batches for group in batch] == order
+    sizes = [sum(group.size for group in batch) for batch in batches]
+    assert all(
+        size <= budget or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)
+    )
+    allowed = -(-len(fill(groups, budget)) // workers) * workers
+    assert len(batches) <= allowed
+    # With smaller batches there would be more of them.
     if max(sizes) > order[0].size:
-        assert len(fill(trees, max(sizes) - 1)) > allowed
+        assert len(fill(groups, max(sizes) - 1)) > allowed
 
 
-def test_spread_of_nothing_and_of_equal_requests():
-    assert spread([], 100, 2) == []
-    trees = plant([TokenRequest([1] * 10, [1])] * 12, [[place] for place in range(12)])
-    assert [len(pack) for pack in spread(trees, 1000, 4)] == [3, 3, 3, 3]
-    assert [len(pack) for pack in spread(trees, 50, 1)] == [4, 4, 4]
-    assert [len(pack) for pack in spread(trees, 50, 2)] == [3, 3, 3, 3]
+def test_balance_of_nothing_and_of_equal_requests():
+    assert balance([], 100, 2) == []
+    groups = group_by_prefix([TokenRequest([1] * 10, [1])] * 12, [[index] for index in range(12)])
+    assert [len(batch) for batch in balance(groups, 1000, 4)] == [3, 3, 3, 3]
+    assert [len(batch) for batch in balance(groups, 50, 1)] == [4, 4, 4]
+    assert [len(batch) for batch in balance(groups, 50, 2)] == [3, 3, 3, 3]

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from moe_routing.engine.adapters import find_experts, find_routers
+from moe_routing.engine.context import ForwardContext, current_context, forward_context
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
@@ -175,6 +176,32 @@ def test_a_copy_made_inside_is_a_stock_model_of_its_own(make_model):
     assert configs == {id(twin.config)}
 
 
+def test_padding_gets_no_experts_without_a_recorder(make_model):
+    model, ids = make_model("Olmoe"), torch.arange(20)[None]
+    seen = []
+
+    def see(_, inputs):
+        seen.append(inputs[1])
+
+    mask_T = torch.arange(20) < 12
+    with (
+        routed(model, "regular_k3"),
+        forward_context(ForwardContext(mask_T=mask_T)),
+        model.model.layers[0].mlp.experts.register_forward_pre_hook(see),
+    ):
+        logits_of(model, ids)
+    (index_TK,) = seen
+    assert ((index_TK < 8).all(1) == mask_T).all()
+    assert (index_TK[12:] == 8).all()
+
+
+def test_each_thread_has_its_own_context():
+    with forward_context(ForwardContext(concurrent=True)) as context, ThreadPoolExecutor(1) as pool:
+        assert current_context() is context
+        assert pool.submit(current_context).result() == ForwardContext()
+    assert current_context() == ForwardContext()
+
+
 def test_several_threads_are_recorded(make_model):
     model, recorder = make_model("Olmoe"), Recorder()
     ids = torch.arange(20)[None]
@@ -233,14 +260,15 @@ def test_padding_gets_no_experts_and_no_statistics(model, ids):
     alone, with_padding = Recorder(), Recorder()
     with routed(model, "regular_k4", recorder=alone):
         plain = logits_of(model, ids)
-    with routed(model, "regular_k4", recorder=with_padding), with_padding.tokens(mask):
+    context = ForwardContext(mask_T=mask.reshape(-1))
+    with routed(model, "regular_k4", recorder=with_padding), forward_context(context):
         output = logits_of(model, padded)[:, : ids.shape[1]]
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-5)
     first, second = alone.statistics(), with_padding.statistics()
     assert second.tokens == ids.numel()
     assert (first.load_LE == second.load_LE).all()
     assert (first.count_histogram_LC == second.count_histogram_LC).all()
-    assert with_padding.counts_T.tolist() == [4.0 * 16] * ids.shape[1] + [0.0] * 7
+    assert context.counts_T.tolist() == [4.0 * 16] * ids.shape[1] + [0.0] * 7
 
 
 def test_statistics_equal_a_loop_over_stock_logits(model, ids):

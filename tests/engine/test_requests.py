@@ -34,7 +34,7 @@ class HarnessEncoding(HFLM):
 def byte_tokenizer():
     """A byte-level tokenizer that puts a beginning-of-sequence token before every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {text: place for place, text in enumerate(["<s>", "<unk>", *alphabet])}
+    vocabulary = {text: index for index, text in enumerate(["<s>", "<unk>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(

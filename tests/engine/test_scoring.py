@@ -50,7 +50,7 @@ def test_budget_sharing_and_layout_do_not_matter(
 
 def test_order_does_not_matter(double, tokenizer, mixed, expected):
     order = np.random.default_rng(0).permutation(len(mixed))
-    scores = Scorer(double, tokenizer).score([mixed[place] for place in order])
+    scores = Scorer(double, tokenizer).score([mixed[index] for index in order])
     shuffled = likelihoods(expected)[order]
     np.testing.assert_allclose(likelihoods(scores), shuffled, rtol=0, atol=1e-9)
 
@@ -86,13 +86,13 @@ def test_workers_do_not_matter(double, tokenizer, calibration, mixed, expected, 
     assert np.array_equal(first.count_histogram_LC, alone.count_histogram_LC)
     assert first_counts == counts
     np.testing.assert_allclose(first.entropy_L, alone.entropy_L, rtol=1e-12)
-    # Sums come in the order of the packs, whichever was done first.
+    # Sums come in the order of the batches, whichever was done first.
     assert first.forwards == again.forwards > 2
     assert np.array_equal(first.entropy_L, again.entropy_L)
 
 
 def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, threads, monkeypatch):
-    monkeypatch.setattr(scorer, "MIN_PACK", 100)
+    monkeypatch.setattr(scorer, "MIN_WORKER_TOKENS", 100)
     names = set()
 
     def note(*_):
@@ -110,7 +110,7 @@ def test_many_tokens_are_scored_by_several_workers(model, tokenizer, mixed, thre
 def test_draws_by_forward_pass_stay_in_order(
     model, tokenizer, calibration, mixed, threads, monkeypatch
 ):
-    monkeypatch.setattr(scorer, "MIN_PACK", 100)
+    monkeypatch.setattr(scorer, "MIN_WORKER_TOKENS", 100)
 
     def scores(**options):
         with routed(model, "randomid.adaptive_k8", calibration=calibration):
@@ -302,7 +302,7 @@ def test_an_interrupted_call_leaves_no_trace(model, tokenizer, mixed, threads, m
     assert caught.value is not None
     assert [dict(vars(module)) for module in model.modules()] == state
     assert model.config._attn_implementation == attention
-    assert not [t for t in threading.enumerate() if t.name.startswith("pack")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("batch")]
 
 
 @pytest.mark.parametrize("length", [5, 40])

@@ -13,7 +13,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
-from moe_routing.engine.patching import replacements, swapped
+from moe_routing.engine.patching import patched_forward, replacements
 from moe_routing.errors import InputError
 
 ROW = torch.tensor([1.0, 2.0])
@@ -39,7 +39,7 @@ def test_it_is_put_back_even_after_an_error():
     module = Double()
 
     def fail():
-        with swapped(module, adding(10)):
+        with patched_forward(module, adding(10)):
             assert module(1) == 12
             raise RuntimeError("stop")
 
@@ -51,8 +51,8 @@ def test_it_is_put_back_even_after_an_error():
 
 def test_replacements_lie_on_each_other():
     module = Double()
-    with swapped(module, adding(10)):
-        with swapped(module, adding(100)):
+    with patched_forward(module, adding(10)):
+        with patched_forward(module, adding(100)):
             assert module(1) == 112
         assert module(1) == 12
     assert "forward" not in vars(module)
@@ -66,20 +66,20 @@ def test_contexts_are_left_in_any_order(order, own):
         module.forward = lambda rows: 3 * rows
     before = dict(vars(module))
     numbers = [10, 100, 1000]
-    contexts = [swapped(module, adding(number)) for number in numbers]
+    contexts = [patched_forward(module, adding(number)) for number in numbers]
     for context in contexts:
         context.__enter__()
     left = sum(numbers)
-    for place in order:
-        contexts[place].__exit__(None, None, None)
-        left -= numbers[place]
+    for index in order:
+        contexts[index].__exit__(None, None, None)
+        left -= numbers[index]
         assert module(1) == left + (3 if own else 2)
     assert vars(module) == before
 
 
 def test_what_others_put_on_top_stays():
     module = Double()
-    context = swapped(module, adding(10))
+    context = patched_forward(module, adding(10))
     context.__enter__()
     below = module.forward
     module.forward = lambda rows: -below(rows)
@@ -89,14 +89,14 @@ def test_what_others_put_on_top_stays():
 
 def test_a_sole_replacement_is_the_only_one():
     module = Double()
-    with swapped(module, adding(10), "doubled by 'a'"):
+    with patched_forward(module, adding(10), "doubled by 'a'"):
         with pytest.raises(InputError, match="the model is doubled by 'a' already; leave"):
-            swapped(module, adding(100), "doubled by 'b'").__enter__()
-        with swapped(module, adding(1)):  # another kind, on top
+            patched_forward(module, adding(100), "doubled by 'b'").__enter__()
+        with patched_forward(module, adding(1)):  # another kind, on top
             assert module(1) == 13
             with pytest.raises(InputError, match="doubled by 'a'"):
-                swapped(module, adding(100), "doubled by 'b'").__enter__()
-    with swapped(module, adding(100), "doubled by 'b'"):
+                patched_forward(module, adding(100), "doubled by 'b'").__enter__()
+    with patched_forward(module, adding(100), "doubled by 'b'"):
         assert module(1) == 102
     assert "forward" not in vars(module)
 
@@ -108,7 +108,7 @@ def test_of_many_threads_one_gets_in():
     def ask(number):
         start.wait(30)
         try:
-            context = swapped(module, adding(number), f"taken by {number}")
+            context = patched_forward(module, adding(number), f"taken by {number}")
             context.__enter__()
             inside.append((number, context))
         except InputError:
@@ -137,7 +137,7 @@ def test_a_copy_is_of_its_own(duplicate):
     outer = nn.Sequential(Double(), Double())
     with ExitStack() as stack:
         for number in (10, 100):
-            stack.enter_context(swapped(outer[1], adding(number), None))
+            stack.enter_context(patched_forward(outer[1], adding(number), None))
         twin = duplicate(outer)
         assert outer(ROW).tolist() == [114.0, 118.0]
         outer[1].weight.fill_(5)
@@ -147,7 +147,7 @@ def test_a_copy_is_of_its_own(duplicate):
     assert twin(ROW).tolist() == [14.0, 28.0]
     assert outer(ROW).tolist() == [10.0, 20.0]
     assert not list(replacements(twin[1]))
-    with swapped(twin[1], adding(1)):
+    with patched_forward(twin[1], adding(1)):
         assert twin(ROW).tolist() == [15.0, 29.0]
     assert twin(ROW).tolist() == [14.0, 28.0]
 
@@ -188,7 +188,7 @@ def test_a_replacement_lies_below_the_hooks_of_accelerate():
     with hooked(module):
         stock = dict(vars(module))
         assert module(1) == 2
-        with swapped(module, plus_weight(module)):
+        with patched_forward(module, plus_weight(module)):
             assert module(1) == 22
             twin = copy.deepcopy(module)
         assert twin(1) == 2
@@ -198,11 +198,11 @@ def test_a_replacement_lies_below_the_hooks_of_accelerate():
 
 def test_hooks_may_come_and_go_inside():
     module = Double()
-    with swapped(module, plus_weight(module)):
+    with patched_forward(module, plus_weight(module)):
         add_hook_to_module(module, Brings())
         assert module(1) == 22
     assert module(1) == 2
-    with swapped(module, plus_weight(module)):
+    with patched_forward(module, plus_weight(module)):
         assert module(1) == 22
         remove_hook_from_module(module)
         module.weight.fill_(2)

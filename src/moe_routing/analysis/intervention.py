@@ -28,7 +28,7 @@ from transformers import DynamicCache, PreTrainedModel
 from moe_routing.engine.adapters import RouterModule, find_routers
 from moe_routing.engine.head import logits_of, plain_head
 from moe_routing.engine.packable import rope_span
-from moe_routing.engine.patching import swapped
+from moe_routing.engine.patching import patched_forward
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError
 from moe_routing.routing.types import Routing
@@ -100,7 +100,7 @@ def removed(
         for router in routers:
             if router.layer in by_layer:
                 without = partial(_without, by_layer[router.layer], steps, hit_R)
-                stack.enter_context(swapped(router.module, without))
+                stack.enter_context(patched_forward(router.module, without))
         yield hit_R
 
 

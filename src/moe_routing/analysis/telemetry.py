@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_routing.engine.context import current_context
 from moe_routing.engine.recorder import Recorder
 from moe_routing.routing.types import Routing
 
@@ -28,8 +29,9 @@ class UnionRecorder(Recorder):
         """Add the routing of one layer in one forward pass."""
         super().add(layer, routing, floor, cap)
         index_TK = routing.selection.index_TK
-        if self.mask_T is not None:
-            index_TK = index_TK[self.mask_T.to(index_TK.device)]
+        mask_T = current_context().mask_T
+        if mask_T is not None:
+            index_TK = index_TK[mask_T.to(index_TK.device)]
         distinct_G = distinct_experts(index_TK, routing.probability_TE.shape[1], self.batch)
         self._accumulate("distinct", layer, distinct_G.sum())
         self._accumulate("groups", layer, distinct_G.numel())

@@ -1,4 +1,4 @@
-"""Where a model keeps its routers and experts."""
+"""The routers and experts of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUTER_CLASSES = (
 )
 """Routers of transformers 5 that return (logits, weights, indices) of a linear softmax top-k.
 
-A family whose router does the same is supported by adding the name of its class here.
+To support another family with such a router, add the name of its class.
 """
 
 
@@ -32,7 +32,7 @@ class RouterModule:
     """One layer's router.
 
     Attributes:
-        layer: index among the model's routers, from the input on.
+        layer: index among the model's routers, from the input.
         module: the router; ``weight`` is (experts, hidden), ``top_k`` the trained k.
     """
 
@@ -41,7 +41,7 @@ class RouterModule:
 
     @property
     def num_experts(self) -> int:
-        """Experts of the layer."""
+        """Number of experts of the layer."""
         return self.module.weight.shape[0]
 
     @property
@@ -67,7 +67,7 @@ def find_routers(model: PreTrainedModel) -> list[RouterModule]:
 
 @contextmanager
 def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
-    """Watch the routers in this thread's forward passes inside the context.
+    """Call a function for each router in this thread's forward passes inside the context.
 
     Args:
         model: a model with supported routers; other threads may run it too.
@@ -94,16 +94,9 @@ def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Ite
 
 
 def find_experts(model: nn.Module) -> list[nn.Module]:
-    """Return the experts whose implementation transformers lets one choose, in layer order."""
-    marks = ("has_gate", "is_transposed", "config")  # set by its decorator of experts
+    """Return the experts whose implementation can be chosen in transformers, in layer order."""
+    marks = ("has_gate", "is_transposed", "config")  # set by transformers' decorator of experts
     return [m for m in model.modules() if all(hasattr(m, mark) for mark in marks)]
-
-
-def last_experts(model: PreTrainedModel) -> nn.Module | None:
-    """Return the experts behind the router of the last layer; None if it has no such router."""
-    layers = getattr(model.base_model, "layers", [nn.Identity()])
-    blocks = (m for m in layers[-1].modules() if hasattr(m, "gate") and hasattr(m, "experts"))
-    return next((block.experts for block in blocks if _is_router(block.gate)), None)
 
 
 def _is_router(module: nn.Module) -> bool:
@@ -111,7 +104,7 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:
-    """Return a hash of the router weights: a null belongs to the routers it was fitted on.
+    """Return a hash of the router weights, which ties a null to the routers it was fitted on.
 
     Raises:
         InputError: the model has no supported router, or weights without values.

@@ -1,11 +1,11 @@
 """Attention for packed requests, registered in the attention interface of transformers.
 
-Each tree of a pack attends to itself: its trunk causally, every branch to the trunk and causally
-to itself. A layout says so once for all layers. On the CPU trees are slices of the flat row, with
-nothing padded and little copied; on an accelerator they are padded to one batch, because there a
-call costs more than padding.
+Each prefix group of a packed batch attends to itself only: its prefix causally, every continuation
+to the prefix and causally to itself. A layout plans this once for all layers. On the CPU, prefix
+groups are slices of the flat row: nothing is padded and little is copied. On an accelerator they
+are padded to one batch, because an extra kernel call costs more than padding.
 
-Shape letters: T tokens, B trees, L longest tree, Q queries, K keys.
+Shape letters: T tokens, B prefix groups, L longest prefix group, Q queries, K keys.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from moe_routing.errors import InputError
 
 ATTENTION_IMPLEMENTATION = "packed"
 QUERY_BLOCK = 64
-"""Queries of a trunk in one call: below ``BLOCKWISE_LIMIT`` tokens torch's causal attention
-computes the whole square, so that later queries' keys are spared by hand."""
+"""Queries of a prefix per call. Below ``BLOCKWISE_LIMIT`` tokens torch's causal attention computes
+the whole square; blocks of queries skip the keys that come after them."""
 BLOCKWISE_LIMIT = 512
 WITHOUT_EFFECT = {
     "position_ids",
@@ -40,13 +40,13 @@ WITHOUT_EFFECT = {
     "output_hidden_states",
     "output_router_logits",
 }
-"""Arguments for attention functions that change nothing here."""
+"""Arguments of attention functions that have no effect here."""
 
 _LOCK = threading.Lock()
 
 
 class Layout(Protocol):
-    """Which tokens of a pack attend to which; ``longest`` is the most tokens of a request."""
+    """Which tokens of a batch attend to which; ``longest`` is the most tokens of a request."""
 
     longest: int
 
@@ -57,15 +57,15 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the attention kernel: equal stretches of ``count`` neighbouring trees.
+    """One call of the attention kernel, on ``count`` adjacent prefix groups of equal shape.
 
     Attributes:
-        start: flat index of the first tree.
-        count: number of trees.
-        size: tokens of each tree.
-        queries: where the queries lie in a tree, (start, end).
-        keys: where the keys lie in a tree.
-        mask_QK: scores to add; None is causal, for queries and keys that start together.
+        start: flat index of the first group.
+        count: number of groups.
+        size: number of tokens of each group.
+        queries: where the queries lie in a group, (start, end).
+        keys: where the keys lie in a group.
+        mask_QK: scores to add; None means causal, with queries and keys that start together.
     """
 
     start: int
@@ -75,46 +75,46 @@ class Call:
     keys: tuple[int, int]
     mask_QK: Tensor | None
 
-    def stretch(self, rows: Tensor, bounds: tuple[int, int]) -> Tensor:
-        """Return a stretch of each tree: (count, heads, stretch, d) of (1, heads, T, d)."""
+    def slices(self, rows: Tensor, bounds: tuple[int, int]) -> Tensor:
+        """Return a slice of each group: (count, heads, slice, d) of (1, heads, T, d)."""
         first, last = bounds
         if self.count == 1:
             return rows.narrow(2, self.start + first, last - first)
-        trees = rows[0, :, self.start : self.start + self.count * self.size]
-        return trees.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first:last]
+        groups = rows[0, :, self.start : self.start + self.count * self.size]
+        return groups.unflatten(1, (self.count, self.size)).transpose(0, 1)[:, :, first:last]
 
 
 class SlicedLayout:
-    """Trees as slices of the flat row."""
+    """Prefix groups as slices of the flat row."""
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
         self.longest = _longest(spans)
         masks: dict[tuple[int, int], Tensor] = {}
         self.calls: list[Call] = []
-        for _, equal in groupby(spans, key=lambda span: (span.left, span.trunk, span.right)):
-            group = list(equal)
-            span, size = group[0], group[0].size
-            root = sum(span.left)
-            fork = root + span.trunk
-            stretches: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
-            for first, last in _blocks(span.trunk):
+        for _, same in groupby(spans, key=lambda span: (span.left, span.prefix, span.right)):
+            equal = list(same)
+            span, size = equal[0], equal[0].size
+            start = sum(span.left)
+            end = start + span.prefix
+            parts: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
+            for first, last in _blocks(span.prefix):
                 if first and (first, last) not in masks:
                     visible = np.tri(last - first, last, first, dtype=bool)
                     masks[first, last] = _hide(visible).to(device, dtype)
                 mask = masks.get((first, last))
-                stretches.append(((root + first, root + last), (root, root + last), mask))
-            if span.trunk < size:
+                parts.append(((start + first, start + last), (start, start + last), mask))
+            if span.prefix < size:
                 visible = _visible(span, size)
-                # Branches on one side of the trunk do not meet the keys of the other side.
-                for queries, keys in (((0, root), (0, fork)), ((fork, size), (root, size))):
+                # Continuations on one side of the prefix never see those on the other side.
+                for queries, keys in (((0, start), (0, end)), ((end, size), (start, size))):
                     if queries[0] < queries[1]:
                         mask = _hide(visible[slice(*queries), slice(*keys)]).to(device, dtype)
-                        stretches.append((queries, keys, mask))
-            # Trees without branches can be one batch: each of their stretches is an even stride.
-            batches = [group] if span.trunk == size else [[span] for span in group]
+                        parts.append((queries, keys, mask))
+            # Equal groups without continuations are one batch: their parts are evenly spaced.
+            batches = [equal] if span.prefix == size else [[span] for span in equal]
             for batch in batches:
-                self.calls += [Call(batch[0].start, len(batch), size, *s) for s in stretches]
+                self.calls += [Call(batch[0].start, len(batch), size, *part) for part in parts]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
@@ -122,37 +122,37 @@ class SlicedLayout:
         rows = out.transpose(1, 2)
         for call in self.calls:
             part = F.scaled_dot_product_attention(
-                call.stretch(query, call.queries),
-                call.stretch(key, call.keys),
-                call.stretch(value, call.keys),
+                call.slices(query, call.queries),
+                call.slices(key, call.keys),
+                call.slices(value, call.keys),
                 attn_mask=call.mask_QK,
                 is_causal=call.mask_QK is None,
                 scale=scaling,
             )
-            call.stretch(rows, call.queries).copy_(part)
+            call.slices(rows, call.queries).copy_(part)
         return out
 
 
 class PaddedLayout:
-    """Trees padded to one batch."""
+    """Prefix groups padded to one batch."""
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
         self.longest = _longest(spans)
         starts_B1 = torch.tensor([[span.start] for span in spans])
         sizes_B1 = torch.tensor([[span.size] for span in spans])
-        place_L = torch.arange(int(sizes_B1.max()))
-        real_BL = place_L < sizes_B1
-        self.gather_BL = (starts_B1 + place_L).where(real_BL, 0).to(device)
+        index_L = torch.arange(int(sizes_B1.max()))
+        real_BL = index_L < sizes_B1
+        self.gather_BL = (starts_B1 + index_L).where(real_BL, 0).to(device)
         self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
         self.mask_BLL = None
-        if any(span.size > span.trunk for span in spans):
-            visible = np.stack([_visible(span, place_L.numel()) for span in spans])
+        if any(span.size > span.prefix for span in spans):
+            visible = np.stack([_visible(span, index_L.numel()) for span in spans])
             self.mask_BLL = _hide(visible).to(device, dtype)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
-        # A model spread over devices brings its tensors along; the plan follows.
+        # The layers of a model may be on several devices; the plan follows the inputs.
         gather_BL = self.gather_BL.to(query.device)
         parts = [rows[0].transpose(0, 1)[gather_BL].transpose(1, 2) for rows in (query, key, value)]
         mask = None if self.mask_BLL is None else self.mask_BLL[:, None].to(query.device)
@@ -174,25 +174,25 @@ def packed_attention_forward(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attend within each tree of a pack.
+    """Attend within each prefix group of a packed batch.
 
     Args:
         module: the attention module; unused.
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: (1, key heads, T, d).
-        attention_mask: none; the layout says who attends to whom.
+        attention_mask: must be None; the layout defines which tokens attend to which.
         scaling: factor of the scores.
-        dropout: unused; packs are scored, never trained on.
-        layout: of the pack, given to the model's forward by keyword.
-        sliding_window: tokens that a token sees; no fewer than a request has.
-        **kwargs: what other implementations need, as far as it changes nothing.
+        dropout: unused; packed batches are scored, never trained on.
+        layout: the layout of the packed batch, a keyword argument of the model's forward.
+        sliding_window: number of tokens that a token sees; at least the longest request.
+        **kwargs: arguments of other implementations that have no effect here.
 
     Returns:
         Outputs (1, T, heads, d), and None for the attention weights.
 
     Raises:
-        TypeError: no layout was given, or something that would change the outputs.
+        TypeError: no layout, or an argument that would change the outputs.
     """
     if layout is None:
         raise TypeError("packed attention needs the keyword argument layout")
@@ -213,7 +213,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Use packed attention inside the context; restore the model's own on leaving.
 
     Raises:
-        InputError: it is in use already, on the model or on one that shares its config.
+        InputError: it is in use already, by this model or one that shares its config.
     """
     with _LOCK:
         check_free(model)
@@ -230,7 +230,7 @@ def check_free(model: PreTrainedModel) -> None:
     """Check that a model does not use packed attention.
 
     Raises:
-        InputError: it does, or one that shares its config.
+        InputError: it does, or a model that shares its config does.
     """
     if model.config._attn_implementation == ATTENTION_IMPLEMENTATION:
         raise InputError(
@@ -240,23 +240,23 @@ def check_free(model: PreTrainedModel) -> None:
 
 
 def _longest(spans: Sequence[Span]) -> int:
-    return max(span.trunk + max((*span.left, *span.right), default=0) for span in spans)
+    return max(span.prefix + max((*span.left, *span.right), default=0) for span in spans)
 
 
-def _blocks(trunk: int) -> Iterator[tuple[int, int]]:
-    """Return the stretches of queries that one call each computes."""
-    blocks = trunk // QUERY_BLOCK if trunk <= BLOCKWISE_LIMIT else 1
-    step = -(-trunk // max(1, blocks))
-    return ((first, min(first + step, trunk)) for first in range(0, trunk, step))
+def _blocks(prefix: int) -> Iterator[tuple[int, int]]:
+    """Return the blocks of a prefix's queries, one per call."""
+    blocks = prefix // QUERY_BLOCK if prefix <= BLOCKWISE_LIMIT else 1
+    step = -(-prefix // max(1, blocks))
+    return ((first, min(first + step, prefix)) for first in range(0, prefix, step))
 
 
 def _visible(span: Span, length: int) -> np.ndarray:
-    """Return who sees whom, (length, length); padding sees the trunk, so that no row is empty."""
+    """Return what each token sees, (length, length); padding sees the prefix: no row is empty."""
     padding = length - span.size
-    trunk = len(span.left)
+    prefix = len(span.left)
     part_L = np.repeat(np.arange(len(span.parts) + 1), [*span.parts, padding])
     own = (part_L[:, None] == part_L) & np.tri(length, dtype=bool)
-    return own | (part_L == trunk) & (part_L != trunk)[:, None]
+    return own | (part_L == prefix) & (part_L != prefix)[:, None]
 
 
 def _hide(visible: np.ndarray) -> Tensor:

@@ -1,27 +1,27 @@
-"""Experts for dropless routing: work and memory follow the selected (token, expert) pairs.
+"""Dropless experts: computation and memory scale with the selected (token, expert) pairs.
 
 Shape letters: T tokens, K slots per token, P selected pairs, token by token, S the same pairs,
 expert by expert, N pairs of one expert, E experts, H hidden size, I expert size, J all experts'
 sizes (E * I).
 
-The slots of a token that select nothing carry the sentinel expert id ``E``. Stock ``grouped_mm``
-leaves the rows of such slots uninitialised and ``batched_mm`` indexes out of range; here a padded
-slot has no row. Importing this module registers the implementation under
-:data:`EXPERTS_IMPLEMENTATION` in the experts interface of transformers.
+Unused slots of a token hold the sentinel expert id ``E``. Stock ``grouped_mm`` leaves the rows of
+such slots uninitialised and ``batched_mm`` indexes out of range; here a padded slot has no row.
+Importing this module registers the implementation under :data:`EXPERTS_IMPLEMENTATION` in the
+experts interface of transformers.
 
-There are three ways to the same sum, chosen by measurement (``benchmarks/engine.py``):
+Three kernels compute the same sum. Which one is used follows from measurements
+(``benchmarks/engine.py``):
 
-- grouped: two grouped matrix products over all pairs; differentiable, every device and dtype.
-- in tiles: for inference on the CPU, a tile of tokens after the other, so that rows stay few. The
-  rows of a tile come from grouped products too, or, where oneDNN is the faster library
+- grouped: two grouped matrix products over all pairs; differentiable, on every device and dtype.
+- tiled: for inference on the CPU, one tile of tokens at a time, which keeps the number of rows low.
+  The rows of a tile also come from grouped products or, where oneDNN is the faster library
   (:mod:`moe_routing.engine.linear`), from a loop over experts.
-- dense: every expert on every token, weight 0 where it is not selected; for inference on the CPU
-  when most experts are selected anyway: nothing to sort, gather or scatter.
+- dense: every expert on every token, with weight 0 where it is not selected. For inference on the
+  CPU when most experts are selected anyway: there is nothing to sort, gather or scatter.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,34 +31,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from moe_routing.engine.context import current_context
 from moe_routing.engine.linear import linear, prefers_onednn
 
 EXPERTS_IMPLEMENTATION = "dropless"
 ROWS_STEP = 64
-"""Rows of an expert are filled up to a multiple of this: oneDNN prepares each new size anew."""
-PAIRS_AN_EXPERT = 192
+"""Rows of an expert are padded to a multiple of this: oneDNN prepares each new size anew."""
+MIN_PAIRS_PER_EXPERT = 192
 """With fewer pairs per expert, on average, the loop over experts costs more than oneDNN saves."""
-PAIRS_AN_EXPERT_BESIDE = 448
-"""The same where passes run beside each other: the loop takes Python's lock from the others."""
+MIN_PAIRS_PER_EXPERT_CONCURRENT = 448
+"""The same for concurrent batches: the loop holds the GIL, for which the other batches wait."""
 DENSE_PROPORTION = 0.6
-"""From this proportion of all (token, expert) pairs on, computing all of them is faster."""
+"""Above this proportion of all (token, expert) pairs, computing all of them is faster."""
 DENSE_TILE = 256
-"""Tokens in work at once when computing all pairs."""
+"""Tokens per tile when computing all pairs."""
 GATHER_NUMBERS = 1 << 26
-"""Numbers of gathered rows in work at once when they are summed in half precision or on a GPU."""
+"""Most elements of gathered rows at once when summing in half precision or on a GPU."""
 MIN_DENSE_TOKENS = 64
-"""With fewer tokens, bringing the down projections side by side costs more than it saves."""
+"""With fewer tokens, concatenating the down projections costs more than it saves."""
 
 
 class Tile(NamedTuple):
-    """How much is in work at once in inference on the CPU.
+    """Size of a tile in inference on the CPU.
 
-    ``bytes`` of hidden states by pair, but at least ``pairs_an_expert`` of them on average, so that
-    reading weights pays.
+    ``bytes`` of hidden states of pairs, but on average at least ``pairs_per_expert`` pairs, to
+    amortise reading the weights.
     """
 
     bytes: int
-    pairs_an_expert: int
+    pairs_per_expert: int
 
 
 GROUPED_TILE = Tile(8 << 20, 256)
@@ -68,8 +69,8 @@ LOOP_TILE = Tile(24 << 20, 512)
 class Pairs(NamedTuple):
     """The selected pairs, token by token, in the order of a token's slots.
 
-    ``bound_B`` says where each token's pairs begin and the last one's end, (tokens + 1,); a token
-    has at most ``slots``.
+    ``bound_B`` holds the start of each token's pairs and the end of the last one's, (tokens + 1,);
+    a token has at most ``slots`` pairs.
     """
 
     token_P: Tensor
@@ -80,15 +81,14 @@ class Pairs(NamedTuple):
 
 
 def select_pairs(index_TK: Tensor, weight_TK: Tensor, num_experts: int) -> Pairs:
-    """Leave out the padded slots (id ``num_experts``).
+    """Drop the padded slots (id ``num_experts``).
 
-    An accelerator has to be waited for here, once a layer. It is what makes memory follow the
-    pairs.
+    This synchronises with an accelerator once per layer, so that memory scales with the pairs.
     """
     tokens, slots = index_TK.shape
     expert_P, weight_P = index_TK.reshape(-1), weight_TK.reshape(-1)
     keep_TK = index_TK < num_experts
-    slot_P = _true_places(keep_TK)
+    slot_P = _true_indices(keep_TK)
     if slot_P.numel() == index_TK.numel():
         token_T = torch.arange(tokens + 1, device=index_TK.device)
         token_P = token_T[:-1, None].expand(-1, slots).reshape(-1)
@@ -98,17 +98,17 @@ def select_pairs(index_TK: Tensor, weight_TK: Tensor, num_experts: int) -> Pairs
     return Pairs(slot_P // slots, expert_P, weight_P, bound_B, slots)
 
 
-def _true_places(keep_TK: Tensor) -> Tensor:
-    """Return the flat places that hold; on the CPU by numpy, in a third of torch's time."""
+def _true_indices(keep_TK: Tensor) -> Tensor:
+    """Return the flat indices of true elements; on the CPU by numpy, three times faster."""
     if keep_TK.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(keep_TK.numpy()))
     return keep_TK.reshape(-1).nonzero()[:, 0]
 
 
 def _order(expert_S: Tensor, num_experts: int) -> Tensor:
-    """Return the stable order of expert ids, 0 ... ``num_experts``."""
-    # Ids of one byte are sorted by radix: on the CPU in a ninth of the time, and by numpy, because
-    # torch does so from 32,768 ids on only.
+    """Return the stable sorting order of expert ids, 0 ... ``num_experts``."""
+    # One-byte ids are sorted by radix, nine times faster on the CPU. There numpy sorts, because
+    # torch uses radix sort only from 32,768 ids on.
     small_S = expert_S.to(torch.uint8) if num_experts < 256 else expert_S
     if small_S.device.type == "cpu":
         return torch.from_numpy(np.argsort(small_S.numpy(), kind="stable"))
@@ -116,17 +116,17 @@ def _order(expert_S: Tensor, num_experts: int) -> Tensor:
 
 
 def _inverse(order_S: Tensor) -> Tensor:
-    """Return the place of each pair in an order."""
+    """Return the index of each pair in an order."""
     row_P = torch.empty_like(order_S)
     row_P[order_S] = torch.arange(order_S.numel(), device=order_S.device)
     return row_P
 
 
 def _sum_rows(rows_SH: Tensor, row_P: Tensor, bound_B: Tensor, slots: int) -> Tensor:
-    """Sum, for each token, the rows of its pairs."""
+    """Sum the rows of each token's pairs."""
     if rows_SH.device.type == "cpu" and rows_SH.dtype in (torch.float32, torch.float64):
         return F.embedding_bag(row_P, rows_SH, bound_B, mode="sum", include_last_offset=True)
-    # A few tokens at a time: all pairs' rows side by side would be as large as the rows again.
+    # A few tokens at a time: gathering all rows at once would double their memory.
     tokens = max(1, GATHER_NUMBERS // (slots * rows_SH.shape[1]))
     parts = zip(bound_B[:-1].split(tokens), bound_B[1:].split(tokens), strict=True)
     return torch.cat([_gather_and_sum(rows_SH, row_P, *part, slots) for part in parts])
@@ -135,7 +135,7 @@ def _sum_rows(rows_SH: Tensor, row_P: Tensor, bound_B: Tensor, slots: int) -> Te
 def _gather_and_sum(
     rows_SH: Tensor, row_P: Tensor, start_N: Tensor, end_N: Tensor, slots: int
 ) -> Tensor:
-    """Sum as :func:`_sum_rows` does; half precisions in float32, as stock does."""
+    """Sum as :func:`_sum_rows` does, half precisions in float32 like the stock model."""
     pair_NK = start_N[:, None] + torch.arange(slots, device=start_N.device)
     none_NK = pair_NK >= end_N[:, None]
     picked_NKH = rows_SH[row_P[pair_NK.clamp_(max=row_P.numel() - 1)]]
@@ -145,7 +145,7 @@ def _gather_and_sum(
 
 
 class _Dispatch(torch.autograd.Function):
-    """Copy each token's hidden state to the rows of its pairs; backward sums."""
+    """Copy each token's hidden state to the rows of its pairs; the backward pass sums."""
 
     @staticmethod
     def forward(
@@ -166,7 +166,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Sum the rows of a token's pairs; backward copies."""
+    """Sum the rows of a token's pairs; the backward pass copies."""
 
     @staticmethod
     def forward(
@@ -186,7 +186,7 @@ class _Combine(torch.autograd.Function):
 
 
 class Weights(NamedTuple):
-    """The experts' weights as right-hand factors: up (gate and up side by side), then down."""
+    """The experts' weights as right-hand factors: gate and up concatenated, and down."""
 
     up_EHI: Tensor
     down_EIH: Tensor
@@ -206,7 +206,7 @@ def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weight
     where = (pairs.token_P[order_S], _inverse(order_S), pairs.bound_B, pairs.slots)
     rows_SH = _Dispatch.apply(hidden_TH, *where)
     inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, ends_E))
-    # Folding the weight in here touches I numbers per pair; after the down projection, H.
+    # Applying the weight here costs I products per pair; after the down projection, H.
     inner_SI = inner_SI * pairs.weight_P[order_S].unsqueeze(1).to(inner_SI.dtype)
     out_SH = _grouped_product(inner_SI, weights.down_EIH, ends_E)
     return _Combine.apply(out_SH, *where)
@@ -223,20 +223,20 @@ def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Ten
     return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
-Compute = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
+Kernel = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
 """From experts, hidden states, pairs and weights to the sums, (T, H)."""
 Rows = Callable[[nn.Module, Tensor, Tensor, Tensor, Weights], Tensor]
 """From experts, hidden states, tokens (S,), pairs by expert (E,) and weights to outputs (S, H)."""
 
 
-def _in_tiles(rows: Rows, tile: Tile) -> Compute:
-    """Return a way that computes a tile of tokens at a time, for inference on the CPU."""
+def _tiled(rows: Rows, tile: Tile) -> Kernel:
+    """Return a kernel that computes a tile of tokens at a time, for inference on the CPU."""
 
     def compute(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
         row = hidden_TH.element_size() * hidden_TH.shape[1]
-        most = max(tile.bytes // row, tile.pairs_an_expert * module.num_experts)
+        most = max(tile.bytes // row, tile.pairs_per_expert * module.num_experts)
         tiles = max(1, -(-pairs.expert_P.numel() // most))
-        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is all overhead
+        step = -(-hidden_TH.shape[0] // tiles)  # equal tiles: a small last one is mostly overhead
         sums = []
         for first in range(0, hidden_TH.shape[0], step):
             bound_B = pairs.bound_B[first : first + step + 1]
@@ -271,10 +271,10 @@ def _grouped_rows(
 def _loop_rows(
     module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
 ) -> Tensor:
-    """Compute expert after expert."""
+    """Compute one expert after another."""
     counts = count_E.tolist()
     rows_SH = hidden_TH.new_empty(token_S.numel(), hidden_TH.shape[1])
-    # Rows behind an expert's own are left from an expert before it; what comes of them is cut off.
+    # Rows after an expert's own are left from an earlier expert; their outputs are dropped.
     picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
     work = zip(token_S.split(counts), rows_SH.split(counts), *weights, strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
@@ -285,8 +285,8 @@ def _loop_rows(
     return rows_SH
 
 
-_grouped_in_tiles = _in_tiles(_grouped_rows, GROUPED_TILE)
-_loop_in_tiles = _in_tiles(_loop_rows, LOOP_TILE)
+_grouped_tiled = _tiled(_grouped_rows, GROUPED_TILE)
+_loop_tiled = _tiled(_loop_rows, LOOP_TILE)
 
 
 def _rounded(rows: int) -> int:
@@ -310,8 +310,8 @@ def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights)
     return out_TH
 
 
-def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
-    """Choose by device, dtype, processor and the number of selected pairs."""
+def select_kernel(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Kernel:
+    """Select by device, dtype, processor, concurrency and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
     if not (inference and on_cpu):
@@ -319,10 +319,10 @@ def _best_way(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Compute:
     tokens, experts = hidden_TH.shape[0], module.num_experts
     if pairs >= DENSE_PROPORTION * tokens * experts and tokens >= MIN_DENSE_TOKENS:
         return _dense
-    beside = threading.current_thread() is not threading.main_thread()
-    enough = PAIRS_AN_EXPERT_BESIDE if beside else PAIRS_AN_EXPERT
+    concurrent = current_context().concurrent
+    enough = MIN_PAIRS_PER_EXPERT_CONCURRENT if concurrent else MIN_PAIRS_PER_EXPERT
     loop = prefers_onednn() and pairs >= enough * experts
-    return _loop_in_tiles if loop else _grouped_in_tiles
+    return _loop_tiled if loop else _grouped_tiled
 
 
 def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
@@ -335,7 +335,7 @@ def dropless_experts_forward(
 ) -> Tensor:
     """Run the experts of the selected pairs only.
 
-    ``torch.compile`` leaves this function out of its graphs: sizes follow the routing, and
+    ``torch.compile`` leaves this function out of its graphs: sizes depend on the routing, and
     grouped products cannot be traced in single precision.
 
     Args:
@@ -357,14 +357,14 @@ def dropless_experts_forward(
         )
     weights, dtype, device = _weights(module), hidden_TH.dtype, hidden_TH.device.type
     if torch.is_autocast_enabled(device):
-        # Grouped products are not among the operations that autocast knows.
+        # Autocast does not cover grouped products.
         lower = torch.get_autocast_dtype(device)
         hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
     pairs = select_pairs(index_TK, weight_TK, module.num_experts)
     if pairs.expert_P.numel() == 0:
         return torch.zeros_like(hidden_TH, dtype=dtype)
-    compute = _best_way(module, hidden_TH, pairs.expert_P.numel())
-    return compute(module, hidden_TH, pairs, weights).to(dtype)
+    kernel = select_kernel(module, hidden_TH, pairs.expert_P.numel())
+    return kernel(module, hidden_TH, pairs, weights).to(dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, dropless_experts_forward)

@@ -26,26 +26,26 @@ from moe_routing.engine.offload import input_device
 
 
 class Blocks(NamedTuple):
-    """How many positions and words of the vocabulary are worked on at once."""
+    """How many positions and words of the vocabulary are computed at once."""
 
     positions: int
     words: int
 
 
 CPU_BLOCKS = Blocks(256, 1024)
-"""A megabyte of single-precision logits: they stay in cache from the product to the sum."""
+"""A megabyte of single-precision logits, which stay in cache from the product to the sum."""
 ACCELERATOR_BLOCKS = Blocks(1024, 1 << 20)
-"""The whole vocabulary: on a GPU what counts is the number of kernels."""
+"""The whole vocabulary: on a GPU the number of kernels dominates."""
 LOG2_E = math.log2(math.e)
 SAFE_LOG_TOTAL = 60.0
-"""Single precision overflows at exp(88) and underflows at exp(-87): what is lost beside a sum of
-at least exp(-60) is beyond its last digit."""
+"""Single precision overflows at exp(88) and underflows at exp(-87): a term that underflows is below
+the last digit of a sum of at least exp(-60)."""
 PROBE_LOGIT = 100.0
-"""Largest logit when a head is looked at: a cap on logits, of 30 or 50, shows."""
+"""Largest logit when a head is probed, so that a cap of 30 or 50 on the logits shows."""
 
 
 class _Given(nn.Module):
-    """A body of a model that returns the same final hidden states whatever it is asked."""
+    """A model body that always returns the same final hidden states."""
 
     def __init__(self, hidden_NH: Tensor) -> None:
         super().__init__()
@@ -56,10 +56,10 @@ class _Given(nn.Module):
 
 
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
-    """Return what a model makes of final hidden states, (N, V).
+    """Return a model's logits for final hidden states, (N, V).
 
-    Its own forward does it, scales, caps and accelerate's hooks included, on a shallow copy whose
-    body returns the states: the model itself may be in use.
+    The model's own forward computes them, including scales, caps and accelerate's hooks. It runs on
+    a shallow copy whose body returns the states, because the model itself may be in use.
 
     Args:
         model: the model.
@@ -75,9 +75,10 @@ def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def plain_head(model: PreTrainedModel) -> nn.Linear | None:
-    """Return a model's output layer if logits are what it alone makes of final hidden states.
+    """Return a model's output layer if it alone maps final hidden states to logits.
 
-    None if there is more to it: a scale, a cap, an adapter, a hook, quantised or offloaded weights.
+    None if there is anything else: a scale, a cap, an adapter, a hook, quantised or offloaded
+    weights.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight.data) is not Tensor or head.weight.is_meta:
@@ -96,13 +97,13 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
 def logit_log_likelihoods(
     logits_NV: Tensor, target_N: Tensor, *, greedy: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what :func:`target_log_likelihoods` does, from whole rows of logits."""
+    """Return the same as :func:`target_log_likelihoods`, from whole rows of logits."""
     likelihoods, best = [], []
     chunks = (part.split(CPU_BLOCKS.positions) for part in (logits_NV, target_N))
     for logits_CV, target_C in zip(*chunks, strict=True):
         wide = torch.promote_types(logits_CV.dtype, torch.float32)
-        log_share_CV = logits_CV.log_softmax(1, dtype=wide)
-        likelihoods.append(log_share_CV.gather(1, target_C[:, None])[:, 0])
+        log_probability_CV = logits_CV.log_softmax(1, dtype=wide)
+        likelihoods.append(log_probability_CV.gather(1, target_C[:, None])[:, 0])
         if greedy:
             best.append(logits_CV.argmax(1) == target_C)
     return torch.cat(likelihoods), torch.cat(best) if greedy else None
@@ -117,11 +118,11 @@ def target_log_likelihoods(
         head: the model's output embedding.
         hidden_NH: final hidden states at the positions that predict the targets.
         target_N: target ids.
-        greedy: whether to tell the most likely token; of equal ones the first counts.
+        greedy: whether to report if the target is the most likely token; of equal ones, the first.
 
     Returns:
         Log-likelihoods in nats, (N,), and booleans, (N,), or None without ``greedy``. Logits of
-        half precision are turned to float32 before the softmax.
+        half precision are converted to float32 before the softmax.
     """
     blocks = CPU_BLOCKS if hidden_NH.device.type == "cpu" else ACCELERATOR_BLOCKS
     parts = zip(hidden_NH.split(blocks.positions), target_N.split(blocks.positions), strict=True)
@@ -133,18 +134,18 @@ def target_log_likelihoods(
 def _chunk(
     head: nn.Linear, hidden_CH: Tensor, target_C: Tensor, words: int, *, greedy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Go through the vocabulary block by block, then join the blocks."""
+    """Process the vocabulary in blocks, then combine them."""
     within, log_totals, firsts, tops = [], [], [], []
     for start in range(0, head.weight.shape[0], words):
         block = slice(start, start + words)
         bias_W = None if head.bias is None else head.bias[block]
         compute = partial(linear, hidden_CH, head.weight[block], bias_W)
         logits_CW = compute()
-        place_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
-        within.append(logits_CW.gather(1, place_C[:, None])[:, 0])
+        index_C = (target_C - start).clamp(0, logits_CW.shape[1] - 1)
+        within.append(logits_CW.gather(1, index_C[:, None])[:, 0])
         if greedy:
             tops.append(logits_CW.amax(1))
-            firsts.append(_is_first(logits_CW, place_C, within[-1] == tops[-1]))
+            firsts.append(_is_first(logits_CW, index_C, within[-1] == tops[-1]))
         log_totals.append(_log_total(logits_CW, compute))
     home_C1 = (target_C // words)[:, None]
     log_total_C = torch.stack(log_totals, 1).logsumexp(1)
@@ -158,13 +159,12 @@ def _chunk(
 def _log_total(logits_CW: Tensor, again: Callable[[], Tensor]) -> Tensor:
     """Return the log-sum-exp of each row, in float32 or better.
 
-    On the CPU the logits are overwritten, and the largest is neither looked for nor taken off,
-    unless a sum then leaves the range in which no term that counts is lost to overflow or
-    underflow: ``again`` computes the logits for that case.
+    On the CPU the logits are overwritten and the largest is not subtracted. If a sum then leaves
+    the range that is safe from overflow and underflow, ``again`` recomputes the logits.
     """
     wide = torch.promote_types(logits_CW.dtype, torch.float32)
     if logits_CW.device.type == "cpu":
-        # Powers of 2 are torch's own; those of e come from MKL, on AMD in four times the time.
+        # torch computes powers of 2 itself; powers of e come from MKL, four times slower on AMD.
         log_total_C = logits_CW.to(wide).mul_(LOG2_E).exp2_().sum(1).log_()
         if bool((log_total_C.abs() < SAFE_LOG_TOTAL).all()):
             return log_total_C
@@ -172,12 +172,12 @@ def _log_total(logits_CW: Tensor, again: Callable[[], Tensor]) -> Tensor:
     return logits_CW.to(wide).logsumexp(1)
 
 
-def _is_first(logits_CW: Tensor, place_C: Tensor, is_top_C: Tensor) -> Tensor:
-    """Say whether the word at a place, which may be a most likely one, is the first of these.
+def _is_first(logits_CW: Tensor, index_C: Tensor, is_top_C: Tensor) -> Tensor:
+    """Return whether the word at an index, if it is a most likely one, is the first of those.
 
-    Finding the largest value is fast, finding its place is not: it is looked for only where the
-    word has that value.
+    Finding the largest value is fast, finding its index is not; the index is computed only where
+    the word has that value.
     """
     row_M = is_top_C.nonzero()[:, 0]
-    is_top_C[row_M] = logits_CW[row_M].argmax(1) == place_C[row_M]
+    is_top_C[row_M] = logits_CW[row_M].argmax(1) == index_C[row_M]
     return is_top_C

@@ -1,9 +1,9 @@
 """Matrix products for inference on the CPU, by the faster of torch's two libraries.
 
-MKL, torch's choice for single precision, does not use the 512-bit vectors of AMD's processors;
-oneDNN, which torch also brings, does, and is no slower there with 256-bit vectors. Elsewhere
-torch's choice stays. Which library computes depends on the processor alone, never on a timing, so
-that a run gives the same bits again.
+MKL, torch's default for single precision, does not use the 512-bit vectors of AMD processors.
+oneDNN, which torch also ships, does, and is no slower there with 256-bit vectors. On other
+processors torch's default stays. The choice depends on the processor alone, never on a timing, so
+results are reproducible bit for bit.
 
 Shape letters: N rows, X inputs, Y outputs.
 """
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_PRODUCTS = 1 << 21
-"""Multiplications from which on the saving exceeds what a call of oneDNN costs."""
+"""Number of multiplications above which oneDNN saves more than its call overhead."""
 
 
 def linear(rows_NX: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
     """Return ``rows_NX @ weight_YX.T + bias_Y``, as ``F.linear`` does, to rounding.
 
-    Where gradients or autocast are on it is ``F.linear``: the other library's operator, the one
-    that torch's compiler uses, knows neither.
+    With gradients or autocast it is ``F.linear``: oneDNN's operator, which torch's compiler uses,
+    supports neither.
 
     Args:
         rows_NX: (..., X).
@@ -50,7 +50,7 @@ def by_onednn(rows_NX: Tensor, weight_YX: Tensor, bias_Y: Tensor | None) -> Tens
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Say whether single-precision products are faster by oneDNN here."""
+    """Return whether single-precision products are faster by oneDNN on this processor."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return (
         str(capabilities.get("cpu_name")).startswith("AMD")

@@ -1,4 +1,4 @@
-"""Load the model under study, or say in one line why not."""
+"""Load the model under study; errors are one line."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Outline:
-    """A checkpoint that was checked against its own config, but whose weights are not in memory.
+    """A checkpoint that was checked against its own config; its weights are not in memory.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         model: the model on torch's meta device: modules, names and shapes.
     """
 
@@ -51,7 +51,7 @@ class Outline:
 
 
 def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
-    """Check a checkpoint without keeping its weights in memory, and return what it is.
+    """Check a checkpoint without keeping its weights in memory, and describe it.
 
     Raises:
         InputError: see :func:`outline_checkpoint`.
@@ -60,31 +60,31 @@ def describe_checkpoint(config: ModelConfig) -> dict[str, object]:
 
 
 def outline_checkpoint(config: ModelConfig) -> Outline:
-    """Check that a checkpoint is whole, fits its own config, and has routers and a tokenizer.
+    """Check that a checkpoint is complete, fits its own config, and has routers and a tokenizer.
 
-    A hub id is downloaded first (into the hub's own cache), so that later jobs need no network.
-    The weights are then loaded as any job loads them, but onto the meta device, which drops each
-    tensor once its place is found.
+    A hub id is downloaded first (into the hub's own cache), so later jobs need no network. The
+    weights are then loaded as in any job, but onto the meta device, which drops each tensor once it
+    is matched.
 
     Raises:
         InputError: no such folder; no or truncated safetensors; weights of another model or with
-            tensors missing; quantised weights; a config that makes no sense; no supported router.
+            tensors missing; quantised weights; an invalid config; no supported router.
     """
     folder = checkpoint_folder(config, download=True)
     _check_files(folder)
     _load_tokenizer(folder)
     model = _load_weights(folder, config, "meta")
-    model.tie_weights()  # what a file holds under both its names is one tensor all the same
+    model.tie_weights()  # a tensor that a file holds under two names is one tensor
     return Outline(folder, model)
 
 
 def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
-    """Return what a checkpoint is.
+    """Describe a checkpoint.
 
     Returns:
         ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``top_k``,
         ``parameters``, ``weights_sha256`` (one hash over the hashes of the weights), ``files``
-        (name to hash of what is loaded) and ``settings`` (the same of config and tokenizer).
+        (name to hash of the loaded files) and ``settings`` (the same for config and tokenizer).
     """
     from moe_routing.engine.adapters import find_routers
 
@@ -130,10 +130,10 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
 def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     """Load model and tokenizer for inference.
 
-    Weights are safetensors only and code of the checkpoint is never run.
+    Only safetensors are loaded; code in the checkpoint is never run.
 
     Raises:
-        InputError: see :func:`checkpoint_folder`; a device that is not there; a model without a
+        InputError: see :func:`checkpoint_folder`; an unavailable device; a model without a
             supported router; weights that do not fit the architecture.
     """
     import torch
@@ -164,7 +164,7 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
 
 
 def check_device(device: str, key: str = "model.device") -> None:
-    """Raise InputError if a device is asked for, under a config key, that is not there."""
+    """Raise InputError if the device of a config key is not available."""
     import torch
 
     try:
@@ -187,11 +187,11 @@ def device_name(device: str) -> str:
 
 
 def _check_files(folder: Path) -> None:
-    """Check what files say by themselves.
+    """Check the files of a checkpoint without loading it.
 
     Raises:
-        InputError: see :func:`weight_files` and :func:`check_weights`; or codes that stand for
-            weights, which a router cannot be read from.
+        InputError: see :func:`weight_files` and :func:`check_weights`; or quantised weights, from
+            which a router cannot be read.
     """
     quantised = read_json(folder / "config.json").get("quantization_config")
     if quantised is not None:
@@ -210,13 +210,13 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> PreTrainedModel:
-    """Load a model with its very weights: none left out, left over, filled in or reshaped."""
+    """Load a model with exactly its weights: none missing, left over, filled in or reshaped."""
     import torch
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
     with _refusing(f"model.path: {config.path}: cannot be loaded", folder):
-        # transformers fills what is missing or of another shape with random numbers, and says so.
+        # transformers fills missing or misshapen tensors with random numbers, and reports them.
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
@@ -233,7 +233,7 @@ def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> 
 
 @contextmanager
 def _refusing(what: str, folder: Path | None = None) -> Iterator[None]:
-    """Turn what transformers raises for a checkpoint, which may be anything, into one line."""
+    """Turn any exception of transformers about a checkpoint into an InputError of one line."""
     from transformers import logging
 
     level = logging.get_verbosity()
@@ -250,10 +250,10 @@ def _refusing(what: str, folder: Path | None = None) -> Iterator[None]:
 
 
 def _check_complete(found: dict[str, set], path: str) -> None:
-    """Check transformers' account of a loading, which leaves out what may be absent or left over.
+    """Check transformers' loading report, which omits what may be absent or left over.
 
     Raises:
-        InputError: a tensor is missing, has no place in the model, or has another shape.
+        InputError: a tensor is missing, unexpected, or of another shape.
     """
     kinds = {
         "missing tensors": dict.fromkeys(found["missing_keys"], ""),
@@ -275,10 +275,10 @@ def _check_complete(found: dict[str, set], path: str) -> None:
 
 
 def _check_numbers(model: PreTrainedModel, path: Path) -> None:
-    """Check what shapes do not show.
+    """Check numbers that tensor shapes do not determine.
 
     Raises:
-        InputError: no supported router, or a number in config.json that makes no sense.
+        InputError: no supported router, or an invalid number in config.json.
     """
     from moe_routing.engine.adapters import find_routers
 

@@ -1,7 +1,7 @@
-"""Models whose weights accelerate keeps elsewhere, on the disk or the host.
+"""Models whose weights accelerate offloads to the disk or the host.
 
 Between forward passes the parameters of such a model are on the meta device, without values; hooks
-around each module's forward bring them. Whatever reads a weight outside of a forward reads it here.
+load them for each module's forward. Code that reads a weight outside a forward uses this module.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from moe_routing.errors import InputError
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Say whether some weights are not where the model computes."""
+    """Return whether some weights are offloaded."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Return where a model takes its inputs; accelerate's hooks move them on from the host."""
+    """Return the device of a model's inputs; accelerate's hooks move them on from the host."""
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a module, detached, from wherever accelerate keeps it.
+    """Return the weight of a module, detached, also if accelerate has offloaded it.
 
     Raises:
-        InputError: the weight has no values, and no hook of accelerate's to bring them; or it is
-            divided among processes.
+        InputError: the weight has no values and no hook of accelerate to load them, or it is
+            sharded across processes.
     """
     weight = module.weight
     if weight.is_meta:

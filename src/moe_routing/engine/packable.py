@@ -1,18 +1,18 @@
-"""What the packed engine takes for granted of a model, and for requests of what length it holds.
+"""What the packed engine assumes about a model, and up to what request length it is exact.
 
-A pack is one row of tokens that belong to many requests. It gives what a plain forward pass of each
-request gives only if
+A packed batch is one row of tokens of many requests. It gives the same results as a plain forward
+pass of each request only if
 
-- attention is causal, over everything before a token, and goes through transformers' interface:
-  no sliding window shorter than a request, no other kind of layer (recurrent, convolutional,
-  chunked), no bias of the scores by distance, no sink, no cap on the scores;
-- a token's position is said by position ids alone, and its rotary embedding does not depend on the
-  longest sequence beside it;
-- nothing but a linear layer lies between the final hidden states and the logits: no scale, no cap,
-  no adapter, no hook;
-- weights are where the model computes, and nothing is drawn at random.
+- attention is causal, sees every earlier token, and goes through transformers' interface: no
+  sliding window shorter than a request, no other kind of layer (recurrent, convolutional, chunked),
+  no distance bias, no attention sink, no cap on the scores;
+- position ids alone determine a token's position, and its rotary embedding does not depend on the
+  longest sequence in the batch;
+- only a linear layer lies between the final hidden states and the logits: no scale, no cap, no
+  adapter, no hook;
+- weights are on the device that computes, and nothing is random.
 
-What is not known to be so takes plain forward passes.
+Any model not known to satisfy these falls back to plain forward passes.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ PACKED_CLASSES = (
     "Qwen2MoeForCausalLM",
     "Qwen3MoeForCausalLM",
 )
-"""Models of transformers whose code has been read for the above. What their configs can change of
-it is looked at below."""
+"""Models of transformers whose code was checked against the above. Config settings that could break
+it are checked below."""
 
 FIXED_ROPES = ("default", "linear", "llama3", "proportional", "yarn")
 """Rotary embeddings that depend on a token's position alone."""
 
 PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention", ATTENTION_IMPLEMENTATION)
-"""What the names of implementations of plain attention begin with."""
+"""Prefixes of the names of plain attention implementations."""
 
 
 class Packable(NamedTuple):
-    """The longest request that the packed engine is exact for, and what stands in the way."""
+    """The longest request that the packed engine is exact for, and why not longer ones."""
 
     longest: float
     reason: str
 
 
 def packable(model: PreTrainedModel) -> Packable:
-    """Return how far the packed engine is exact for a model; 0 tokens if it is not at all."""
+    """Return up to what length the packed engine is exact for a model; 0 tokens if never."""
     reason = _obstacle(model)
     if reason:
         return Packable(0, reason)
@@ -63,7 +63,7 @@ def packable(model: PreTrainedModel) -> Packable:
 
 
 def _obstacle(model: PreTrainedModel) -> str:
-    """Return why a model cannot be packed, whatever the length of a request; empty if it can."""
+    """Return why a model cannot be packed at any request length; empty if it can."""
     kind, config = type(model), model.config
     if is_offloaded(model):
         return "some of its weights are offloaded"
@@ -79,19 +79,19 @@ def _obstacle(model: PreTrainedModel) -> str:
 
 
 def attention_span(config: PreTrainedConfig) -> float:
-    """Return how many tokens per token sees at least in every layer, itself included."""
+    """Return the fewest tokens that a token sees in any layer, including itself."""
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     if kinds == {"full_attention"}:
         return math.inf
     if kinds - {"full_attention", "sliding_attention"}:
         return 0
-    # Without a list of layers, a window counts for all of them.
+    # Without a list of layers, a window applies to all of them.
     listed = bool(getattr(config, "layer_types", None))
     return getattr(config, "sliding_window", None) or (0 if listed else math.inf)
 
 
 def rope_span(config: PreTrainedConfig) -> float:
-    """Return up to what length of the longest sequence rotary embeddings do not depend on it."""
+    """Return up to what longest sequence length rotary embeddings do not depend on it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in parameters.values()):
         return 0  # one for each kind of layer
@@ -106,7 +106,7 @@ def rope_span(config: PreTrainedConfig) -> float:
 
 @torch.inference_mode()
 def reset_rope(model: PreTrainedModel) -> None:
-    """Let dynamic rotary embeddings forget the longest sequence seen: they grow with it."""
+    """Reset dynamic rotary embeddings, which grow with the longest sequence seen."""
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             first = torch.zeros(1, 1, dtype=torch.int64, device=module.inv_freq.device)

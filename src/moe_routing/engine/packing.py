@@ -1,11 +1,12 @@
-"""Many requests in one forward pass, without padding: a flat row of tokens.
+"""Packed batches: many requests in one forward pass, as a flat row of tokens without padding.
 
-Requests with the same context become a tree: the tokens they share once (the trunk), and what
-each has of its own (its branch). Half of the branches lie before the trunk and half behind it, so
-that either half and the trunk are one slice of the row, which attention needs no copy of. A request
-that shares nothing is a trunk without branches.
+Requests with the same context form a prefix group: the row holds the tokens they share (the
+prefix) once, and the remaining tokens of each request (its continuation). Half of the
+continuations lie before the prefix and half after it, so that either half and the prefix are one
+contiguous slice, which attention reads without a copy. A request that shares nothing is a prefix
+without continuations.
 
-Shape letters: T tokens of the pack, N scored positions of the pack.
+Shape letters: T tokens of the packed batch, N scored positions of the packed batch.
 """
 
 from __future__ import annotations
@@ -19,70 +20,70 @@ import numpy as np
 
 from moe_routing.engine.requests import TokenRequest
 
-MIN_TRUNK = 8
-"""Fewer shared tokens are not worth a tree: its branches attend through a mask."""
+MIN_PREFIX = 8
+"""A shorter prefix is not worth sharing: continuations need an attention mask."""
 
 
 @dataclass(frozen=True)
-class Tree:
-    """Requests that share their first ``trunk`` inputs.
+class PrefixGroup:
+    """Requests that share their first ``prefix`` inputs.
 
     Attributes:
-        members: places of the requests in the list they came from.
-        trunk: number of shared inputs; all inputs if there is one member.
-        branches: number of further inputs of each member.
+        members: indices of the requests in the list they came from.
+        prefix: number of shared inputs; all inputs if there is one member.
+        continuations: number of further inputs of each member.
     """
 
     members: tuple[int, ...]
-    trunk: int
-    branches: tuple[int, ...]
+    prefix: int
+    continuations: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Tokens of the tree."""
-        return self.trunk + sum(self.branches)
+        """Number of tokens of the group."""
+        return self.prefix + sum(self.continuations)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tree lies in the pack, from ``start`` on: branches, the trunk, branches.
+    """Where a prefix group lies in the packed batch: continuations, the prefix, continuations.
 
     Attributes:
         start: flat index of its first token.
-        left: number of tokens of each branch before the trunk.
-        trunk: number of tokens of the trunk.
-        right: number of tokens of each branch behind the trunk.
+        left: number of tokens of each continuation before the prefix.
+        prefix: number of tokens of the prefix.
+        right: number of tokens of each continuation after the prefix.
     """
 
     start: int
     left: tuple[int, ...]
-    trunk: int
+    prefix: int
     right: tuple[int, ...]
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Tokens of each part, in order."""
-        return (*self.left, self.trunk, *self.right)
+        """Number of tokens of each part, in order."""
+        return (*self.left, self.prefix, *self.right)
 
     @property
     def size(self) -> int:
-        """Tokens of the tree."""
+        """Number of tokens of the group."""
         return sum(self.parts)
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackedBatch:
     """The tokens of one forward pass.
 
     Attributes:
         ids_T: token ids, int64.
         position_T: position of each token in its request, int64.
-        spans: the trees, in order.
-        members: places of the requests, in the order of what follows.
+        spans: where the prefix groups lie, in order.
+        members: indices of the requests; the arrays below follow this order.
         scored_N: flat index of each input that predicts a target.
         target_N: the targets.
-        first_target: for each request, where its targets begin in ``target_N``.
-        paths: for each request, its trunk and branch as flat (start, end, start, end).
+        first_target: index in ``target_N`` of each request's first target.
+        paths: prefix and continuation of each request, as flat (start, end, start, end).
     """
 
     ids_T: np.ndarray
@@ -100,103 +101,114 @@ class Pack:
         return np.diff(self.first_target, append=self.target_N.size)
 
 
-def plant(requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]) -> list[Tree]:
-    """Return one tree per group, or one a request where a group shares too little."""
-    trees: list[Tree] = []
-    for group in groups:
-        inputs = [requests[place].input_ids for place in group]
-        shared = _common_prefix(inputs) if len(group) > 1 else 0
-        if shared >= MIN_TRUNK:
-            trees.append(Tree(tuple(group), shared, tuple(len(ids) - shared for ids in inputs)))
+def group_by_prefix(
+    requests: Sequence[TokenRequest], candidates: Sequence[Sequence[int]]
+) -> list[PrefixGroup]:
+    """Return the prefix groups of requests.
+
+    Args:
+        requests: the requests.
+        candidates: indices of requests that may share their first tokens. They become one group,
+            or one group per request if the prefix they share is shorter than ``MIN_PREFIX``.
+    """
+    groups: list[PrefixGroup] = []
+    for members in candidates:
+        inputs = [requests[index].input_ids for index in members]
+        shared = _common_prefix(inputs) if len(members) > 1 else 0
+        if shared >= MIN_PREFIX:
+            rest = tuple(len(ids) - shared for ids in inputs)
+            groups.append(PrefixGroup(tuple(members), shared, rest))
         else:
-            trees += [
-                Tree((place,), len(ids), (0,)) for place, ids in zip(group, inputs, strict=True)
+            groups += [
+                PrefixGroup((index,), len(ids), (0,))
+                for index, ids in zip(members, inputs, strict=True)
             ]
-    return trees
+    return groups
 
 
-def fill(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
-    """Divide trees into packs of at most ``budget`` tokens, the longest trees first.
+def fill(groups: Sequence[PrefixGroup], budget: int) -> list[list[PrefixGroup]]:
+    """Divide prefix groups into batches of at most ``budget`` tokens, the longest groups first.
 
-    A tree above the budget gets a pack of its own.
+    A group larger than the budget gets a batch of its own.
     """
-    packs: list[list[Tree]] = []
+    batches: list[list[PrefixGroup]] = []
     room = 0
-    for tree in sorted(trees, key=lambda tree: (-tree.size, tree.members)):
-        if tree.size > room:
-            packs.append([])
+    for group in sorted(groups, key=lambda group: (-group.size, group.members)):
+        if group.size > room:
+            batches.append([])
             room = budget
-        packs[-1].append(tree)
-        room -= tree.size
-    return packs
+        batches[-1].append(group)
+        room -= group.size
+    return batches
 
 
-def spread(trees: Sequence[Tree], budget: int, workers: int) -> list[list[Tree]]:
-    """Divide trees into packs of much the same size, a multiple of ``workers`` if there are enough.
+def balance(groups: Sequence[PrefixGroup], budget: int, workers: int) -> list[list[PrefixGroup]]:
+    """Divide prefix groups into batches of similar size.
 
-    No pack is above ``budget``, apart from that of a single tree.
+    The number of batches is a multiple of ``workers`` if there are enough groups. No batch exceeds
+    ``budget``, except one that holds a single group.
     """
-    if not trees:
+    if not groups:
         return []
-    count = -(-len(fill(trees, budget)) // workers) * workers
-    mean = -(-sum(tree.size for tree in trees) // count)
-    # The smallest limit that needs no more packs makes them most alike.
+    count = -(-len(fill(groups, budget)) // workers) * workers
+    mean = -(-sum(group.size for group in groups) // count)
+    # The smallest limit that needs no more batches gives the most equal sizes.
     limits = range(mean, budget)
-    above = bisect_left(limits, True, key=lambda limit: len(fill(trees, limit)) <= count)
-    return fill(trees, min(mean + above, budget))
+    above = bisect_left(limits, True, key=lambda limit: len(fill(groups, limit)) <= count)
+    return fill(groups, min(mean + above, budget))
 
 
 def fill_equal(
-    trees: Sequence[Tree], targets: Sequence[int], budget: int, scored: int
-) -> list[list[Tree]]:
-    """Divide trees of one request each into packs of requests of one length.
+    groups: Sequence[PrefixGroup], targets: Sequence[int], budget: int, scored: int
+) -> list[list[PrefixGroup]]:
+    """Divide groups of one request each into batches of requests of equal length.
 
     Args:
-        trees: the trees.
-        targets: number of targets of each request, by its place.
-        budget: most tokens of a pack.
-        scored: most rows of logits of a pack, where each request has as many as the one with the
-            most targets. A request above either gets a pack of its own.
+        groups: the prefix groups.
+        targets: number of targets of each request, by its index.
+        budget: most tokens of a batch.
+        scored: most rows of logits of a batch, in which every request has as many rows as the one
+            with the most targets. A request above either limit gets a batch of its own.
     """
 
-    def order(tree: Tree) -> tuple[int, int]:
-        return (-tree.size, -targets[tree.members[0]])
+    def order(group: PrefixGroup) -> tuple[int, int]:
+        return (-group.size, -targets[group.members[0]])
 
-    packs = []
-    for size, group in groupby(sorted(trees, key=order), key=lambda tree: tree.size):
-        equal = list(group)
+    batches = []
+    for size, same in groupby(sorted(groups, key=order), key=lambda group: group.size):
+        equal = list(same)
         while equal:
             most = targets[equal[0].members[0]]
             rows = max(1, min(budget // size, scored // most))
-            packs.append(equal[:rows])
+            batches.append(equal[:rows])
             equal = equal[rows:]
-    return packs
+    return batches
 
 
-def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:
-    """Lay trees out in one flat row."""
-    size = sum(tree.size for tree in trees)
+def build(requests: Sequence[TokenRequest], groups: Sequence[PrefixGroup]) -> PackedBatch:
+    """Lay prefix groups out in one flat row."""
+    size = sum(group.size for group in groups)
     ids_T, position_T = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
     scored, spans, paths, members, targets = [], [], [], [], []
     start = 0
-    for tree in trees:
-        half = len(tree.members) // 2
-        span = Span(start, tree.branches[:half], tree.trunk, tree.branches[half:])
+    for group in groups:
+        half = len(group.members) // 2
+        span = Span(start, group.continuations[:half], group.prefix, group.continuations[half:])
         begins = list(accumulate(span.parts, initial=start))
-        root, fork = begins[half : half + 2]
+        prefix_start, prefix_end = begins[half : half + 2]
         starts = begins[:half] + begins[half + 1 : -1]
-        for member, begin, length in zip(tree.members, starts, tree.branches, strict=True):
-            path = np.r_[root:fork, begin : begin + length]
+        for member, begin, length in zip(group.members, starts, group.continuations, strict=True):
+            path = np.r_[prefix_start:prefix_end, begin : begin + length]
             ids_T[path] = requests[member].input_ids
             position_T[path] = np.arange(path.size)
             scored.append(path[-len(requests[member].target_ids) :])
             targets.append(requests[member].target_ids)
-            paths.append((root, fork, begin, begin + length))
+            paths.append((prefix_start, prefix_end, begin, begin + length))
             members.append(member)
         spans.append(span)
-        start += tree.size
+        start += group.size
     counts = [len(target) for target in targets]
-    return Pack(
+    return PackedBatch(
         ids_T=ids_T,
         position_T=position_T,
         spans=tuple(spans),
@@ -209,9 +221,9 @@ def build(requests: Sequence[TokenRequest], trees: Sequence[Tree]) -> Pack:
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many first elements are the same in all rows."""
-    # The rows between the lexically first and last share at least what these two do.
+    """Return how many first elements are equal in all rows."""
+    # All rows share at least what the lexically first and last ones share.
     first, last = min(rows), max(rows)
     shortest = min(len(first), len(last))
-    different = (place for place in range(shortest) if first[place] != last[place])
+    different = (index for index in range(shortest) if first[index] != last[index])
     return next(different, shortest)

@@ -1,7 +1,7 @@
-"""Forwards replaced for a while.
+"""Forwards of modules, replaced temporarily.
 
-A replacement lies on top of what it found. Contexts may be left in any order and in any thread:
-the module computes what it did before, and what others have put on top meanwhile stays.
+Replacements stack: each one lies on top of the forward it found. Contexts may end in any order and
+in any thread. The module then computes what it did before, and later replacements stay in place.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from moe_routing.errors import InputError
 Forward = Callable[..., object]
 T = TypeVar("T")
 
-PLACES = ("_old_forward", "forward")
-"""Where a module's own forward is looked up. Accelerate keeps it in the first, and in the second
-its hooks, which bring weights and inputs to a device: a replacement lies below them."""
+ATTRIBUTES = ("_old_forward", "forward")
+"""Attributes that may hold a module's own forward. Accelerate moves it to the first; the second
+then holds its hooks, which load weights and move inputs. A replacement lies below those hooks."""
 
 _LOCK = threading.Lock()
 
 
 class Replacement:
-    """A forward in place of another one, which lies below it.
+    """A forward that replaces another one, which lies below it.
 
-    A copy of the module, made by ``copy`` or ``pickle``, gets what lies below: the copy is a model
-    of its own, and not replaced.
+    A copy of the module, made by ``copy`` or ``pickle``, gets the forward below: the copy is an
+    independent model without the replacement.
     """
 
     def __init__(
         self, below: Forward, from_class: bool, make: Callable[[Forward], Forward], sole: str | None
     ) -> None:
-        """Make the new forward; see :func:`swapped`.
+        """Make the new forward; see :func:`patched_forward`.
 
         Args:
-            below: the forward in place.
-            from_class: whether that is the class's; the module itself holds nothing.
-            make: from the forward in place to the new one.
-            sole: what the new one does, where there is to be only one such.
+            below: the present forward.
+            from_class: whether it is the class's forward, not an attribute of the module.
+            make: from the present forward to the new one.
+            sole: what the new one does, if a module takes only one such replacement.
         """
         self.below, self.from_class, self.sole = below, from_class, sole
         self.compute = make(below)
@@ -56,32 +56,32 @@ class Replacement:
 
 
 @contextmanager
-def swapped(
+def patched_forward(
     module: nn.Module, make: Callable[[Forward], Forward], sole: str | None = None
 ) -> Iterator[None]:
     """Replace a module's forward inside the context.
 
     Args:
         module: the module.
-        make: from the forward in place to the new one.
-        sole: what the new one does, where a module takes only one such at a time.
+        make: from the present forward to the new one.
+        sole: what the new one does, if a module takes only one such replacement at a time.
 
     Raises:
-        InputError: ``sole``, and another such replacement is in place.
+        InputError: ``sole`` is given, and another such replacement is active.
     """
     with _LOCK:
-        replacement = _put(module, make, sole)
+        replacement = _push(module, make, sole)
     try:
         yield
     finally:
         with _LOCK:
-            _take(module, replacement)
+            _remove(module, replacement)
 
 
 def replacements(module: nn.Module) -> Iterator[Replacement]:
-    """Return what replaces a module's forward, the last put in place first."""
-    for place in PLACES:
-        found = vars(module).get(place)
+    """Return the active replacements of a module's forward, the latest first."""
+    for name in ATTRIBUTES:
+        found = vars(module).get(name)
         while isinstance(found, Replacement):
             if found.live:
                 yield found
@@ -89,43 +89,43 @@ def replacements(module: nn.Module) -> Iterator[Replacement]:
 
 
 def sole_replacement(model: nn.Module) -> str | None:
-    """Return the sole replacement in place somewhere in a model, such as "routed by 'x'"."""
+    """Return the active sole replacement in a model, such as "routed by 'x'"."""
     found = (new.sole for module in model.modules() for new in replacements(module))
     return next((sole for sole in found if sole), None)
 
 
-def _put(module: nn.Module, make: Callable[[Forward], Forward], sole: str | None) -> Replacement:
+def _push(module: nn.Module, make: Callable[[Forward], Forward], sole: str | None) -> Replacement:
     taken = next((found.sole for found in replacements(module) if found.sole), None)
     if sole and taken:
         raise InputError(
             f"the model is {taken} already; leave that context first: a model takes one at a time, "
             "whichever thread or wrapper asks"
         )
-    place = next((place for place in PLACES if place in vars(module)), PLACES[-1])
-    below, from_class = getattr(module, place), place not in vars(module)
+    name = next((name for name in ATTRIBUTES if name in vars(module)), ATTRIBUTES[-1])
+    below, from_class = getattr(module, name), name not in vars(module)
     replacement = Replacement(below, from_class, make, sole)
-    setattr(module, place, replacement)
+    setattr(module, name, replacement)
     return replacement
 
 
-def _take(module: nn.Module, replacement: Replacement) -> None:
-    """Take a replacement away; one that something else lies on passes calls on from now on."""
+def _remove(module: nn.Module, replacement: Replacement) -> None:
+    """Remove a replacement; if another one lies on it, it only passes calls on from now on."""
     replacement.live, replacement.compute = False, replacement.below
-    for place in PLACES:
-        if vars(module).get(place) is replacement:
-            _restore(module, place, replacement)
+    for name in ATTRIBUTES:
+        if vars(module).get(name) is replacement:
+            _restore(module, name, replacement)
 
 
-def _restore(module: nn.Module, place: str, replacement: Replacement) -> None:
+def _restore(module: nn.Module, name: str, replacement: Replacement) -> None:
     below = replacement.below
     if isinstance(below, Replacement) and not below.live:
-        _restore(module, place, below)
-    elif replacement.from_class and place == "forward":
-        delattr(module, place)
-    else:  # in accelerate's place there is always something
-        setattr(module, place, below)
+        _restore(module, name, below)
+    elif replacement.from_class and name == "forward":
+        delattr(module, name)
+    else:  # accelerate's attribute is never absent
+        setattr(module, name, below)
 
 
 def itself(kept: T) -> T:
-    """Return what is given; a stand-in reduces to this, so that a copy is one of what is kept."""
+    """Return the argument. A wrapper reduces to this call, so a copy holds what it wraps."""
     return kept

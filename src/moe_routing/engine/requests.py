@@ -1,7 +1,7 @@
-"""What is scored, and its tokens, by the rules of lm-evaluation-harness (``TemplateLM``, ``HFLM``).
+"""Requests and their tokens, by the rules of lm-evaluation-harness (``TemplateLM``, ``HFLM``).
 
 A request is a text that is read (context) and a text that is scored (continuation). Where the
-harness stops with an assertion, :class:`moe_routing.errors.InputError` is raised.
+harness fails with an assertion, :class:`moe_routing.errors.InputError` is raised.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Encoder:
         """Keep the tokenizer.
 
         Args:
-            tokenizer: its beginning-of-sequence token, or else its end-of-sequence token, stands
-                where there is no context.
-            max_length: most input tokens of a request; more are cut off from the left.
-            batch_size: texts given to the tokenizer at once.
+            tokenizer: its beginning-of-sequence token, or else its end-of-sequence token, replaces
+                an empty context.
+            max_length: most input tokens of a request; longer ones are truncated from the left.
+            batch_size: texts per call of the tokenizer.
 
         Raises:
             InputError: the tokenizer has neither token.
@@ -68,20 +68,20 @@ class Encoder:
         """Return the token requests, in order.
 
         Spaces at the end of a context move to the continuation. Context and continuation are
-        tokenised as one text, and cut where the context alone ends; without a context the prefix
-        token stands for it.
+        tokenised as one text and split at the length of the context alone; the prefix token
+        replaces an empty context.
 
         Raises:
             InputError: a continuation has no token, or more than ``max_length``.
         """
         split = [_move_spaces(request) for request in requests]
-        bare = [place for place, request in enumerate(requests) if request.context == ""]
+        bare = [index for index, request in enumerate(requests) if request.context == ""]
         texts = sorted({context for context, _ in split})
         contexts = dict(zip(texts, self._encode(texts), strict=True))
         whole = self._encode([context + continuation for context, continuation in split])
-        bare_ids = self._encode([split[place][1] for place in bare], special=False)
-        for place, ids in zip(bare, bare_ids, strict=True):
-            whole[place] = ids
+        bare_ids = self._encode([split[index][1] for index in bare], special=False)
+        for index, ids in zip(bare, bare_ids, strict=True):
+            whole[index] = ids
         return [
             self._token_request(request, contexts[context] if request.context else [], ids)
             for request, (context, _), ids in zip(requests, split, whole, strict=True)
@@ -91,7 +91,7 @@ class Encoder:
         """Return, for each text, the windows that predict each of its tokens once.
 
         The first window starts with the prefix token, every later one with the last token of the
-        window before it; the last is filled up with earlier tokens that are read, not scored
+        window before it; the last is filled up with earlier tokens, which are read but not scored
         (``get_rolling_token_windows`` with ``context_len=1``, then ``make_disjoint_window``).
 
         Raises:
@@ -116,7 +116,7 @@ class Encoder:
     ) -> TokenRequest:
         targets = whole[len(context) :]
         if not context:
-            # No context, or one of spaces only: the prefix token, unless the text starts with it.
+            # An empty context becomes the prefix token, unless the text starts with it.
             starts_with_it = request.context == "" and targets[:1] == [self.prefix_token]
             context, targets = [self.prefix_token], targets[1:] if starts_with_it else targets
         if not targets:
@@ -126,7 +126,7 @@ class Encoder:
                 f"continuation {request.continuation[:40]!r} has {len(targets)} tokens; allowed: "
                 f"at most the window of {self.max_length}"
             )
-        # The context's own tokens are read, even where the whole text begins with other ones.
+        # The model reads the context's own tokens, even if the whole text begins with others.
         return TokenRequest((context + targets)[-(self.max_length + 1) :][:-1], targets)
 
     def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
@@ -139,9 +139,9 @@ class Encoder:
             encoded = self.tokenizer(batch, return_attention_mask=False, verbose=False, **options)
             ids += encoded["input_ids"]
         if special is None:
-            for place, text in enumerate(texts):
+            for index, text in enumerate(texts):
                 if text.startswith(self._prefix_text):
-                    ids[place] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                    ids[index] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 

@@ -1,4 +1,4 @@
-"""Put a routing strategy into a model, and take it out again without a trace.
+"""Apply a routing strategy to a model temporarily.
 
 Shape letters: T tokens, K slots per token, E experts, H hidden size.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from moe_routing.engine.adapters import (
     find_routers,
     router_fingerprint,
 )
+from moe_routing.engine.context import current_context
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.offload import weight_of
-from moe_routing.engine.patching import itself, replacements, swapped
+from moe_routing.engine.patching import itself, patched_forward, replacements
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
-"""Experts implementations that pass over the sentinel id E; the others index out of range or
-leave uninitialised rows, so that they get a valid id with weight 0 instead."""
+"""Experts implementations that skip the sentinel id E. The others index out of range or leave
+uninitialised rows; they get a valid id with weight 0 instead."""
 
 
 @contextmanager
@@ -50,8 +52,8 @@ def routed(
 ) -> Iterator[PreTrainedModel]:
     """Route ``model`` by ``strategy`` inside the context; restore it exactly on leaving.
 
-    The model is routed for every thread that runs it. A copy made inside the context is a stock
-    model. Weights that accelerate has offloaded are brought by its hooks, as for the stock model.
+    The model is routed in every thread that runs it. A copy made inside the context is a stock
+    model. Accelerate's hooks load offloaded weights, as for the stock model.
 
     Args:
         model: a transformers model with supported routers.
@@ -63,10 +65,10 @@ def routed(
             model's own setting.
 
     Raises:
-        InputError: an unknown strategy, more experts than the model has, a calibration that is
-            missing or belongs to another model, a model without a supported router, with router
-            weights out of reach, or that is routed already; an experts implementation that is
-            unknown or cannot be chosen.
+        InputError: an unknown strategy; more experts than the model has; a calibration that is
+            missing or belongs to another model; a model without a supported router, with router
+            weights that cannot be read, or that is routed already; an experts implementation that
+            is unknown or cannot be chosen.
 
     Example::
 
@@ -81,8 +83,10 @@ def routed(
     with ExitStack() as stack:
         for router in routers:
             built = Router(select, strategy.weighting_kind, router.top_k)
-            forward = _forward(router, built, strategy, recorder, skips_padded_slots)
-            new = swapped(router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'")
+            forward = RouterForward(router, built, strategy, recorder, skips_padded_slots)
+            new = patched_forward(
+                router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'"
+            )
             stack.enter_context(new)
         if experts_implementation is not None:
             stack.enter_context(_experts(model, experts_implementation))
@@ -101,7 +105,7 @@ def _check(
             f"strategy '{strategy.id}' may select {strategy.max_experts} experts; "
             f"allowed: at most the model's {experts}"
         )
-    weight_of(routers[0].module)  # within reach
+    weight_of(routers[0].module)  # raises if it cannot be read
     if not strategy.needs_calibration:
         return None
     if calibration is None:
@@ -119,9 +123,9 @@ def _check(
 
 
 class _Setting:
-    """The config of experts inside the context: the model's own, but for their implementation.
+    """The config of experts inside the context: the model's own with another implementation.
 
-    Other models may share that config, so that it is not changed. A copy gets the config itself.
+    Other models may share that config, so it is not changed. A copy gets the config itself.
     """
 
     def __init__(self, config: PreTrainedConfig, implementation: str) -> None:
@@ -136,7 +140,7 @@ class _Setting:
 
 @contextmanager
 def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Choose how experts are computed; only for who holds the routers, so that nobody else does."""
+    """Choose the experts implementation; the exclusive patch of the routers guards it."""
     try:
         implementation = model.get_correct_experts_implementation(implementation)
     except (ValueError, ImportError) as error:
@@ -158,46 +162,45 @@ def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
 
 
 def _skips(model: PreTrainedModel, implementation: str | None) -> Callable[[], bool]:
-    """Return whether experts pass over padded slots; the model's own setting may change."""
+    """Return a function that says if experts skip padded slots; the setting may change."""
     if implementation is not None:
         return lambda: implementation in SKIPS_PADDED_SLOTS
     return lambda: model.config._experts_implementation in SKIPS_PADDED_SLOTS
 
 
-def _forward(
-    router: RouterModule,
-    route: Router,
-    strategy: Strategy,
-    recorder: Recorder | None,
-    skips_padded_slots: Callable[[], bool],
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return a router forward: hidden states to (logits, weights, expert ids)."""
-    floor, cap = strategy.min_experts, strategy.max_experts
+@dataclass(frozen=True, eq=False)
+class RouterForward:
+    """The forward of a router under a strategy: hidden states to (logits, weights, expert ids)."""
 
-    # Not for torch.compile's graphs: sizes follow the routing, numpy sorts, a recorder sums.
+    router: RouterModule
+    route: Router
+    strategy: Strategy
+    recorder: Recorder | None
+    skips_padded_slots: Callable[[], bool]
+
+    # Excluded from torch.compile's graphs: sizes depend on the routing, and numpy sorts.
     @torch.compiler.disable
-    def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route tokens."""
+        router, strategy = self.router, self.strategy
         weight_EH = router.module.weight
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
-        mask_T = None if recorder is None else recorder.mask_T
-        routing = route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
+        mask_T = current_context().mask_T
+        routing = self.route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
-        if recorder is not None:
-            recorder.add(router.layer, routing, floor, cap)
-            if recorder.mask_T is not None:
-                padding_T1 = ~recorder.mask_T.to(index_TK.device)[:, None]
-                index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
-                weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
-        if not skips_padded_slots():
+        if self.recorder is not None:
+            self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
+        if mask_T is not None:
+            padding_T1 = ~mask_T.to(index_TK.device)[:, None]
+            index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
+            weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
+        if not self.skips_padded_slots():
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
         return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
 
-    forward.in_order = strategy.in_order
-    return forward
-
 
 def routes_in_order(model: nn.Module) -> bool:
-    """Tell whether the strategy in place needs one forward pass after another."""
-    found = (new for module in model.modules() for new in replacements(module))
-    return any(getattr(new.compute, "in_order", False) for new in found)
+    """Return whether the active strategy requires forward passes one after another."""
+    computes = (new.compute for module in model.modules() for new in replacements(module))
+    return any(isinstance(c, RouterForward) and c.strategy.in_order for c in computes)

@@ -1,11 +1,11 @@
-"""The scoring engine: log-likelihoods of requests, with the routing strategy that is in place.
+"""The scoring engine: log-likelihoods of requests under the active routing strategy.
 
-Requests are packed without padding under a token budget, a context that several requests share is
-computed once, logits and the last layer's experts are computed only where a token is scored, and a
-processor's cores work on several packs at once. Requests for which that would not be exact
-(:mod:`moe_routing.engine.packable`) take the model's own forward pass, in batches of one
-length. The numbers are those of lm-evaluation-harness's ``HFLM``; they do not depend on budget,
-order or cores, to rounding.
+Requests are packed without padding under a token budget. A context that several requests share is
+computed once, logits are computed at scored positions only, and on the CPU several packed batches
+run concurrently. Requests for which packing would not be exact
+(:mod:`moe_routing.engine.packable`) fall back to plain forward passes, in batches of equal length.
+Results match those of lm-evaluation-harness's ``HFLM`` and do not depend on budget, order or number
+of workers, up to rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile, zip_longest
@@ -25,9 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.context import ForwardContext, Sums, forward_context
 from moe_routing.engine.packable import packable
-from moe_routing.engine.packing import Pack, Tree, build, plant
-from moe_routing.engine.passes import Packed, Plain, Way
+from moe_routing.engine.packing import PackedBatch, PrefixGroup, build, group_by_prefix
+from moe_routing.engine.passes import Packed, Plain, Runner
 from moe_routing.engine.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.engine.routed import routes_in_order
 from moe_routing.engine.workers import divide_threads, map_in_order
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from moe_routing.data.items import Item
-    from moe_routing.engine.recorder import Recorder, Sums
+    from moe_routing.engine.recorder import Recorder
 
-MIN_PACK = 1024
-"""With fewer tokens for each worker, several forward passes at once gain nothing."""
+MIN_WORKER_TOKENS = 1024
+"""With fewer tokens per worker, concurrent batches gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Score:
 
     Attributes:
         log_likelihood: summed over its tokens, nats.
-        greedy: whether every token is the model's most likely one; None where not asked for.
+        greedy: whether every token is the model's most likely one; None if not requested.
         tokens: number of scored tokens.
-        mean_experts: experts per token and layer, over all tokens read for this request, those of a
-            shared context included; None without a recorder.
+        mean_experts: mean experts per token and layer over all tokens read for this request,
+            including those of a shared context; None without a recorder.
     """
 
     log_likelihood: float
@@ -62,7 +63,7 @@ class Score:
 
 
 class Scorer:
-    """Scores requests with a model as it is: put a strategy in place around the calls."""
+    """Scores requests with a model as it is; to score under a strategy, call it in ``routed``."""
 
     def __init__(
         self,
@@ -84,12 +85,13 @@ class Scorer:
             tokenizer: its tokenizer.
             token_budget: most tokens of a forward pass; halved when memory runs out.
             window: most input tokens of a request; None takes the model's limit.
-            recorder: the one that the routing context writes to; it sees a shared context once.
+            recorder: the recorder of the routing context; it counts a shared context once.
             share_prefixes: compute a context that several requests share once.
             padded_attention: see :mod:`moe_routing.engine.attention`; None decides by device.
-            workers: forward passes at once, which share torch's threads; None decides by device,
-                threads and tokens, and takes one under a strategy whose draws go by forward pass.
-                With more than one, hooks on the model are called from several threads.
+            workers: number of concurrent batches, which share torch's threads. None decides by
+                device, threads and tokens, and takes one under a strategy whose random draws
+                follow the order of forward passes. With more than one, hooks on the model are
+                called from several threads.
             progress: show a progress bar; None shows it on a terminal.
 
         Raises:
@@ -106,7 +108,7 @@ class Scorer:
             raise InputError(f"workers is {workers}; allowed: at least 1")
         self._workers = workers
         self._packed, self._plain = Packed(model, padded_attention), Plain(model)
-        self._told = False
+        self._warned = False
         self._progress = progress
 
     def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
@@ -116,9 +118,9 @@ class Scorer:
             InputError: a continuation has no token or does not fit into the window.
         """
         groups: dict[object, list[int]] = {}
-        for place, request in enumerate(requests):
+        for index, request in enumerate(requests):
             shared = self._share_prefixes and request.context != ""
-            groups.setdefault(request.context if shared else place, []).append(place)
+            groups.setdefault(request.context if shared else index, []).append(index)
         return self.score_tokens(
             self.encoder.requests(requests), list(groups.values()), label=label
         )
@@ -131,7 +133,7 @@ class Scorer:
         """
         windows = self.encoder.rolling(texts)
         flat = [window for group in windows for window in group]
-        groups = [[place] for place in range(len(flat))]
+        groups = [[index] for index in range(len(flat))]
         scores = iter(self.score_tokens(flat, groups, greedy=False, label=label))
         return [
             _combine([(next(scores), len(window.input_ids)) for window in group])
@@ -145,7 +147,7 @@ class Scorer:
 
         Args:
             items: the items.
-            task: ``perplexity`` scores whole documents in windows, any other continuations.
+            task: ``perplexity`` scores whole documents in windows; other tasks score continuations.
             label: name of the progress bar.
 
         Raises:
@@ -173,157 +175,162 @@ class Scorer:
 
         Args:
             requests: the requests.
-            groups: places of requests that may share their first tokens.
-            greedy: whether to tell if each target is the most likely token.
+            groups: indices of requests that may share their first tokens.
+            greedy: whether to report if every target is the most likely token.
             label: name of the progress bar.
         """
         scores: list[Score | None] = [None] * len(requests)
 
-        def check(pack: Pack) -> None:
-            for place in pack.members:
-                if not math.isfinite(scores[place].log_likelihood):
-                    self._refuse(scores[place], place, requests[place], label)
+        def check(batch: PackedBatch) -> None:
+            for index in batch.members:
+                if not math.isfinite(scores[index].log_likelihood):
+                    self._refuse(scores[index], index, requests[index], label)
 
-        work = partial(self._score_pack, greedy=greedy, scores=scores)
-        self._each_pack(requests, groups, work, label, check)
+        work = partial(self._score_batch, greedy=greedy, scores=scores)
+        self._each_batch(requests, groups, work, label, check)
         return scores
 
     def final_states(self, requests: Sequence[TokenRequest], label: str = "read") -> list[Tensor]:
-        """Return each request's final hidden states, those that predict its targets.
+        """Return each request's final hidden states at the positions that predict its targets.
 
         Returns:
             On the host, (targets, hidden size) each, in the order of the requests.
         """
         states: list[Tensor | None] = [None] * len(requests)
 
-        def keep(pack: Pack, way: Way) -> None:
-            parts = way.states(pack).cpu().split(pack.targets.tolist())
-            for member, part in zip(pack.members, parts, strict=True):
+        def keep(batch: PackedBatch, _: ForwardContext, runner: Runner) -> None:
+            parts = runner.states(batch).cpu().split(batch.targets.tolist())
+            for member, part in zip(batch.members, parts, strict=True):
                 states[member] = part
 
-        self._each_pack(requests, [[place] for place in range(len(requests))], keep, label)
+        self._each_batch(requests, [[index] for index in range(len(requests))], keep, label)
         return states
 
-    def _refuse(self, score: Score, place: int, request: TokenRequest, label: str) -> NoReturn:
-        """Name a request that has no likelihood, or the router that is the reason."""
+    def _refuse(self, score: Score, index: int, request: TokenRequest, label: str) -> NoReturn:
+        """Raise an error that names a request without a likelihood, or the router at fault."""
         if self._recorder is not None:
             self._recorder.statistics().check_finite(label)
         text = self.encoder.tokenizer.decode(request.target_ids[:20])
         raise InputError(
-            f"{label}: the log-likelihood of request {place + 1} (continuation {text[:40]!r}) is "
+            f"{label}: the log-likelihood of request {index + 1} (continuation {text[:40]!r}) is "
             f"{score.log_likelihood}; allowed: finite numbers (check the weights and the dtype)"
         )
 
-    def _each_pack(
+    def _each_batch(
         self,
         requests: Sequence[TokenRequest],
         groups: Sequence[Sequence[int]],
-        work: Callable[[Pack, Way], None],
+        work: Callable[..., None],
         label: str,
-        check: Callable[[Pack], None] = lambda _: None,
+        check: Callable[[PackedBatch], None] = lambda _: None,
     ) -> None:
-        """Pack the requests and do the work on every pack, with a progress bar.
+        """Pack the requests and do the work on every batch, with a progress bar.
 
         Args:
             requests: the requests.
-            groups: places of requests that may share their first tokens.
-            work: takes a pack and the way to run the model on it.
+            groups: indices of requests that may share their first tokens.
+            work: takes a batch, its forward context and, by keyword, the runner of the model.
             label: name of the progress bar.
-            check: looks at a pack that is done.
+            check: looks at a batch that is done.
 
         Raises:
             InputError: the model is in training mode, or being scored already.
         """
         if self.model.training:
             raise InputError("the model is in training mode; call model.eval() before scoring")
-        parts = self._plant(requests, groups)
+        parts = self._group(requests, groups)
         disable = None if self._progress is None else not self._progress
         bar = tqdm(
-            total=sum(tree.size for trees, _ in parts for tree in trees), desc=label, unit="tok",
-            unit_scale=True, disable=disable,
+            total=sum(group.size for groups, _ in parts for group in groups), desc=label,
+            unit="tok", unit_scale=True, disable=disable,
         )  # fmt: skip
         with bar:
-            for trees, way in parts:
-                packs = self._packs(requests, trees, partial(work, way=way), way)
-                with way.prepared(), closing(packs):
-                    for pack in packs:
-                        check(pack)
-                        bar.update(pack.ids_T.size)
+            for prefix_groups, runner in parts:
+                batches = self._run(requests, prefix_groups, partial(work, runner=runner), runner)
+                with runner.prepared(), closing(batches):
+                    for batch in batches:
+                        check(batch)
+                        bar.update(batch.ids_T.size)
 
-    def _plant(
+    def _group(
         self, requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]
-    ) -> list[tuple[list[Tree], Way]]:
-        """Return the trees to pack, and those that take plain passes, if there are any."""
+    ) -> list[tuple[list[PrefixGroup], Runner]]:
+        """Return the prefix groups to pack, and those for plain passes, if there are any."""
         longest, reason = packable(self.model)
-        long = {place for place, r in enumerate(requests) if len(r.input_ids) > longest}
-        short = [[place for place in group if place not in long] for group in groups]
-        packed = plant(requests, [group for group in short if group])
-        plain = plant(requests, [[place] for place in sorted(long)])
-        if plain and not self._told:
+        long = {index for index, r in enumerate(requests) if len(r.input_ids) > longest}
+        short = [[index for index in group if index not in long] for group in groups]
+        packed = group_by_prefix(requests, [group for group in short if group])
+        plain = group_by_prefix(requests, [[index] for index in sorted(long)])
+        if plain and not self._warned:
             message = (
-                f"{len(long):,} of {len(requests):,} requests take plain forward passes, slower "
-                f"than packed ones: {reason}"
+                f"{len(long):,} of {len(requests):,} requests fall back to plain forward passes, "
+                f"slower than packed ones: {reason}"
             )
             tqdm.write(message, file=sys.stderr)
-            self._told = True
+            self._warned = True
         return [part for part in ((packed, self._packed), (plain, self._plain)) if part[0]]
 
-    def _packs(
+    def _run(
         self,
         requests: Sequence[TokenRequest],
-        trees: Sequence[Tree],
-        work: Callable[[Pack], None],
-        way: Way,
-    ) -> Iterator[Pack]:
-        """Work on packs, several at once if that pays, and yield each when it is done."""
-        attempt = partial(self._attempt, requests=requests, work=work)
-        workers = self._crew(trees) if way.at_once else 1
-        while trees:
-            groups = way.divide(trees, requests, self.token_budget, workers)
-            failed: list[list[Tree]] = []
-            # No further pack is begun once memory has run out.
-            begun = takewhile(lambda _, failed=failed: not failed, groups)
-            for group, done in zip_longest(groups, map_in_order(attempt, begun, workers)):
+        groups: Sequence[PrefixGroup],
+        work: Callable[[PackedBatch, ForwardContext], None],
+        runner: Runner,
+    ) -> Iterator[PackedBatch]:
+        """Work on batches, concurrently if that pays, and yield each when it is done."""
+        workers = self._num_workers(groups) if runner.concurrent else 1
+        while groups:
+            batches = runner.divide(groups, requests, self.token_budget, workers)
+            failed: list[list[PrefixGroup]] = []
+            run = partial(self._run_or_oom, requests=requests, work=work, concurrent=workers > 1)
+            # No further batch is started once memory has run out.
+            started = takewhile(lambda _, failed=failed: not failed, batches)
+            for part, done in zip_longest(batches, map_in_order(run, started, workers)):
                 if done is None:
-                    failed.append(group)
+                    failed.append(part)
                     continue
-                pack, sums = done
+                batch, sums = done
                 if self._recorder is not None:
                     self._recorder.merge(sums)
-                yield pack
+                yield batch
             if failed:
-                workers = self._back_off(workers, len(failed[0]))
-            trees = [tree for group in failed for tree in group]
+                workers = self._reduce_batch(workers, len(failed[0]))
+            groups = [group for part in failed for group in part]
 
-    def _crew(self, trees: Sequence[Tree]) -> int:
-        """Return how many packs to work on at once."""
+    def _num_workers(self, groups: Sequence[PrefixGroup]) -> int:
+        """Return the number of concurrent batches."""
         if self._workers is not None:
             return self._workers
         if self.model.device.type != "cpu" or routes_in_order(self.model):
             return 1
-        tokens = sum(tree.size for tree in trees)
-        return max(1, min(divide_threads(torch.get_num_threads()), tokens // MIN_PACK))
+        tokens = sum(group.size for group in groups)
+        return max(1, min(divide_threads(torch.get_num_threads()), tokens // MIN_WORKER_TOKENS))
 
     @torch.inference_mode()
-    def _attempt(
-        self, trees: Sequence[Tree], requests: Sequence[TokenRequest], work: Callable[[Pack], None]
-    ) -> tuple[Pack, Sums | None] | None:
-        """Work on a pack; return it and what was recorded, or None if memory ran out."""
-        pack = build(requests, trees)
+    def _run_or_oom(
+        self,
+        groups: Sequence[PrefixGroup],
+        requests: Sequence[TokenRequest],
+        work: Callable[[PackedBatch, ForwardContext], None],
+        concurrent: bool,
+    ) -> tuple[PackedBatch, Sums | None] | None:
+        """Work on a batch; return it and what was recorded, or None if memory ran out."""
+        batch = build(requests, groups)
+        sums = None if self._recorder is None else {}
         try:
-            with nullcontext() if self._recorder is None else self._recorder.apart() as sums:
-                work(pack)
+            with forward_context(ForwardContext(concurrent=concurrent, sums=sums)) as context:
+                work(batch, context)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             return None
-        return pack, sums
+        return batch, sums
 
-    def _back_off(self, workers: int, trees: int) -> int:
-        """Give up working on several packs at once, then halve the budget; return the workers."""
+    def _reduce_batch(self, workers: int, groups: int) -> int:
+        """Drop to one worker, or halve the budget if there is one; return the number of workers."""
         if workers > 1:
             message = "out of memory: one forward pass at a time from here on"
-        elif trees == 1:
+        elif groups == 1:
             raise InputError(
                 f"out of memory on {self.model.device} with a single request; use a smaller "
                 "evaluation.window or a larger device"
@@ -336,35 +343,49 @@ class Scorer:
         tqdm.write(message, file=sys.stderr)
         return 1
 
-    def _score_pack(self, pack: Pack, way: Way, greedy: bool, scores: list[Score | None]) -> None:
-        likelihood_N, greedy_N = way.likelihoods(pack, greedy)
-        totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), pack.first_target)
+    def _score_batch(
+        self,
+        batch: PackedBatch,
+        context: ForwardContext,
+        runner: Runner,
+        greedy: bool,
+        scores: list[Score | None],
+    ) -> None:
+        likelihood_N, greedy_N = runner.likelihoods(batch, greedy)
+        totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), batch.first_target)
         greedies = [None] * len(totals)
         if greedy_N is not None:
-            greedies = np.logical_and.reduceat(greedy_N.cpu().numpy(), pack.first_target).tolist()
-        rows = zip(pack.members, totals, greedies, pack.targets, self._experts(pack), strict=True)
+            greedies = np.logical_and.reduceat(greedy_N.cpu().numpy(), batch.first_target).tolist()
+        rows = zip(
+            batch.members,
+            totals,
+            greedies,
+            batch.targets,
+            self._experts(batch, context),
+            strict=True,
+        )
         for member, total, best, count, experts in rows:
             scores[member] = Score(float(total), best, int(count), experts)
 
-    def _experts(self, pack: Pack) -> list[float | None]:
-        """Return each request's mean experts, from the recorder's counts of the last forward."""
-        if self._recorder is None:
-            return [None] * len(pack.members)
-        counts_T = self._recorder.counts_T.double().cpu().numpy()
+    def _experts(self, batch: PackedBatch, context: ForwardContext) -> list[float | None]:
+        """Return each request's mean experts, from the counts of its forward pass."""
+        if self._recorder is None or context.counts_T is None:
+            return [None] * len(batch.members)
+        counts_T = context.counts_T.double().cpu().numpy()
         before = np.concatenate([[0.0], np.cumsum(counts_T)])
-        trunk_start, trunk_end, branch_start, branch_end = pack.paths.T
-        total = before[trunk_end] - before[trunk_start] + before[branch_end] - before[branch_start]
-        read = trunk_end - trunk_start + branch_end - branch_start
+        prefix_start, prefix_end, start, end = batch.paths.T
+        total = before[prefix_end] - before[prefix_start] + before[end] - before[start]
+        read = prefix_end - prefix_start + end - start
         return (total / (read * self._routers)).tolist()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether memory ran out; on the CPU torch says so in words only."""
+    """Say whether memory ran out; on the CPU only the message of torch's error shows it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _combine(parts: Sequence[tuple[Score, int]]) -> Score:
-    """Join the windows of a text; each comes with the number of tokens it read."""
+    """Join the scores of a text's windows; each comes with the number of tokens it read."""
     experts = None
     if parts[0][0].mean_experts is not None:
         read = sum(size for _, size in parts)

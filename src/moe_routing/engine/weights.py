@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which of them are loaded, what they hold, and their hashes."""
+"""The files of a checkpoint: which are loaded, what they contain, and their hashes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from moe_routing.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of tensors that are weights; others are codes, which make sense with their scales only."""
+"""Types of tensors that are weights. Other types are codes, meaningful only with their scales."""
 NOT_READ = {
     "adapter_config.json": "an adapter",
     "shard-*-model-*-of-*.safetensors": "a distributed checkpoint",
 }
-"""What transformers would load besides, or in place of, the weights that are hashed."""
+"""What transformers would load in addition to, or in place of, the hashed weights."""
 EXPERT = re.compile(r"(.*\d.*\.)(\d+)(\.\D*)")
 """Name of a tensor of one expert of a layer: layer, number of the expert, part."""
 SETTINGS = ("*.json", "*.txt", "*.model")
@@ -29,9 +29,9 @@ SETTINGS = ("*.json", "*.txt", "*.model")
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers loads, by its order of preference.
 
-    That is the file which ``transformers_weights`` in ``config.json`` names, else
-    ``model.safetensors``, else the shards of ``model.safetensors.index.json``. Any other copy of
-    the weights beside them is not read.
+    That is the file named by ``transformers_weights`` in ``config.json``, else
+    ``model.safetensors``, else the shards of ``model.safetensors.index.json``. Other copies of the
+    weights in the folder are not read.
 
     Raises:
         InputError: no such file, a shard is missing, or the folder holds an adapter or a
@@ -61,11 +61,11 @@ def _shards(index: Path) -> list[Path]:
 
 
 def check_weights(files: Iterable[Path]) -> None:
-    """Look at the headers of weight files.
+    """Check the headers of weight files.
 
     Raises:
-        InputError: a truncated file, a tensor that is no floating-point number, or one in two
-            files, of which transformers would take either.
+        InputError: a truncated file, a tensor that is not floating-point, or a tensor in two files,
+            of which transformers would take either.
     """
     found: dict[str, Path] = {}
     for path in files:
@@ -87,7 +87,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, str]]:
 
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 yield name, file.get_slice(name).get_dtype()
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -95,9 +95,9 @@ def _tensors(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def lacking_expert(folder: Path) -> str | None:
-    """Return the first tensor that one expert lacks and another of its layer has, if any.
+    """Return the first tensor that one expert lacks and another of its layer has, or None.
 
-    transformers joins the experts of a layer, and does not say which of them do not fit.
+    transformers concatenates the experts of a layer and does not say which of them do not fit.
     """
     names = {name for path in weight_files(folder) for name, _ in _tensors(path)}
     numbers, parts = defaultdict(set), defaultdict(set)
@@ -110,12 +110,12 @@ def lacking_expert(folder: Path) -> str | None:
 
 
 def natural_order(name: str) -> str:
-    """Return a key that sorts layer 2 before layer 10."""
+    """Return a sorting key that puts layer 2 before layer 10."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
 
 
 def file_hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by their path in a folder; several are read at once."""
+    """Return the SHA-256 of files by their path in a folder; files are read concurrently."""
     files = list(files)
     names = [path.relative_to(folder).as_posix() for path in files]
     with ThreadPoolExecutor() as pool:
@@ -128,5 +128,5 @@ def _sha256(path: Path) -> str:
 
 
 def settings_files(folder: Path) -> list[Path]:
-    """Return what stands beside the weights and decides what they do."""
+    """Return the files of architecture and tokenizer."""
     return sorted(path for pattern in SETTINGS for path in folder.glob(pattern))
