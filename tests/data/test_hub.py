@@ -149,7 +149,7 @@ def test_wikitext_pages_and_lambada_named_after_subset_and_split(
         ("no/card", "validation", None, r"no data file of split 'validation'$"),
         ("no/card", "test", "fr", r"no data file of split 'test' and subset 'fr'$"),
         ("no/card", "test", None, r"several files could be .*: data/x_test.jsonl, .*; set subset$"),
-        ("not a name", "test", None, "cannot be fetched from .*: Repo id must"),
+        ("n" * 97, "test", None, "cannot be fetched from .*: Repo id must"),
     ],
 )
 def test_what_is_not_there_is_one_line(
