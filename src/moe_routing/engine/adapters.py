@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_routing.engine.module_types import Experts, LinearRouter
 from moe_routing.engine.offload import weight_of
 from moe_routing.errors import InputError
 
@@ -33,11 +35,11 @@ class RouterModule:
 
     Attributes:
         layer: index among the model's routers, from the input.
-        module: the router; ``weight`` is (experts, hidden), ``top_k`` the trained k.
+        module: the router.
     """
 
     layer: int
-    module: nn.Module
+    module: LinearRouter
 
     @property
     def num_experts(self) -> int:
@@ -50,7 +52,7 @@ class RouterModule:
         return self.module.top_k
 
 
-def find_routers(model: PreTrainedModel) -> list[RouterModule]:
+def find_routers(model: nn.Module) -> list[RouterModule]:
     """Return the routers of a model, in layer order.
 
     Raises:
@@ -93,14 +95,18 @@ def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Ite
         yield
 
 
-def find_experts(model: nn.Module) -> list[nn.Module]:
+def find_experts(model: nn.Module) -> list[Experts]:
     """Return the experts whose implementation can be chosen in transformers, in layer order."""
-    marks = ("has_gate", "is_transposed", "config")  # set by transformers' decorator of experts
-    return [m for m in model.modules() if all(hasattr(m, mark) for mark in marks)]
+    return [module for module in model.modules() if _is_experts(module)]
 
 
-def _is_router(module: nn.Module) -> bool:
+def _is_router(module: nn.Module) -> TypeGuard[LinearRouter]:
     return type(module).__name__ in ROUTER_CLASSES
+
+
+def _is_experts(module: nn.Module) -> TypeGuard[Experts]:
+    marks = ("has_gate", "is_transposed", "config")  # set by transformers' decorator of experts
+    return all(hasattr(module, mark) for mark in marks)
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """
     with _LOCK:
         check_free(model)
-        before = model.config._attn_implementation
+        before = cast("str", model.config._attn_implementation)  # a built model has one
         model.set_attn_implementation(ATTENTION_IMPLEMENTATION)
     try:
         yield

@@ -28,11 +28,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_routing.engine.context import current_context
 from moe_routing.engine.linear import linear, prefers_onednn
+from moe_routing.engine.module_types import Experts
 
 EXPERTS_IMPLEMENTATION = "dropless"
 ROWS_STEP = 64
@@ -162,7 +163,8 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN001
-        return _sum_rows(grad_SH, *ctx.saved_tensors, ctx.slots), None, None, None, None
+        row_P, bound_B = ctx.saved_tensors
+        return _sum_rows(grad_SH, row_P, bound_B, ctx.slots), None, None, None, None
 
 
 class _Combine(torch.autograd.Function):
@@ -192,13 +194,13 @@ class Weights(NamedTuple):
     down_EIH: Tensor
 
 
-def _weights(module: nn.Module) -> Weights:
+def _weights(module: Experts) -> Weights:
     if module.is_transposed:
         return Weights(module.gate_up_proj, module.down_proj)
     return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
 
 
-def _grouped(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+def _grouped(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
     order_S = _order(pairs.expert_P, module.num_experts)
     expert_E = torch.arange(module.num_experts, device=order_S.device)
@@ -223,16 +225,16 @@ def _grouped_product(rows_SX: Tensor, weight_EXY: Tensor, ends_E: Tensor) -> Ten
     return torch.cat([rows_SX[start:end] @ weight_XY for start, end, weight_XY in groups])
 
 
-Kernel = Callable[[nn.Module, Tensor, Pairs, Weights], Tensor]
+Kernel = Callable[[Experts, Tensor, Pairs, Weights], Tensor]
 """From experts, hidden states, pairs and weights to the sums, (T, H)."""
-Rows = Callable[[nn.Module, Tensor, Tensor, Tensor, Weights], Tensor]
+Rows = Callable[[Experts, Tensor, Tensor, Tensor, Weights], Tensor]
 """From experts, hidden states, tokens (S,), pairs by expert (E,) and weights to outputs (S, H)."""
 
 
 def _tiled(rows: Rows, tile: Tile) -> Kernel:
     """Return a kernel that computes a tile of tokens at a time, for inference on the CPU."""
 
-    def compute(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+    def compute(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
         row = hidden_TH.element_size() * hidden_TH.shape[1]
         most = max(tile.bytes // row, tile.pairs_per_expert * module.num_experts)
         tiles = max(1, -(-pairs.expert_P.numel() // most))
@@ -260,7 +262,7 @@ def _tiled(rows: Rows, tile: Tile) -> Kernel:
 
 
 def _grouped_rows(
-    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+    module: Experts, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
 ) -> Tensor:
     """Compute all experts in two grouped products."""
     ends_E = count_E.cumsum(0).to(torch.int32)
@@ -269,7 +271,7 @@ def _grouped_rows(
 
 
 def _loop_rows(
-    module: nn.Module, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
+    module: Experts, hidden_TH: Tensor, token_S: Tensor, count_E: Tensor, weights: Weights
 ) -> Tensor:
     """Compute one expert after another."""
     counts = count_E.tolist()
@@ -293,7 +295,7 @@ def _rounded(rows: int) -> int:
     return -(-rows // ROWS_STEP) * ROWS_STEP
 
 
-def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
+def _dense(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute every expert for every token, a cache-sized tile of tokens at a time."""
     experts, hidden = module.num_experts, hidden_TH.shape[1]
     weight_TE = hidden_TH.new_zeros(hidden_TH.shape[0], experts)
@@ -310,7 +312,7 @@ def _dense(module: nn.Module, hidden_TH: Tensor, pairs: Pairs, weights: Weights)
     return out_TH
 
 
-def select_kernel(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Kernel:
+def select_kernel(module: Experts, hidden_TH: Tensor, pairs: int) -> Kernel:
     """Select by device, dtype, processor, concurrency and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
@@ -325,13 +327,13 @@ def select_kernel(module: nn.Module, hidden_TH: Tensor, pairs: int) -> Kernel:
     return _loop_tiled if loop else _grouped_tiled
 
 
-def _needs_grad(module: nn.Module, hidden_TH: Tensor) -> bool:
+def _needs_grad(module: Experts, hidden_TH: Tensor) -> bool:
     return hidden_TH.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
 @torch.compiler.disable
 def dropless_experts_forward(
-    module: nn.Module, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
+    module: Experts, hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
 ) -> Tensor:
     """Run the experts of the selected pairs only.
 

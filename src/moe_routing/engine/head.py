@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,11 @@ class _Given(nn.Module):
         return self.output
 
 
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return a causal language model's output layer: a linear one, or what takes its place."""
+    return cast("nn.Linear", model.get_output_embeddings())
+
+
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
     """Return a model's logits for final hidden states, (N, V).
 
@@ -65,7 +70,7 @@ def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
         model: the model.
         hidden_NH: final hidden states, on any device.
     """
-    weight = model.get_output_embeddings().weight
+    weight = output_layer(model).weight
     device = input_device(model) if weight.is_meta else weight.device
     twin = copy.copy(model)
     twin._modules = {**model._modules, model.base_model_prefix: _Given(hidden_NH.to(device))}
@@ -128,7 +133,8 @@ def target_log_likelihoods(
     parts = zip(hidden_NH.split(blocks.positions), target_N.split(blocks.positions), strict=True)
     results = [_chunk(head, *part, blocks.words, greedy=greedy) for part in parts]
     likelihood_N = torch.cat([likelihood_C for likelihood_C, _ in results])
-    return likelihood_N, torch.cat([best_C for _, best_C in results]) if greedy else None
+    best = [best_C for _, best_C in results if best_C is not None]
+    return likelihood_N, torch.cat(best) if greedy else None
 
 
 def _chunk(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ NORM_CLASSES = (
 """Norms that return ``weight * x / sqrt(mean(x^2) + variance_epsilon)``."""
 
 Forward = Callable[[Tensor], Tensor]
+Fuse = Callable[[Any], Forward]
+"""From a module of the class that it is for to the module's fused forward."""
 
 
 @contextmanager
@@ -44,16 +47,14 @@ def fused_cpu_kernels(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def _fused(kind: type[nn.Module]) -> Callable[[nn.Module], Forward] | None:
+def _fused(kind: type[nn.Module]) -> Fuse | None:
     """Return the maker of a class's fused forward; None if there is none."""
     if kind.__name__ in NORM_CLASSES:
         return _norm_forward
     return _linear_forward if kind is nn.Linear and prefers_onednn() else None
 
 
-def _replacement(
-    module: nn.Module, fused: Callable[[nn.Module], Forward], forward: Callable
-) -> Callable:
+def _replacement(module: nn.Module, fused: Fuse, forward: Callable) -> Callable:
     """Return the fused forward, or the present one if it is not the class's own."""
     own = getattr(forward, "__func__", None) is type(module).forward
     return fused(module) if own else forward

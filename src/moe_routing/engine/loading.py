@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from moe_routing.engine.weights import (
     check_weights,
@@ -148,7 +148,7 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     tokenizer = _load_tokenizer(folder)
     model = _load_weights(folder, config, config.device_map)
     if config.device_map is None:
-        model.to(config.device)
+        model.to(config.device)  # pyright: ignore[reportArgumentType] (decorated: self is bound)
     from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION  # noqa: F401 (registers it)
 
     model.set_experts_implementation(config.experts_implementation)
@@ -217,7 +217,7 @@ def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> 
     logging.disable_progress_bar()
     with _refusing(f"model.path: {config.path}: cannot be loaded", folder):
         # transformers fills missing or misshapen tensors with random numbers, and reports them.
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             device_map=device_map,
@@ -226,6 +226,8 @@ def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    # With the loading report it is a pair, which transformers does not declare.
+    model, found = cast("tuple[PreTrainedModel, dict[str, set]]", loaded)
     _check_complete(found, config.path)
     _check_numbers(model, folder / "config.json")
     return model
@@ -242,7 +244,7 @@ def _refusing(what: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 240)}"
-        if "conversion of the weights" in reason and (name := lacking_expert(folder)):
+        if folder and "conversion of the weights" in reason and (name := lacking_expert(folder)):
             reason = f"tensor '{name}' is missing"
         raise InputError(f"{what}: {reason}") from error
     finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_routing.engine.module_types import LinearRouter
 from moe_routing.errors import InputError
 
 
@@ -23,8 +24,8 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a module, detached, also if accelerate has offloaded it.
+def weight_of(module: LinearRouter) -> Tensor:
+    """Return the weight of a router, detached, also if accelerate has offloaded it.
 
     Raises:
         InputError: the weight has no values and no hook of accelerate to load them, or it is

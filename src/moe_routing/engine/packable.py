@@ -18,9 +18,10 @@ Any model not known to satisfy these falls back to plain forward passes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_routing.engine.attention import ATTENTION_IMPLEMENTATION
@@ -109,5 +110,6 @@ def reset_rope(model: PreTrainedModel) -> None:
     """Reset dynamic rotary embeddings, which grow with the longest sequence seen."""
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
-            first = torch.zeros(1, 1, dtype=torch.int64, device=module.inv_freq.device)
+            device = cast("Tensor", module.inv_freq).device
+            first = torch.zeros(1, 1, dtype=torch.int64, device=device)
             module(first.float(), position_ids=first)

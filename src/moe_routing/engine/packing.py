@@ -220,7 +220,7 @@ def build(requests: Sequence[TokenRequest], groups: Sequence[PrefixGroup]) -> Pa
     )
 
 
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def _common_prefix(rows: Sequence[list[int]]) -> int:
     """Return how many first elements are equal in all rows."""
     # All rows share at least what the lexically first and last ones share.
     first, last = min(rows), max(rows)

@@ -22,7 +22,7 @@ from moe_routing.engine.attention import (
     check_free,
     packed_attention,
 )
-from moe_routing.engine.head import logit_log_likelihoods, target_log_likelihoods
+from moe_routing.engine.head import logit_log_likelihoods, output_layer, target_log_likelihoods
 from moe_routing.engine.kernels import fused_cpu_kernels
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.packable import reset_rope
@@ -106,7 +106,7 @@ class Packed:
 
     def likelihoods(self, batch: PackedBatch, greedy: bool) -> tuple[Tensor, Tensor | None]:
         """Return the log-likelihood of each target, (N,), and whether it is the most likely."""
-        head = self.model.get_output_embeddings()
+        head = output_layer(self.model)
         hidden_NH = self.states(batch).to(head.weight.device)
         target_N = torch.from_numpy(batch.target_N).to(hidden_NH.device)
         return target_log_likelihoods(head, hidden_NH, target_N, greedy=greedy)

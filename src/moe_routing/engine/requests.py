@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from moe_routing.errors import InputError
 
@@ -55,13 +55,13 @@ class Encoder:
             InputError: the tokenizer has neither token.
         """
         prefix = tokenizer.bos_token_id
-        prefix = tokenizer.eos_token_id if prefix is None else prefix
+        prefix = cast("int | None", tokenizer.eos_token_id if prefix is None else prefix)
         if prefix is None:
             raise InputError("the tokenizer has neither a bos nor an eos token; one is needed")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.prefix_token = int(prefix)
-        self._prefix_text = tokenizer.decode(prefix)
+        self._prefix_text = cast("str", tokenizer.decode(prefix))
         self._batch_size = batch_size
 
     def requests(self, requests: Sequence[Request]) -> list[TokenRequest]:
@@ -134,7 +134,7 @@ class Encoder:
         ids: list[list[int]] = []
         for start in range(0, len(texts), self._batch_size):
             batch = list(texts[start : start + self._batch_size])
-            options = {} if special is None else {"add_special_tokens": special}
+            options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
             # Not verbose: texts longer than the model's limit are expected, and cut later.
             encoded = self.tokenizer(batch, return_attention_mask=False, verbose=False, **options)
             ids += encoded["input_ids"]

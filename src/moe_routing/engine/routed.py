@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ from moe_routing.routing.weighting import Router
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+Function = TypeVar("Function", bound=Callable)
 
 SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
 """Experts implementations that skip the sentinel id E. The others index out of range or leave
@@ -153,7 +155,7 @@ def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         )
     configs = [module.config for module in experts]
     for module, config in zip(experts, configs, strict=True):
-        module.config = _Setting(config, implementation)
+        module.config = cast("PreTrainedConfig", _Setting(config, implementation))
     try:
         yield
     finally:
@@ -168,6 +170,11 @@ def _skips(model: PreTrainedModel, implementation: str | None) -> Callable[[], b
     return lambda: model.config._experts_implementation in SKIPS_PADDED_SLOTS
 
 
+def _untraced(function: Function) -> Function:
+    """Leave a function out of torch.compile's graphs; torch's own decorator loses its type."""
+    return cast("Function", torch.compiler.disable(function))
+
+
 @dataclass(frozen=True, eq=False)
 class RouterForward:
     """The forward of a router under a strategy: hidden states to (logits, weights, expert ids)."""
@@ -178,8 +185,7 @@ class RouterForward:
     recorder: Recorder | None
     skips_padded_slots: Callable[[], bool]
 
-    # Excluded from torch.compile's graphs: sizes depend on the routing, and numpy sorts.
-    @torch.compiler.disable
+    @_untraced  # sizes depend on the routing, and numpy sorts
     def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Route tokens."""
         router, strategy = self.router, self.strategy

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile, zip_longest
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ class Scorer:
             greedy: whether to report if every target is the most likely token.
             label: name of the progress bar.
         """
-        scores: list[Score | None] = [None] * len(requests)
+        scores = cast("list[Score]", [None] * len(requests))  # filled in batch by batch
 
         def check(batch: PackedBatch) -> None:
             for index in batch.members:
@@ -196,7 +196,7 @@ class Scorer:
         Returns:
             On the host, (targets, hidden size) each, in the order of the requests.
         """
-        states: list[Tensor | None] = [None] * len(requests)
+        states = cast("list[Tensor]", [None] * len(requests))  # filled in batch by batch
 
         def keep(batch: PackedBatch, _: ForwardContext, runner: Runner) -> None:
             parts = runner.states(batch).cpu().split(batch.targets.tolist())
@@ -276,7 +276,7 @@ class Scorer:
         groups: Sequence[PrefixGroup],
         work: Callable[[PackedBatch, ForwardContext], None],
         runner: Runner,
-    ) -> Iterator[PackedBatch]:
+    ) -> Generator[PackedBatch, None, None]:
         """Work on batches, concurrently if that pays, and yield each when it is done."""
         workers = self._num_workers(groups) if runner.concurrent else 1
         while groups:
@@ -290,7 +290,7 @@ class Scorer:
                     failed.append(part)
                     continue
                 batch, sums = done
-                if self._recorder is not None:
+                if self._recorder is not None and sums is not None:
                     self._recorder.merge(sums)
                 yield batch
             if failed:
@@ -349,7 +349,7 @@ class Scorer:
         context: ForwardContext,
         runner: Runner,
         greedy: bool,
-        scores: list[Score | None],
+        scores: list[Score],
     ) -> None:
         likelihood_N, greedy_N = runner.likelihoods(batch, greedy)
         totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), batch.first_target)
@@ -386,13 +386,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def _combine(parts: Sequence[tuple[Score, int]]) -> Score:
     """Join the scores of a text's windows; each comes with the number of tokens it read."""
-    experts = None
-    if parts[0][0].mean_experts is not None:
-        read = sum(size for _, size in parts)
-        experts = sum(score.mean_experts * size for score, size in parts) / read
+    read = sum(size for _, size in parts)
+    experts = [s.mean_experts * size for s, size in parts if s.mean_experts is not None]
     return Score(
         log_likelihood=sum(score.log_likelihood for score, _ in parts),
         greedy=None,
         tokens=sum(score.tokens for score, _ in parts),
-        mean_experts=experts,
+        mean_experts=sum(experts) / read if experts else None,
     )
