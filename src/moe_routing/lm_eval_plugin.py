@@ -145,7 +145,7 @@ def main() -> NoReturn:
     """Run the harness's command line with this model registered; bad input is one line."""
     from lm_eval.__main__ import cli_evaluate
 
-    run(cli_evaluate)
+    run(lambda _: cli_evaluate())
 
 
 if __name__ == "__main__":

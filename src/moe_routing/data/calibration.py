@@ -67,7 +67,7 @@ def select_text(
     """
     pool: list[Document] = []
     n_words = 0
-    for index in rng.permutation(len(texts)).tolist():
+    for index in map(int, rng.permutation(len(texts))):
         if n_words >= POOL_FACTOR * tokens:
             break
         pool.append(Document(f"calibration-{index:05d}", texts[index]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from moe_routing.data.rows import READERS, read_rows
 from moe_routing.errors import InputError
@@ -18,6 +18,8 @@ from moe_routing.files import atomic_path
 from moe_routing.hub import snapshot
 
 if TYPE_CHECKING:
+    from huggingface_hub import DatasetCardData
+
     from moe_routing.config.study import HubSource
 
 CARD = "README.md"
@@ -84,7 +86,7 @@ def _declared_patterns(source: HubSource, card: Path) -> list[str]:
     if not card.is_file():
         return []
     data = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    configs = MetadataConfigs.from_dataset_card_data(data)
+    configs = MetadataConfigs.from_dataset_card_data(cast("DatasetCardData", data))
     configs = {name: values for name, values in configs.items() if "data_files" in values}
     if not configs:
         return []
@@ -97,7 +99,7 @@ def _declared_patterns(source: HubSource, card: Path) -> list[str]:
     return splits[source.split]
 
 
-def _patterns_by_split(data_files: object) -> dict[str, list[str]]:
+def _patterns_by_split(data_files: str | list | dict) -> dict[str, list[str]]:
     """Return the patterns of each split; files declared without a split are ``train``."""
     from datasets.data_files import sanitize_patterns
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import cast
 
 from moe_routing.config.analyses import FIT_TIMES
 from moe_routing.config.limits import Limits
@@ -55,7 +56,7 @@ def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int
     validity, tokens = study.analysis.validity, study.calibration.tokens
     for what, null, level in _levels(study, limits.experts):
         yield "calibration.tokens", tokens, _needed(null, level, limits), what
-    for null in validity.nulls:
+    for null in cast("list[str]", validity.nulls):  # filled in from the model
         what = f"analysis.validity.level {validity.level:g} of null '{null}'"
         needed = -(-_needed(null, validity.level / limits.experts, limits) // FIT_TIMES)
         yield "analysis.validity.tokens", validity.tokens, needed, what

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -189,6 +189,7 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     rows = []
     for item, item_scores in zip(items, scores, strict=True):
         likelihood = np.array([score.log_likelihood for score in item_scores])
+        experts = [cast("float", score.mean_experts) for score in item_scores]  # all recorded
         gold = item.label or 0
         row = {
             "id": item.id,
@@ -200,7 +201,7 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
             "correct": None,
             "correct_norm": None,
             "greedy": item_scores[gold].greedy,
-            "mean_experts": float(np.mean([score.mean_experts for score in item_scores])),
+            "mean_experts": float(np.mean(experts)),
         }
         if task == "multiple_choice":
             lengths = np.array([len(choice) for choice in item.choices])

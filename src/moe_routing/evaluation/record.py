@@ -16,13 +16,15 @@ from moe_routing.files import atomic_path, read_json
 from moe_routing.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from moe_routing.engine.recorder import RoutingStatistics
     from moe_routing.routing.strategies import Strategy
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "safetensors")
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from moe_routing.figures.series import (
     REFERENCE,
     as_words,
     error_bars,
+    groups,
     legend_below,
     level_axis,
     line_style,
@@ -83,7 +84,7 @@ def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
                      label=f"all experts of {row['arm']} (stock)")  # fmt: skip
     tested = own[own["null"] != NO_NULL]
     alphas = sorted(tested["alpha"].unique())
-    for index, (null, rows) in enumerate(tested.groupby("null", sort=False)):
+    for index, (null, rows) in enumerate(groups(tested, "null")):
         error = error_bars(rows, name, f"{name}_low", f"{name}_high")
         shift = 1 + 0.06 * index
         axis.errorbar(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from moe_routing.analysis.outputs import BASELINE
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
+    groups,
     layer_axis,
     legend_below,
     line_style,
@@ -58,13 +59,14 @@ def logit_distributions(
         figsize=(0.75 * WIDTH, 1.9 + 0.24 * len(layers)), layout="constrained"
     )
     scale = 1.8 / histogram["density"].max()
-    for layer, rows in histogram.groupby("layer"):
+    for key, rows in histogram.groupby("layer"):
+        layer = cast("int", key)
         middle = (rows["low"] + rows["high"]) / 2
         top = -layer + scale * rows["density"]
         shade = mpl.colormaps["cividis"](layer / max(1, len(layers) - 1))
         axis.fill_between(middle, -layer, top, color=shade, alpha=0.8, lw=0, zorder=layer + 2)
         axis.plot(middle, top, color="white", lw=0.8, zorder=layer + 2)
-    above = {"mec": "white", "ls": "none", "zorder": len(layers) + 3}
+    above: dict[str, Any] = {"mec": "white", "ls": "none", "zorder": len(layers) + 3}
     axis.plot(stats["logit_mean"], -stats["layer"], "o", color="black", ms=4.5, mew=0.7,
               label="mean, evaluation text", **above)  # fmt: skip
     for index, label, rows in _by_prompt(prompts):
@@ -126,7 +128,7 @@ def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     """Draw the largest weight and the mass of the selected experts by layer, with intervals."""
     import matplotlib.pyplot as plt
 
-    mass = next(name for name in stats if name.startswith("top") and name.endswith("_mass"))
+    mass = next(name for name in stats.columns if name.startswith("top") and name.endswith("_mass"))
     k = mass.removeprefix("top").removesuffix("_mass")
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
     titles = {"avg_max_weight": "Largest weight", mass: f"Mass of the top {k}"}
@@ -154,7 +156,7 @@ def _band(axis: Axes, stats: pd.DataFrame, name: str, index: int, label: str) ->
 
 def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
     """Yield index, label and rows of each prompt."""
-    for index, (prompt, rows) in enumerate(prompts.groupby("prompt", sort=False), start=1):
+    for index, (prompt, rows) in enumerate(groups(prompts, "prompt"), start=1):
         label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
         yield index, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 

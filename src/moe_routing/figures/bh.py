@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from moe_routing.figures.series import (
     as_words,
     error_bars,
     experts_axis,
+    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -24,6 +25,7 @@ from moe_routing.figures.series import (
     panels,
     save_all,
     text_caption,
+    unmarked,
 )
 from moe_routing.figures.style import WIDTH, look, use_style
 
@@ -85,7 +87,7 @@ def _at_least(axis: Axes, widest: pd.DataFrame) -> None:
     for style, _, rows in _by_alpha(widest):
         proportion = rows.groupby("experts")["proportion"].sum() / rows["layer"].nunique()
         at_least = proportion[::-1].cumsum()[::-1]
-        axis.step(at_least.index, at_least, where="pre", **(style | {"marker": None}))
+        axis.step(at_least.index, at_least, where="pre", **unmarked(style))
     experts_axis(axis, 1, int(widest["max_k"].iloc[0]))
     axis.set_yscale("log")
     axis.set_xlabel("Number of experts c")
@@ -98,9 +100,8 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
         mean = by_layer.apply(lambda group: (group["experts"] * group["proportion"]).sum())
         axis.plot(mean.index, mean, label=f"alpha {alpha:g}", **style)
         if alpha == alphas[len(alphas) // 2]:
-            limits = by_layer.apply(_central)
-            low, high = np.array(limits.tolist()).T
-            axis.fill_between(limits.index, low, high, color=style["color"], alpha=0.15, lw=0,
+            low, high = np.array([_central(group) for _, group in by_layer]).T
+            axis.fill_between(mean.index, low, high, color=style["color"], alpha=0.15, lw=0,
                               label=f"5 to 95 % of tokens, alpha {alpha:g}")  # fmt: skip
     layer_axis(axis, widest["layer"].nunique())
 
@@ -152,7 +153,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     alphas = sorted(bh["alpha"].unique())
-    for index, (null, own) in enumerate(bh.groupby("null", sort=False)):
+    for index, (null, own) in enumerate(groups(bh, "null")):
         for alpha, rows in own.groupby("alpha"):
             style = ordered_line_style(alphas.index(alpha), len(alphas))
             points = {"color": style["color"], "marker": MARKERS[index + 1], "ls": "none"}
@@ -229,9 +230,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
         for style, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
             point = rows["saturation_point"].iloc[0]
             label = f"alpha {alpha:g}: saturates at {point}"
-            axis.plot(
-                rows["max_k"], rows["mean_experts"], label=label, **(style | {"marker": None})
-            )
+            axis.plot(rows["max_k"], rows["mean_experts"], label=label, **unmarked(style))
             axis.plot(rows["max_k"], rows["measured"], style["marker"], color=style["color"], ms=4)
             height = rows.loc[rows["max_k"] == point, "mean_experts"].item()
             axis.vlines(point, 0, height, color=style["color"], lw=0.8, ls=":")
@@ -253,15 +252,15 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
     for null, axis in axes.items():
         own = table[table["null"] == null]
         caps = sorted(own["max_k"].unique())
-        groups = [(f"BH, alpha {alpha:g}", own[own["alpha"] == alpha], style)
+        series = [(f"BH, alpha {alpha:g}", own[own["alpha"] == alpha], style)
                   for style, alpha, _ in _by_alpha(own[own["kind"] == "bh"])]  # fmt: skip
         if with_topk:
             topk = own[own["kind"] == "topk"]
-            groups.insert(0, ("top-k", topk, {"color": "#BBBBBB"}))
-        width = 0.84 / len(groups)
-        for index, (name, rows, style) in enumerate(groups):
+            series.insert(0, ("top-k", topk, {"color": "#BBBBBB"}))
+        width = 0.84 / len(series)
+        for index, (name, rows, style) in enumerate(series):
             heights = rows.set_index("max_k").loc[caps, value]
-            x = np.arange(len(caps)) + (index - (len(groups) - 1) / 2) * width
+            x = np.arange(len(caps)) + (index - (len(series) - 1) / 2) * width
             bars = axis.bar(x, heights, width, label=name, color=style["color"], ec="white", lw=0.4)
             axis.bar_label(bars, fmt="%.3g", fontsize=6.5, rotation=90, padding=2)
         axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
@@ -275,7 +274,7 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
 
 
 def _errorbar(
-    axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, style: dict[str, object]
+    axis: Axes, rows: pd.DataFrame, x: pd.Series, name: str, label: str, style: dict[str, Any]
 ) -> None:
     error = error_bars(rows, name, f"{name}_low", f"{name}_high")
     axis.errorbar(x, rows[name], yerr=error, elinewidth=0.7, capsize=1.5, label=label, **style)
@@ -285,7 +284,7 @@ def _widest(counts: pd.DataFrame) -> pd.DataFrame:
     return counts[counts["max_k"] == counts["max_k"].max()]
 
 
-def _by_alpha(rows: pd.DataFrame) -> list[tuple[dict[str, object], float, pd.DataFrame]]:
+def _by_alpha(rows: pd.DataFrame) -> list[tuple[dict[str, Any], float, pd.DataFrame]]:
     alphas = sorted(rows["alpha"].unique())
     return [
         (ordered_line_style(index, len(alphas)), alpha, rows[rows["alpha"] == alpha])

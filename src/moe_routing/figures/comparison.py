@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moe_routing.figures.series import error_bars, experts_axis, legend_in_spare_panel, panels
+from moe_routing.figures.series import (
+    error_bars,
+    experts_axis,
+    groups,
+    legend_in_spare_panel,
+    panels,
+)
 from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry
 from moe_routing.statistics.pareto import pareto_front
 from moe_routing.vocabulary import DATASETS, METRICS
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -48,14 +55,14 @@ def pareto(
     cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
     static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
     figure, axes = _panels(cells)
-    for dataset, rows in cells.groupby("dataset", sort=False):
+    for dataset, rows in groups(cells, "dataset"):
         axis = axes[dataset]
         own = static[static["dataset"] == dataset]
         drawn = pd.concat([rows, own]).drop_duplicates("strategy")
         _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
         if not own.empty:
             _points(axis, own.sort_values("mean_experts"), "mean_experts", "regular")
-        for family, group in rows[rows["family"] != "regular"].groupby("family", sort=False):
+        for family, group in groups(rows[rows["family"] != "regular"], "family"):
             _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
         _quality_axis(axis, dataset, rows)
@@ -73,9 +80,9 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
     Each cell was run once on a machine that may be shared, so there are no intervals.
     """
     figure, axes = _panels(cells)
-    for dataset, rows in cells.groupby("dataset", sort=False):
+    for dataset, rows in groups(cells, "dataset"):
         axis = axes[dataset]
-        for family, group in rows.groupby("family", sort=False):
+        for family, group in groups(rows, "family"):
             ordered = group.sort_values("mean_experts")
             style = look(family)
             axis.plot(
@@ -103,7 +110,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
     cells = _in_percent(cells)
     chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
     figure, axes = _panels(cells)
-    for dataset, rows in chosen.groupby("dataset", sort=False):
+    for dataset, rows in groups(chosen, "dataset"):
         axis = axes[dataset]
         for number, (label, group) in enumerate(_sweep_lines(rows)):
             family = group["family"].iloc[0]
@@ -128,12 +135,12 @@ def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _in_percent(cells: pd.DataFrame) -> pd.DataFrame:
     """Return cells with proportions in percent, as in texts and tables."""
-    factor = cells["metric"].map(lambda name: METRICS[name].percent)
+    factor = cells["metric"].map(lambda name: METRICS[str(name)].percent)
     scaled = cells[_INTERVALS].mul(factor, axis=0)
     return cells.assign(**{name: scaled[name] for name in _INTERVALS})
 
 
-def _panels(cells: pd.DataFrame) -> tuple[Figure, dict[object, Axes]]:
+def _panels(cells: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
     """Return a figure with one panel per data set."""
     return panels(list(cells["dataset"].unique()), columns=2, height=2.9)
 
@@ -225,12 +232,12 @@ def _plain_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend_entries(axes: dict[object, Axes]) -> dict[str, object]:
+def _legend_entries(axes: dict[str, Axes]) -> dict[str, Artist]:
     handles, labels = next(iter(axes.values())).get_legend_handles_labels()
     return dict(zip(labels, handles, strict=True))
 
 
-def _legend(figure: Figure, axes: dict[object, Axes], cells: pd.DataFrame) -> None:
+def _legend(figure: Figure, axes: dict[str, Axes], cells: pd.DataFrame) -> None:
     found = _legend_entries(axes)
     order = [family_entry(family).label for family in cells["family"].drop_duplicates()]
     order += [label for label in ("Baseline", "Pareto front") if label in found]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
+from moe_routing.figures.series import place, unmarked
 from moe_routing.figures.style import WIDTH
 from moe_routing.vocabulary import DATASETS
 
@@ -73,7 +74,7 @@ def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str)
         if baseline in means.index:
             axis.plot(means.columns, means.loc[baseline], ls=":", color="#000000", label=baseline)
         axis.set(xlabel="Layer", ylim=(0, None))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
     _finish_grid(grid, "Mean experts per token")
     return figure
 
@@ -91,7 +92,7 @@ def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
             proportion = own.groupby("experts")["proportion"].sum() / own["layer"].nunique()
             x = np.concatenate([[0], proportion.index.to_numpy(), [most]])
             y = np.concatenate([[0], proportion.cumsum().to_numpy(), [1]])
-            axis.step(x, y, where="post", label=strategy, **(style | {"marker": ""}))
+            axis.step(x, y, where="post", label=strategy, **unmarked(style))
         axis.set(xlabel="Number of experts c", ylim=(0, 1.02))
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set_xticks([0, *(2 ** np.arange(int(np.log2(most)) + 1)).tolist()])
@@ -100,7 +101,7 @@ def experts_per_token(counts: pd.DataFrame, strategies: list[str]) -> Figure:
     return figure
 
 
-Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, object]]]
+Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, Any]]]
 
 
 def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, list[Cell]]:
@@ -124,7 +125,7 @@ def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, l
 
 def _finish_grid(grid: list[Cell], label: str) -> None:
     for axis, rows, _ in grid:
-        position = axis.get_subplotspec()
+        position = place(axis)
         if position.is_first_row():
             axis.set_title(DATASETS[rows["dataset"].iloc[0]].label)
         if position.is_first_col():
@@ -141,7 +142,7 @@ def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(rows["strategy"].drop_duplicates())
 
 
-def _line(index: int, lines: int) -> dict[str, object]:
+def _line(index: int, lines: int) -> dict[str, Any]:
     """Return the style of a line of a family: lightness, marker and dashes differ."""
     import matplotlib as mpl
 

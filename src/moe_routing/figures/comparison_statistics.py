@@ -45,8 +45,9 @@ def forest(
     )  # fmt: skip
     for axis, dataset in zip(axes.flat, datasets, strict=True):
         rows = main[main["dataset"] == dataset].set_index("strategy")
-        margin = margins.loc[margins["dataset"] == dataset, "margin"] if len(margins) else []
-        _forest_panel(axis, rows, names, families, float(margin.iloc[0]) if len(margin) else None)
+        own = margins[margins["dataset"] == dataset] if len(margins) else margins
+        margin = float(own["margin"].iloc[0]) if len(own) else None
+        _forest_panel(axis, rows, names, families, margin)
         axis.set_title(f"{DATASETS[dataset].label} (n = {int(rows['n_items'].iloc[0]):,})")
     axes.flat[0].set_yticks(range(len(names)), names)
     axes.flat[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top, no marker cut
@@ -120,9 +121,10 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
             label=f"{baseline} \N{PLUS-MINUS SIGN} critical difference ({distance:.1f})",
         )  # fmt: skip
         axis.axvline(own.iloc[0], color="#777777", lw=0.8, ls="--")
-    for row in ranked.itertuples():
-        style = look(families[row.strategy])
-        axis.plot(row.average_rank, row.Index, marker=style.marker, color=style.colour, ls="none")
+    points = zip(ranked["strategy"], ranked["average_rank"], strict=True)
+    for index, (strategy, rank) in enumerate(points):
+        style = look(families[strategy])
+        axis.plot(rank, index, marker=style.marker, color=style.colour, ls="none")
     bars = cliques(ranked["average_rank"], distance)
     step = 0.03 * last
     for number, (first, end) in enumerate(bars):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D",
@@ -24,14 +26,14 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)))
-REFERENCE = {"color": "#444444", "ls": (0, (1, 1.5)), "lw": 1.0, "zorder": 1}
+REFERENCE: dict[str, Any] = {"color": "#444444", "ls": (0, (1, 1.5)), "lw": 1.0, "zorder": 1}
 """Look of a reference line, such as a theory or a diagonal."""
 
 _SPARE = "spare"
 """Label of an empty panel."""
 
 
-def line_style(index: int) -> dict[str, object]:
+def line_style(index: int) -> dict[str, Any]:
     """Return colour, marker and dash of the line at an index."""
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -40,7 +42,7 @@ def line_style(index: int) -> dict[str, object]:
     }
 
 
-def ordered_line_style(index: int, total: int) -> dict[str, object]:
+def ordered_line_style(index: int, total: int) -> dict[str, Any]:
     """Return the style of a line in an ordered series: dark to light."""
     import matplotlib as mpl
 
@@ -48,9 +50,19 @@ def ordered_line_style(index: int, total: int) -> dict[str, object]:
     return {**line_style(index), "color": mpl.colormaps["cividis"](0.85 * shade)}
 
 
+def unmarked(style: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the style of a line without its marker."""
+    return {**style, "marker": ""}
+
+
 def error_bars(rows: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
     """Return the distances of interval limits from a value, shape 2 x rows, for ``yerr``."""
     return np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy())
+
+
+def groups(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each name in a column, in order of first appearance, and its rows."""
+    return cast("Iterator[tuple[str, pd.DataFrame]]", iter(table.groupby(column, sort=False)))
 
 
 def text_caption(table: pd.DataFrame) -> str:
@@ -63,8 +75,8 @@ def text_caption(table: pd.DataFrame) -> str:
 
 
 def panels(
-    names: Sequence[object], *, columns: int, height: float, sharey: bool = False
-) -> tuple[Figure, dict[object, Axes]]:
+    names: Sequence[str], *, columns: int, height: float, sharey: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
     """Return a figure with one panel per name, in rows of ``columns``."""
     import matplotlib.pyplot as plt
 
@@ -81,10 +93,15 @@ def panels(
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
-def label_left(axes: Mapping[object, Axes], label: str) -> None:
+def place(axis: Axes) -> SubplotSpec:
+    """Return the place of a panel in the grid of its figure."""
+    return cast("SubplotSpec", axis.get_subplotspec())
+
+
+def label_left(axes: Mapping[str, Axes], label: str) -> None:
     """Label the y-axes of the panels in the first column."""
     for axis in axes.values():
-        if axis.get_subplotspec().is_first_col():
+        if place(axis).is_first_col():
             axis.set_ylabel(label)
 
 
@@ -96,7 +113,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
     )
 
 
-def legend_in_spare_panel(figure: Figure, entries: Mapping[str, object], columns: int) -> None:
+def legend_in_spare_panel(figure: Figure, entries: Mapping[str, Artist], columns: int) -> None:
     """Put a legend of handles by label into an empty panel, or under the figure without one."""
     spare = [axis for axis in figure.axes if axis.get_label() == _SPARE]
     if spare:

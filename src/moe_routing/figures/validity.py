@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
     REFERENCE,
     as_words,
+    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -95,7 +96,7 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
     looks = _looks(binding["null"])
     for axis, (text, title) in zip(axes, titles.items(), strict=True):
         own = binding[binding["text"] == text]
-        for null, rows in own.groupby("null", sort=False):
+        for null, rows in groups(own, "null"):
             by_alpha = rows.groupby("alpha")["any_proportion"]
             axis.plot(by_alpha.mean().index, by_alpha.mean(), label=as_words(null), ms=4, lw=1,
                       **looks[null])  # fmt: skip
@@ -162,7 +163,7 @@ def simulation(table: pd.DataFrame) -> Figure:
             for axis, (name, label) in zip(
                 grid[2 * down : 2 * down + 2, across], labels.items(), strict=True
             ):
-                for procedure, rows in own.groupby("procedure", sort=False):
+                for procedure, rows in groups(own, "procedure"):
                     error = 1.96 * rows["fdr_se"] if name == "fdr" else None
                     axis.errorbar(rows["alpha"], rows[name], yerr=error, ms=4, lw=1, capsize=1.5,
                                   label=procedure, **looks[procedure])  # fmt: skip
@@ -182,5 +183,5 @@ def simulation(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _looks(names: pd.Series) -> dict[str, dict[str, object]]:
+def _looks(names: pd.Series) -> dict[str, dict[str, Any]]:
     return {name: line_style(index) for index, name in enumerate(names.unique())}
