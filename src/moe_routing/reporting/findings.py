@@ -13,6 +13,7 @@ import pandas as pd
 
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
+from moe_routing.reporting.rows import groups_of, rows_of
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
@@ -224,7 +225,7 @@ def beyond_line(rows: pd.DataFrame) -> pd.Series:
     Args:
         rows: rows of ``statistics/matched_compute.csv`` whose verdict is better.
     """
-    higher = rows["metric"].map(lambda name: METRICS[name].higher_is_better)
+    higher = rows["metric"].map(lambda name: METRICS[str(name)].higher_is_better)
     least = rows["low"].where(higher, -rows["high"])
     return (rows["chord_excess"] == 0) | (least > rows["chord_excess"])
 
@@ -244,7 +245,7 @@ def against_baseline(
         return [Finding("The paired comparisons were not computed.", PAIRED_FILE, "missing")]
     main = paired[truth_values(paired["main"])]
     findings = []
-    for dataset, rows in main.groupby("dataset", sort=False):
+    for dataset, rows in groups_of(main, "dataset"):
         text, verdict = _differences(rows, dataset, baseline)
         text += _ruled_out(noninferiority, dataset, families)
         findings.append(Finding(text, PAIRED_FILE, verdict))
@@ -314,7 +315,7 @@ def _ruled_out(table: pd.DataFrame, dataset: str, families: dict[str, str]) -> s
 def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
     """State for each accuracy set whether the baseline is good enough to show a loss."""
     findings = []
-    for row in cells[cells["strategy"] == baseline].itertuples():
+    for row in rows_of(cells[cells["strategy"] == baseline]):
         if not METRICS[row.metric].is_proportion:
             continue
         guess = DATASETS[row.dataset].chance
@@ -356,7 +357,7 @@ def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
     if rows.empty:
         return None
     clauses, outcomes = [], set()
-    for strategy, group in rows.groupby("strategy", sort=False):
+    for strategy, group in groups_of(rows, "strategy"):
         worse = _names(group, Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
         better = _names(group, Verdict.BETTER)
         parts = [f"worse on {wording.listed(worse)}"] if worse else []
@@ -387,7 +388,7 @@ def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int)
         truth_values(noninferiority["main"]) & noninferiority["strategy"].isin(fewer.index)
     ].assign(k=lambda t: t["strategy"].map(static))
     findings = []
-    for dataset, group in rows.groupby("dataset", sort=False):
+    for dataset, group in groups_of(rows, "dataset"):
         safe = group.loc[truth_values(group["noninferior"]), "k"]
         margin = wording.magnitude(group["margin"].iloc[0], group["metric"].iloc[0])
         where = DATASETS[dataset].label

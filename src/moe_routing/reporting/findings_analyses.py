@@ -17,6 +17,7 @@ from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.files import read_json
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.rows import rows_of
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
@@ -81,7 +82,7 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
     ordered = pd.concat([verdicts[first], verdicts[~first]])
     return [
         Finding(_as_code(row.verdict, row.null), VERDICT_TABLE, str(row.call))
-        for row in ordered.itertuples()
+        for row in rows_of(ordered)
     ]
 
 

@@ -24,6 +24,7 @@ from moe_routing.reporting.findings import (
     main_measure_rows,
     main_row,
 )
+from moe_routing.reporting.rows import by_name, groups_of, rows_of
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
@@ -129,7 +130,7 @@ def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> lis
     return [
         f"{DATASETS[row.dataset].label} "
         f"({wording.difference(row.difference, row.low, row.high, row.metric)})"
-        for row in rows[rows["verdict"].isin(verdicts)].itertuples()
+        for row in rows_of(rows[rows["verdict"].isin(verdicts)])
     ]
 
 
@@ -159,7 +160,7 @@ def static_curve(
     rows = main_measure_rows(rows, main).assign(k=lambda t: t["strategy"].map(experts))
     rows = rows.dropna(subset=["k"])
     findings = []
-    for dataset, group in rows.groupby("dataset", sort=False):
+    for dataset, group in groups_of(rows, "dataset"):
         sides = {"fewer": group[group["k"] < top_k], "more": group[group["k"] > top_k]}
         clauses = [_static_side(word, side) for word, side in sides.items() if len(side)]
         if not clauses:
@@ -210,7 +211,7 @@ def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     parts = [
         f"{DATASETS[dataset].label} by up to "
         f"{wording.small_difference(limit, main[dataset])}{_flips(rows, dataset)}"
-        for dataset, limit in noise_floor_by_dataset(table, main).items()
+        for dataset, limit in by_name(noise_floor_by_dataset(table, main)).items()
     ]
     text = f"{lead}. This changed {wording.listed(parts)}. A smaller difference is not a finding."
     return [Finding(text, NUMERICS_FILE, "some")]
@@ -244,7 +245,7 @@ def beyond_noise_floor(
                 "The one difference shown against the baseline exceeds the numerical noise floor."
             )
         return [Finding(text, PAIRED_FILE, "beyond")]
-    names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in within.itertuples()]
+    names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in rows_of(within)]
     which = f" ({wording.listed(names)})" if len(names) <= NAMED else ""
     text = (
         f"Of {total} shown against the baseline, {len(names)}{which} "
@@ -291,7 +292,7 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
     values = values.drop(baseline, level="strategy", errors="ignore")
     if values.empty:
         return None
-    parts = [_range(own.droplevel("dataset"), DATASETS[dataset].label)
+    parts = [_range(own.droplevel("dataset"), DATASETS[str(dataset)].label)
              for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
     lead = "The KL divergence of next-token predictions from the baseline's, in nats per token, is"
     outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
@@ -301,5 +302,5 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
 def _range(values: pd.Series, where: str) -> str:
     """Return the smallest and the largest divergence on one data set."""
     low, high = (f"{wording.divergence(values[name])} (`{name}`)"
-                 for name in (values.idxmin(), values.idxmax()))  # fmt: skip
+                 for name in (str(values.idxmin()), str(values.idxmax())))  # fmt: skip
     return f"{low} on {where}" if low == high else f"{low} to {high} on {where}"

@@ -19,6 +19,7 @@ from moe_routing.reporting.findings import (
     beyond_line,
     static_words,
 )
+from moe_routing.reporting.rows import groups_of, rows_of
 from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
 from moe_routing.statistics.verdict import Verdict
@@ -57,9 +58,7 @@ def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Findi
     main = table[truth_values(table["main"])].assign(family=lambda t: t["strategy"].map(families))
     return [
         _matched_family(rows, family_entry(family).label, static_words(curve))
-        for (family, curve), rows in main.groupby(
-            ["family", "static_family"], sort=False, dropna=False
-        )
+        for (family, curve), rows in groups_of(main, ["family", "static_family"], dropna=False)
     ]
 
 
@@ -114,9 +113,10 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
         else f"{wording.percent(low)} to {wording.percent(high)}"
     )
     floors = sorted({strategies[name].min_experts for name in empty.index})
+    fewest = wording.listed([str(floor) for floor in floors])
     text = (
         f"Under the null {nulls}, BH rejected nothing in {spread} of decisions (settings averaged "
-        f"over data sets); there the floor gave the token {wording.listed(map(str, floors))} "
+        f"over data sets); there the floor gave the token {fewest} "
         f"expert{'' if floors == [1] else 's'}. "
     )
     many = list(empty.index[empty > FLOOR_DECIDES])
@@ -139,7 +139,7 @@ def cap(cells: pd.DataFrame) -> Finding | None:
     if table.empty:
         return None
     _, widest = max(table.groupby(groups), key=lambda item: len(item[1]))
-    first, last = widest.sort_values("k").iloc[[0, -1]].itertuples(index=False)
+    first, last = rows_of(widest.sort_values("k").iloc[[0, -1]])
     ratio = last.mean_experts / first.mean_experts
     text = (
         f"At alpha {first.alpha}, raising max_k from {first.k} to {last.k} changed the mean "
@@ -187,7 +187,7 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
     if table.empty:
         return []
     findings = []
-    for dataset, rows in table.groupby("dataset", sort=False):
+    for dataset, rows in groups_of(table, "dataset"):
         where = DATASETS[dataset].label
         if rows["value"].nunique() == 1:
             text = (

@@ -11,6 +11,7 @@ from scipy import stats
 
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.rows import groups_of, largest
 from moe_routing.vocabulary import DATASETS
 
 SIMULATION = "validity/simulation.csv"
@@ -43,7 +44,7 @@ def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
     z = stats.norm.ppf(1 - (1 - confidence) / len(simulation))
     excess = simulation["fdr"] - simulation["alpha"]
     table = simulation.assign(excess=excess, above=excess > z * simulation["fdr_se"])
-    return [_kept(rows, rho) for rho, rows in table.groupby("correlation")]
+    return [_kept(rows, rho) for rho, rows in groups_of(table, "correlation", sort=True)]
 
 
 def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
@@ -51,7 +52,7 @@ def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
     kept, broke = list(above.index[~above]), list(above.index[above])
     text = f"Where {_dependence(correlation)} were simulated, "
     if broke:
-        worst = rows.loc[rows.loc[rows["above"], "excess"].idxmax()]
+        worst = largest(rows[rows["above"]], "excess")
         text += (
             f"{wording.code(broke)} had a false discovery rate above alpha, at worst "
             f"{wording.percent(worst['fdr'])} at alpha {worst['alpha']:g} "
@@ -85,7 +86,7 @@ def domains(table: pd.DataFrame) -> Finding | None:
     used = table[tokens.transform("sum") >= FEWEST_TOKENS]
     if used.empty:
         return None
-    best = used.loc[used["lift"].idxmax()]
+    best = largest(used, "lift")
     lifts = used.groupby(["layer", "expert"])["lift"].max()
     special = int((lifts >= SPECIAL).sum())
     text = (
@@ -108,7 +109,7 @@ def coactivation(table: pd.DataFrame) -> Finding | None:
     used = table[table["tokens_a"] >= FEWEST_TOKENS] if len(table) else table
     if used.empty:
         return None
-    best = used.loc[used["proportion"].idxmax()]
+    best = largest(used, "proportion")
     often = int((used["proportion"] > TOGETHER).sum())
     text = (
         f"In {wording.count(often) if often else 'none'} of {wording.count(len(used))} ordered "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, Finding
+from moe_routing.reporting.rows import rows_of
 from moe_routing.routing.strategies import control_kinds, families
 from moe_routing.vocabulary import DATASETS, TASKS, Family
 
@@ -87,7 +88,7 @@ def _cells(study: StudyResults) -> list[Finding]:
             "statistics/missing.csv",
             "cell",
         )
-        for row in table.itertuples()
+        for row in rows_of(table)
     ]
 
 

@@ -65,8 +65,10 @@ def varying(config: StudyConfig) -> list[str]:
 
 def _has_sweep(config: StudyConfig) -> bool:
     """Return whether two BH settings differ in max_k only."""
+    from moe_routing.routing.strategies.testing import BH
+
     compared = [config.parsed[name] for name in config.strategies]
-    bh = [strategy for strategy in compared if strategy.family.name == "bh"]
+    bh = [strategy for strategy in compared if type(strategy) is BH]
     rest = [(s.alpha, s.null, s.weighting, s.min_k) for s in bh]
     return len(set(rest)) < len(rest)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
+    from jupyter_client.client import KernelClient
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
@@ -131,8 +132,10 @@ def _fill_inline(client: NotebookClient, source: str, path: Path) -> str:
     expressions = {str(n): code for n, code in enumerate(INLINE.findall(source))}
     if not expressions:
         return source
-    message = client.kc.execute("", user_expressions=expressions)
-    results = client.wait_for_reply(message)["content"]["user_expressions"]
+    kernel = cast("KernelClient", client.kc)  # run_page has started it
+    message = kernel.execute("", user_expressions=expressions)
+    reply = cast("dict[str, Any]", client.wait_for_reply(message))  # a timeout raises
+    results = reply["content"]["user_expressions"]
     for key, code in expressions.items():
         result = results[key]
         if result["status"] != "ok":

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -150,7 +150,10 @@ def _copy(made: Path, folder: Path) -> None:
 
 
 def _run(
-    command: list[str | Path], folder: Path, stdin: str | None = None, timeout: float | None = None
+    command: Sequence[str | Path],
+    folder: Path,
+    stdin: str | None = None,
+    timeout: float | None = None,
 ) -> str:
     """Run a program and return its output; the relevant line of its log becomes the error.
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
+from moe_routing.reporting.rows import by_name, rows_of
 from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Model:
     @property
     def phrase(self) -> str:
         """Its name in text, which calls a small model small."""
-        if not self.is_small:
+        if self.parameters is None or not self.is_small:
             return self.name
         return f"a small model ({self.name}, {self.parameters / 1e6:.0f} million parameters)"
 
@@ -138,13 +139,13 @@ class StudyResults:
     def family_of(self) -> dict[str, str]:
         """Family of every strategy that has cells, controls included."""
         parts = (self.cells, self.controls)
-        return {row.strategy: row.family for part in parts for row in part.itertuples()}
+        return {row.strategy: row.family for part in parts for row in rows_of(part)}
 
     @property
     def main_measures(self) -> dict[str, str]:
         """The main measure of each data set in tests: nats per token, or accuracy."""
         tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
-        return {name: TASKS[task].main_measure.name for name, task in tasks.items()}
+        return {name: TASKS[task].main_measure.name for name, task in by_name(tasks).items()}
 
     @property
     def static_curve(self) -> pd.DataFrame:

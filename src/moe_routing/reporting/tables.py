@@ -9,11 +9,13 @@ import pandas as pd
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import main_measure_rows, main_row
+from moe_routing.reporting.rows import Row, groups_of, rows_of
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
 
 if TYPE_CHECKING:
+    from moe_routing.config.study import Source
     from moe_routing.reporting.results import StudyResults
 
 DAGGER = "\N{DAGGER}"
@@ -72,11 +74,11 @@ def divergence_table(study: StudyResults) -> pd.DataFrame:
         if own.empty:
             continue
         head = f"{DATASETS[dataset].label} (n = {wording.count(own['n'].max())})"
-        table[head] = [_divergence_entry(row) for row in own.reindex(names).itertuples()]
+        table[head] = [_divergence_entry(row) for row in rows_of(own.reindex(names))]
     return table
 
 
-def _divergence_entry(row: object) -> str:
+def _divergence_entry(row: Row) -> str:
     if pd.isna(row.value):
         return "not run"
     low, high = wording.divergence(row.ci_low), wording.divergence(row.ci_high)
@@ -96,14 +98,14 @@ def perplexity_table(study: StudyResults) -> pd.DataFrame:
     rows = perplexity_rows(study)
     several = rows["dataset"].nunique() > 1
     table = []
-    for (dataset, strategy), own in rows.groupby(["dataset", "strategy"], sort=False):
-        values = {METRICS[row.metric].label: _with_interval(row) for row in own.itertuples()}
+    for (dataset, strategy), own in groups_of(rows, ["dataset", "strategy"]):
+        values = {METRICS[row.metric].label: _with_interval(row) for row in rows_of(own)}
         where = {"Data set": DATASETS[dataset].label} if several else {}
         table.append({"Strategy": f"`{strategy}`", **where, **values})
     return pd.DataFrame(table)
 
 
-def _with_interval(row: object) -> str:
+def _with_interval(row: Row) -> str:
     return wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)
 
 
@@ -149,7 +151,7 @@ def controls_table(study: StudyResults) -> pd.DataFrame:
     for dataset in datasets_by_task(study):
         own = rows[rows["dataset"] == dataset].set_index("strategy").reindex(names["strategy"])
         table[_difference_head(dataset, main[dataset])] = [
-            _difference_entry(row, main[dataset]) for row in own.itertuples()
+            _difference_entry(row, main[dataset]) for row in rows_of(own)
         ]
     return table
 
@@ -159,7 +161,7 @@ def _difference_head(dataset: str, metric: str) -> str:
     return f"{DATASETS[dataset].label}, {measure.unit}\N{NO-BREAK SPACE}{measure.arrow}"
 
 
-def _difference_entry(row: object, metric: str) -> str:
+def _difference_entry(row: Row, metric: str) -> str:
     if pd.isna(row.difference):
         return "not run"
     text = wording.difference(row.difference, row.low, row.high, metric).replace(
@@ -175,16 +177,16 @@ def numerics_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Changed": [f"`{name}`" for name in rows["changed"]],
-            "Data set": rows["dataset"].map(lambda name: DATASETS[name].label),
+            "Data set": rows["dataset"].map(lambda name: DATASETS[str(name)].label),
             "Items": rows["n_items"].map(wording.count),
             "Difference": [
                 (wording.MINUS if row.difference < 0 else "")
                 + wording.small_difference(abs(row.difference), row.metric)
-                for row in rows.itertuples()
+                for row in rows_of(rows)
             ],
             "Flipped items": [
                 wording.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
-                for row in rows.itertuples()
+                for row in rows_of(rows)
             ],
             "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
         }
@@ -202,10 +204,10 @@ def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
     best = rows["value"].max() if higher else rows["value"].min()
     if rows["value"].nunique() == 1:
         best = None  # all are equal
-    return [_entry(row, best, row.Index in shown) for row in rows.itertuples()]
+    return [_entry(row, best, row.Index in shown) for row in rows_of(rows)]
 
 
-def _entry(row: object, best: float | None, shown: bool) -> str:
+def _entry(row: Row, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
     value = wording.quality(row.value, row.metric)
@@ -221,7 +223,7 @@ def _shown(study: StudyResults) -> dict[str, set[str]]:
         return {}
     main = paired[truth_values(paired["main"])]
     main = main[main["verdict"].isin(SHOWN)]
-    return {name: set(rows["strategy"]) for name, rows in main.groupby("dataset")}
+    return {name: set(rows["strategy"]) for name, rows in groups_of(main, "dataset", sort=True)}
 
 
 def data_table(study: StudyResults) -> pd.DataFrame:
@@ -242,7 +244,7 @@ def data_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def source_words(source: object) -> str:
+def source_words(source: Source) -> str:
     """Return the source of items in words, with its pinned version."""
     if source.kind == "hub":
         return f"`{source.dataset}`, {source.split}, at `{source.revision[:10]}`"
@@ -322,7 +324,7 @@ def routing_table(study: StudyResults) -> pd.DataFrame:
 def strategy_table(study: StudyResults) -> pd.DataFrame:
     """Return the strategies by family: selection, weighting and settings."""
     rows = []
-    for family, cells in study.cells.groupby("family", sort=False):
+    for family, cells in groups_of(study.cells, "family"):
         names = list(cells["strategy"].drop_duplicates())
         rows.append(
             {
