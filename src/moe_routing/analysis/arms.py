@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from moe_routing.analysis.optional import present
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
@@ -32,7 +33,7 @@ def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
     """Return the static arms, by k, then BH by null, max_k and alpha."""
     settings = config.analysis.bh
     baseline = config.parsed[config.statistics.baseline]
-    ks = {*settings.fewer_k, *settings.max_k}
+    ks = {*present(settings.fewer_k), *present(settings.max_k)}
     static: dict[str, Strategy] = {
         arm.id: arm for k in sorted(ks) if (arm := static_arm(config, k))
     }
@@ -48,7 +49,7 @@ def static_arm(config: StudyConfig, k: int) -> Regular:
 
 def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
     """Yield the BH arms of one null."""
-    for max_k in config.analysis.bh.max_k:
+    for max_k in present(config.analysis.bh.max_k):
         for alpha in config.analysis.bh.alpha:
             yield BH(max_k=max_k, alpha=alpha, null=null)
 

@@ -154,7 +154,7 @@ def _write_prompts(
     tables, usages = [], []
     for prompt, logits_LTE in logits.items():
         table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), top_k, **settings)
-        limits = [name for name in table if name.endswith(("_low", "_high"))]
+        limits = [name for name in map(str, table) if name.endswith(("_low", "_high"))]
         table = table.drop(columns=[*limits, "n_documents"])
         table.insert(0, "prompt", prompt)
         tables.append(table)
@@ -176,7 +176,8 @@ def _write_usage(text: Capture, top_k: int, folder: Path) -> None:
     """Write what the figures draw: loads of experts, and histograms of logits."""
     logits_LTE = text.logits_LTE.numpy()
     write_csv(_usage(logits_LTE, top_k), folder / "expert_usage.csv")
-    edges = np.linspace(*np.quantile(logits_LTE, [0.0005, 0.9995]), HISTOGRAM_BINS + 1)
+    low, high = np.quantile(logits_LTE, [0.0005, 0.9995])
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     density = [np.histogram(values.ravel(), edges, density=True)[0] for values in logits_LTE]
     bins = {"low": edges[:-1], "high": edges[1:]}
     parts = [

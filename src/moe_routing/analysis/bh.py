@@ -8,10 +8,10 @@ changed nothing else. The results of the real runs stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from moe_routing.analysis.counts import (
     reduction_percent,
     saturation_point,
 )
+from moe_routing.analysis.optional import present
 from moe_routing.analysis.recommend import Arm, recommend
 from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
@@ -165,7 +166,7 @@ def run_arm(
             "cluster": [item.cluster for item in items],
             "nats": [-score.log_likelihood for score in scores],
             "tokens": [score.tokens for score in scores],
-            "experts": [score.mean_experts * score.tokens for score in scores],
+            "experts": [present(score.mean_experts) * score.tokens for score in scores],
         }
     )
     decoding = DecodingRecorder()
@@ -189,7 +190,8 @@ def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
     """Generate greedily, past any end-of-text token, so that arms stay comparable."""
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(input_device(loaded.model))
     # One token more: the last one is not read, so it is not routed.
-    output = loaded.model.generate(
+    generate = cast("Callable[..., torch.Tensor]", loaded.model.generate)
+    output = generate(
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         do_sample=False,
@@ -198,7 +200,7 @@ def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
         pad_token_id=loaded.tokenizer.eos_token_id,
     )
     start = inputs["input_ids"].shape[1]
-    return loaded.tokenizer.decode(output[0, start : start + new_tokens])
+    return str(loaded.tokenizer.decode(output[0, start : start + new_tokens]))
 
 
 def results_table(
@@ -212,7 +214,7 @@ def results_table(
         for arm in bh_arms(config, null):
             keys = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
             rows.append({"strategy": arm.id, "null": null, **keys, **measured[arm.id]})
-        for k in config.analysis.bh.max_k:
+        for k in present(config.analysis.bh.max_k):
             name = static_arm(config, k).id
             keys = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
             rows.append({"strategy": name, "null": null, **keys, **measured[name]})
@@ -305,12 +307,12 @@ def _write_pivot(table: pd.DataFrame, folder: Path) -> None:
 def counts_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame:
     """Return the proportion of the tokens of a layer with each number of experts, BH arms only."""
     tables = []
-    for run in _bh_runs(runs, nulls):
+    for arm, run in _bh_runs(runs, nulls):
         histogram_LC = run.statistics.count_histogram_LC
         layer, experts = np.nonzero(histogram_LC)
         proportion = histogram_LC[layer, experts] / run.statistics.tokens
         values = {"layer": layer, "experts": experts, "proportion": proportion}
-        tables.append(pd.DataFrame({**_keys(run.strategy), **values}))
+        tables.append(pd.DataFrame({**_keys(arm), **values}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -321,8 +323,7 @@ def binding_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFrame
     See :func:`measure`.
     """
     tables = []
-    for run in _bh_runs(runs, nulls):
-        arm = run.strategy
+    for arm, run in _bh_runs(runs, nulls):
         for text, seen in (("evaluation", run.statistics), ("generation", run.generation)):
             mean_L = seen.mean_experts_L()
             values = {"text": text, "layer": np.arange(mean_L.size), "mean_experts": mean_L}
@@ -339,16 +340,15 @@ def saturation_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFr
     real run with that max_k, where there is one.
     """
     bh = list(_bh_runs(runs, nulls))
-    largest = max(run.strategy.max_k for run in bh)
+    largest = max(arm.max_k for arm, _ in bh)
     tables = []
-    for run in bh:
-        arm = run.strategy
+    for arm, run in bh:
         if arm.max_k != largest:
             continue
         histogram_LC = run.statistics.count_histogram_LC[:, : largest + 1]
         by_layer = [saturation_point(histogram_C) for histogram_C in histogram_LC]
-        same = [r for r in bh if (r.strategy.null, r.strategy.alpha) == (arm.null, arm.alpha)]
-        measured = {r.strategy.max_k: r.statistics.mean_experts() for r in same}
+        same = [(a, r) for a, r in bh if (a.null, a.alpha) == (arm.null, arm.alpha)]
+        measured = {a.max_k: r.statistics.mean_experts() for a, r in same}
         caps = np.arange(1, largest + 1)
         tables.append(
             pd.DataFrame(
@@ -357,7 +357,7 @@ def saturation_table(runs: dict[str, ArmRun], nulls: Sequence[str]) -> pd.DataFr
                     "alpha": arm.alpha,
                     "max_k": caps,
                     "mean_experts": capped_means(histogram_LC.sum(0)),
-                    "measured": [measured.get(cap, np.nan) for cap in caps],
+                    "measured": [measured.get(cap, np.nan) for cap in caps.tolist()],
                     "saturation_point": saturation_point(histogram_LC.sum(0)),
                     "saturation_least": min(by_layer),
                     "saturation_most": max(by_layer),
@@ -371,10 +371,10 @@ def _keys(arm: BH) -> dict[str, object]:
     return {"null": arm.null, "max_k": arm.max_k, "alpha": arm.alpha}
 
 
-def _bh_runs(runs: dict[str, ArmRun], nulls: Sequence[str]) -> Iterator[ArmRun]:
+def _bh_runs(runs: dict[str, ArmRun], nulls: Sequence[str]) -> Iterator[tuple[BH, ArmRun]]:
     for run in runs.values():
         if isinstance(run.strategy, BH) and run.strategy.null in nulls:
-            yield run
+            yield run.strategy, run
 
 
 def _static_k(run: ArmRun) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from moe_routing.statistics.bootstrap import cluster_sums
@@ -16,7 +16,7 @@ from moe_routing.statistics.bootstrap import cluster_sums
 Array = NDArray[np.float64]
 
 
-def document_weights(documents: int, resamples: int, rng: np.random.Generator) -> Array:
+def document_weights(documents: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return how often each document is drawn in each resample with replacement, (B, D)."""
     return rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
 
@@ -172,7 +172,7 @@ def ease_and_weight(
     }
 
 
-def spearman(first: Array, second: Array) -> float:
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Return Spearman's rank correlation; 0 where one of the two is constant."""
     a, b = stats.rankdata(first), stats.rankdata(second)
     a, b = a - a.mean(), b - b.mean()
@@ -219,7 +219,7 @@ def spearman_limits(
     weight_BD = document_weights(len(tokens_D), resamples, rng)
     whole_1D = np.ones((1, len(tokens_D)))
 
-    def correlation(weight_BD: Array) -> Array:
+    def correlation(weight_BD: NDArray[np.int64] | Array) -> Array:
         n_B1 = (weight_BD @ tokens_D)[:, None]
         a, b, ab, aa, bb = (weight_BD @ sum_DS / n_B1 for sum_DS in sums)
         scale_BS = np.sqrt((aa - a**2) * (bb - b**2))
@@ -251,11 +251,11 @@ def within_document_p(
     extreme = 0
     for _ in range(permutations):
         shuffled = np.lexsort((rng.random(a_T.size), document_T))
-        extreme += abs(a_T[shuffled] @ b_T) >= observed
+        extreme += bool(abs(a_T[shuffled] @ b_T) >= observed)
     return (1 + extreme) / (permutations + 1)
 
 
-def _centred_ranks(value_T: Array, document_T: NDArray[np.int64]) -> Array:
+def _centred_ranks(value_T: Array, document_T: NDArray[np.int64] | Array) -> Array:
     """Return ranks over all tokens less their mean in the document."""
     rank_T = stats.rankdata(value_T)
     _, index_T, count_D = np.unique(document_T, return_inverse=True, return_counts=True)

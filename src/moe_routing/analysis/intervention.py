@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -25,13 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from moe_routing.analysis.optional import present
 from moe_routing.engine.adapters import RouterModule, find_routers
 from moe_routing.engine.head import logits_of, plain_head
 from moe_routing.engine.packable import rope_span
-from moe_routing.engine.patching import patched_forward
+from moe_routing.engine.patching import Forward, patched_forward
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError
 from moe_routing.routing.types import Routing
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import CacheLayerMixin
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,14 @@ RouterForward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def _without(
-    pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor, inner: RouterForward
+    pairs: Sequence[tuple[int, int]], steps: int, hit_R: Tensor, inner: Forward
 ) -> RouterForward:
     index_R, expert_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
     token_R = (index_R + 1) * steps
+    route = cast("RouterForward", inner)
 
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_TE, weight_TK, index_TK = inner(hidden_states)
+        logits_TE, weight_TK, index_TK = route(hidden_states)
         token, expert = token_R.to(index_TK.device), expert_R.to(index_TK.device)
         # A padded slot may carry the id of an expert, with weight 0.
         hit_RK = (index_TK[token] == expert[:, None]) & (weight_TK[token] != 0)
@@ -233,7 +239,7 @@ def _cut(cache: DynamicCache, length: int, rows: int) -> DynamicCache:
     Caches are made without the model's config, so that they keep what a sliding window has left.
     """
     copy = DynamicCache()
-    for layer, entry in enumerate(cache.layers):
-        keys, values = entry.keys[:, :, :length], entry.values[:, :, :length]
+    for layer, entry in enumerate(cast("list[CacheLayerMixin]", cache.layers)):
+        keys, values = present(entry.keys)[:, :, :length], present(entry.values)[:, :, :length]
         copy.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     return copy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -226,16 +227,16 @@ def call_designs(
         for design, group in own.groupby("design", sort=False):
             row = _call_design(group, largest_size)
             edge = fails_above(largest_size, row["n_tokens"], joint)
-            named = {"null": null, "design": design, "breaks": breaks(null, design)}
+            named = {"null": null, "design": design, "breaks": breaks(str(null), str(design))}
             rows.append({**named, **row, "layer_fails_above": edge})
     return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
 
 
-def _call_design(group: pd.DataFrame, largest_size: float) -> dict[str, object]:
+def _call_design(group: pd.DataFrame, largest_size: float) -> dict[str, Any]:
     """Return whether a null is valid in a design, from its sizes by layer and over all layers."""
     is_all = group["layer"].astype(str) == ALL_LAYERS
     overall, layers = group[is_all].iloc[0], group[~is_all]
-    worst = layers.loc[layers["size"].idxmax()]
+    worst = _largest(layers, "size")
     above, fails = group["size"] > largest_size, group["joint_low"] > largest_size
     failing = group.loc[fails & ~is_all, "layer"]
     return {
@@ -275,6 +276,11 @@ def _joint_limits(sizes: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return pd.DataFrame(limits, index=sizes.index, columns=["joint_low", "joint_high"])
 
 
+def _largest(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Return the first row with the largest value of a column."""
+    return rows.iloc[int(rows[column].argmax())]
+
+
 def _names(layers: Iterable[object]) -> str:
     return " ".join(sorted({str(layer) for layer in layers}, key=int))
 
@@ -301,8 +307,8 @@ def _worst_call(calls: pd.Series) -> str:
 
 
 def _call_null(group: pd.DataFrame) -> dict[str, object]:
-    worst = group.loc[group["size"].idxmax()]
-    layer = group.loc[group["worst_layer_size"].idxmax()]
+    worst = _largest(group, "size")
+    layer = _largest(group, "worst_layer_size")
     call = _worst_call(group["call"])
     assumed = _worst_call(group.loc[group["breaks"] == "", "call"])
     failing = " ".join(group["failing_layers"]).split()
@@ -332,7 +338,7 @@ def _call_null(group: pd.DataFrame) -> dict[str, object]:
     return {**row, "verdict": _verdict(row, layer, group)}
 
 
-def _verdict(row: dict[str, object], layer: pd.Series, group: pd.DataFrame) -> str:
+def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     words = {VALID: "valid", NOT_SHOWN: "not shown to be valid", NOT_VALID: "not valid"}
     text = (
         f"{row['null']} is {words[row['call']]}: where H0 holds, BH at {layer['level']:g} selects "
@@ -364,7 +370,7 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
         return ""
     failed, kept = group[~group["valid"]], group[group["breaks"] == ""]
     broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
-    best = kept.loc[kept["worst_layer_size"].idxmax()]
+    best = _largest(kept, "worst_layer_size")
     return (
         f" It exceeds what is allowed only where its assumption is broken: {broken}; where that "
         f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.3f}."

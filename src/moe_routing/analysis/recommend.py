@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,18 +161,16 @@ def _against_static(
     tokens_N: NDArray,
     clusters_N: NDArray,
     arms: Sequence[Arm],
-    settings: dict[str, object],
+    settings: dict[str, Any],
 ) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """Return each adaptive arm's differences from static routing at its own mean experts.
 
     The first are from the straight line between the measured k on either side, the second from the
     lowest value of a convex curve there; see :func:`convex_bound`. The intervals are simultaneous.
     """
-    curve = sorted(
-        (index for index, arm in enumerate(arms) if arm.static_k is not None),
-        key=lambda index: arms[index].static_k,
-    )
-    ks = [arms[index].static_k for index in curve]
+    static = {index: arm.static_k for index, arm in enumerate(arms) if arm.static_k is not None}
+    curve = sorted(static, key=static.__getitem__)
+    ks = [static[index] for index in curve]
     lines, bounds = {}, {}
     for index, arm in enumerate(arms):
         at = bracket(arm.mean_experts, ks) if arm.static_k is None and ks else None

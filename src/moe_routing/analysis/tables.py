@@ -83,8 +83,9 @@ def _plain(value: object) -> object:
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+    tolist = getattr(value, "tolist", None)
+    if tolist is not None:
+        return _plain(tolist())
     if isinstance(value, float) and value != value:
         return None
     return value

@@ -41,7 +41,7 @@ class UnionRecorder(Recorder):
 
         NaN if no forward pass had ``batch`` tokens.
         """
-        groups = sum(self._by_layer("groups").values())
+        groups = sum(int(value) for value in self._by_layer("groups").values())
         total = sum(float(value) for value in self._by_layer("distinct").values())
         return total / groups if groups else float("nan")
 

@@ -14,6 +14,7 @@ from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples, with_logits
 from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
+from moe_routing.analysis.optional import present
 from moe_routing.analysis.simulation import simulate_procedures
 from moe_routing.analysis.tables import write_csv
 from moe_routing.errors import InputError
@@ -58,12 +59,12 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     tables = design_tables(config, sample, rng)
     for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
         write_csv(tables[name], folder / f"{file}.csv")
-    write_csv(designs_table(settings.nulls), folder / "designs.csv")
+    write_csv(designs_table(present(settings.nulls)), folder / "designs.csv")
     simulation = simulate_procedures(
         rng,
         repeats=settings.repeats,
         experts=sample.num_experts,
-        signals=settings.signals,
+        signals=present(settings.signals),
         effect=settings.effect,
         correlations=settings.correlation,
         alphas=settings.alpha,
@@ -88,7 +89,7 @@ def binding_table(
 ) -> pd.DataFrame:
     """Return what binds on evaluation text and, for marginal nulls, on calibration text."""
     parts = []
-    for null_id in tqdm(config.analysis.validity.nulls, desc="binding", unit="null"):
+    for null_id in tqdm(present(config.analysis.validity.nulls), desc="binding", unit="null"):
         fitted = NULLS[null_id].fit(sample)
         parts.append(_binding(config, null_id, fitted, text).assign(text="evaluation"))
         if null_id in MARGINAL:
@@ -111,7 +112,7 @@ def design_tables(
     settings = config.analysis.validity
     tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
     for design in tqdm(DESIGNS.values(), desc="designs", unit="design"):
-        names = list(filter(design.holds_for, settings.nulls))
+        names = list(filter(design.holds_for, present(settings.nulls)))
         if not names:
             continue
         first, second = samples(design, sample, settings.tokens, rng)
@@ -182,9 +183,9 @@ def text_sample(results: Path, sample: CalibrationSample) -> CalibrationSample:
 def _binding(
     config: StudyConfig, null_id: str, null: Null, sample: CalibrationSample
 ) -> pd.DataFrame:
-    settings = config.analysis.validity
-    table = binding_rows(null, sample, levels(config), min_k=MIN_K, max_k=settings.max_k)
-    return table.assign(null=null_id, max_k=settings.max_k)
+    max_k = present(config.analysis.validity.max_k)
+    table = binding_rows(null, sample, levels(config), min_k=MIN_K, max_k=max_k)
+    return table.assign(null=null_id, max_k=max_k)
 
 
 def _keys_first(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ sets and are added by :mod:`moe_routing.statistics.study_tables`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
@@ -33,7 +33,8 @@ from moe_routing.vocabulary import TASKS, Metric
 if TYPE_CHECKING:
     from moe_routing.config.study import StatisticsConfig
 
-Row = dict[str, object]
+Row = dict[str, Any]
+"""One row of a table; columns differ in type."""
 
 SCORE, BOOTSTRAP_T = "score", "bootstrap-t"
 
@@ -61,7 +62,7 @@ class Contrasts:
     @property
     def margin(self) -> float:
         """The non-inferiority margin; NaN where none applies."""
-        margins = {
+        margins: dict[str | None, float] = {
             "accuracy": self.settings.margin_accuracy,
             "nats": self.settings.margin_nats,
         }

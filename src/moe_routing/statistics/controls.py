@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.contrasts import contrasts, noninferiority_rows, paired_rows
+from moe_routing.statistics.contrasts import Row, contrasts, noninferiority_rows, paired_rows
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
     from moe_routing.config.study import Control, StatisticsConfig
-
-Row = dict[str, object]
 
 
 def control_rows(

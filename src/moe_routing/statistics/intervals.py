@@ -137,8 +137,8 @@ def _ratios(
         raise InputError("a cell has a single cluster; an interval needs at least 2")
     boot = bootstrap_items(values, units, clusters, resamples=resamples, rng=rng)
     low_S, high_S = studentised_interval(boot, confidence)
-    rows = zip(metrics, boot.ratio_S, low_S, high_S, strict=True)
-    return [
-        Estimate(metric.name, *(float(SCALES[metric.scale](x)) for x in limits), len(items))
-        for metric, *limits in rows
-    ]
+    estimates = []
+    for metric, *limits in zip(metrics, boot.ratio_S, low_S, high_S, strict=True):
+        value, low, high = (float(SCALES[metric.scale](x)) for x in limits)
+        estimates.append(Estimate(metric.name, value, low, high, len(items)))
+    return estimates

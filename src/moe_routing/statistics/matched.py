@@ -67,15 +67,15 @@ def bracket(mean_experts: float, ks: Sequence[float]) -> Bracket | None:
     >>> bracket(5.0, [2, 4, 8]), bracket(4.0, [2, 4, 8]), bracket(1.5, [2, 4, 8])
     (Bracket(low=1, high=2, weight=0.25), Bracket(low=1, high=1, weight=0.0), None)
     """
-    ks = np.asarray(ks, dtype=float)
-    exact = np.flatnonzero(np.isclose(ks, mean_experts, rtol=0, atol=1e-6))
+    ks_K = np.asarray(ks, dtype=float)
+    exact = np.flatnonzero(np.isclose(ks_K, mean_experts, rtol=0, atol=1e-6))
     if exact.size:
         return Bracket(int(exact[0]), int(exact[0]), 0.0)
-    high = int(np.searchsorted(ks, mean_experts))
-    if high in (0, len(ks)) or not np.isfinite(mean_experts):
+    high = int(np.searchsorted(ks_K, mean_experts))
+    if high in (0, len(ks_K)) or not np.isfinite(mean_experts):
         return None
     low = high - 1
-    return Bracket(low, high, float((mean_experts - ks[low]) / (ks[high] - ks[low])))
+    return Bracket(low, high, float((mean_experts - ks_K[low]) / (ks_K[high] - ks_K[low])))
 
 
 def interpolate(value_NK: Array, at: Bracket) -> Array:
@@ -164,7 +164,7 @@ def matched_rows(
     """
     points = {name for curve in static.values() for name in curve}
     arms = [name for name in panel.strategies if name not in points]
-    curves = {name: _ascending(static.get(curve_of.get(name), {}), panel) for name in arms}
+    curves = {name: _ascending(static.get(curve_of.get(name, ""), {}), panel) for name in arms}
     brackets = {
         name: bracket(mean_experts.get(name, np.nan), list(curves[name].values())) for name in arms
     }
@@ -183,8 +183,9 @@ def matched_rows(
                 "static_family": curve_of.get(name),
                 "status": _unmatched(name, curve_of, mean_experts),
             }
-            if brackets[name] is not None:
-                row |= gaps[name] | _bracket_columns(panel, metric, curves[name], brackets[name])
+            at = brackets[name]
+            if at is not None:
+                row |= gaps[name] | _bracket_columns(panel, metric, curves[name], at)
                 row["status"] = MATCHED
                 row["static_value"] = row["value"] - row["difference"]
             rows.append(row)
@@ -227,14 +228,14 @@ def _gaps(
     brackets: Mapping[str, Bracket | None],
 ) -> dict[str, dict[str, object]]:
     """Return difference, interval and test of every strategy inside the curve."""
-    names = [name for name, at in brackets.items() if at is not None]
-    if not names:
+    inside = {name: at for name, at in brackets.items() if at is not None}
+    if not inside:
         return {}
     value_NS = panel.values(metric)
     column = panel.strategies.index
-    arm_NS = value_NS[:, list(map(column, names))]
-    static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in names}
-    line_NS = np.stack([interpolate(static_NK[name], brackets[name]) for name in names], axis=1)
+    arm_NS = value_NS[:, list(map(column, inside))]
+    static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in inside}
+    line_NS = np.stack([interpolate(static_NK[name], at) for name, at in inside.items()], axis=1)
     difference_NS = arm_NS - line_NS
     comparison = compare(
         panel,
@@ -245,7 +246,7 @@ def _gaps(
         rng=named_rng(seed, "matched", panel.dataset, metric.name),
     )
     gaps = {}
-    for s, name in enumerate(names):
+    for s, (name, at) in enumerate(inside.items()):
         gaps[name] = {
             "difference": comparison.boot.ratio_S[s],
             "low": comparison.low_S[s],
@@ -257,7 +258,7 @@ def _gaps(
         }
         if metric.is_proportion:
             gaps[name] |= proportion_columns(
-                arm_NS[:, s], static_NK[name], brackets[name], panel.clusters, settings.confidence
+                arm_NS[:, s], static_NK[name], at, panel.clusters, settings.confidence
             )
     return gaps
 
@@ -330,4 +331,5 @@ def _correlation(sums_C2: Array) -> float:
     """Return the correlation of two columns; 1, the conservative value, if one does not vary."""
     if (np.ptp(sums_C2, axis=0) == 0).any():
         return 1.0
-    return float(np.corrcoef(sums_C2.T)[0, 1])
+    # numpy's stub has a scalar for the matrix.
+    return float(np.corrcoef(sums_C2.T)[0, 1])  # pyright: ignore[reportIndexIssue]

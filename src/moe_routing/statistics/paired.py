@@ -93,4 +93,5 @@ def signed_rank_p(difference_C: ArrayLike) -> float:
     difference_C = difference_C[difference_C != 0]
     if difference_C.size == 0:
         return 1.0
-    return float(stats.wilcoxon(difference_C).pvalue)
+    # scipy makes the class of the result at run time.
+    return float(stats.wilcoxon(difference_C).pvalue)  # pyright: ignore[reportAttributeAccessIssue]

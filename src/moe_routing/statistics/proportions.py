@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,11 +31,9 @@ def wilson_interval(
     >>> round(low, 4), round(high, 4)
     (0.3968, 0.8922)
     """
-    low, high = proportion_confint(
-        successes / design_effect, n / design_effect, alpha=1 - confidence, method="wilson"
-    )
+    low, high = _limits(successes / design_effect, n / design_effect, confidence, "wilson")
     # At 0 and n successes rounding can leave the estimate just outside its limits.
-    return min(max(float(low), 0.0), successes / n), max(min(float(high), 1.0), successes / n)
+    return min(max(low, 0.0), successes / n), max(min(high, 1.0), successes / n)
 
 
 def clustered_wilson(
@@ -60,7 +59,12 @@ def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, fl
     >>> round(low, 4), round(high, 4)
     (0.3475, 0.9333)
     """
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="beta")
+    return _limits(successes, n, confidence, "beta")
+
+
+def _limits(successes: float, n: float, confidence: float, method: str) -> tuple[float, float]:
+    limits = proportion_confint(successes, n, alpha=1 - confidence, method=method)
+    low, high = cast("tuple[float, float]", limits)
     return float(low), float(high)
 
 
@@ -130,7 +134,7 @@ def paired_score_interval(
     (-0.096, 0.037)
     """
     lost, gained, n = lost / design_effect, gained / design_effect, n / design_effect
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = float(stats.norm.ppf((1 + confidence) / 2))
     point = (gained - lost) / n
     edge = 1 - 1e-12
 
@@ -141,7 +145,8 @@ def paired_score_interval(
         end = -sign * edge
         if gap(end) * sign < 0:  # nothing up to the end of the scale is rejected
             return float(-sign)
-        return float(optimize.brentq(gap, *sorted((point, end)), xtol=1e-10))
+        root = optimize.brentq(gap, *sorted((point, end)), xtol=1e-10)
+        return float(cast("float", root))
 
     return limit(1), limit(-1)
 

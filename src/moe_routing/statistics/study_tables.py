@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from moe_routing.routing.strategies import control_kinds, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
+    Row,
     contrasts,
     noninferiority_rows,
     paired_rows,
@@ -37,7 +38,7 @@ MATCHED_COLUMNS = (
 )  # fmt: skip
 """What ``primary.csv`` takes from ``matched_compute.csv``, under names with ``matched_``."""
 
-Rows = list[dict[str, object]]
+Rows = list[Row]
 _KEY = ["strategy", "dataset", "metric"]
 
 
@@ -168,11 +169,11 @@ def _numerics(
     missing: Rows = []
     for dataset, task in datasets.items():
         arms = [arm for arm in numerics if cell_path(folder, arm, dataset).is_file()]
-        missing += [
+        missing.extend(
             {"dataset": dataset, "strategy": baseline, "reason": f"no cell of numerics arm '{arm}'"}
             for arm in numerics
             if arm not in arms
-        ]
+        )
         if arms:
             usual = load_cells(cells, [baseline], {dataset: task})
             panel = make_panel(usual + load_cells(folder, arms, {dataset: task}))
@@ -216,6 +217,7 @@ def add_verdicts(
     else:
         found = margins.set_index(_KEY)["p_adjusted"]
         p_margin = pd.Series(found.reindex(pd.MultiIndex.from_frame(table[_KEY])).to_numpy())
+    rows = cast("Iterable[Any]", table.itertuples())
     table["verdict"] = [
         str(
             verdict(
@@ -229,7 +231,7 @@ def add_verdicts(
         )
         if np.isfinite(row.p_adjusted)
         else None
-        for row, p in zip(table.itertuples(), p_margin, strict=True)
+        for row, p in zip(rows, p_margin, strict=True)
     ]
     return table
 
@@ -323,7 +325,7 @@ class _Costs:
     def static(self) -> dict[str, dict[str, float]]:
         """Experts of each strategy of a static curve, by family."""
         return {
-            family: dict(zip(rows["strategy"], rows["k"].astype(float), strict=True))
+            str(family): dict(zip(rows["strategy"], rows["k"].astype(float), strict=True))
             for family, rows in self.table.groupby("family")
             if family in {entry.name for entry in static_families().values()}
         }
