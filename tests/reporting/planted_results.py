@@ -262,6 +262,7 @@ def _write_cell(
             "path": config.model.path, "revision": "", "dtype": "float32", "device": "cpu (x86_64)",
             "experts_implementation": "dropless", "router_fingerprint": "f" * 64,
             "weights_sha256": "0" * 64, "data_sha256": "1" * 64, "seed": config.seed,
+            "token_budget": config.evaluation.token_budget,
             "python": "3.11.0", "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
             "commit": "unknown",
         },
