@@ -186,7 +186,9 @@ def test_scripts_say_what_is_wrong_in_one_line(
     common = ("--config", path, "--out", tmp_path / "lambada.parquet", "--dataset")
     done = _script("fetch_data.py", *common, "lambada")
     assert done.returncode == 2
-    assert done.stderr == "error: --out is lambada.parquet; allowed for this source: lambada.jsonl\n"
+    assert (
+        done.stderr == "error: --out is lambada.parquet; allowed for this source: lambada.jsonl\n"
+    )
     done = _script("prepare_data.py", *common, "mmlu", "--raw", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: data set 'mmlu' is not in the config; allowed: ")
