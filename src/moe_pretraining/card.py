@@ -280,8 +280,8 @@ def _copying(copying: dict[str, float]) -> str:
     first, second = copying["first"], copying["second"]
     return (
         f"When the same {copying['tokens']} tokens of these texts appear twice in a window, the "
-        f"loss is {first:.3f} nats per token the first time and the second {second:.3f}: what the "
-        "model can copy from its context."
+        f"loss is {first:.3f} nats per token the first time and {second:.3f} the second time. The "
+        "difference is what the model can copy from its context."
     )
 
 
