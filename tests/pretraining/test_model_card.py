@@ -217,7 +217,7 @@ def test_card_tells_what_was_measured(
         assert f"{part['nats_per_token']['estimate']:.3f} (" in card
     best = min(measured["static_k"], key=measured["static_k"].__getitem__)
     assert f"The loss is lowest at {best} experts" in card
-    assert f"second {measured['copying']['second']:.3f}: what the model can copy" in card
+    assert f"and {measured['copying']['second']:.3f} the second time" in card
     assert "repeated to the end" not in card
     assert "lm-evaluation-harness" not in card
     assert "{" not in card
