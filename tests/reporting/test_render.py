@@ -161,14 +161,12 @@ def test_article_figures_are_drawn_and_shown():
         p.path for p in ARTICLE_FIGURES.values()
     }
     shown = {
-        f"{one.folder}/{one.folder}_plots/{p}.png"
-        for one in (VALIDITY, ABLATION)
-        for p in one.plots
+        f"{one.name}/{one.name}_plots/{p}.png" for one in (VALIDITY, ABLATION) for p in one.plots
     }
     assert shown <= {figure.path for figure in ARTICLE_FIGURES.values()}
     article = (SOURCE / "index.qmd").read_text(encoding="utf-8")
     assert [label for label in ARTICLE_FIGURES if f'a.figure("{label}")' not in article] == []
-    parts = {part.folder: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
+    parts = {part.name: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
     for figure in ARTICLE_FIGURES.values():
         for folder, _, name in (source.partition("/") for source in figure.sources):
             assert name in parts.get(folder, [name]), name

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Row(Protocol):
+class TableRow(Protocol):
     """A row of a table: its cells are attributes."""
 
     def __getattr__(self, column: str, /) -> Any: ...  # noqa: ANN401 (a cell)
 
 
-def rows_of(table: pd.DataFrame) -> Iterable[Row]:
+def rows_of(table: pd.DataFrame) -> Iterable[TableRow]:
     """Return the rows of a table in order; their label is ``Index``."""
     return table.itertuples()
 

@@ -9,7 +9,7 @@ import pandas as pd
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import main_measure_rows, main_row
-from moe_routing.reporting.rows import Row, groups_of, rows_of
+from moe_routing.reporting.rows import TableRow, groups_of, rows_of
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
@@ -78,7 +78,7 @@ def divergence_table(study: StudyResults) -> pd.DataFrame:
     return table
 
 
-def _divergence_entry(row: Row) -> str:
+def _divergence_entry(row: TableRow) -> str:
     if pd.isna(row.value):
         return "not run"
     low, high = wording.divergence(row.ci_low), wording.divergence(row.ci_high)
@@ -105,7 +105,7 @@ def perplexity_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def _with_interval(row: Row) -> str:
+def _with_interval(row: TableRow) -> str:
     return wording.estimate(row.value, row.ci_low, row.ci_high, row.metric)
 
 
@@ -161,7 +161,7 @@ def _difference_head(dataset: str, metric: str) -> str:
     return f"{DATASETS[dataset].label}, {measure.unit}\N{NO-BREAK SPACE}{measure.arrow}"
 
 
-def _difference_entry(row: Row, metric: str) -> str:
+def _difference_entry(row: TableRow, metric: str) -> str:
     if pd.isna(row.difference):
         return "not run"
     text = wording.difference(row.difference, row.low, row.high, metric).replace(
@@ -207,7 +207,7 @@ def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
     return [_entry(row, best, row.Index in shown) for row in rows_of(rows)]
 
 
-def _entry(row: Row, best: float | None, shown: bool) -> str:
+def _entry(row: TableRow, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
     value = wording.quality(row.value, row.metric)

@@ -33,7 +33,7 @@ from moe_routing.vocabulary import TASKS, Metric
 if TYPE_CHECKING:
     from moe_routing.config.study import StatisticsConfig
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 """One row of a table; columns differ in type."""
 
 SCORE, BOOTSTRAP_T = "score", "bootstrap-t"
@@ -99,7 +99,7 @@ def contrasts(
     return found
 
 
-def paired_rows(contrast: Contrasts) -> list[Row]:
+def paired_rows(contrast: Contrasts) -> list[ResultRow]:
     """Return one row per arm: difference, interval, tests, flips."""
     panel, metric, comparison = contrast.panel, contrast.metric, contrast.comparison
     value_NS = panel.values(metric)
@@ -142,7 +142,9 @@ def paired_rows(contrast: Contrasts) -> list[Row]:
     return rows
 
 
-def _proportion_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray) -> Row:
+def _proportion_columns(
+    contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray
+) -> ResultRow:
     flips = count_flips(baseline, arm)
     effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
     low, high = paired_score_interval(
@@ -164,7 +166,7 @@ def _proportion_columns(contrast: Contrasts, s: int, baseline: np.ndarray, arm: 
     return row
 
 
-def noninferiority_rows(contrast: Contrasts) -> list[Row]:
+def noninferiority_rows(contrast: Contrasts) -> list[ResultRow]:
     """Return one row per arm: the loss against the margin; none where no margin applies."""
     if not np.isfinite(contrast.margin):
         return []
@@ -233,7 +235,7 @@ def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
     return [(float(high), float(loss), float(gain)) for high, loss, gain in columns]
 
 
-def power_rows(contrast: Contrasts) -> list[Row]:
+def power_rows(contrast: Contrasts) -> list[ResultRow]:
     """Return the minimum detectable differences: at assumed discordances, and as observed."""
     panel, metric, confidence = contrast.panel, contrast.metric, contrast.settings.confidence
     common = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.contrasts import Row, contrasts, noninferiority_rows, paired_rows
+from moe_routing.statistics.contrasts import ResultRow, contrasts, noninferiority_rows, paired_rows
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def control_rows(
     settings: StatisticsConfig,
     seed: int,
     mean_experts: Mapping[str, float],
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[ResultRow], list[ResultRow]]:
     """Compare the controls of a data set with their bases.
 
     Args:
@@ -65,7 +65,7 @@ def control_rows(
 
 def numerics_rows(
     panel: Panel, changed: Mapping[str, str], settings: StatisticsConfig, seed: int
-) -> list[Row]:
+) -> list[ResultRow]:
     """Compare the baseline under changed settings with itself.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import named_rng
-from moe_routing.statistics.contrasts import Row
+from moe_routing.statistics.contrasts import ResultRow
 from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.proportions import clustered_wilson
 from moe_routing.statistics.ranks import friedman
@@ -26,7 +26,7 @@ TIE_DIGITS = 12
 """Losses that agree to this many decimals are equal: the rest is rounding."""
 
 
-def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[Row]:
+def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[ResultRow]:
     """Rank the strategies that every data set has; no rows with too few of either."""
     if len(panels) < 2:
         return []
@@ -74,7 +74,7 @@ def _warning(sets: int, strategies: int, distance: float) -> str:
 
 def pareto_rows(
     panel: Panel, settings: StatisticsConfig, seed: int, cost: Mapping[str, float], name: str
-) -> list[Row]:
+) -> list[ResultRow]:
     """Return one row per strategy: its main metric, its cost, and whether it is on the front.
 
     Args:

@@ -16,7 +16,7 @@ from moe_routing.routing.strategies import control_kinds, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
-    Row,
+    ResultRow,
     contrasts,
     noninferiority_rows,
     paired_rows,
@@ -38,7 +38,7 @@ MATCHED_COLUMNS = (
 )  # fmt: skip
 """What ``primary.csv`` takes from ``matched_compute.csv``, under names with ``matched_``."""
 
-Rows = list[Row]
+Rows = list[ResultRow]
 _KEY = ["strategy", "dataset", "metric"]
 
 
