@@ -83,7 +83,7 @@ def run_study(hub):
 def fetched(hub, run_study, tmp_path_factory):
     """A checkout that has everything from the hub, and the files that the hub gave for it."""
     folder = make_checkout(tmp_path_factory.mktemp("hub"))
-    done = run_study(folder, "--until", "fetch_model", "fetch_data")
+    done = run_study(folder, "--until", "fetch_data")
     assert done.returncode == 0, done.stderr[-4000:]
     given = hub.files_given()
     # Nothing was asked for by another host's name, nor of this one as a proxy.
