@@ -16,7 +16,7 @@ rule fetch_model:
         settings=sections(study, "model"),
         results=subpath(output[0], parent=True),
     message:
-        "Fetching the model, and checking it and the study"
+        "Fetching and checking the model"
     shell:
         "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/fetch_model.py --results {params.results:q} 2> {log:q}"
 
