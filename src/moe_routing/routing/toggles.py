@@ -1,0 +1,97 @@
+"""Toggled experts of calibration tokens, and what each changes in the model's predictions.
+
+A toggle switches one expert of one token in one layer: an expert of the model's own choice gets the
+weight 0 (nothing is renormalised), any other is added with the weight that the model would give it.
+
+Shape letters: L layers, P pairs of a token and an expert in a layer, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Toggles:
+    """Toggled pairs of one model on calibration text, ordered by layer.
+
+    Attributes:
+        document_P: index of the document, int64.
+        position_P: position of the token in its document, int64.
+        layer_P: layer, int64.
+        expert_P: expert, int64.
+        rank_P: rank of the expert among the token's experts by probability, from 0, int64.
+        probability_P: the router's softmax probability, float32.
+        norm_P: Euclidean norm of the expert's output for the token, not weighted, float32.
+        kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
+        loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
+        sampling_weight_P: inverse of the chance that the pair was drawn, float64.
+        rank_weight_E: the sampling weight of a pair by its rank, float64, (experts,).
+        noise_L: 99th percentile of the KL of toggles that change nothing (weight zero, computed in
+            another row and batch shape), nats, float64, (layers,): what rounding alone does.
+        top_k: experts per token of the model; pairs of a smaller rank are removals, the others are
+            additions.
+        fingerprint: hash of all weights of the model.
+    """
+
+    document_P: Tensor
+    position_P: Tensor
+    layer_P: Tensor
+    expert_P: Tensor
+    rank_P: Tensor
+    probability_P: Tensor
+    norm_P: Tensor
+    kl_P: Tensor
+    loss_change_P: Tensor
+    sampling_weight_P: Tensor
+    rank_weight_E: Tensor
+    noise_L: Tensor
+    top_k: int
+    fingerprint: str
+
+    TENSORS = (
+        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "probability_P", "norm_P",
+        "kl_P", "loss_change_P", "sampling_weight_P", "rank_weight_E", "noise_L",
+    )  # fmt: skip
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.noise_L.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts per layer."""
+        return self.rank_weight_E.shape[0]
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file."""
+        tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
+        metadata = {"top_k": str(self.top_k), "fingerprint": self.fingerprint}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Toggles:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            InputError: the file is missing or not such a file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
+            return cls(
+                **tensors, top_k=int(metadata["top_k"]), fingerprint=metadata["fingerprint"]
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path}: not a file of toggles: {error}") from error
