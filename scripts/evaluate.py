@@ -1,6 +1,6 @@
 """Score strategies on evaluation sets: cells/<strategy>/<dataset>.parquet and .json.
 
-By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_a005 regular_k8
+By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_a005 stock
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(clock: JobClock) -> None:
         required=True,
         nargs="+",
         metavar="ID",
-        help="strategy ids, such as regular_k8",
+        help="strategy ids, such as regular_k4",
     )
     parser.add_argument(
         "--dataset", nargs="+", metavar="NAME", help="evaluation sets (default: all)"

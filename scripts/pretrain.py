@@ -10,7 +10,7 @@ By hand, with a run's complete config (or config/pretrain.yaml) and folders of y
   python scripts/pretrain.py measure   --config C --model model --tokens tokens --out card.json
   python scripts/pretrain.py card      --config C --measured card.json --tokens tokens
                                        --log training.csv --out model
-                                       [--cells results/default/cells/regular_k8]
+                                       [--cells results/default/cells/stock]
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from moe_routing.engine.loading import describe_checkpoint, load_model
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.evaluation.record import environment
-from moe_routing.routing.ranking import Ranker, Ranking, by_logit
+from moe_routing.routing.ranking import Ranker, Ranking, by_score
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
 from moe_routing.routing.strategies.rivals import Capped
@@ -59,7 +59,7 @@ class FixedCount(Capped):
         """Return a ranker by logit with a constant count."""
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             count_T = torch.full_like(order_TE[:, 0], self.max_k)
             return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
 

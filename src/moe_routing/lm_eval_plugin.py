@@ -4,7 +4,7 @@ The harness knows only models that have been imported. This module therefore als
 command line, with the model registered::
 
     moe-routing-lm-eval run --model moe_routing --tasks hellaswag \
-        --model_args pretrained=allenai/OLMoE-1B-7B-0924,strategy=regular_k4
+        --model_args pretrained=allenai/OLMoE-1B-7B-0924,strategy=stock_k4
     python -m moe_routing.lm_eval_plugin ...  # the same
 
 In Python, import this module before ``lm_eval.simple_evaluate(model="moe_routing", ...)``.
@@ -48,7 +48,7 @@ class RoutedLM(_HFLM):
     def __init__(
         self,
         pretrained: str | PreTrainedModel,
-        strategy: str = "regular_k8",
+        strategy: str = "stock",
         calibration: Calibration | str | None = None,
         token_budget: int = 8192,
         **kwargs: object,

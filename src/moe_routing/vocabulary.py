@@ -12,12 +12,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar, get_args
 
-Weighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
+OwnWeighting = Literal["softmax", "renormalised"]
+"""How models weight the experts they select: OLMoE by raw probabilities, others renormalise."""
+FixedWeighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
+"""A weighting that does not depend on the model."""
+Weighting = Literal["model", "softmax", "renormalised", "uniform", "mass_matched"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-"""How selected experts are weighted; see :func:`moe_routing.routing.weighting.weigh`."""
+"""How selected experts are weighted; see :func:`moe_routing.routing.weighting.weigh`. ``model`` is
+the model's own weighting: it is trained for these weights, any other changes more than the choice
+of experts."""
 
-RAW_WEIGHTING: Weighting = "softmax"
-"""The weights that the models under study were trained with."""
+RAW_WEIGHTING: FixedWeighting = "softmax"
+"""The weighting under which fewer experts have a smaller total weight."""
 
 FAMILY_COLUMNS = ("k", "alpha", "null", "weighting")
 """Columns of the table of cells that the definition of a family may refer to."""
@@ -88,7 +94,7 @@ class Family:
         selection: what it chooses, with a citation, for the table of strategies.
         words: name of the family in running text.
         static_weighting: the weighting whose static curve this family is: top k with these weights
-            for every token. None for every other family.
+            for every token; ``model`` for the model's own. None for every other family.
         complete: whether the complete comparison includes it; a study without it says so.
         control: for a family of controls, the kind.
     """

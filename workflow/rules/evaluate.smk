@@ -14,6 +14,12 @@ for strategies in study.scoring_jobs:
                 f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
                 null=study.nulls_of(*strategies, study.statistics.baseline),
             ),
+            # One of the strategies may be the baseline under another id, and is not scored again.
+            baseline=expand(
+                f"{RESULTS}/cells/{study.statistics.baseline}/{{dataset}}.{{kind}}",
+                dataset=study.datasets if study.may_repeat_baseline(strategies) else [],
+                kind=["parquet", "json"],
+            ),
         output:
             expand(
                 f"{RESULTS}/cells/{{strategy}}/{{dataset}}.{{kind}}",

@@ -38,7 +38,7 @@ from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies.testing import BH
-from moe_routing.routing.strategies.topk import Regular
+from moe_routing.routing.strategies.topk import Stock
 from moe_routing.routing.types import RouterInputs
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
     probes = choose_probes(config, results, loaded)
     routers = find_routers(loaded.model)
     layers = spaced_layers(len(routers), settings.layers)
-    stock = Regular(k=routers[0].top_k)
+    stock = Stock()
     arms = ablation_arms(config, nulls, routers[0].num_experts)
     check_arms(loaded, [stock, *arms], calibration)
     implementation = config.model.experts_implementation

@@ -9,9 +9,10 @@ from moe_routing.analysis.optional import present
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
-from moe_routing.routing.strategies.topk import Regular
+from moe_routing.routing.strategies.topk import Regular, Stock
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
@@ -29,22 +30,16 @@ def check_arms(loaded: LoadedModel, arms: Iterable[Strategy], calibration: Calib
             pass
 
 
-def arms_of(config: StudyConfig, nulls: Sequence[str]) -> list[Strategy]:
+def arms_of(config: StudyConfig, nulls: Sequence[str], rule: ModelRule) -> list[Strategy]:
     """Return the static arms, by k, then BH by null, max_k and alpha."""
     settings = config.analysis.bh
-    baseline = config.parsed[config.statistics.baseline]
+    baseline = config.parsed[config.statistics.baseline].resolved(rule)
     ks = {*present(settings.fewer_k), *present(settings.max_k)}
-    static: dict[str, Strategy] = {
-        arm.id: arm for k in sorted(ks) if (arm := static_arm(config, k))
-    }
+    # One curve has one kind of weights: those of the baseline, or else the model's.
+    curve = type(baseline) if isinstance(baseline, Regular) else type(Stock().resolved(rule))
+    static: dict[str, Strategy] = {arm.id: arm for arm in (curve(k=k) for k in sorted(ks))}
     static.setdefault(baseline.id, baseline)
     return [*static.values(), *(arm for null in nulls for arm in bh_arms(config, null))]
-
-
-def static_arm(config: StudyConfig, k: int) -> Regular:
-    """Return top-k under the weights of the baseline: one curve has one kind of weights."""
-    baseline = config.parsed[config.statistics.baseline]
-    return type(baseline)(k=k) if isinstance(baseline, Regular) else Regular(k=k)
 
 
 def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from moe_routing.analysis.arms import arms_of, bh_arms, check_arms, static_arm
+from moe_routing.analysis.arms import arms_of, bh_arms, check_arms
 from moe_routing.analysis.counts import (
     QUANTILES,
     capped_means,
@@ -32,6 +32,7 @@ from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.data.items import Item
+from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.recorder import RoutingStatistics
@@ -95,9 +96,10 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     nulls = config.analysis.bh.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
     loaded = load_study_model(config.model, results, config.resources.threads)
-    config = config.of_model(calibration.sample.num_experts, calibration.sample.top_k)
+    rule = find_routers(loaded.model)[0].rule
+    config = config.of_model(calibration.sample.num_experts, rule)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
-    arms = arms_of(config, nulls)
+    arms = arms_of(config, nulls, rule)
     check_arms(loaded, arms, calibration)
     runs = {
         strategy.id: run_arm(loaded, strategy, items, calibration, config)
@@ -209,13 +211,14 @@ def results_table(
     """Return for each null its BH arms and top-k at the same max_k, one row per arm."""
     rng = np.random.default_rng(config.seed)
     measured = {name: measure(run, runs, config, rng) for name, run in runs.items()}
+    static = {_static_k(run): name for name, run in runs.items()}
     rows = []
     for null in nulls:
         for arm in bh_arms(config, null):
             keys = {"kind": "bh", "max_k": arm.max_k, "alpha": arm.alpha}
             rows.append({"strategy": arm.id, "null": null, **keys, **measured[arm.id]})
         for k in present(config.analysis.bh.max_k):
-            name = static_arm(config, k).id
+            name = static[k]
             keys = {"kind": TOP_K, "max_k": k, "alpha": np.nan}
             rows.append({"strategy": name, "null": null, **keys, **measured[name]})
     return pd.DataFrame(rows)

@@ -51,7 +51,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
             a null that can reject at the level of the verdict.
     """
     sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
-    config = config.of_model(sample.num_experts, sample.top_k)
+    config = config.of_model(sample.num_experts, sample.rule)
     settings = config.analysis.validity
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 
 
@@ -17,18 +18,23 @@ class Limits:
 
     Attributes:
         experts: number of experts per layer.
-        top_k: experts per token that the model was trained with.
+        rule: the model's own routing rule.
         window: maximum number of input tokens in a forward pass.
     """
 
     experts: int
-    top_k: int
+    rule: ModelRule
     window: int
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token that the model was trained with."""
+        return self.rule.top_k
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Limits:
         """Read the limits from a description of the model, as in ``model.json``."""
-        return cls(described["num_experts"], described["top_k"], described["window"])
+        return cls(described["num_experts"], ModelRule.of(described), described["window"])
 
 
 def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
@@ -41,9 +47,10 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
 
     Raises:
         InputError: a setting needs more experts than the model has, the window is longer than the
-            model's, or a null needs rejected experts and the model rejects none.
+            model's, a null needs rejected experts and the model rejects none, or the primary
+            contrast compares the baseline with itself.
     """
-    study = study.of_model(limits.experts, limits.top_k)
+    study = study.of_model(limits.experts, limits.rule)
     window = study.evaluation.window
     if window is not None and window > limits.window:
         raise InputError(
@@ -58,18 +65,24 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
                 f"{origin}: {key} has 'unselected'; allowed: nulls that need no rejected experts, "
                 f"since the model selects all its {limits.experts}"
             )
-    for setting, value in _numbers_of_experts(study):
+    baseline, primary = study.statistics.baseline, study.statistics.primary.strategy
+    if parse_strategy(primary).resolved(limits.rule).id == baseline:
+        raise InputError(
+            f"{origin}: statistics.primary.strategy is '{primary}', which is the same routing as "
+            f"the baseline '{baseline}' on this model; allowed: another routing"
+        )
+    for setting, value in _numbers_of_experts(study, limits.rule):
         if value > limits.experts:
             raise InputError(
                 f"{origin}: {setting}; allowed: at most the model's {limits.experts} experts"
             )
 
 
-def _numbers_of_experts(study: StudyConfig) -> Iterator[tuple[str, int]]:
+def _numbers_of_experts(study: StudyConfig, rule: ModelRule) -> Iterator[tuple[str, int]]:
     """Yield a description of each setting and the number of experts it needs."""
     for key in ("strategies", "controls"):
         for name in getattr(study, key):
-            most = parse_strategy(name).max_experts
+            most = parse_strategy(name).resolved(rule).max_experts
             yield f"{key} has '{name}', which may select {most}", most
     lists = {
         "bh.max_k": study.analysis.bh.max_k,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
 from moe_routing.schema import (
     HUB_ID,
@@ -173,7 +175,7 @@ class StatisticsConfig(ClosedModel):
     """Tests and non-inferiority margins, fixed before the run."""
 
     baseline: str = Field(
-        default="regular_k8", description="Strategy that all others are compared with."
+        default="stock", description="Strategy that all others are compared with."
     )
     primary: Contrast = Field(description="The primary contrast.")
     confidence: Fraction = Field(default=0.95, description="Confidence level of intervals.")
@@ -342,11 +344,15 @@ class StudyConfig(ClosedModel):
     def scoring_jobs(self) -> list[tuple[str, ...]]:
         """The ids that each scoring job scores: strategies of one family, or controls.
 
-        Adding a strategy to the config changes only the jobs of its family.
+        Static top-k under all its weightings is one family here. Adding a strategy to the config
+        changes only the jobs of its family.
         """
         size = self.resources.strategies_per_job
         parsed = self.parsed
-        family_of = {name: parsed[name].family.name for name in self.strategies}
+        family_of = {
+            name: "static" if parsed[name].family.static_weighting else parsed[name].family.name
+            for name in self.strategies
+        }
         groups = [
             [name for name in self.strategies if family_of[name] == family]
             for family in dict.fromkeys(family_of.values())
@@ -357,14 +363,47 @@ class StudyConfig(ClosedModel):
             for start in range(0, len(group), size)
         ]
 
-    def of_model(self, experts: int, top_k: int) -> StudyConfig:
-        """Return this study with unset values filled in from the model.
+    def may_repeat_baseline(self, strategies: Iterable[str]) -> bool:
+        """Return whether a job without the baseline may have a strategy that is the same routing.
+
+        Which one it is depends on the model: ``stock`` is ``regular_k8`` on OLMoE.
+        """
+        baseline = self.statistics.baseline
+        if baseline in strategies or not self.parsed[baseline].family.static_weighting:
+            return False
+        return any(self.parsed[name].family.static_weighting for name in strategies)
+
+    def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
+        """Return this study with what it leaves to the model filled in, the baseline included.
 
         Args:
             experts: number of experts per layer.
-            top_k: experts per token that the model was trained with.
+            rule: the model's own routing rule.
         """
-        return self.model_copy(update={"analysis": self.analysis.of_model(experts, top_k)})
+        baseline = parse_strategy(self.statistics.baseline).resolved(rule).id
+        parts = {
+            "analysis": self.analysis.of_model(experts, rule.top_k),
+            "statistics": self.statistics.model_copy(update={"baseline": baseline}),
+        }
+        return self.model_copy(update=parts)
+
+    def duplicates(self, rule: ModelRule) -> dict[str, str]:
+        """Return the strategies that are the same routing as another on a model with this rule.
+
+        Args:
+            rule: the model's own routing rule.
+
+        Returns:
+            For each such id, the one that stands for both: the baseline, the strategy of the
+            primary contrast, or else the first of them.
+        """
+        statistics = self.statistics
+        routing_of = {name: self.parsed[name].resolved(rule).id for name in self.parsed}
+        first: dict[str, str] = {}
+        for name in (statistics.baseline, statistics.primary.strategy, *self.scored):
+            first.setdefault(routing_of[name], name)
+        kept = {name: first[routing_of[name]] for name in self.scored}
+        return {name: other for name, other in kept.items() if other != name}
 
     def under(self, arm: NumericsArm) -> StudyConfig:
         """Return this study with the changed setting of a numerics arm."""
@@ -385,9 +424,9 @@ def as_control(strategy: Strategy, baseline: str) -> Control:
     with the same strategy under the default weights of its family. A point of a static curve, and
     any other strategy (a rival), is compared with the baseline.
 
-    >>> as_control(parse_strategy("shuffle.bh_k8_a005"), "regular_k8")
+    >>> as_control(parse_strategy("shuffle.bh_k8_a005"), "stock")
     Control(kind='shuffle', base='bh_k8_a005')
-    >>> as_control(parse_strategy("bh_k8_a005_mass-matched"), "regular_k8")
+    >>> as_control(parse_strategy("bh_k8_a005_mass-matched"), "stock")
     Control(kind='weighting', base='bh_k8_a005')
     """
     if isinstance(strategy, ControlStrategy):

@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.module_types import Experts, LinearRouter
 from moe_routing.engine.offload import weight_of
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule
 
 ROUTER_CLASSES = (
     "OlmoeTopKRouter",
@@ -50,6 +52,19 @@ class RouterModule:
     def top_k(self) -> int:
         """Experts per token that the model was trained with."""
         return self.module.top_k
+
+    @property
+    def rule(self) -> ModelRule:
+        """The model's own routing rule in this layer."""
+        renormalises = getattr(self.module, "norm_topk_prob", True)  # Mixtral always does
+        return ModelRule(self.top_k, "renormalised" if renormalises else "softmax")
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of the weights that the router returns."""
+        # The others round to the model's dtype; Mixtral's keeps the float32 of the softmax.
+        rounds = hasattr(self.module, "norm_topk_prob")
+        return self.module.weight.dtype if rounds else torch.float32
 
 
 def find_routers(model: nn.Module) -> list[RouterModule]:

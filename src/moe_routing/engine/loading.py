@@ -6,7 +6,7 @@ import hashlib
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -82,9 +82,10 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
     """Describe a checkpoint.
 
     Returns:
-        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``top_k``,
-        ``parameters``, ``weights_sha256`` (one hash over the hashes of the weights), ``files``
-        (name to hash of the loaded files) and ``settings`` (the same for config and tokenizer).
+        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``top_k`` and
+        ``weighting`` (:class:`moe_routing.routing.rule.ModelRule`), ``parameters``,
+        ``weights_sha256`` (one hash over the hashes of the weights), ``files`` (name to hash of the
+        loaded files) and ``settings`` (the same for config and tokenizer).
     """
     from moe_routing.engine.adapters import find_routers
 
@@ -96,7 +97,7 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
         "architecture": type(model).__name__,
         "num_layers": model.config.num_hidden_layers,
         "num_experts": router.num_experts,
-        "top_k": router.top_k,
+        **asdict(router.rule),
         "parameters": model.num_parameters(),
         "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         "files": files,

@@ -74,18 +74,23 @@ def routed(
 
     Example::
 
-        with routed(model, "regular_k4"):
+        with routed(model, "stock_k4"):
             model.generate(**inputs)
     """
     strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
-    select = strategy.selector(calibration, routers[0].num_experts)
     skips_padded_slots = _skips(model, experts_implementation)
+    # Layers that agree on the rule share a selector, which may be expensive to build.
+    resolved = {router.rule: strategy.resolved(router.rule) for router in routers}
+    selectors = {
+        rule: own.selector(calibration, routers[0].num_experts) for rule, own in resolved.items()
+    }
     with ExitStack() as stack:
         for router in routers:
-            built = Router(select, strategy.weighting_kind, router.top_k)
-            forward = RouterForward(router, built, strategy, recorder, skips_padded_slots)
+            own = resolved[router.rule]
+            built = Router(selectors[router.rule], own.weighting_kind, router.rule)
+            forward = RouterForward(router, built, own, recorder, skips_padded_slots)
             new = patched_forward(
                 router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'"
             )
@@ -102,9 +107,10 @@ def _check(
     calibration: Calibration | Path | str | None,
 ) -> Calibration | None:
     experts = routers[0].num_experts
-    if strategy.max_experts > experts:
+    most = max(strategy.resolved(router.rule).max_experts for router in routers)
+    if most > experts:
         raise InputError(
-            f"strategy '{strategy.id}' may select {strategy.max_experts} experts; "
+            f"strategy '{strategy.id}' may select {most} experts; "
             f"allowed: at most the model's {experts}"
         )
     weight_of(routers[0].module)  # raises if it cannot be read
@@ -177,7 +183,10 @@ def _untraced(function: Function) -> Function:
 
 @dataclass(frozen=True, eq=False)
 class RouterForward:
-    """The forward of a router under a strategy: hidden states to (logits, weights, expert ids)."""
+    """The forward of a router under a strategy: hidden states to (logits, weights, expert ids).
+
+    ``strategy`` is resolved: it leaves nothing to the model.
+    """
 
     router: RouterModule
     route: Router
@@ -193,7 +202,10 @@ class RouterForward:
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
         mask_T = current_context().mask_T
-        routing = self.route(RouterInputs(router.layer, logits_TE, hidden_TH, weight_EH, mask_T))
+        inputs = RouterInputs(
+            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, rule=self.route.rule
+        )
+        routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         if self.recorder is not None:
             self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
@@ -203,7 +215,7 @@ class RouterForward:
             weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
         if not self.skips_padded_slots():
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
-        return logits_TE, weight_TK.to(logits_TE.dtype), index_TK
+        return logits_TE, weight_TK.to(router.weight_dtype), index_TK
 
 
 def routes_in_order(model: nn.Module) -> bool:

@@ -59,7 +59,7 @@ def sample_router_logits(
         permuted_norm_LT=permuted_norm_LT,
         weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
         hidden_size=weights[0].shape[1],
-        top_k=routers[0].top_k,
+        rule=routers[0].rule,
         fingerprint=router_fingerprint(model),
     )
 

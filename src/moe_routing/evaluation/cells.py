@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.data.items import Item, fingerprint, read_items
+from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
@@ -94,7 +95,8 @@ def evaluate_strategies(
     """Score strategies on evaluation sets and write ``cells/<strategy>/<dataset>.*``.
 
     The model is loaded once for all of them, and the baseline's predictions are made once for all
-    divergences from them. A cell does not depend on what was scored before it.
+    divergences from them. Strategies that are the same routing on this model are scored once. A
+    cell does not depend on what was scored before it.
 
     Raises:
         InputError: an unknown strategy or set, or non-finite router logits.
@@ -108,13 +110,33 @@ def evaluate_strategies(
     calibration = load_calibration(results, *strategies, baseline)
     loaded = load_study_model(config.model, results, config.resources.threads)
     for name in names:
-        started = time.perf_counter()
         dataset = EvaluationSet.read(results, name)
-        subset = divergence_subset(dataset.items, name, config)
-        # The baseline's pass also warms the model up, whichever strategy is timed first.
-        divergence = BaselineDivergence(loaded, subset, dataset.task, config, calibration)
-        baseline_seconds = (time.perf_counter() - started) / len(strategies)
-        for strategy in strategies:
+        _evaluate_on(dataset, strategies, loaded, config, calibration, results / "cells")
+
+
+def _evaluate_on(
+    dataset: EvaluationSet,
+    strategies: Sequence[Strategy],
+    loaded: LoadedModel,
+    config: StudyConfig,
+    calibration: Calibration | None,
+    cells: Path,
+) -> None:
+    """Write the cells of one evaluation set."""
+    started = time.perf_counter()
+    rule, name = find_routers(loaded.model)[0].rule, dataset.name
+    baseline = config.parsed[config.statistics.baseline]
+    subset = divergence_subset(dataset.items, name, config)
+    # The baseline's pass also warms the model up, whichever strategy is timed first.
+    divergence = BaselineDivergence(loaded, subset, dataset.task, config, calibration)
+    baseline_seconds = (time.perf_counter() - started) / len(strategies)
+    done: dict[str, tuple[pd.DataFrame, CellRecord]] = {}
+    if baseline not in strategies:
+        path = cells / baseline.id / name
+        done |= _finished(path, baseline.resolved(rule).id, dataset, loaded, config)
+    for strategy in strategies:
+        routing = strategy.resolved(rule).id
+        if routing not in done:
             scored = score_items(loaded, strategy, dataset.items, name, config, calibration)
             started = time.perf_counter()
             kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
@@ -123,8 +145,23 @@ def evaluate_strategies(
             record = cell_record(
                 loaded, strategy, dataset, scored, config, divergence_seconds=seconds
             )
-            write_cell(results / "cells" / strategy.id / name, scored.items, record)
-            _report(record)
+            done[routing] = scored.items, record
+        items, record = done[routing]
+        record = replace(record, strategy=specification(strategy, rule))
+        write_cell(cells / strategy.id / name, items, record)
+        _report(record)
+
+
+def _finished(
+    path: Path, routing: str, dataset: EvaluationSet, loaded: LoadedModel, config: StudyConfig
+) -> dict[str, tuple[pd.DataFrame, CellRecord]]:
+    """Return a cell that an earlier job wrote with the same provenance, by its routing, if any."""
+    if not path.with_suffix(".json").is_file():
+        return {}
+    record = CellRecord.read(path.with_suffix(".json"))
+    if record.provenance != _provenance(loaded, dataset, config):
+        return {}
+    return {routing: (pd.read_parquet(path.with_suffix(".parquet")), record)}
 
 
 def _report(record: CellRecord) -> None:
@@ -237,7 +274,7 @@ def cell_record(
     return CellRecord(
         schema_version=SCHEMA_VERSION,
         study=config.study,
-        strategy=specification(strategy),
+        strategy=specification(strategy, find_routers(loaded.model)[0].rule),
         dataset=dataset.name,
         task=dataset.task,
         n_items=len(scored.items),
@@ -246,13 +283,17 @@ def cell_record(
         timings=Timings(
             scored.seconds, scored.statistics.tokens / scored.seconds, divergence_seconds
         ),
-        provenance=Provenance(
-            **loaded.provenance | {"experts_implementation": config.model.experts_implementation},
-            token_budget=config.evaluation.token_budget,
-            data_sha256=dataset.sha256,
-            **environment(config.seed),
-        ),
+        provenance=_provenance(loaded, dataset, config),
         numerics=numerics,
+    )
+
+
+def _provenance(loaded: LoadedModel, dataset: EvaluationSet, config: StudyConfig) -> Provenance:
+    return Provenance(
+        **loaded.provenance | {"experts_implementation": config.model.experts_implementation},
+        token_budget=config.evaluation.token_budget,
+        data_sha256=dataset.sha256,
+        **environment(config.seed),
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
+from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.requests import Encoder, Request, TokenRequest
@@ -85,12 +86,13 @@ class BaselineDivergence:
         """Return the divergence of each item by id, nats, summed over its scored positions.
 
         These are the positions that predict the tokens of the document (perplexity), of the last
-        word, or of the right choice. The baseline itself has 0, without any computation.
+        word, or of the right choice. The baseline itself, under any id, has 0 without computation.
 
         Raises:
             InputError: a divergence is not finite.
         """
-        if strategy == self.baseline:
+        rule = find_routers(self.loaded.model)[0].rule
+        if strategy.resolved(rule) == self.baseline.resolved(rule):
             return {item.id: 0.0 for item in self.items}
         totals = iter(_totals(self.loaded, self._baseline_states, self._states(strategy)))
         divergence = {

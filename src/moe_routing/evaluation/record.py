@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from moe_routing.engine.recorder import RoutingStatistics
+    from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.strategies import Strategy
 
 SCHEMA_VERSION = 1
@@ -182,10 +183,11 @@ def _part(cls: type[Part], values: Mapping[str, Any]) -> Part:
     return cls(**{name: values[name] for name in names})
 
 
-def specification(strategy: Strategy) -> dict[str, Any]:
-    """Return id, family, parameters and weighting of a strategy."""
+def specification(strategy: Strategy, rule: ModelRule) -> dict[str, Any]:
+    """Return id, family, parameters and weighting of a strategy on a model with this rule."""
     head = {"id": strategy.id, "family": strategy.family.name}
-    return {**head, **strategy.model_dump(), "weighting": strategy.weighting_kind}
+    resolved = strategy.resolved(rule)
+    return {**head, **resolved.model_dump(), "weighting": resolved.weighting_kind}
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
     outline = outline_checkpoint(study.model)
     router = find_routers(outline.model)[0]
     window = max_length(outline.model.config, None)
-    limits = Limits(router.num_experts, router.top_k, window)
+    limits = Limits(router.num_experts, router.rule, window)
     check_limits(study, limits, origin)
-    check_tokens(study.of_model(limits.experts, limits.top_k), limits, origin)
+    check_tokens(study.of_model(limits.experts, limits.rule), limits, origin)
     described = {**describe(study.model, outline), "window": window}
     with atomic_path(results / MODEL_FILE) as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from moe_routing.figures.series import (
     panels,
 )
 from moe_routing.figures.style import look
-from moe_routing.routing.strategies import family_entry
+from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.pareto import pareto_front
 from moe_routing.vocabulary import DATASETS, METRICS
 
@@ -41,10 +41,10 @@ def pareto(
 ) -> Figure:
     """Draw quality against mean experts for each data set, with intervals.
 
-    The black line is static top-k with softmax weights: strategies with these weights are compared
-    with it at equal mean experts. Other lines connect the settings of a family. The grey step is
-    the Pareto front of all settings drawn. The ring marks the baseline; arrows point to better
-    values. The axes cover the strategies and rivals; the static curve may leave them.
+    One line is static top-k with the model's own weights: strategies with these weights are
+    compared with it at equal mean experts. Other lines connect the settings of a family. The grey
+    step is the Pareto front of all settings drawn. The ring marks the baseline; arrows point to
+    better values. The axes cover the strategies and rivals; the static curve may leave them.
 
     Args:
         cells: table of cells.
@@ -53,16 +53,15 @@ def pareto(
         rivals: cells of rival rules, drawn as further families.
     """
     cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
-    static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
+    static = _one_line(static_cells(cells) if curve is None else _in_percent(curve))
     figure, axes = _panels(cells)
     for dataset, rows in groups(cells, "dataset"):
         axis = axes[dataset]
         own = static[static["dataset"] == dataset]
         drawn = pd.concat([rows, own]).drop_duplicates("strategy")
         _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
-        if not own.empty:
-            _points(axis, own.sort_values("mean_experts"), "mean_experts", "regular")
-        for family, group in groups(rows[rows["family"] != "regular"], "family"):
+        others = rows[~rows["family"].isin(own["family"]) & ~rows["strategy"].isin(own["strategy"])]
+        for family, group in groups(pd.concat([own, others]), "family"):
             _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
         _quality_axis(axis, dataset, rows)
@@ -108,7 +107,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
     Static top-k is drawn at its k. Numbers beside the points are the mean experts that BH used.
     """
     cells = _in_percent(cells)
-    chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
+    chosen = pd.concat([max_k_sweeps(cells), _one_line(static_cells(cells))])
     figure, axes = _panels(cells)
     for dataset, rows in groups(chosen, "dataset"):
         axis = axes[dataset]
@@ -123,6 +122,20 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
         axis.set_xlabel("Maximum experts per token (k or max_k)")
     legend_in_spare_panel(figure, _legend_entries(axes), 2 * len(axes))
     return figure
+
+
+def static_cells(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of static top-k with the weights of BH, or with those of the first cell."""
+    static = cells[cells["family"].isin(entry.name for entry in static_families().values())]
+    bh = cells[cells["family"] == "bh"]
+    weighting = (cells if bh.empty else bh)["weighting"].iloc[0]
+    return static[static["weighting"] == weighting].drop_duplicates(["dataset", "k"])
+
+
+def _one_line(static: pd.DataFrame) -> pd.DataFrame:
+    """Give static cells of one weighting the family of that weighting, the stock model included."""
+    curves = {weighting: entry.name for weighting, entry in static_families().items()}
+    return static.assign(family=static["weighting"].map(curves))
 
 
 def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -188,8 +201,9 @@ def _counts(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    lines = [(family_entry("regular").label, rows[rows["family"] == "regular"])]
-    bh = rows[rows["family"] == "bh"]
+    is_bh = rows["family"] == "bh"
+    lines = [(family_entry(name).label, group) for name, group in groups(rows[~is_bh], "family")]
+    bh = rows[is_bh]
     for (alpha, null, weighting), group in bh.groupby(["alpha", "null", "weighting"], sort=False):
         lines.append((f"BH, alpha {alpha}, null {null}, weights {weighting}", group))
     return [(label, group) for label, group in lines if not group.empty]

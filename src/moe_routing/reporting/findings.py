@@ -14,14 +14,18 @@ import pandas as pd
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
 from moe_routing.reporting.rows import groups_of, rows_of
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
-from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING
+from moe_routing.vocabulary import DATASETS, METRICS
 
 NAMED = 4
 """Up to this many strategies are named; more are counted."""
+
+WEIGHTS = {"softmax": "raw softmax", "renormalised": "renormalised", "uniform": "uniform"}
+"""The weightings of static curves, in words."""
 
 WEAK_MARGIN = 0.2
 """A margin above this proportion of the baseline's accuracy beyond guessing is called wide."""
@@ -344,12 +348,12 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
     return findings
 
 
-def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
-    """State what renormalised and uniform weights cost at the model's own top k."""
+def weighting(paired: pd.DataFrame, rule: ModelRule) -> Finding | None:
+    """State what weights other than the model's cost at the model's own top k."""
     arms = {
-        f"{family.name}_k{top_k}": weighting
+        f"{family.name}_k{rule.top_k}": WEIGHTS[weighting]
         for weighting, family in static_families().items()
-        if weighting != RAW_WEIGHTING
+        if weighting not in ("model", rule.weighting)
     }
     if paired.empty:
         return None
@@ -367,8 +371,8 @@ def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
         verb = f"was {wording.listed(parts)}" if parts else "could not be shown to differ"
         clauses.append(f"{arms[strategy]} weighting (`{strategy}`) {verb}")
     text = (
-        f"With the same {top_k} experts, {wording.listed(clauses)}, compared with raw softmax "
-        "weights."
+        f"With the same {rule.top_k} experts, {wording.listed(clauses)}, compared with the model's "
+        f"own {WEIGHTS[rule.weighting]} weights."
     )
     return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
@@ -377,9 +381,9 @@ def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
     return [DATASETS[name].label for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
 
 
-def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int) -> list[Finding]:
+def fewest_static(noninferiority: pd.DataFrame, curve: pd.DataFrame, top_k: int) -> list[Finding]:
     """State for each data set the smallest static k that rules out a loss of the margin."""
-    static = cells[cells["family"] == "regular"].set_index("strategy")["k"]
+    static = curve.set_index("strategy")["k"]
     static = static[~static.index.duplicated()]
     fewer = static[static < top_k]
     if noninferiority.empty or fewer.empty:

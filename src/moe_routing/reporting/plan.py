@@ -75,7 +75,7 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
             study.statistics["matched_compute"], study.family_of
         ),
         "controls": lambda study: findings_controls.controls(
-            study.statistics["controls"], study.main_measures, study.config.parsed
+            study.statistics["controls"], study.main_measures, study.strategies
         ),
         "static_curve": lambda study: findings_controls.static_curve(
             study.static_curve,
@@ -88,12 +88,12 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
             findings_controls.divergence(study.divergence, study.baseline)
         ],
         "fewest": lambda study: findings.fewest_static(
-            study.statistics["noninferiority"], study.cells, study.model.top_k
+            study.statistics["noninferiority"], study.static_curve, study.model.top_k
         ),
         "weighting": lambda study: [
-            findings.weighting(study.statistics["paired"], study.model.top_k)
+            findings.weighting(study.statistics["paired"], study.model.rule)
         ],
-        "binding": lambda study: [findings_routing.binding(study.cells, study.config.parsed)],
+        "binding": lambda study: [findings_routing.binding(study.cells, study.strategies)],
         "cap": lambda study: [findings_routing.cap(study.cells)],
         "pareto": lambda study: findings_routing.pareto(study.statistics["pareto"], study.baseline),
         "ranks": lambda study: [

@@ -11,6 +11,8 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
 from moe_routing.reporting.rows import by_name, rows_of
+from moe_routing.routing.rule import ModelRule
+from moe_routing.routing.strategies import Strategy, static_families
 from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Model:
         architecture: class name.
         layers: number of layers.
         experts: experts per layer.
-        top_k: experts per token in training.
+        rule: its own routing rule.
         parameters: number of weights, if known.
         weights_sha256: hash over its weight files.
     """
@@ -45,9 +47,14 @@ class Model:
     architecture: str
     layers: int
     experts: int
-    top_k: int
+    rule: ModelRule
     parameters: int | None
     weights_sha256: str
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token that it was trained with."""
+        return self.rule.top_k
 
     @property
     def name(self) -> str:
@@ -126,6 +133,12 @@ class StudyResults:
         return self.config.statistics.baseline
 
     @property
+    def strategies(self) -> dict[str, Strategy]:
+        """Every strategy that is scored by id, with what it leaves to the model filled in."""
+        rule = self.model.rule
+        return {name: strategy.resolved(rule) for name, strategy in self.config.parsed.items()}
+
+    @property
     def datasets(self) -> list[str]:
         """Evaluation sets that have cells, in config order."""
         return list(self.cells["dataset"].drop_duplicates())
@@ -149,10 +162,12 @@ class StudyResults:
 
     @property
     def static_curve(self) -> pd.DataFrame:
-        """Cells of static top-k, controls included, by ascending k."""
+        """Cells of static top-k with the model's weighting, controls included, by ascending k."""
         parts = [part for part in (self.cells, self.controls) if not part.empty]
-        both = pd.concat([part[part["family"] == "regular"] for part in parts])
-        both = both.drop_duplicates(["strategy", "dataset"])
+        static = [entry.name for entry in static_families().values()]
+        both = pd.concat([part[part["family"].isin(static)] for part in parts])
+        both = both[both["weighting"] == self.model.rule.weighting]
+        both = both.drop_duplicates(["k", "dataset"])
         return both.sort_values("k", kind="stable").reset_index(drop=True)
 
     @property
@@ -217,7 +232,7 @@ def read_model(path: Path) -> Model:
             architecture=values["architecture"],
             layers=values["num_layers"],
             experts=values["num_experts"],
-            top_k=values["top_k"],
+            rule=ModelRule.of(values),
             parameters=values.get("parameters"),
             weights_sha256=values["weights_sha256"],
         )

@@ -96,9 +96,15 @@ def blocks_of(tokens: int, experts: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, max(1, tokens), rows)]
 
 
-def by_logit(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
-    """Return the float32 logits in descending order and the experts in that order."""
-    return order_experts(inputs.logits_TE.float())
+def by_score(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+    """Return the float32 scores in descending order and the experts in that order.
+
+    Masked experts, whose logit is minus infinity, come last with a score of minus infinity.
+    """
+    if inputs.score_TE is None:
+        return order_experts(inputs.logits_TE.float())
+    masked_TE = inputs.logits_TE.isneginf()
+    return order_experts(inputs.score_TE.float().masked_fill(masked_TE, -math.inf))
 
 
 def prefix_selector(rank: Ranker, num_experts: int) -> Selector:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.routing.rule import ModelRule
+from moe_routing.vocabulary import OwnWeighting
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class CalibrationSample:
         permuted_norm_LT: the same on the shuffled text.
         weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
         hidden_size: width of the router's input.
-        top_k: experts per token that the model was trained with.
-        fingerprint: hash of the router weights, see ``models.loading.router_fingerprint``.
+        rule: the model's own routing rule.
+        fingerprint: hash of the router weights, see
+            :func:`moe_routing.engine.adapters.router_fingerprint`.
     """
 
     logits_LTE: Tensor
@@ -38,12 +42,17 @@ class CalibrationSample:
     permuted_norm_LT: Tensor
     weight_norm_LE: Tensor
     hidden_size: int
-    top_k: int
+    rule: ModelRule
     fingerprint: str
 
     TENSORS = (
         "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "weight_norm_LE",
     )  # fmt: skip
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token that the model was trained with."""
+        return self.rule.top_k
 
     @property
     def num_layers(self) -> int:
@@ -65,7 +74,8 @@ class CalibrationSample:
         tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
         metadata = {
             "hidden_size": str(self.hidden_size),
-            "top_k": str(self.top_k),
+            "top_k": str(self.rule.top_k),
+            "weighting": self.rule.weighting,
             "fingerprint": self.fingerprint,
         }
         with atomic_path(path) as temporary:
@@ -85,7 +95,7 @@ class CalibrationSample:
             return cls(
                 **tensors,
                 hidden_size=int(metadata["hidden_size"]),
-                top_k=int(metadata["top_k"]),
+                rule=ModelRule(int(metadata["top_k"]), cast("OwnWeighting", metadata["weighting"])),
                 fingerprint=metadata["fingerprint"],
             )
         except (OSError, KeyError, ValueError) as error:

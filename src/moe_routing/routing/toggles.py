@@ -90,8 +90,6 @@ class Toggles:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(
-                **tensors, top_k=int(metadata["top_k"]), fingerprint=metadata["fingerprint"]
-            )
+            return cls(**tensors, top_k=int(metadata["top_k"]), fingerprint=metadata["fingerprint"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path}: not a file of toggles: {error}") from error

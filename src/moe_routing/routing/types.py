@@ -6,11 +6,13 @@ Shape letters: T tokens, K slots per token, E experts, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from moe_routing.routing.rule import ModelRule
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class RouterInputs:
         hidden_TH: inputs of the router, (tokens, hidden).
         weight_EH: the router's weight, (experts, hidden).
         mask_T: True for real tokens, False for padding, (tokens,); None: all are real.
+        rule: the model's own routing rule; None: raw softmax weights.
+        score_TE: what ranks the experts where it is not the logit, float, (tokens, experts), such
+            as a logit with a bias for balance. It never enters the weights.
     """
 
     layer: int
@@ -30,12 +35,31 @@ class RouterInputs:
     hidden_TH: Tensor | None = None
     weight_EH: Tensor | None = None
     mask_T: Tensor | None = None
+    rule: ModelRule | None = None
+    score_TE: Tensor | None = None
+
+    @property
+    def ranked_by_TE(self) -> Tensor:
+        """What ranks the experts, larger first, (tokens, experts)."""
+        return self.logits_TE if self.score_TE is None else self.score_TE
+
+    def own_weight(self, probability_TE: Tensor) -> Tensor:
+        """Return the weight that the model gives, or would give, every expert.
+
+        Args:
+            probability_TE: float32 softmax over all experts, (tokens, experts).
+        """
+        scale_T1 = self.rule.scale(probability_TE) if self.rule else None
+        return probability_TE if scale_T1 is None else probability_TE * scale_T1
 
     def rows(self, tokens: slice) -> RouterInputs:
         """Return the inputs of a slice of the tokens."""
-        hidden_TH = None if self.hidden_TH is None else self.hidden_TH[tokens]
-        mask_T = None if self.mask_T is None else self.mask_T[tokens]
-        return RouterInputs(self.layer, self.logits_TE[tokens], hidden_TH, self.weight_EH, mask_T)
+        per_token = {
+            name: value[tokens]
+            for name in ("logits_TE", "hidden_TH", "mask_T", "score_TE")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **per_token)
 
 
 @dataclass(frozen=True)
@@ -101,8 +125,10 @@ class Routing:
         selection: the selected experts.
         weight_TK: float32 weights, (tokens, slots); 0 at padded slots.
         probability_TE: float32 softmax over all experts, (tokens, experts).
+        score_TE: what ranked the experts, (tokens, experts); the weights do not depend on it.
     """
 
     selection: Selection
     weight_TK: Tensor
     probability_TE: Tensor
+    score_TE: Tensor

@@ -1,7 +1,7 @@
 """The weights of the selected experts, and the router that combines selection and weighting.
 
-The model was trained with the softmax probabilities as weights. Any other weighting also changes
-the scale of the layer's output, so weighting is a factor of the study in its own right.
+A model is trained with one kind of weights. Any other also changes the scale of the layer's output,
+so weighting is a factor of the study in its own right.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule, own_mass
 from moe_routing.routing.types import RouterInputs, Routing, Selection, Selector
 from moe_routing.vocabulary import Weighting
 
 
-def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, top_k: int) -> Tensor:
+def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: ModelRule) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
     Args:
-        kind: ``softmax`` (the probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), or
-            ``mass_matched`` (rescaled to the total probability of the token's top ``top_k``).
+        kind: ``model`` (as the model weights the experts that it selects), ``softmax`` (the
+            probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), or ``mass_matched``
+            (rescaled to the total weight that the model gives its own top k).
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
-        top_k: the number of experts the model was trained with.
+        rule: the model's own rule.
     """
+    if kind == "model":
+        kind = rule.weighting
     experts = probability_TE.shape[1]
     if kind == "uniform":
         padded_TK = selection.index_TK >= experts
@@ -37,10 +41,9 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, top_k: 
         return softmax_TK
     total_T1 = softmax_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     normalised_TK = softmax_TK / total_T1
-    if kind == "renormalised":
-        return normalised_TK
-    mass_T1 = probability_TE.topk(min(top_k, experts), dim=1).values.sum(1, keepdim=True)
-    return normalised_TK * mass_T1
+    if kind == "renormalised" or rule.weighting == "renormalised":
+        return normalised_TK  # a model that renormalises gives its top k a total weight of 1
+    return normalised_TK * own_mass(probability_TE, rule.top_k)
 
 
 def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Router:
 
     select: Selector
     weighting: Weighting
-    top_k: int
+    rule: ModelRule
 
     def __call__(self, inputs: RouterInputs) -> Routing:
         """Route the tokens of one layer.
@@ -74,5 +77,5 @@ class Router:
                 "-inf for masked experts (check the weights and the dtype)"
             )
         selection = self.select(inputs, probability_TE)
-        weight_TK = weigh(self.weighting, probability_TE, selection, self.top_k)
-        return Routing(selection, weight_TK, probability_TE)
+        weight_TK = weigh(self.weighting, probability_TE, selection, self.rule)
+        return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_json
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import control_kinds, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
@@ -46,8 +47,10 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """Compute every table from ``cells/`` and write it to ``statistics/``.
 
     Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` if there are controls, for
-    families and costs. Cells of the config that do not exist are left out and listed in
-    ``missing.csv``. Of the tables only ``pareto_time.csv`` depends on timings.
+    families and costs, and ``model.json``: strategies that are the same routing on this model are
+    tested once (:meth:`moe_routing.config.study.StudyConfig.duplicates`). Cells of the config that
+    do not exist are left out and listed in ``missing.csv``. Of the tables only ``pareto_time.csv``
+    depends on timings.
 
     Args:
         config: the study.
@@ -62,14 +65,19 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     overview = [_read_overview(comparison / "full_routing_results.csv")]
     if config.controls:
         overview.append(_read_overview(comparison / "controls.csv"))
+    duplicates = config.duplicates(ModelRule.of(read_json(results / "model.json")))
     tables = study_tables(
         results / "cells",
         pd.concat(overview, ignore_index=True),
-        strategies=config.strategies,
+        strategies=[name for name in config.strategies if name not in duplicates],
         datasets={name: DATASETS[name].task for name in config.datasets},
         settings=config.statistics,
         seed=config.seed,
-        controls=config.control_of,
+        controls={
+            name: control._replace(base=duplicates.get(control.base, control.base))
+            for name, control in config.control_of.items()
+            if name not in duplicates
+        },
         numerics={arm.name: arm.changed for arm in config.numerics},
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
@@ -323,11 +331,13 @@ class _Costs:
 
     @property
     def static(self) -> dict[str, dict[str, float]]:
-        """Experts of each strategy of a static curve, by family."""
+        """Experts of each strategy of a static curve, by the family of the curve."""
+        static = {entry.name for entry in static_families().values()}
+        rows = self.table[self.table["family"].isin(static)]
+        curves = rows["strategy"].map(self.curve_of)
         return {
-            str(family): dict(zip(rows["strategy"], rows["k"].astype(float), strict=True))
-            for family, rows in self.table.groupby("family")
-            if family in {entry.name for entry in static_families().values()}
+            str(family): dict(zip(curve["strategy"], curve["k"].astype(float), strict=True))
+            for family, curve in rows.groupby(curves)
         }
 
     @property

@@ -204,6 +204,7 @@ def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = Fal
         logits_LTE[layer],
         hidden_TH=norm_LT[layer, :, None],
         weight_EH=sample.weight_norm_LE[layer, :, None],
+        rule=sample.rule,
     )
 
 

@@ -64,14 +64,14 @@ class Adaptive(Ranked):
         """Return a ranker with a count from thresholds."""
         import torch
 
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         m = self.max_experts - self.min_experts
         levels_M = torch.arange(1, m + 1) / (m + 1)
         threshold_LM = calibration.confidence_quantiles(levels_M)
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             largest_T1 = probability_TE.amax(1, keepdim=True)
             threshold_M = threshold_LM[inputs.layer].to(largest_T1.device)
             count_T = self.k - (largest_T1 > threshold_M).sum(1)

@@ -16,6 +16,7 @@ from moe_routing.vocabulary import Family, Weighting
 
 if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import Selector
 
 
@@ -55,6 +56,15 @@ class Strategy(ClosedModel):
     def choices(cls, word: str) -> tuple[str, ...]:
         """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
         raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
+
+    def resolved(self, rule: ModelRule) -> Strategy:
+        """Return this strategy with everything that it leaves to the model filled in.
+
+        Strategies that are equal once resolved route a model in the same way.
+        """
+        if "weighting" in type(self).model_fields and self.weighting_kind == "model":
+            return self.model_copy(update={"weighting": rule.weighting})
+        return self
 
     @property
     def needs_null(self) -> str | None:

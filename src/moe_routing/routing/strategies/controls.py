@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 
@@ -48,6 +49,10 @@ class ControlStrategy(Strategy):
     def id(self) -> str:
         """The stable id."""
         return f"{super().id}.{self.base.id}"
+
+    def resolved(self, rule: ModelRule) -> ControlStrategy:
+        """Return the control of the resolved base."""
+        return self.model_copy(update={"base": self.base.resolved(rule)})
 
     @property
     def needs_null(self) -> str | None:

@@ -31,9 +31,7 @@ class Rival(Ranked):
 
     words: ClassVar[tuple[str, ...]] = ("weighting",)
 
-    weighting: Weighting = Field(
-        default="softmax", description="How selected experts are weighted."
-    )
+    weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
@@ -85,10 +83,10 @@ class MinP(Capped):
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker with a count from the ratio."""
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             largest_T1 = probability_TE.amax(1, keepdim=True).double()
             count_T = (probability_TE > self.ratio * largest_T1).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
@@ -116,11 +114,11 @@ class TopP(Capped):
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker with a count from the cumulative mass, summed in float64."""
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
-            sorted_TE = probability_TE.gather(1, order_TE).double()
+            logits_TE, order_TE = by_score(inputs)
+            sorted_TE = inputs.own_weight(probability_TE).gather(1, order_TE).double()
             short_TE = sorted_TE.cumsum(1) < self.mass
             count_T = 1 + (short_TE[:, :-1] & (sorted_TE[:, 1:] > 0)).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
@@ -158,7 +156,7 @@ class EntropyBands(Capped):
         """Return a ranker with a count from the entropy bands."""
         import torch
 
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         m = self.max_experts - self.min_experts
         levels_M = torch.arange(1, m + 1) / (m + 1)
@@ -167,7 +165,7 @@ class EntropyBands(Capped):
         threshold_LM = torch.quantile(entropy_LT, levels_M, dim=1).T
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             entropy_T1 = torch.special.entr(probability_TE).sum(1, keepdim=True)
             threshold_M = threshold_LM[inputs.layer].to(entropy_T1.device)
             count_T = self.min_experts + (entropy_T1 > threshold_M).sum(1)
@@ -222,12 +220,12 @@ class PerLayer(Rival):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker with the layer's number of experts."""
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         counts = self.allocation(calibration)
 
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             k = counts[inputs.layer]
             count_T = order_TE.new_full(order_TE.shape[:1], k)
             return Ranking.counted(order_TE, logits_TE, count_T, k)
@@ -276,12 +274,12 @@ class DynamicSkipping(Capped):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker with a count from the layer's ratio."""
-        from moe_routing.routing.ranking import Ranking, by_logit
+        from moe_routing.routing.ranking import Ranking, by_score
 
         ratios = self.ratio_L(calibration).tolist()
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
-            logits_TE, order_TE = by_logit(inputs)
+            logits_TE, order_TE = by_score(inputs)
             top_TK = probability_TE.gather(1, order_TE[:, : self.max_k]).double()
             count_T = (top_TK >= ratios[inputs.layer] * top_TK[:, :1]).sum(1)
             return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)

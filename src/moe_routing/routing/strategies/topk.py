@@ -1,4 +1,4 @@
-"""Strategies with a fixed number of experts per token, under three weightings."""
+"""Strategies with a fixed number of experts per token: the model's own rule, and other weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 _LARGEST = "the k largest logits"
 
 
 class Regular(Strategy):
-    """Top k with raw softmax weights; with the model's own k this is the stock model."""
+    """Top k with raw softmax weights, as OLMoE weights its experts."""
 
     family: ClassVar[Family] = Family(
         "regular",
@@ -46,18 +47,21 @@ class Regular(Strategy):
         return cast("Weighting", self.family.static_weighting)  # each of these families has one
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
-        """Return top-k selection by probability, as the stock router does, ties included."""
+        """Return top-k selection by probability, as the model's router does, ties included."""
         from moe_routing.routing.ordering import top_experts
+        from moe_routing.routing.ranking import by_score
         from moe_routing.routing.types import Selection
 
-        def select(_: RouterInputs, probability_TE: Tensor) -> Selection:
+        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+            if inputs.score_TE is not None:
+                return Selection.fixed(by_score(inputs)[1][:, : self.k])
             return Selection.fixed(top_experts(probability_TE, self.k))
 
         return select
 
 
 class Normalized(Regular):
-    """Top k, weights renormalised to sum 1."""
+    """Top k, weights renormalised to sum 1, as Mixtral and Qwen3-MoE weight their experts."""
 
     family: ClassVar[Family] = Family(
         "normalized",
@@ -84,3 +88,28 @@ class Uniform(Regular):
         static_weighting="uniform",
         complete=True,
     )
+
+
+class Stock(Regular):
+    """The model's own rule: its own selection and weighting, with its own k or another.
+
+    ``stock_k4`` is the model as loaded with ``num_experts_per_tok=4``. On a model with raw softmax
+    weights it is the same routing as ``regular_k4``, on one that renormalises as ``normalized_k4``.
+    """
+
+    family: ClassVar[Family] = Family(
+        "stock",
+        label="Stock",
+        look=Look("#595959", (8, 1, 0), "-"),
+        definition="the model's own rule, top {k}",
+        selection=_LARGEST,
+        words="the model's own rule",
+        static_weighting="model",
+    )
+
+    k: int | None = Field(default=None, ge=1, description="Experts per token; null: the model's.")
+
+    def resolved(self, rule: ModelRule) -> Regular:
+        """Return top k with the model's weighting."""
+        by_weighting = {cls.family.static_weighting: cls for cls in (Regular, Normalized)}
+        return by_weighting[rule.weighting](k=self.k or rule.top_k)
