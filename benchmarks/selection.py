@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.strategies.testing import StepUp
@@ -56,7 +57,7 @@ def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> Cal
         torch.full((1, tokens), HIDDEN**0.5),
         torch.ones(1, experts),
         hidden_size=HIDDEN,
-        top_k=top_k,
+        rule=ModelRule(top_k, "softmax"),
         fingerprint="simulated",
     )
 
@@ -146,7 +147,7 @@ class Bench:
         sample, layers = self.calibration.sample, self.layers
         base, k = getattr(strategy, "base", strategy), sample.top_k
         select = strategy.selector(self.calibration, sample.num_experts)
-        router = Router(select, strategy.weighting_kind, k)
+        router = Router(select, strategy.weighting_kind, sample.rule)
         device = layers[0].logits_TE.device
         null = strategy.needs_null and self.calibration.null(strategy.needs_null).to(device)
         mean = float(router(layers[0]).selection.count_T.double().mean())

@@ -12,6 +12,7 @@ from documents import ROOT, blocks
 from moe_routing.data import tasks
 from moe_routing.errors import InputError
 from moe_routing.routing import nulls
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
 
@@ -43,7 +44,7 @@ def small_sample() -> CalibrationSample:
     norm_LT = torch.ones(2, 50)
     return CalibrationSample(
         logits_LTE, logits_LTE, norm_LT, norm_LT, torch.ones(2, 8),
-        hidden_size=4, top_k=2, fingerprint="x",
+        hidden_size=4, rule=ModelRule(2, "softmax"), fingerprint="x",
     )  # fmt: skip
 
 

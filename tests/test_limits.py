@@ -11,10 +11,11 @@ from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
-OLMOE = Limits(experts=64, top_k=8, window=4096)
-MIXTRAL = Limits(experts=8, top_k=2, window=256)
+OLMOE = Limits(64, ModelRule(8, "softmax"), 4096)
+MIXTRAL = Limits(8, ModelRule(2, "renormalised"), 256)
 STUDY = {
     "study": "small",
     "model": {"path": "unused"},
@@ -34,7 +35,12 @@ def test_shipped_studies_fit_their_model(name):
 
 
 def test_a_study_of_defaults_fits_any_model():
-    for limits in (OLMOE, MIXTRAL, Limits(2, 1, 16), Limits(60, 4, 8192)):
+    for limits in (
+        OLMOE,
+        MIXTRAL,
+        Limits(2, ModelRule(1, "softmax"), 16),
+        Limits(60, ModelRule(4, "softmax"), 8192),
+    ):
         study = StudyConfig.model_validate(
             STUDY | {"strategies": ["normalized_k2"], "statistics": {
                 "baseline": "normalized_k2",
@@ -105,7 +111,7 @@ def test_no_draws_of_rejected_experts_where_none_is_rejected(key):
     study = changed(key, ["within_token", "unselected"])
     check_limits(study, MIXTRAL, "mine")
     with pytest.raises(InputError, match=rf"mine: {key} has 'unselected'; .* selects all its 8"):
-        check_limits(study, Limits(8, 8, 256), "mine")
+        check_limits(study, Limits(8, ModelRule(8, "renormalised"), 256), "mine")
 
 
 def test_a_negative_number_of_signals_is_refused():

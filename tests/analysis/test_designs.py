@@ -20,6 +20,7 @@ from moe_routing.analysis.designs import (
     symmetric_grid,
 )
 from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 
 
@@ -34,7 +35,7 @@ def real(rng):
         permuted_norm_LT=torch.ones(2, 600),
         weight_norm_LE=torch.rand(2, 8, generator=torch.Generator().manual_seed(2)) + 0.5,
         hidden_size=16,
-        top_k=2,
+        rule=ModelRule(2, "softmax"),
         fingerprint="none",
     )
 

@@ -32,6 +32,7 @@ from moe_routing.analysis.null_size import (
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, sample_inputs
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.statistics.proportions import wilson_interval
@@ -53,7 +54,7 @@ def real(rng):
         permuted_norm_LT=torch.ones(2, 1500),
         weight_norm_LE=torch.ones(2, 32),
         hidden_size=64,
-        top_k=4,
+        rule=ModelRule(4, "softmax"),
         fingerprint="none",
     )
 

@@ -11,14 +11,15 @@ from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import DRAWS_PER_TOKEN, check_tokens
 from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.rule import ModelRule
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-OLMOE = Limits(experts=64, top_k=8, window=4096)
+OLMOE = Limits(64, ModelRule(8, "softmax"), window=4096)
 
 
 def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
     sample = calibration.sample
-    limits = Limits(sample.num_experts, sample.top_k, 0)
+    limits = Limits(sample.num_experts, sample.rule, 0)
     assert set(DRAWS_PER_TOKEN) == set(NULLS)
     for name, null in calibration.nulls.items():
         assert null.num_draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name
@@ -26,11 +27,11 @@ def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
 
 @pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"])
 def test_shipped_studies_have_the_tokens(name):
-    check_tokens(load_config(CONFIG / name).of_model(64, 8), OLMOE, name)
+    check_tokens(load_config(CONFIG / name).of_model(64, OLMOE.rule), OLMOE, name)
 
 
 def changed(strategies=(), calibrated=2048, **validity):
-    study = load_config(CONFIG / "smoke.yaml").of_model(64, 8)
+    study = load_config(CONFIG / "smoke.yaml").of_model(64, OLMOE.rule)
     examined = study.analysis.validity.model_copy(update=validity)
     return study.model_copy(
         update={

@@ -19,6 +19,7 @@ from moe_routing.evaluation.record import (
     Timings,
     specification,
 )
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.estimate import Estimate
 
@@ -40,7 +41,7 @@ def record_of(strategy_id, dataset, **changes):
     values = {
         "schema_version": SCHEMA_VERSION,
         "study": "default",
-        "strategy": specification(parse_strategy(strategy_id)),
+        "strategy": specification(parse_strategy(strategy_id), ModelRule(8, "softmax")),
         "dataset": dataset,
         "task": task,
         "n_items": 7,

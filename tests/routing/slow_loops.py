@@ -11,6 +11,7 @@ import torch
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.procedures import p_to_e
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.types import RouterInputs
@@ -39,7 +40,7 @@ def sample_of(
         torch.full((layers, tokens), math.sqrt(HIDDEN)),
         torch.ones(layers, experts),
         hidden_size=HIDDEN,
-        top_k=top_k,
+        rule=ModelRule(top_k, "softmax"),
         fingerprint="simulated",
     )
 

@@ -51,7 +51,7 @@ def test_every_strategy_of_the_package_is_found():
         if cls.__module__.startswith(package) and not cls.__abstractmethods__
     }
     assert found == concrete
-    assert len(found) == 18
+    assert len(found) == 19
     assert all(issubclass(cls, ControlStrategy) for cls in controls().values())
 
 

@@ -19,6 +19,7 @@ from moe_routing.routing.nulls.step_up import StepUpTest
 from moe_routing.routing.nulls.tails import EmpiricalSurvival
 from moe_routing.routing.nulls.within_token import WithinTokenEfron, median_deviation
 from moe_routing.routing.procedures import bh_levels, by_levels, step_up, threshold_levels
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.types import RouterInputs
 
 MONOTONE = [name for name, null in NULLS.items() if null.layer_monotone]
@@ -114,7 +115,7 @@ def test_mismatched_contexts_are_compared_with_the_experts_own(sample):
 
 def test_unselected_needs_rejected_experts(sample):
     with pytest.raises(InputError, match="selects 64 of 64"):
-        fit_null("unselected", dataclasses.replace(sample, top_k=64))
+        fit_null("unselected", dataclasses.replace(sample, rule=ModelRule(64, "softmax")))
 
 
 def symmetric_score(logits: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.procedures import bh_levels
 from moe_routing.routing.ranking import BLOCK
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Ranked, families, parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 from moe_routing.routing.weighting import Router
@@ -71,7 +72,9 @@ def test_every_strategy_equals_a_loop_over_tokens(calibration_of, template, logi
     if strategy.needs_null not in (None, *calibration.nulls):
         return
     inputs = router_inputs(logits_TE, layer)
-    router = Router(strategy.selector(calibration, experts), strategy.weighting_kind, 1)
+    router = Router(
+        strategy.selector(calibration, experts), strategy.weighting_kind, ModelRule(1, "softmax")
+    )
     selection = router(inputs).selection
     slow = slow_selection(strategy, calibration, inputs)
     assert selection.rejected_T.tolist() == [rejected for _, rejected in slow]
@@ -92,7 +95,7 @@ def test_regular_is_the_stock_router_to_the_bit(rng, k, dtype):
     logits_TE = torch.from_numpy(rng.standard_normal((500, 64))).to(dtype)
     weight_TK, index_TK = logits_TE.softmax(-1, dtype=torch.float32).topk(k, dim=-1)
     strategy = parse_strategy(f"regular_k{k}")
-    routing = Router(strategy.selector(None, 64), strategy.weighting_kind, 8)(
+    routing = Router(strategy.selector(None, 64), strategy.weighting_kind, ModelRule(8, "softmax"))(
         router_inputs(logits_TE)
     )
     assert torch.equal(routing.selection.index_TK, index_TK)
@@ -167,7 +170,9 @@ def test_logits_that_are_not_finite_are_refused_in_one_line(calibration_of, name
         -math.inf if bad == "all masked" else bad
     )
     strategy = parse_strategy(name)
-    router = Router(strategy.selector(calibration_of(64), 64), strategy.weighting_kind, 8)
+    router = Router(
+        strategy.selector(calibration_of(64), 64), strategy.weighting_kind, ModelRule(8, "softmax")
+    )
     with pytest.raises(InputError, match="router logits of layer 1 are not finite") as error:
         router(router_inputs(logits_TE, layer=1))
     assert "\n" not in str(error.value)
@@ -239,7 +244,9 @@ def test_no_strategy_waits_for_the_device(calibration_of, template):
     # Tensors of the meta device have no values: asking for one on the host raises.
     calibration = calibration_of(64)
     strategy = parse_strategy(template.format(k=8, half=4))
-    router = Router(strategy.selector(calibration, 64), strategy.weighting_kind, 8)
+    router = Router(
+        strategy.selector(calibration, 64), strategy.weighting_kind, ModelRule(8, "softmax")
+    )
     inputs = router_inputs(torch.randn(30, 64, generator=torch.Generator().manual_seed(0)))
     on_meta = dataclasses.replace(
         inputs,

@@ -5,6 +5,7 @@ Shape letters: T tokens, K slots per token, E experts, H hidden size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import itself, patched_forward, replacements
 from moe_routing.engine.recorder import Recorder
-from moe_routing.errors import InputError
+from moe_routing.errors import InputError, WeightingWarning
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router
@@ -66,6 +68,9 @@ def routed(
         experts_implementation: how experts are computed inside the context; None keeps the
             model's own setting.
 
+    Warns:
+        WeightingWarning: the strategy weights experts otherwise than the model.
+
     Raises:
         InputError: an unknown strategy; more experts than the model has; a calibration that is
             missing or belongs to another model; a model without a supported router, with router
@@ -83,6 +88,7 @@ def routed(
     skips_padded_slots = _skips(model, experts_implementation)
     # Layers that agree on the rule share a selector, which may be expensive to build.
     resolved = {router.rule: strategy.resolved(router.rule) for router in routers}
+    _warn_of_weighting(strategy, routers[0].rule)
     selectors = {
         rule: own.selector(calibration, routers[0].num_experts) for rule, own in resolved.items()
     }
@@ -128,6 +134,17 @@ def _check(
             f"make one on this model ({len(routers)} layers, {experts} experts)"
         )
     return calibration
+
+
+def _warn_of_weighting(strategy: Strategy, rule: ModelRule) -> None:
+    kind = strategy.resolved(rule).weighting_kind
+    if kind not in ("model", rule.weighting):
+        warnings.warn(
+            f"strategy '{strategy.id}' has {kind} weights, and the model was trained with "
+            f"{rule.weighting} ones: a difference from the model is not due to selection alone",
+            WeightingWarning,
+            stacklevel=4,  # the caller of routed, past contextlib
+        )
 
 
 class _Setting:
