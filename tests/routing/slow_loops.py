@@ -131,6 +131,7 @@ def _tested(
     strategy: Strategy, calibration: Calibration, inputs: RouterInputs
 ) -> list[tuple[list[int], int]]:
     null = calibration.null(strategy.null)
+    null = null.conditional() if strategy.conditional else null
     by_p = (-null.p_values(inputs)).tolist()
     statistics = null.statistic(inputs).tolist() if null.layer_monotone else by_p
     chosen = []

@@ -285,11 +285,16 @@ def test_central_matching_finds_the_normal_bulk(rng):
 # p-values and critical values
 
 
+def equal_rows(experts: int) -> torch.Tensor:
+    """Router vectors with a mean of zero and one length."""
+    return torch.ones(experts, HIDDEN) * (-1) ** torch.arange(experts)[:, None]
+
+
 @pytest.mark.parametrize("name", list(NULLS))
 def test_p_values_are_float32_in_the_unit_interval_and_fall_with_the_logit(calibration_of, name):
     logits_TE = torch.linspace(-8, 8, 64).expand(3, 64).clone().bfloat16()
     logits_TE[1] += 100
-    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=torch.ones(64, HIDDEN))
+    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=equal_rows(64))
     p_TE = calibration_of(64).null(name).p_values(inputs)
     assert p_TE.dtype == torch.float32
     assert ((p_TE > 0) & (p_TE <= 1)).all()

@@ -21,6 +21,7 @@ from moe_routing.evaluation.watch import watch_routers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.types import centred_norms
 
 
 def sample_router_logits(
@@ -57,7 +58,7 @@ def sample_router_logits(
         permuted_LTE=permuted_LTE,
         input_norm_LT=norm_LT,
         permuted_norm_LT=permuted_norm_LT,
-        weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
+        centred_norm_LE=torch.stack([centred_norms(weight_EH) for weight_EH in weights]),
         hidden_size=weights[0].shape[1],
         top_k=routers[0].top_k,
         fingerprint=router_fingerprint(model),

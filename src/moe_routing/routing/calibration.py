@@ -11,8 +11,10 @@ from torch import Tensor
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import Null, load_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.toggles import Toggles
 
 SAMPLE_FILE = "router_logits.safetensors"
+TOGGLES_FILE = "toggles.safetensors"
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -22,22 +24,30 @@ def null_path(folder: Path | str, null_id: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data that strategies may use: sampled logits and fitted nulls.
+    """Calibration data that strategies may use: sampled logits, fitted nulls, toggled experts.
 
     Attributes:
         sample: router logits on calibration text.
         nulls: fitted nulls by id.
+        toggles: toggled experts of calibration text, if there are any.
     """
 
     sample: CalibrationSample
     nulls: dict[str, Null] = field(default_factory=dict)
+    toggles: Toggles | None = None
 
     @classmethod
     def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
-        """Read the sample and the named nulls of a calibration folder."""
+        """Read the sample, the named nulls, and the toggles, if any, of a calibration folder.
+
+        Raises:
+            InputError: a file is missing, damaged, or of another model.
+        """
         sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
-        nulls = {name: load_null(null_path(folder, name), sample) for name in null_ids}
-        return cls(sample, nulls)
+        file = Path(folder) / TOGGLES_FILE
+        toggles = Toggles.load(file) if file.is_file() else None
+        nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
+        return cls(sample, nulls, toggles)
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.

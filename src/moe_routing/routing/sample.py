@@ -26,7 +26,8 @@ class CalibrationSample:
             token is in a mismatched context.
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
         permuted_norm_LT: the same on the shuffled text.
-        weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
+        centred_norm_LE: Euclidean norm of each expert's router vector minus their mean,
+            (layers, experts).
         hidden_size: width of the router's input.
         top_k: experts per token that the model was trained with.
         fingerprint: hash of the router weights, see ``models.loading.router_fingerprint``.
@@ -36,13 +37,13 @@ class CalibrationSample:
     permuted_LTE: Tensor
     input_norm_LT: Tensor
     permuted_norm_LT: Tensor
-    weight_norm_LE: Tensor
+    centred_norm_LE: Tensor
     hidden_size: int
     top_k: int
     fingerprint: str
 
     TENSORS = (
-        "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "weight_norm_LE",
+        "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "centred_norm_LE",
     )  # fmt: skip
 
     @property

@@ -6,7 +6,7 @@ Shape letters: T tokens, K slots per token, E experts, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ class RouterInputs:
         hidden_TH: inputs of the router, (tokens, hidden).
         weight_EH: the router's weight, (experts, hidden).
         mask_T: True for real tokens, False for padding, (tokens,); None: all are real.
+        probability_TE: float32 softmax over all experts, (tokens, experts), if it is known.
+        centred_norm_E: norms of the centred router vectors, (experts,), where ``weight_EH`` is not
+            known; see :func:`centred_norms`.
     """
 
     layer: int
@@ -30,12 +33,32 @@ class RouterInputs:
     hidden_TH: Tensor | None = None
     weight_EH: Tensor | None = None
     mask_T: Tensor | None = None
+    probability_TE: Tensor | None = None
+    centred_norm_E: Tensor | None = None
+
+    @property
+    def softmax_TE(self) -> Tensor:
+        """The float32 softmax over all experts, computed if it is not known."""
+        if self.probability_TE is None:
+            return self.logits_TE.float().softmax(-1)
+        return self.probability_TE
 
     def rows(self, tokens: slice) -> RouterInputs:
         """Return the inputs of a slice of the tokens."""
-        hidden_TH = None if self.hidden_TH is None else self.hidden_TH[tokens]
-        mask_T = None if self.mask_T is None else self.mask_T[tokens]
-        return RouterInputs(self.layer, self.logits_TE[tokens], hidden_TH, self.weight_EH, mask_T)
+        by_token = ("logits_TE", "hidden_TH", "mask_T", "probability_TE")
+        parts = {
+            name: value[tokens] for name in by_token if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **parts)
+
+
+def centred_norms(weight_EH: Tensor) -> Tensor:
+    """Return the norm of each router vector minus the mean of all, float32, (experts,).
+
+    The softmax does not change if the same vector is added to all of them.
+    """
+    weight_EH = weight_EH.float()
+    return torch.linalg.vector_norm(weight_EH - weight_EH.mean(0), dim=1)
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,21 @@ from torch import Tensor
 from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.tails import SmoothSurvival
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.types import RouterInputs, centred_norms
 
 SMALLEST_LENGTH = 1e-30
 """Lower bound on the length of a vector: a zero vector has logits 0, and the statistic is 0."""
 
 
 class RandomDirection(Null):
-    """Compares an expert's router vector with one of the same length in a random direction.
+    """Compares an expert's centred router vector with one of its length in a random direction.
 
-    Statistic: sqrt(H) * cos(w_e, x) = logit * sqrt(H) / (|w_e| |x|). Under H0 the cosine c is that
-    of a uniformly random direction with a fixed one, so c * sqrt((H - 1) / (1 - c^2)) follows
-    Student's t with H - 1 degrees of freedom (equivalently, c^2 is Beta(1/2, (H - 1)/2)): exact,
-    for every token and expert. It measures alignment, not usefulness, and at a fixed cosine it
-    increases with H.
+    The softmax does not change if the same vector is added to all router vectors, so their mean is
+    subtracted, and so is that of the logits. Statistic, with w and logit centred: sqrt(H) *
+    cos(w_e, x) = logit * sqrt(H) / (|w_e| |x|). Under H0 the cosine c is that of a uniformly random
+    direction with a fixed one, so c * sqrt((H - 1) / (1 - c^2)) follows Student's t with H - 1
+    degrees of freedom (equivalently, c^2 is Beta(1/2, (H - 1)/2)): exact, for every token and
+    expert. It measures alignment, not usefulness, and at a fixed cosine it increases with H.
     """
 
     id: ClassVar[str] = "random_direction"
@@ -60,12 +61,13 @@ class RandomDirection(Null):
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return sqrt(H) times the cosine; needs the router's input and weight."""
-        if inputs.hidden_TH is None or inputs.weight_EH is None:
-            raise ValueError("null 'random_direction' needs the router's input and weight")
-        token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
-        expert_E = torch.linalg.vector_norm(inputs.weight_EH.float(), dim=1)
-        scale_E = self.hidden_size.sqrt().float() / expert_E.clamp(min=SMALLEST_LENGTH)
-        return (inputs.logits_TE.float() * scale_E).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
+        logits_TE = inputs.logits_TE.float()
+        present_TE = logits_TE > -math.inf
+        share_TE = present_TE / present_TE.sum(1, keepdim=True).clamp_(min=1)
+        mean_T1 = (logits_TE.masked_fill(~present_TE, 0) * share_TE).sum(1, keepdim=True)
+        length_TE, token_T1 = _lengths(inputs, share_TE)
+        scale_TE = self.hidden_size.sqrt().float() / length_TE.clamp(min=SMALLEST_LENGTH)
+        return ((logits_TE - mean_T1) * scale_TE).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
 
     def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return p-values; see :meth:`Null.survival`."""
@@ -79,3 +81,27 @@ class RandomDirection(Null):
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """Restore the null."""
         return cls(SmoothSurvival.from_tensors(tensors), tensors["hidden_size"])
+
+
+def _lengths(inputs: RouterInputs, share_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norms of the centred router vectors, and those of the tokens, (tokens, 1).
+
+    The former are (experts,), or (tokens, experts) if masks differ between tokens: the mean is that
+    of the unmasked experts, each with its share.
+    """
+    if inputs.hidden_TH is None:
+        raise ValueError("null 'random_direction' needs the router's input and weight")
+    token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
+    if inputs.centred_norm_E is not None:
+        return inputs.centred_norm_E, token_T1
+    if inputs.weight_EH is None:
+        raise ValueError("null 'random_direction' needs the router's input and weight")
+    if share_TE.device.type == "cpu" and bool((share_TE > 0).all()):
+        return centred_norms(inputs.weight_EH), token_T1
+    # |w_e - m|^2 with m the mean of a token's unmasked rows, from the products of all rows.
+    weight_EH = inputs.weight_EH.float()
+    weight_EH = weight_EH - weight_EH.mean(0)
+    product_EE = weight_EH @ weight_EH.T
+    with_mean_TE = share_TE @ product_EE
+    square_T1 = (with_mean_TE * share_TE).sum(1, keepdim=True)
+    return (product_EE.diag() - 2 * with_mean_TE + square_T1).clamp_(min=0).sqrt_(), token_T1

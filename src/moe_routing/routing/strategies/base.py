@@ -56,6 +56,11 @@ class Strategy(ClosedModel):
         """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
         raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
 
+    @classmethod
+    def accepts(cls, word: str, value: str) -> bool:
+        """Return whether a named parameter may have a value: one of its choices."""
+        return value in cls.choices(word)
+
     @property
     def needs_null(self) -> str | None:
         """Id of the null that this strategy tests against, if any."""
