@@ -32,7 +32,8 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
             checks the assumption of ``within_token`` where there is little signal: the top quarter
             of the values is left out.
         tail_upper_to_lower: proportion above centre + 2 scales over proportion below centre - 2
-            scales. Above 1 it shows signal or skewness; logits alone cannot tell them apart.
+            scales. Above 1 it shows signal or skewness; logits alone cannot tell them apart. NaN
+            without a lower tail, as that of probabilities.
         tail_upper_to_lower_permuted: the same on shuffled text, where the context carries no
             signal. Above 1 it shows skewness, or signal of the token itself.
 
