@@ -251,7 +251,9 @@ def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) ->
         0,
         logits_TE.to(arguments.device, getattr(torch, arguments.dtype)),
         torch.ones(arguments.tokens, HIDDEN, device=arguments.device),
-        torch.ones(arguments.experts, HIDDEN, device=arguments.device),
+        torch.from_numpy(rng.standard_normal((arguments.experts, HIDDEN), np.float32)).to(
+            arguments.device
+        ),
     )
 
 

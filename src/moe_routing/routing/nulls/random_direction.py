@@ -61,13 +61,16 @@ class RandomDirection(Null):
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
         """Return sqrt(H) times the cosine; needs the router's input and weight."""
+        norm_E = inputs.centred_norm_E
+        if norm_E is None and inputs.weight_EH is not None:
+            norm_E = centred_norms(inputs.weight_EH)
+        if inputs.hidden_TH is None or norm_E is None:
+            raise ValueError("null 'random_direction' needs the router's input and weight")
         logits_TE = inputs.logits_TE.float()
-        present_TE = logits_TE > -math.inf
-        share_TE = present_TE / present_TE.sum(1, keepdim=True).clamp_(min=1)
-        mean_T1 = (logits_TE.masked_fill(~present_TE, 0) * share_TE).sum(1, keepdim=True)
-        length_TE, token_T1 = _lengths(inputs, share_TE)
+        mean_T1, length_TE = _centre(logits_TE, inputs.weight_EH, norm_E)
+        token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
         scale_TE = self.hidden_size.sqrt().float() / length_TE.clamp(min=SMALLEST_LENGTH)
-        return ((logits_TE - mean_T1) * scale_TE).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
+        return (logits_TE - mean_T1).mul_(scale_TE).div_(token_T1.clamp_(min=SMALLEST_LENGTH))
 
     def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return p-values; see :meth:`Null.survival`."""
@@ -83,25 +86,23 @@ class RandomDirection(Null):
         return cls(SmoothSurvival.from_tensors(tensors), tensors["hidden_size"])
 
 
-def _lengths(inputs: RouterInputs, share_TE: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norms of the centred router vectors, and those of the tokens, (tokens, 1).
+def _centre(logits_TE: Tensor, weight_EH: Tensor | None, norm_E: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each token's mean logit, (tokens, 1), and the norms of the centred router vectors.
 
-    The former are (experts,), or (tokens, experts) if masks differ between tokens: the mean is that
-    of the unmasked experts, each with its share.
+    Both means are those of the token's unmasked experts, so the norms may differ between tokens:
+    they are (experts,) or (tokens, experts).
     """
-    if inputs.hidden_TH is None:
-        raise ValueError("null 'random_direction' needs the router's input and weight")
-    token_T1 = torch.linalg.vector_norm(inputs.hidden_TH.float(), dim=1, keepdim=True)
-    if inputs.centred_norm_E is not None:
-        return inputs.centred_norm_E, token_T1
-    if inputs.weight_EH is None:
-        raise ValueError("null 'random_direction' needs the router's input and weight")
-    if share_TE.device.type == "cpu" and bool((share_TE > 0).all()):
-        return centred_norms(inputs.weight_EH), token_T1
+    present_TE = logits_TE > -math.inf
+    # On an accelerator the check would synchronise with the device.
+    if logits_TE.device.type == "cpu" and bool(present_TE.all()):
+        return logits_TE.mean(1, keepdim=True), norm_E
+    share_TE = present_TE / present_TE.sum(1, keepdim=True).clamp_(min=1)
+    mean_T1 = (logits_TE.masked_fill(~present_TE, 0) * share_TE).sum(1, keepdim=True)
+    if weight_EH is None:
+        return mean_T1, norm_E
     # |w_e - m|^2 with m the mean of a token's unmasked rows, from the products of all rows.
-    weight_EH = inputs.weight_EH.float()
-    weight_EH = weight_EH - weight_EH.mean(0)
-    product_EE = weight_EH @ weight_EH.T
+    row_EH = weight_EH.float() - weight_EH.float().mean(0)
+    product_EE = row_EH @ row_EH.T
     with_mean_TE = share_TE @ product_EE
     square_T1 = (with_mean_TE * share_TE).sum(1, keepdim=True)
-    return (product_EE.diag() - 2 * with_mean_TE + square_T1).clamp_(min=0).sqrt_(), token_T1
+    return mean_T1, (product_EE.diag() - 2 * with_mean_TE + square_T1).clamp_(min=0).sqrt_()
