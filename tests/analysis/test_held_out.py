@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from moe_routing.analysis.held_out import held_out_fdr, of_documents
-from moe_routing.routing.nulls import fit_null
+from moe_routing.analysis.null_size import Evidence
+from moe_routing.routing.nulls import fit_null, sample_inputs
 from moe_routing.routing.nulls.needed import Needed
-from moe_routing.routing.procedures import by_levels
+from moe_routing.routing.procedures import bh_levels, by_levels, step_up
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
 
@@ -137,6 +138,14 @@ def test_by_selects_fewer(fitted, held_out, rng):
     )
     assert by["mean_rejected"] < bh["mean_rejected"]
     assert by["fdr"] < bh["fdr"]
+
+
+def test_evidence_counts_as_the_procedure_does(simulated, fitted):
+    sample, *_ = simulated
+    p_TE, _ = fitted.sorted_p_values(sample_inputs(sample, 1))
+    found_T = Evidence.of(fitted, sample, 1, [0.1]).rejections(0.1)
+    assert torch.equal(found_T, step_up(p_TE, bh_levels(EXPERTS, 0.1)))
+    assert len(found_T.unique()) > 2
 
 
 def test_probabilities_of_other_tokens_are_refused(fitted, held_out, rng):

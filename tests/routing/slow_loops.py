@@ -217,7 +217,9 @@ RIVALS = {
 
 
 STRATA = ((0, 8, 8), (8, 16, 4), (16, 32, 4), (32, 64, 4))
-"""First rank, rank after the last, and how many are toggled."""
+"""First rank, rank after the last, and how many are toggled: weights are powers of two."""
+THIRDS = ((0, 8, 8), (8, 16, 3), (16, 32, 3), (32, 64, 2))
+"""The same with weights of which sums are rounded."""
 
 
 def simulated_toggles(
@@ -226,14 +228,14 @@ def simulated_toggles(
     rng: np.random.Generator,
     *,
     per_document: int = 2,
-    noise: float = 0.0,
+    strata: tuple[tuple[int, int, int], ...] = STRATA,
 ) -> Toggles:
     """Toggle the model's own 8 experts of every token, and a sample of lower ranks in strata."""
     probability_LTE = torch.from_numpy(logits_LTE).float().softmax(-1)
     layers, tokens, experts = logits_LTE.shape
     order_LTE = np.argsort(-probability_LTE.numpy(), axis=-1, kind="stable")
     rank_weight_E, toggled_LTE = np.ones(experts), np.zeros(logits_LTE.shape, dtype=bool)
-    for first, last, number in STRATA:
+    for first, last, number in strata:
         width = min(last, experts) - first
         if width > 0:
             rank_weight_E[first:last] = max(width / number, 1)
@@ -255,7 +257,7 @@ def simulated_toggles(
         loss_change_P=kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape)),
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
-        noise_L=torch.full((layers,), noise, dtype=torch.float64),
+        noise_L=torch.zeros(layers, dtype=torch.float64),
         top_k=8,
         fingerprint="all weights",
     )

@@ -12,6 +12,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.nulls import Null, load_null
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import NeededId
 
 SAMPLE_FILE = "router_logits.safetensors"
 TOGGLES_FILE = "toggles.safetensors"
@@ -29,7 +30,7 @@ class Calibration:
     Attributes:
         sample: router logits on calibration text.
         nulls: fitted nulls by id.
-        toggles: toggled experts of calibration text, if there are any.
+        toggles: toggled experts of calibration text, None if no null was fitted on them.
     """
 
     sample: CalibrationSample
@@ -38,14 +39,16 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
-        """Read the sample, the named nulls, and the toggles, if any, of a calibration folder.
+        """Read the sample and the named nulls of a calibration folder.
+
+        The toggles are read for nulls ``needed``, which are bound to all weights of their model.
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
         """
         sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
-        file = Path(folder) / TOGGLES_FILE
-        toggles = Toggles.load(file) if file.is_file() else None
+        toggled = any(NeededId.parse(name) for name in null_ids)
+        toggles = Toggles.load(Path(folder) / TOGGLES_FILE) if toggled else None
         nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
         return cls(sample, nulls, toggles)
 

@@ -11,8 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slow_loops import count_bh, router_inputs, sample_of, simulated_toggles, slow_selection
+from slow_loops import (
+    STRATA,
+    THIRDS,
+    count_bh,
+    router_inputs,
+    sample_of,
+    simulated_toggles,
+    slow_selection,
+)
 
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, Calibration, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
@@ -107,7 +117,8 @@ def cases(draw: st.DrawFn):
     decimals = draw(st.sampled_from([0, 1, 6]))
     logits_LTE, kl_LTE = tokens_and_effects(40, rng, experts=experts)
     kl_LTE *= draw(st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e9]))
-    toggles = simulated_toggles(logits_LTE.round(decimals), kl_LTE, rng)
+    strata = draw(st.sampled_from([STRATA, THIRDS]))
+    toggles = simulated_toggles(logits_LTE.round(decimals), kl_LTE, rng, strata=strata)
     sample = sample_of(logits_LTE, top_k=1)
     effect = draw(st.sampled_from(["", "_loss"]))
     null = fit_null(f"needed_e1e4{effect}", sample, toggles)
@@ -234,6 +245,21 @@ def test_bh_is_a_bound_on_the_expected_number_of_unneeded_experts(rng):
         assert count_bh(p_E.tolist(), 0.1) == kept
 
 
+def test_a_model_routes_by_the_null(model, tokenizer, calibration, rng):
+    logits_LTE = calibration.sample.logits_LTE[:, :300].numpy()
+    probability_LTE = calibration.sample.logits_LTE[:, :300].softmax(-1).numpy()
+    toggles = simulated_toggles(logits_LTE, probability_LTE**2, rng)
+    nulls = {"needed": fit_null("needed", calibration.sample, toggles, 0.01)}
+    recorder = Recorder()
+    fitted = Calibration(calibration.sample, nulls, toggles)
+    with routed(model, "bh_k8_a005_needed", calibration=fitted, recorder=recorder):
+        model(**tokenizer("The capital of France is Paris.", return_tensors="pt"))
+    seen = recorder.statistics()
+    assert 1 < seen.mean_experts() < 8
+    assert (seen.count_histogram_LC.sum(0) > 0).sum() > 2
+    assert seen.empty_L.max() < 1
+
+
 # Degenerate calibrations
 
 
@@ -255,6 +281,14 @@ def test_a_layer_where_all_or_no_pairs_are_needed(rng, kl):
         assert (null.conditional().p_values(router_inputs(logits_TE, layer=1)) == 1).all()
     critical_E = null.critical_values(1, bh_levels(64, 0.05))
     assert bool((critical_E < 0).all()) == bool(kl)
+
+
+def test_weights_of_thirds_add_up_to_the_tokens(rng):
+    logits_LTE, kl_LTE = tokens_and_effects(20, rng)
+    toggles = simulated_toggles(logits_LTE, kl_LTE, rng, strata=THIRDS)
+    null = fit_null("needed_e1e4", sample_of(logits_LTE), toggles)
+    assert null.num_draws == 20 * 64
+    assert null.attains(0.05 / 64)
 
 
 def test_too_few_tokens_are_an_error_that_says_what_to_raise(rng):
@@ -379,6 +413,15 @@ def test_a_saved_null_gives_the_same_p_values(tmp_path, rng, null_id):
     inputs = router_inputs(sample.permuted_LTE[1], layer=1)
     assert torch.equal(again.p_values(inputs), null.p_values(inputs))
     assert null.to("cpu") is null
+
+
+def test_a_folder_without_toggles_has_no_such_null(tmp_path, rng):
+    sample, toggles, null = calibrated(30, rng)
+    sample.save(tmp_path / SAMPLE_FILE)
+    null_path(tmp_path, null.id).parent.mkdir()
+    save_null(null, sample, null_path(tmp_path, null.id), toggles)
+    with pytest.raises(InputError, match=r"toggles\.safetensors: not a file of toggles"):
+        Calibration.load(tmp_path, (null.id,))
 
 
 def test_a_null_of_other_weights_is_refused(tmp_path, rng):

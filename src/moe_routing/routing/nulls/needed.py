@@ -105,7 +105,8 @@ class Needed(Null):
         self.draw_Ln, self.above_Ln = tables["draw_Ln"], tables["above_Ln"]
         self.total_L, self.needed_L = tables["total_L"], tables["needed_L"]
         self.pairs_L, self.rank_weight_E = tables["pairs_L"], tables["rank_weight_E"]
-        self.num_draws = float(self.total_L.min() / self.rank_weight_E[0])
+        # A sum of weights of several thirds is a whole number up to rounding.
+        self.num_draws = round(float(self.total_L.min() / self.rank_weight_E[0]), 6)
 
     @property
     def hypothesis(self) -> str:
@@ -175,7 +176,7 @@ class Needed(Null):
     def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
         """Sort the logits, whose order the probabilities have up to rounding."""
         sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
-        statistic_TN = inputs.softmax_TE.gather(1, order_TE[:, :num_ranks])
+        statistic_TN = inputs.softmax_TE.detach().gather(1, order_TE[:, :num_ranks])
         statistic_TN.masked_fill_(sorted_TE[:, :num_ranks] == -math.inf, -math.inf)
         return OrderedExperts(order_TE, sorted_TE, statistic_TN)
 
