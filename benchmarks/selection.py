@@ -32,16 +32,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.nulls import NULLS, Null, fit_null
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.strategies.testing import StepUp
+from moe_routing.routing.toggles import Toggles
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router
 
 HIDDEN = 128
 CALIBRATION_TOKENS = 8192
+TOGGLED_TOKENS = 500
+NEEDED = "needed_e3e3"
+"""Its epsilon makes the effects of :func:`simulated_toggles` those of about 4 in 64 experts."""
 CAPS = (8, 16, 64)
 
 
@@ -59,6 +63,30 @@ def simulated_sample(tokens: int, experts: int, rng: np.random.Generator) -> Cal
         hidden_size=HIDDEN,
         rule=ModelRule(top_k, "softmax"),
         fingerprint="simulated",
+    )
+
+
+def simulated_toggles(sample: CalibrationSample, tokens: int) -> Toggles:
+    """Toggle every expert of the first tokens, with an effect that is the squared probability."""
+    probability_TE = sample.logits_LTE[0, :tokens].softmax(-1)
+    sorted_TE, expert_TE = probability_TE.sort(dim=1, descending=True)
+    token_P = torch.arange(tokens).repeat_interleave(sample.num_experts)
+    nothing_P, effect_P = torch.zeros_like(token_P), sorted_TE.flatten().double() ** 2
+    return Toggles(
+        document_P=token_P,
+        position_P=nothing_P,
+        layer_P=nothing_P,
+        expert_P=expert_TE.flatten(),
+        rank_P=torch.arange(sample.num_experts).repeat(tokens),
+        probability_P=sorted_TE.flatten(),
+        norm_P=torch.ones_like(token_P).float(),
+        kl_P=effect_P,
+        loss_change_P=effect_P,
+        sampling_weight_P=torch.ones_like(effect_P),
+        rank_weight_E=torch.ones(sample.num_experts, dtype=torch.float64),
+        noise_L=torch.zeros(1, dtype=torch.float64),
+        top_k=sample.top_k,
+        fingerprint=sample.fingerprint,
     )
 
 
@@ -130,6 +158,7 @@ class Bench:
         rng = np.random.default_rng(arguments.seed)
         sample = simulated_sample(CALIBRATION_TOKENS, arguments.experts, rng)
         nulls = {name: null.fit(sample) for name, null in NULLS.items()}
+        nulls[NEEDED] = fit_null(NEEDED, sample, simulated_toggles(sample, TOGGLED_TOKENS))
         layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
         softmax = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
         return cls(Calibration(sample, nulls), layers, softmax, arguments.rounds)
@@ -223,7 +252,9 @@ def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) ->
         0,
         logits_TE.to(arguments.device, getattr(torch, arguments.dtype)),
         torch.ones(arguments.tokens, HIDDEN, device=arguments.device),
-        torch.ones(arguments.experts, HIDDEN, device=arguments.device),
+        torch.from_numpy(rng.standard_normal((arguments.experts, HIDDEN), np.float32)).to(
+            arguments.device
+        ),
     )
 
 
@@ -233,12 +264,12 @@ def default_ids(caps: Sequence[int], alpha: str) -> list[str]:
     At the other caps, BH under the layer-monotone nulls, which need no p-values.
     """
     first, *others = caps
-    ids = [f"regular_k{first}", *bh_ids(first, alpha, list(NULLS))]
+    ids = [f"regular_k{first}", *bh_ids(first, alpha, [*NULLS, NEEDED])]
     ids += [f"{family}_k{first}_a{alpha}_pooled" for family in ("by", "storey", "hc")]
     ids += [f"minp_k{first}_t010", f"topp_k{first}_p050", f"shuffle.bh_k{first}_a{alpha}"]
     monotone = [name for name, null in NULLS.items() if null.layer_monotone]
     for cap in others:
-        ids += [f"regular_k{cap}", *bh_ids(cap, alpha, monotone)]
+        ids += [f"regular_k{cap}", *bh_ids(cap, alpha, [*monotone, NEEDED])]
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Fit one null on sampled router logits.
+"""Fit one null on sampled router logits and, for the null needed, on toggled experts.
 
 By hand: python scripts/fit_null.py --sample results/default/calibration/router_logits.safetensors \
     --null within_token --out within_token.safetensors --diagnostics within_token.csv
@@ -16,6 +16,10 @@ def main(clock: JobClock) -> None:
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--sample", type=Path, required=True, help="sampled router logits")
     parser.add_argument("--null", required=True, help="null id, such as within_token")
+    parser.add_argument("--toggles", type=Path, help="toggled experts, for a null needed")
+    parser.add_argument(
+        "--epsilon", type=float, help="epsilon of a null needed without its own, in nats"
+    )
     parser.add_argument("--out", type=Path, required=True, help="fitted null (.safetensors)")
     parser.add_argument("--diagnostics", type=Path, required=True, help="table by layer (.csv)")
     arguments = parser.parse_args()
@@ -23,13 +27,15 @@ def main(clock: JobClock) -> None:
     from moe_routing.files import atomic_path
     from moe_routing.routing.nulls import diagnose, fit_null, save_null
     from moe_routing.routing.sample import CalibrationSample
+    from moe_routing.routing.toggles import Toggles
 
     clock.started()
     sample = CalibrationSample.load(arguments.sample)
-    null = fit_null(arguments.null, sample)
+    toggles = arguments.toggles and Toggles.load(arguments.toggles)
+    null = fit_null(arguments.null, sample, toggles, arguments.epsilon)
     with atomic_path(arguments.diagnostics) as temporary:
         diagnose(null, sample).to_csv(temporary, index=False)
-    save_null(null, sample, arguments.out)
+    save_null(null, sample, arguments.out, toggles)
 
 
 if __name__ == "__main__":

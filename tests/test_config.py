@@ -158,6 +158,8 @@ def change(values, key, value):
         ("numerics", [{"name": "a", "dtype": "float16"}] * 2, "two arms 'a'; allowed: each name"),
         ("evaluation.kl_items", -1, "evaluation.kl_items is -1; input should be greater than or"),
         ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
+        ("calibration.nulls", ["needed_e10e5"], "nulls has 'needed_e10e5'; allowed: within_t"),
+        ("calibration.epsilon", 1.0, "calibration.epsilon is 1.0; input should be less than 1"),
         ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'within_token'"),
     ],
 )  # fmt: skip

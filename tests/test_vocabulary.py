@@ -11,14 +11,14 @@ import pytest
 from moe_routing import vocabulary
 from moe_routing.data.tasks import ITEM_MAKERS
 from moe_routing.routing.nulls import NULLS
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS, task_of
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, LOGIT_NULLS, METRICS, TASKS, task_of
 
 SOURCE = Path(vocabulary.__file__).parent
 
 
 def test_every_null_has_a_hypothesis_and_a_class():
-    assert list(NULLS) == list(HYPOTHESES)
-    assert all(HYPOTHESES.values())
+    assert list(NULLS) == list(LOGIT_NULLS)
+    assert all(LOGIT_NULLS.values())
 
 
 def test_every_data_set_has_items_and_a_task():

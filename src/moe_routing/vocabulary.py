@@ -7,10 +7,14 @@ see :mod:`moe_routing.routing.strategies`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar, get_args
+
+from moe_routing.errors import InputError
 
 OwnWeighting = Literal["softmax", "renormalised"]
 """How models weight the experts they select: OLMoE by raw probabilities, others renormalise."""
@@ -363,7 +367,7 @@ _TYPICAL_OF_LAYER = "the logit is typical of all (token, expert) pairs of the la
 _TYPICAL_OF_EXPERT = "the logit is typical of this expert's logits"
 _IN_THE_BULK = "the expert belongs to the bulk of this token's experts"
 
-HYPOTHESES: Mapping[str, str] = MappingProxyType(
+LOGIT_NULLS: Mapping[str, str] = MappingProxyType(
     {
         "within_token": _IN_THE_BULK,
         "within_token_split": _IN_THE_BULK,
@@ -377,4 +381,79 @@ HYPOTHESES: Mapping[str, str] = MappingProxyType(
         "permuted_context": "the logit is one of this expert's for a mismatched context",
     }
 )
-"""The nulls by id: H0 in words. Their classes are in :mod:`moe_routing.routing.nulls`."""
+"""The nulls that are fitted on router logits alone, by id: H0 in words. Their classes are in
+:mod:`moe_routing.routing.nulls`."""
+
+NULL_IDS = (*LOGIT_NULLS, "needed", "needed_e1e4", "needed_loss", "needed_e1e4_loss")
+"""The ids of nulls, with 1e-4 as an example of an epsilon."""
+
+
+@dataclass(frozen=True)
+class NeededId:
+    """The id of a null ``needed``, such as ``needed``, ``needed_e25e6`` or ``needed_e1e4_loss``.
+
+    Attributes:
+        epsilon: effect below which an expert is not needed, in nats, between 0 and 1; ``e25e6`` is
+            25e-6. None: the one of the calibration.
+        effect: ``kl``, of the next-token distributions with and without the toggle, or ``loss``, by
+            how much the expert's presence lowers the loss of the realised next token.
+    """
+
+    epsilon: float | None = None
+    effect: Literal["kl", "loss"] = "kl"
+
+    @classmethod
+    def parse(cls, null_id: str) -> NeededId | None:
+        """Return the parts of an id, None if it is not a canonical id of such a null."""
+        match = re.fullmatch(r"needed(?:_e([0-9]+)e([0-9]+))?(_loss)?", null_id)
+        if match is None:
+            return None
+        epsilon = float(f"{match[1]}e-{match[2]}") if match[1] else None
+        found = cls(epsilon, "loss" if match[3] else "kl")
+        in_range = epsilon is None or 0 < epsilon < 1
+        return found if in_range and str(found) == null_id else None
+
+    def __str__(self) -> str:
+        """Return the id."""
+        parts = ["needed"]
+        if self.epsilon is not None:
+            _, digits, exponent = Decimal(repr(self.epsilon)).normalize().as_tuple()
+            parts.append(f"e{''.join(map(str, digits))}e{-int(exponent)}")
+        if self.effect == "loss":
+            parts.append(self.effect)
+        return "_".join(parts)
+
+
+def is_null(null_id: str) -> bool:
+    """Return whether there is a null with this id."""
+    return null_id in LOGIT_NULLS or NeededId.parse(null_id) is not None
+
+
+def hypothesis(null_id: str, epsilon: float | None = None) -> str:
+    """Return H0 of a null in words.
+
+    Args:
+        null_id: its id.
+        epsilon: what an id of ``needed`` without an epsilon stands for, in nats, if it is known.
+
+    Raises:
+        InputError: there is no such null.
+
+    >>> hypothesis("needed_e1e4")
+    'toggling the expert changes the next-token distribution by less than epsilon = 1e-4 nats (KL)'
+    """
+    if null_id in LOGIT_NULLS:
+        return LOGIT_NULLS[null_id]
+    needed = NeededId.parse(null_id)
+    if needed is None:
+        raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULL_IDS)}")
+    value = needed.epsilon or epsilon
+    size = f"epsilon = {_power_of_ten(value)}" if value else "calibration.epsilon"
+    if needed.effect == "loss":
+        return f"the expert lowers the loss of the token that follows by less than {size} nats"
+    return f"toggling the expert changes the next-token distribution by less than {size} nats (KL)"
+
+
+def _power_of_ten(value: float) -> str:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

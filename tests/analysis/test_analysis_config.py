@@ -19,6 +19,10 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
     ("section", "message"),
     [
         ({"bh": {"nulls": ["poled"]}}, "bh: nulls has 'poled'; allowed: within_token"),
+        (
+            {"validity": {"nulls": ["needed"]}},
+            "validity: nulls has 'needed'; allowed: within_token",
+        ),
         ({"bh": {"alpha": [1.5]}}, "bh.alpha.0 is 1.5"),
         ({"bh": {"max_k": [0]}}, "bh.max_k.0 is 0"),
         ({"validity": {"level": 0.2}}, "validity: level is 0.2; allowed: one of alpha"),

@@ -52,7 +52,7 @@ def real(rng):
         permuted_LTE=logits_LTE,
         input_norm_LT=torch.ones(2, 1500),
         permuted_norm_LT=torch.ones(2, 1500),
-        weight_norm_LE=torch.ones(2, 32),
+        centred_norm_LE=torch.ones(2, 32),
         hidden_size=64,
         rule=ModelRule(4, "softmax"),
         fingerprint="none",

@@ -109,7 +109,7 @@ def test_calibration_and_fingerprint(whole, elsewhere, ids, tokenizer, texts):
         for model in (whole, elsewhere)
     ]
     torch.testing.assert_close(samples[1].logits_LTE, samples[0].logits_LTE)
-    torch.testing.assert_close(samples[1].weight_norm_LE, samples[0].weight_norm_LE)
+    torch.testing.assert_close(samples[1].centred_norm_LE, samples[0].centred_norm_LE)
     for router, other in zip(find_routers(whole), find_routers(elsewhere), strict=True):
         assert torch.equal(weight_of(other.module), router.module.weight)
 

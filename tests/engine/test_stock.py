@@ -148,7 +148,7 @@ def test_the_own_weight_of_every_expert_is_on_the_scale_of_the_model():
     logits_TE = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     probability_TE = logits_TE.softmax(-1)
     raw, renormalised = (
-        RouterInputs(0, logits_TE, rule=ModelRule(2, kind)).own_weight(probability_TE)
+        RouterInputs(0, logits_TE, rule=ModelRule(2, kind)).own_weight_TE
         for kind in ("softmax", "renormalised")
     )
     assert torch.equal(raw, probability_TE)

@@ -67,3 +67,7 @@ def test_too_few_tokens_are_one_line_with_the_least(few, enough, said):
         check_tokens(changed(**few), OLMOE, "mine.yaml")
     assert str(caught.value).startswith(f"mine.yaml: {said}")
     check_tokens(changed(**enough), OLMOE, "mine.yaml")
+
+
+def test_tokens_do_not_limit_a_null_that_is_fitted_on_toggled_experts():
+    check_tokens(changed(strategies=["bh_k8_a005_needed-e1e4"]), OLMOE, "mine.yaml")

@@ -14,6 +14,7 @@ from moe_routing.routing.procedures import p_to_e
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy
+from moe_routing.routing.toggles import Toggles
 from moe_routing.routing.types import RouterInputs
 
 HIDDEN = 32
@@ -132,6 +133,7 @@ def _tested(
     strategy: Strategy, calibration: Calibration, inputs: RouterInputs
 ) -> list[tuple[list[int], int]]:
     null = calibration.null(strategy.null)
+    null = null.conditional() if strategy.conditional else null
     by_p = (-null.p_values(inputs)).tolist()
     statistics = null.statistic(inputs).tolist() if null.layer_monotone else by_p
     chosen = []
@@ -213,3 +215,50 @@ RIVALS = {
     "perlayer": _perlayer,
     "dynskip": _dynskip,
 }
+
+
+STRATA = ((0, 8, 8), (8, 16, 4), (16, 32, 4), (32, 64, 4))
+"""First rank, rank after the last, and how many are toggled: weights are powers of two."""
+THIRDS = ((0, 8, 8), (8, 16, 3), (16, 32, 3), (32, 64, 2))
+"""The same with weights of which sums are rounded."""
+
+
+def simulated_toggles(
+    logits_LTE: np.ndarray,
+    kl_LTE: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    per_document: int = 2,
+    strata: tuple[tuple[int, int, int], ...] = STRATA,
+) -> Toggles:
+    """Toggle the model's own 8 experts of every token, and a sample of lower ranks in strata."""
+    probability_LTE = torch.from_numpy(logits_LTE).float().softmax(-1)
+    layers, tokens, experts = logits_LTE.shape
+    order_LTE = np.argsort(-probability_LTE.numpy(), axis=-1, kind="stable")
+    rank_weight_E, toggled_LTE = np.ones(experts), np.zeros(logits_LTE.shape, dtype=bool)
+    for first, last, number in strata:
+        width = min(last, experts) - first
+        if width > 0:
+            rank_weight_E[first:last] = max(width / number, 1)
+            place_LTN = rng.random((layers, tokens, width)).argsort(-1).argsort(-1)
+            toggled_LTE[..., first:last] = place_LTN < number
+    layer_P, token_P, rank_P = map(torch.from_numpy, toggled_LTE.nonzero())
+    expert_P = torch.from_numpy(order_LTE)[layer_P, token_P, rank_P]
+    kl_P = torch.from_numpy(kl_LTE).double()[layer_P, token_P, expert_P]
+    weight_E = torch.from_numpy(rank_weight_E)
+    return Toggles(
+        document_P=token_P // per_document,
+        position_P=token_P % per_document,
+        layer_P=layer_P,
+        expert_P=expert_P,
+        rank_P=rank_P,
+        probability_P=probability_LTE[layer_P, token_P, expert_P],
+        norm_P=torch.ones_like(kl_P, dtype=torch.float32),
+        kl_P=kl_P,
+        loss_change_P=kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape)),
+        sampling_weight_P=weight_E[rank_P],
+        rank_weight_E=weight_E,
+        noise_L=torch.zeros(layers, dtype=torch.float64),
+        top_k=8,
+        fingerprint="all weights",
+    )

@@ -20,7 +20,7 @@ from moe_routing.routing.nulls.tails import EmpiricalSurvival
 from moe_routing.routing.nulls.within_token import WithinTokenEfron, median_deviation
 from moe_routing.routing.procedures import bh_levels, by_levels, step_up, threshold_levels
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.types import RouterInputs, centred_norms
 
 MONOTONE = [name for name, null in NULLS.items() if null.layer_monotone]
 
@@ -273,6 +273,47 @@ def test_random_directions_have_uniform_p_values_whatever_the_token(sample, rng)
         null.p_values(dataclasses.replace(inputs, hidden_TH=None))
 
 
+def test_the_random_direction_null_ignores_what_the_softmax_ignores(sample, rng):
+    null = fit_null("random_direction", sample)
+    hidden_TH = torch.from_numpy(rng.standard_normal((50, HIDDEN))).float()
+    weight_EH = torch.from_numpy(rng.standard_normal((16, HIDDEN))).float()
+    shift_H = torch.from_numpy(5 * rng.standard_normal(HIDDEN)).float()
+
+    def statistic(weight_EH: torch.Tensor) -> torch.Tensor:
+        return null.statistic(RouterInputs(0, hidden_TH @ weight_EH.T, hidden_TH, weight_EH))
+
+    torch.testing.assert_close(
+        statistic(weight_EH + shift_H), statistic(weight_EH), rtol=1e-4, atol=1e-4
+    )
+    norms = RouterInputs(
+        0, hidden_TH @ weight_EH.T, hidden_TH, centred_norm_E=centred_norms(weight_EH)
+    )
+    assert torch.equal(null.statistic(norms), statistic(weight_EH))
+
+
+def test_random_directions_of_masked_tokens_are_as_if_masked_experts_did_not_exist(sample, rng):
+    null = fit_null("random_direction", sample)
+    hidden_TH = torch.from_numpy(rng.standard_normal((30, HIDDEN))).float()
+    weight_EH = torch.from_numpy(rng.exponential(1, (12, 1)) * rng.standard_normal((12, HIDDEN)))
+    logits_TE = hidden_TH @ weight_EH.float().T
+    masked_TE = torch.from_numpy(rng.random((30, 12)) < 0.4)
+    masked_TE[0] = True
+    masked_TE[1, 1:] = True
+    inputs = RouterInputs(
+        0, logits_TE.masked_fill(masked_TE, -math.inf), hidden_TH, weight_EH.float()
+    )
+    for found_E, x_H, masked_E in zip(
+        null.statistic(inputs)[2:], hidden_TH[2:].double(), masked_TE[2:], strict=True
+    ):
+        rows_NH = weight_EH[~masked_E] - weight_EH[~masked_E].mean(0)
+        cosine_N = (rows_NH @ x_H) / rows_NH.norm(dim=1) / x_H.norm()
+        torch.testing.assert_close(
+            found_E[~masked_E].double(), cosine_N * math.sqrt(HIDDEN), rtol=1e-3, atol=1e-4
+        )
+        assert (found_E[masked_E] == -math.inf).all()
+    assert not null.statistic(inputs).isnan().any()
+
+
 def test_central_matching_finds_the_normal_bulk(rng):
     z = np.concatenate([rng.normal(0.2, 1.3, 450_000), rng.normal(8, 1, 20_000)])
     centre, scale = WithinTokenEfron._match(z)
@@ -286,11 +327,16 @@ def test_central_matching_finds_the_normal_bulk(rng):
 # p-values and critical values
 
 
+def equal_rows(experts: int) -> torch.Tensor:
+    """Router vectors with a mean of zero and one length."""
+    return torch.ones(experts, HIDDEN) * (-1) ** torch.arange(experts)[:, None]
+
+
 @pytest.mark.parametrize("name", list(NULLS))
 def test_p_values_are_float32_in_the_unit_interval_and_fall_with_the_logit(calibration_of, name):
     logits_TE = torch.linspace(-8, 8, 64).expand(3, 64).clone().bfloat16()
     logits_TE[1] += 100
-    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=torch.ones(64, HIDDEN))
+    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=equal_rows(64))
     p_TE = calibration_of(64).null(name).p_values(inputs)
     assert p_TE.dtype == torch.float32
     assert ((p_TE > 0) & (p_TE <= 1)).all()

@@ -122,10 +122,12 @@ def test_critical_values_select_as_p_values_do(rng, calibration_of, null, dtype,
 
 def test_equal_statistics_of_different_logits_are_settled_by_the_logit(calibration_of):
     # Experts 1 and 2 are equally aligned; the longer vector has the larger logit.
-    logits_TE = torch.full((100, 64), -1.0)
-    logits_TE[:, 1], logits_TE[:, 2] = 200.0, 400.0
-    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=torch.ones(64, HIDDEN))
-    inputs.weight_EH[2] = 2.0
+    logits_TE = torch.zeros(100, 64)
+    logits_TE[:, 1:5] = torch.tensor([200.0, 400.0, -200.0, -400.0])
+    row_E = (-1.0) ** torch.arange(64)
+    row_E[1:5] = torch.tensor([1.0, 2.0, -1.0, -2.0])
+    weight_EH = row_E[:, None] * torch.ones(HIDDEN)
+    inputs = dataclasses.replace(router_inputs(logits_TE), weight_EH=weight_EH)
     strategy = parse_strategy("bh_k8_a005_random-direction")
     selection = strategy.selector(calibration_of(64), 64)(inputs, logits_TE.softmax(-1))
     assert (selection.index_TK[:, :2] == torch.tensor([2, 1])).all()

@@ -39,7 +39,7 @@ from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Stock
-from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.types import RouterInputs, centred_norms
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
@@ -203,7 +203,7 @@ def router_inputs(
 ) -> dict[int, RouterInputs]:
     """Return the router inputs of the probed tokens, by layer, on the host.
 
-    Hidden states and router vectors are replaced by their norms; nulls use nothing else.
+    Hidden states and centred router vectors are replaced by their norms; nulls use nothing else.
 
     Raises:
         InputError: a router logit is not finite.
@@ -221,7 +221,7 @@ def router_inputs(
             layer,
             logits_LTE[layer],
             hidden_TH=norm_LT[layer, :, None],
-            weight_EH=weights[layer].float().norm(dim=1, keepdim=True).cpu(),
+            centred_norm_E=centred_norms(weights[layer]).cpu(),
         )
         for layer in layers
     }

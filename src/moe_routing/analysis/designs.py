@@ -37,6 +37,7 @@ Shape letters: L layers, T tokens, E experts, N quantile levels, F factors; 1 a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -229,13 +230,16 @@ def _parametric(
 def _random_directions(
     real: CalibrationSample, tokens: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace every router row by a random vector of its length, drawn anew for every token.
+    """Replace every router row by a random vector, drawn anew for every token.
 
     <w, x> = |w| |x| c with c the cosine of a random direction: c = +-sqrt(b), b following
-    Beta(1/2, (H - 1)/2). Exact, and independent over experts given x. Drawing rows anew for every
-    token has the same average size as one random router, with less noise.
+    Beta(1/2, (H - 1)/2). Exact, and independent over experts given x. Subtracting the mean of E
+    independent rows shortens them by sqrt(1 - 1/E) (for equal lengths), so they are longer by its
+    inverse than the model's centred rows. Drawing rows anew for every token has the same average
+    size as one random router, with less noise.
     """
-    norm_L1E = real.weight_norm_LE[:, None]
+    experts = real.num_experts
+    norm_L1E = real.centred_norm_LE[:, None] * math.sqrt(experts / max(experts - 1, 1))
 
     def draw(count: int) -> Tensor:
         shape = (real.num_layers, count, real.num_experts)

@@ -49,12 +49,14 @@ class Evidence:
     ) -> Evidence:
         """Use the statistic of a layer-monotone null, and minus the p-value of any other.
 
+        So too if p-values depend on the rank: then there is no single critical value per level.
+
         Critical values give exactly the decisions of p-values (:meth:`Null.critical_values`)
         without looking up every statistic in a table of a million draws. Those of BH at ``alphas``,
         of the histogram and of the QQ plot are computed once.
         """
         inputs = sample_inputs(sample, layer)
-        if not null.layer_monotone:
+        if not null.layer_monotone or null.by_rank:
             return cls.of_p_values(null.p_values(inputs))
         bh = [bh_levels(sample.num_experts, alpha) for alpha in alphas]
         level_N = torch.cat([torch.tensor([*EDGES, *QQ_LEVELS], dtype=torch.float64), *bh]).unique()

@@ -22,7 +22,7 @@ from moe_routing.routing.calibration import SAMPLE_FILE
 from moe_routing.routing.nulls import NULLS, Null
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.vocabulary import HYPOTHESES
+from moe_routing.vocabulary import hypothesis
 
 if TYPE_CHECKING:
     from moe_routing.config.analyses import ValidityAnalysis
@@ -79,7 +79,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     )
     write_csv(designs, folder / "verdict_by_design.csv")
     verdict = call_nulls(designs)
-    verdict["hypothesis"] = [HYPOTHESES[null] for null in verdict["null"]]
+    verdict["hypothesis"] = [hypothesis(null) for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
     return verdict
 

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moe_routing.schema import ClosedModel
-from moe_routing.vocabulary import HYPOTHESES
+from moe_routing.vocabulary import LOGIT_NULLS, NULL_IDS, is_null
 
 Part = TypeVar("Part", bound=ClosedModel)
 Level = Annotated[float, Field(gt=0, lt=1)]
@@ -27,9 +27,9 @@ GENERATION_PROMPT = "The theory of relativity fundamentally changed our understa
 
 
 def _known_nulls(names: list[str] | None, key: str) -> None:
-    unknown = [name for name in names or [] if name not in HYPOTHESES]
+    unknown = [name for name in names or [] if not is_null(name)]
     if unknown:
-        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(HYPOTHESES)}")
+        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(NULL_IDS)}")
 
 
 class BaselineAnalysis(ClosedModel):
@@ -139,7 +139,10 @@ class ValidityAnalysis(ClosedModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ValidityAnalysis:
-        _known_nulls(self.nulls, "nulls")
+        # Simulated logits have no toggled experts.
+        toggled = [name for name in self.nulls or [] if name not in LOGIT_NULLS]
+        if toggled:
+            raise ValueError(f"nulls has '{toggled[0]}'; allowed: {', '.join(LOGIT_NULLS)}")
         if self.level not in self.alpha:
             raise ValueError(f"level is {self.level}; allowed: one of alpha, {self.alpha}")
         return self
@@ -224,7 +227,7 @@ class AnalysisConfig(ClosedModel):
         }
         validity = {
             # A model that selects every expert has no rejected ones to fit ``unselected`` on.
-            "nulls": [name for name in HYPOTHESES if name != "unselected" or top_k < experts],
+            "nulls": [name for name in LOGIT_NULLS if name != "unselected" or top_k < experts],
             "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
         }

@@ -28,7 +28,14 @@ from moe_routing.schema import (
     Sha256,
     load_yaml,
 )
-from moe_routing.vocabulary import DATASETS, HYPOTHESES, RIVAL_KIND, STATIC_KIND, WEIGHTING_KIND
+from moe_routing.vocabulary import (
+    DATASETS,
+    NULL_IDS,
+    RIVAL_KIND,
+    STATIC_KIND,
+    WEIGHTING_KIND,
+    is_null,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -113,6 +120,12 @@ class CalibrationConfig(ClosedModel):
         default=["within_token", "pooled"],
         min_length=1,
         description="Ids of the null hypotheses to fit.",
+    )
+    epsilon: Fraction | None = Field(
+        default=None,
+        description="Effect of an expert, in nats, below which it is not needed, for ids of the "
+        "null needed without an epsilon of their own (needed_e1e4 has 1e-4); null uses 0.01 / "
+        "(layers x experts).",
     )
 
 
@@ -254,8 +267,8 @@ class StudyConfig(ClosedModel):
     @classmethod
     def _known_nulls(cls, value: CalibrationConfig) -> CalibrationConfig:
         for name in value.nulls:
-            if name not in HYPOTHESES:
-                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(HYPOTHESES)}")
+            if not is_null(name):
+                raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULL_IDS)}")
         return value
 
     @field_validator("strategies", "controls")

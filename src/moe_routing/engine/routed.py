@@ -225,7 +225,10 @@ class RouterForward:
         routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         if self.recorder is not None:
-            self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
+            with torch.no_grad():  # sums must not keep the graphs of all passes alive
+                self.recorder.add(
+                    router.layer, routing, strategy.min_experts, strategy.max_experts
+                )
         if mask_T is not None:
             padding_T1 = ~mask_T.to(index_TK.device)[:, None]
             index_TK = index_TK.masked_fill(padding_T1, router.num_experts)

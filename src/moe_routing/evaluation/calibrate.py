@@ -21,6 +21,8 @@ from moe_routing.evaluation.watch import watch_routers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.toggles import Toggles
+from moe_routing.routing.types import centred_norms
 
 
 def sample_router_logits(
@@ -57,7 +59,7 @@ def sample_router_logits(
         permuted_LTE=permuted_LTE,
         input_norm_LT=norm_LT,
         permuted_norm_LT=permuted_norm_LT,
-        weight_norm_LE=torch.stack([weight_EH.norm(dim=1) for weight_EH in weights]),
+        centred_norm_LE=torch.stack([centred_norms(weight_EH) for weight_EH in weights]),
         hidden_size=weights[0].shape[1],
         rule=routers[0].rule,
         fingerprint=router_fingerprint(model),
@@ -72,6 +74,8 @@ def calibrate(
     nulls: tuple[str, ...] = ("within_token",),
     tokens: int = 8192,
     seed: int = 0,
+    toggles: Toggles | None = None,
+    epsilon: float | None = None,
 ) -> Calibration:
     """Calibrate a model on your own text, for :func:`moe_routing.routed`.
 
@@ -82,9 +86,11 @@ def calibrate(
         nulls: ids of the nulls to fit.
         tokens: tokens whose router logits are kept.
         seed: seed of the shuffled contexts.
+        toggles: toggled experts of the model, for nulls ``needed``.
+        epsilon: what the id ``needed`` stands for, in nats; see :func:`fit_null`.
 
     Raises:
-        InputError: see :func:`sample_router_logits`.
+        InputError: see :func:`sample_router_logits` and :func:`fit_null`.
     """
     sample = sample_router_logits(
         model,
@@ -94,7 +100,8 @@ def calibrate(
         window=calibration_window(model, None),
         rng=np.random.default_rng(seed),
     )
-    return Calibration(sample, {name: fit_null(name, sample) for name in nulls})
+    fitted = {name: fit_null(name, sample, toggles, epsilon) for name in nulls}
+    return Calibration(sample, fitted, toggles)
 
 
 def _windows(

@@ -14,6 +14,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
+from moe_routing.vocabulary import NeededId
 
 DRAWS_PER_TOKEN: Mapping[str, Callable[[Limits], float]] = MappingProxyType(
     {
@@ -55,6 +56,8 @@ def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int
     """Yield a key, its tokens, how many are needed, and for what."""
     validity, tokens = study.analysis.validity, study.calibration.tokens
     for what, null, level in _levels(study, limits.experts):
+        if NeededId.parse(null):  # its draws are toggled experts, not these tokens
+            continue
         yield "calibration.tokens", tokens, _needed(null, level, limits), what
     for null in cast("list[str]", validity.nulls):  # filled in from the model
         what = f"analysis.validity.level {validity.level:g} of null '{null}'"

@@ -12,7 +12,7 @@ from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.reporting.rows import TableRow, groups_of, rows_of
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, hypothesis, is_null
 
 if TYPE_CHECKING:
     from moe_routing.config.study import Source
@@ -342,10 +342,11 @@ def null_table(study: StudyResults) -> pd.DataFrame:
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
+        epsilon = float(table["epsilon"].iloc[0]) if "epsilon" in table else None
         rows.append(
             {
                 "Null": f"`{path.stem}`",
-                "H0 in words": HYPOTHESES.get(path.stem, ""),
+                "H0 in words": hypothesis(path.stem, epsilon) if is_null(path.stem) else "",
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
             }

@@ -11,8 +11,11 @@ from torch import Tensor
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import Null, load_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import NeededId
 
 SAMPLE_FILE = "router_logits.safetensors"
+TOGGLES_FILE = "toggles.safetensors"
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -22,22 +25,32 @@ def null_path(folder: Path | str, null_id: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data that strategies may use: sampled logits and fitted nulls.
+    """Calibration data that strategies may use: sampled logits, fitted nulls, toggled experts.
 
     Attributes:
         sample: router logits on calibration text.
         nulls: fitted nulls by id.
+        toggles: toggled experts of calibration text, None if no null was fitted on them.
     """
 
     sample: CalibrationSample
     nulls: dict[str, Null] = field(default_factory=dict)
+    toggles: Toggles | None = None
 
     @classmethod
     def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
-        """Read the sample and the named nulls of a calibration folder."""
+        """Read the sample and the named nulls of a calibration folder.
+
+        The toggles are read for nulls ``needed``, which are bound to all weights of their model.
+
+        Raises:
+            InputError: a file is missing, damaged, or of another model.
+        """
         sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
-        nulls = {name: load_null(null_path(folder, name), sample) for name in null_ids}
-        return cls(sample, nulls)
+        toggled = any(NeededId.parse(name) for name in null_ids)
+        toggles = Toggles.load(Path(folder) / TOGGLES_FILE) if toggled else None
+        nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
+        return cls(sample, nulls, toggles)
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.

@@ -29,7 +29,8 @@ class CalibrationSample:
             token is in a mismatched context.
         input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
         permuted_norm_LT: the same on the shuffled text.
-        weight_norm_LE: Euclidean norm of each expert's router vector, (layers, experts).
+        centred_norm_LE: Euclidean norm of each expert's router vector minus their mean,
+            (layers, experts).
         hidden_size: width of the router's input.
         rule: the model's own routing rule.
         fingerprint: hash of the router weights, see
@@ -40,13 +41,13 @@ class CalibrationSample:
     permuted_LTE: Tensor
     input_norm_LT: Tensor
     permuted_norm_LT: Tensor
-    weight_norm_LE: Tensor
+    centred_norm_LE: Tensor
     hidden_size: int
     rule: ModelRule
     fingerprint: str
 
     TENSORS = (
-        "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "weight_norm_LE",
+        "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "centred_norm_LE",
     )  # fmt: skip
 
     @property

@@ -25,6 +25,9 @@ class RouterInputs:
         hidden_TH: inputs of the router, (tokens, hidden).
         weight_EH: the router's weight, (experts, hidden).
         mask_T: True for real tokens, False for padding, (tokens,); None: all are real.
+        probability_TE: float32 softmax over all experts, (tokens, experts), if it is known.
+        centred_norm_E: norms of the centred router vectors, (experts,), where ``weight_EH`` is not
+            known; see :func:`centred_norms`.
         rule: the model's own routing rule; None: raw softmax weights.
         score_TE: what ranks the experts where it is not the logit, float, (tokens, experts), such
             as a logit with a bias for balance. It never enters the weights.
@@ -35,31 +38,46 @@ class RouterInputs:
     hidden_TH: Tensor | None = None
     weight_EH: Tensor | None = None
     mask_T: Tensor | None = None
+    probability_TE: Tensor | None = None
+    centred_norm_E: Tensor | None = None
     rule: ModelRule | None = None
     score_TE: Tensor | None = None
+
+    @property
+    def softmax_TE(self) -> Tensor:
+        """The float32 softmax over all experts, computed if it is not known."""
+        if self.probability_TE is None:
+            return self.logits_TE.float().softmax(-1)
+        return self.probability_TE
+
+    @property
+    def own_weight_TE(self) -> Tensor:
+        """The weight that the model gives, or would give, every expert, float32."""
+        probability_TE = self.softmax_TE
+        scale_T1 = self.rule.scale(probability_TE) if self.rule else None
+        return probability_TE if scale_T1 is None else probability_TE * scale_T1
 
     @property
     def ranked_by_TE(self) -> Tensor:
         """What ranks the experts, larger first, (tokens, experts)."""
         return self.logits_TE if self.score_TE is None else self.score_TE
 
-    def own_weight(self, probability_TE: Tensor) -> Tensor:
-        """Return the weight that the model gives, or would give, every expert.
-
-        Args:
-            probability_TE: float32 softmax over all experts, (tokens, experts).
-        """
-        scale_T1 = self.rule.scale(probability_TE) if self.rule else None
-        return probability_TE if scale_T1 is None else probability_TE * scale_T1
-
     def rows(self, tokens: slice) -> RouterInputs:
         """Return the inputs of a slice of the tokens."""
-        per_token = {
-            name: value[tokens]
-            for name in ("logits_TE", "hidden_TH", "mask_T", "score_TE")
-            if (value := getattr(self, name)) is not None
+        by_token = ("logits_TE", "hidden_TH", "mask_T", "probability_TE", "score_TE")
+        parts = {
+            name: value[tokens] for name in by_token if (value := getattr(self, name)) is not None
         }
-        return replace(self, **per_token)
+        return replace(self, **parts)
+
+
+def centred_norms(weight_EH: Tensor) -> Tensor:
+    """Return the norm of each router vector minus the mean of all, float32, (experts,).
+
+    The softmax does not change if the same vector is added to all of them.
+    """
+    weight_EH = weight_EH.float()
+    return torch.linalg.vector_norm(weight_EH - weight_EH.mean(0), dim=1)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ so weighting is a factor of the study in its own right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,7 @@ class Router:
                 f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
                 "-inf for masked experts (check the weights and the dtype)"
             )
+        inputs = replace(inputs, probability_TE=probability_TE)
         selection = self.select(inputs, probability_TE)
         weight_TK = weigh(self.weighting, probability_TE, selection, self.rule)
         return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE)

@@ -21,6 +21,7 @@ from moe_routing.routing.nulls.marginal import (
     PooledKDE,
     Unselected,
 )
+from moe_routing.routing.nulls.needed import Needed
 from moe_routing.routing.nulls.random_direction import RandomDirection
 from moe_routing.routing.nulls.within_token import (
     WithinToken,
@@ -28,6 +29,8 @@ from moe_routing.routing.nulls.within_token import (
     WithinTokenSplit,
 )
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import NULL_IDS, NeededId
 
 NULLS: Mapping[str, type[Null]] = MappingProxyType(
     {
@@ -47,30 +50,51 @@ NULLS: Mapping[str, type[Null]] = MappingProxyType(
     }
 )
 
+"""The nulls that are fitted on router logits alone, by id."""
+
 __all__ = ["NULLS", "Null", "diagnose", "fit_null", "load_null", "sample_inputs", "save_null"]
 
 
-def fit_null(null_id: str, sample: CalibrationSample) -> Null:
+def fit_null(
+    null_id: str,
+    sample: CalibrationSample,
+    toggles: Toggles | None = None,
+    epsilon: float | None = None,
+) -> Null:
     """Fit a null by its id.
 
+    Args:
+        null_id: the id.
+        sample: calibration sample.
+        toggles: toggled experts of the same model, for ids of ``needed``.
+        epsilon: what an id of ``needed`` without an epsilon stands for, in nats; None:
+            :func:`moe_routing.routing.nulls.needed.default_epsilon`.
+
     Raises:
-        InputError: there is no such null.
+        InputError: there is no such null, or its calibration data are missing or unfit.
     """
+    if name := NeededId.parse(null_id):
+        return Needed.fit(sample, toggles, name, epsilon)
     if null_id not in NULLS:
-        raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULLS)}")
+        raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULL_IDS)}")
     return NULLS[null_id].fit(sample)
 
 
-def save_null(null: Null, sample: CalibrationSample, path: Path | str) -> None:
-    """Write a fitted null as safetensors, with the identity of the model that it was fitted for."""
-    metadata = {"null": null.id, **_identity(sample)}
+def save_null(
+    null: Null, sample: CalibrationSample, path: Path | str, toggles: Toggles | None = None
+) -> None:
+    """Write a fitted null as safetensors, with the identity of the model that it was fitted for.
+
+    ``needed`` depends on all weights of the model, whose hash is that of its ``toggles``.
+    """
+    metadata = {"null": null.id, **_identity(null, sample, toggles)}
     tensors = {name: value.contiguous().cpu() for name, value in null.tensors().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def load_null(path: Path | str, sample: CalibrationSample) -> Null:
-    """Read a fitted null of the model that ``sample`` was taken from.
+def load_null(path: Path | str, sample: CalibrationSample, toggles: Toggles | None = None) -> Null:
+    """Read a fitted null of the model that ``sample`` and ``toggles``, if given, were taken from.
 
     Raises:
         InputError: the file is missing, not a fitted null, or fitted for another model, number of
@@ -80,11 +104,13 @@ def load_null(path: Path | str, sample: CalibrationSample) -> Null:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        null = NULLS[metadata["null"]].from_tensors(tensors)
+        null_id = metadata["null"]
+        fitted = Needed if NeededId.parse(null_id) else NULLS[null_id]
+        null = fitted.from_tensors(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: missing or not a fitted null: {reason}") from error
-    for key, expected in _identity(sample).items():
+    for key, expected in _identity(null, sample, toggles).items():
         if metadata.get(key) != expected:
             raise InputError(
                 f"{path}: null '{null.id}' was fitted with {key} = {metadata.get(key)}; "
@@ -93,9 +119,12 @@ def load_null(path: Path | str, sample: CalibrationSample) -> Null:
     return null
 
 
-def _identity(sample: CalibrationSample) -> dict[str, str]:
-    return {
+def _identity(null: Null, sample: CalibrationSample, toggles: Toggles | None) -> dict[str, str]:
+    identity = {
         "layers": str(sample.num_layers),
         "experts": str(sample.num_experts),
         "fingerprint": sample.fingerprint,
     }
+    if toggles is not None and isinstance(null, Needed):
+        identity["weights"] = toggles.fingerprint
+    return identity

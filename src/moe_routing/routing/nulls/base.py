@@ -17,7 +17,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
-from moe_routing.vocabulary import HYPOTHESES
+from moe_routing.vocabulary import hypothesis
 
 SMALLEST_P = torch.finfo(torch.float32).tiny
 """p-values computed from a formula are clipped here, so that they stay positive in float32."""
@@ -52,20 +52,25 @@ class Null(ABC):
     1, and the p-values of the other experts are as if it did not exist.
 
     Attributes:
-        id: name in config, ids and file names; a key of :data:`moe_routing.vocabulary.HYPOTHESES`.
+        id: name in config, ids and file names; see :func:`moe_routing.vocabulary.hypothesis`.
         layer_monotone: whether all experts and tokens of a layer share the survival function.
+        by_rank: whether the survival function of a layer-monotone null also depends on the rank of
+            the statistic within its token. It must not decrease from rank to rank.
+        tokens_key: key of the config that sets the number of draws, for errors.
         num_draws: number n of null draws behind each p-value: the smallest attainable p-value is
             1 / (n + 1). Infinite for a null with a formula.
     """
 
-    id: ClassVar[str]
+    id: str
     layer_monotone: ClassVar[bool]
+    by_rank: ClassVar[bool] = False
+    tokens_key: ClassVar[str] = "calibration.tokens"
     num_draws: float
 
     @property
     def hypothesis(self) -> str:
         """H0 in words."""
-        return HYPOTHESES[self.id]
+        return hypothesis(self.id)
 
     @classmethod
     @abstractmethod
@@ -84,12 +89,24 @@ class Null(ABC):
     def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return the float32 p-values, in (0, 1], of test statistics; non-increasing.
 
-        Unless the null is layer-monotone, the columns must be the experts in their own order.
+        Unless the null is layer-monotone, the columns must be the experts in their own order. For a
+        null ``by_rank`` they must be the experts in descending order of the statistic.
         """
 
     def p_values(self, inputs: RouterInputs) -> Tensor:
         """Return float32 p-values in (0, 1], (tokens, experts)."""
+        if self.by_rank:
+            p_TE, order_TE = self.sorted_p_values(inputs)
+            return torch.empty_like(p_TE).scatter_(1, order_TE, p_TE)
         return self.survival(inputs.layer, self.statistic(inputs))
+
+    def conditional(self) -> Null:
+        """Return the null with p-values that are superuniform for an expert for which H0 holds.
+
+        Itself, unless its p-values are superuniform only on average over all experts. Procedures
+        that estimate or use the number of true nulls need conditional p-values.
+        """
+        return self
 
     def critical_values(self, layer: int, level_N: Tensor) -> Tensor:
         """Return for each level the smallest float32 statistic with a p-value at most that level.
@@ -100,7 +117,7 @@ class Null(ABC):
 
         Args:
             layer: index of the layer.
-            level_N: float64 levels, (levels,).
+            level_N: float64 levels, (levels,); those of the ranks, for a null ``by_rank``.
 
         Raises:
             NotImplementedError: the null is not layer-monotone.
@@ -115,7 +132,7 @@ class Null(ABC):
         low_N = -high_N - 2  # one below minus infinity; never evaluated, since the middle is above
         while bool((high_N - low_N > 1).any()):
             middle_N = (low_N + high_N + 1) // 2
-            p_N = self.survival(layer, _from_ordinal(middle_N)[:, None])[:, 0]
+            p_N = self.survival(layer, _from_ordinal(middle_N)[None])[0]
             attains_N = p_N.double() <= level_N
             high_N = torch.where(attains_N, middle_N, high_N)
             low_N = torch.where(attains_N, low_N, middle_N)
@@ -162,6 +179,11 @@ class Null(ABC):
         """Return whether the null has enough draws for a p-value as small as a level."""
         return self.num_draws >= min_draws(level)
 
+    def diagnostics(self, layer: int) -> dict[str, object]:
+        """Return what to add to the row of a layer in the table of diagnostics, by column."""
+        del layer
+        return {}
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return the state that :meth:`from_tensors` restores, for a safetensors file."""
@@ -194,8 +216,8 @@ def min_draws(level: float) -> int:
 def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:
     """Return calibration logits as router inputs, for diagnostics and simulations.
 
-    A sample has only the norms of hidden states and router vectors. They are returned as vectors of
-    one element; nulls use nothing but the norm.
+    A sample has only the norms of hidden states and router vectors. Those of hidden states are
+    returned as vectors of one element; nulls use nothing but the norm.
     """
     logits_LTE = sample.permuted_LTE if permuted else sample.logits_LTE
     norm_LT = sample.permuted_norm_LT if permuted else sample.input_norm_LT
@@ -203,7 +225,7 @@ def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = Fal
         layer,
         logits_LTE[layer],
         hidden_TH=norm_LT[layer, :, None],
-        weight_EH=sample.weight_norm_LE[layer, :, None],
+        centred_norm_E=sample.centred_norm_LE[layer],
         rule=sample.rule,
     )
 

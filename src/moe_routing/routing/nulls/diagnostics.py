@@ -32,9 +32,18 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
             checks the assumption of ``within_token`` where there is little signal: the top quarter
             of the values is left out.
         tail_upper_to_lower: proportion above centre + 2 scales over proportion below centre - 2
-            scales. Above 1 it shows signal or skewness; logits alone cannot tell them apart.
+            scales. Above 1 it shows signal or skewness; logits alone cannot tell them apart. NaN
+            without a lower tail, as that of probabilities.
         tail_upper_to_lower_permuted: the same on shuffled text, where the context carries no
             signal. Above 1 it shows skewness, or signal of the token itself.
+
+    Further columns of ``needed``, whose n and smallest_p are those of the layer and of the first
+    rank:
+        epsilon: effect below which an expert is not needed, in nats.
+        needed_proportion: weighted proportion of toggled pairs that are needed.
+        pairs: number of toggled pairs.
+        resolution: the smallest attainable p-value of the last rank, whose pairs are sampled with
+            the smallest chance.
     """
     import pandas as pd
 
@@ -60,6 +69,7 @@ def _row(null: Null, sample: CalibrationSample, layer: int) -> dict[str, object]
         "upper_to_lower": _ratio(q75 - q50, q50 - q25),
         "tail_upper_to_lower": _tail_ratio(value_n),
         "tail_upper_to_lower_permuted": _tail_ratio(permuted_n),
+        **null.diagnostics(layer),
     }
 
 

@@ -98,7 +98,7 @@ def _parse_token(token: str, cls: type[Strategy], strategy_id: str) -> tuple[str
         return name, decode(match[2], fraction=cls.model_fields[name].annotation is float)
     word = token.replace("-", "_")
     for name in cls.words:
-        if word in cls.choices(name):
+        if cls.accepts(name, word):
             return name, word
     allowed = [f"{code}<number>" for code in by_code]
     allowed += [choice.replace("_", "-") for name in cls.words for choice in cls.choices(name)]

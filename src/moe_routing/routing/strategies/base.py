@@ -57,6 +57,11 @@ class Strategy(ClosedModel):
         """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
         raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
 
+    @classmethod
+    def accepts(cls, word: str, value: str) -> bool:
+        """Return whether a named parameter may have a value: one of its choices."""
+        return value in cls.choices(word)
+
     def resolved(self, rule: ModelRule) -> Strategy:
         """Return this strategy with everything that it leaves to the model filled in.
 

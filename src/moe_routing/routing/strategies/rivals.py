@@ -118,7 +118,7 @@ class TopP(Capped):
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_score(inputs)
-            sorted_TE = inputs.own_weight(probability_TE).gather(1, order_TE).double()
+            sorted_TE = inputs.own_weight_TE.gather(1, order_TE).double()
             short_TE = sorted_TE.cumsum(1) < self.mass
             count_T = 1 + (short_TE[:, :-1] & (sorted_TE[:, 1:] > 0)).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from moe_routing.errors import InputError
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.vocabulary import HYPOTHESES, WEIGHTINGS, Family, Look, Weighting
+from moe_routing.vocabulary import NULL_IDS, WEIGHTINGS, Family, Look, Weighting, is_null
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,9 @@ class MultipleTesting(Ranked):
     words: ClassVar[tuple[str, ...]] = ("null", "weighting")
     guarantee: ClassVar[str]
     """Dependence of p-values under which the false discovery rate is at most alpha."""
+    conditional: ClassVar[bool] = False
+    """Whether the procedure estimates or uses the number of true nulls. Then p-values must be
+    superuniform given H0, not only on average over all experts; see :meth:`Null.conditional`."""
 
     max_k: int = Field(ge=1, description="Most experts per token.")
     alpha: float = Field(gt=0, lt=1, description="Level.")
@@ -50,14 +53,19 @@ class MultipleTesting(Ranked):
     def _consistent(self) -> MultipleTesting:
         if self.max_k < self.min_k:
             raise ValueError(f"max_k is {self.max_k}; allowed: at least min_k = {self.min_k}")
-        if self.null not in HYPOTHESES:
-            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(HYPOTHESES)}")
+        if not is_null(self.null):
+            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(NULL_IDS)}")
         return self
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
-        """Return the allowed values of a named parameter."""
-        return tuple(HYPOTHESES) if word == "null" else WEIGHTINGS
+        """Return the values of a named parameter; nulls with one epsilon as an example."""
+        return NULL_IDS if word == "null" else WEIGHTINGS
+
+    @classmethod
+    def accepts(cls, word: str, value: str) -> bool:
+        """Return whether a named parameter may have a value."""
+        return is_null(value) if word == "null" else value in WEIGHTINGS
 
     @property
     def max_experts(self) -> int:
@@ -96,12 +104,13 @@ class MultipleTesting(Ranked):
         from moe_routing.routing.nulls.base import min_draws
 
         null = calibration.null(self.null)
+        null = null.conditional() if self.conditional else null
         level = self.smallest_level(num_experts)
         if not null.attains(level):
             raise InputError(
                 f"strategy '{self.id}': null '{null.id}' has {null.num_draws:.0f} calibration "
                 f"draws; allowed: at least {min_draws(level)}, so that a p-value can reach its "
-                f"smallest level {level:.3g} (raise calibration.tokens)"
+                f"smallest level {level:.3g} (raise {null.tokens_key})"
             )
         return null
 
@@ -217,6 +226,7 @@ class Storey(MultipleTesting):
         words="BH routing with Storey's estimate",
     )
     guarantee: ClassVar[str] = "independence"
+    conditional: ClassVar[bool] = True
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
@@ -258,6 +268,7 @@ class HigherCriticism(MultipleTesting):
         words="Higher Criticism routing",
     )
     guarantee: ClassVar[str] = "none"
+    conditional: ClassVar[bool] = True
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""

@@ -1,0 +1,116 @@
+"""The false discovery rate under the null ``needed``, on documents that it was not fitted on.
+
+Shape letters: L layers, T tokens, E experts, N ranks, P toggled pairs, S series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.routing.nulls.needed import Needed, not_needed
+from moe_routing.routing.nulls.step_up import StepUpTest
+from moe_routing.routing.ordering import sort_descending
+from moe_routing.routing.procedures import bh_levels, num_rejected_at
+from moe_routing.routing.toggles import Toggles
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
+
+
+def of_documents(toggles: Toggles, documents: Sequence[int]) -> Toggles:
+    """Return the toggled pairs of some documents."""
+    kept_P = torch.isin(toggles.document_P, torch.tensor(documents))
+    by_pair = [name for name in Toggles.TENSORS if name.endswith("_P")]
+    return replace(toggles, **{name: getattr(toggles, name)[kept_P] for name in by_pair})
+
+
+def held_out_fdr(
+    null: Needed,
+    test: Toggles,
+    probability_LTE: Tensor,
+    alphas: Sequence[float],
+    *,
+    levels: Callable[[int, float], Tensor] = bh_levels,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Estimate the false discovery rate of a step-up procedure, one row per alpha and layer.
+
+    With R the experts that the procedure selects for a token, without floor and cap, the false
+    discovery proportion is sum_i w_i N_i 1[pair i is selected] / max(1, R): lower ranks are
+    sampled, and pair i counts with its sampling weight w_i, so the numerator is unbiased given R.
+    The rate is its mean over tokens (and layers, in the row ``all``).
+
+    Columns: ``layer``, ``alpha``, ``fdr`` with ``low`` and ``high`` (the studentised bootstrap over
+    documents; the variation of the fit is not included), ``mean_rejected`` experts per token,
+    ``n_tokens``, ``n_documents``.
+
+    Args:
+        null: fitted on other documents.
+        test: toggled pairs of the test tokens.
+        probability_LTE: all softmax probabilities of these tokens, which are in order of document
+            and position, float32, (layers, tokens, experts).
+        alphas: levels.
+        levels: maps the number of experts and alpha to the levels of the procedure.
+        confidence: level of the intervals.
+        resamples: number of bootstrap resamples.
+        rng: source of randomness.
+
+    Raises:
+        ValueError: the probabilities are not those of the toggled pairs.
+    """
+    place_P2 = torch.stack([test.document_P, test.position_P], dim=1)
+    token_T2, token_P = place_P2.unique(dim=0, return_inverse=True)
+    layers, tokens, experts = probability_LTE.shape
+    wanted = (test.num_layers, len(token_T2), test.num_experts)
+    if (layers, tokens, experts) != wanted or not torch.allclose(
+        probability_LTE[test.layer_P, token_P, test.expert_P], test.probability_P, rtol=1e-4
+    ):
+        raise ValueError(f"probability_LTE is not that of the toggled pairs, {wanted}")
+    false_P = test.sampling_weight_P * not_needed(test, null.name.effect, null.epsilon)
+    document_T = token_T2[:, 0].numpy()
+    parts = []
+    for alpha in alphas:
+        count_LT = _rejections(null, probability_LTE, levels(experts, alpha))
+        selected_P = test.rank_P < count_LT[test.layer_P, token_P]
+        false_LT = torch.zeros(layers, tokens, dtype=torch.float64)
+        false_LT.index_put_((test.layer_P, token_P), false_P * selected_P, accumulate=True)
+        proportion_LT = false_LT / count_LT.clamp(min=1)
+        boot = bootstrap_items(
+            _with_mean(proportion_LT),
+            np.ones(tokens),
+            document_T,
+            resamples=resamples,
+            rng=rng,
+        )
+        low_S, high_S = studentised_interval(boot, confidence)
+        row = {"layer": [*map(str, range(layers)), ALL_LAYERS], "alpha": alpha}
+        row |= {"fdr": boot.ratio_S, "low": low_S, "high": high_S}
+        row |= {"mean_rejected": _with_mean(count_LT.double()).mean(0)}
+        row |= {"n_tokens": tokens, "n_documents": boot.clusters}
+        parts.append(pd.DataFrame(row))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _rejections(null: Needed, probability_LTE: Tensor, level_E: Tensor) -> Tensor:
+    """Return how many experts the procedure selects, int64, (layers, tokens)."""
+    layers = probability_LTE.shape[0]
+    critical_LN = StepUpTest.build(null, level_E, layers).critical_LN
+    sorted_LTE = sort_descending(probability_LTE.flatten(0, 1)).view(probability_LTE.shape)
+    sorted_LTN = sorted_LTE[..., : critical_LN.shape[1]]
+    return torch.stack(
+        [num_rejected_at(sorted_LTN[layer], critical_LN[layer]) for layer in range(layers)]
+    )
+
+
+def _with_mean(value_LT: Tensor) -> NDArray[np.float64]:
+    """Return one series per layer and their mean, (tokens, series)."""
+    value_TL = value_LT.T.numpy()
+    return np.concatenate([value_TL, value_TL.mean(1, keepdims=True)], axis=1)

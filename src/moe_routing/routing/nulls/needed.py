@@ -1,0 +1,280 @@
+"""The null that an expert is not needed, calibrated by intervention.
+
+Shape letters: L layers, T tokens, E experts, N ranks, P toggled pairs, n pairs that H0 holds for,
+X any shape; 1 a kept axis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from moe_routing.errors import InputError
+from moe_routing.routing.nulls.base import Null, OrderedExperts
+from moe_routing.routing.ordering import order_experts
+from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.toggles import Toggles
+from moe_routing.routing.types import RouterInputs
+from moe_routing.vocabulary import NeededId, hypothesis
+
+MARGIN = 0.01
+"""Nats per token that the default epsilon shares out over all experts of all layers: a declared
+margin and a heuristic, not a bound on what dropping several experts costs."""
+NOISE_FACTOR = 10
+"""An epsilon must be this many times the noise floor of every layer."""
+LARGEST_SUM = 1.0001
+"""No softmax in float32 adds up to more."""
+
+
+def default_epsilon(layers: int, experts: int) -> float:
+    """Return the epsilon of ids without one, in nats.
+
+    >>> default_epsilon(16, 64)
+    9.765625e-06
+    """
+    return MARGIN / (layers * experts)
+
+
+def not_needed(toggles: Toggles, effect: str, epsilon: float) -> Tensor:
+    """Return for each toggled pair whether H0 holds, bool, (pairs,).
+
+    Args:
+        toggles: pairs, and what toggling them changes.
+        effect: ``kl``, or ``loss``: by how much the expert's presence lowers the realised loss.
+        epsilon: the effect of an expert that is not needed is smaller, in nats.
+
+    Raises:
+        InputError: an effect is not finite.
+    """
+    effect_P = toggles.kl_P
+    if effect == "loss":
+        removed_P = toggles.rank_P < toggles.top_k
+        effect_P = torch.where(removed_P, toggles.loss_change_P, -toggles.loss_change_P)
+    if not bool(effect_P.isfinite().all()):
+        layer = int(toggles.layer_P[int(effect_P.isfinite().int().argmin())])
+        raise InputError(
+            f"toggles: effect '{effect}' in layer {layer} is not finite; allowed: numbers"
+        )
+    return effect_P < epsilon
+
+
+class Needed(Null):
+    """Toggling the expert changes the model's predictions by less than epsilon.
+
+    Conformal selection (Jin & Candes 2023, arXiv 2210.01408) with p-values calibrated by
+    intervention. The statistic g is the router's softmax probability. On calibration tokens experts
+    are toggled (:class:`Toggles`); pair i has the sampling weight w_i, and N_i = 1 if H0 holds for
+    it. For the expert of rank r in its token, with the sampling weight w_r of that rank::
+
+        p(g, r) = (w_r + sum_i w_i N_i 1[g_i >= g]) / (w_r + sum_i w_i)
+
+    The sums are over the pairs of the layer. All of them are in the denominator, so that the
+    expected number of experts of a token for which H0 holds and p <= t is at most E t (validity on
+    average) if calibration and test documents are exchangeable, as documents become many. So BH at
+    alpha keeps the experts down to the last rank k for which at most alpha * k experts per token
+    are expected that H0 holds for and whose g is at least as large. Under any dependence of the
+    experts of a token, the FDR of BY is at most alpha, and that of BH alpha * (1 + ... + 1/E).
+
+    w_r does not decrease with the rank, so p is monotone in the order of the experts.
+
+    Attributes:
+        id: canonical id.
+        epsilon: effect below which an expert is not needed, in nats.
+        draw_Ln: statistics of the pairs that H0 holds for, ascending, float32, after -inf and
+            before padding of +inf.
+        above_Ln: sum_i w_i N_i of the pairs from each draw on, float64; the first entry is the
+            denominator's sum.
+        total_L: the denominator's sum, float64.
+        needed_L: weighted proportion of pairs that are needed, float64.
+        pairs_L: number of toggled pairs, int64.
+        rank_weight_E: sampling weight by rank, float64.
+    """
+
+    layer_monotone: ClassVar[bool] = True
+    by_rank: ClassVar[bool] = True
+    tokens_key: ClassVar[str] = "calibration.toggled_tokens"
+    TABLES: ClassVar[tuple[str, ...]] = (
+        "draw_Ln", "above_Ln", "total_L", "needed_L", "pairs_L", "rank_weight_E",
+    )  # fmt: skip
+
+    def __init__(self, name: NeededId, epsilon: float, tables: dict[str, Tensor]) -> None:
+        self.name, self.id, self.epsilon = name, str(name), epsilon
+        self.draw_Ln, self.above_Ln = tables["draw_Ln"], tables["above_Ln"]
+        self.total_L, self.needed_L = tables["total_L"], tables["needed_L"]
+        self.pairs_L, self.rank_weight_E = tables["pairs_L"], tables["rank_weight_E"]
+        # A sum of weights of several thirds is a whole number up to rounding.
+        self.num_draws = round(float(self.total_L.min() / self.rank_weight_E[0]), 6)
+
+    @property
+    def hypothesis(self) -> str:
+        """H0 in words."""
+        return hypothesis(self.id, self.epsilon)
+
+    @classmethod
+    def fit(
+        cls,
+        sample: CalibrationSample,
+        toggles: Toggles | None = None,
+        name: NeededId = NeededId(),  # noqa: B008, immutable
+        epsilon: float | None = None,
+    ) -> Self:
+        """Fit every layer on toggled experts.
+
+        Args:
+            sample: the calibration sample of the same model.
+            toggles: toggled experts of calibration tokens.
+            name: id, with the effect and perhaps an epsilon.
+            epsilon: the epsilon of an id without one; None: :func:`default_epsilon`.
+
+        Raises:
+            InputError: no toggles, those of another model, an effect that is not finite, or an
+                epsilon that rounding alone may reach.
+        """
+        if toggles is None:
+            raise InputError(
+                f"null '{name}' needs toggled experts; none given (allowed: a calibration with "
+                "toggles)"
+            )
+        found, wanted = ((x.num_layers, x.num_experts) for x in (toggles, sample))
+        if found != wanted:
+            raise InputError(
+                f"null '{name}': the toggles have {found[0]} layers and {found[1]} experts; "
+                f"allowed: those of the calibration sample, {wanted[0]} and {wanted[1]}"
+            )
+        epsilon = name.epsilon or epsilon or default_epsilon(*wanted)
+        _check_noise(name, epsilon, toggles)
+        return cls(name, epsilon, _tables(toggles, not_needed(toggles, name.effect, epsilon)))
+
+    def conditional(self) -> Needed:
+        """Return the null with the pairs that H0 holds for, not all, in the denominator.
+
+        p is then superuniform given H0. In a layer without such pairs it is 1.
+        """
+        total_L = self.above_Ln[:, 1]
+        above_Ln = torch.cat([total_L[:, None], self.above_Ln[:, 1:]], dim=1)
+        return self._with(total_L=total_L, above_Ln=above_Ln)
+
+    def block_exact(self) -> Needed:
+        """Return the null with p = (E + sum_i w_i N_i 1[g_i >= g]) / (E + sum_i w_i).
+
+        All experts of the tested token count as if H0 held for them with larger statistics. Valid
+        on average for exchangeable tokens whatever their number, if every rank is toggled.
+        """
+        experts = self.rank_weight_E.shape[0]
+        return self._with(rank_weight_E=torch.full_like(self.rank_weight_E, experts))
+
+    def _with(self, **tables: Tensor) -> Needed:
+        return type(self)(self.name, self.epsilon, self._tables() | tables)
+
+    def statistic(self, inputs: RouterInputs) -> Tensor:
+        """Return the softmax probabilities, -inf for masked experts."""
+        return inputs.own_weight_TE.masked_fill(inputs.logits_TE == -math.inf, -math.inf)
+
+    def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
+        """Sort the logits, whose order the probabilities have up to rounding."""
+        sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
+        statistic_TN = inputs.own_weight_TE.detach().gather(1, order_TE[:, :num_ranks])
+        statistic_TN.masked_fill_(sorted_TE[:, :num_ranks] == -math.inf, -math.inf)
+        return OrderedExperts(order_TE, sorted_TE, statistic_TN)
+
+    def max_rejections(self, critical_LE: Tensor) -> int:
+        """Return the last rank k at which k probabilities can be as large as the critical value."""
+        rank_E = torch.arange(1, critical_LE.shape[1] + 1, device=critical_LE.device)
+        possible_E = (critical_LE * rank_E <= LARGEST_SUM).any(0)
+        return max(1, int((possible_E * rank_E).max()))
+
+    def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
+        """Return p-values, rounded up to float32; columns are ranks. See :meth:`Null.survival`."""
+        below_TN = torch.searchsorted(self.draw_Ln[layer], statistic_TE.contiguous())
+        own_N = self.rank_weight_E[: statistic_TE.shape[1]]
+        p_TN = (own_N + self.above_Ln[layer][below_TN]) / (own_N + self.total_L[layer])
+        return _rounded_up(p_TN.clamp(max=1))  # sums of weights may differ in the last bit
+
+    def diagnostics(self, layer: int) -> dict[str, object]:
+        """Return what is particular to this null; see :func:`diagnose`."""
+        total, weight_E = self.total_L[layer], self.rank_weight_E
+        first, last = (float(weight / (weight + total)) for weight in (weight_E[0], weight_E[-1]))
+        return {
+            "n": float(total / weight_E[0]),
+            "smallest_p": first,
+            "epsilon": self.epsilon,
+            "needed_proportion": float(self.needed_L[layer]),
+            "pairs": int(self.pairs_L[layer]),
+            "resolution": last,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tables by layer, epsilon, and the parts of the id."""
+        return {
+            **self._tables(),
+            "epsilon": torch.tensor(self.epsilon, dtype=torch.float64),
+            "own_epsilon": torch.tensor(self.name.epsilon is not None),
+            "loss": torch.tensor(self.name.effect == "loss"),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Restore the null."""
+        epsilon = float(tensors["epsilon"])
+        name = NeededId(
+            epsilon if bool(tensors["own_epsilon"]) else None,
+            "loss" if bool(tensors["loss"]) else "kl",
+        )
+        return cls(name, epsilon, {key: tensors[key] for key in cls.TABLES})
+
+    def _tables(self) -> dict[str, Tensor]:
+        return {key: getattr(self, key) for key in self.TABLES}
+
+
+def _check_noise(name: NeededId, epsilon: float, toggles: Toggles) -> None:
+    layer = int(toggles.noise_L.argmax())
+    floor = float(toggles.noise_L[layer])
+    if epsilon < NOISE_FACTOR * floor:
+        raise InputError(
+            f"null '{name}': epsilon is {epsilon:.3g}; allowed: at least {NOISE_FACTOR} times the "
+            f"noise floor of every layer, {NOISE_FACTOR * floor:.3g} in layer {layer}, whose floor "
+            f"is {floor:.3g} nats"
+        )
+
+
+def _tables(toggles: Toggles, null_P: Tensor) -> dict[str, Tensor]:
+    """Sort the pairs that H0 holds for by their statistic, and add up their weights from above."""
+    layers = range(toggles.num_layers)
+    parts = [_layer(toggles, null_P, toggles.layer_P == layer) for layer in layers]
+    width = max(draw_n.shape[0] for draw_n, *_ in parts)
+    draw_Ln = torch.full((len(parts), width), math.inf)
+    above_Ln = torch.zeros(len(parts), width + 1, dtype=torch.float64)
+    for layer, (draw_n, above_n, *_) in enumerate(parts):
+        draw_Ln[layer, : draw_n.shape[0]] = draw_n
+        above_Ln[layer, : above_n.shape[0]] = above_n
+    total_L = above_Ln[:, 0].clone()
+    pairs_L = torch.bincount(toggles.layer_P, minlength=len(parts))
+    return {
+        "draw_Ln": draw_Ln,
+        "above_Ln": above_Ln,
+        "total_L": total_L,
+        "needed_L": torch.where(pairs_L > 0, 1 - above_Ln[:, 1] / total_L, 0.0),
+        "pairs_L": pairs_L,
+        "rank_weight_E": toggles.rank_weight_E.double(),
+    }
+
+
+def _layer(toggles: Toggles, null_P: Tensor, here_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the draws of a layer, after -inf, and the sums of weights from each draw on."""
+    weight_P = toggles.sampling_weight_P.double()
+    draw_n, order_n = toggles.probability_P[here_P & null_P].float().sort()
+    null_weight_n = weight_P[here_P & null_P][order_n]
+    from_above_n = null_weight_n.flip(0).cumsum(0).flip(0)
+    total_1, nothing_1 = weight_P[here_P].sum()[None], torch.zeros(1, dtype=torch.float64)
+    lowest_1 = torch.tensor([-math.inf])
+    return torch.cat([lowest_1, draw_n]), torch.cat([total_1, from_above_n, nothing_1])
+
+
+def _rounded_up(value_X: Tensor) -> Tensor:
+    """Return the smallest float32 that is not below a float64."""
+    nearest_X = value_X.float()
+    above_X = torch.nextafter(nearest_X, torch.full_like(nearest_X, math.inf))
+    return torch.where(nearest_X.double() < value_X, above_X, nearest_X)
