@@ -56,9 +56,11 @@ def test_every_strategy_of_the_package_is_found():
 
 
 def test_static_curves_come_first_and_the_kinds_in_the_order_of_the_texts():
-    assert list(families())[:4] == ["regular", "normalized", "uniform", "adaptive"]
+    assert list(families())[:5] == ["regular", "normalized", "uniform", "stock", "adaptive"]
     curves = {weighting: entry.name for weighting, entry in static_families().items()}
-    assert curves == {"softmax": "regular", "renormalised": "normalized", "uniform": "uniform"}
+    assert curves == {
+        "softmax": "regular", "renormalised": "normalized", "uniform": "uniform", "model": "stock",
+    }  # fmt: skip
     assert set(curves) < set(WEIGHTINGS)
     assert list(control_kinds()) == [
         "static", "shuffle", "layermean", "randomid", "weighting", "rival",

@@ -85,7 +85,7 @@ def test_every_strategy_equals_a_loop_over_tokens(calibration_of, template, logi
 
 def test_the_loops_cover_every_family():
     covered = {template.split("_")[0] for template in IDS}
-    fixed = {"regular", "normalized", "uniform"}
+    fixed = {"regular", "normalized", "uniform", "stock"}
     assert covered == set(families()) - fixed
 
 
@@ -238,7 +238,7 @@ def test_entropy_and_confidence_move_the_count_the_right_way(calibration_of):
 
 def test_ranked_strategies_are_all_but_the_fixed_ones():
     fixed = [name for name, cls in families().items() if not issubclass(cls, Ranked)]
-    assert fixed == ["regular", "normalized", "uniform"]
+    assert fixed == ["regular", "normalized", "uniform", "stock"]
 
 
 @pytest.mark.parametrize("template", [*IDS, "regular_k{k}", "layermean.bh_k{k}_a005"])
