@@ -91,7 +91,7 @@ def routed(
             )
             stack.enter_context(new)
         if experts_implementation is not None:
-            stack.enter_context(_experts(model, experts_implementation))
+            stack.enter_context(chosen_experts(model, experts_implementation))
         yield model
 
 
@@ -141,7 +141,7 @@ class _Setting:
 
 
 @contextmanager
-def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+def chosen_experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     """Choose the experts implementation; the exclusive patch of the routers guards it."""
     try:
         implementation = model.get_correct_experts_implementation(implementation)

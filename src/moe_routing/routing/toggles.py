@@ -8,6 +8,7 @@ Shape letters: L layers, P pairs of a token and an expert in a layer, E experts.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,11 @@ class Toggles:
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
         tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
-        metadata = {"top_k": str(self.top_k), "fingerprint": self.fingerprint}
+        # One entry: the format writes several in random order, and the same toggles are to be the
+        # same bytes.
+        settings = {"top_k": self.top_k, "fingerprint": self.fingerprint}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, {"toggles": json.dumps(settings)})
 
     @classmethod
     def load(cls, path: Path | str) -> Toggles:
@@ -88,10 +91,8 @@ class Toggles:
         """
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
+                settings = json.loads((file.metadata() or {})["toggles"])
                 tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(
-                **tensors, top_k=int(metadata["top_k"]), fingerprint=metadata["fingerprint"]
-            )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            return cls(**tensors, **settings)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a file of toggles: {error}") from error
