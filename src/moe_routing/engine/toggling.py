@@ -33,7 +33,8 @@ from moe_routing.engine.attention import Layout, PaddedLayout, SlicedLayout, pac
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.kernels import fused_cpu_kernels
-from moe_routing.engine.packable import packable
+from moe_routing.engine.offload import input_device
+from moe_routing.engine.packable import packable_attention
 from moe_routing.engine.packing import Span
 from moe_routing.engine.patching import Forward, patched_forward
 from moe_routing.engine.routed import chosen_experts
@@ -62,7 +63,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Effects:
-    """What the toggles of one batch did, by layer, probed token and branch.
+    """What the toggles of one batch did, by layer (in the model's order), probed token and branch.
 
     Attributes:
         expert_LPA: the toggled expert, int64.
@@ -108,7 +109,7 @@ def toggling(model: PreTrainedModel, longest: int, what: str) -> Iterator[Callab
     Raises:
         InputError: the model is routed, or branches are not exact for it.
     """
-    exact = packable(model)
+    exact = packable_attention(model)
     if exact.longest < longest:
         raise InputError(
             f"{what}: documents of {longest} tokens; allowed: at most {exact.longest}, because "
@@ -153,6 +154,7 @@ def _toggle(
     Raises:
         InputError: an effect is not finite, or the model is routed.
     """
+    rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
     batch = _Batch(probes, rank_LPA, steps, weightless)
     hidden_TH = batch.final_states(model)
     if stock_PSH is None:
@@ -214,8 +216,9 @@ class _Batch:
     def final_states(self, model: PreTrainedModel) -> Tensor:
         """Return the final hidden states of documents and branches, (T, H)."""
         routers, experts = find_routers(model), find_experts(model)
-        device, dtype = model.device, wide_dtype(model.dtype)
-        stock = (SlicedLayout if device.type == "cpu" else PaddedLayout)(self.spans, dtype, device)
+        device, dtype = input_device(model), wide_dtype(model.dtype)
+        on_cpu = model.device.type == "cpu"  # that of a model with offloaded weights is meta
+        stock = (SlicedLayout if on_cpu else PaddedLayout)(self.spans, dtype, device)
         with ExitStack() as stack:
             for layer in cast("nn.ModuleList", model.base_model.layers):
                 inside = {id(module) for module in layer.modules()}

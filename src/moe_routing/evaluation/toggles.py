@@ -184,7 +184,7 @@ def choose_tokens(
     Raises:
         InputError: the texts have fewer tokens, or one of them none.
     """
-    order = rng.permutation(len(texts))[:tokens].tolist()
+    order = [int(index) for index in rng.permutation(len(texts))[:tokens]]
     windows = encoder.rolling([texts[index] for index in order])
     documents = [[*first.input_ids, first.target_ids[-1]] for first, *_ in windows]
     lengths = np.array([len(ids) - 1 for ids in documents])
