@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import accumulate
 from typing import cast
@@ -42,6 +42,8 @@ from moe_routing.engine.upcast import upcast, wide_dtype
 from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
 
+BATCH_ROWS = 4096
+"""Most rows of a forward pass: tokens of documents, and of branches of all layers."""
 LOGIT_ROWS = 256
 """Most rows of logits over the whole vocabulary at once; they are compared in double precision."""
 
@@ -51,14 +53,38 @@ class Probe:
     """A document and the tokens in it whose experts are toggled.
 
     Attributes:
-        document: index of the document.
+        document: its index or id.
         ids_S: its token ids, int64; the last one is only predicted.
         positions: the tokens, in order; each has a token after it.
     """
 
-    document: int
+    document: int | str
     ids_S: Tensor
     positions: tuple[int, ...]
+
+
+def batches(probes: Sequence[Probe], branches: int, steps: int = 1) -> Iterator[list[Probe]]:
+    """Fill batches of at most ``BATCH_ROWS`` rows.
+
+    A document with too many tokens is in several batches. One token makes a batch in any case.
+
+    Args:
+        probes: documents and tokens.
+        branches: branches of a token, in all layers.
+        steps: positions of a branch.
+    """
+    batch: list[Probe] = []
+    rows, most = 0, max(1, BATCH_ROWS // (branches * steps))
+    for probe in probes:
+        for start in range(0, len(probe.positions), most):
+            positions = probe.positions[start : start + most]
+            own = positions[-1] + steps + len(positions) * branches * steps
+            if batch and rows + own > BATCH_ROWS:
+                yield batch
+                batch, rows = [], 0
+            batch.append(replace(probe, positions=positions))
+            rows += own
+    yield batch
 
 
 @dataclass(frozen=True)

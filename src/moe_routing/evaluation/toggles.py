@@ -6,8 +6,8 @@ experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_routing.engine.adapters import find_routers, model_fingerprint
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.requests import Encoder
-from moe_routing.engine.toggling import Effects, Probe, toggling
+from moe_routing.engine.toggling import Effects, Probe, batches, toggling
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibration_window
 from moe_routing.routing.toggles import Toggles
@@ -26,8 +26,6 @@ from moe_routing.routing.toggles import Toggles
 NOISE_DOCUMENTS = 100
 """Documents whose tokens give the noise floor: a toggle of weight zero per token and layer."""
 NOISE_QUANTILE = 0.99
-BATCH_ROWS = 4096
-"""Most rows of a forward pass: tokens of documents, and branches of all layers."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +194,12 @@ def choose_tokens(
     counts = np.zeros_like(lengths)
     while left := tokens - counts.sum():
         counts[np.flatnonzero(counts < lengths)[:left]] += 1
-    drawn = zip(order, documents, lengths, counts, strict=True)
     probes = []
-    for index, ids, length, count in drawn:
+    drawn = zip(order, documents, lengths, counts, strict=True)
+    for index, ids, length, count in sorted(drawn, key=lambda document: document[0]):
         positions = sorted(rng.choice(length, count, replace=False).tolist())
         probes.append(Probe(index, torch.tensor(ids), tuple(positions)))
-    return sorted(probes, key=lambda probe: probe.document)
+    return probes
 
 
 def _run(
@@ -215,7 +213,7 @@ def _run(
     layers, tokens, toggles = rank_LPA.shape
     label = "toggle experts" if stock_PSH is None else "noise floor"
     with tqdm(total=tokens, desc=label, unit="token") as bar:
-        for batch in _batches(probes, layers * toggles):
+        for batch in batches(probes, layers * toggles):
             last = first + sum(len(probe.positions) for probe in batch)
             ranks = dict(enumerate(rank_LPA[:, first:last]))
             stock = None if stock_PSH is None else stock_PSH[first:last]
@@ -223,22 +221,3 @@ def _run(
             bar.update(last - first)
             first = last
     return Effects.concatenated(parts)
-
-
-def _batches(probes: Sequence[Probe], branches: int) -> Iterator[list[Probe]]:
-    """Fill batches of at most ``BATCH_ROWS`` rows; a token has ``branches`` rows beside its own.
-
-    A document with too many tokens is read several times. One token makes a batch in any case.
-    """
-    batch, rows = [], 0
-    most = max(1, BATCH_ROWS // branches)
-    for probe in probes:
-        for start in range(0, len(probe.positions), most):
-            positions = probe.positions[start : start + most]
-            own = positions[-1] + 1 + len(positions) * branches
-            if batch and rows + own > BATCH_ROWS:
-                yield batch
-                batch, rows = [], 0
-            batch.append(replace(probe, positions=positions))
-            rows += own
-    yield batch
