@@ -78,14 +78,14 @@ def simulated_toggles(sample: CalibrationSample, tokens: int) -> Toggles:
         layer_P=nothing_P,
         expert_P=expert_TE.flatten(),
         rank_P=torch.arange(sample.num_experts).repeat(tokens),
-        probability_P=sorted_TE.flatten(),
+        weight_P=sorted_TE.flatten(),
         norm_P=torch.ones_like(token_P).float(),
         kl_P=effect_P,
         loss_change_P=effect_P,
         sampling_weight_P=torch.ones_like(effect_P),
         rank_weight_E=torch.ones(sample.num_experts, dtype=torch.float64),
         noise_L=torch.zeros(1, dtype=torch.float64),
-        top_k=sample.top_k,
+        rule=sample.rule,
         fingerprint=sample.fingerprint,
     )
 

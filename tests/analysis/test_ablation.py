@@ -6,10 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_routing.analysis.ablation import Probe, ablation_arms, find_discoveries
+from moe_routing.analysis.ablation import (
+    Probe,
+    ablation_arms,
+    find_discoveries,
+    run_ablation,
+    spaced_layers,
+)
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.patching import patched_forward
 from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
@@ -24,7 +31,7 @@ PLACE = ["arm", "document", "position", "layer"]
 @pytest.fixture
 def probes(tokenizer, texts):
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in (texts[0], texts[2])]
-    return [Probe("a", ids[0], [3, 9, 10]), Probe("b", ids[1], list(range(2, 37)))]
+    return [Probe("a", ids[0], (3, 9, 10)), Probe("b", ids[1], tuple(range(2, 37)))]
 
 
 @pytest.fixture
@@ -114,3 +121,81 @@ def test_arms_have_no_cap_that_hides_discoveries():
     arms = ablation_arms(Study, ["pooled", "within_token"], 64)
     assert {arm.max_k for arm in arms} == {64}
     assert [arm.alpha for arm in arms] == 2 * Study.analysis.ablation.alpha
+
+
+def losses(model, ids_S):
+    with torch.inference_mode():
+        logits_SV = model(ids_S[None, :-1], use_cache=False).logits[0]
+    return F.cross_entropy(logits_SV.double(), ids_S[1:], reduction="none")
+
+
+def slow_change(model, ids_S, position, layer, expert):
+    """Recompute a whole document without one expert, and compare all its losses."""
+
+    def without(inner):
+        def forward(hidden_TH):
+            logits_TE, weight_TK, index_TK = inner(hidden_TH)
+            weight_TK[position] *= index_TK[position] != expert
+            return logits_TE, weight_TK, index_TK
+
+        return forward
+
+    before = losses(model, ids_S)
+    with patched_forward(find_routers(model)[layer].module, without):
+        return losses(model, ids_S) - before
+
+
+def test_changes_are_those_of_whole_documents(loaded, probes):
+    horizon = 4
+    ids = {probe.document: probe.ids_S for probe in probes}
+    found = run_ablation(loaded, probes, LAYERS, horizon)
+    for row in found.sample(40, random_state=0).itertuples():
+        slow_S = slow_change(loaded.model, ids[row.document], row.position, row.layer, row.expert)
+        own_S = slow_S[row.position :][:horizon]
+        assert row.followed == len(own_S)
+        assert row.change == pytest.approx(float(own_S[0]), abs=2e-5)
+        assert row.change_window == pytest.approx(float(own_S.sum()), abs=5e-5)
+        assert abs(row.change) > 10 * row.noise_floor
+    assert found["followed"].min() == 1
+    assert found["noise_floor"].max() < 1e-5
+    assert found["change"].abs().max() > 0.01
+
+
+def test_every_selected_expert_is_removed_once(loaded, probes):
+    found = run_ablation(loaded, probes, LAYERS, 1)
+    selected = {}
+    handles = [
+        router.module.register_forward_hook(
+            lambda _, __, output, layer=router.layer: selected.update({layer: output[1:]})
+        )
+        for router in find_routers(loaded.model)
+    ]
+    rows = []
+    for probe in probes:
+        losses(loaded.model, probe.ids_S)
+        for position in probe.positions:
+            for layer in LAYERS:
+                weights, experts = (part[position].tolist() for part in selected[layer])
+                for rank, pair in enumerate(zip(experts, weights, strict=True)):
+                    rows.append((probe.document, position, layer, rank, *pair))
+    for handle in handles:
+        handle.remove()
+    columns = ["document", "position", "layer", "rank", "expert", "weight"]
+    *places, weights = zip(*rows, strict=True)
+    assert [found[name].tolist() for name in columns[:-1]] == [list(place) for place in places]
+    assert found["weight"].tolist() == pytest.approx(weights, rel=1e-4)
+
+
+def test_batches_do_not_change_what_is_found(loaded, probes, monkeypatch):
+    whole = run_ablation(loaded, probes, LAYERS, 3)
+    monkeypatch.setattr("moe_routing.engine.toggling.BATCH_ROWS", 100)
+    parts = run_ablation(loaded, probes, LAYERS, 3)
+    same = ["document", "position", "layer", "expert", "rank", "followed"]
+    assert parts[same].equals(whole[same])
+    assert (parts["change_window"] - whole["change_window"]).abs().max() < 1e-4
+
+
+def test_layers_are_spread_over_the_model():
+    assert spaced_layers(16, 4) == [0, 5, 10, 15]
+    assert spaced_layers(16, 1) == [0]
+    assert spaced_layers(3, 9) == [0, 1, 2]

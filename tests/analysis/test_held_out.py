@@ -13,6 +13,7 @@ from moe_routing.analysis.null_size import Evidence
 from moe_routing.routing.nulls import fit_null, sample_inputs
 from moe_routing.routing.nulls.needed import Needed
 from moe_routing.routing.procedures import bh_levels, by_levels, step_up
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
 
@@ -43,14 +44,14 @@ def simulated():
         layer_P=layer_P,
         expert_P=expert_P,
         rank_P=rank_P,
-        probability_P=probability_LTE[layer_P, token_P, expert_P],
+        weight_P=probability_LTE[layer_P, token_P, expert_P],
         norm_P=torch.ones(len(layer_P)),
         kl_P=kl_LTE[layer_P, token_P, expert_P],
         loss_change_P=kl_LTE[layer_P, token_P, expert_P],
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
         noise_L=torch.zeros(LAYERS, dtype=torch.float64),
-        top_k=4,
+        rule=ModelRule(4, "softmax"),
         fingerprint="simulated",
     )
     sample = CalibrationSample(
@@ -60,7 +61,7 @@ def simulated():
         torch.ones(LAYERS, TOKENS),
         torch.ones(LAYERS, EXPERTS),
         hidden_size=8,
-        top_k=4,
+        rule=ModelRule(4, "softmax"),
         fingerprint="simulated",
     )
     return sample, toggles, probability_LTE, kl_LTE

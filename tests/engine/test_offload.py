@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_routing.analysis.capture import capture_texts
-from moe_routing.engine.adapters import find_routers, router_fingerprint
+from moe_routing.engine.adapters import find_routers, model_fingerprint, router_fingerprint
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.offload import input_device, is_offloaded, weight_of
 from moe_routing.engine.recorder import Recorder
@@ -17,6 +17,7 @@ from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
+from moe_routing.evaluation.toggles import toggle_experts
 
 HOST = torch.device("cpu")
 PLACES = {
@@ -102,6 +103,7 @@ def texts():
 
 def test_calibration_and_fingerprint(whole, elsewhere, ids, tokenizer, texts):
     assert router_fingerprint(elsewhere) == router_fingerprint(whole)
+    assert model_fingerprint(elsewhere) == model_fingerprint(whole)
     samples = [
         sample_router_logits(
             model, tokenizer, texts, tokens=64, window=16, rng=np.random.default_rng(0)
@@ -112,6 +114,18 @@ def test_calibration_and_fingerprint(whole, elsewhere, ids, tokenizer, texts):
     torch.testing.assert_close(samples[1].centred_norm_LE, samples[0].centred_norm_LE)
     for router, other in zip(find_routers(whole), find_routers(elsewhere), strict=True):
         assert torch.equal(weight_of(other.module), router.module.weight)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_toggles(make, way, tmp_path, tokenizer, texts, dtype):
+    found = []
+    for model in (make().to(dtype), WAYS[way](make().to(dtype), tmp_path)):
+        rng = np.random.default_rng(0)
+        found.append(toggle_experts(model, tokenizer, texts, tokens=3, rng=rng))
+    assert torch.equal(found[0].expert_P, found[1].expert_P)
+    assert torch.allclose(found[0].kl_P, found[1].kl_P, rtol=1e-3, atol=1e-10)
+    assert found[0].fingerprint == found[1].fingerprint
 
 
 def test_scores(whole, elsewhere, tokenizer, capsys):

@@ -1,15 +1,17 @@
 """Expert ablation: how the loss changes when the experts that a null calls needed are removed.
 
 One set of interventions serves every null and level. In the stock model each expert that the stock
-router selected is removed, one at a time. BH on the same router logits then says which of these
-removals are discoveries under which null and level. So all nulls are compared on the same model,
-tokens and removals; no model is routed by BH, which would change its hidden states.
+router selected is removed, one at a time: its weight is set to 0, the others are not renormalised,
+and later layers route as usual (:mod:`moe_routing.engine.toggling`). BH on the same router logits
+then says which of these removals are discoveries under which null and level. So all nulls are
+compared on the same model, tokens and removals; no model is routed by BH, which would change its
+hidden states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +27,14 @@ from moe_routing.analysis.discoveries import (
     labelled,
     weight_and_importance,
 )
-from moe_routing.analysis.intervention import SelectionRecorder, loss_changes
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import item_text, read_text
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.offload import input_device, weight_of
+from moe_routing.engine.offload import weight_of
 from moe_routing.engine.requests import Encoder, max_length
 from moe_routing.engine.routed import routed
+from moe_routing.engine.toggling import Effects, Probe, batches, toggling
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
@@ -48,15 +50,6 @@ TOKENS_PER_DOCUMENT = 4
 """More if there are too few documents."""
 FIRST_POSITION = 8
 """Tokens with less context than this are left alone."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A document and the tokens in it to intervene on."""
-
-    document: str
-    ids_S: torch.Tensor
-    positions: list[int]
 
 
 def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
@@ -80,11 +73,9 @@ def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
     arms = ablation_arms(config, nulls, routers[0].num_experts)
     check_arms(loaded, [stock, *arms], calibration)
     implementation = config.model.experts_implementation
-    recorder = SelectionRecorder()
-    routing = {"recorder": recorder, "experts_implementation": implementation}
-    with routed(loaded.model, stock, **routing):
+    with routed(loaded.model, stock, experts_implementation=implementation):
         discoveries = find_discoveries(loaded, arms, calibration, probes, layers)
-        removals = run_ablation(loaded, probes, layers, settings.horizon, recorder)
+    removals = run_ablation(loaded, probes, layers, settings.horizon)
     return _write(removals.assign(arm=stock.id), discoveries, arms, config, results / "ablation")
 
 
@@ -145,7 +136,7 @@ def choose_probes(config: StudyConfig, results: Path, loaded: LoadedModel) -> li
         ids = [*request.input_ids, request.target_ids[-1]]
         positions = _positions(len(ids), min(left, each), settings.horizon, rng)
         if positions:
-            probes.append(Probe(items[index].id, torch.tensor(ids), positions))
+            probes.append(Probe(items[index].id, torch.tensor(ids), tuple(positions)))
             left -= len(positions)
     if left > 0:
         raise InputError(
@@ -228,40 +219,68 @@ def router_inputs(
 
 
 def run_ablation(
-    loaded: LoadedModel,
-    probes: Sequence[Probe],
-    layers: Sequence[int],
-    horizon: int,
-    recorder: SelectionRecorder,
+    loaded: LoadedModel, probes: Sequence[Probe], layers: Sequence[int], horizon: int
 ) -> pd.DataFrame:
-    """Return one row per removal of a selected expert; use inside ``routed``."""
-    return pd.DataFrame(
-        row
-        for probe in tqdm(probes, desc="remove experts", unit="document")
-        for row in _probe_rows(loaded, probe, layers, horizon, recorder)
-    )
+    """Remove every expert that the stock model selected for some tokens, one at a time.
+
+    Args:
+        loaded: the model.
+        probes: documents and tokens.
+        layers: layers to intervene in.
+        horizon: positions whose next-token loss is followed, the token's own first.
+
+    Returns:
+        One row per removal. ``change`` is that of the token's own loss, ``change_window`` the sum
+        over the ``followed`` positions; ``noise_floor`` is the change of the token's own loss by
+        rounding alone, when no weight changes in another batch. Losses are in nats.
+
+    Raises:
+        InputError: see :func:`~moe_routing.engine.toggling.toggling`.
+    """
+    router = find_routers(loaded.model)[0]
+    unselected = min(router.top_k, router.num_experts - 1)
+    tables = []
+    with toggling(loaded.model, max(p.ids_S.numel() - 1 for p in probes), "ablation") as toggle:
+        bar = tqdm(total=sum(len(p.positions) for p in probes), desc="remove experts", unit="token")
+        for batch in batches(probes, len(layers) * router.top_k, horizon):
+            tokens = sum(len(probe.positions) for probe in batch)
+            rank_PA = torch.arange(router.top_k).expand(tokens, -1)
+            effects = toggle(batch, dict.fromkeys(layers, rank_PA), steps=horizon)
+            quiet = {layers[0]: torch.full((tokens, 1), unselected)}
+            stock_PSH = effects.stock_PSH[:, :1]
+            noise = toggle(batch, quiet, weightless=True, stock_PSH=stock_PSH)
+            tables.append(_removals(batch, layers, horizon, effects, noise))
+            bar.update(tokens)
+        bar.close()
+    return pd.concat(tables, ignore_index=True)
 
 
-def _probe_rows(
-    loaded: LoadedModel,
-    probe: Probe,
-    layers: Sequence[int],
-    horizon: int,
-    recorder: SelectionRecorder,
-) -> Iterator[dict[str, object]]:
-    ids_S = probe.ids_S.to(input_device(loaded.model))
-    model = loaded.model
-    for found in loss_changes(model, ids_S, probe.positions, layers, horizon, recorder):
-        for removal, hit, change_S in zip(
-            found.removals, found.hit_R.tolist(), found.change_RS, strict=True
-        ):
-            yield {
-                "document": probe.document,
-                "position": found.position,
-                **asdict(removal),
-                "hit": hit,
-                "change": change_S[0],
-                "change_window": change_S.sum(),
-                "followed": change_S.size,
-                "noise_floor": found.noise_floor,
-            }
+def _removals(
+    batch: Sequence[Probe], layers: Sequence[int], horizon: int, effects: Effects, noise: Effects
+) -> pd.DataFrame:
+    """Return the rows of one batch, by token, layer and rank."""
+    tokens = [(p, position) for p in batch for position in p.positions]
+    rows = product(range(len(tokens)), layers, range(effects.expert_LPA.shape[2]))
+    token, layer, rank = np.array(list(rows)).T
+    flat = {
+        name: value_LPA.transpose(0, 1).flatten().numpy()
+        for name, value_LPA in {
+            "expert": effects.expert_LPA,
+            "weight": effects.weight_LPA.double(),
+            "change": effects.change_LPAS[..., 0],
+            "change_window": effects.change_LPAS.sum(-1),
+        }.items()
+    }
+    by_token = {
+        "document": [probe.document for probe, _ in tokens],
+        "position": [position for _, position in tokens],
+        "followed": [min(horizon, p.ids_S.numel() - 1 - position) for p, position in tokens],
+        "noise_floor": noise.change_LPAS[0, :, 0, 0].abs().tolist(),
+    }
+    repeated = {name: np.array(values)[token] for name, values in by_token.items()}
+    return pd.DataFrame({
+        "document": repeated["document"], "position": repeated["position"], "layer": layer,
+        "expert": flat["expert"], "rank": rank, "weight": flat["weight"], "hit": True,
+        "change": flat["change"], "change_window": flat["change_window"],
+        "followed": repeated["followed"], "noise_floor": repeated["noise_floor"],
+    })  # fmt: skip

@@ -71,7 +71,7 @@ def held_out_fdr(
     layers, tokens, experts = probability_LTE.shape
     wanted = (test.num_layers, len(token_T2), test.num_experts)
     if (layers, tokens, experts) != wanted or not torch.allclose(
-        probability_LTE[test.layer_P, token_P, test.expert_P], test.probability_P, rtol=1e-4
+        probability_LTE[test.layer_P, token_P, test.expert_P], test.weight_P, rtol=1e-4
     ):
         raise ValueError(f"probability_LTE is not that of the toggled pairs, {wanted}")
     false_P = test.sampling_weight_P * not_needed(test, null.name.effect, null.epsilon)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.module_types import Experts, LinearRouter
-from moe_routing.engine.offload import weight_of
+from moe_routing.engine.offload import own_tensors, weight_of
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
 
@@ -29,6 +29,12 @@ ROUTER_CLASSES = (
 
 To support another family with such a router, add the name of its class.
 """
+
+
+CHECKSUM_WORDS = 1 << 20
+"""Words of a weight that are summed at once."""
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer dtypes by bytes."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +142,43 @@ def router_fingerprint(model: PreTrainedModel) -> str:
         digest.update(str(tuple(weight_EH.shape)).encode())
         digest.update(weight_EH.numpy().tobytes())
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Return a hash of all weights, which ties a calibration to the model it was made on.
+
+    It covers the name, shape and dtype of every parameter and persistent buffer, and two checksums
+    of its bits, computed where it lies. A change of any single element changes the hash.
+
+    Raises:
+        InputError: weights without values.
+    """
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
+        for name, tensor in own_tensors(module).items():
+            described = (f"{path}.{name}", tuple(tensor.shape), str(tensor.dtype))
+            digest.update(repr((*described, *_checksums(tensor))).encode())
+    return digest.hexdigest()
+
+
+def _checksums(tensor: Tensor) -> tuple[int, int]:
+    """Return the sum of a tensor's bits as integers, and the sum weighted by place, modulo 2^64.
+
+    The integers are as wide as the tensor's size permits, so that few are summed.
+    """
+    flat = tensor.contiguous().view(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).view(-1)
+    width = next(w for w in sorted(INTEGERS, reverse=True) if flat.nbytes % w == 0)
+    if flat.storage_offset() or flat.data_ptr() % width:
+        flat = flat.clone()  # memory is read as wider integers only from a multiple of their width
+    words = flat.view(INTEGERS[width])
+    place_N = torch.arange(min(CHECKSUM_WORDS, words.numel()), device=words.device)
+    total = weighted = 0
+    for index, word_N in enumerate(words.split(CHECKSUM_WORDS)):
+        word_N = word_N.long()
+        part = int(word_N.sum())
+        total += part
+        weighted += index * CHECKSUM_WORDS * part + int((place_N[: word_N.numel()] * word_N).sum())
+    return total % 2**64, weighted % 2**64

@@ -24,6 +24,37 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's own parameters and persistent buffers by name, detached, with their values.
+
+    Those that accelerate has offloaded are loaded.
+
+    Raises:
+        InputError: a tensor has no values and no hook of accelerate to load them.
+    """
+    tensors = _present(module)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            tensors = _present(module)
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InputError(
+                f"{type(module).__name__}: its {name} is on the meta device, without values; "
+                "allowed: weights in memory, or offloaded by accelerate (dispatch_model, "
+                "cpu_offload, disk_offload)"
+            )
+    return tensors
+
+
+def _present(module: nn.Module) -> dict[str, Tensor]:
+    persistent = module._buffers.keys() - module._non_persistent_buffers_set
+    buffers = {name: tensor for name, tensor in module._buffers.items() if name in persistent}
+    own = {**module._parameters, **buffers}
+    return {name: tensor.detach() for name, tensor in own.items() if tensor is not None}
+
+
 def weight_of(module: LinearRouter) -> Tensor:
     """Return the weight of a router, detached, also if accelerate has offloaded it.
 
@@ -31,21 +62,10 @@ def weight_of(module: LinearRouter) -> Tensor:
         InputError: the weight has no values and no hook of accelerate to load them, or it is
             sharded across processes.
     """
-    weight = module.weight
-    if weight.is_meta:
-        from accelerate.utils import align_module_device
-
-        with align_module_device(module):
-            weight = module.weight
-    name = type(module).__name__
-    if weight.is_meta:
-        raise InputError(
-            f"{name}: its weight is on the meta device, without values; allowed: weights in "
-            "memory, or offloaded by accelerate (dispatch_model, cpu_offload, disk_offload)"
-        )
+    weight = own_tensors(module)["weight"]
     if weight.ndim != 2:
         raise InputError(
-            f"{name}: its weight has the shape {tuple(weight.shape)}; allowed: whole weights, "
-            "(experts, hidden size), not divided among processes"
+            f"{type(module).__name__}: its weight has the shape {tuple(weight.shape)}; allowed: "
+            "whole weights, (experts, hidden size), not divided among processes"
         )
-    return weight.detach()
+    return weight

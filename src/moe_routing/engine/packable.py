@@ -54,6 +54,19 @@ class Packable(NamedTuple):
 
 def packable(model: PreTrainedModel) -> Packable:
     """Return up to what length the packed engine is exact for a model; 0 tokens if never."""
+    if is_offloaded(model):
+        return Packable(0, "some of its weights are offloaded")
+    found = packable_attention(model)
+    if found.longest and plain_head(model) is None:
+        return Packable(0, "its logits are not those of a linear output layer alone")
+    return found
+
+
+def packable_attention(model: PreTrainedModel) -> Packable:
+    """Return up to what length packed attention is exact for a model, whatever its head.
+
+    Its weights may be offloaded: nothing but attention is replaced.
+    """
     reason = _obstacle(model)
     if reason:
         return Packable(0, reason)
@@ -64,18 +77,14 @@ def packable(model: PreTrainedModel) -> Packable:
 
 
 def _obstacle(model: PreTrainedModel) -> str:
-    """Return why a model cannot be packed at any request length; empty if it can."""
+    """Return why a model's attention cannot be packed at any request length; empty if it can."""
     kind, config = type(model), model.config
-    if is_offloaded(model):
-        return "some of its weights are offloaded"
     if kind.__name__ not in PACKED_CLASSES or not kind.__module__.startswith("transformers."):
         return f"{kind.__name__} is not among the models that the packed engine knows"
     if model._forward_hooks or model._forward_pre_hooks:
         return "it has forward hooks"
     if not str(config._attn_implementation or "eager").startswith(PLAIN_ATTENTION):
         return f"its attention implementation is '{config._attn_implementation}'"
-    if plain_head(model) is None:
-        return "its logits are not those of a linear output layer alone"
     return ""
 
 

@@ -102,7 +102,7 @@ def routed(
             )
             stack.enter_context(new)
         if experts_implementation is not None:
-            stack.enter_context(_experts(model, experts_implementation))
+            stack.enter_context(chosen_experts(model, experts_implementation))
         yield model
 
 
@@ -164,7 +164,7 @@ class _Setting:
 
 
 @contextmanager
-def _experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+def chosen_experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     """Choose the experts implementation; the exclusive patch of the routers guards it."""
     try:
         implementation = model.get_correct_experts_implementation(implementation)
@@ -226,9 +226,7 @@ class RouterForward:
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         if self.recorder is not None:
             with torch.no_grad():  # sums must not keep the graphs of all passes alive
-                self.recorder.add(
-                    router.layer, routing, strategy.min_experts, strategy.max_experts
-                )
+                self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
         if mask_T is not None:
             padding_T1 = ~mask_T.to(index_TK.device)[:, None]
             index_TK = index_TK.masked_fill(padding_T1, router.num_experts)

@@ -8,7 +8,8 @@ Shape letters: L layers, P pairs of a token and an expert in a layer, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
+from moe_routing.routing.rule import ModelRule
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Toggles:
         layer_P: layer, int64.
         expert_P: expert, int64.
         rank_P: rank of the expert among the token's experts by probability, from 0, int64.
-        probability_P: the router's softmax probability, float32.
+        weight_P: the weight that the model gives the expert, or would give it; float32. Where the
+            model uses raw softmax weights it is the router's probability.
         norm_P: Euclidean norm of the expert's output for the token, not weighted, float32.
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
@@ -37,8 +40,8 @@ class Toggles:
         rank_weight_E: the sampling weight of a pair by its rank, float64, (experts,).
         noise_L: 99th percentile of the KL of toggles that change nothing (weight zero, computed in
             another row and batch shape), nats, float64, (layers,): what rounding alone does.
-        top_k: experts per token of the model; pairs of a smaller rank are removals, the others are
-            additions.
+        rule: the model's own routing rule; pairs of a rank below its top k are removals, the others
+            are additions.
         fingerprint: hash of all weights of the model.
     """
 
@@ -47,18 +50,18 @@ class Toggles:
     layer_P: Tensor
     expert_P: Tensor
     rank_P: Tensor
-    probability_P: Tensor
+    weight_P: Tensor
     norm_P: Tensor
     kl_P: Tensor
     loss_change_P: Tensor
     sampling_weight_P: Tensor
     rank_weight_E: Tensor
     noise_L: Tensor
-    top_k: int
+    rule: ModelRule
     fingerprint: str
 
     TENSORS = (
-        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "probability_P", "norm_P",
+        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "weight_P", "norm_P",
         "kl_P", "loss_change_P", "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
 
@@ -75,9 +78,11 @@ class Toggles:
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
         tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
-        metadata = {"top_k": str(self.top_k), "fingerprint": self.fingerprint}
+        # One entry: the format writes several in random order, and the same toggles are to be the
+        # same bytes.
+        settings = {"rule": asdict(self.rule), "fingerprint": self.fingerprint}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, {"toggles": json.dumps(settings)})
 
     @classmethod
     def load(cls, path: Path | str) -> Toggles:
@@ -88,8 +93,10 @@ class Toggles:
         """
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
+                settings = json.loads((file.metadata() or {})["toggles"])
                 tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(**tensors, top_k=int(metadata["top_k"]), fingerprint=metadata["fingerprint"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            return cls(
+                **tensors, rule=ModelRule(**settings["rule"]), fingerprint=settings["fingerprint"]
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a file of toggles: {error}") from error

@@ -66,7 +66,7 @@ def exact_p(toggles: Toggles, layer: int, statistic: float, rank: int) -> Fracti
     for here, weight, probability, kl in zip(
         toggles.layer_P.tolist(),
         toggles.sampling_weight_P.tolist(),
-        toggles.probability_P.tolist(),
+        toggles.weight_P.tolist(),
         toggles.kl_P.tolist(),
         strict=True,
     ):
@@ -82,7 +82,7 @@ def test_p_values_are_the_exact_ones_rounded_up(rng):
     logits_TE[2, 5:30] = -math.inf
     logits_TE[3, 7] = logits_TE[3, 8]
     # The probability of a calibration pair counts that pair.
-    of_pair = toggles.probability_P[(toggles.layer_P == 1) & (toggles.kl_P < EPSILON)].max()
+    of_pair = toggles.weight_P[(toggles.layer_P == 1) & (toggles.kl_P < EPSILON)].max()
     assert null.survival(1, of_pair[None, None]) > null.survival(1, of_pair[None, None] * 1.001)
     inputs = router_inputs(logits_TE, layer=1)
     p_TE, order_TE = null.sorted_p_values(inputs)
@@ -239,7 +239,7 @@ def test_bh_is_a_bound_on_the_expected_number_of_unneeded_experts(rng):
         kept = 0
         for k in range(1, 65):
             own = float(toggles.rank_weight_E[k - 1])
-            above = float(weight_P[toggles.probability_P >= g_E[k - 1]].sum())
+            above = float(weight_P[toggles.weight_P >= g_E[k - 1]].sum())
             tokens = (own + float(toggles.sampling_weight_P[toggles.layer_P == 0].sum())) / 64
             kept = k if (own + above) / tokens <= 0.1 * k else kept
         assert count_bh(p_E.tolist(), 0.1) == kept
@@ -306,7 +306,7 @@ def test_block_exact_counts_the_whole_token_as_unneeded(rng):
     _, toggles, null = calibrated(20, rng)
     here_P = toggles.layer_P == 0
     weight_P = toggles.sampling_weight_P
-    above_P = here_P & (toggles.kl_P < EPSILON) & (toggles.probability_P >= 0.03)
+    above_P = here_P & (toggles.kl_P < EPSILON) & (toggles.weight_P >= 0.03)
     expected = (64 + weight_P[above_P].sum()) / (64 + weight_P[here_P].sum())
     p_1E = null.block_exact().survival(0, torch.full((1, 64), 0.03))
     torch.testing.assert_close(p_1E.double(), expected.expand(1, 64), rtol=1e-6, atol=0)

@@ -1,0 +1,52 @@
+"""Run a half-precision model in single precision, without a second copy of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from moe_routing.engine.patching import Forward, patched_forward
+
+
+@contextmanager
+def upcast(model: nn.Module) -> Iterator[None]:
+    """Compute in float32 inside the context where the weights are of lower precision.
+
+    Each module converts the weights that it holds for the time of its own forward. So the extra
+    memory is twice that of the largest module in half precision, in practice all experts of one
+    layer; weights of float32 or better stay as they are. Weights that accelerate offloads are
+    converted after they were loaded. No other thread may run the model inside the context.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if any(map(_is_coarse, module.parameters(recurse=False))):
+                stack.enter_context(patched_forward(module, partial(_wide, module)))
+        yield
+
+
+def _is_coarse(weight: Tensor) -> bool:
+    return weight.is_floating_point() and wide_dtype(weight.dtype) != weight.dtype
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float32, or the dtype itself if it is finer."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _wide(module: nn.Module, inner: Forward) -> Callable[..., object]:
+    def forward(*args: object, **kwargs: object) -> object:
+        own = module._parameters
+        kept = {name: weight for name, weight in own.items() if weight is not None}
+        try:
+            for name, weight in kept.items():
+                if _is_coarse(weight):
+                    own[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
+            return inner(*args, **kwargs)
+        finally:
+            own.update(kept)
+
+    return forward

@@ -1,0 +1,223 @@
+"""Calibration by intervention: toggle experts of calibration tokens, and measure what changes.
+
+Shape letters: L layers, P probed tokens, A toggles of a token in a layer, R ranks of a stratum, E
+experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.engine.adapters import find_routers, model_fingerprint
+from moe_routing.engine.patching import sole_replacement
+from moe_routing.engine.requests import Encoder
+from moe_routing.engine.toggling import Effects, Probe, batches, toggling
+from moe_routing.errors import InputError
+from moe_routing.evaluation.calibrate import calibration_window
+from moe_routing.routing.toggles import Toggles
+
+NOISE_DOCUMENTS = 100
+"""Documents whose tokens give the noise floor: a toggle of weight zero per token and layer."""
+NOISE_QUANTILE = 0.99
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Ranks below the model's own choice that are toggled at random, some per token and layer.
+
+    Attributes:
+        top_k: experts per token of the model; all of these are toggled.
+        bounds: first rank of each stratum, and the number of experts.
+        draws: ranks drawn from each stratum.
+    """
+
+    top_k: int
+    bounds: tuple[int, ...]
+    draws: tuple[int, ...]
+
+    @classmethod
+    def of(cls, experts: int, top_k: int, draws: Sequence[int]) -> Strata:
+        """Let strata double: ranks k to 2k, 2k to 4k, and so on; the last one holds the rest.
+
+        A rest smaller than the stratum before it joins that. So sampling weights never fall with
+        the rank.
+
+        Args:
+            experts: experts per layer.
+            top_k: experts per token of the model.
+            draws: most ranks to draw from each stratum.
+
+        Raises:
+            InputError: draws that are not positive, or that rise.
+        """
+        if not draws or min(draws) < 1 or list(draws) != sorted(draws, reverse=True):
+            raise InputError(
+                f"draws is {tuple(draws)}; allowed: one positive number per stratum, none larger "
+                "than the one before it"
+            )
+        doubled = [top_k << stratum for stratum in range(len(draws))]
+        # A stratum is kept if it and what is left after it are as large as the one before.
+        bounds = [top_k, *(bound for bound in doubled[1:] if experts - bound >= bound // 2)]
+        bounds = [*bounds, experts] if experts > top_k else [experts]
+        sizes = np.diff(bounds)
+        return cls(top_k, tuple(bounds), tuple(map(min, draws, sizes.tolist())))
+
+    @property
+    def toggles(self) -> int:
+        """Toggles of a token in a layer."""
+        return self.top_k + sum(self.draws)
+
+    def weight_E(self) -> Tensor:
+        """Return the inverse chance that a rank is toggled, float64, (experts,)."""
+        weights = [size / draw for size, draw in zip(np.diff(self.bounds), self.draws, strict=True)]
+        repeats = [self.top_k, *np.diff(self.bounds)]
+        return torch.from_numpy(np.repeat([1.0, *weights], repeats))
+
+    def draw(self, tokens: int, layers: int, rng: np.random.Generator) -> Tensor:
+        """Draw ranks without replacement within each stratum: int64, (L, P, A), rising in A."""
+        rank_LPA = [np.broadcast_to(np.arange(self.top_k), (layers, tokens, self.top_k))]
+        for first, last, draws in zip(self.bounds, self.bounds[1:], self.draws, strict=False):
+            rank_R = np.arange(first, last)
+            rank_LPR = rng.permuted(np.broadcast_to(rank_R, (layers, tokens, rank_R.size)), axis=2)
+            rank_LPA.append(np.sort(rank_LPR[..., :draws], axis=2))
+        return torch.from_numpy(np.concatenate(rank_LPA, axis=2))
+
+
+def toggle_experts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    tokens: int,
+    window: int | None = None,
+    draws: Sequence[int] = (3, 3, 2),
+    rng: np.random.Generator,
+) -> Toggles:
+    """Toggle experts of ``tokens`` tokens of ``texts`` in every layer of the stock model.
+
+    Every text is a document of its own, read after the tokenizer's prefix token as for perplexity
+    and cut at the window. Tokens are spread evenly over the documents, and uniformly over the
+    positions of a document that have a next token. In each layer all experts of the model's own
+    choice are removed, one at a time, and experts of a random sample of lower ranks are added, as
+    :mod:`moe_routing.engine.toggling` says.
+
+    Everything is computed in float32 or better. A model of lower precision needs memory for the
+    float32 weights of one module at a time, in practice the experts of one layer: 1.6 GB for
+    OLMoE-1B-7B.
+
+    The noise floor is the 99th percentile by layer of the KL of toggles of weight zero: the most
+    probable expert that was not selected is added with the weight 0, in batches of their own, so in
+    another row and batch shape than the predictions they are compared with.
+
+    Args:
+        model: the stock model.
+        tokenizer: its tokenizer.
+        texts: documents that are not evaluated on.
+        tokens: number of tokens to intervene on.
+        window: most tokens of a document that are read; at most the model's longest sequence.
+        draws: lower ranks per token and layer, by stratum; see :meth:`Strata.of`.
+        rng: draws documents, positions and ranks.
+
+    Raises:
+        InputError: too few tokens in the texts, a text without a token, an effect that is not
+            finite, a model that is routed, or one whose attention or positions make branches
+            inexact.
+    """
+    if routing := sole_replacement(model):
+        raise InputError(f"toggles: the model is {routing}; allowed: the stock model")
+    routers = find_routers(model)
+    strata = Strata.of(routers[0].num_experts, routers[0].top_k, draws)
+    encoder = Encoder(tokenizer, calibration_window(model, window))
+    probes = choose_tokens(encoder, texts, tokens, rng)
+    rank_LPA = strata.draw(tokens, len(routers), rng)
+    longest = max(probe.ids_S.numel() - 1 for probe in probes)
+    with toggling(model, longest, "toggles") as toggle:
+        effects = _run(toggle, probes, rank_LPA)
+        # The most probable expert that was not selected; of a dense model, one that stays.
+        quiet = min(strata.top_k, strata.bounds[-1] - 1)
+        few = probes[:NOISE_DOCUMENTS]
+        rank_LP1 = torch.full((len(routers), sum(len(p.positions) for p in few), 1), quiet)
+        noise = _run(toggle, few, rank_LP1, effects.stock_PSH)
+    weight_E = strata.weight_E()
+    places = [(p.document, position) for p in probes for position in p.positions]
+    document_LPA, position_LPA = (
+        torch.tensor(place_P)[:, None].expand_as(rank_LPA) for place_P in zip(*places, strict=True)
+    )
+    layer_LPA = torch.arange(len(routers))[:, None, None].expand_as(rank_LPA)
+    return Toggles(
+        document_P=document_LPA.flatten(),
+        position_P=position_LPA.flatten(),
+        layer_P=layer_LPA.flatten(),
+        expert_P=effects.expert_LPA.flatten(),
+        rank_P=rank_LPA.flatten(),
+        weight_P=effects.weight_LPA.flatten(),
+        norm_P=effects.norm_LPA.flatten(),
+        kl_P=effects.kl_LPA.flatten(),
+        loss_change_P=effects.change_LPAS.flatten(),
+        sampling_weight_P=weight_E[rank_LPA].flatten(),
+        rank_weight_E=weight_E,
+        noise_L=noise.kl_LPA[..., 0].quantile(NOISE_QUANTILE, dim=1),
+        rule=routers[0].rule,
+        fingerprint=model_fingerprint(model),
+    )
+
+
+def choose_tokens(
+    encoder: Encoder, texts: Sequence[str], tokens: int, rng: np.random.Generator
+) -> list[Probe]:
+    """Draw tokens, as many of each text as of any other if they are long enough.
+
+    Texts are read in their first window, after the prefix token.
+
+    Returns:
+        In the order of the texts, those with a token; positions rise.
+
+    Raises:
+        InputError: the texts have fewer tokens, or one of them none.
+    """
+    order = [int(index) for index in rng.permutation(len(texts))[:tokens]]
+    windows = encoder.rolling([texts[index] for index in order])
+    documents = [[*first.input_ids, first.target_ids[-1]] for first, *_ in windows]
+    lengths = np.array([len(ids) - 1 for ids in documents])
+    if lengths.sum() < tokens:
+        raise InputError(
+            f"calibration text has {lengths.sum()} tokens in {len(texts)} documents of at most "
+            f"{encoder.max_length} tokens each; toggles need {tokens}"
+        )
+    counts = np.zeros_like(lengths)
+    while left := tokens - counts.sum():
+        counts[np.flatnonzero(counts < lengths)[:left]] += 1
+    probes = []
+    drawn = zip(order, documents, lengths, counts, strict=True)
+    for index, ids, length, count in sorted(drawn, key=lambda document: document[0]):
+        positions = sorted(rng.choice(length, count, replace=False).tolist())
+        probes.append(Probe(index, torch.tensor(ids), tuple(positions)))
+    return probes
+
+
+def _run(
+    toggle: Callable[..., Effects],
+    probes: Sequence[Probe],
+    rank_LPA: Tensor,
+    stock_PSH: Tensor | None = None,
+) -> Effects:
+    """Toggle experts of given ranks in batches; with ``stock_PSH``, with the weight zero."""
+    parts, first = [], 0
+    layers, tokens, toggles = rank_LPA.shape
+    label = "toggle experts" if stock_PSH is None else "noise floor"
+    with tqdm(total=tokens, desc=label, unit="token") as bar:
+        for batch in batches(probes, layers * toggles):
+            last = first + sum(len(probe.positions) for probe in batch)
+            ranks = dict(enumerate(rank_LPA[:, first:last]))
+            stock = None if stock_PSH is None else stock_PSH[first:last]
+            parts.append(toggle(batch, ranks, weightless=stock is not None, stock_PSH=stock))
+            bar.update(last - first)
+            first = last
+    return Effects.concatenated(parts)

@@ -1,0 +1,203 @@
+"""Branches of a packed batch are continuations of their documents with one expert toggled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_routing.engine.adapters import find_experts, find_routers
+from moe_routing.engine.patching import patched_forward, sole_replacement
+from moe_routing.engine.routed import routed
+from moe_routing.engine.toggling import Effects, Probe, toggling
+from moe_routing.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model("Olmoe", num_hidden_layers=3, num_key_value_heads=1, norm_topk_prob=False)
+
+
+def ids_of(length, seed):
+    return torch.randint(3, 64, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+PROBES = (
+    Probe(0, ids_of(20, 0), (0, 7, 18)),
+    Probe(3, ids_of(9, 1), (5,)),
+    Probe(4, ids_of(20, 2), (4, 16)),
+)
+
+
+def ranks(probes, layers, *chosen):
+    tokens = sum(len(probe.positions) for probe in probes)
+    return {layer: torch.tensor([chosen] * tokens) for layer in layers}
+
+
+def run(model, probes, rank_LPA, **settings):
+    with toggling(model, 20, "test") as toggle:
+        return toggle(probes, rank_LPA, **settings)
+
+
+def losses(model, ids_S):
+    with torch.inference_mode():
+        logits_SV = model(ids_S[None, :-1], use_cache=False).logits[0]
+    return F.cross_entropy(logits_SV.double(), ids_S[1:], reduction="none")
+
+
+def slow_change(model, ids_S, position, layer, expert):
+    """Recompute a whole document without one expert, and compare all its losses."""
+
+    def without(inner):
+        def forward(hidden_TH):
+            logits_TE, weight_TK, index_TK = inner(hidden_TH)
+            weight_TK[position] *= index_TK[position] != expert
+            return logits_TE, weight_TK, index_TK
+
+        return forward
+
+    before = losses(model, ids_S)
+    with patched_forward(find_routers(model)[layer].module, without):
+        return losses(model, ids_S) - before
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_losses_after_a_removal_are_those_of_whole_documents(model, steps):
+    layers = (0, 1)
+    found = run(model, PROBES, ranks(PROBES, layers, 0, 1), steps=steps)
+    probed = [(probe, position) for probe in PROBES for position in probe.positions]
+    assert found.change_LPAS.shape == (2, 6, 2, steps)
+    for index, (probe, position) in enumerate(probed):
+        for place, layer in enumerate(layers):
+            for branch in range(2):
+                expert = int(found.expert_LPA[place, index, branch])
+                slow_S = slow_change(model, probe.ids_S, position, layer, expert)[position:][:steps]
+                change_S = found.change_LPAS[place, index, branch]
+                assert torch.allclose(change_S[: len(slow_S)], slow_S, atol=2e-5)
+                assert (change_S[len(slow_S) :] == 0).all()  # beyond the end of the document
+    assert found.change_LPAS.abs().amax((1, 2)).min() > 0.001
+
+
+def test_a_document_is_alone_in_its_batch(model):
+    together = run(model, PROBES, ranks(PROBES, (0, 1, 2), 0, 5), steps=2)
+    parts = [run(model, [probe], ranks([probe], (0, 1, 2), 0, 5), steps=2) for probe in PROBES]
+    alone = Effects.concatenated(parts)
+    assert torch.equal(together.expert_LPA, alone.expert_LPA)
+    for name in ("probability_LPA", "weight_LPA", "norm_LPA", "kl_LPA", "change_LPAS", "stock_PSH"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-5), name
+
+
+def test_layers_do_not_depend_on_each_other(model):
+    whole = run(model, PROBES, ranks(PROBES, (0, 1, 2), 0, 5))
+    part = run(model, PROBES, ranks(PROBES, (2, 1), 0, 5))
+    assert torch.equal(part.expert_LPA, whole.expert_LPA[1:])
+    assert torch.allclose(part.kl_LPA, whole.kl_LPA[1:], rtol=1e-3, atol=1e-10)
+
+
+def test_a_toggle_of_weight_zero_is_rounding(model):
+    for rank in (0, 5):
+        found = run(model, PROBES, ranks(PROBES, (0, 1, 2), rank), weightless=True, steps=3)
+        assert found.kl_LPA.max() < 1e-10
+        assert found.change_LPAS.abs().max() < 1e-5
+
+
+def test_branches_are_compared_with_given_states(model):
+    rank_LPA = ranks(PROBES, (0, 1, 2), 0)
+    found = run(model, PROBES, rank_LPA)
+    again = run(model, PROBES, rank_LPA, stock_PSH=found.stock_PSH)
+    moved = run(model, PROBES, rank_LPA, stock_PSH=found.stock_PSH.roll(1, 0))
+    assert torch.equal(again.kl_LPA, found.kl_LPA)
+    assert moved.kl_LPA.min() > 0.01
+
+
+def test_weights_are_the_removed_and_the_added_ones(make_model):
+    for normalised in (False, True):
+        model = make_model("Olmoe", norm_topk_prob=normalised)
+        found = run(model, PROBES, ranks(PROBES, (0, 1), *range(8)))
+        scale_LP1 = found.probability_LPA[..., :2].sum(-1, keepdim=True) if normalised else 1
+        assert torch.allclose(found.weight_LPA, found.probability_LPA / scale_LP1)
+        assert (found.probability_LPA.diff() <= 0).all()
+        assert torch.allclose(found.probability_LPA.sum(-1), torch.ones(2, 6))
+
+
+def test_of_equal_probabilities_the_chosen_experts_come_first(make_model):
+    model = make_model("Olmoe")
+    with torch.no_grad():
+        find_routers(model)[0].module.weight.zero_()
+    with torch.inference_mode():
+        chosen_K = find_routers(model)[0].module(torch.zeros(1, 32))[2][0]
+    found = run(model, PROBES, ranks(PROBES, (0,), *range(8)))
+    assert set(found.expert_LPA[0, 0, :2].tolist()) == set(chosen_K.tolist())
+    assert found.expert_LPA[0, 0].sort().values.tolist() == list(range(8))
+    removed_PA, added_PA = found.kl_LPA[0].split([2, 6], -1)
+    assert removed_PA.min() > 1e-8
+    assert added_PA.min() > 1e-8
+
+
+def test_the_model_is_restored_even_after_an_error(model):
+    before = losses(model, PROBES[0].ids_S)
+
+    def stopped():
+        with toggling(model, 20, "test") as toggle:
+            toggle(PROBES, ranks(PROBES, (0,), 0))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    assert torch.equal(losses(model, PROBES[0].ids_S), before)
+    assert sole_replacement(model) is None
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_routed_model_is_refused(model):
+    with (
+        toggling(model, 20, "test") as toggle,
+        pytest.raises(InputError, match="the model is routed by 'regular_k2' already"),
+        routed(model, "regular_k2"),
+    ):
+        toggle(PROBES, ranks(PROBES, (0,), 0))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "sliding"])
+def test_documents_too_long_for_packed_attention_are_refused(make_model, kind):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    settings = {
+        "dynamic": ("Olmoe", {"max_position_embeddings": 16, "rope_parameters": rope}),
+        "sliding": ("Mixtral", {"sliding_window": 16}),
+    }
+    family, choices = settings[kind]
+    model = make_model(family, **choices)
+    with toggling(model, 16, "test"):
+        pass
+    with (
+        pytest.raises(InputError, match="test: documents of 17 tokens; allowed: at most 16, becau"),
+        toggling(model, 17, "test"),
+    ):
+        pass
+
+
+def test_half_precision_weights_are_back_and_their_results_single(make_model):
+    half = make_model("Qwen2Moe").bfloat16()
+    weights = dict(half.named_parameters())
+    rank_LPA = ranks(PROBES, (0, 1), 0, 1, 4)
+    narrow = run(half, PROBES, rank_LPA)
+    assert all(weights[name] is weight for name, weight in half.named_parameters())
+    assert narrow.stock_PSH.dtype == torch.float32
+    wide = run(half.float(), PROBES, rank_LPA)
+    assert torch.allclose(narrow.kl_LPA, wide.kl_LPA, rtol=1e-3, atol=1e-10)
+
+
+def test_norms_are_those_of_the_experts_outputs(model):
+    seen = {}
+
+    def keep(_, inputs, __):
+        seen["hidden"] = inputs[0]
+
+    found = run(model, PROBES[1:2], ranks(PROBES[1:2], (1,), 0, 1, 6))
+    handle = find_experts(model)[1].register_forward_hook(keep)
+    losses(model, PROBES[1].ids_S)
+    handle.remove()
+    module, hidden_H = find_experts(model)[1], seen["hidden"][5]
+    for norm, expert in zip(found.norm_LPA[0, 0], found.expert_LPA[0, 0].tolist(), strict=True):
+        gate, up = (module.gate_up_proj[expert] @ hidden_H).chunk(2)
+        assert torch.allclose(norm, (module.down_proj[expert] @ (F.silu(gate) * up)).norm())
