@@ -79,6 +79,7 @@ def simulated_toggles(sample: CalibrationSample, tokens: int) -> Toggles:
         expert_P=expert_TE.flatten(),
         rank_P=torch.arange(sample.num_experts).repeat(tokens),
         weight_P=sorted_TE.flatten(),
+        weight_LTE=probability_TE[None],
         norm_P=torch.ones_like(token_P).float(),
         kl_P=effect_P,
         loss_change_P=effect_P,

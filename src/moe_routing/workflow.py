@@ -20,6 +20,7 @@ from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
+from moe_routing.vocabulary import NeededId
 
 
 def validate_config(values: dict) -> StudyConfig:
@@ -113,6 +114,32 @@ def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
     return chosen
 
 
+def toggle_files(nulls: Iterable[str], results: str) -> list[str]:
+    """Return the file of toggled experts if one of the nulls is fitted on it, otherwise none."""
+    toggled = any(NeededId.parse(null) for null in nulls)
+    return [f"{results}/calibration/toggles.safetensors"] if toggled else []
+
+
+def null_files(nulls: Iterable[str], results: str) -> list[str]:
+    """Return the files of fitted nulls, and the toggles if a null is bound to them."""
+    names = list(nulls)
+    files = [f"{results}/calibration/nulls/{null}.safetensors" for null in names]
+    return [*files, *toggle_files(names, results)]
+
+
+def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
+    """Return the options of ``fit_null.py`` for a null that is fitted on toggled experts.
+
+    They are also what the rule depends on: another epsilon fits only nulls without their own again.
+    """
+    name = NeededId.parse(null)
+    if name is None:
+        return []
+    epsilon = study.calibration.epsilon if name.epsilon is None else None
+    chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
+    return ["--toggles", *toggle_files([null], results), *chosen]
+
+
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:
     """Return the files that an analysis reads."""
     calibration, model = f"{results}/calibration", f"{results}/model.json"
@@ -121,7 +148,7 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
     def fitted(nulls: list[str] | None) -> list[str]:
         names = nulls or study.calibration.nulls
         text = f"{results}/data/{text_dataset(study.datasets)}.parquet"
-        return [model, text, sample, *(f"{calibration}/nulls/{x}.safetensors" for x in names)]
+        return [model, text, sample, *null_files(names, results)]
 
     files = {
         BASELINE: [model, *(f"{results}/data/{name}.parquet" for name in study.datasets)],

@@ -337,18 +337,15 @@ def test_the_ablation_removes_every_selected_pair_of_the_stock_router_once(resul
     assert not removals.duplicated(["document", "position", "layer", "expert"]).any()
     assert set(removals["arm"]) == {"regular_k8"}
     assert set(removals["layer"]) == {0, 15}
-    assert removals["hit"].mean() > 0.95
     overall = ablation[(ablation["layer"] == "all") & (ablation["scope"] == "own")]
     assert set(overall["arm"]) == {"regular_k8", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
-    assert (overall["n_missed"] == (~removals["hit"]).sum()).all()
     # Every arm has the same removals, and calls some of them discoveries.
-    assert (overall["n_discoveries"] + overall["n_undiscovered"] == removals["hit"].sum()).all()
+    assert (overall["n_discoveries"] + overall["n_undiscovered"] == len(removals)).all()
     found = pd.read_parquet(results / "ablation" / "discoveries.parquet")
-    missed = removals.loc[~removals["hit"], ["document", "position", "layer", "expert"]]
     for arm, rows in overall[overall["null"] != "none"].groupby("arm"):
         own = found[found["arm"] == arm]
         # The same for every epsilon.
-        assert set(rows["n_discoveries"] + rows["n_beyond"]) == {len(own) - len(own.merge(missed))}
+        assert set(rows["n_discoveries"] + rows["n_beyond"]) == {len(own)}
 
 
 def test_probes_are_drawn_by_the_seed(results, config, nano):

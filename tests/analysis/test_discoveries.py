@@ -14,13 +14,11 @@ from moe_routing.analysis.discoveries import (
 from moe_routing.statistics.proportions import wilson_interval
 
 
-def removal(
-    document, layer, change, *, discovered=True, position=0, weight=0.1, hit=True, beyond=0
-):
+def removal(document, layer, change, *, discovered=True, position=0, weight=0.1, beyond=0):
     return {
         "arm": "bh", "null": "pooled", "alpha": 0.05, "document": document, "position": position,
         "layer": layer, "expert": 0, "rank": 0, "discovered": discovered, "weight": weight,
-        "hit": hit, "change": change, "change_window": 2 * change, "noise_floor": 1e-6,
+        "change": change, "change_window": 2 * change, "noise_floor": 1e-6,
         "beyond": beyond,
     }  # fmt: skip
 
@@ -63,44 +61,17 @@ def test_proportion_and_rate_by_hand(removals):
     assert pick(table, scope="window", epsilon=0.01, layer="all")["fdp"] == pytest.approx(1 / 5)
 
 
-def test_removals_that_hit_nothing_are_counted_and_left_out(removals):
-    missed = pd.DataFrame(
-        [
-            removal("a", 0, 0.0, hit=False),  # beside others of the same decision
-            removal("d", 3, 0.0, hit=False),  # in a decision and a document of its own
-            removal("b", 3, 0.0, discovered=False, hit=False),
-        ]
-    )
-    both = pd.concat([removals, missed], ignore_index=True)
-    table = false_discoveries(both, [0.01, 0.25], confidence=0.95)
-    assert pick(table, scope="own", epsilon=0.01, layer="all")["n_missed"] == 3
-    assert pick(table, scope="own", epsilon=0.01, layer=0)["n_missed"] == 1
-    alone = false_discoveries(removals, [0.01, 0.25], confidence=0.95)
-    assert (alone["n_missed"] == 0).all()
-    columns = [name for name in table if name != "n_missed"]
-    pd.testing.assert_frame_equal(table[columns], alone[columns])
-
-
-def test_an_arm_whose_every_removal_missed_has_no_proportion():
-    row = false_discoveries(
-        pd.DataFrame([removal("a", 0, 0.0, hit=False)]), [0.01], confidence=0.95
-    ).iloc[0]
-    assert (row["n_missed"], row["n_discoveries"], row["n_decisions"]) == (1, 0, 0)
-    assert np.isnan(row["fdp"])
-    assert np.isnan(row["fdr"])
-
-
 def test_discoveries_beyond_what_was_selected_are_counted_once_a_decision():
     rows = [
         removal("a", 0, 0.0, beyond=3),
         removal("a", 0, 0.5, beyond=3),  # the same decision
         removal("a", 1, 0.5, beyond=1),
-        removal("b", 0, 0.5, beyond=2, hit=False),
+        removal("b", 0, 0.5, beyond=2),
     ]
     table = false_discoveries(pd.DataFrame(rows), [0.01], confidence=0.95)
     assert pick(table, scope="own", layer="all")["n_beyond"] == 6
     assert pick(table, scope="own", layer=0)["n_beyond"] == 5
-    assert pick(table, scope="own", layer="all")["n_discoveries"] == 3
+    assert pick(table, scope="own", layer="all")["n_discoveries"] == 4
 
 
 def test_one_set_of_removals_is_labelled_by_every_rule():
@@ -177,7 +148,6 @@ def test_weight_that_predicts_the_change_is_found_by_layer(rng):
         document = f"d{place % 20}"
         rows.append(removal(document, 0, weight * rng.choice([-1, 1]), weight=weight))
         rows.append(removal(document, 1, rng.normal(), weight=weight))
-        rows.append(removal(document, 0, 0.0, weight=5.0, hit=False))
     table = weight_and_importance(
         pd.DataFrame(rows), confidence=0.95, resamples=300, rng=rng
     ).set_index("layer")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_routing.analysis.held_out import held_out_fdr, of_documents
+from moe_routing.analysis.held_out import held_out_fdr
 from moe_routing.analysis.null_size import Evidence
 from moe_routing.routing.nulls import fit_null, sample_inputs
 from moe_routing.routing.nulls.needed import Needed
@@ -45,6 +45,7 @@ def simulated():
         expert_P=expert_P,
         rank_P=rank_P,
         weight_P=probability_LTE[layer_P, token_P, expert_P],
+        weight_LTE=probability_LTE,
         norm_P=torch.ones(len(layer_P)),
         kl_P=kl_LTE[layer_P, token_P, expert_P],
         loss_change_P=kl_LTE[layer_P, token_P, expert_P],
@@ -70,7 +71,7 @@ def simulated():
 @pytest.fixture(scope="module")
 def fitted(simulated):
     sample, toggles, *_ = simulated
-    null = fit_null("needed_e1e4", sample, of_documents(toggles, range(TOKENS // 4)))
+    null = fit_null("needed_e1e4", sample, toggles.of_documents(range(TOKENS // 4)))
     assert isinstance(null, Needed)
     return null
 
@@ -80,14 +81,14 @@ def held_out(simulated):
     """Toggles of the other half of the documents, with probabilities and true effects."""
     _, toggles, probability_LTE, kl_LTE = simulated
     later_T = slice(TOKENS // 2, None)
-    test = of_documents(toggles, range(TOKENS // 4, TOKENS // 2))
+    test = toggles.of_documents(range(TOKENS // 4, TOKENS // 2))
     return test, probability_LTE[:, later_T], kl_LTE[:, later_T]
 
 
 def test_the_rate_is_at_most_alpha_and_near_the_truth(fitted, held_out, rng):
     test, probability_LTE, kl_LTE = held_out
     alphas = [0.05, 0.1, 0.2]
-    table = held_out_fdr(fitted, test, probability_LTE, alphas, **INTERVAL, rng=rng)
+    table = held_out_fdr(fitted, test, alphas, **INTERVAL, rng=rng)
     assert table["layer"].tolist() == ["0", "1", "all"] * 3
     assert set(table["n_documents"]) == {TOKENS // 4}
     for alpha, rows in table.groupby("alpha"):
@@ -115,11 +116,10 @@ def test_the_rate_is_at_most_alpha_and_near_the_truth(fitted, held_out, rng):
 
 def test_the_rate_of_all_experts_is_their_share(simulated, fitted, held_out, rng):
     """With every expert selected the weighted proportion estimates that of the true nulls."""
-    test, probability_LTE, kl_LTE = held_out
+    test, _, kl_LTE = held_out
     table = held_out_fdr(
         fitted,
         test,
-        probability_LTE,
         [0.5],
         levels=lambda experts, alpha: torch.ones(experts, dtype=torch.float64),
         **INTERVAL,
@@ -132,9 +132,9 @@ def test_the_rate_of_all_experts_is_their_share(simulated, fitted, held_out, rng
 
 
 def test_by_selects_fewer(fitted, held_out, rng):
-    test, probability_LTE, _ = held_out
+    test, *_ = held_out
     bh, by = (
-        held_out_fdr(fitted, test, probability_LTE, [0.2], **INTERVAL, **levels, rng=rng).iloc[2]
+        held_out_fdr(fitted, test, [0.2], **INTERVAL, **levels, rng=rng).iloc[2]
         for levels in ({}, {"levels": by_levels})
     )
     assert by["mean_rejected"] < bh["mean_rejected"]
@@ -149,8 +149,9 @@ def test_evidence_counts_as_the_procedure_does(simulated, fitted):
     assert len(found_T.unique()) > 2
 
 
-def test_probabilities_of_other_tokens_are_refused(fitted, held_out, rng):
-    test, probability_LTE, _ = held_out
-    for other in (probability_LTE[:, 1:], probability_LTE.flip(1)):
-        with pytest.raises(ValueError, match="not that of the toggled pairs"):
-            held_out_fdr(fitted, test, other, [0.1], **INTERVAL, rng=rng)
+def test_documents_keep_their_tokens(simulated):
+    _, toggles, probability_LTE, _ = simulated
+    part = toggles.of_documents([3, 7])
+    assert part.document_P.unique().tolist() == [3, 7]
+    assert torch.equal(part.weight_LTE, probability_LTE[:, [6, 7, 14, 15]])
+    assert torch.equal(part.weight_LTE[part.layer_P, part.token_P, part.expert_P], part.weight_P)

@@ -83,7 +83,7 @@ def test_a_document_is_alone_in_its_batch(model):
     parts = [run(model, [probe], ranks([probe], (0, 1, 2), 0, 5), steps=2) for probe in PROBES]
     alone = Effects.concatenated(parts)
     assert torch.equal(together.expert_LPA, alone.expert_LPA)
-    for name in ("probability_LPA", "weight_LPA", "norm_LPA", "kl_LPA", "change_LPAS", "stock_PSH"):
+    for name in ("weight_LPE", "norm_LPA", "kl_LPA", "change_LPAS", "stock_PSH"):
         assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-5), name
 
 
@@ -111,13 +111,16 @@ def test_branches_are_compared_with_given_states(model):
 
 
 def test_weights_are_the_removed_and_the_added_ones(make_model):
-    for normalised in (False, True):
-        model = make_model("Olmoe", norm_topk_prob=normalised)
-        found = run(model, PROBES, ranks(PROBES, (0, 1), *range(8)))
-        scale_LP1 = found.probability_LPA[..., :2].sum(-1, keepdim=True) if normalised else 1
-        assert torch.allclose(found.weight_LPA, found.probability_LPA / scale_LP1)
-        assert (found.probability_LPA.diff() <= 0).all()
-        assert torch.allclose(found.probability_LPA.sum(-1), torch.ones(2, 6))
+    """Of the first layer, whose inputs are the same; renormalised, the chosen two add up to 1."""
+    raw, normalised = (
+        run(
+            make_model("Olmoe", norm_topk_prob=flag), PROBES, ranks(PROBES, (0,), *range(8))
+        ).weight_LPA[0]
+        for flag in (False, True)
+    )
+    assert (raw.diff() <= 0).all()
+    assert torch.allclose(raw.sum(-1), torch.ones(6))
+    assert torch.allclose(normalised, raw / raw[:, :2].sum(-1, keepdim=True))
 
 
 def test_of_equal_probabilities_the_chosen_experts_come_first(make_model):

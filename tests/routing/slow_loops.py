@@ -253,6 +253,7 @@ def simulated_toggles(
         expert_P=expert_P,
         rank_P=rank_P,
         weight_P=probability_LTE[layer_P, token_P, expert_P],
+        weight_LTE=torch.as_tensor(probability_LTE),
         norm_P=torch.ones_like(kl_P, dtype=torch.float32),
         kl_P=kl_P,
         loss_change_P=kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape)),

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from workflow_runs import snakemake
 
+from moe_routing.config.study import load_config
+from moe_routing.workflow import null_files, null_options
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +44,19 @@ def test_real_study_is_planned_with_gpus(checkout):
     # 23 strategies, 7 points of static curves, 5 controls of each of two BH strategies, 5 rivals.
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
     assert len(scoring) == 45 + 1
+
+
+def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
+    study = load_config(ROOT / "config/smoke.yaml")
+    calibration = study.calibration.model_copy(update={"epsilon": 3e-5})
+    study = study.model_copy(update={"calibration": calibration})
+    toggles = "r/calibration/toggles.safetensors"
+    assert null_options(study, "pooled", "r") == []
+    assert null_options(study, "needed_e1e4", "r") == ["--toggles", toggles]
+    assert null_options(study, "needed_loss", "r") == ["--toggles", toggles, "--epsilon", "3e-05"]
+    pooled, needed = (f"r/calibration/nulls/{name}.safetensors" for name in ("pooled", "needed"))
+    assert null_files(["pooled"], "r") == [pooled]
+    assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles]
 
 
 def test_study_without_controls_is_planned_without_their_jobs(checkout):

@@ -1,4 +1,5 @@
 # Router logits of calibration text, and the nulls fitted on them.
+from moe_routing.workflow import null_options, toggle_files
 
 
 rule sample_logits:
@@ -29,7 +30,8 @@ rule sample_logits:
 
 rule fit_null:
     input:
-        f"{RESULTS}/calibration/router_logits.safetensors",
+        sample=f"{RESULTS}/calibration/router_logits.safetensors",
+        toggles=lambda wildcards: toggle_files([wildcards.null], RESULTS),
     output:
         null=f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
         diagnostics=f"{RESULTS}/calibration/nulls/{{null}}.csv",
@@ -41,8 +43,10 @@ rule fit_null:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        options=lambda wildcards: null_options(study, wildcards.null, RESULTS),
     message:
         "Fitting null {wildcards.null}"
     shell:
-        "python scripts/fit_null.py --sample {input:q} --null {wildcards.null:q} "
-        "--out {output.null:q} --diagnostics {output.diagnostics:q} 2> {log:q}"
+        "python scripts/fit_null.py --sample {input.sample:q} --null {wildcards.null:q} "
+        "{params.options:q} --out {output.null:q} --diagnostics {output.diagnostics:q} 2> {log:q}"

@@ -1,6 +1,8 @@
 # The GPU jobs. One scores a few strategies of a family, or a few controls, on every evaluation set,
 # so that starting Python and loading the model serves them all; and one scores the baseline under
 # every numerics arm. A rule has the same number of outputs for any wildcard, hence one rule per job.
+from moe_routing.workflow import null_files
+
 for strategies in study.scoring_jobs:
 
     rule:
@@ -10,10 +12,7 @@ for strategies in study.scoring_jobs:
             model=f"{RESULTS}/model.json",
             data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
             sample=f"{RESULTS}/calibration/router_logits.safetensors",
-            nulls=expand(
-                f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-                null=study.nulls_of(*strategies, study.statistics.baseline),
-            ),
+            nulls=null_files(study.nulls_of(*strategies, study.statistics.baseline), RESULTS),
             # One of the strategies may be the baseline under another id, and is not scored again.
             baseline=expand(
                 f"{RESULTS}/cells/{study.statistics.baseline}/{{dataset}}.{{kind}}",
@@ -67,10 +66,7 @@ rule numerics:
         model=f"{RESULTS}/model.json",
         data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
         sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        nulls=expand(
-            f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
-            null=study.nulls_of(study.statistics.baseline),
-        ),
+        nulls=null_files(study.nulls_of(study.statistics.baseline), RESULTS),
     output:
         tables=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",

@@ -280,7 +280,7 @@ def _removals(
     repeated = {name: np.array(values)[token] for name, values in by_token.items()}
     return pd.DataFrame({
         "document": repeated["document"], "position": repeated["position"], "layer": layer,
-        "expert": flat["expert"], "rank": rank, "weight": flat["weight"], "hit": True,
+        "expert": flat["expert"], "rank": rank, "weight": flat["weight"],
         "change": flat["change"], "change_window": flat["change_window"],
         "followed": repeated["followed"], "noise_floor": repeated["noise_floor"],
     })  # fmt: skip

@@ -1,10 +1,10 @@
 """Empirical false discovery proportions from interventions.
 
 Pure functions of tables. A removal is one row: ``arm`` (the strategy that routed), ``document``,
-``position``, ``layer``, ``expert``, ``rank``, ``discovered``, ``weight``, ``hit`` (whether the
-expert was selected, so that it could be removed), ``change`` (of the token's own next-token loss,
-nats), ``change_window`` (summed over the followed tokens) and ``noise_floor`` (the change of that
-loss by rounding alone). A decision is the routing of one token in one layer.
+``position``, ``layer``, ``expert``, ``rank``, ``discovered``, ``weight``, ``change`` (of the
+token's own next-token loss, nats), ``change_window`` (summed over the followed tokens) and
+``noise_floor`` (the change of that loss by rounding alone). A decision is the routing of one token
+in one layer.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ def false_discoveries(
     decisions with a discovery. ``fdp`` and ``fdr`` have Wilson intervals with the design effect of
     documents (conservative for ``fdr``, whose values are fractions). ``harmful`` is the proportion
     of discoveries whose removal lowers the loss by epsilon or more. ``n_undiscovered`` counts
-    removals of experts that the rule did not discover. A removal that hit nothing says nothing
-    about the expert: ``n_missed`` counts these, discovered or not, and all other columns leave them
-    out. ``noise_floor`` is the 95 % quantile of the change by rounding alone; results for a smaller
-    epsilon mean nothing.
+    removals of experts that the rule did not discover. ``noise_floor`` is the 95 % quantile of the
+    change by rounding alone; results for a smaller epsilon mean nothing.
     """
     rows = []
     keys = ["arm", "null", "alpha"]
@@ -91,9 +89,7 @@ def false_discoveries(
 def _proportions(
     group: pd.DataFrame, column: str, epsilon: float, confidence: float
 ) -> dict[str, float]:
-    missed = int((~group["hit"]).sum())
     beyond = int(group.drop_duplicates(DECISION)["beyond"].sum())
-    group = group[group["hit"]]
     false = group["discovered"] & (group[column].abs() < epsilon)
     found = group[group["discovered"]]
     decisions = (
@@ -107,7 +103,6 @@ def _proportions(
         "n_documents": group["document"].nunique(),
         "n_undiscovered": int((~group["discovered"]).sum()),
         "n_beyond": beyond,
-        "n_missed": missed,
         "any_proportion": float((decisions["discovered"] > 0).mean()),
         **_proportion("fdp", false[group["discovered"]], found["document"], confidence),
         **_proportion("fdr", proportion, decisions["document"], confidence),
@@ -134,10 +129,10 @@ def weight_and_importance(
     """Return by arm and layer the correlation of an expert's weight with the effect of its removal.
 
     Spearman's correlation of the weight with the absolute change of the token's own loss, with
-    percentile limits over resampled documents. Removals that hit nothing are left out.
+    percentile limits over resampled documents.
     """
     rows = []
-    for (arm, layer), group in removals[removals["hit"]].groupby(["arm", "layer"], sort=False):
+    for (arm, layer), group in removals.groupby(["arm", "layer"], sort=False):
         rho, low, high = spearman_limits(
             group["weight"].to_numpy(),
             group["change"].abs().to_numpy()[None],

@@ -6,7 +6,6 @@ Shape letters: L layers, T tokens, E experts, N ranks, P toggled pairs, S series
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,17 +22,9 @@ from moe_routing.routing.toggles import Toggles
 from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 
 
-def of_documents(toggles: Toggles, documents: Sequence[int]) -> Toggles:
-    """Return the toggled pairs of some documents."""
-    kept_P = torch.isin(toggles.document_P, torch.tensor(documents))
-    by_pair = [name for name in Toggles.TENSORS if name.endswith("_P")]
-    return replace(toggles, **{name: getattr(toggles, name)[kept_P] for name in by_pair})
-
-
 def held_out_fdr(
     null: Needed,
     test: Toggles,
-    probability_LTE: Tensor,
     alphas: Sequence[float],
     *,
     levels: Callable[[int, float], Tensor] = bh_levels,
@@ -55,30 +46,19 @@ def held_out_fdr(
     Args:
         null: fitted on other documents.
         test: toggled pairs of the test tokens.
-        probability_LTE: all softmax probabilities of these tokens, which are in order of document
-            and position, float32, (layers, tokens, experts).
         alphas: levels.
         levels: maps the number of experts and alpha to the levels of the procedure.
         confidence: level of the intervals.
         resamples: number of bootstrap resamples.
         rng: source of randomness.
-
-    Raises:
-        ValueError: the probabilities are not those of the toggled pairs.
     """
-    place_P2 = torch.stack([test.document_P, test.position_P], dim=1)
-    token_T2, token_P = place_P2.unique(dim=0, return_inverse=True)
-    layers, tokens, experts = probability_LTE.shape
-    wanted = (test.num_layers, len(token_T2), test.num_experts)
-    if (layers, tokens, experts) != wanted or not torch.allclose(
-        probability_LTE[test.layer_P, token_P, test.expert_P], test.weight_P, rtol=1e-4
-    ):
-        raise ValueError(f"probability_LTE is not that of the toggled pairs, {wanted}")
+    layers, tokens, experts = test.weight_LTE.shape
+    token_P = test.token_P
     false_P = test.sampling_weight_P * not_needed(test, null.name.effect, null.epsilon)
-    document_T = token_T2[:, 0].numpy()
+    document_T = torch.zeros(tokens, dtype=torch.int64).scatter(0, token_P, test.document_P).numpy()
     parts = []
     for alpha in alphas:
-        count_LT = _rejections(null, probability_LTE, levels(experts, alpha))
+        count_LT = _rejections(null, test.weight_LTE, levels(experts, alpha))
         selected_P = test.rank_P < count_LT[test.layer_P, token_P]
         false_LT = torch.zeros(layers, tokens, dtype=torch.float64)
         false_LT.index_put_((test.layer_P, token_P), false_P * selected_P, accumulate=True)
@@ -99,11 +79,11 @@ def held_out_fdr(
     return pd.concat(parts, ignore_index=True)
 
 
-def _rejections(null: Needed, probability_LTE: Tensor, level_E: Tensor) -> Tensor:
+def _rejections(null: Needed, weight_LTE: Tensor, level_E: Tensor) -> Tensor:
     """Return how many experts the procedure selects, int64, (layers, tokens)."""
-    layers = probability_LTE.shape[0]
+    layers = weight_LTE.shape[0]
     critical_LN = StepUpTest.build(null, level_E, layers).critical_LN
-    sorted_LTE = sort_descending(probability_LTE.flatten(0, 1)).view(probability_LTE.shape)
+    sorted_LTE = sort_descending(weight_LTE.flatten(0, 1)).view(weight_LTE.shape)
     sorted_LTN = sorted_LTE[..., : critical_LN.shape[1]]
     return torch.stack(
         [num_rejected_at(sorted_LTN[layer], critical_LN[layer]) for layer in range(layers)]

@@ -93,8 +93,7 @@ class Effects:
 
     Attributes:
         expert_LPA: the toggled expert, int64.
-        probability_LPA: the router's softmax probability of it, float32.
-        weight_LPA: its weight in the layer's output: the one that is removed, or added; float32.
+        weight_LPE: the weight that the model gives, or would give, every expert, float32.
         norm_LPA: Euclidean norm of its output for the token, not weighted, float32.
         kl_LPA: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         change_LPAS: loss of the realised next token at each position of the branch, toggled minus
@@ -103,12 +102,16 @@ class Effects:
     """
 
     expert_LPA: Tensor
-    probability_LPA: Tensor
-    weight_LPA: Tensor
+    weight_LPE: Tensor
     norm_LPA: Tensor
     kl_LPA: Tensor
     change_LPAS: Tensor
     stock_PSH: Tensor
+
+    @property
+    def weight_LPA(self) -> Tensor:
+        """The weight that is removed, or added, float32."""
+        return self.weight_LPE.gather(-1, self.expert_LPA)
 
     @classmethod
     def concatenated(cls, parts: Sequence[Effects]) -> Effects:
@@ -197,10 +200,8 @@ def _toggle(
             "allowed: numbers (check the weights and the dtype)"
         )
     columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
-    expert_LPA, probability_LPA, weight_LPA, norm_LPA = map(torch.stack, columns)
-    return Effects(
-        expert_LPA, probability_LPA, weight_LPA, norm_LPA, kl_LPA, change_LPAS, stock_PSH
-    )
+    expert_LPA, weight_LPE, norm_LPA = map(torch.stack, columns)
+    return Effects(expert_LPA, weight_LPE, norm_LPA, kl_LPA, change_LPAS, stock_PSH)
 
 
 class _Batch:
@@ -319,15 +320,12 @@ class _Batch:
         _, order_PE = order_experts(probability_PE.float(), own_PE)
         expert_PA = order_PE.gather(1, self.rank_LPA[router.layer].to(order_PE.device))
         scale_P1 = weight_PK.sum(1, keepdim=True) / chosen_PK.sum(1, keepdim=True)
-        added_PA = probability_PE.gather(1, expert_PA) * scale_P1
+        would_PE = F.pad(probability_PE * scale_P1, (0, 1))
+        weight_PE = would_PE.scatter(1, index_PK, weight_PK)[:, :-1]
         hit_PAK = index_PK[:, None] == expert_PA[..., None]
         hit_PA = hit_PAK.any(-1)
-        removed_PA = (weight_PK[:, None] * hit_PAK).sum(-1)
-        self.seen[router.layer] = [
-            expert_PA,
-            probability_PE.gather(1, expert_PA).float().cpu(),
-            removed_PA.where(hit_PA, added_PA).float().cpu(),
-        ]
+        self.seen[router.layer] = [expert_PA, weight_PE.float().cpu()]
+        added_PA = weight_PE.gather(1, expert_PA)
         gone_PAK = hit_PAK & (not self.weightless)
         index_PAK = index_PK[:, None].where(~gone_PAK, router.num_experts)
         weight_PAK = weight_PK[:, None].where(~gone_PAK, 0.0)

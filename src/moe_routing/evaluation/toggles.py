@@ -158,6 +158,7 @@ def toggle_experts(
         expert_P=effects.expert_LPA.flatten(),
         rank_P=rank_LPA.flatten(),
         weight_P=effects.weight_LPA.flatten(),
+        weight_LTE=effects.weight_LPE,
         norm_P=effects.norm_LPA.flatten(),
         kl_P=effects.kl_LPA.flatten(),
         loss_change_P=effects.change_LPAS.flatten(),

@@ -43,7 +43,7 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
     The same removals from the stock model are used for every null. The change is that of the
     token's own next-token loss. The grey band is the proportion among all experts that the stock
     router chose. The legend gives the proportion of a null's discoveries that are not among them
-    and could not be removed. Removals that hit no expert are left out and counted in the title.
+    and could not be removed.
     """
     import matplotlib.pyplot as plt
 
@@ -69,8 +69,7 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
     figure.suptitle(
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
         f"({removed:,} removals from the stock model, {row['n_decisions']:,} decisions in "
-        f"{row['n_documents']} passages, the same for every null;\nbars: intervals; "
-        f"{row['n_missed']:,} removals that hit no expert are left out)",
+        f"{row['n_documents']} passages, the same for every null; bars: intervals)",
         fontsize=9.5,
     )
     return figure

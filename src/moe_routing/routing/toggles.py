@@ -3,15 +3,17 @@
 A toggle switches one expert of one token in one layer: an expert of the model's own choice gets the
 weight 0 (nothing is renormalised), any other is added with the weight that the model would give it.
 
-Shape letters: L layers, P pairs of a token and an expert in a layer, E experts.
+Shape letters: L layers, T tokens, P pairs of a token and an expert in a layer, E experts.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,6 +35,8 @@ class Toggles:
         rank_P: rank of the expert among the token's experts by probability, from 0, int64.
         weight_P: the weight that the model gives the expert, or would give it; float32. Where the
             model uses raw softmax weights it is the router's probability.
+        weight_LTE: the same of every expert of the tokens, which are in order of document and
+            position, float32, (layers, tokens, experts).
         norm_P: Euclidean norm of the expert's output for the token, not weighted, float32.
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
@@ -51,6 +55,7 @@ class Toggles:
     expert_P: Tensor
     rank_P: Tensor
     weight_P: Tensor
+    weight_LTE: Tensor
     norm_P: Tensor
     kl_P: Tensor
     loss_change_P: Tensor
@@ -61,9 +66,24 @@ class Toggles:
     fingerprint: str
 
     TENSORS = (
-        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "weight_P", "norm_P",
+        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "weight_P",
+        "weight_LTE", "norm_P",
         "kl_P", "loss_change_P", "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
+
+    @property
+    def token_P(self) -> Tensor:
+        """Index of the pair's token, in the order of ``weight_LTE``, int64."""
+        place_P2 = torch.stack([self.document_P, self.position_P], dim=1)
+        return place_P2.unique(dim=0, return_inverse=True)[1]
+
+    def of_documents(self, documents: Sequence[int]) -> Toggles:
+        """Return the toggled pairs of some documents, by index."""
+        kept_P = torch.isin(self.document_P, torch.tensor(documents))
+        by_pair = [name for name in self.TENSORS if name.endswith("_P")]
+        tokens = self.token_P[kept_P].unique()
+        pairs = {name: getattr(self, name)[kept_P] for name in by_pair}
+        return replace(self, **pairs, weight_LTE=self.weight_LTE[:, tokens])
 
     @property
     def num_layers(self) -> int:

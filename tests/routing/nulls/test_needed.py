@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -35,6 +39,7 @@ from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NeededId, hypothesis, is_null
 
 EPSILON = 1e-4
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "fit_null.py"
 
 
 def tokens_and_effects(
@@ -250,10 +255,14 @@ def test_a_model_routes_by_the_null(model, tokenizer, calibration, rng):
     probability_LTE = calibration.sample.logits_LTE[:, :300].softmax(-1).numpy()
     toggles = simulated_toggles(logits_LTE, probability_LTE**2, rng)
     nulls = {"needed": fit_null("needed", calibration.sample, toggles, 0.01)}
-    recorder = Recorder()
-    fitted = Calibration(calibration.sample, nulls, toggles)
-    with routed(model, "bh_k8_a005_needed", calibration=fitted, recorder=recorder):
-        model(**tokenizer("The capital of France is Paris.", return_tensors="pt"))
+    fitted, recorder = Calibration(calibration.sample, nulls, toggles), Recorder()
+    text = tokenizer("The capital of France is Paris.", return_tensors="pt")
+    recorded = routed(model, "bh_k8_a005_needed", calibration=fitted, recorder=recorder)
+    with recorded, torch.inference_mode():
+        logits_1TV = model(**text).logits
+    with routed(model, "bh_k8_a005_needed", calibration=fitted):
+        with_gradients_1TV = model(**text).logits
+    torch.testing.assert_close(with_gradients_1TV, logits_1TV, rtol=1e-3, atol=1e-3)
     seen = recorder.statistics()
     assert 1 < seen.mean_experts() < 8
     assert (seen.count_histogram_LC.sum(0) > 0).sum() > 2
@@ -413,6 +422,19 @@ def test_a_saved_null_gives_the_same_p_values(tmp_path, rng, null_id):
     inputs = router_inputs(sample.permuted_LTE[1], layer=1)
     assert torch.equal(again.p_values(inputs), null.p_values(inputs))
     assert null.to("cpu") is null
+
+
+def test_the_script_fits_on_toggles_with_the_study_s_epsilon(tmp_path, rng):
+    sample, toggles, _ = calibrated(30, rng)
+    sample.save(tmp_path / SAMPLE_FILE)
+    toggles.save(tmp_path / TOGGLES_FILE)
+    files = {"sample": SAMPLE_FILE, "toggles": TOGGLES_FILE, "out": "null", "diagnostics": "csv"}
+    options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
+    command = [sys.executable, str(SCRIPT), "--null=needed", "--epsilon=3e-05", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    again = load_null(tmp_path / "null", sample, toggles)
+    assert (again.id, again.epsilon) == ("needed", 3e-5)
+    assert (pd.read_csv(tmp_path / "csv")["epsilon"] == 3e-5).all()
 
 
 def test_a_folder_without_toggles_has_no_such_null(tmp_path, rng):

@@ -1,0 +1,23 @@
+"""Tables of the report."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pandas as pd
+
+from moe_routing.reporting.tables import null_table
+
+
+def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
+    folder = tmp_path / "calibration" / "nulls"
+    folder.mkdir(parents=True)
+    row = {"upper_to_lower": [1.0, 1.5], "smallest_p": 1e-4}
+    pd.DataFrame(row).to_csv(folder / "pooled.csv")
+    for name, epsilon in (("needed", 3e-5), ("needed_e1e4_loss", 1e-4)):
+        pd.DataFrame({**row, "epsilon": epsilon}).to_csv(folder / f"{name}.csv")
+    study = SimpleNamespace(folder=tmp_path, table=lambda name: pd.read_csv(tmp_path / name))
+    table = null_table(study).set_index("Null")["H0 in words"]
+    assert table["`needed`"].endswith("by less than epsilon = 3e-5 nats (KL)")
+    assert table["`needed_e1e4_loss`"].endswith("by less than epsilon = 1e-4 nats")
+    assert "typical" in table["`pooled`"]
