@@ -59,7 +59,7 @@ def varying(config: StudyConfig) -> list[str]:
     """Return the compared strategies whose number of experts may vary over tokens."""
     parsed = config.parsed
     return [
-        name for name in config.strategies if parsed[name].min_experts < parsed[name].max_experts
+        name for name in config.strategies if parsed[name].min_experts != parsed[name].max_experts
     ]
 
 
