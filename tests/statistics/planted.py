@@ -77,9 +77,7 @@ def settings(
 ) -> StatisticsConfig:
     """Return the statistics section of a config."""
     contrast = Contrast(strategy=strategy, dataset=dataset)
-    return StatisticsConfig(
-        primary=contrast, **{"baseline": BASELINE, "resamples": 999, **changes}
-    )
+    return StatisticsConfig(primary=contrast, **{"baseline": BASELINE, "resamples": 999, **changes})
 
 
 def write_planted(

@@ -38,7 +38,8 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert done.returncode == 0, plan
     lines = plan.splitlines()
     assert any(line.split() == ["numerics", "1"] for line in lines)
-    # The baseline, 23 strategies, 7 points of static curves, 5 controls of each of two BH strategies, 5 rivals.
+    # The baseline, 23 strategies, 7 points of static curves, 5 controls of each of two BH
+    # strategies, 5 rivals.
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
     assert len(scoring) == 46 + 1
 
