@@ -10,8 +10,8 @@ them. Then:
 - scoring: tokens per second at k = 8, stock ``eager`` and ``grouped_mm`` against the engine, and
   the peak of memory above the weights for the given tokens in one forward pass.
 - rates: the engine under static strategies, every position scored.
-- projection: the time of the study of config/olmoe-1b-7b.yaml, 23 strategies on three evaluation
-  sets, at these rates, with its arithmetic. It covers scoring only, without loading.
+- projection: the time of the study of config/olmoe-1b-7b.yaml, 23 distinct strategies on three
+  evaluation sets, at these rates, with its arithmetic. It covers scoring only, without loading.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
 
 from moe_routing.config.study import load_config
 from moe_routing.engine.adapters import find_routers
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "config" / "olmoe-1b-7b.yaml"
+OLMOE = ModelRule(8, "softmax")
 STUDY_TOKENS = {"wikitext": 384_375, "hellaswag": 1_997_381, "lambada": 476_721}
 """Tokens of the whole evaluation sets by the embedded model's tokenizer, shared contexts once. The
 larger vocabulary of OLMoE needs fewer, so projections from these are upper bounds."""
@@ -126,7 +128,7 @@ def projection(strategies: Sequence[str], rates: Mapping[int, float]) -> list[di
     may select at most: an upper bound for adaptive ones.
     """
     tokens = sum(STUDY_TOKENS.values())
-    most = [parse_strategy(name).max_experts for name in strategies]
+    most = [parse_strategy(name).resolved(OLMOE).max_experts for name in strategies]
     steps = Counter(min((k for k in rates if k >= m), default=max(rates)) for m in most)
     minutes = {k: count * tokens / rates[k] / 60 for k, count in sorted(steps.items())}
     rows = [
@@ -179,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     record["scoring"] = scoring_table(bench, ("eager", "grouped_mm"), arguments.rounds, peak)
     record["rates"] = rates_table(bench, arguments.rounds)
     rates = {row["experts"]: row["tokens/s"] for row in record["rates"]}
-    record["projection"] = projection(load_config(STUDY).strategies, rates)
+    study = load_config(STUDY)
+    distinct = [name for name in study.strategies if name not in study.duplicates(OLMOE)]
+    record["projection"] = projection(distinct, rates)
     show(record, arguments.json)
 
 

@@ -13,6 +13,7 @@ from moe_pretraining.settings import PretrainConfig
 from moe_routing.config.reference import reference_files
 from moe_routing.config.study import StudyConfig, as_control, load_config
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import NAME, load_yaml
 from moe_routing.workflow import sections
@@ -50,26 +51,30 @@ def test_shipped_pretraining_is_valid():
 
 
 @pytest.mark.parametrize("name", STUDIES[:2])
-def test_full_studies_have_69_cells(name):
+def test_full_studies_have_69_cells_beside_the_baseline(name):
     config = load_config(ROOT / "config" / name)
-    assert len(config.strategies) * len(config.datasets) == 69
+    assert config.statistics.baseline == "stock"
+    assert config.strategies.count("stock") == 1
+    assert (len(config.strategies) - 1) * len(config.datasets) == 69
+    assert config.duplicates(ModelRule(8, "softmax")) == {"regular_k8": "stock"}
+    assert config.duplicates(ModelRule(8, "renormalised")) == {"normalized_k8": "stock"}
 
 
 @pytest.mark.parametrize(
     ("control", "kind", "base"),
     [
-        ("regular_k1", "static", "regular_k8"),
+        ("regular_k1", "static", "stock"),
         ("shuffle.bh_k8_a005", "shuffle", "bh_k8_a005"),
         ("layermean.bh_k8_a005_pooled", "layermean", "bh_k8_a005_pooled"),
         ("randomid_s3.adaptive_k8", "randomid", "adaptive_k8"),
         ("bh_k8_a005_pooled_mass-matched", "weighting", "bh_k8_a005_pooled"),
-        ("topp_k8_p050", "rival", "regular_k8"),
-        ("by_k8_a005", "rival", "regular_k8"),
-        ("normalized_k3", "static", "regular_k8"),
+        ("topp_k8_p050", "rival", "stock"),
+        ("by_k8_a005", "rival", "stock"),
+        ("normalized_k3", "static", "stock"),
     ],
 )
 def test_what_a_control_takes_apart(control, kind, base):
-    assert as_control(parse_strategy(control), "regular_k8") == (kind, base)
+    assert as_control(parse_strategy(control), "stock") == (kind, base)
 
 
 def test_a_noise_arm_changes_one_setting(values):
@@ -85,22 +90,21 @@ def test_a_noise_arm_changes_one_setting(values):
 
 
 def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against(values):
-    values["strategies"] = ["regular_k8", "bh_k4_a005", "bh_k8_a005", "bh_k8_a005_pooled"]
+    values["strategies"] = ["stock", "bh_k4_a005", "bh_k8_a005", "bh_k8_a005_pooled"]
     values["controls"] = ["shuffle.bh_k8_a005_pooled"]
     study = StudyConfig.model_validate(values)
-    assert study.nulls_of("regular_k8", "regular_k8") == []
+    assert study.nulls_of("stock", "stock") == []
     assert study.nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "within_token"]
     assert study.nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
 
 
 def test_a_job_scores_strategies_of_one_family_or_controls(values):
-    values["strategies"] = ["uniform_k4", "regular_k8", "bh_k8_a005", "regular_k2", "regular_k4"]
+    values["strategies"] = ["uniform_k4", "stock", "bh_k8_a005", "regular_k2", "regular_k4"]
     values["controls"] = ["regular_k1", "shuffle.bh_k8_a005", "regular_k16"]
     values["resources"] = {"strategies_per_job": 2}
     assert StudyConfig.model_validate(values).scoring_jobs == [
-        ("uniform_k4",),
-        ("regular_k8", "regular_k2"),
-        ("regular_k4",),
+        ("uniform_k4", "stock"),
+        ("regular_k2", "regular_k4"),
         ("bh_k8_a005",),
         ("regular_k1", "shuffle.bh_k8_a005"),
         ("regular_k16",),
@@ -138,7 +142,7 @@ def change(values, key, value):
         ("strategies", ["regular_k8", "bh_k0_a005"], "'bh_k0_a005': max_k is 0"),
         ("strategies", ["regular_k8", "bh_k8_a005_pooledd"], "unknown part 'pooledd'"),
         ("strategies", ["regular_k8", "regular_k8"], "'regular_k8' is listed twice"),
-        ("strategies", ["regular_k2"], "baseline is 'regular_k8'; allowed: regular_k2"),
+        ("strategies", ["regular_k2"], "baseline is 'stock'; allowed: regular_k2"),
         ("strategies", [], "strategies is []"),
         ("controls", ["regulr_k1"], "'regulr_k1'; did you mean 'regular'?"),
         ("controls", ["regular_k1", "regular_k1"], "'regular_k1' is listed twice"),

@@ -114,6 +114,34 @@ def test_no_draws_of_rejected_experts_where_none_is_rejected(key):
         check_limits(study, Limits(8, ModelRule(8, "renormalised"), 256), "mine")
 
 
+@pytest.mark.parametrize(
+    ("baseline", "primary", "limits"),
+    [
+        ("stock", "regular_k8", OLMOE),
+        ("regular_k8", "stock", OLMOE),
+        ("stock", "stock_k8", OLMOE),
+        ("stock", "normalized_k2", MIXTRAL),
+    ],
+)
+def test_a_primary_contrast_of_the_baseline_with_itself_is_one_line(baseline, primary, limits):
+    contrast = {"strategy": primary, "dataset": "lambada"}
+    statistics = {"baseline": baseline, "primary": contrast}
+    study = STUDY | {"strategies": [baseline, primary], "statistics": statistics}
+    with pytest.raises(InputError) as caught:
+        check_limits(StudyConfig.model_validate(study), limits, "mine")
+    assert str(caught.value) == (
+        f"mine: statistics.primary.strategy is '{primary}', which is the same routing as the "
+        f"baseline '{baseline}' on this model; allowed: another routing"
+    )
+
+
+@pytest.mark.parametrize(("primary", "limits"), [("normalized_k2", OLMOE), ("regular_k2", MIXTRAL)])
+def test_other_weights_of_the_baseline_s_experts_are_another_routing(primary, limits):
+    statistics = {"baseline": "stock", "primary": {"strategy": primary, "dataset": "lambada"}}
+    study = STUDY | {"strategies": ["stock", primary], "statistics": statistics}
+    check_limits(StudyConfig.model_validate(study), limits, "mine")
+
+
 def test_a_negative_number_of_signals_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         AnalysisConfig.model_validate({"validity": {"signals": [-1]}})

@@ -42,9 +42,9 @@ def test_each_dtype_is_loaded_once_and_each_arm_has_its_setting(monkeypatch, tmp
     numerics.evaluate_numerics(config, tmp_path)
     assert loaded == ["float32", "bfloat16"]
     assert settings[::3] == [
-        ("float32", "regular_k8", "eager", 8192),
-        ("float32", "regular_k8", "dropless", 1024),
-        ("bfloat16", "regular_k8", "dropless", 8192),
+        ("float32", "stock", "eager", 8192),
+        ("float32", "stock", "dropless", 1024),
+        ("bfloat16", "stock", "dropless", 8192),
     ]
     assert set(cells) == {
         f"numerics/{arm.name}/{dataset}" for arm in config.numerics for dataset in config.datasets

@@ -18,9 +18,11 @@ from moe_routing.engine.loading import LoadedModel, describe_checkpoint
 from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
+from moe_routing.evaluation.record import specification
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.calibration import SAMPLE_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.schema import parse
 from moe_routing.statistics.intervals import metric_intervals
@@ -31,6 +33,7 @@ from moe_routing.workflow import write_config
 ROOT = Path(__file__).resolve().parents[2]
 DATA_FILES = ROOT / "tests" / "data_files"
 LAYERS, EXPERTS = 4, 64
+RULE = ModelRule(8, "softmax")
 ANALYSIS = {
     "baseline": {"tokens": 200, "domain_tokens": 100, "prompts": ["The capital of France is"]},
     "bh": {
@@ -41,11 +44,12 @@ ANALYSIS = {
 """Analyses so small that they take seconds."""
 
 STRATEGIES = (
-    "regular_k4", "regular_k8", "normalized_k8", "uniform_k8", "adaptive_k8",
+    "stock", "regular_k4", "regular_k8", "normalized_k8", "uniform_k8", "adaptive_k8",
     "bh_k8_a001", "bh_k8_a005", "bh_k16_a005", "bh_k64_a005",
 )  # fmt: skip
 EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regular_k4": -0.10}
-"""A known loss, a known gain; every other strategy has a known zero."""
+"""A known loss, a known gain; every other strategy has a known zero, ``regular_k8`` none at all: it is
+the baseline ``stock`` under another id."""
 
 CONTROLS = {
     "regular_k1": -0.20, "regular_k64": -0.15, "shuffle.bh_k8_a005": -0.09,
@@ -129,13 +133,14 @@ def write_results(
     _write_json(folder / "model.json", _model(config, parameters))
     _write_json(folder / "data" / "calibration.json", {"documents": 40, "tokens": 1024})
     rng = np.random.default_rng(config.seed)
+    baseline = config.parsed[config.statistics.baseline].resolved(RULE)
     for name in config.datasets:
         base = _base_items(name, items, rng)
         _write_json(folder / "data" / f"{name}.json", {"items": len(base)})
         for strategy_id in config.scored:
             effect = (CONTROLS | (effects or {})).get(strategy_id, 0.0)
-            stock = strategy_id == config.statistics.baseline
-            shifted = base if stock else _shift(base, DATASETS[name].task, effect, numerics, rng)
+            same = config.parsed[strategy_id].resolved(RULE) == baseline
+            shifted = base if same else _shift(base, DATASETS[name].task, effect, numerics, rng)
             _write_cell(folder, config, strategy_id, name, shifted, abs(effect) / 10)
         for arm in config.numerics:
             path = folder / "numerics" / arm.name / f"{name}.parquet"
@@ -168,7 +173,7 @@ def _model(config: StudyConfig, parameters: int) -> dict:
         "architecture": "OlmoeForCausalLM",
         "num_layers": LAYERS,
         "num_experts": EXPERTS,
-        "top_k": 8,
+        **asdict(RULE),
         "parameters": parameters,
         "weights_sha256": "0" * 64,
         "files": {"model.safetensors": "0" * 64},
@@ -226,7 +231,7 @@ def _write_cell(
     items: pd.DataFrame,
     divergence: float,
 ) -> None:
-    strategy = parse_strategy(strategy_id)
+    strategy = parse_strategy(strategy_id).resolved(RULE)
     routing = _routing(strategy.min_experts, strategy.max_experts, int(items["tokens"].sum()))
     items = items.assign(mean_experts=routing.mean_experts())
     metrics = metric_intervals(
@@ -236,12 +241,11 @@ def _write_cell(
         resamples=config.statistics.resamples,
         rng=np.random.default_rng(config.seed),
     )
-    specification = {"id": strategy.id, "family": strategy.family.name, **strategy.model_dump()}
     seconds = 0.5 + 0.05 * routing.mean_experts()
     record = {
         "schema_version": 1,
         "study": config.study,
-        "strategy": {**specification, "weighting": strategy.weighting_kind},
+        "strategy": specification(parse_strategy(strategy_id), RULE),
         "dataset": dataset,
         "task": DATASETS[dataset].task,
         "n_items": len(items),
@@ -267,7 +271,7 @@ def _write_cell(
             "commit": "unknown",
         },
     }  # fmt: skip
-    path = folder / "cells" / strategy.id / dataset
+    path = folder / "cells" / strategy_id / dataset
     _write_json(path.with_suffix(".json"), record)
     items.to_parquet(path.with_suffix(".parquet"), index=False)
 

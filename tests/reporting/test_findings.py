@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from moe_routing.reporting import findings, findings_routing
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.verdict import Verdict
@@ -241,13 +242,24 @@ def test_against_baseline_all_worse_and_all_identical():
     ],
 )
 def test_weighting(normal, uniform, verdict):
-    finding = findings.weighting(paired(normalized_k8=normal, uniform_k8=uniform, other="worse"), 8)
+    table = paired(normalized_k8=normal, uniform_k8=uniform, other="worse")
+    finding = findings.weighting(table, ModelRule(8, "softmax"))
     assert finding.verdict == verdict
     assert ("could not be shown to differ" in finding.text) == (verdict == "none")
+    assert finding.text.endswith(", compared with the model's own raw softmax weights.")
+
+
+def test_weights_are_compared_with_those_of_the_model():
+    """On a model that renormalises, raw softmax weights are the foreign ones."""
+    table = paired(regular_k8="worse", normalized_k8="better")
+    finding = findings.weighting(table, ModelRule(8, "renormalised"))
+    assert "raw softmax weighting (`regular_k8`) was worse" in finding.text
+    assert "normalized_k8" not in finding.text
+    assert finding.text.endswith(", compared with the model's own renormalised weights.")
 
 
 def test_weighting_is_silent_without_those_strategies():
-    assert findings.weighting(paired(regular_k4="worse"), 8) is None
+    assert findings.weighting(paired(regular_k4="worse"), ModelRule(8, "softmax")) is None
 
 
 def cells(**columns):

@@ -7,11 +7,12 @@ import pytest
 
 from moe_routing.reporting import findings_controls
 from moe_routing.reporting.wording import MINUS
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 
 MAIN = {"wikipedia": "nats_per_token", "hellaswag": "accuracy_norm"}
 BASES = {
-    name: parse_strategy(name)
+    name: parse_strategy(name).resolved(ModelRule(8, "softmax"))
     for name in ("regular_k8", "bh_k8_a005", "bh_k16_a005", "bh_k8_a005_mass-matched")
 }
 

@@ -141,7 +141,7 @@ def test_a_failing_workflow_is_one_line(tmp_path, monkeypatch):
 def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
     tmp_path, monkeypatch, nano
 ):
-    strategies = ("regular_k4", "regular_k8", "bh_k8_a005_pooled")
+    strategies = ("stock", "regular_k4", "bh_k8_a005_pooled")
     values = planted_config(
         study="pooled", strategies=strategies, primary=("bh_k8_a005_pooled", "hellaswag")
     ).model_dump(mode="json")

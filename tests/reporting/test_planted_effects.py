@@ -32,7 +32,7 @@ def with_primary(planted, strategy, dataset="hellaswag"):
     tables = study_tables(
         planted.folder / "cells",
         planted.cells,
-        strategies=planted.config.strategies,
+        strategies=[s for s in planted.config.strategies if s not in planted.duplicates],
         datasets={row.dataset: row.task for row in planted.cells.itertuples()},
         settings=statistics,
         seed=planted.config.seed,
@@ -45,9 +45,9 @@ def with_primary(planted, strategy, dataset="hellaswag"):
 @pytest.mark.parametrize(
     ("strategy", "verdict", "said", "size"),
     [
-        (LOSS, "worse", "was less accurate than `regular_k8`", "\N{MINUS SIGN}3.0"),
-        (GAIN, "better", "was more accurate than `regular_k8`", "+3.0"),
-        (ZERO, "non-inferior", "no difference between `bh_k64_a005` and `regular_k8` could", "0.0"),
+        (LOSS, "worse", "was less accurate than `stock`", "\N{MINUS SIGN}3.0"),
+        (GAIN, "better", "was more accurate than `stock`", "+3.0"),
+        (ZERO, "non-inferior", "no difference between `bh_k64_a005` and `stock` could", "0.0"),
     ],
 )
 def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said, size):
@@ -64,8 +64,8 @@ def test_primary_contrast_says_what_was_planted(planted, strategy, verdict, said
 @pytest.mark.parametrize(
     ("strategy", "verdict", "said"),
     [
-        (LOSS, "worse", "predicted worse than `regular_k8`, by 0.01 nats per token or more"),
-        (GAIN, "better", "predicted better than `regular_k8`"),
+        (LOSS, "worse", "predicted worse than `stock`, by 0.01 nats per token or more"),
+        (GAIN, "better", "predicted better than `stock`"),
         (ZERO, "non-inferior", "a loss of 0.01 nats per token or more is ruled out"),
     ],
 )
@@ -130,7 +130,7 @@ def test_table_marks_exactly_the_planted_effects(planted):
 def test_summaries_count_the_planted_effects(planted):
     families = dict(zip(planted.cells["strategy"], planted.cells["family"], strict=True))
     found = findings.against_baseline(
-        planted.statistics["paired"], planted.statistics["noninferiority"], families, "regular_k8"
+        planted.statistics["paired"], planted.statistics["noninferiority"], families, "stock"
     )
     assert len(found) == 3
     for finding in found:
@@ -140,7 +140,7 @@ def test_summaries_count_the_planted_effects(planted):
 
 def test_abstract_and_prose_never_contradict_the_table(planted):
     text = Article(planted).say("headline") + comparison_report(planted)
-    assert "more accurate than `regular_k8`" not in text
+    assert "more accurate than `stock`" not in text
 
 
 def test_report_names_model_data_nulls_and_weighting(planted):
@@ -160,7 +160,7 @@ def test_another_study_is_named_by_its_own_files(tmp_path):
         datasets=("wikitext", "lambada"),
         primary=("bh_k8_a005", "lambada"),
         model=model,
-        strategies=("regular_k4", "regular_k8", "bh_k8_a005"),
+        strategies=("stock", "regular_k4", "bh_k8_a005"),
     )
     study = make_study(tmp_path / "real", config, {"bh_k8_a005": -0.03}, parameters=6_919_096_320)
     article = Article(study)
@@ -191,7 +191,7 @@ def test_planted_controls_say_what_was_planted(planted):
         assert "nothing shows that numbers by token do better than numbers by layer" in text
         assert "it matters which experts are chosen" in text
         assert "part of what the strategy loses is due to its smaller weights" in text
-        assert "With the rule of `topp_k8_p050` in place of that of `regular_k8`" in text
+        assert "With the rule of `topp_k8_p050` in place of that of `stock`" in text
 
 
 def test_planted_rival_is_compared_at_matched_compute(planted):
@@ -210,7 +210,8 @@ def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
     article = Article(planted)
     assert list(planted.static_curve["k"].unique()) == [1, 4, 8, 64]
     table = article.table("tbl-static")
-    assert [f"`regular_k{k}` | {k} |" in table for k in (1, 4, 8, 64)] == [True] * 4
+    points = {"regular_k1": 1, "regular_k4": 4, "stock": 8, "regular_k64": 64}
+    assert all(f"`{name}` | {k} |" in table for name, k in points.items())
     assert article.listing("static_curve").count("more static experts were worse at k = 64.") == 3
 
 
@@ -237,7 +238,7 @@ def test_divergence_of_every_strategy_is_in_the_table(planted):
     table = divergence_table(planted).set_index("Strategy")
     assert list(table.columns) == ["Wikipedia (n = 150)", "HellaSwag (n = 1,500)",
                                    "LAMBADA (n = 1,500)"]  # fmt: skip
-    assert set(table.index) == {f"`{name}`" for name in STRATEGIES} - {"`regular_k8`"}
+    assert set(table.index) == {f"`{name}`" for name in STRATEGIES} - {"`stock`"}
     assert (table.loc["`bh_k8_a005`"] == "0.003 [0.0027, 0.0033]").all()
     said = Article(planted).say("divergence")
     assert "0 (`normalized_k8`) to 0.01 (`regular_k4`) on HellaSwag" in said
@@ -245,7 +246,7 @@ def test_divergence_of_every_strategy_is_in_the_table(planted):
 
 
 def test_what_was_not_scored_beside_the_comparison_is_said(tmp_path):
-    config = planted_config(strategies=("regular_k4", "regular_k8", "bh_k8_a005"))
+    config = planted_config(strategies=("stock", "regular_k4", "bh_k8_a005"))
     config = config.model_copy(
         update={"evaluation": config.evaluation.model_copy(update={"kl_items": 0})}
     )
@@ -268,11 +269,11 @@ def test_one_data_set_is_enough_and_the_others_are_missed(tmp_path):
     config = planted_config(
         datasets=("lambada",),
         primary=("bh_k8_a005", "lambada"),
-        strategies=("regular_k4", "regular_k8", "bh_k8_a005"),
+        strategies=("stock", "regular_k4", "bh_k8_a005"),
     )
     article = Article(make_study(tmp_path / "one", config, {"bh_k8_a005": -0.03}))
     assert article.datasets == "LAMBADA (1,500 items)"
-    assert "was less accurate than `regular_k8`" in article.say("headline")
+    assert "was less accurate than `stock`" in article.say("headline")
     missing = article.listing("missing")
     assert "no data set of running text (WikiText-2 or Wikipedia)" in missing
     assert "no data set of multiple choice (HellaSwag)" in missing
@@ -282,7 +283,7 @@ def test_one_data_set_is_enough_and_the_others_are_missed(tmp_path):
 
 def test_without_bh_the_article_says_so(tmp_path):
     config = planted_config(
-        strategies=("regular_k4", "regular_k8", "uniform_k8"), primary=("uniform_k8", "hellaswag")
+        strategies=("stock", "regular_k4", "uniform_k8"), primary=("uniform_k8", "hellaswag")
     )
     article = Article(make_study(tmp_path / "s", config))
     assert "no Benjamini-Hochberg routing" in article.table("tbl-routing")

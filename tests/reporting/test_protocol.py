@@ -21,7 +21,7 @@ from moe_routing.reporting.render import _document, _write, find_pandoc
 from moe_routing.vocabulary import TASKS
 
 SOURCE = Path(__file__).resolve().parents[2] / "report"
-STATIC = ("regular_k4", "regular_k8", "uniform_k8")
+STATIC = ("stock", "regular_k4", "uniform_k8")
 
 
 def article_of(study, folder, monkeypatch):

@@ -7,13 +7,15 @@ discordant items as any other arm has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from moe_routing.config.study import Contrast, StatisticsConfig
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
 
@@ -26,6 +28,7 @@ TASK_OF = {"wikitext": "perplexity", "hellaswag": "multiple_choice", "lambada": 
 ITEMS = {"wikitext": 120, "hellaswag": 4000, "lambada": 5000}
 DISCORDANCE = 0.06
 BASELINE = "regular_k8"
+RULE = ModelRule(8, "softmax")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def settings(
 ) -> StatisticsConfig:
     """Return the statistics section of a config."""
     contrast = Contrast(strategy=strategy, dataset=dataset)
-    return StatisticsConfig(primary=contrast, **{"resamples": 999, **changes})
+    return StatisticsConfig(primary=contrast, **{"baseline": BASELINE, "resamples": 999, **changes})
 
 
 def write_planted(
@@ -83,7 +86,7 @@ def write_planted(
     items: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write ``cells/``, ``numerics/``, ``comparison/*.csv``; return the folder.
+    """Write ``model.json``, ``cells/``, ``numerics/``, ``comparison/*.csv``; return the folder.
 
     Args:
         folder: what ``results/<study>`` would be.
@@ -113,7 +116,13 @@ def write_planted(
         ("controls", table[is_control]),
     ):
         part.to_csv(folder / "comparison" / f"{name}.csv", index=False)
+    describe_model(folder, RULE)
     return folder
+
+
+def describe_model(folder: Path, rule: ModelRule) -> None:
+    """Write ``model.json`` for a model with this rule."""
+    (folder / "model.json").write_text(json.dumps(asdict(rule)))
 
 
 def _write_items(frame: pd.DataFrame, path: Path) -> None:
@@ -190,7 +199,7 @@ def _overview_row(strategy: str, arm: Arm, dataset: str, frame: pd.DataFrame) ->
         "k": arm.k,
         "alpha": 0.05 if is_bh else "none",
         "null": "within_token" if is_bh else "none",
-        "weighting": parse_strategy(strategy).weighting_kind,
+        "weighting": parse_strategy(strategy).resolved(RULE).weighting_kind,
         "dataset": dataset,
         "task": task,
         "n_items": len(frame),

@@ -24,6 +24,7 @@ from planted import (
     TASK_OF,
     ZERO,
     Arm,
+    describe_model,
     settings,
     write_planted,
 )
@@ -32,6 +33,7 @@ from statsmodels.stats.multitest import multipletests
 
 from moe_routing.config.study import StudyConfig, as_control
 from moe_routing.errors import InputError
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.cells import load_cells, make_panel
 from moe_routing.statistics.columns import TABLES
@@ -552,17 +554,17 @@ def test_strategies_without_telemetry_are_unknown_and_off_the_front(small_folder
 def study_config(**changes) -> StudyConfig:
     source = {"kind": "local", "path": "text.jsonl"}
     settings_of = {"same": {"token_budget": 128}, "coarse": {"dtype": "float16"}}
-    return StudyConfig(
-        study="planted",
-        model={"path": "resources/olmoe-nano"},
-        calibration={"source": source},
-        datasets={name: {"source": source} for name in ITEMS},
-        strategies=list(ARMS),
-        controls=list(CONTROLS),
-        numerics=[{"name": name, **changed} for name, changed in settings_of.items()],
-        statistics=settings(),
-        **changes,
-    )
+    values = {
+        "study": "planted",
+        "model": {"path": "resources/olmoe-nano"},
+        "calibration": {"source": source},
+        "datasets": {name: {"source": source} for name in ITEMS},
+        "strategies": list(ARMS),
+        "controls": list(CONTROLS),
+        "numerics": [{"name": name, **changed} for name, changed in settings_of.items()],
+        "statistics": settings(),
+    }
+    return StudyConfig(**values | changes)
 
 
 def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, tmp_path):
@@ -583,6 +585,82 @@ def test_written_files_have_a_dictionary_and_the_same_bytes_twice(small_folder, 
     described = dictionary.query("table == 'cells/<strategy>/<dataset>.parquet'")["column"].tolist()
     cell = pd.read_parquet(folder / "cells" / BASELINE / "lambada.parquet")
     assert described == [*cell.columns, "kl"]
+
+
+TESTED_ONCE = ("paired", "noninferiority", "matched_compute", "friedman", "pareto", "primary")
+
+
+def duplicate_study(folder, strategies, controls=(), weighting="softmax"):
+    """Write a study on a copy of the cells with ``stock`` as its baseline; return its tables.
+
+    ``stock`` has the cells of the point of the static curve that it is, with this weighting.
+    """
+    same = {"softmax": "regular_k8", "renormalised": "normalized_k8"}[weighting]
+    for path in (folder / "cells" / BASELINE).iterdir():
+        for name in {"stock", same, BASELINE}:
+            (folder / "cells" / name).mkdir(exist_ok=True)
+            if name != BASELINE:
+                shutil.copy(path, folder / "cells" / name)
+    describe_model(folder, ModelRule(8, weighting))
+    table = folder / "comparison" / "full_routing_results.csv"
+    cells = pd.read_csv(table, keep_default_na=False)
+    base = cells[cells["strategy"] == BASELINE]
+    own = {"stock": "stock", same: same.split("_")[0]}
+    rows = [
+        base.assign(strategy=name, family=family, weighting=weighting)
+        for name, family in own.items()
+    ]
+    others = cells[~cells["strategy"].isin(own)]
+    pd.concat([*rows, others]).to_csv(table, index=False)
+    write_statistics(
+        study_config(
+            strategies=list(strategies),
+            controls=list(controls),
+            statistics=settings(baseline="stock"),
+        ),
+        folder,
+    )
+    return {path.stem: path.read_bytes() for path in (folder / "statistics").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("weighting", "same"), [("softmax", "regular_k8"), ("renormalised", "normalized_k8")]
+)
+def test_the_baseline_under_another_id_changes_no_table(small_folder, tmp_path, weighting, same):
+    others = [name for name in ARMS if name != same]
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    for folder in (with_it, without):
+        shutil.copytree(small_folder, folder)
+    first = duplicate_study(with_it, ["stock", *others, same], weighting=weighting)
+    second = duplicate_study(without, ["stock", *others], weighting=weighting)
+    assert {name: first[name] for name in TESTED_ONCE} == {
+        name: second[name] for name in TESTED_ONCE
+    }
+    compared = set(pd.read_csv(with_it / "statistics" / "paired.csv")["strategy"])
+    assert compared == set(others)
+    assert ("regular_k8" in compared) == (weighting == "renormalised")
+
+
+def test_a_control_of_a_duplicate_is_compared_with_what_stands_for_it(small_folder, tmp_path):
+    """BH that names raw softmax weights is BH by its short id, on a model with these weights."""
+    folder, base, control = tmp_path / "study", f"{ZERO}_softmax", f"shuffle.{ZERO}_softmax"
+    shutil.copytree(small_folder, folder)
+    cells = folder / "cells"
+    shutil.copytree(cells / f"shuffle.{ZERO}", cells / control)
+    shutil.copytree(cells / ZERO, cells / base)
+    for name in ("full_routing_results", "controls"):
+        path = folder / "comparison" / f"{name}.csv"
+        table = pd.read_csv(path, keep_default_na=False)
+        again = table[table["strategy"].isin([ZERO, f"shuffle.{ZERO}"])]
+        renamed = again.assign(strategy=again["strategy"] + "_softmax")
+        pd.concat([table, renamed]).to_csv(path, index=False)
+    duplicate_study(folder, ["stock", *ARMS, base], [f"shuffle.{ZERO}", control])
+    controls = pd.read_csv(folder / "statistics" / "controls.csv")
+    assert controls["strategy"].drop_duplicates().tolist() == [f"shuffle.{ZERO}"]
+    duplicate_study(folder, ["stock", *ARMS, base], [control])
+    controls = pd.read_csv(folder / "statistics" / "controls.csv")
+    assert controls["strategy"].drop_duplicates().tolist() == [control]
+    assert set(controls["base"]) == {ZERO}
 
 
 def test_every_described_column_is_filled_somewhere(tables):

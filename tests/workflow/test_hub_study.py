@@ -20,7 +20,7 @@ from workflow_runs import ROOT, make_checkout, snakemake
 REAL = yaml.safe_load((ROOT / "config" / "olmoe-1b-7b.yaml").read_text(encoding="utf-8"))
 RESULTS = f"results/{REAL['study']}"
 RAW = f"{RESULTS}/data/raw/lambada.parquet"
-STRATEGIES = ["regular_k4", "regular_k8", "adaptive_k8", "bh_k8_a005", "bh_k64_a005"]
+STRATEGIES = ["stock", "regular_k4", "regular_k8", "adaptive_k8", "bh_k8_a005", "bh_k64_a005"]
 CONTROLS = ["regular_k1", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched"]
 CONTROLS += ["perlayer_k6", "dynskip_k8_q030"]
 NULLS = ["within_token", "pooled"]

@@ -26,7 +26,7 @@ def cells_of(folder):
 
 def test_one_row_a_cell_and_no_empty_value(smoke_run):
     cells = cells_of(smoke_run[0])
-    assert len(cells) == 6 * 3
+    assert len(cells) == 7 * 3
     assert not cells.duplicated(["strategy", "dataset"]).any()
     assert cells.notna().all().all()
     assert (cells.ci_low <= cells.value).all()
@@ -35,7 +35,7 @@ def test_one_row_a_cell_and_no_empty_value(smoke_run):
 
 def test_static_strategies_spend_exactly_k(smoke_run):
     cells = cells_of(smoke_run[0])
-    static = cells[cells.family.isin(["regular", "uniform"])]
+    static = cells[cells.family.isin(["stock", "regular", "uniform"])]
     assert (static.mean_experts == static.k).all()
     adaptive = cells[cells.family == "adaptive"]
     assert adaptive.mean_experts.between(4, 8).all()
@@ -48,7 +48,7 @@ def test_every_strategy_saw_the_same_items(smoke_run):
     cells = smoke_run[0] / "results/smoke/cells"
     for dataset in ("wikipedia", "hellaswag", "lambada"):
         ids = [pd.read_parquet(p / f"{dataset}.parquet")["id"].tolist() for p in cells.iterdir()]
-        assert len(ids) == 6 + 3
+        assert len(ids) == 7 + 3
         assert all(other == ids[0] for other in ids)
 
 
@@ -80,10 +80,11 @@ def test_divergence_from_the_baseline(smoke_run):
     results = smoke_run[0] / "results/smoke"
     metrics = pd.read_csv(results / "comparison/all_metrics.csv")
     kl = metrics[metrics["metric"] == "kl_from_baseline"].set_index(["strategy", "dataset"])
-    assert len(kl) == 9 * 3
+    assert len(kl) == 10 * 3
     assert (kl["n"] == 4).all()
-    assert (kl.loc["regular_k8", ["value", "ci_low", "ci_high"]] == 0).all(axis=None)
-    assert (kl.drop("regular_k8", level="strategy")["value"] > 1e-4).all()
+    same = ["stock", "regular_k8"]
+    assert (kl.loc[same, ["value", "ci_low", "ci_high"]] == 0).all(axis=None)
+    assert (kl.drop(same, level="strategy")["value"] > 1e-4).all()
     assert (kl["ci_low"] <= kl["value"]).all()
     for dataset in ("wikipedia", "hellaswag", "lambada"):
         measured = [
@@ -96,9 +97,25 @@ def test_divergence_from_the_baseline(smoke_run):
     assert kl.loc[("regular_k4", "wikipedia"), "value"] == pytest.approx(mean)
 
 
+def test_the_baseline_under_another_id_is_scored_and_tested_once(smoke_run):
+    results = smoke_run[0] / "results/smoke"
+    for dataset in ("wikipedia", "hellaswag", "lambada"):
+        stock, same = (results / "cells" / name / dataset for name in ("stock", "regular_k8"))
+        assert (
+            stock.with_suffix(".parquet").read_bytes() == same.with_suffix(".parquet").read_bytes()
+        )
+        records = [json.loads(path.with_suffix(".json").read_text()) for path in (stock, same)]
+        differing = [key for key in records[0] if records[0][key] != records[1][key]]
+        assert differing == ["strategy"]  # the timings are the same, too
+    for name in ("paired", "noninferiority", "matched_compute", "friedman", "pareto"):
+        table = pd.read_csv(results / "statistics" / f"{name}.csv")
+        assert "regular_k4" in set(table["strategy"])
+        assert "regular_k8" not in set(table["strategy"])
+
+
 def test_noise_arms_score_the_baseline_under_changed_settings(smoke_run):
     results = smoke_run[0] / "results/smoke"
-    stock = json.loads((results / "cells/regular_k8/hellaswag.json").read_text())
+    stock = json.loads((results / "cells/stock/hellaswag.json").read_text())
     for arm, key, value in (
         ("bfloat16", "dtype", "bfloat16"),
         ("small_batches", "token_budget", 256),
@@ -152,7 +169,7 @@ def test_report_of_the_workflow_names_a_baseline_left_to_its_default(smoke_run, 
     done = snakemake(smoke_run[0], "--report", str(report), *SMOKE)
     assert done.returncode == 0, done.stderr[-4000:]
     html = report.read_text(encoding="utf-8")
-    assert re.findall(r"Paired differences from (?:<[^>]*>)*([^<]*)<", html) == ["regular_k8"]
+    assert re.findall(r"Paired differences from (?:<[^>]*>)*([^<]*)<", html) == ["stock"]
 
 
 def test_changed_items_rerun_that_set_only(smoke_run):
@@ -199,4 +216,4 @@ def test_new_weights_rerun_the_study(smoke_run, tmp_path):
     done = snakemake(folder, "-n", *SMOKE)
     plan = done.stdout + done.stderr
     assert "Fetching and checking the model" in plan
-    assert "Scoring regular_k4 regular_k8 on" in plan
+    assert "Scoring stock regular_k4 regular_k8 uniform_k4 on" in plan

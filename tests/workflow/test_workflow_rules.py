@@ -41,9 +41,10 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert done.returncode == 0, plan
     lines = plan.splitlines()
     assert any(line.split() == ["numerics", "1"] for line in lines)
-    # 23 strategies, 7 points of static curves, 5 controls of each of two BH strategies, 5 rivals.
+    # The baseline, 23 strategies, 7 points of static curves, 5 controls of each of two BH
+    # strategies, 5 rivals.
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 45 + 1
+    assert len(scoring) == 46 + 1
 
 
 def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
@@ -66,15 +67,14 @@ def test_study_without_controls_is_planned_without_their_jobs(checkout):
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     plan = done.stdout + done.stderr
-    # Jobs score strategies of one family: two of them are alone in theirs.
+    # Jobs score strategies of one family, static top-k being one: adaptive is alone in its own.
     for strategies in (
-        "regular_k4 regular_k8",
-        "uniform_k4",
+        "stock regular_k4 regular_k8 uniform_k4",
         "adaptive_k8",
         "bh_k8_a005 bh_k64_a005",
     ):
         assert f"Scoring {strategies} on" in plan
-    assert plan.count("Scoring") == 4
+    assert plan.count("Scoring") == 3
     assert "Scoring the baseline" not in plan
 
 

@@ -47,9 +47,10 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
 
     Raises:
         InputError: a setting needs more experts than the model has, the window is longer than the
-            model's, a null needs rejected experts and the model rejects none, or the primary
-            contrast compares the baseline with itself.
+            model's, a null needs rejected experts and the model rejects none, or the strategy of
+            the primary contrast is the baseline's routing under another id.
     """
+    stated = study.statistics.baseline
     study = study.of_model(limits.experts, limits.rule)
     window = study.evaluation.window
     if window is not None and window > limits.window:
@@ -66,10 +67,10 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
                 f"since the model selects all its {limits.experts}"
             )
     baseline, primary = study.statistics.baseline, study.statistics.primary.strategy
-    if parse_strategy(primary).resolved(limits.rule).id == baseline:
+    if primary != stated and parse_strategy(primary).resolved(limits.rule).id == baseline:
         raise InputError(
             f"{origin}: statistics.primary.strategy is '{primary}', which is the same routing as "
-            f"the baseline '{baseline}' on this model; allowed: another routing"
+            f"the baseline '{stated}' on this model; allowed: another routing"
         )
     for setting, value in _numbers_of_experts(study, limits.rule):
         if value > limits.experts:

@@ -81,7 +81,7 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
     figure, axes = _panels(cells)
     for dataset, rows in groups(cells, "dataset"):
         axis = axes[dataset]
-        for family, group in groups(rows, "family"):
+        for family, group in groups(_by_weighting(rows), "family"):
             ordered = group.sort_values("mean_experts")
             style = look(family)
             axis.plot(
@@ -136,6 +136,13 @@ def _one_line(static: pd.DataFrame) -> pd.DataFrame:
     """Give static cells of one weighting the family of that weighting, the stock model included."""
     curves = {weighting: entry.name for weighting, entry in static_families().items()}
     return static.assign(family=static["weighting"].map(curves))
+
+
+def _by_weighting(cells: pd.DataFrame) -> pd.DataFrame:
+    """Put the stock model on the static line of its weights, each k once."""
+    is_static = cells["family"].isin(entry.name for entry in static_families().values())
+    static = _one_line(cells[is_static]).drop_duplicates(["dataset", "family", "k"])
+    return pd.concat([static, cells[~is_static]])
 
 
 def max_k_sweeps(cells: pd.DataFrame) -> pd.DataFrame:

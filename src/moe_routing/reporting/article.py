@@ -19,7 +19,7 @@ from moe_routing.errors import InputError
 from moe_routing.reporting import tables, wording
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.findings import WEIGHTS, Finding
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh
 from moe_routing.reporting.results import StudyResults
@@ -135,6 +135,11 @@ class Article:
     def baseline(self) -> Markdown:
         """The baseline strategy."""
         return Markdown(f"`{self.study.baseline}`")
+
+    @property
+    def own_weights(self) -> Markdown:
+        """How the model itself weights experts."""
+        return Markdown(WEIGHTS[self.study.model.rule.weighting])
 
     @property
     def primary_contrast(self) -> Markdown:

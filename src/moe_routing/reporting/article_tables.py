@@ -155,7 +155,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-static": ArticleTable(
         tables.static_table,
         lambda study: (
-            "Static top-k with softmax weights at every k that was scored, with "
+            "Static top-k with the model's own weights at every k that was scored, with "
             f"{wording.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of "
             f"its column. From `{CELLS_FILE}` and `comparison/controls.csv`."
         ),

@@ -99,7 +99,7 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "ranks": lambda study: [
             findings_routing.ranks(study.statistics["friedman"], study.config.statistics.confidence)
         ],
-        "speed": lambda study: [findings_routing.speed(study.cells, study.baseline)],
+        "speed": lambda study: [findings_routing.speed(study.distinct_cells, study.baseline)],
         "pareto_time": lambda study: findings_routing.pareto(
             study.statistics["pareto_time"], study.baseline, "seconds_per_1000_tokens"
         ),

@@ -18,7 +18,7 @@ FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
     "pareto": "Quality against mean experts per token, with intervals. The black line is static "
-    "top-k with softmax weights at every k that was scored (the compared strategies and those of "
+    "top-k with the model's own weights at every k that was scored (the compared strategies and those of "
     "`comparison/controls.csv`), clipped to the range of the strategies. An adaptive setting with "
     "these weights improves on a fixed number of experts if it lies on the better side of that "
     "line. Other lines connect the settings of a family, rivals included. The grey step is the "
@@ -59,7 +59,7 @@ def varying(config: StudyConfig) -> list[str]:
     """Return the compared strategies whose number of experts may vary over tokens."""
     parsed = config.parsed
     return [
-        name for name in config.strategies if parsed[name].min_experts < parsed[name].max_experts
+        name for name in config.strategies if parsed[name].min_experts != parsed[name].max_experts
     ]
 
 

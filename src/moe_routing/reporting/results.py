@@ -139,6 +139,16 @@ class StudyResults:
         return {name: strategy.resolved(rule) for name, strategy in self.config.parsed.items()}
 
     @property
+    def duplicates(self) -> dict[str, str]:
+        """Strategies that are the same routing as another on this model, which they map to."""
+        return self.config.duplicates(self.model.rule)
+
+    @property
+    def distinct_cells(self) -> pd.DataFrame:
+        """The cells of every compared strategy that is not a duplicate."""
+        return self.cells[~self.cells["strategy"].isin(self.duplicates)]
+
+    @property
     def datasets(self) -> list[str]:
         """Evaluation sets that have cells, in config order."""
         return list(self.cells["dataset"].drop_duplicates())
@@ -177,9 +187,9 @@ class StudyResults:
 
     @property
     def divergence(self) -> pd.Series:
-        """KL divergence from the baseline in nats per token, by compared strategy and data set."""
+        """KL divergence from the baseline in nats per token, by distinct strategy and data set."""
         rows = self.compared_metrics
-        rows = rows[rows["metric"] == DIVERGENCE.name]
+        rows = rows[(rows["metric"] == DIVERGENCE.name) & ~rows["strategy"].isin(self.duplicates)]
         return rows.set_index(["strategy", "dataset"])["value"]
 
     def cell(self, strategy: str, dataset: str) -> pd.Series:

@@ -40,13 +40,16 @@ def results_table(study: StudyResults) -> pd.DataFrame:
     The best value of a column is bold. A dagger marks differences from the baseline that are
     significant after correction for multiplicity.
     """
-    cells = study.cells
+    cells, same = study.cells, study.duplicates
     shown = _shown(study)
     strategies = cells.drop_duplicates("strategy").set_index("strategy", drop=False)
     table = pd.DataFrame(
         {
             "Strategy": [f"`{name}`" for name in strategies.index],
-            "What it is": [definition(row) for _, row in strategies.iterrows()],
+            "What it is": [
+                definition(row) + (f" (the same as `{same[name]}`)" if name in same else "")
+                for name, row in strategies.iterrows()
+            ],
             "Mean experts": [
                 wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
                 for name in strategies.index
