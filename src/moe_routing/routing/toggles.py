@@ -29,7 +29,8 @@ class Toggles:
         position_P: position of the token in its document, int64.
         layer_P: layer, int64.
         expert_P: expert, int64.
-        rank_P: rank of the expert among the token's experts by probability, from 0, int64.
+        rank_P: rank of the expert among the token's experts by probability, from 0, int64; of equal
+            ones, those of the model's own choice come first, then the lower index.
         probability_P: the router's softmax probability, float32.
         norm_P: Euclidean norm of the expert's output for the token, not weighted, float32.
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
