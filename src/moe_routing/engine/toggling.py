@@ -42,7 +42,7 @@ from moe_routing.engine.upcast import upcast, wide_dtype
 from moe_routing.errors import InputError
 from moe_routing.routing.ordering import order_experts
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 8192
 """Most rows of a forward pass: tokens of documents, and of branches of all layers."""
 LOGIT_NUMBERS = 1 << 21
 """Most logits of branches at once; they are compared in double precision, which takes 40 MB."""
