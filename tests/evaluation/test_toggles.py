@@ -145,6 +145,15 @@ def test_effects_on_the_embedded_model_are_those_of_whole_passes(nano, texts):
     check(nano.model, nano, texts, found, rows.tolist())
 
 
+def test_single_precision_gives_the_labels_of_double_precision(nano, double, texts):
+    single, exact = (toggled(model, nano, texts, tokens=6) for model in (nano.model, double))
+    assert torch.equal(single.expert_P, exact.expert_P)
+    for epsilon in (1e-5, 1e-4, 1e-3):
+        assert torch.equal(single.kl_P < epsilon, exact.kl_P < epsilon)
+        assert 0.01 < (exact.kl_P < epsilon).double().mean() < 1
+    assert torch.allclose(single.kl_P, exact.kl_P, rtol=0.01, atol=1e-7)
+
+
 def test_double_precision_agrees_to_its_own_rounding(make, nano, texts):
     single = make()
     double = copy.deepcopy(single).double()
@@ -294,7 +303,7 @@ def test_numbers_that_are_not_finite_are_one_line(make, nano, texts):
     with torch.no_grad():
         find_experts(broken)[1].down_proj[:] = torch.inf
     with pytest.raises(
-        InputError, match=r"toggles: an effect in layer 0 at position .* is not"
+        InputError, match=r"toggles: a loss at position \d+ of document \d is not finite"
     ) as caught:
         toggled(broken, nano, texts)
     assert "\n" not in str(caught.value)

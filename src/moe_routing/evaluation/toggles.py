@@ -145,25 +145,11 @@ def toggle_experts(
         few = probes[:NOISE_DOCUMENTS]
         rank_LP1 = torch.full((len(routers), sum(len(p.positions) for p in few), 1), quiet)
         noise = _run(toggle, few, rank_LP1, effects.stock_PSH)
-    weight_E = strata.weight_E()
-    places = [(p.document, position) for p in probes for position in p.positions]
-    document_LPA, position_LPA = (
-        torch.tensor(place_P)[:, None].expand_as(rank_LPA) for place_P in zip(*places, strict=True)
-    )
-    layer_LPA = torch.arange(len(routers))[:, None, None].expand_as(rank_LPA)
     return Toggles(
-        document_P=document_LPA.flatten(),
-        position_P=position_LPA.flatten(),
-        layer_P=layer_LPA.flatten(),
-        expert_P=effects.expert_LPA.flatten(),
-        rank_P=rank_LPA.flatten(),
-        weight_P=effects.weight_LPA.flatten(),
+        **_columns(probes, rank_LPA, effects),
         weight_LTE=effects.weight_LPE,
-        norm_P=effects.norm_LPA.flatten(),
-        kl_P=effects.kl_LPA.flatten(),
-        loss_change_P=effects.change_LPAS.flatten(),
-        sampling_weight_P=weight_E[rank_LPA].flatten(),
-        rank_weight_E=weight_E,
+        sampling_weight_P=strata.weight_E()[rank_LPA].flatten(),
+        rank_weight_E=strata.weight_E(),
         noise_L=noise.kl_LPA[..., 0].quantile(NOISE_QUANTILE, dim=1),
         rule=routers[0].rule,
         fingerprint=model_fingerprint(model),
@@ -186,7 +172,7 @@ def choose_tokens(
     order = [int(index) for index in rng.permutation(len(texts))[:tokens]]
     windows = encoder.rolling([texts[index] for index in order])
     documents = [[*first.input_ids, first.target_ids[-1]] for first, *_ in windows]
-    lengths = np.array([len(ids) - 1 for ids in documents])
+    lengths = np.array([len(ids) - 1 for ids in documents], dtype=np.int64)
     if lengths.sum() < tokens:
         raise InputError(
             f"calibration text has {lengths.sum()} tokens in {len(texts)} documents of at most "
@@ -201,6 +187,27 @@ def choose_tokens(
         positions = sorted(rng.choice(length, count, replace=False).tolist())
         probes.append(Probe(index, torch.tensor(ids), tuple(positions)))
     return probes
+
+
+def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dict[str, Tensor]:
+    """Return the place and the effect of every pair, by their names in :class:`Toggles`."""
+    layer_LPA = torch.arange(rank_LPA.shape[0])[:, None, None].expand_as(rank_LPA)
+    places = [(p.document, position) for p in probes for position in p.positions]
+    document_LPA, position_LPA = (
+        torch.tensor(place_P)[:, None].expand_as(rank_LPA) for place_P in zip(*places, strict=True)
+    )
+    columns = {
+        "document_P": document_LPA,
+        "position_P": position_LPA,
+        "layer_P": layer_LPA,
+        "expert_P": effects.expert_LPA,
+        "rank_P": rank_LPA,
+        "weight_P": effects.weight_LPA,
+        "norm_P": effects.norm_LPA,
+        "kl_P": effects.kl_LPA,
+        "loss_change_P": effects.change_LPAS,
+    }
+    return {name: value.flatten() for name, value in columns.items()}
 
 
 def _run(

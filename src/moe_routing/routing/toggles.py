@@ -32,7 +32,8 @@ class Toggles:
         position_P: position of the token in its document, int64.
         layer_P: layer, int64.
         expert_P: expert, int64.
-        rank_P: rank of the expert among the token's experts by probability, from 0, int64.
+        rank_P: rank of the expert among the token's experts by probability, from 0, int64; of equal
+            ones, those of the model's own choice come first, then the lower index.
         weight_P: the weight that the model gives the expert, or would give it; float32. Where the
             model uses raw softmax weights it is the router's probability.
         weight_LTE: the same of every expert of the tokens, which are in order of document and
