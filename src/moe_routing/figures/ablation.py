@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, NO_NULL
 from moe_routing.analysis.tables import read_csv
@@ -21,10 +23,6 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def draw_ablation(folder: Path) -> None:
@@ -45,8 +43,6 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
     router chose. The legend gives the proportion of a null's discoveries that are not among them
     and could not be removed. Removals that hit no expert are left out and counted in the title.
     """
-    import matplotlib.pyplot as plt
-
     ablation = ablation[
         (ablation["layer"].astype(str) == ALL_LAYERS) & (ablation["scope"] == "own")
     ]
@@ -70,8 +66,7 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
         f"({removed:,} removals from the stock model, {row['n_decisions']:,} decisions in "
         f"{row['n_documents']} passages, the same for every null;\nbars: intervals; "
-        f"{row['n_missed']:,} removals that hit no expert are left out)",
-        fontsize=9.5,
+        f"{row['n_missed']:,} removals that hit no expert are left out)"
     )
     return figure
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import read_csv
@@ -28,10 +32,6 @@ from moe_routing.figures.series import (
     unmarked,
 )
 from moe_routing.figures.style import WIDTH, look, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _LOSS = "Loss minus baseline\n(nats per token, lower is better)"
 
@@ -60,8 +60,6 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     Above: proportion of decisions with at least c experts. Below: mean experts by layer, with a
     band from the 5 % to the 95 % quantile over tokens at the middle alpha.
     """
-    import matplotlib.pyplot as plt
-
     widest = _widest(counts)
     names = widest["null"].unique()
     figure, grid = plt.subplots(
@@ -77,8 +75,7 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     grid[1, 0].set_ylabel("Experts per token")
     legend_below(figure, grid[1, 0])
     figure.suptitle(
-        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})",
-        fontsize=9.5,
+        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})"
     )
     return figure
 
@@ -108,8 +105,6 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
     """Draw mean experts, and loss relative to the baseline, against alpha; a line per max_k."""
-    import matplotlib.pyplot as plt
-
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
@@ -132,8 +127,7 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
     legend_below(figure, grid[0, 0])
     figure.suptitle(
         "Sensitivity to alpha; bars: intervals, shifted sideways for "
-        f"legibility\n({text_caption(table)})",
-        fontsize=9.5,
+        f"legibility\n({text_caption(table)})"
     )
     return figure
 
@@ -144,8 +138,6 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
     The loss is the paired difference from the baseline, so its interval does not contain the
     variance between documents. The axis on the right gives the perplexity.
     """
-    import matplotlib.pyplot as plt
-
     figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
     rows = static.dropna(subset="k")
     stock = look("regular")
@@ -193,9 +185,6 @@ def reduction(table: pd.DataFrame) -> Figure:
 
 def heatmap(table: pd.DataFrame) -> Figure:
     """Draw mean experts and perplexity over alpha and max_k, a row of panels per null."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
@@ -218,7 +207,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
             axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
                         location="bottom", aspect=30)  # fmt: skip
-    figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})", fontsize=9.5)
+    figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})")
     return figure
 
 
@@ -240,8 +229,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
     label_left(axes, "Mean experts per token")
     figure.suptitle(
         f"Saturation: 95 % of the mean without cap. Lines: one run, truncated; markers: runs\n"
-        f"({text_caption(table)})",
-        fontsize=9.5,
+        f"({text_caption(table)})"
     )
     return figure
 
@@ -269,7 +257,7 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
         axis.set(title=f"Null {as_words(null)}", xlabel="max_k")
     label_left(axes, label)
     legend_below(figure, axes[names[0]])
-    figure.suptitle(f"{title}\n({text_caption(table)})", fontsize=9.5)
+    figure.suptitle(f"{title}\n({text_caption(table)})")
     return figure
 
 

@@ -6,10 +6,12 @@ strategy and data set, and returns a figure. Nothing is read or written here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from moe_routing.figures.series import (
     error_bars,
@@ -22,11 +24,6 @@ from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry
 from moe_routing.statistics.pareto import pareto_front
 from moe_routing.vocabulary import DATASETS, METRICS
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _HEADROOM = 1.1
 """Upper end of an axis as a multiple of the highest marker, so that none is cut."""
@@ -219,8 +216,6 @@ def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
 
 def _plain_ticks(axis: Axes) -> None:
     """Label a logarithmic axis with plain numbers, about five of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     low, high = axis.get_ylim()
     decades = np.log10(high / low)
     steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
