@@ -126,9 +126,8 @@ class ValidityAnalysis(ClosedModel):
     signals: list[NonNegativeInt] | None = Field(
         default=None,
         min_length=1,
-        description="Numbers of experts with a true effect in the simulation; null uses none, "
-        "one sixteenth and one quarter of the model's experts: 0, 4, 16 for "
-        "OLMoE's 64.",
+        description="Numbers of experts with a true effect in the simulation; null uses none, one "
+        "sixteenth and one quarter of the model's experts: 0, 4, 16 for OLMoE's 64.",
     )
     effect: PositiveFloat = Field(
         default=3.0, description="Mean of the simulated effects, in standard deviations."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moe_routing.reporting import tables, wording
-from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.pages import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
 

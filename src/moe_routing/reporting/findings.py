@@ -13,6 +13,7 @@ import pandas as pd
 
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
+from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_FILE, PRIMARY_FILE
 from moe_routing.reporting.rows import groups_of, rows_of
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
@@ -43,16 +44,6 @@ class Finding:
 
     def __str__(self) -> str:
         return self.text
-
-
-PRIMARY_FILE = "statistics/primary.csv"
-PAIRED_FILE = "statistics/paired.csv"
-NONINFERIORITY_FILE = "statistics/noninferiority.csv"
-MATCHED_FILE = "statistics/matched_compute.csv"
-CELLS_FILE = "comparison/full_routing_results.csv"
-METRICS_FILE = "comparison/all_metrics.csv"
-CONTROLS_FILE = "statistics/controls.csv"
-NUMERICS_FILE = "statistics/numerics.csv"
 
 
 def primary(table: pd.DataFrame, confidence: float) -> Finding:

@@ -14,16 +14,8 @@ import pandas as pd
 
 from moe_routing.analysis.tables import truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import (
-    CONTROLS_FILE,
-    METRICS_FILE,
-    NAMED,
-    NUMERICS_FILE,
-    PAIRED_FILE,
-    Finding,
-    main_measure_rows,
-    main_row,
-)
+from moe_routing.reporting.findings import NAMED, Finding, main_measure_rows, main_row
+from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.reporting.rows import by_name, groups_of, rows_of
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict

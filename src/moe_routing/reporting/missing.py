@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, Finding
+from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
 from moe_routing.reporting.rows import rows_of
 from moe_routing.routing.strategies import control_kinds, families
 from moe_routing.vocabulary import DATASETS, TASKS, Family
