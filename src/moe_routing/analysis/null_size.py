@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from moe_routing.analysis.outputs import ALL_LAYERS, NOT_SHOWN, NOT_VALID, VALID
+from moe_routing.analysis.tables import largest
 from moe_routing.routing.nulls import Null, sample_inputs
 from moe_routing.routing.ordering import sort_descending
 from moe_routing.routing.procedures import bh_levels, num_rejected_at
@@ -236,7 +237,7 @@ def _call_design(group: pd.DataFrame, largest_size: float) -> dict[str, Any]:
     """Return whether a null is valid in a design, from its sizes by layer and over all layers."""
     is_all = group["layer"].astype(str) == ALL_LAYERS
     overall, layers = group[is_all].iloc[0], group[~is_all]
-    worst = _largest(layers, "size")
+    worst = largest(layers, "size")
     above, fails = group["size"] > largest_size, group["joint_low"] > largest_size
     failing = group.loc[fails & ~is_all, "layer"]
     return {
@@ -276,11 +277,6 @@ def _joint_limits(sizes: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return pd.DataFrame(limits, index=sizes.index, columns=["joint_low", "joint_high"])
 
 
-def _largest(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Return the first row with the largest value of a column."""
-    return rows.iloc[int(rows[column].argmax())]
-
-
 def _names(layers: Iterable[object]) -> str:
     return " ".join(sorted({str(layer) for layer in layers}, key=int))
 
@@ -307,8 +303,8 @@ def _worst_call(calls: pd.Series) -> str:
 
 
 def _call_null(group: pd.DataFrame) -> dict[str, object]:
-    worst = _largest(group, "size")
-    layer = _largest(group, "worst_layer_size")
+    worst = largest(group, "size")
+    layer = largest(group, "worst_layer_size")
     call = _worst_call(group["call"])
     assumed = _worst_call(group.loc[group["breaks"] == "", "call"])
     failing = " ".join(group["failing_layers"]).split()
@@ -370,7 +366,7 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
         return ""
     failed, kept = group[~group["valid"]], group[group["breaks"] == ""]
     broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
-    best = _largest(kept, "worst_layer_size")
+    best = largest(kept, "worst_layer_size")
     return (
         f" It exceeds what is allowed only where its assumption is broken: {broken}; where that "
         f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.3f}."

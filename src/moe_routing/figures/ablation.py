@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, NO_NULL
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
     as_words,
     error_bars,
-    groups,
     legend_below,
     level_axis,
     line_style,
@@ -79,7 +78,7 @@ def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
                      label=f"all experts of {row['arm']} (stock)")  # fmt: skip
     tested = own[own["null"] != NO_NULL]
     alphas = sorted(tested["alpha"].unique())
-    for index, (null, rows) in enumerate(groups(tested, "null")):
+    for index, (null, rows) in enumerate(groups_of(tested, "null")):
         error = error_bars(rows, name, f"{name}_low", f"{name}_high")
         shift = 1 + 0.06 * index
         axis.errorbar(

@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import BASELINE
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
-    groups,
     layer_axis,
     legend_below,
     line_style,
@@ -147,7 +146,7 @@ def _band(axis: Axes, stats: pd.DataFrame, name: str, index: int, label: str) ->
 
 def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
     """Yield index, label and rows of each prompt."""
-    for index, (prompt, rows) in enumerate(groups(prompts, "prompt"), start=1):
+    for index, (prompt, rows) in enumerate(groups_of(prompts, "prompt"), start=1):
         label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
         yield index, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 

@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import BH
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
     as_words,
     error_bars,
     experts_axis,
-    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -145,7 +144,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     alphas = sorted(bh["alpha"].unique())
-    for index, (null, own) in enumerate(groups(bh, "null")):
+    for index, (null, own) in enumerate(groups_of(bh, "null")):
         for alpha, rows in own.groupby("alpha"):
             style = ordered_line_style(alphas.index(alpha), len(alphas))
             points = {"color": style["color"], "marker": MARKERS[index + 1], "ls": "none"}

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from moe_routing.analysis.tables import groups_of
 from moe_routing.figures.series import (
     error_bars,
     experts_axis,
-    groups,
     legend_in_spare_panel,
     panels,
 )
@@ -52,14 +52,14 @@ def pareto(
     cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
     static = cells[cells["family"] == "regular"] if curve is None else _in_percent(curve)
     figure, axes = _panels(cells)
-    for dataset, rows in groups(cells, "dataset"):
+    for dataset, rows in groups_of(cells, "dataset"):
         axis = axes[dataset]
         own = static[static["dataset"] == dataset]
         drawn = pd.concat([rows, own]).drop_duplicates("strategy")
         _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
         if not own.empty:
             _points(axis, own.sort_values("mean_experts"), "mean_experts", "regular")
-        for family, group in groups(rows[rows["family"] != "regular"], "family"):
+        for family, group in groups_of(rows[rows["family"] != "regular"], "family"):
             _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
         _quality_axis(axis, dataset, rows)
@@ -77,9 +77,9 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
     Each cell was run once on a machine that may be shared, so there are no intervals.
     """
     figure, axes = _panels(cells)
-    for dataset, rows in groups(cells, "dataset"):
+    for dataset, rows in groups_of(cells, "dataset"):
         axis = axes[dataset]
-        for family, group in groups(rows, "family"):
+        for family, group in groups_of(rows, "family"):
             ordered = group.sort_values("mean_experts")
             style = look(family)
             axis.plot(
@@ -107,7 +107,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
     cells = _in_percent(cells)
     chosen = pd.concat([max_k_sweeps(cells), cells[cells["family"] == "regular"]])
     figure, axes = _panels(cells)
-    for dataset, rows in groups(chosen, "dataset"):
+    for dataset, rows in groups_of(chosen, "dataset"):
         axis = axes[dataset]
         for number, (label, group) in enumerate(_sweep_lines(rows)):
             family = group["family"].iloc[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,11 +57,6 @@ def unmarked(style: Mapping[str, Any]) -> dict[str, Any]:
 def error_bars(rows: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
     """Return the distances of interval limits from a value, shape 2 x rows, for ``yerr``."""
     return np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy())
-
-
-def groups(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each name in a column, in order of first appearance, and its rows."""
-    return cast("Iterator[tuple[str, pd.DataFrame]]", iter(table.groupby(column, sort=False)))
 
 
 def text_caption(table: pd.DataFrame) -> str:

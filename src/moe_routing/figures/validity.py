@@ -12,11 +12,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import ALL_LAYERS, VALIDITY
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
     as_words,
-    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -88,7 +87,7 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
     looks = _looks(binding["null"])
     for axis, (text, title) in zip(axes, titles.items(), strict=True):
         own = binding[binding["text"] == text]
-        for null, rows in groups(own, "null"):
+        for null, rows in groups_of(own, "null"):
             by_alpha = rows.groupby("alpha")["any_proportion"]
             axis.plot(by_alpha.mean().index, by_alpha.mean(), label=as_words(null), ms=4, lw=1,
                       **looks[null])  # fmt: skip
@@ -151,7 +150,7 @@ def simulation(table: pd.DataFrame) -> Figure:
             for axis, (name, label) in zip(
                 grid[2 * down : 2 * down + 2, across], labels.items(), strict=True
             ):
-                for procedure, rows in groups(own, "procedure"):
+                for procedure, rows in groups_of(own, "procedure"):
                     error = 1.96 * rows["fdr_se"] if name == "fdr" else None
                     axis.errorbar(rows["alpha"], rows[name], yerr=error, ms=4, lw=1, capsize=1.5,
                                   label=procedure, **looks[procedure])  # fmt: skip

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.analysis.tables import truth_values
+from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
 from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_FILE, PRIMARY_FILE
-from moe_routing.reporting.rows import groups_of, rows_of
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moe_routing.analysis.tables import rows_of
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
-from moe_routing.reporting.rows import by_name, rows_of
 from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ class StudyResults:
     @property
     def main_measures(self) -> dict[str, str]:
         """The main measure of each data set in tests: nats per token, or accuracy."""
-        tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
-        return {name: TASKS[task].main_measure.name for name, task in by_name(tasks).items()}
+        tasks = zip(self.cells["dataset"], self.cells["task"], strict=True)
+        return {name: TASKS[task].main_measure.name for name, task in tasks}
 
     @property
     def static_curve(self) -> pd.DataFrame:
