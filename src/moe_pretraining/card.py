@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from moe_pretraining.card_training import additions_text, batch_text, optimizer_text
 from moe_pretraining.schedule import sequences_before
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_pretraining.settings import PretrainConfig
 
 CARD = """\
 ---

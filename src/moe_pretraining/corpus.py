@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.hub import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-    from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
 
 SHORTEST_PERIOD = 8
 """Length in tokens of the shortest text that is repeated to fill a window."""

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from moe_pretraining.settings import PretrainConfig, TextSource
 from moe_routing.config.study import ModelConfig
 from moe_routing.engine.loading import describe_checkpoint, load_model
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.evaluation.record import environment
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.ranking import Ranker, Ranking, by_logit
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
@@ -33,9 +35,6 @@ from moe_routing.vocabulary import Family, Look
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from moe_pretraining.settings import PretrainConfig, TextSource
-    from moe_routing.routing.calibration import Calibration
 
 STATIC_K = (1, 2, 4, 6, 8, 12, 16, 32, 64)
 WINDOWS_AT_ONCE = 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,15 +20,13 @@ from moe_routing.analysis.specialisation import (
 )
 from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, item_text, text_dataset
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import read_items
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.requests import max_length
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 Array = NDArray[np.float32]
 

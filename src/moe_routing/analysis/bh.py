@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from moe_routing.analysis.recommend import Arm, recommend
 from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device
@@ -45,9 +46,6 @@ from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 TOP_K = "topk"
 

@@ -12,13 +12,10 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import ArchiveSource
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import ArchiveSource
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
 """The line of pip's message about a file with another hash."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from moe_routing.config.study import HubSource
 from moe_routing.data.rows import READERS, read_rows
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
@@ -19,8 +20,6 @@ from moe_routing.hub import snapshot
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
-
-    from moe_routing.config.study import HubSource
 
 CARD = "README.md"
 

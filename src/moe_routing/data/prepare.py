@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import Source, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
@@ -18,9 +18,6 @@ from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Source, StudyConfig
 
 CALIBRATION = "calibration"
 """Name of the calibration text, where the name of an evaluation set is allowed too."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import StudyConfig
 from moe_routing.reporting.pages import CELLS_FILE
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 COMPARISON = "comparison/comparison_plots"
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from moe_routing.reporting import tables, wording
 from moe_routing.reporting.pages import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from moe_routing.reporting.results import StudyResults
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe_routing.analysis.tables import markdown
 from moe_routing.files import atomic_path
 from moe_routing.reporting import tables, wording
@@ -11,10 +9,8 @@ from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plan import SHORT_REPORT, findings_on
+from moe_routing.reporting.results import StudyResults
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    from moe_routing.reporting.results import StudyResults
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 

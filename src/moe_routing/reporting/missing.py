@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe_routing.analysis.tables import rows_of
 from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
 from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, families
 from moe_routing.vocabulary import DATASETS, TASKS, Family
-
-if TYPE_CHECKING:
-    from moe_routing.reporting.results import StudyResults
 
 
 def missing(study: StudyResults) -> list[Finding]:

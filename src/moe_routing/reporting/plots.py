@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from moe_routing.figures import comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from moe_routing.reporting.results import StudyResults
+from moe_routing.reporting.results import StudyResults
 
 
 def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:

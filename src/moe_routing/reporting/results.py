@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from moe_routing.analysis.tables import rows_of
+from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
 from moe_routing.vocabulary import DIVERGENCE, TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 SMALL_MODEL = 100_000_000
 """Below this many parameters the text calls a model small; published MoE models are larger."""
@@ -102,8 +99,6 @@ class StudyResults:
         Raises:
             InputError: the folder, its config, ``model.json`` or the table of cells is missing.
         """
-        from moe_routing.config.study import load_config
-
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such results folder")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
+from moe_routing.config.study import Source
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import main_measure_rows, main_row
+from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, HYPOTHESES, METRICS, TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Source
-    from moe_routing.reporting.results import StudyResults
 
 DAGGER = "\N{DAGGER}"
 

@@ -7,11 +7,12 @@ sets and are added by :mod:`moe_routing.statistics.study_tables`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import one_sided_p, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import Comparison, compare, named_rng
@@ -29,9 +30,6 @@ from moe_routing.statistics.proportions import (
     paired_score_interval,
 )
 from moe_routing.vocabulary import TASKS, Metric
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StatisticsConfig
 
 ResultRow = dict[str, Any]
 """One row of a table; columns differ in type."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
@@ -27,9 +27,6 @@ from moe_routing.statistics.proportions import (
     paired_score_interval,
 )
 from moe_routing.vocabulary import TASKS, Metric
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StatisticsConfig
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
 NO_CURVE = "no curve"
