@@ -10,6 +10,7 @@ loss by rounding alone). A decision is the routing of one token in one layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -78,13 +79,10 @@ def false_discoveries(
     keys = ["arm", "null", "alpha"]
     for key, arm in removals.groupby(keys, sort=False, dropna=False):
         named = [(ALL_LAYERS, arm), *arm.groupby("layer")]
-        for scope, column in CHANGES.items():
-            for epsilon in epsilons:
-                for layer, group in named:
-                    row = dict(zip(keys, key, strict=True))
-                    row |= {"scope": scope, "epsilon": epsilon, "layer": layer}
-                    row |= _proportions(group, column, epsilon, confidence)
-                    rows.append(row)
+        for (scope, column), epsilon, (layer, group) in product(CHANGES.items(), epsilons, named):
+            row = dict(zip(keys, key, strict=True))
+            row |= {"scope": scope, "epsilon": epsilon, "layer": layer}
+            rows.append(row | _proportions(group, column, epsilon, confidence))
     return pd.DataFrame(rows)
 
 

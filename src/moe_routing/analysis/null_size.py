@@ -133,21 +133,24 @@ def examine(
     left out of it; see :func:`attainable`.
     """
     alphas = attainable(null, alphas, sample.num_experts)
-    tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
+    histograms, qqs = [], []
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     for layer in range(sample.num_layers):
         evidence = Evidence.of(null, sample, layer, alphas)
-        tables["histogram"].append(histogram_rows(evidence).assign(layer=layer))
-        tables["qq"].append(qq_rows(evidence).assign(layer=layer))
+        histograms.append(histogram_rows(evidence).assign(layer=layer))
+        qqs.append(qq_rows(evidence).assign(layer=layer))
         for alpha in alphas:
             rejected[alpha].append(evidence.rejections(alpha))
-    sizes = []
-    for alpha, by_layer in rejected.items():
-        named = {**dict(enumerate(by_layer)), ALL_LAYERS: torch.cat(by_layer)}
-        for layer, rejected_T in named.items():
-            sizes.append({"alpha": alpha, "layer": layer, **size_row(rejected_T, confidence)})
-    tables["size"].append(pd.DataFrame(sizes))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    sizes = [
+        {"alpha": alpha, "layer": layer, **size_row(rejected_T, confidence)}
+        for alpha, by_layer in rejected.items()
+        for layer, rejected_T in [*enumerate(by_layer), (ALL_LAYERS, torch.cat(by_layer))]
+    ]
+    return {
+        "size": pd.DataFrame(sizes),
+        "histogram": pd.concat(histograms, ignore_index=True),
+        "qq": pd.concat(qqs, ignore_index=True),
+    }
 
 
 def binding_rows(

@@ -132,7 +132,7 @@ def layer_axis(axis: Axes, layers: int) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") -> None:
+def level_axis(axis: Axes, levels: Sequence[float]) -> None:
     """Use a logarithmic axis with a tick at every level."""
     # The limits are set by hand: matplotlib cannot scale an axis to a single level.
     axis.set_autoscalex_on(False)
@@ -143,7 +143,7 @@ def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") 
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks(levels, [f"{level:g}" for level in levels])
-    axis.set_xlabel(label)
+    axis.set_xlabel("Level alpha")
 
 
 def experts_axis(axis: Axes, low: float, high: float) -> None:

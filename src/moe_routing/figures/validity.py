@@ -26,8 +26,6 @@ from moe_routing.figures.series import (
 )
 from moe_routing.figures.style import WIDTH, use_style
 
-LEFT_OUT = "levels below the resolution of a null's draws are left out"
-
 
 def draw_validity(folder: Path) -> None:
     """Draw the figures of ``validity/`` into ``validity/validity_plots/``."""
@@ -100,8 +98,8 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
         axis.set_title(f"{title} ({tokens:,} tokens)")
     axes[0].set_ylabel("Proportion of tokens with any\nselection (mean over layers)")
     figure.suptitle(
-        f"BH on real text. The bound is exact for empirical nulls, approximate for kernel nulls\n"
-        f"({LEFT_OUT})"
+        "BH on real text. The bound is exact for empirical nulls, approximate for kernel nulls\n"
+        "(levels below the resolution of a null's draws are left out)"
     )
     legend_below(figure, axes[1], columns=5)
     return figure

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import (
     Array,
     RatioBootstrap,
@@ -62,9 +63,7 @@ def compare(
     panel: Panel,
     metric: Metric,
     difference_NS: Array,
-    *,
-    confidence: float,
-    resamples: int,
+    settings: StatisticsConfig,
     rng: np.random.Generator,
 ) -> Comparison:
     """Resample and permute the differences of all arms of a panel together.
@@ -73,13 +72,12 @@ def compare(
         panel: gives units and clusters.
         metric: what the differences are of.
         difference_NS: arm minus reference for each item.
-        confidence: level of the intervals.
-        resamples: bootstrap resamples.
+        settings: level of the intervals, and number of bootstrap resamples.
         rng: source of randomness.
     """
     sums_CS, unit_CS = panel.sums(difference_NS, metric)
-    boot = bootstrap_ratios(sums_CS, unit_CS, resamples=resamples, rng=rng)
-    low_S, high_S = bootstrap_interval(boot, metric, confidence)
+    boot = bootstrap_ratios(sums_CS, unit_CS, resamples=settings.resamples, rng=rng)
+    low_S, high_S = bootstrap_interval(boot, metric, settings.confidence)
     p_S = sign_flip_p(sums_CS, permutations=PERMUTATIONS, rng=rng)
     return Comparison(difference_NS, sums_CS, boot, low_S, high_S, p_S)
 

@@ -85,14 +85,9 @@ def contrasts(
     found = []
     for metric in TASKS[panel.task].measures:
         value_NS = panel.values(metric)
-        comparison = compare(
-            panel,
-            metric,
-            value_NS[:, list(arms)] - value_NS[:, [baseline]],
-            confidence=settings.confidence,
-            resamples=settings.resamples,
-            rng=named_rng(seed, table, panel.dataset, metric.name),
-        )
+        difference_NS = value_NS[:, list(arms)] - value_NS[:, [baseline]]
+        rng = named_rng(seed, table, panel.dataset, metric.name)
+        comparison = compare(panel, metric, difference_NS, settings, rng)
         found.append(Contrasts(panel, metric, settings, arms, baseline, comparison))
     return found
 

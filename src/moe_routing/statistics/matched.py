@@ -234,14 +234,8 @@ def _gaps(
     static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in inside}
     line_NS = np.stack([interpolate(static_NK[name], at) for name, at in inside.items()], axis=1)
     difference_NS = arm_NS - line_NS
-    comparison = compare(
-        panel,
-        metric,
-        difference_NS,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        rng=named_rng(seed, "matched", panel.dataset, metric.name),
-    )
+    rng = named_rng(seed, "matched", panel.dataset, metric.name)
+    comparison = compare(panel, metric, difference_NS, settings, rng)
     gaps = {}
     for s, (name, at) in enumerate(inside.items()):
         gaps[name] = {
