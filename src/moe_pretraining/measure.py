@@ -30,7 +30,7 @@ from moe_routing.routing.strategies.controls import RandomIdentity
 from moe_routing.routing.strategies.rivals import Capped
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.routing.types import RouterInputs
-from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 from moe_routing.vocabulary import Family, Look
 
 if TYPE_CHECKING:
@@ -250,9 +250,7 @@ def _ratio(
     rng: np.random.Generator,
 ) -> dict[str, float]:  # fmt: skip
     """Return a ratio of sums, with its interval from resampling documents."""
-    a_D = cluster_sums(numerator_W, document_W)
-    b_D = cluster_sums(denominator_W, document_W)
-    boot = bootstrap_ratios(a_D, b_D, resamples=RESAMPLES, rng=rng)
+    boot = bootstrap_items(numerator_W, denominator_W, document_W, resamples=RESAMPLES, rng=rng)
     low, high = studentised_interval(boot, CONFIDENCE)
     return {"estimate": float(boot.ratio_S[0]), "low": float(low[0]), "high": float(high[0])}
 

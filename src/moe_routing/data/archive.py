@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from moe_routing.config.study import ArchiveSource
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, sha256_of
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
 """The line of pip's message about a file with another hash."""
@@ -66,12 +65,6 @@ def fetch_wheel(source: ArchiveSource, cache: Path) -> Path:
             if sha256_of(wheel) == source.sha256:
                 return wheel
         return _download(source, folder)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download(source: ArchiveSource, folder: Path) -> Path:

@@ -126,20 +126,15 @@ def compute(table: pd.DataFrame) -> Finding:
     row = main_row(table)
     own, stock = row["mean_experts"], row["baseline_mean_experts"]
     ratio = own / stock
-    relation = (
-        f"{wording.percent(1 - ratio, 0)} fewer"
-        if ratio < 1
-        else f"{wording.percent(ratio - 1, 0)} more"
-    )
+    outcome = "fewer" if ratio < 1 else "more"
+    relation = f"{wording.percent(abs(ratio - 1), 0)} {outcome} than"
     if abs(ratio - 1) < 0.005:
-        relation = "the same number"
+        relation = "the same number as"
     text = (
         f"It used {wording.experts(own)} experts per token there, {relation} "
-        f"than the {wording.experts(stock)} of `{row['baseline']}`."
+        f"the {wording.experts(stock)} of `{row['baseline']}`."
     )
-    if relation == "the same number":
-        text = text.replace(f"{relation} than the", "the same number as the")
-    return Finding(text, PRIMARY_FILE, "fewer" if ratio < 1 else "more")
+    return Finding(text, PRIMARY_FILE, outcome)
 
 
 def matched(table: pd.DataFrame) -> Finding:
