@@ -18,13 +18,11 @@ from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
-from moe_routing.statistics.paired import Flips, count_flips
+from moe_routing.statistics.paired import PairedTable
 from moe_routing.statistics.proportions import (
-    design_effect,
     exact_mcnemar,
     mixed_interval,
     p_of_interval,
-    paired_score_interval,
 )
 from moe_routing.vocabulary import TASKS, Metric
 
@@ -282,14 +280,14 @@ def proportion_columns(
         "discordant": int((np.abs(arm_N - interpolate(static_NK, at)) > ROUNDING).sum())
     }
     low_N, high_N = static_NK[:, at.low], static_NK[:, at.high]
-    first = _PairedTable.of(arm_N, low_N, clusters)
+    first = PairedTable.of(low_N, arm_N, clusters)
     if at.low == at.high:
-        _, found["low"], found["high"] = first.estimate(confidence)
+        found["low"], found["high"] = first.interval(confidence)
         found["interval"] = SCORE
         if clusters.max() + 1 == len(arm_N):
             found["p_value"] = exact_mcnemar(first.flips.lost, first.flips.gained)
         return found
-    second = _PairedTable.of(arm_N, high_N, clusters)
+    second = PairedTable.of(high_N, arm_N, clusters)
     r = _correlation(cluster_sums(np.stack([arm_N - low_N, arm_N - high_N], axis=1), clusters))
 
     def limits(level: float) -> tuple[float, float]:
@@ -298,24 +296,6 @@ def proportion_columns(
     found["low"], found["high"] = limits(confidence)
     found["interval"], found["p_value"] = MIXED_SCORE, p_of_interval(limits)
     return found
-
-
-@dataclass(frozen=True)
-class _PairedTable:
-    """Discordant items of a strategy and a static one, and their design effect."""
-
-    flips: Flips
-    effect: float
-
-    @classmethod
-    def of(cls, arm_N: Array, static_N: Array, clusters: np.ndarray) -> _PairedTable:
-        return cls(count_flips(static_N, arm_N), design_effect(arm_N - static_N, clusters))
-
-    def estimate(self, confidence: float) -> tuple[float, float, float]:
-        """Return the difference of the two proportions and its score interval."""
-        lost, gained, n = self.flips.lost, self.flips.gained, self.flips.n
-        limits = paired_score_interval(lost, gained, n, confidence, design_effect=self.effect)
-        return (gained - lost) / n, *limits
 
 
 def _correlation(sums_C2: Array) -> float:
