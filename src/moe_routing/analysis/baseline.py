@@ -174,11 +174,7 @@ def _write_usage(text: Capture, top_k: int, folder: Path) -> None:
 
 
 def _write_specialisation(
-    captures: dict[str, Capture],
-    text: Capture,
-    top_k: int,
-    rng: np.random.Generator,
-    folder: Path,
+    captures: dict[str, Capture], text: Capture, top_k: int, rng: np.random.Generator, folder: Path
 ) -> None:
     index_LTK = top_experts(text.logits_LTE.numpy(), top_k)
     experts = text.logits_LTE.shape[-1]

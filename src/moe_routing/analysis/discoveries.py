@@ -55,10 +55,7 @@ def _index(table: pd.DataFrame, *more: str) -> pd.MultiIndex:
 
 
 def false_discoveries(
-    removals: pd.DataFrame,
-    epsilons: Sequence[float],
-    *,
-    confidence: float,
+    removals: pd.DataFrame, epsilons: Sequence[float], *, confidence: float
 ) -> pd.DataFrame:
     """Return one row per arm, scope, threshold and layer (and ``all``).
 

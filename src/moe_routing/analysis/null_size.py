@@ -154,12 +154,7 @@ def examine(
 
 
 def binding_rows(
-    null: Null,
-    sample: CalibrationSample,
-    alphas: Sequence[float],
-    *,
-    min_k: int,
-    max_k: int,
+    null: Null, sample: CalibrationSample, alphas: Sequence[float], *, min_k: int, max_k: int
 ) -> pd.DataFrame:
     """Return by layer how often floor and cap decide in place of BH, and how often BH is empty.
 

@@ -116,12 +116,7 @@ VALIDITY = Analysis(
         "binding.csv",
         "simulation.csv",
     ),
-    (
-        "size_by_layer",
-        "marginal_bound",
-        "binding_by_layer",
-        "simulation",
-    ),
+    ("size_by_layer", "marginal_bound", "binding_by_layer", "simulation"),
     runs_model=False,
     mem_mb=6000,
 )

@@ -164,8 +164,7 @@ class AblationAnalysis(ClosedModel):
         "no effect; one table and one panel per value.",
     )
     primary_epsilon: PositiveFloat = Field(
-        default=0.01,
-        description="Value of epsilon that the text of the report refers to, in nats.",
+        default=0.01, description="Value of epsilon that the text of the report refers to, in nats."
     )
     context: int = Field(default=64, ge=16, description="Tokens read from each document.")
     horizon: PositiveInt = Field(
@@ -210,10 +209,7 @@ class AnalysisConfig(ClosedModel):
             experts: number of experts per layer.
             top_k: experts per token that the model was trained with.
         """
-        bh = {
-            "max_k": doublings(top_k, experts),
-            "fewer_k": [k for k in FEWER_K if k <= experts],
-        }
+        bh = {"max_k": doublings(top_k, experts), "fewer_k": [k for k in FEWER_K if k <= experts]}
         validity = {
             # A model that selects every expert has no rejected ones to fit ``unselected`` on.
             "nulls": [name for name in HYPOTHESES if name != "unselected" or top_k < experts],

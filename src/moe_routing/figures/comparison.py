@@ -14,12 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from moe_routing.analysis.tables import groups_of
-from moe_routing.figures.series import (
-    error_bars,
-    experts_axis,
-    legend_in_spare_panel,
-    panels,
-)
+from moe_routing.figures.series import error_bars, experts_axis, legend_in_spare_panel, panels
 from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry
 from moe_routing.statistics.pareto import pareto_front

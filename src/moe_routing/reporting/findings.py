@@ -7,6 +7,7 @@ is a finding like the others. A finding names the file that its numbers come fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,7 +18,7 @@ from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
-from moe_routing.statistics.verdict import Verdict
+from moe_routing.statistics.verdict import LOSSES, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING
 
 NAMED = 4
@@ -247,7 +248,7 @@ def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, 
             f"On {where}, every other setting gave the same result as `{baseline}` on every item."
         )
         return text, "identical"
-    worse = groups[Verdict.WORSE] + groups[Verdict.WORSE_WITHIN_MARGIN]
+    worse = [name for outcome in LOSSES for name in groups[outcome]]
     unshown = n - len(same) - len(worse) - len(groups[Verdict.BETTER])
     shown = [_clause(groups[Verdict.BETTER], n, "better"), _clause(worse, n, "worse")]
     shown = [clause for clause in shown if clause]
@@ -343,8 +344,8 @@ def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
         return None
     clauses, outcomes = [], set()
     for strategy, group in groups_of(rows, "strategy"):
-        worse = _names(group, Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
-        better = _names(group, Verdict.BETTER)
+        worse = set_names(group, LOSSES)
+        better = set_names(group, (Verdict.BETTER,))
         parts = [f"worse on {wording.listed(worse)}"] if worse else []
         parts += [f"better on {wording.listed(better)}"] if better else []
         outcomes |= {"worse"} if worse else set()
@@ -358,8 +359,10 @@ def weighting(paired: pd.DataFrame, top_k: int) -> Finding | None:
     return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
 
-def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
-    return [DATASETS[name].label for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
+def set_names(rows: pd.DataFrame, outcomes: Sequence[Verdict]) -> list[str]:
+    """Return the distinct data sets on which a comparison had one of these outcomes."""
+    names = rows.loc[rows["verdict"].isin(outcomes), "dataset"].drop_duplicates()
+    return [DATASETS[name].label for name in names]
 
 
 def fewest_static(noninferiority: pd.DataFrame, cells: pd.DataFrame, top_k: int) -> list[Finding]:

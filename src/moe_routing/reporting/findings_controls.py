@@ -14,7 +14,7 @@ import pandas as pd
 
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import NAMED, Finding, main_measure_rows, main_row
+from moe_routing.reporting.findings import NAMED, Finding, main_measure_rows, main_row, set_names
 from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
@@ -74,9 +74,9 @@ def _rule(strategy: Strategy) -> tuple:
 
 def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
     worse, better = (_difference_by_set(rows, which) for which in (LOSSES, (Verdict.BETTER,)))
-    identical = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
-    non_inferior = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
-    inconclusive = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
+    identical = set_names(rows, (Verdict.IDENTICAL,))
+    non_inferior = set_names(rows, (Verdict.NON_INFERIOR,))
+    inconclusive = set_names(rows, (Verdict.INCONCLUSIVE,))
     clauses = [f"quality was {word} on {wording.listed(names)}"
                for word, names in (("worse", worse), ("better", better)) if names]  # fmt: skip
     if identical:
@@ -111,10 +111,6 @@ def _unmatched(kind: str, rows: pd.DataFrame) -> str:
         f" Rounded by layer, the numbers average {own} instead of {base} experts per token: "
         "compute is not matched here."
     )
-
-
-def _sets(rows: pd.DataFrame) -> list[str]:
-    return [DATASETS[name].label for name in rows["dataset"].drop_duplicates()]
 
 
 def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:

@@ -96,11 +96,7 @@ class RatioBootstrap:
 
 
 def bootstrap_ratios(
-    numerator_CS: ArrayLike,
-    denominator_CS: ArrayLike,
-    *,
-    resamples: int,
-    rng: np.random.Generator,
+    numerator_CS: ArrayLike, denominator_CS: ArrayLike, *, resamples: int, rng: np.random.Generator
 ) -> RatioBootstrap:
     """Resample whole clusters with replacement; all series share the same resamples.
 

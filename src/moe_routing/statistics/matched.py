@@ -19,11 +19,7 @@ from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
 from moe_routing.statistics.paired import PairedTable
-from moe_routing.statistics.proportions import (
-    exact_mcnemar,
-    mixed_interval,
-    p_of_interval,
-)
+from moe_routing.statistics.proportions import exact_mcnemar, mixed_interval, p_of_interval
 from moe_routing.vocabulary import TASKS, Metric
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
