@@ -3,7 +3,7 @@
 Perplexity, experts per token, binding proportions and batch unions come from a real scoring run of
 every arm, because a selection changes the input of later layers. Only the saturation curve is
 computed from counts: those of the run at the largest max_k, cut at every smaller cap, as if the cap
-changed nothing else. The results of the real runs stand beside it.
+changed nothing else. The results of the real runs are given beside it.
 """
 
 from __future__ import annotations

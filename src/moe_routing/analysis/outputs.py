@@ -14,8 +14,8 @@ NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
-"""Outcomes of a verdict. Not shown: some layer was above the allowed size, by no more than chance
-may put it; that is neither a size that holds nor one that is broken."""
+"""Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
+chance explains."""
 
 
 @dataclass(frozen=True)

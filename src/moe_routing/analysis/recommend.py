@@ -28,7 +28,7 @@ RULE = (
     "straight line between them is above 0. That line lies above any curve that is convex in k, "
     "which favours the arm; so it beats static routing only if the upper limit of its difference "
     "from the least that a convex curve through the measured points can be there is below 0. An "
-    "arm below the line but not below that bound is named apart: nothing is shown of it. Where no "
+    "arm below the line but not below that bound is listed separately; it shows nothing. Where no "
     "arm qualifies, no recommendation is supported."
 )
 

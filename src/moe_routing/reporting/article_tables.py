@@ -103,7 +103,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-primary": ArticleTable(
         tables.contrast_table,
         "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
-        "has right. A difference as large as the minimum detectable one is found in "
+        "gets right. A difference as large as the minimum detectable one is found in "
         f"{wording.percent(POWER, 0)} of runs. From `statistics/primary.csv` and "
         "`statistics/power.csv`.",
         "ll",

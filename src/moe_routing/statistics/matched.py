@@ -263,7 +263,7 @@ def proportion_columns(
 
     Args:
         arm_N: zeros and ones of the strategy.
-        static_NK: the same of the points of the curve.
+        static_NK: zeros and ones of the points of the curve, (items, points).
         at: where the strategy lies.
         clusters: number of the cluster of each item, (N,).
         confidence: level.

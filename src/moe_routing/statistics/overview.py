@@ -64,8 +64,8 @@ def _warning(sets: int, strategies: int, distance: float) -> str:
     if sets >= FEW_DATASETS:
         return "none"
     return (
-        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart can "
-        f"be told apart, and the most there can be is {strategies - 1}"
+        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart "
+        f"differ significantly; the largest possible difference is {strategies - 1}"
     )
 
 

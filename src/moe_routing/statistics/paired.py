@@ -22,8 +22,8 @@ class Flips:
     """Items whose correctness changes (Dutta et al. 2024, arXiv 2407.09141).
 
     Attributes:
-        lost: items that the baseline has right and the arm wrong.
-        gained: items that the baseline has wrong and the arm right.
+        lost: items that the baseline gets right and the arm gets wrong.
+        gained: items that the baseline gets wrong and the arm gets right.
         n: all items.
     """
 
