@@ -35,18 +35,18 @@ def write_json(value: object, path: Path) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table of an analysis.
+    """Read a table of a study; the word ``none`` is kept as text.
 
     Raises:
         InputError: no such file.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; run the analysis before its figures")
-    return pd.read_csv(path)
+        raise InputError(f"{path}: no such table; run the workflow to make it")
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def markdown(table: pd.DataFrame, align: str | None = None, digits: int = 3) -> str:
-    """Return a Markdown pipe table without a newline at its end.
+def markdown(table: pd.DataFrame, align: str | None = None) -> str:
+    """Return a Markdown pipe table without a newline at its end; numbers have three decimals.
 
     Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
     wide, because pandoc takes relative widths from them.
@@ -54,18 +54,17 @@ def markdown(table: pd.DataFrame, align: str | None = None, digits: int = 3) -> 
     Args:
         table: the cells; the index is left out.
         align: one letter (l, r, c) per column; None aligns the first two left, the others right.
-        digits: decimals of floating-point numbers.
     """
     columns = [str(name) for name in table.columns]
     align = align or ("ll" + "r" * len(columns))[: len(columns)]
-    rows = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
+    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
 
 
-def _cell(value: object, digits: int) -> str:
-    text = f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
 
 

@@ -151,6 +151,6 @@ def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]
         yield index, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 
 
-def _short(text: str, words: int = 4) -> str:
+def _short(text: str) -> str:
     parts = text.replace("$", r"\$").split()  # a dollar sign would begin a formula
-    return " ".join(parts[:words]) + (" ..." if len(parts) > words else "")
+    return " ".join(parts[:4]) + (" ..." if len(parts) > 4 else "")

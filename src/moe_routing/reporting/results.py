@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from moe_routing.analysis.tables import rows_of
+from moe_routing.analysis.tables import read_csv, rows_of
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
@@ -185,14 +185,12 @@ class StudyResults:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file; the word ``none`` is kept as text.
+    """Read a table that has rows.
 
     Raises:
         InputError: the file is missing or empty.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such table; run the workflow to make it")
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    table = read_csv(path)
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table
@@ -222,6 +220,6 @@ def read_model(path: Path) -> Model:
 
 def _optional(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return read_csv(path)
+    except (InputError, pd.errors.EmptyDataError):
         return pd.DataFrame()
