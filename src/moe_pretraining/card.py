@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from moe_pretraining.card_training import additions_text, batch_text, optimizer_text
 from moe_pretraining.schedule import sequences_before
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_pretraining.settings import PretrainConfig
 
 CARD = """\
 ---
@@ -191,26 +188,30 @@ def _table(rows: list[dict[str, object]]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
+def _properties(values: dict[str, str]) -> str:
+    return _table([{"": name, "value": value} for name, value in values.items()])
+
+
 def _interval(value: dict[str, float]) -> str:
     return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _architecture(config: PretrainConfig, measured: dict) -> str:
     shape, parameters = config.model, measured["parameters"]
-    return _table(
-        [
-            {"": "parameters", "value": f"{parameters['total']:,}"},
-            {"": "active parameters per token", "value": f"{parameters['active']:,}"},
-            {"": "layers", "value": str(shape.num_hidden_layers)},
-            {"": "hidden size", "value": str(shape.hidden_size)},
-            {"": "attention heads", "value": str(shape.num_attention_heads)},
-            {"": "experts per layer", "value": str(shape.num_experts)},
-            {"": "experts per token", "value": str(shape.num_experts_per_tok)},
-            {"": "inner size of an expert", "value": str(shape.intermediate_size)},
-            {"": "vocabulary", "value": f"{shape.vocab_size:,}"},
-            {"": "longest context", "value": str(shape.max_position_embeddings)},
-            {"": "weights", "value": f"bfloat16 safetensors, {measured['weights_bytes']:,} bytes"},
-        ]
+    return _properties(
+        {
+            "parameters": f"{parameters['total']:,}",
+            "active parameters per token": f"{parameters['active']:,}",
+            "layers": str(shape.num_hidden_layers),
+            "hidden size": str(shape.hidden_size),
+            "attention heads": str(shape.num_attention_heads),
+            "experts per layer": str(shape.num_experts),
+            "experts per token": str(shape.num_experts_per_tok),
+            "inner size of an expert": str(shape.intermediate_size),
+            "vocabulary": f"{shape.vocab_size:,}",
+            "longest context": str(shape.max_position_embeddings),
+            "weights": f"bfloat16 safetensors, {measured['weights_bytes']:,} bytes",
+        }
     )
 
 
@@ -219,21 +220,18 @@ def _training(config: PretrainConfig, log: pd.DataFrame) -> str:
     first = config.first_sequence * config.sequence_length
     seconds = (np.diff(log["tokens"], prepend=first) / log["tokens_per_second"]).sum()
     last = log.dropna(subset="validation_loss").iloc[-1]
-    return _table(
-        [
-            {"": "steps", "value": f"{steps:,}"},
-            {"": "tokens", "value": f"{int(log['tokens'].iloc[-1]):,}"},
-            {"": "batch", "value": batch_text(config)},
-            {"": "peak learning rate", "value": f"{config.learning_rate:g}"},
-            {"": "device", "value": config.device},
-            {
-                "": "tokens per second (median)",
-                "value": f"{log['tokens_per_second'].median():,.0f}",
-            },
-            {"": "hours in this run's steps", "value": f"{seconds / 3600:.1f}"},
-            {"": "last validation loss, nats per token", "value": f"{last['validation_loss']:.3f}"},
-            {"": "seed", "value": str(config.seed)},
-        ]
+    return _properties(
+        {
+            "steps": f"{steps:,}",
+            "tokens": f"{int(log['tokens'].iloc[-1]):,}",
+            "batch": batch_text(config),
+            "peak learning rate": f"{config.learning_rate:g}",
+            "device": config.device,
+            "tokens per second (median)": f"{log['tokens_per_second'].median():,.0f}",
+            "hours in this run's steps": f"{seconds / 3600:.1f}",
+            "last validation loss, nats per token": f"{last['validation_loss']:.3f}",
+            "seed": str(config.seed),
+        }
     )
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe_pretraining.corpus import COMMON_TOKENS
-
-if TYPE_CHECKING:
-    from moe_pretraining.settings import PretrainConfig
+from moe_pretraining.settings import PretrainConfig
 
 ADAMW = "AdamW (betas 0.9 and 0.95, weight decay {decay:g} on matrices)"
 MUON = """\

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import lzma
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
+from moe_routing.data.documents import text_blocks
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, sha256_of
 from moe_routing.hub import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-    from moe_pretraining.settings import HubTextSource, LocalTextSource, TextSource
 
 SHORTEST_PERIOD = 8
 """Length in tokens of the shortest text that is repeated to fill a window."""
@@ -60,9 +59,7 @@ def _read_file(source: LocalTextSource) -> Iterator[str]:
     path = Path(source.path)
     check_file(path, source.sha256, f"pretraining source '{source.name}': path")
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-        for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
-            if has_text:
-                yield "".join(block).rstrip("\n")
+        yield from text_blocks(line.rstrip("\n") for line in lines)
 
 
 def check_file(path: Path, sha256: str | None, where: str) -> None:
@@ -73,7 +70,7 @@ def check_file(path: Path, sha256: str | None, where: str) -> None:
     """
     if not path.is_file():
         raise InputError(f"{where}: {path}: no such file")
-    if sha256 is not None and (found := _sha256(path)) != sha256:
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise InputError(f"{where}: {path}: sha256 is {found}; the config asks for {sha256}")
 
 
@@ -174,12 +171,7 @@ def recurring(ids_BL: np.ndarray, eligible_V: np.ndarray) -> np.ndarray:
 def corpus_hashes(folder: Path, sources: list[TextSource]) -> dict[str, str]:
     """Return the sha256 of each training token file, by its name."""
     names = [f"{source.name}.train.npy" for source in sources]
-    return {name: _sha256(folder / name) for name in names}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {name: sha256_of(folder / name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from moe_pretraining.settings import PretrainConfig, TextSource
 from moe_routing.config.study import ModelConfig
 from moe_routing.engine.loading import describe_checkpoint, load_model
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.evaluation.record import environment
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.ranking import Ranker, Ranking, by_score
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
 from moe_routing.routing.strategies.rivals import Capped
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.routing.types import RouterInputs
-from moe_routing.statistics.bootstrap import bootstrap_ratios, cluster_sums, studentised_interval
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 from moe_routing.vocabulary import Family, Look
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from moe_pretraining.settings import PretrainConfig, TextSource
-    from moe_routing.routing.calibration import Calibration
 
 STATIC_K = (1, 2, 4, 6, 8, 12, 16, 32, 64)
 WINDOWS_AT_ONCE = 8
@@ -251,9 +250,7 @@ def _ratio(
     rng: np.random.Generator,
 ) -> dict[str, float]:  # fmt: skip
     """Return a ratio of sums, with its interval from resampling documents."""
-    a_D = cluster_sums(numerator_W, document_W)
-    b_D = cluster_sums(denominator_W, document_W)
-    boot = bootstrap_ratios(a_D, b_D, resamples=RESAMPLES, rng=rng)
+    boot = bootstrap_items(numerator_W, denominator_W, document_W, resamples=RESAMPLES, rng=rng)
     low, high = studentised_interval(boot, CONFIDENCE)
     return {"estimate": float(boot.ratio_S[0]), "low": float(low[0]), "high": float(high[0])}
 

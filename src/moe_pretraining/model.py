@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
-
-    from moe_pretraining.settings import PretrainConfig
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> OlmoeForCausalLM:

@@ -6,13 +6,11 @@ Shape letters: B matrices, M rows, N columns.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from moe_pretraining.settings import PretrainConfig
+from moe_pretraining.settings import PretrainConfig
 
 BETAS = (0.9, 0.95)
 MOMENTUM = 0.95

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from moe_pretraining.corpus import leading_documents
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.errors import InputError
-
-if TYPE_CHECKING:
-    from moe_pretraining.settings import PretrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"

@@ -37,14 +37,13 @@ from moe_pretraining.schedule import (
     recurrence_weight,
     sequences_before,
 )
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.engine.loading import check_device
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
-
-    from moe_pretraining.settings import PretrainConfig
 
 COLUMNS: tuple[str, ...] = (
     "step", "tokens", "learning_rate", "loss", "load_balancing", "z_loss", "gradient_norm",

@@ -1,7 +1,8 @@
-"""Reading JSON, and writing files so that they are either complete or absent."""
+"""Reading JSON, hashing files, and writing them so that they are either complete or absent."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict:

@@ -27,11 +27,10 @@ from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import notebook, protocol
 from moe_routing.reporting import render as rendering
 from moe_routing.reporting.article import Article, results_folder
-from moe_routing.reporting.article_figures import ARTICLE_FIGURES
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES, CAPTIONS, COMPARISON
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.notebook import EXCLUDED_FORMATS
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
-from moe_routing.reporting.plots import CAPTIONS, FOLDER
 from moe_routing.reporting.qmd import read_page, run_page
 from moe_routing.reporting.render import (
     OUTPUT_DIR,
@@ -155,9 +154,9 @@ def test_article_figures_are_drawn_and_shown():
         for part in (BASELINE, BH, VALIDITY, ABLATION)
         for path in part.plot_paths("", "png")
     }
-    made |= {f"{FOLDER}/{name}.png" for name in CAPTIONS}
+    made |= {f"{COMPARISON}/{name}.png" for name in CAPTIONS}
     assert {figure.path for figure in ARTICLE_FIGURES.values()} <= made
-    assert {f"{FOLDER}/{name}.png" for name in CAPTIONS} <= {
+    assert {f"{COMPARISON}/{name}.png" for name in CAPTIONS} <= {
         p.path for p in ARTICLE_FIGURES.values()
     }
     shown = {

@@ -40,10 +40,8 @@ def noninferiority(measure):
              for name, given in {"a": (0.6, 3.0), "b": (0.55, 3.04)}.items()]  # fmt: skip
     panel = make_panel(cells)
     value_NS = panel.values(measure)
-    comparison = compare(
-        panel, measure, value_NS[:, [1]] - value_NS[:, [0]], confidence=SETTINGS.confidence,
-        resamples=SETTINGS.resamples, rng=named_rng(0, "test"),
-    )  # fmt: skip
+    difference_NS = value_NS[:, [1]] - value_NS[:, [0]]
+    comparison = compare(panel, measure, difference_NS, SETTINGS, named_rng(0, "test"))
     (row,) = noninferiority_rows(Contrasts(panel, measure, SETTINGS, (1,), 0, comparison))
     return row
 

@@ -39,7 +39,7 @@ def test_intervals_of_few_discordant_items_cover_their_level(
     monkeypatch, place, n, lost, gained, spread, studies
 ):
     cached = lru_cache(None)(paired_score_interval)
-    monkeypatch.setattr("moe_routing.statistics.matched.paired_score_interval", cached)
+    monkeypatch.setattr("moe_routing.statistics.paired.paired_score_interval", cached)
     rng, clusters = np.random.default_rng(17), np.arange(n)
     true = gained - lost + spread * (1 - 2 * place.weight)
     if place is AT:
@@ -67,7 +67,7 @@ def test_the_percentile_bootstrap_would_not(rng):
 def test_no_difference_is_rarely_called_one_between_two_points(monkeypatch, n):
     """Rare items gained whole, many lost by the weight: permutation rejects in a tenth and more."""
     cached = lru_cache(None)(paired_score_interval)
-    monkeypatch.setattr("moe_routing.statistics.matched.paired_score_interval", cached)
+    monkeypatch.setattr("moe_routing.statistics.paired.paired_score_interval", cached)
     rng, place, studies = np.random.default_rng(18), Bracket(0, 1, 0.1), 150
     table = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0]], float)
     kind = rng.choice(4, size=(studies, n), p=[0.01, 0.09, 0.4, 0.5])

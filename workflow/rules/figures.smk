@@ -1,5 +1,5 @@
 # Figures of the comparison.
-from moe_routing.reporting.plots import planned
+from moe_routing.reporting.article_figures import planned
 
 
 rule plot_comparison:

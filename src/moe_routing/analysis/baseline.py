@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,13 @@ from moe_routing.analysis.specialisation import (
 )
 from moe_routing.analysis.tables import write_csv, write_json
 from moe_routing.analysis.text import data_path, item_text, text_dataset
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import read_items
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.requests import max_length
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 Array = NDArray[np.float32]
 
@@ -52,7 +50,11 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     folder = results / "baseline"
     loaded = load_study_model(config.model, results, config.resources.threads)
     top_k = find_routers(loaded.model)[0].top_k
-    rng = np.random.default_rng(config.seed)
+    resampling = {
+        "confidence": config.statistics.confidence,
+        "resamples": config.statistics.resamples,
+        "rng": np.random.default_rng(config.seed),
+    }
     name = text_dataset(config.datasets)
     captures = {
         dataset: _capture(config, results, loaded, dataset, first=dataset == name)
@@ -61,37 +63,39 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     text = captures[name]
     text.save(folder / CAPTURE_FILE)
     window = max_length(loaded.model.config, config.evaluation.window)
-    table = _layers(text, top_k, config, rng).assign(dataset=name, window=window)
+    table = layer_table(text.logits_LTE.numpy(), text.document_T.numpy(), top_k, **resampling)
+    table = table.assign(dataset=name, window=window)
     write_csv(table, folder / "baseline_routing_stats.csv")
     logits = prompt_logits(loaded, config.analysis.baseline.prompts, window)
-    _write_prompts(logits, top_k, config, rng, folder)
+    _write_prompts(logits, top_k, {**resampling, "resamples": 1}, folder)
     write_json(
-        {"dataset": name, "n_tokens": text.tokens, **key_findings(text, top_k, config, rng)},
+        {"dataset": name, "n_tokens": text.tokens, **key_findings(text, top_k, resampling)},
         folder / "baseline_findings.json",
     )
     _write_usage(text, top_k, folder)
-    _write_specialisation(captures, text, top_k, rng, folder)
+    _write_specialisation(captures, text, top_k, resampling["rng"], folder)
     return table
 
 
-def key_findings(
-    text: Capture, top_k: int, config: StudyConfig, rng: np.random.Generator
-) -> dict[str, dict]:
-    """Return the computed answers to the three questions of the baseline analysis."""
+def key_findings(text: Capture, top_k: int, resampling: dict[str, Any]) -> dict[str, dict]:
+    """Return the computed answers to the three questions of the baseline analysis.
+
+    Args:
+        text: the capture on evaluation text.
+        top_k: experts per token.
+        resampling: ``confidence``, ``resamples`` and ``rng`` of the intervals.
+    """
     logits_LTE, document_T = text.logits_LTE.numpy(), text.document_T.numpy()
-    settings = {
-        "confidence": config.statistics.confidence,
-        "resamples": config.statistics.resamples,
-        "rng": rng,
-    }
     token = token_statistics(logits_LTE, top_k)
     index_LTK = top_experts(logits_LTE, top_k)
     load_DLE = loads_by_document(index_LTK, document_T, logits_LTE.shape[-1])
     loss_T = text.loss_T.double().numpy()
     return {
-        "imbalance": imbalance(load_DLE, **settings),
-        "entropy_and_depth": depth_trend(token["entropy"], document_T, **settings),
-        "ease_and_weight": ease_and_weight(loss_T, token["avg_max_weight"], document_T, **settings),
+        "imbalance": imbalance(load_DLE, **resampling),
+        "entropy_and_depth": depth_trend(token["entropy"], document_T, **resampling),
+        "ease_and_weight": ease_and_weight(
+            loss_T, token["avg_max_weight"], document_T, **resampling
+        ),
     }
 
 
@@ -106,19 +110,6 @@ def _capture(
         tokens=settings.tokens if first else settings.domain_tokens,
         window=config.evaluation.window,
         label=f"watch {dataset}",
-    )
-
-
-def _layers(
-    capture: Capture, top_k: int, config: StudyConfig, rng: np.random.Generator
-) -> pd.DataFrame:
-    return layer_table(
-        capture.logits_LTE.numpy(),
-        capture.document_T.numpy(),
-        top_k,
-        confidence=config.statistics.confidence,
-        resamples=config.statistics.resamples,
-        rng=rng,
     )
 
 
@@ -143,17 +134,12 @@ def prompt_logits(loaded: LoadedModel, prompts: Sequence[str], window: int) -> d
 
 
 def _write_prompts(
-    logits: dict[str, Array],
-    top_k: int,
-    config: StudyConfig,
-    rng: np.random.Generator,
-    folder: Path,
+    logits: dict[str, Array], top_k: int, resampling: dict[str, Any], folder: Path
 ) -> None:
     """Write the table by layer and the loads of each prompt; too few tokens for intervals."""
-    settings = {"confidence": config.statistics.confidence, "resamples": 1, "rng": rng}
     tables, usages = [], []
     for prompt, logits_LTE in logits.items():
-        table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), top_k, **settings)
+        table = layer_table(logits_LTE, np.zeros(logits_LTE.shape[1], int), top_k, **resampling)
         limits = [name for name in map(str, table) if name.endswith(("_low", "_high"))]
         table = table.drop(columns=[*limits, "n_documents"])
         table.insert(0, "prompt", prompt)
@@ -188,11 +174,7 @@ def _write_usage(text: Capture, top_k: int, folder: Path) -> None:
 
 
 def _write_specialisation(
-    captures: dict[str, Capture],
-    text: Capture,
-    top_k: int,
-    rng: np.random.Generator,
-    folder: Path,
+    captures: dict[str, Capture], text: Capture, top_k: int, rng: np.random.Generator, folder: Path
 ) -> None:
     index_LTK = top_experts(text.logits_LTE.numpy(), top_k)
     experts = text.logits_LTE.shape[-1]

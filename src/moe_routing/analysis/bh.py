@@ -3,7 +3,7 @@
 Perplexity, experts per token, binding proportions and batch unions come from a real scoring run of
 every arm, because a selection changes the input of later layers. Only the saturation curve is
 computed from counts: those of the run at the largest max_k, cut at every smaller cap, as if the cap
-changed nothing else. The results of the real runs stand beside it.
+changed nothing else. The results of the real runs are given beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from moe_routing.analysis.recommend import Arm, recommend
 from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
@@ -46,9 +47,6 @@ from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 TOP_K = "topk"
 

@@ -62,6 +62,11 @@ ELSEWHERE = frozenset(("random_direction", "permuted_context"))
 ``per_expert``."""
 
 
+Draw = Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]
+"""Maps (real sample, tokens, rng) to two tensors of logits, (layers, tokens, experts): those that
+nulls are fitted on (FIT_TIMES as many tokens) and those that they are tested on."""
+
+
 @dataclass(frozen=True)
 class Design:
     """A way to draw logits under H0.
@@ -71,9 +76,7 @@ class Design:
         why: why H0 holds.
         nulls: ids of the nulls for which it holds; None for every null that is not in
             ``ELSEWHERE``.
-        draw: maps (real sample, tokens, rng) to two tensors of logits, (layers, tokens, experts):
-            those that nulls are fitted on (FIT_TIMES as many tokens) and those that they are tested
-            on.
+        draw: draws the logits.
         breaks: nulls whose assumption on the distribution is violated here, and that assumption;
             their size is measured all the same.
     """
@@ -81,7 +84,7 @@ class Design:
     name: str
     why: str
     nulls: frozenset[str] | None
-    draw: Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]
+    draw: Draw
     breaks: Mapping[str, str] = field(default_factory=dict)
 
     def holds_for(self, null: str) -> bool:
@@ -172,9 +175,7 @@ def _twice(draw: Callable[[int], Tensor], tokens: int) -> tuple[Tensor, Tensor]:
     return draw(FIT_TIMES * tokens), draw(tokens)
 
 
-def _empirical(
-    *, symmetric: bool, copula: bool
-) -> Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]:
+def _empirical(*, symmetric: bool, copula: bool) -> Draw:
     """Return a design with the real layers' distribution, or its lower half and the reflection."""
 
     def make(
@@ -209,7 +210,7 @@ def _shared_centre(
 
 def _parametric(
     draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]],
-) -> Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]:
+) -> Draw:
     """Return a design with the real layers' means and standard deviations, and other draws."""
 
     def make(

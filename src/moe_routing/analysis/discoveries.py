@@ -10,6 +10,7 @@ in one layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -54,10 +55,7 @@ def _index(table: pd.DataFrame, *more: str) -> pd.MultiIndex:
 
 
 def false_discoveries(
-    removals: pd.DataFrame,
-    epsilons: Sequence[float],
-    *,
-    confidence: float,
+    removals: pd.DataFrame, epsilons: Sequence[float], *, confidence: float
 ) -> pd.DataFrame:
     """Return one row per arm, scope, threshold and layer (and ``all``).
 
@@ -76,13 +74,10 @@ def false_discoveries(
     keys = ["arm", "null", "alpha"]
     for key, arm in removals.groupby(keys, sort=False, dropna=False):
         named = [(ALL_LAYERS, arm), *arm.groupby("layer")]
-        for scope, column in CHANGES.items():
-            for epsilon in epsilons:
-                for layer, group in named:
-                    row = dict(zip(keys, key, strict=True))
-                    row |= {"scope": scope, "epsilon": epsilon, "layer": layer}
-                    row |= _proportions(group, column, epsilon, confidence)
-                    rows.append(row)
+        for (scope, column), epsilon, (layer, group) in product(CHANGES.items(), epsilons, named):
+            row = dict(zip(keys, key, strict=True))
+            row |= {"scope": scope, "epsilon": epsilon, "layer": layer}
+            rows.append(row | _proportions(group, column, epsilon, confidence))
     return pd.DataFrame(rows)
 
 

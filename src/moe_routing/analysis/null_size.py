@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from moe_routing.analysis.outputs import ALL_LAYERS, NOT_SHOWN, NOT_VALID, VALID
+from moe_routing.analysis.tables import largest
 from moe_routing.routing.nulls import Null, sample_inputs
 from moe_routing.routing.ordering import sort_descending
 from moe_routing.routing.procedures import bh_levels, num_rejected_at
@@ -134,30 +135,28 @@ def examine(
     left out of it; see :func:`attainable`.
     """
     alphas = attainable(null, alphas, sample.num_experts)
-    tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
+    histograms, qqs = [], []
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     for layer in range(sample.num_layers):
         evidence = Evidence.of(null, sample, layer, alphas)
-        tables["histogram"].append(histogram_rows(evidence).assign(layer=layer))
-        tables["qq"].append(qq_rows(evidence).assign(layer=layer))
+        histograms.append(histogram_rows(evidence).assign(layer=layer))
+        qqs.append(qq_rows(evidence).assign(layer=layer))
         for alpha in alphas:
             rejected[alpha].append(evidence.rejections(alpha))
-    sizes = []
-    for alpha, by_layer in rejected.items():
-        named = {**dict(enumerate(by_layer)), ALL_LAYERS: torch.cat(by_layer)}
-        for layer, rejected_T in named.items():
-            sizes.append({"alpha": alpha, "layer": layer, **size_row(rejected_T, confidence)})
-    tables["size"].append(pd.DataFrame(sizes))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    sizes = [
+        {"alpha": alpha, "layer": layer, **size_row(rejected_T, confidence)}
+        for alpha, by_layer in rejected.items()
+        for layer, rejected_T in [*enumerate(by_layer), (ALL_LAYERS, torch.cat(by_layer))]
+    ]
+    return {
+        "size": pd.DataFrame(sizes),
+        "histogram": pd.concat(histograms, ignore_index=True),
+        "qq": pd.concat(qqs, ignore_index=True),
+    }
 
 
 def binding_rows(
-    null: Null,
-    sample: CalibrationSample,
-    alphas: Sequence[float],
-    *,
-    min_k: int,
-    max_k: int,
+    null: Null, sample: CalibrationSample, alphas: Sequence[float], *, min_k: int, max_k: int
 ) -> pd.DataFrame:
     """Return by layer how often floor and cap decide in place of BH, and how often BH is empty.
 
@@ -238,7 +237,7 @@ def _call_design(group: pd.DataFrame, largest_size: float) -> dict[str, Any]:
     """Return whether a null is valid in a design, from its sizes by layer and over all layers."""
     is_all = group["layer"].astype(str) == ALL_LAYERS
     overall, layers = group[is_all].iloc[0], group[~is_all]
-    worst = _largest(layers, "size")
+    worst = largest(layers, "size")
     above, fails = group["size"] > largest_size, group["joint_low"] > largest_size
     failing = group.loc[fails & ~is_all, "layer"]
     return {
@@ -278,11 +277,6 @@ def _joint_limits(sizes: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return pd.DataFrame(limits, index=sizes.index, columns=["joint_low", "joint_high"])
 
 
-def _largest(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Return the first row with the largest value of a column."""
-    return rows.iloc[int(rows[column].argmax())]
-
-
 def _names(layers: Iterable[object]) -> str:
     return " ".join(sorted({str(layer) for layer in layers}, key=int))
 
@@ -309,8 +303,8 @@ def _worst_call(calls: pd.Series) -> str:
 
 
 def _call_null(group: pd.DataFrame) -> dict[str, object]:
-    worst = _largest(group, "size")
-    layer = _largest(group, "worst_layer_size")
+    worst = largest(group, "size")
+    layer = largest(group, "worst_layer_size")
     call = _worst_call(group["call"])
     assumed = _worst_call(group.loc[group["breaks"] == "", "call"])
     failing = " ".join(group["failing_layers"]).split()
@@ -372,7 +366,7 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
         return ""
     failed, kept = group[~group["valid"]], group[group["breaks"] == ""]
     broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
-    best = _largest(kept, "worst_layer_size")
+    best = largest(kept, "worst_layer_size")
     return (
         f" It exceeds what is allowed only where its assumption is broken: {broken}; where that "
         f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.3f}."

@@ -14,8 +14,8 @@ NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
-"""Outcomes of a verdict. Not shown: some layer was above the allowed size, by no more than chance
-may put it; that is neither a size that holds nor one that is broken."""
+"""Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
+chance explains."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,7 @@ VALIDITY = Analysis(
         "binding.csv",
         "simulation.csv",
     ),
-    (
-        "size_by_layer",
-        "marginal_bound",
-        "binding_by_layer",
-        "simulation",
-    ),
+    ("size_by_layer", "marginal_bound", "binding_by_layer", "simulation"),
     runs_model=False,
     mem_mb=6000,
 )

@@ -5,8 +5,9 @@ Shape letters: N items, C clusters, S arms, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ RULE = (
     "straight line between them is above 0. That line lies above any curve that is convex in k, "
     "which favours the arm; so it beats static routing only if the upper limit of its difference "
     "from the least that a convex curve through the measured points can be there is below 0. An "
-    "arm below the line but not below that bound is named apart: nothing is shown of it. Where no "
+    "arm below the line but not below that bound is listed separately; it shows nothing. Where no "
     "arm qualifies, no recommendation is supported."
 )
 
@@ -88,41 +89,38 @@ def recommend(
         ``against_convex_bound`` by arm, and ``statement``.
     """
     names = [arm.strategy for arm in arms]
-    base = names.index(baseline)
-    settings = {"confidence": confidence, "resamples": resamples, "rng": rng}
-    others = [index for index in range(len(arms)) if index != base]
-    gap_NS = nats_NS[:, others] - nats_NS[:, [base]]
-    found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
-    differences = {
-        names[index]: difference for index, difference in zip(others, found, strict=True)
-    }
-    matched, bounded = _against_static(nats_NS, tokens_N, clusters_N, arms, settings)
-    beats = [name for name, gap in bounded.items() if gap.high < 0]
-    fewest = _efficient(arms, differences, arms[base], margin)
-    best = min(
-        (name for name, difference in differences.items() if difference.high < 0),
-        key=lambda name: differences[name].value,
-        default=None,
-    )
+    base = arms[names.index(baseline)]
+    intervals = partial(
+        simultaneous, tokens_N=tokens_N, clusters_N=clusters_N, confidence=confidence,
+        resamples=resamples, rng=rng,
+    )  # fmt: skip
+    others = [index for index, arm in enumerate(arms) if arm is not base]
+    found = intervals(nats_NS[:, others] - nats_NS[:, [names.index(baseline)]])
+    differences = dict(zip([names[index] for index in others], found, strict=True))
+    matched, bounded = _against_static(nats_NS, arms, intervals)
     by_name = dict(zip(names, arms, strict=True))
+    efficiency, quality = (
+        _described(by_name.get(name), differences, matched)
+        for name in (_fewest(arms, differences, base, margin), _best(differences))
+    )
+    beats = [name for name, gap in bounded.items() if gap.high < 0]
+    below_line = [name for name, gap in matched.items() if gap.high < 0]
     return {
         "rule": RULE,
-        "baseline": asdict(arms[base]),
+        "baseline": asdict(base),
         "margin_nats": margin,
         "confidence": confidence,
         "n_documents": np.unique(clusters_N).size,
         "n_tokens": int(tokens_N.sum()),
-        "efficiency": _describe(fewest, by_name, differences, matched),
-        "quality": _describe(best, by_name, differences, matched),
+        "efficiency": efficiency,
+        "quality": quality,
         "beats_static_curve": beats,
-        "beats_line_only": [
-            name for name, gap in matched.items() if gap.high < 0 and name not in beats
-        ],
+        "beats_line_only": [name for name in below_line if name not in beats],
         "loses_to_static_curve": [name for name, gap in matched.items() if gap.low > 0],
         "differences": {name: asdict(value) for name, value in differences.items()},
         "against_static_curve": {name: asdict(value) for name, value in matched.items()},
         "against_convex_bound": {name: asdict(value) for name, value in bounded.items()},
-        "statement": _statement(fewest, best, by_name, differences, arms[base], margin, confidence),
+        "statement": _statement(efficiency, quality, baseline, margin, confidence),
     }
 
 
@@ -157,11 +155,7 @@ def _max_t(boot: RatioBootstrap, confidence: float) -> float:
 
 
 def _against_static(
-    nats_NS: Array,
-    tokens_N: NDArray,
-    clusters_N: NDArray,
-    arms: Sequence[Arm],
-    settings: dict[str, Any],
+    nats_NS: Array, arms: Sequence[Arm], intervals: Callable[[Array], list[Difference]]
 ) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """Return each adaptive arm's differences from static routing at its own mean experts.
 
@@ -183,7 +177,7 @@ def _against_static(
     if not lines:
         return {}, {}
     gap_NS = np.stack([*lines.values(), *bounds.values()], axis=1)
-    found = simultaneous(gap_NS, tokens_N, clusters_N, **settings)
+    found = intervals(gap_NS)
     return (
         dict(zip(lines, found, strict=False)),
         dict(zip(bounds, found[len(lines) :], strict=True)),
@@ -219,9 +213,10 @@ def convex_bound(value_NK: Array, ks: Sequence[int], at: Bracket) -> Array | Non
     return min(max(beside, key=np.sum), line_N, key=np.sum)
 
 
-def _efficient(
+def _fewest(
     arms: Sequence[Arm], differences: dict[str, Difference], baseline: Arm, margin: float
-) -> str | None:
+) -> str:
+    """Return the arm for efficiency by :data:`RULE`; an empty string without one."""
     good = [
         arm
         for arm in arms
@@ -229,52 +224,52 @@ def _efficient(
         and arm.mean_experts < baseline.mean_experts
         and differences[arm.strategy].high < margin
     ]
-    return min(good, key=lambda arm: arm.mean_experts).strategy if good else None
+    return min(good, key=lambda arm: arm.mean_experts).strategy if good else ""
 
 
-def _describe(
-    name: str | None,
-    arms: dict[str, Arm],
-    differences: dict[str, Difference],
-    matched: dict[str, Difference],
-) -> dict[str, object] | None:
-    if name is None:
+def _best(differences: dict[str, Difference]) -> str:
+    """Return the arm for quality by :data:`RULE`; an empty string without one."""
+    better = [name for name, difference in differences.items() if difference.high < 0]
+    return min(better, key=lambda name: differences[name].value, default="")
+
+
+def _described(
+    arm: Arm | None, differences: dict[str, Difference], matched: dict[str, Difference]
+) -> dict[str, Any] | None:
+    if arm is None:
         return None
-    gap = matched.get(name)
+    gap = matched.get(arm.strategy)
     return {
-        **asdict(arms[name]),
-        "difference_nats": asdict(differences[name]),
+        **asdict(arm),
+        "difference_nats": asdict(differences[arm.strategy]),
         "against_static_curve": asdict(gap) if gap else None,
     }
 
 
 def _statement(
-    fewest: str | None,
-    best: str | None,
-    arms: dict[str, Arm],
-    differences: dict[str, Difference],
-    baseline: Arm,
+    efficiency: dict[str, Any] | None,
+    quality: dict[str, Any] | None,
+    baseline: str,
     margin: float,
     confidence: float,
 ) -> str:
-    def numbers(name: str) -> str:
-        gap = differences[name]
+    def numbers(arm: dict[str, Any]) -> str:
+        gap = Difference(**arm["difference_nats"])
         return (
-            f"{arms[name].mean_experts:.2f} experts per token, {gap.value:+.4f} nats per token "
-            f"against {baseline.strategy} (simultaneous {confidence:.0%} interval {gap.low:+.4f} "
-            f"to {gap.high:+.4f})"
+            f"{arm['strategy']}, {arm['mean_experts']:.2f} experts per token, {gap.value:+.4f} "
+            f"nats per token against {baseline} (simultaneous {confidence:.0%} interval "
+            f"{gap.low:+.4f} to {gap.high:+.4f})"
         )
 
-    parts = []
-    if fewest is None:
-        parts.append(
-            f"For efficiency no arm is supported: none with fewer experts than "
-            f"{baseline.strategy} rules out a loss of {margin:g} nats per token."
-        )
-    else:
-        parts.append(f"For efficiency: {fewest}, {numbers(fewest)}; the margin is {margin:g}.")
-    if best is None:
-        parts.append(f"For quality no arm is supported: none is shown to beat {baseline.strategy}.")
-    else:
-        parts.append(f"For quality: {best}, {numbers(best)}.")
-    return " ".join(parts)
+    first = (
+        f"For efficiency: {numbers(efficiency)}; the margin is {margin:g}."
+        if efficiency
+        else f"For efficiency no arm is supported: none with fewer experts than {baseline} rules "
+        f"out a loss of {margin:g} nats per token."
+    )
+    second = (
+        f"For quality: {numbers(quality)}."
+        if quality
+        else f"For quality no arm is supported: none is shown to beat {baseline}."
+    )
+    return f"{first} {second}"

@@ -6,6 +6,7 @@ Shape letters: T simulated tokens, E experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -84,25 +85,23 @@ def simulate_procedures(
     discovery rate for independent p-values and an upper bound for these correlated ones.
     """
     rows = []
-    for correlation in correlations:
-        for count in signals:
-            p_TE = simulate_p(
-                rng, repeats=repeats, experts=experts, signals=count, effect=effect,
-                correlation=correlation,
-            )  # fmt: skip
-            for name, procedure in procedures().items():
-                for alpha in alphas:
-                    rows.append(
-                        {
-                            "procedure": name,
-                            "guarantee": procedure.guarantee,
-                            "alpha": alpha,
-                            "signals": count,
-                            "correlation": correlation,
-                            "effect": effect,
-                            **score_procedure(procedure, alpha, p_TE, count),
-                            "bh_theory": alpha * (1 - count / experts),
-                            "repeats": repeats,
-                        }
-                    )
+    for correlation, count in product(correlations, signals):
+        p_TE = simulate_p(
+            rng, repeats=repeats, experts=experts, signals=count, effect=effect,
+            correlation=correlation,
+        )  # fmt: skip
+        rows += [
+            {
+                "procedure": name,
+                "guarantee": procedure.guarantee,
+                "alpha": alpha,
+                "signals": count,
+                "correlation": correlation,
+                "effect": effect,
+                **score_procedure(procedure, alpha, p_TE, count),
+                "bh_theory": alpha * (1 - count / experts),
+                "repeats": repeats,
+            }
+            for (name, procedure), alpha in product(procedures().items(), alphas)
+        ]
     return pd.DataFrame(rows)

@@ -90,9 +90,7 @@ def domain_specialisation(load_by_domain: Mapping[str, tuple[NDArray, int]]) -> 
 
 
 def vocabulary_specialisation(
-    first_LT: NDArray[np.int64],
-    ids: Mapping[str, NDArray[np.int64]],
-    rng: np.random.Generator,
+    first_LT: NDArray[np.int64], ids: Mapping[str, NDArray[np.int64]], rng: np.random.Generator
 ) -> pd.DataFrame:
     """Return how exclusively token ids go to one first-choice expert, by layer.
 

@@ -1,17 +1,21 @@
-"""Read and write tables: CSV, JSON, Markdown."""
+"""Read and write tables (CSV, JSON, Markdown), and their rows and groups with usable types.
+
+The stubs of pandas cannot know the columns of a table, so they give each cell and group key every
+type a table may hold. Here such values are of any type, because the stages that write the tables
+define them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
+
+import pandas as pd
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 WIDEST = 34
 """Characters that a column of a Markdown table may claim before its text wraps."""
@@ -31,20 +35,18 @@ def write_json(value: object, path: Path) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table of an analysis.
+    """Read a table of a study; the word ``none`` is kept as text.
 
     Raises:
         InputError: no such file.
     """
-    import pandas as pd
-
     if not path.is_file():
-        raise InputError(f"{path}: no such file; run the analysis before its figures")
-    return pd.read_csv(path)
+        raise InputError(f"{path}: no such table; run the workflow to make it")
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def markdown(table: pd.DataFrame, align: str | None = None, digits: int = 3) -> str:
-    """Return a Markdown pipe table without a newline at its end.
+def markdown(table: pd.DataFrame, align: str | None = None) -> str:
+    """Return a Markdown pipe table without a newline at its end; numbers have three decimals.
 
     Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
     wide, because pandoc takes relative widths from them.
@@ -52,24 +54,46 @@ def markdown(table: pd.DataFrame, align: str | None = None, digits: int = 3) -> 
     Args:
         table: the cells; the index is left out.
         align: one letter (l, r, c) per column; None aligns the first two left, the others right.
-        digits: decimals of floating-point numbers.
     """
     columns = [str(name) for name in table.columns]
     align = align or ("ll" + "r" * len(columns))[: len(columns)]
-    rows = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
+    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
 
 
-def _cell(value: object, digits: int) -> str:
-    text = f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
 
 
 def _rule(letter: str, length: int) -> str:
     left, right = (":" if letter in pair else "" for pair in ("lc", "rc"))
     return f"{left}{'-' * max(length, 3)}{right}"
+
+
+class TableRow(Protocol):
+    """A row of a table: its cells are attributes."""
+
+    def __getattr__(self, column: str, /) -> Any: ...  # noqa: ANN401 (a cell)
+
+
+def rows_of(table: pd.DataFrame) -> Iterable[TableRow]:
+    """Return the rows of a table in order; their label is ``Index``."""
+    return table.itertuples()
+
+
+def groups_of(
+    table: pd.DataFrame, by: str | list[str], *, sort: bool = False, dropna: bool = True
+) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """Return the groups of a table's rows with their keys; a list ``by`` makes tuples of keys."""
+    return table.groupby(by, sort=sort, dropna=dropna)
+
+
+def largest(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return the first row with the largest value in a column."""
+    return table.iloc[int(table[column].argmax())]
 
 
 def truth_values(column: pd.Series) -> pd.Series:

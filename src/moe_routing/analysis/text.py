@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item, read_items
 from moe_routing.vocabulary import DATASETS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from moe_routing.config.study import StudyConfig
 
 
 def text_dataset(datasets: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,16 +16,14 @@ from moe_routing.analysis.null_size import binding_rows, call_designs, call_null
 from moe_routing.analysis.optional import present
 from moe_routing.analysis.simulation import simulate_procedures
 from moe_routing.analysis.tables import write_csv
+from moe_routing.config.analyses import ValidityAnalysis
+from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
 from moe_routing.routing.nulls import NULLS, Null
 from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.vocabulary import hypothesis
-
-if TYPE_CHECKING:
-    from moe_routing.config.analyses import ValidityAnalysis
-    from moe_routing.config.study import StudyConfig
 
 MIN_K = 1
 """The floor of every BH arm."""

@@ -25,11 +25,18 @@ FIT_TIMES = 2
 test."""
 GENERATION_PROMPT = "The theory of relativity fundamentally changed our understanding of"
 
+_ALPHA = Field(default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels.")
+_NULLS = Field(
+    default=None,
+    min_length=1,
+    description="Ids of the null hypotheses; null uses those in calibration.nulls.",
+)
 
-def _known_nulls(names: list[str] | None, key: str) -> None:
+
+def _check_nulls(names: list[str] | None) -> None:
     unknown = [name for name in names or [] if not is_null(name)]
     if unknown:
-        raise ValueError(f"{key} has '{unknown[0]}'; allowed: {', '.join(NULL_IDS)}")
+        raise ValueError(f"nulls has '{unknown[0]}'; allowed: {', '.join(NULL_IDS)}")
 
 
 class BaselineAnalysis(ClosedModel):
@@ -62,14 +69,8 @@ class BHAnalysis(ClosedModel):
         description="Values of max_k, also used as k for top-k; null uses the model's own k "
         "and its doublings up to the number of experts: 8, 16, 32, 64 for OLMoE.",
     )
-    alpha: list[Level] = Field(
-        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
-    )
-    nulls: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        description="Ids of the null hypotheses; null uses those in calibration.nulls.",
-    )
+    alpha: list[Level] = _ALPHA
+    nulls: list[str] | None = _NULLS
     fewer_k: list[PositiveInt] | None = Field(
         default=None,
         description="Additional values of static k that BH must beat to be recommended; null "
@@ -88,7 +89,7 @@ class BHAnalysis(ClosedModel):
 
     @model_validator(mode="after")
     def _nulls(self) -> BHAnalysis:
-        _known_nulls(self.nulls, "nulls")
+        _check_nulls(self.nulls)
         return self
 
 
@@ -106,9 +107,7 @@ class ValidityAnalysis(ClosedModel):
         description="Ids of the null hypotheses to check; null uses all that can be fitted for "
         "the model.",
     )
-    alpha: list[Level] = Field(
-        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
-    )
+    alpha: list[Level] = _ALPHA
     level: Level = Field(
         default=0.05, description="Significance level at which a null is judged valid or invalid."
     )
@@ -126,9 +125,8 @@ class ValidityAnalysis(ClosedModel):
     signals: list[NonNegativeInt] | None = Field(
         default=None,
         min_length=1,
-        description="Numbers of experts with a true effect in the simulation; null uses none, "
-        "one sixteenth and one quarter of the model's experts: 0, 4, 16 for "
-        "OLMoE's 64.",
+        description="Numbers of experts with a true effect in the simulation; null uses none, one "
+        "sixteenth and one quarter of the model's experts: 0, 4, 16 for OLMoE's 64.",
     )
     effect: PositiveFloat = Field(
         default=3.0, description="Mean of the simulated effects, in standard deviations."
@@ -160,14 +158,8 @@ class AblationAnalysis(ClosedModel):
         description="Number of layers, evenly spaced and including the first and last; all "
         "layers if the model has fewer.",
     )
-    alpha: list[Level] = Field(
-        default=[0.01, 0.05, 0.1], min_length=1, description="Significance levels."
-    )
-    nulls: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        description="Ids of the null hypotheses; null uses those in calibration.nulls.",
-    )
+    alpha: list[Level] = _ALPHA
+    nulls: list[str] | None = _NULLS
     epsilon: list[PositiveFloat] = Field(
         default=[0.001, 0.01, 0.1],
         min_length=1,
@@ -175,8 +167,7 @@ class AblationAnalysis(ClosedModel):
         "no effect; one table and one panel per value.",
     )
     primary_epsilon: PositiveFloat = Field(
-        default=0.01,
-        description="Value of epsilon that the text of the report refers to, in nats.",
+        default=0.01, description="Value of epsilon that the text of the report refers to, in nats."
     )
     context: int = Field(default=64, ge=16, description="Tokens read from each document.")
     horizon: PositiveInt = Field(
@@ -187,7 +178,7 @@ class AblationAnalysis(ClosedModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationAnalysis:
-        _known_nulls(self.nulls, "nulls")
+        _check_nulls(self.nulls)
         if self.horizon >= self.context // 2:
             raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
         if self.primary_epsilon not in self.epsilon:
@@ -221,10 +212,7 @@ class AnalysisConfig(ClosedModel):
             experts: number of experts per layer.
             top_k: experts per token that the model was trained with.
         """
-        bh = {
-            "max_k": doublings(top_k, experts),
-            "fewer_k": [k for k in FEWER_K if k <= experts],
-        }
+        bh = {"max_k": doublings(top_k, experts), "fewer_k": [k for k in FEWER_K if k <= experts]}
         validity = {
             # A model that selects every expert has no rejected ones to fit ``unselected`` on.
             "nulls": [name for name in LOGIT_NULLS if name != "unselected" or top_k < experts],

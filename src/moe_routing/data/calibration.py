@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moe_routing.data.items import Item
 from moe_routing.data.overlap import overlapping
@@ -90,9 +92,6 @@ def write_documents(documents: Sequence[Document], path: Path | str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = {"id": [d.id for d in documents], "text": [d.text for d in documents]}
     schema = pa.schema([("id", pa.string()), ("text", pa.string())])
     with atomic_path(path) as temporary:

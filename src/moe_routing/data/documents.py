@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from moe_routing.data.items import Item, document_item
@@ -41,14 +41,14 @@ def read_documents(rows: Sequence[Row]) -> list[str]:
     elif "page" in rows[0] or has_headings(rows):
         documents = (detokenize(page) for page in wikitext_pages(rows))
     elif "line" in rows[0]:
-        documents = _blocks(rows)
+        documents = text_blocks(row.text("line", allow_empty=True) for row in rows)
     else:
         documents = (row.text("text") for row in rows)
     return list(dict.fromkeys(documents))
 
 
-def _blocks(rows: Sequence[Row]) -> Iterator[str]:
-    lines = (row.text("line", allow_empty=True) for row in rows)
+def text_blocks(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the texts between blank lines, whose own lines have no breaks at their ends."""
     for has_text, block in groupby(lines, key=lambda line: bool(line.strip())):
         if has_text:
             yield "\n".join(block)

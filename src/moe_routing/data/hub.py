@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from moe_routing.config.study import HubSource
 from moe_routing.data.rows import READERS, read_rows
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
@@ -19,8 +20,6 @@ from moe_routing.hub import snapshot
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
-
-    from moe_routing.config.study import HubSource
 
 CARD = "README.md"
 
@@ -65,7 +64,8 @@ def split_files(source: HubSource) -> list[Path]:
         names = [name for name in names if _is_named_after(name, source)]
         _check_shards(source, names)
     if not names:
-        raise _error(source, f"no data file of split '{source.split}'{_of_subset(source)}")
+        subset = f" and subset '{source.subset}'" if source.subset else ""
+        raise _error(source, f"no data file of split '{source.split}'{subset}")
     return [folder / name for name in names]
 
 
@@ -80,6 +80,7 @@ def _declared_patterns(source: HubSource, card: Path) -> list[str]:
     Raises:
         InputError: the card declares data files, but not for this subset or split.
     """
+    from datasets.data_files import sanitize_patterns
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
@@ -93,17 +94,12 @@ def _declared_patterns(source: HubSource, card: Path) -> list[str]:
     subset = source.subset or MetadataConfigs(configs).get_default_config_name()
     if subset not in configs:
         raise _error(source, f"subset is {source.subset!r}; allowed: {', '.join(configs)}")
-    splits = _patterns_by_split(configs[subset]["data_files"])
+    # Files that are declared without a split are of the split ``train``.
+    declared = sanitize_patterns(configs[subset]["data_files"])
+    splits = {str(split): list(patterns) for split, patterns in declared.items()}
     if source.split not in splits:
         raise _error(source, f"split is '{source.split}'; allowed: {', '.join(splits)}")
     return splits[source.split]
-
-
-def _patterns_by_split(data_files: str | list | dict) -> dict[str, list[str]]:
-    """Return the patterns of each split; files declared without a split are ``train``."""
-    from datasets.data_files import sanitize_patterns
-
-    return {str(split): list(patterns) for split, patterns in sanitize_patterns(data_files).items()}
 
 
 def _usual_patterns(source: HubSource) -> list[str]:
@@ -130,10 +126,6 @@ def _check_shards(source: HubSource, names: Sequence[str]) -> None:
     if len(kinds) > 1 or len(folders) > 1:
         shown = ", ".join(names[:4])
         raise _error(source, f"several files could be split '{source.split}': {shown}; set subset")
-
-
-def _of_subset(source: HubSource) -> str:
-    return f" and subset '{source.subset}'" if source.subset else ""
 
 
 def _origin(source: HubSource) -> str:

@@ -12,16 +12,28 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 TARGET_DELIMITER = " "
 """The text between a context and a choice in lm-evaluation-harness."""
+
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("cluster", pa.string(), nullable=False),
+        pa.field("context", pa.string(), nullable=False),
+        pa.field("continuations", pa.list_(pa.string()), nullable=False),
+        pa.field("label", pa.int64()),
+        pa.field("words", pa.int64()),
+        pa.field("bytes", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,7 @@ def write_items(items: Sequence[Item], path: Path | str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist([asdict(item) for item in items], schema=_schema())
+    table = pa.Table.from_pylist([asdict(item) for item in items], schema=_SCHEMA)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -108,9 +117,6 @@ def read_items(path: Path | str) -> list[Item]:
     Raises:
         InputError: no such file, not Parquet, or a missing column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -126,19 +132,3 @@ def read_items(path: Path | str) -> list[Item]:
         Item(**{**row, "continuations": tuple(row["continuations"])})
         for row in table.select(names).to_pylist()
     ]
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("cluster", pa.string(), nullable=False),
-            pa.field("context", pa.string(), nullable=False),
-            pa.field("continuations", pa.list_(pa.string()), nullable=False),
-            pa.field("label", pa.int64()),
-            pa.field("words", pa.int64()),
-            pa.field("bytes", pa.int64()),
-        ]
-    )

@@ -33,17 +33,17 @@ def item_ngrams(item: Item, n: int = NGRAM) -> Iterator[str]:
         yield from ngrams([*context[-(n - 1) :], *words(continuation)], n)
 
 
-def overlapping(documents: Sequence[str], items: Iterable[Item], n: int = NGRAM) -> set[int]:
+def overlapping(documents: Sequence[str], items: Iterable[Item]) -> set[int]:
     """Return the indices of the documents that share an n-gram with any item.
 
-    A document shorter than ``n`` words overlaps only an item text with exactly the same words.
+    A document shorter than an n-gram overlaps only an item text with exactly the same words.
     """
     indices: dict[str, list[int]] = {}
     for index, document in enumerate(documents):
-        for ngram in ngrams(words(document), n):
+        for ngram in ngrams(words(document)):
             indices.setdefault(ngram, []).append(index)
     found: set[int] = set()
     for item in items:
-        for ngram in item_ngrams(item, n):
+        for ngram in item_ngrams(item):
             found.update(indices.get(ngram, ()))
     return found

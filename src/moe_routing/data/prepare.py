@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import Source, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
@@ -18,9 +16,6 @@ from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Source, StudyConfig
 
 CALIBRATION = "calibration"
 """Name of the calibration text, where the name of an evaluation set is allowed too."""
@@ -78,11 +73,21 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
     source = config.calibration.source
     origin = describe(source)
     texts = read_documents(read_rows(raw_path(raw, CALIBRATION, source), origin))
-    sets = [_evaluation_set(config, name, raw, prepared) for name in config.datasets]
-    items = chain.from_iterable(one.checked for one in sets)
+    checked, evaluation = [], {}
+    for name, dataset in config.datasets.items():
+        evaluated = read_items(prepared / f"{name}.parquet")
+        shared = dataset.source == source
+        items = evaluated if shared else _all_items(config, name, raw)
+        checked += items
+        evaluation[name] = {
+            "source": dataset.source.model_dump(),
+            "items_evaluated": len(evaluated),
+            "items_checked_for_overlap": len(items),
+            "sha256": fingerprint(evaluated),
+        }
     rng = data_rng(config.seed, CALIBRATION)
     try:
-        result = select_text(texts, items, config.calibration.tokens, rng)
+        result = select_text(texts, checked, config.calibration.tokens, rng)
     except InputError as error:
         raise InputError(f"calibration.source: {origin}: {error}") from error
     write_documents(result.documents, out)
@@ -97,36 +102,10 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
             "documents_checked": result.n_pool,
             "documents_dropped": result.n_dropped,
         },
-        "evaluation": {one.name: one.record() for one in sets},
+        "evaluation": evaluation,
     }
     with atomic_path(out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class _EvaluationSet:
-    """The text of an evaluation set that calibration text must not overlap."""
-
-    name: str
-    source: Source
-    evaluated: list[Item]
-    checked: list[Item]
-
-    def record(self) -> dict[str, object]:
-        return {
-            "source": self.source.model_dump(),
-            "items_evaluated": len(self.evaluated),
-            "items_checked_for_overlap": len(self.checked),
-            "sha256": fingerprint(self.evaluated),
-        }
-
-
-def _evaluation_set(config: StudyConfig, name: str, raw: Path, prepared: Path) -> _EvaluationSet:
-    source = config.datasets[name].source
-    evaluated = read_items(prepared / f"{name}.parquet")
-    is_shared = source == config.calibration.source
-    checked = evaluated if is_shared else _all_items(config, name, raw)
-    return _EvaluationSet(name, source, evaluated, checked)
 
 
 def _all_items(config: StudyConfig, name: str, raw: Path) -> list[Item]:

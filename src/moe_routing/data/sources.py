@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from moe_routing.config.study import LocalSource, Source
 from moe_routing.data.archive import fetch_archive
 from moe_routing.data.hub import fetch_hub
 from moe_routing.data.rows import READERS, suffix_of
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import LocalSource, Source
 
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:

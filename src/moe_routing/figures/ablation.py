@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, NO_NULL
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
     as_words,
     error_bars,
-    groups,
     legend_below,
     level_axis,
     line_style,
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def draw_ablation(folder: Path) -> None:
@@ -45,8 +42,6 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
     router chose. The legend gives the proportion of a null's discoveries that are not among them
     and could not be removed.
     """
-    import matplotlib.pyplot as plt
-
     ablation = ablation[
         (ablation["layer"].astype(str) == ALL_LAYERS) & (ablation["scope"] == "own")
     ]
@@ -69,8 +64,7 @@ def false_discoveries(ablation: pd.DataFrame) -> Figure:
     figure.suptitle(
         f"Discoveries whose removal changes the next-token loss by less than epsilon\n"
         f"({removed:,} removals from the stock model, {row['n_decisions']:,} decisions in "
-        f"{row['n_documents']} passages, the same for every null; bars: intervals)",
-        fontsize=9.5,
+        f"{row['n_documents']} passages, the same for every null; bars: intervals)"
     )
     return figure
 
@@ -83,7 +77,7 @@ def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
                      label=f"all experts of {row['arm']} (stock)")  # fmt: skip
     tested = own[own["null"] != NO_NULL]
     alphas = sorted(tested["alpha"].unique())
-    for index, (null, rows) in enumerate(groups(tested, "null")):
+    for index, (null, rows) in enumerate(groups_of(tested, "null")):
         error = error_bars(rows, name, f"{name}_low", f"{name}_high")
         shift = 1 + 0.06 * index
         axis.errorbar(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import BASELINE
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
-    groups,
     layer_axis,
     legend_below,
     line_style,
@@ -21,10 +24,6 @@ from moe_routing.figures.series import (
     text_caption,
 )
 from moe_routing.figures.style import WIDTH, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def draw_baseline(folder: Path) -> None:
@@ -51,9 +50,6 @@ def logit_distributions(
 
     Markers show means: black for the text, in colour below it for each prompt.
     """
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
     layers = stats["layer"].tolist()
     figure, axis = plt.subplots(
         figsize=(0.75 * WIDTH, 1.9 + 0.24 * len(layers)), layout="constrained"
@@ -85,8 +81,6 @@ def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
 
     The prompts are pooled. They have few tokens, so uneven use is partly due to chance there.
     """
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
     per_token = usage.loc[usage["layer"] == 0, "tokens"].sum() / stats["n_tokens"].iloc[0]
     tokens = prompts.loc[prompts["layer"] == 0, "tokens"].sum() / per_token
@@ -107,8 +101,6 @@ def expert_usage(usage: pd.DataFrame, stats: pd.DataFrame, prompts: pd.DataFrame
 
 def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     """Draw the mean entropy of the router's softmax by layer, on text and on prompts."""
-    import matplotlib.pyplot as plt
-
     figure, axis = plt.subplots(figsize=(WIDTH, 3.1), layout="constrained")
     _band(axis, stats, "entropy", 0, "evaluation text")
     for index, label, rows in _by_prompt(prompts):
@@ -126,8 +118,6 @@ def entropy_by_layer(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
 
 def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
     """Draw the largest weight and the mass of the selected experts by layer, with intervals."""
-    import matplotlib.pyplot as plt
-
     mass = next(name for name in stats.columns if name.startswith("top") and name.endswith("_mass"))
     k = mass.removeprefix("top").removesuffix("_mass")
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
@@ -142,7 +132,7 @@ def weight_concentration(stats: pd.DataFrame, prompts: pd.DataFrame) -> Figure:
         layer_axis(axis, len(stats))
         axis.set(title=title, ylabel="Softmax probability", ylim=(0, None))
     axes[0].legend(frameon=False, loc="upper left")
-    figure.suptitle(f"Concentration of the router's weights\n({text_caption(stats)})", fontsize=9.5)
+    figure.suptitle(f"Concentration of the router's weights\n({text_caption(stats)})")
     return figure
 
 
@@ -156,11 +146,11 @@ def _band(axis: Axes, stats: pd.DataFrame, name: str, index: int, label: str) ->
 
 def _by_prompt(prompts: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
     """Yield index, label and rows of each prompt."""
-    for index, (prompt, rows) in enumerate(groups(prompts, "prompt"), start=1):
+    for index, (prompt, rows) in enumerate(groups_of(prompts, "prompt"), start=1):
         label = f"\N{LEFT DOUBLE QUOTATION MARK}{_short(prompt)}\N{RIGHT DOUBLE QUOTATION MARK}"
         yield index, f"{label} ({rows['n_tokens'].iloc[0]} tokens)", rows
 
 
-def _short(text: str, words: int = 4) -> str:
+def _short(text: str) -> str:
     parts = text.replace("$", r"\$").split()  # a dollar sign would begin a formula
-    return " ".join(parts[:words]) + (" ..." if len(parts) > words else "")
+    return " ".join(parts[:4]) + (" ..." if len(parts) > 4 else "")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import BH
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
     as_words,
     error_bars,
     experts_axis,
-    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -28,10 +31,6 @@ from moe_routing.figures.series import (
     unmarked,
 )
 from moe_routing.figures.style import WIDTH, look, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _LOSS = "Loss minus baseline\n(nats per token, lower is better)"
 
@@ -60,8 +59,6 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     Above: proportion of decisions with at least c experts. Below: mean experts by layer, with a
     band from the 5 % to the 95 % quantile over tokens at the middle alpha.
     """
-    import matplotlib.pyplot as plt
-
     widest = _widest(counts)
     names = widest["null"].unique()
     figure, grid = plt.subplots(
@@ -77,8 +74,7 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     grid[1, 0].set_ylabel("Experts per token")
     legend_below(figure, grid[1, 0])
     figure.suptitle(
-        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})",
-        fontsize=9.5,
+        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})"
     )
     return figure
 
@@ -108,8 +104,6 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
 
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
     """Draw mean experts, and loss relative to the baseline, against alpha; a line per max_k."""
-    import matplotlib.pyplot as plt
-
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
@@ -132,8 +126,7 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
     legend_below(figure, grid[0, 0])
     figure.suptitle(
         "Sensitivity to alpha; bars: intervals, shifted sideways for "
-        f"legibility\n({text_caption(table)})",
-        fontsize=9.5,
+        f"legibility\n({text_caption(table)})"
     )
     return figure
 
@@ -144,8 +137,6 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
     The loss is the paired difference from the baseline, so its interval does not contain the
     variance between documents. The axis on the right gives the perplexity.
     """
-    import matplotlib.pyplot as plt
-
     figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
     rows = static.dropna(subset="k")
     stock = look("regular")
@@ -153,7 +144,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     alphas = sorted(bh["alpha"].unique())
-    for index, (null, own) in enumerate(groups(bh, "null")):
+    for index, (null, own) in enumerate(groups_of(bh, "null")):
         for alpha, rows in own.groupby("alpha"):
             style = ordered_line_style(alphas.index(alpha), len(alphas))
             points = {"color": style["color"], "marker": MARKERS[index + 1], "ls": "none"}
@@ -193,9 +184,6 @@ def reduction(table: pd.DataFrame) -> Figure:
 
 def heatmap(table: pd.DataFrame) -> Figure:
     """Draw mean experts and perplexity over alpha and max_k, a row of panels per null."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
@@ -218,7 +206,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
             axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
                         location="bottom", aspect=30)  # fmt: skip
-    figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})", fontsize=9.5)
+    figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})")
     return figure
 
 
@@ -240,8 +228,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
     label_left(axes, "Mean experts per token")
     figure.suptitle(
         f"Saturation: 95 % of the mean without cap. Lines: one run, truncated; markers: runs\n"
-        f"({text_caption(table)})",
-        fontsize=9.5,
+        f"({text_caption(table)})"
     )
     return figure
 
@@ -269,7 +256,7 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
         axis.set(title=f"Null {as_words(null)}", xlabel="max_k")
     label_left(axes, label)
     legend_below(figure, axes[names[0]])
-    figure.suptitle(f"{title}\n({text_caption(table)})", fontsize=9.5)
+    figure.suptitle(f"{title}\n({text_caption(table)})")
     return figure
 
 

@@ -6,27 +6,19 @@ strategy and data set, and returns a figure. Nothing is read or written here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from moe_routing.figures.series import (
-    error_bars,
-    experts_axis,
-    groups,
-    legend_in_spare_panel,
-    panels,
-)
+from moe_routing.analysis.tables import groups_of
+from moe_routing.figures.series import error_bars, experts_axis, legend_in_spare_panel, panels
 from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.pareto import pareto_front
 from moe_routing.vocabulary import DATASETS, METRICS
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _HEADROOM = 1.1
 """Upper end of an axis as a multiple of the highest marker, so that none is cut."""
@@ -55,13 +47,13 @@ def pareto(
     cells = _in_percent(cells if rivals is None else pd.concat([cells, rivals]))
     static = _one_line(static_cells(cells) if curve is None else _in_percent(curve))
     figure, axes = _panels(cells)
-    for dataset, rows in groups(cells, "dataset"):
+    for dataset, rows in groups_of(cells, "dataset"):
         axis = axes[dataset]
         own = static[static["dataset"] == dataset]
         drawn = pd.concat([rows, own]).drop_duplicates("strategy")
         _front(axis, drawn, "mean_experts", rows["metric"].iloc[0])
         others = rows[~rows["family"].isin(own["family"]) & ~rows["strategy"].isin(own["strategy"])]
-        for family, group in groups(pd.concat([own, others]), "family"):
+        for family, group in groups_of(pd.concat([own, others]), "family"):
             _points(axis, group.sort_values("mean_experts"), "mean_experts", family)
         _ring(axis, rows[rows["strategy"] == baseline], "mean_experts")
         _quality_axis(axis, dataset, rows)
@@ -79,9 +71,9 @@ def speed(cells: pd.DataFrame, baseline: str) -> Figure:
     Each cell was run once on a machine that may be shared, so there are no intervals.
     """
     figure, axes = _panels(cells)
-    for dataset, rows in groups(cells, "dataset"):
+    for dataset, rows in groups_of(cells, "dataset"):
         axis = axes[dataset]
-        for family, group in groups(_by_weighting(rows), "family"):
+        for family, group in groups_of(_by_weighting(rows), "family"):
             ordered = group.sort_values("mean_experts")
             style = look(family)
             axis.plot(
@@ -109,7 +101,7 @@ def quality_by_max_k(cells: pd.DataFrame) -> Figure:
     cells = _in_percent(cells)
     chosen = pd.concat([max_k_sweeps(cells), _one_line(static_cells(cells))])
     figure, axes = _panels(cells)
-    for dataset, rows in groups(chosen, "dataset"):
+    for dataset, rows in groups_of(chosen, "dataset"):
         axis = axes[dataset]
         for number, (label, group) in enumerate(_sweep_lines(rows)):
             family = group["family"].iloc[0]
@@ -209,7 +201,7 @@ def _counts(axis: Axes, rows: pd.DataFrame) -> None:
 
 def _sweep_lines(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     is_bh = rows["family"] == "bh"
-    lines = [(family_entry(name).label, group) for name, group in groups(rows[~is_bh], "family")]
+    lines = [(family_entry(name).label, group) for name, group in groups_of(rows[~is_bh], "family")]
     bh = rows[is_bh]
     for (alpha, null, weighting), group in bh.groupby(["alpha", "null", "weighting"], sort=False):
         lines.append((f"BH, alpha {alpha}, null {null}, weights {weighting}", group))
@@ -240,8 +232,6 @@ def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
 
 def _plain_ticks(axis: Axes) -> None:
     """Label a logarithmic axis with plain numbers, about five of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     low, high = axis.get_ylim()
     decades = np.log10(high / low)
     steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))

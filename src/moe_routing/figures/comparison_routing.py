@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.errors import InputError
 from moe_routing.figures.series import place, unmarked
 from moe_routing.figures.style import WIDTH
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
@@ -106,8 +106,6 @@ Cell = tuple["Axes", pd.DataFrame, dict[str, dict[str, Any]]]
 
 def _family_grid(counts: pd.DataFrame, strategies: list[str]) -> tuple[Figure, list[Cell]]:
     """Return a grid of axes (family x data set) with the rows and line styles of each."""
-    import matplotlib.pyplot as plt
-
     varying = counts[counts["strategy"].isin(strategies)]
     families, datasets = varying["family"].unique(), varying["dataset"].unique()
     figure, axes = plt.subplots(
@@ -144,8 +142,6 @@ def _mean_by_layer(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _line(index: int, lines: int) -> dict[str, Any]:
     """Return the style of a line of a family: lightness, marker and dashes differ."""
-    import matplotlib as mpl
-
     return {
         "color": mpl.colormaps["viridis"](0.85 * index / max(lines - 1, 1)),
         "marker": "osD^vPX<>h*d"[index % 12],

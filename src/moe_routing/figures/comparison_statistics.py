@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.tables import truth_values
 from moe_routing.figures.style import WIDTH, look
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, METRICS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _LINEAR_UP_TO = 25
 """An axis that covers more than this many margins is logarithmic outside 5 margins."""
@@ -34,8 +31,6 @@ def forest(
         families: family of each strategy.
         baseline: the strategy compared with.
     """
-    import matplotlib.pyplot as plt
-
     main = paired[truth_values(paired["main"])]
     names = list(main["strategy"].drop_duplicates())
     datasets = list(main["dataset"].drop_duplicates())
@@ -51,19 +46,12 @@ def forest(
         axis.set_title(f"{DATASETS[dataset].label} (n = {int(rows['n_items'].iloc[0]):,})")
     axes.flat[0].set_yticks(range(len(names)), names)
     axes.flat[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top, no marker cut
-    figure.supxlabel(
-        f"Difference from {baseline}; shaded: losses beyond the margin",
-        fontsize=9,
-    )
+    figure.supxlabel(f"Difference from {baseline}; shaded: losses beyond the margin", fontsize=9)
     return figure
 
 
 def _forest_panel(
-    axis: Axes,
-    rows: pd.DataFrame,
-    names: list[str],
-    families: dict[str, str],
-    margin: float | None,
+    axis: Axes, rows: pd.DataFrame, names: list[str], families: dict[str, str], margin: float | None
 ) -> None:
     metric = METRICS[rows["metric"].iloc[0]]
     scale = metric.percent
@@ -109,8 +97,6 @@ def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseli
         families: family of each strategy.
         baseline: the strategy compared with.
     """
-    import matplotlib.pyplot as plt
-
     ranked = friedman.sort_values("average_rank", kind="stable").reset_index(drop=True)
     distance, last = float(ranked["critical_difference"].iloc[0]), len(ranked)
     figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 1.5 + 0.19 * last), layout="constrained")

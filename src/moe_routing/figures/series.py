@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from moe_routing.analysis.outputs import Analysis
 from moe_routing.figures.style import WIDTH, save
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.gridspec import SubplotSpec
 
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D",
@@ -44,8 +45,6 @@ def line_style(index: int) -> dict[str, Any]:
 
 def ordered_line_style(index: int, total: int) -> dict[str, Any]:
     """Return the style of a line in an ordered series: dark to light."""
-    import matplotlib as mpl
-
     shade = index / max(1, total - 1)
     return {**line_style(index), "color": mpl.colormaps["cividis"](0.85 * shade)}
 
@@ -58,11 +57,6 @@ def unmarked(style: Mapping[str, Any]) -> dict[str, Any]:
 def error_bars(rows: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
     """Return the distances of interval limits from a value, shape 2 x rows, for ``yerr``."""
     return np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy())
-
-
-def groups(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each name in a column, in order of first appearance, and its rows."""
-    return cast("Iterator[tuple[str, pd.DataFrame]]", iter(table.groupby(column, sort=False)))
 
 
 def text_caption(table: pd.DataFrame) -> str:
@@ -78,8 +72,6 @@ def panels(
     names: Sequence[str], *, columns: int, height: float, sharey: bool = False
 ) -> tuple[Figure, dict[str, Axes]]:
     """Return a figure with one panel per name, in rows of ``columns``."""
-    import matplotlib.pyplot as plt
-
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     width = WIDTH if columns > 1 else 0.66 * WIDTH
@@ -136,16 +128,12 @@ def as_words(name: str) -> str:
 
 def layer_axis(axis: Axes, layers: int) -> None:
     """Label an axis of layers with whole numbers."""
-    from matplotlib.ticker import MaxNLocator
-
     axis.set(xlabel="Layer", xlim=(-0.5, layers - 0.5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") -> None:
+def level_axis(axis: Axes, levels: Sequence[float]) -> None:
     """Use a logarithmic axis with a tick at every level."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
     # The limits are set by hand: matplotlib cannot scale an axis to a single level.
     axis.set_autoscalex_on(False)
     drawn = [end for end in axis.dataLim.intervalx if end > 0 and math.isfinite(end)]
@@ -155,13 +143,11 @@ def level_axis(axis: Axes, levels: Sequence[float], label: str = "Level alpha") 
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks(levels, [f"{level:g}" for level in levels])
-    axis.set_xlabel(label)
+    axis.set_xlabel("Level alpha")
 
 
 def experts_axis(axis: Axes, low: float, high: float) -> None:
     """Cover numbers of experts, on a logarithmic axis of base 2 if they span a factor of 3."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
-
     if high <= 3 * low:
         room = 0.08 * (high - low) or 0.5
         axis.set_xlim(low - room, high + room)

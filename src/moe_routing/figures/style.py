@@ -7,15 +7,15 @@ depends on colour alone.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from moe_routing.files import atomic_path
 from moe_routing.routing.strategies import family_entry
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from moe_routing.vocabulary import Look
+from moe_routing.vocabulary import Look
 
 WIDTH = 7.2
 """Width of a full-width figure, inches."""
@@ -32,9 +32,6 @@ def look(family: str) -> Look:
 
 def use_style() -> None:
     """Set fonts, sizes and lines for all figures drawn afterwards."""
-    import matplotlib as mpl
-    import seaborn as sns
-
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     mpl.rcParams.update(
         {
@@ -42,6 +39,7 @@ def use_style() -> None:
             "font.size": 9,
             "axes.labelsize": 9,
             "axes.titlesize": 9.5,
+            "figure.titlesize": 9.5,
             "xtick.labelsize": 8,
             "ytick.labelsize": 8,
             "legend.fontsize": 8,
@@ -61,8 +59,6 @@ def use_style() -> None:
 
 def save(figure: Figure, path: Path | str) -> None:
     """Write ``path``.png and ``path``.svg without dates, and close the figure."""
-    import matplotlib.pyplot as plt
-
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     for suffix, about in metadata.items():
         with atomic_path(Path(path).with_name(f"{Path(path).name}.{suffix}")) as temporary:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.outputs import ALL_LAYERS, VALIDITY
-from moe_routing.analysis.tables import read_csv
+from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     REFERENCE,
     as_words,
-    groups,
     label_left,
     layer_axis,
     legend_below,
@@ -23,11 +25,6 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LEFT_OUT = "levels below the resolution of a null's draws are left out"
 
 
 def draw_validity(folder: Path) -> None:
@@ -54,9 +51,6 @@ def _tokens(size: pd.DataFrame) -> str:
 
 def size_by_layer(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
     """Draw the largest size over designs, by null and layer, at the level of the verdict."""
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-
     level, allowed = verdict["level"].iloc[0], verdict["largest_size"].iloc[0]
     rows = size[(size["layer"].astype(str) != ALL_LAYERS) & np.isclose(size["alpha"], level)]
     rows = rows.assign(layer=rows["layer"].astype(int))
@@ -86,17 +80,12 @@ def size_by_layer(size: pd.DataFrame, verdict: pd.DataFrame) -> Figure:
 
 def marginal_bound(binding: pd.DataFrame) -> Figure:
     """Draw how often BH selects anything on real text, and the bound for marginal nulls."""
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True, layout="constrained")
-    titles = {
-        "calibration": "Calibration text",
-        "evaluation": "Evaluation text",
-    }
+    titles = {"calibration": "Calibration text", "evaluation": "Evaluation text"}
     looks = _looks(binding["null"])
     for axis, (text, title) in zip(axes, titles.items(), strict=True):
         own = binding[binding["text"] == text]
-        for null, rows in groups(own, "null"):
+        for null, rows in groups_of(own, "null"):
             by_alpha = rows.groupby("alpha")["any_proportion"]
             axis.plot(by_alpha.mean().index, by_alpha.mean(), label=as_words(null), ms=4, lw=1,
                       **looks[null])  # fmt: skip
@@ -109,9 +98,8 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
         axis.set_title(f"{title} ({tokens:,} tokens)")
     axes[0].set_ylabel("Proportion of tokens with any\nselection (mean over layers)")
     figure.suptitle(
-        f"BH on real text. The bound is exact for empirical nulls, approximate for kernel nulls\n"
-        f"({LEFT_OUT})",
-        fontsize=9.5,
+        "BH on real text. The bound is exact for empirical nulls, approximate for kernel nulls\n"
+        "(levels below the resolution of a null's draws are left out)"
     )
     legend_below(figure, axes[1], columns=5)
     return figure
@@ -138,16 +126,13 @@ def binding_by_layer(binding: pd.DataFrame, level: float) -> Figure:
     row = own.iloc[0]
     figure.suptitle(
         f"What determines the number of experts at alpha {level:g}, from 1 to {row['max_k']} "
-        f"({row['n_tokens']:,} tokens)",
-        fontsize=9.5,
+        f"({row['n_tokens']:,} tokens)"
     )
     return figure
 
 
 def simulation(table: pd.DataFrame) -> Figure:
     """Draw false discovery rate and power against alpha, by correlation and signals."""
-    import matplotlib.pyplot as plt
-
     correlations = sorted(table["correlation"].unique())
     signals = [count for count in sorted(table["signals"].unique()) if count > 0]
     signals = signals or sorted(table["signals"].unique())
@@ -163,7 +148,7 @@ def simulation(table: pd.DataFrame) -> Figure:
             for axis, (name, label) in zip(
                 grid[2 * down : 2 * down + 2, across], labels.items(), strict=True
             ):
-                for procedure, rows in groups(own, "procedure"):
+                for procedure, rows in groups_of(own, "procedure"):
                     error = 1.96 * rows["fdr_se"] if name == "fdr" else None
                     axis.errorbar(rows["alpha"], rows[name], yerr=error, ms=4, lw=1, capsize=1.5,
                                   label=procedure, **looks[procedure])  # fmt: skip
@@ -177,8 +162,7 @@ def simulation(table: pd.DataFrame) -> Figure:
     legend_below(figure, grid[0, 0], columns=7)
     row = table.iloc[0]
     figure.suptitle(
-        f"Simulated p-values: {row['repeats']:,} tokens per setting, effect {row['effect']:g} SD",
-        fontsize=9.5,
+        f"Simulated p-values: {row['repeats']:,} tokens per setting, effect {row['effect']:g} SD"
     )
     return figure
 

@@ -263,7 +263,7 @@ class Article:
         figure = _entry(ARTICLE_FIGURES, label, "figure")
         path = self.study.folder / figure.path
         if not path.is_file():
-            if figure.due(self.study):
+            if figure.due(self.study.config, self.study.folder):
                 raise InputError(f"{path}: the figure is missing; run the workflow to draw it")
             return Markdown(f"*Not drawn: {figure.needs}.*")
         shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from moe_routing.reporting.findings import CELLS_FILE
-from moe_routing.reporting.plots import CAPTIONS, FOLDER, planned
+from moe_routing.config.study import StudyConfig
+from moe_routing.reporting.pages import CELLS_FILE
 
-if TYPE_CHECKING:
-    from moe_routing.reporting.results import StudyResults
+COMPARISON = "comparison/comparison_plots"
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ArticleFigure:
         alt: a description for readers who cannot see it.
         sources: the files of its numbers.
         needs: what a study lacks in which it is not due.
-        due: whether a study must have it: its config plans it, or its analysis was run.
+        planned: whether a complete run of a config has it; None: it is due where a source is.
     """
 
     path: str
@@ -31,79 +30,127 @@ class ArticleFigure:
     alt: str
     sources: tuple[str, ...]
     needs: str
-    due: Callable[[StudyResults], bool]
+    planned: Callable[[StudyConfig], bool] | None = None
+
+    def due(self, config: StudyConfig, results: Path) -> bool:
+        """Return whether a study must have it: its config plans it, or its analysis was run."""
+        if self.planned:
+            return self.planned(config)
+        return any((results / source).is_file() for source in self.sources)
 
 
-def _comparison(name: str, alt: str, sources: tuple[str, ...], needs: str) -> ArticleFigure:
-    def due(study: StudyResults) -> bool:
-        return name in planned(study.config)
+def varying(config: StudyConfig) -> list[str]:
+    """Return the compared strategies whose number of experts may vary over tokens."""
+    parsed = config.parsed
+    return [
+        name for name in config.strategies if parsed[name].min_experts != parsed[name].max_experts
+    ]
 
-    return ArticleFigure(f"{FOLDER}/{name}.png", CAPTIONS[name], alt, sources, needs, due)
+
+def _has_sweep(config: StudyConfig) -> bool:
+    """Return whether two BH settings differ in max_k only."""
+    from moe_routing.routing.strategies.testing import BH
+
+    compared = [config.parsed[name] for name in config.strategies]
+    bh = [strategy for strategy in compared if type(strategy) is BH]
+    rest = [(s.alpha, s.null, s.weighting, s.min_k) for s in bh]
+    return len(set(rest)) < len(rest)
+
+
+def _comparison(
+    name: str,
+    caption: str,
+    alt: str,
+    sources: tuple[str, ...],
+    needs: str = "the table of cells was not plotted",
+    planned: Callable[[StudyConfig], bool] = lambda _: True,
+) -> ArticleFigure:
+    return ArticleFigure(f"{COMPARISON}/{name}.png", caption, alt, sources, needs, planned)
 
 
 def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> ArticleFigure:
     needs = f"the analysis {folder}/ was not run"
     sources = tuple(f"{folder}/{file}" for file in files)
-
-    def due(study: StudyResults) -> bool:
-        return any((study.folder / source).is_file() for source in sources)
-
-    return ArticleFigure(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs, due)
+    return ArticleFigure(f"{folder}/{folder}_plots/{name}.png", caption, alt, sources, needs)
 
 
 ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     "fig-pareto": _comparison(
         "pareto",
+        "Quality against mean experts per token, with intervals. The black line is static top-k "
+        "with the model's own weights at every k that was scored (the compared strategies and "
+        "those of `comparison/controls.csv`), clipped to the range of the strategies. An adaptive "
+        "setting with these weights improves on a fixed number of experts if it lies on the better "
+        "side of that line. Other lines connect the settings of a family, rivals included. The grey "
+        "step is the Pareto front of all settings drawn. The ring marks the baseline; arrows "
+        "point to better values.",
         "One panel per data set: mean experts per token on the x-axis, quality on the y-axis, one "
         "marker and line per family of strategies or rival rule, the static curve in black, "
         "vertical bars for intervals, a grey step for the Pareto front, a ring around the "
         "baseline.",
         (CELLS_FILE,),
-        "the table of cells was not plotted",
     ),
     "fig-forest": _comparison(
         "forest",
+        "Paired differences from the baseline with intervals. Filled markers: significant "
+        "after correction for multiplicity. Shaded: losses at least as large as the "
+        "non-inferiority margin.",
         "One panel per data set, one row per strategy: the paired difference from the baseline "
         "with a horizontal interval; losses beyond the margin are shaded.",
         ("statistics/paired.csv", "statistics/noninferiority.csv"),
         "there are no paired comparisons",
+        lambda config: len(config.strategies) > 1,
     ),
     "fig-layers": _comparison(
         "experts_by_layer",
+        "Mean experts per token in each layer, for strategies with a varying "
+        "number of experts; the dotted line is the baseline.",
         "One panel per family and data set: layer on the x-axis, mean experts per token on the "
         "y-axis, one line per strategy.",
         ("cells/<strategy>/<dataset>.json",),
         "no strategy of this run has a varying number of experts",
+        lambda config: bool(varying(config)),
     ),
     "fig-tokens": _comparison(
         "experts_per_token",
+        "Cumulative distribution of the number of experts over routing decisions "
+        "(one token in one layer): proportion of decisions with at most c experts.",
         "One panel per family and data set: number of experts on the x-axis, cumulative proportion "
         "of decisions on the y-axis, one step line per strategy.",
         ("cells/<strategy>/<dataset>.json",),
         "no strategy of this run has a varying number of experts",
+        lambda config: bool(varying(config)),
     ),
     "fig-max-k": _comparison(
         "quality_by_max_k",
+        "Quality against the maximum number of experts per token: BH at fixed "
+        "alpha, and static top-k. Numbers beside the points are the mean experts that BH used.",
         "One panel per data set: maximum experts per token on the x-axis, quality on the y-axis, "
         "one line for static top-k and one for each alpha, null and weighting of BH, with the mean "
         "experts that it used beside its points.",
         (CELLS_FILE,),
         "this run has no BH settings that differ in max_k alone",
+        _has_sweep,
     ),
     "fig-ranks": _comparison(
         "critical_difference",
+        "Average ranks over data sets. Strategies joined by a bar on the right "
+        "do not differ significantly by Nemenyi's test; those inside the band do not differ "
+        "significantly from the baseline.",
         "One row per strategy, average rank on the x-axis, with a band of one critical difference "
         "on either side of the baseline, and bars that join strategies that do not differ "
         "significantly.",
         ("statistics/friedman.csv",),
         "ranks need at least two data sets and three strategies",
+        lambda config: len(config.strategies) > 2 and len(config.datasets) > 1,
     ),
     "fig-speed": _comparison(
         "speed",
+        "Measured tokens per second against mean experts per token: one run per cell, not "
+        "repeated.",
         "One panel per data set: mean experts per token on the x-axis, tokens per second on the "
         "y-axis, one marker and line per family, a ring around the baseline.",
         (CELLS_FILE,),
-        "the table of cells was not plotted",
     ),
     "fig-usage": _analysis(
         "baseline",
@@ -194,3 +241,17 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     ),
 }
 """By cross-reference label."""
+
+CAPTIONS = {
+    Path(figure.path).stem: figure.caption for figure in ARTICLE_FIGURES.values() if figure.planned
+}
+"""The captions of the comparison's figures, by file name without suffix."""
+
+
+def planned(config: StudyConfig) -> list[str]:
+    """Return the figures of the comparison that a complete run of a config has."""
+    return [
+        Path(figure.path).stem
+        for figure in ARTICLE_FIGURES.values()
+        if figure.planned and figure.planned(config)
+    ]

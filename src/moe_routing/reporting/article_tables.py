@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from moe_routing.reporting import tables, wording
-from moe_routing.reporting.findings import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.pages import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from moe_routing.reporting.results import StudyResults
 
 
 @dataclass(frozen=True)
@@ -23,45 +20,26 @@ class ArticleTable:
 
     Attributes:
         build: makes the table of a study.
-        caption: what it shows, and the files of its numbers.
+        text: what it shows, and the files of its numbers, with fields in braces.
         align: one letter (l, r, c) per column; None aligns the first two left, the others right.
         ready: whether a study has its inputs.
         needs: what a study lacks that is not ready.
     """
 
     build: Callable[[StudyResults], pd.DataFrame]
-    caption: Callable[[StudyResults], str]
+    text: str
     align: str | None = None
     ready: Callable[[StudyResults], bool] = lambda _: True
     needs: str = ""
 
-
-def _results_caption(study: StudyResults) -> str:
-    confidence = wording.percent(study.config.statistics.confidence, 0)
-    return (
-        f"Every strategy on every data set, with {confidence} intervals. Bold: best in its column. "
-        f"{tables.DAGGER}: significantly different from `{study.baseline}` after correction for "
-        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`."
-    )
-
-
-def _perplexity_caption(study: StudyResults) -> str:
-    confidence = wording.percent(study.config.statistics.confidence, 0)
-    sets = wording.listed(
-        [DATASETS[x].label for x in tables.perplexity_rows(study)["dataset"].drop_duplicates()]
-    )
-    return (
-        f"{sets} per word and per byte, with {confidence} intervals that resample documents: "
-        f"measures that do not depend on the tokenizer. Lower is better. From `{METRICS_FILE}`."
-    )
-
-
-def _divergence_caption(study: StudyResults) -> str:
-    confidence = wording.percent(study.config.statistics.confidence, 0)
-    return (
-        f"KL divergence of next-token predictions from those of `{study.baseline}`, in nats per "
-        f"token, with {confidence} intervals; n is the number of items. From `{METRICS_FILE}`."
-    )
+    def caption(self, study: StudyResults) -> str:
+        """Return the text with its fields filled in from a study."""
+        sets = tables.perplexity_rows(study)["dataset"].drop_duplicates()
+        return self.text.format(
+            baseline=study.baseline,
+            confidence=wording.percent(study.config.statistics.confidence, 0),
+            perplexity_sets=wording.listed([DATASETS[name].label for name in sets]),
+        )
 
 
 def _has(study: StudyResults, name: str, *kinds: str) -> bool:
@@ -72,115 +50,97 @@ def _has(study: StudyResults, name: str, *kinds: str) -> bool:
     return bool(table["kind"].isin(kinds).any()) if kinds else True
 
 
-def _primary_caption(_: StudyResults) -> str:
-    return (
-        "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
-        "has right. A difference as large as the minimum detectable one is found in "
-        f"{wording.percent(POWER, 0)} of runs. From `statistics/primary.csv` and "
-        "`statistics/power.csv`."
-    )
-
-
-def _controls_caption(study: StudyResults) -> str:
-    confidence = wording.percent(study.config.statistics.confidence, 0)
-    return (
-        f"Each control against its base: difference, control minus base, with {confidence} "
-        f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
-        f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`."
-    )
-
-
 ARTICLE_TABLES: dict[str, ArticleTable] = {
-    "tbl-results": ArticleTable(tables.results_table, _results_caption),
+    "tbl-results": ArticleTable(
+        tables.results_table,
+        "Every strategy on every data set, with {confidence} intervals. Bold: best in its column. "
+        f"{tables.DAGGER}: significantly different from `{{baseline}}` after correction for "
+        f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`.",
+    ),
     "tbl-perplexity": ArticleTable(
         tables.perplexity_table,
-        _perplexity_caption,
+        "{perplexity_sets} per word and per byte, with {confidence} intervals that resample "
+        "documents: measures that do not depend on the tokenizer. Lower is better. From "
+        f"`{METRICS_FILE}`.",
         None,
         lambda study: not tables.perplexity_rows(study).empty,
         "this run has no running text",
     ),
     "tbl-divergence": ArticleTable(
         tables.divergence_table,
-        _divergence_caption,
+        "KL divergence of next-token predictions from those of `{baseline}`, in nats per token, "
+        "with {confidence} intervals; n is the number of items. "
+        f"From `{METRICS_FILE}`.",
         None,
         lambda study: not study.divergence.empty,
         "divergence from the baseline's predictions was not measured",
     ),
     "tbl-data": ArticleTable(
         tables.data_table,
-        lambda _: (
-            "Evaluation sets. Tokens: all tokens that the model read, contexts included. From "
-            f"`{CELLS_FILE}` and `config.yaml`."
-        ),
+        "Evaluation sets. Tokens: all tokens that the model read, contexts included. From "
+        f"`{CELLS_FILE}` and `config.yaml`.",
         "llrrll",
     ),
     "tbl-strategies": ArticleTable(
         tables.strategy_table,
-        lambda _: f"The strategies of this run, by family. From `{CELLS_FILE}`.",
+        f"The strategies of this run, by family. From `{CELLS_FILE}`.",
         "llll",
     ),
     "tbl-environment": ArticleTable(
         tables.environment_table,
-        lambda _: (
-            "Model, software and settings. From `model.json`, `config.yaml` and the provenance in "
-            "`cells/<strategy>/<dataset>.json`."
-        ),
+        "Model, software and settings. From `model.json`, `config.yaml` and the provenance in "
+        "`cells/<strategy>/<dataset>.json`.",
         "ll",
     ),
     "tbl-nulls": ArticleTable(
         tables.null_table,
-        lambda _: (
-            "The fitted nulls over layers: ratio of the spread above the median to the spread "
-            "below it (1 if symmetric), and the smallest possible p-value. From "
-            "`calibration/nulls/<null>.csv`."
-        ),
+        "The fitted nulls over layers: ratio of the spread above the median to the spread below it "
+        "(1 if symmetric), and the smallest possible p-value. From `calibration/nulls/<null>.csv`.",
         "llrr",
         lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
         "this run has no diagnostics of its nulls",
     ),
     "tbl-primary": ArticleTable(
         tables.contrast_table,
-        _primary_caption,
+        "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
+        "gets right. A difference as large as the minimum detectable one is found in "
+        f"{wording.percent(POWER, 0)} of runs. From `statistics/primary.csv` and "
+        "`statistics/power.csv`.",
         "ll",
         lambda study: not study.statistics["primary"].empty,
         "the primary contrast was not computed",
     ),
     "tbl-controls": ArticleTable(
         tables.controls_table,
-        _controls_caption,
+        "Each control against its base: difference, control minus base, with {confidence} "
+        f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
+        f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`.",
         None,
         lambda study: _has(study, "controls", *tables.shown_kinds()),
         "no controls were scored",
     ),
     "tbl-static": ArticleTable(
         tables.static_table,
-        lambda study: (
-            "Static top-k with the model's own weights at every k that was scored, with "
-            f"{wording.percent(study.config.statistics.confidence, 0)} intervals. Bold: best of "
-            f"its column. From `{CELLS_FILE}` and `comparison/controls.csv`."
-        ),
+        "Static top-k with the model's own weights at every k that was scored, with {confidence} "
+        f"intervals. Bold: best of its column. From `{CELLS_FILE}` and `comparison/controls.csv`.",
         None,
         lambda study: study.static_curve["k"].nunique() > 1,
         "this run has fewer than two static settings",
     ),
     "tbl-numerics": ArticleTable(
         tables.numerics_table,
-        lambda study: (
-            f"The baseline `{study.baseline}` against itself with other numerics. The largest "
-            f"change of an item is that of its log-likelihood, in nats. From `{NUMERICS_FILE}`."
-        ),
+        "The baseline `{baseline}` against itself with other numerics. The largest change of an "
+        f"item is that of its log-likelihood, in nats. From `{NUMERICS_FILE}`.",
         "llrrrr",
         lambda study: _has(study, "numerics"),
         "the baseline was not scored again with other numerics",
     ),
     "tbl-routing": ArticleTable(
         tables.routing_table,
-        lambda _: (
-            "Routing by BH, averaged over data sets. A decision is one token in one layer. "
-            "Nothing rejected: BH selected no expert, so the floor decided. At floor, at cap: BH "
-            "selected fewer or more experts than allowed, so the floor or cap decided. From "
-            f"`{CELLS_FILE}`."
-        ),
+        "Routing by BH, averaged over data sets. A decision is one token in one layer. Nothing "
+        "rejected: BH selected no expert, so the floor decided. At floor, at cap: BH selected "
+        "fewer or more experts than allowed, so the floor or cap decided. From "
+        f"`{CELLS_FILE}`.",
         "llrrrrr",
         lambda study: "bh" in study.families,
         "this run has no Benjamini-Hochberg routing",

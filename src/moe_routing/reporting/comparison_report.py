@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe_routing.analysis.tables import markdown
 from moe_routing.files import atomic_path
 from moe_routing.reporting import tables, wording
+from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.plan import SHORT_REPORT, findings_on
-from moe_routing.reporting.plots import CAPTIONS, FOLDER
+from moe_routing.reporting.results import StudyResults
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    from moe_routing.reporting.results import StudyResults
 
 FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 
@@ -84,10 +80,10 @@ def _table(study: StudyResults, title: str, label: str) -> str:
 
 
 def _figures(study: StudyResults) -> str:
-    folder = FOLDER.split("/")[-1]
+    folder = COMPARISON.split("/")[-1]
     lines = []
     for name, caption in CAPTIONS.items():
-        if (study.folder / FOLDER / f"{name}.png").is_file():
+        if (study.folder / COMPARISON / f"{name}.png").is_file():
             lines += [f"![{caption}]({folder}/{name}.png)", "", f"*{caption}*", ""]
     return _section("Figures", *lines).rstrip() if lines else ""
 

@@ -7,18 +7,19 @@ is a finding like the others. A finding names the file that its numbers come fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.analysis.tables import truth_values
+from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.rows import groups_of, rows_of
+from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_FILE, PRIMARY_FILE
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.matched import NO_CURVE, OUTSIDE, UNKNOWN
 from moe_routing.statistics.power import POWER
-from moe_routing.statistics.verdict import Verdict
+from moe_routing.statistics.verdict import LOSSES, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS
 
 NAMED = 4
@@ -47,16 +48,6 @@ class Finding:
 
     def __str__(self) -> str:
         return self.text
-
-
-PRIMARY_FILE = "statistics/primary.csv"
-PAIRED_FILE = "statistics/paired.csv"
-NONINFERIORITY_FILE = "statistics/noninferiority.csv"
-MATCHED_FILE = "statistics/matched_compute.csv"
-CELLS_FILE = "comparison/full_routing_results.csv"
-METRICS_FILE = "comparison/all_metrics.csv"
-CONTROLS_FILE = "statistics/controls.csv"
-NUMERICS_FILE = "statistics/numerics.csv"
 
 
 def primary(table: pd.DataFrame, confidence: float) -> Finding:
@@ -140,20 +131,15 @@ def compute(table: pd.DataFrame) -> Finding:
     row = main_row(table)
     own, stock = row["mean_experts"], row["baseline_mean_experts"]
     ratio = own / stock
-    relation = (
-        f"{wording.percent(1 - ratio, 0)} fewer"
-        if ratio < 1
-        else f"{wording.percent(ratio - 1, 0)} more"
-    )
+    outcome = "fewer" if ratio < 1 else "more"
+    relation = f"{wording.percent(abs(ratio - 1), 0)} {outcome} than"
     if abs(ratio - 1) < 0.005:
-        relation = "the same number"
+        relation = "the same number as"
     text = (
         f"It used {wording.experts(own)} experts per token there, {relation} "
-        f"than the {wording.experts(stock)} of `{row['baseline']}`."
+        f"the {wording.experts(stock)} of `{row['baseline']}`."
     )
-    if relation == "the same number":
-        text = text.replace(f"{relation} than the", "the same number as the")
-    return Finding(text, PRIMARY_FILE, "fewer" if ratio < 1 else "more")
+    return Finding(text, PRIMARY_FILE, outcome)
 
 
 def matched(table: pd.DataFrame) -> Finding:
@@ -266,7 +252,7 @@ def _differences(rows: pd.DataFrame, dataset: str, baseline: str) -> tuple[str, 
             f"On {where}, every other setting gave the same result as `{baseline}` on every item."
         )
         return text, "identical"
-    worse = groups[Verdict.WORSE] + groups[Verdict.WORSE_WITHIN_MARGIN]
+    worse = [name for outcome in LOSSES for name in groups[outcome]]
     unshown = n - len(same) - len(worse) - len(groups[Verdict.BETTER])
     shown = [_clause(groups[Verdict.BETTER], n, "better"), _clause(worse, n, "worse")]
     shown = [clause for clause in shown if clause]
@@ -362,8 +348,8 @@ def weighting(paired: pd.DataFrame, rule: ModelRule) -> Finding | None:
         return None
     clauses, outcomes = [], set()
     for strategy, group in groups_of(rows, "strategy"):
-        worse = _names(group, Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
-        better = _names(group, Verdict.BETTER)
+        worse = set_names(group, LOSSES)
+        better = set_names(group, (Verdict.BETTER,))
         parts = [f"worse on {wording.listed(worse)}"] if worse else []
         parts += [f"better on {wording.listed(better)}"] if better else []
         outcomes |= {"worse"} if worse else set()
@@ -377,8 +363,10 @@ def weighting(paired: pd.DataFrame, rule: ModelRule) -> Finding | None:
     return Finding(text, PAIRED_FILE, "mixed" if len(outcomes) > 1 else "".join(outcomes) or "none")
 
 
-def _names(rows: pd.DataFrame, *outcomes: Verdict) -> list[str]:
-    return [DATASETS[name].label for name in rows.loc[rows["verdict"].isin(outcomes), "dataset"]]
+def set_names(rows: pd.DataFrame, outcomes: Sequence[Verdict]) -> list[str]:
+    """Return the distinct data sets on which a comparison had one of these outcomes."""
+    names = rows.loc[rows["verdict"].isin(outcomes), "dataset"].drop_duplicates()
+    return [DATASETS[name].label for name in names]
 
 
 def fewest_static(noninferiority: pd.DataFrame, curve: pd.DataFrame, top_k: int) -> list[Finding]:

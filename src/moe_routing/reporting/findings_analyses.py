@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.analysis.tables import rows_of
+from moe_routing.config.study import StudyConfig
 from moe_routing.files import read_json
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
-from moe_routing.reporting.rows import rows_of
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 ABLATION_TABLE = "ablation/ablation.csv"
 VERDICT_TABLE = "validity/verdict.csv"

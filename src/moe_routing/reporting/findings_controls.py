@@ -12,19 +12,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from moe_routing.analysis.tables import truth_values
+from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import (
-    CONTROLS_FILE,
-    METRICS_FILE,
-    NAMED,
-    NUMERICS_FILE,
-    PAIRED_FILE,
-    Finding,
-    main_measure_rows,
-    main_row,
-)
-from moe_routing.reporting.rows import by_name, groups_of, rows_of
+from moe_routing.reporting.findings import NAMED, Finding, main_measure_rows, main_row, set_names
+from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
@@ -83,9 +74,9 @@ def _rule(strategy: Strategy) -> tuple:
 
 def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
     worse, better = (_difference_by_set(rows, which) for which in (LOSSES, (Verdict.BETTER,)))
-    identical = _sets(rows[rows["verdict"] == Verdict.IDENTICAL])
-    non_inferior = _sets(rows[rows["verdict"] == Verdict.NON_INFERIOR])
-    inconclusive = _sets(rows[rows["verdict"] == Verdict.INCONCLUSIVE])
+    identical = set_names(rows, (Verdict.IDENTICAL,))
+    non_inferior = set_names(rows, (Verdict.NON_INFERIOR,))
+    inconclusive = set_names(rows, (Verdict.INCONCLUSIVE,))
     clauses = [f"quality was {word} on {wording.listed(names)}"
                for word, names in (("worse", worse), ("better", better)) if names]  # fmt: skip
     if identical:
@@ -120,10 +111,6 @@ def _unmatched(kind: str, rows: pd.DataFrame) -> str:
         f" Rounded by layer, the numbers average {own} instead of {base} experts per token: "
         "compute is not matched here."
     )
-
-
-def _sets(rows: pd.DataFrame) -> list[str]:
-    return [DATASETS[name].label for name in rows["dataset"].drop_duplicates()]
 
 
 def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
@@ -210,16 +197,15 @@ def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
         return [Finding(text, NUMERICS_FILE, "none")]
     parts = [
         f"{DATASETS[dataset].label} by up to "
-        f"{wording.small_difference(limit, main[dataset])}{_flips(rows, dataset)}"
-        for dataset, limit in by_name(noise_floor_by_dataset(table, main)).items()
+        f"{wording.small_difference(own['difference'].abs().max(), main[dataset])}{_flips(own)}"
+        for dataset, own in groups_of(rows, "dataset")
     ]
     text = f"{lead}. This changed {wording.listed(parts)}. A smaller difference is not a finding."
     return [Finding(text, NUMERICS_FILE, "some")]
 
 
-def _flips(rows: pd.DataFrame, dataset: str) -> str:
+def _flips(own: pd.DataFrame) -> str:
     """Return how many items at most flipped, for measures of right and wrong items."""
-    own = rows[rows["dataset"] == dataset]
     if not METRICS[own["metric"].iloc[0]].is_proportion:
         return ""
     return f" ({wording.plural(int(own['flips'].max()), 'item')} flipped)"

@@ -9,17 +9,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from moe_routing.analysis.tables import truth_values
+from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import (
-    CELLS_FILE,
-    MATCHED_FILE,
-    NAMED,
-    Finding,
-    beyond_line,
-    static_words,
-)
-from moe_routing.reporting.rows import groups_of, rows_of
+from moe_routing.reporting.findings import NAMED, Finding, beyond_line, static_words
+from moe_routing.reporting.pages import CELLS_FILE, MATCHED_FILE
 from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
 from moe_routing.statistics.verdict import Verdict

@@ -9,14 +9,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from moe_routing.analysis.tables import markdown
+from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.reporting.article import VARIABLE, results_folder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EXCLUDED_FORMATS = ("text/html", "application/javascript")
 """Output formats that no page has. For these, Quarto adds require.js and jQuery from another host
@@ -66,7 +65,6 @@ def gpu_line() -> str:
 
 def show_markdown() -> None:
     """Make this notebook show data frames as Markdown, and nothing as HTML or JavaScript."""
-    import pandas as pd
     from IPython import get_ipython
 
     display = get_ipython().display_formatter
@@ -121,8 +119,6 @@ def prepare(config: str, needs: str, *also: str) -> Path:
         if not (results / needs).is_file():
             raise InputError(f"{results / needs}: missing; run the workflow to make it")
         return results
-    from moe_routing.config.study import load_config
-
     root = repository()
     results = root / "results" / load_config(root / config).study
     missing = [results / name for name in (needs, *also) if not (results / name).is_file()]

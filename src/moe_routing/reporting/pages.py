@@ -1,9 +1,18 @@
-"""The source files of the report, and the files that are rendered from them."""
+"""The files of the report: its sources, what is rendered from them, and results that it cites."""
 
 from __future__ import annotations
 
 ARTICLE = "index"
 NOTEBOOKS = ("baseline", "bh_routing", "comparison")
+
+PRIMARY_FILE = "statistics/primary.csv"
+PAIRED_FILE = "statistics/paired.csv"
+NONINFERIORITY_FILE = "statistics/noninferiority.csv"
+MATCHED_FILE = "statistics/matched_compute.csv"
+CELLS_FILE = "comparison/full_routing_results.csv"
+METRICS_FILE = "comparison/all_metrics.csv"
+CONTROLS_FILE = "statistics/controls.csv"
+NUMERICS_FILE = "statistics/numerics.csv"
 
 
 def sources() -> list[str]:

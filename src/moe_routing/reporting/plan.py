@@ -78,10 +78,7 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
             study.statistics["controls"], study.main_measures, study.strategies
         ),
         "static_curve": lambda study: findings_controls.static_curve(
-            study.static_curve,
-            study.statistics["controls"],
-            study.main_measures,
-            study.model.top_k,
+            study.static_curve, study.statistics["controls"], study.main_measures, study.model.top_k
         ),
         "numerics": _numerics,
         "divergence": lambda study: [

@@ -6,15 +6,12 @@ Pure functions from a study to Markdown. The text claims nothing of parts that t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from moe_routing.reporting import wording
+from moe_routing.reporting.results import StudyResults
 from moe_routing.vocabulary import TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.reporting.results import StudyResults
 
 ROUTING = "baseline/baseline_routing_stats.csv"
 

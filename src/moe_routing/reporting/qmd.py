@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 INLINE = re.compile(r"(?<!`)`\{python\}[ \t]([^`]+)`")
 """Inline code: Quarto's pattern."""
 
+CELL_SECONDS = 600
+"""Time limit of a cell."""
+
 _OPTION = re.compile(r"^#\|\s?(.*)$")
 
 
@@ -76,13 +79,12 @@ def _split_front(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path}: front matter: {' '.join(str(error).split())}") from error
 
 
-def run_page(path: Path, *, echo: bool, timeout: int = 600) -> Page:
+def run_page(path: Path, *, echo: bool) -> Page:
     """Run the cells of a page in its folder and return the result.
 
     Args:
         path: the .qmd file.
         echo: whether code is shown by default.
-        timeout: seconds per cell.
 
     Raises:
         InputError: a cell or inline code fails.
@@ -92,7 +94,7 @@ def run_page(path: Path, *, echo: bool, timeout: int = 600) -> Page:
 
     front, notebook = read_page(path)
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3",
+        notebook, timeout=CELL_SECONDS, kernel_name="python3",
         extra_arguments=["--log-level=40"],  # errors only
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )  # fmt: skip

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moe_routing.analysis.tables import read_csv, rows_of
+from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
-from moe_routing.reporting.rows import by_name, rows_of
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, static_families
 from moe_routing.vocabulary import DIVERGENCE, TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 SMALL_MODEL = 100_000_000
 """Below this many parameters the text calls a model small; published MoE models are larger."""
@@ -109,8 +106,6 @@ class StudyResults:
         Raises:
             InputError: the folder, its config, ``model.json`` or the table of cells is missing.
         """
-        from moe_routing.config.study import load_config
-
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such results folder")
@@ -167,8 +162,8 @@ class StudyResults:
     @property
     def main_measures(self) -> dict[str, str]:
         """The main measure of each data set in tests: nats per token, or accuracy."""
-        tasks = self.cells.drop_duplicates("dataset").set_index("dataset")["task"]
-        return {name: TASKS[task].main_measure.name for name, task in by_name(tasks).items()}
+        tasks = zip(self.cells["dataset"], self.cells["task"], strict=True)
+        return {name: TASKS[task].main_measure.name for name, task in tasks}
 
     @property
     def static_curve(self) -> pd.DataFrame:
@@ -215,14 +210,12 @@ class StudyResults:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file; the word ``none`` is kept as text.
+    """Read a table that has rows.
 
     Raises:
         InputError: the file is missing or empty.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such table; run the workflow to make it")
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    table = read_csv(path)
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table
@@ -252,6 +245,6 @@ def read_model(path: Path) -> Model:
 
 def _optional(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return read_csv(path)
+    except (InputError, pd.errors.EmptyDataError):
         return pd.DataFrame()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
-from moe_routing.analysis.tables import truth_values
+from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
+from moe_routing.config.study import Source
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import main_measure_rows, main_row
-from moe_routing.reporting.rows import TableRow, groups_of, rows_of
+from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, hypothesis, is_null
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Source
-    from moe_routing.reporting.results import StudyResults
 
 DAGGER = "\N{DAGGER}"
 
@@ -47,8 +42,9 @@ def results_table(study: StudyResults) -> pd.DataFrame:
         {
             "Strategy": [f"`{name}`" for name in strategies.index],
             "What it is": [
-                definition(row) + (f" (the same as `{same[name]}`)" if name in same else "")
-                for name, row in strategies.iterrows()
+                definition(row)
+                + (f" (the same as `{same[name]}`)" if (name := row["strategy"]) in same else "")
+                for _, row in strategies.iterrows()
             ],
             "Mean experts": [
                 wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())

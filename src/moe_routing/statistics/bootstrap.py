@@ -96,11 +96,7 @@ class RatioBootstrap:
 
 
 def bootstrap_ratios(
-    numerator_CS: ArrayLike,
-    denominator_CS: ArrayLike,
-    *,
-    resamples: int,
-    rng: np.random.Generator,
+    numerator_CS: ArrayLike, denominator_CS: ArrayLike, *, resamples: int, rng: np.random.Generator
 ) -> RatioBootstrap:
     """Resample whole clusters with replacement; all series share the same resamples.
 
@@ -168,8 +164,8 @@ def studentised_interval(boot: RatioBootstrap, confidence: float) -> tuple[Array
     """Return bootstrap-t limits, each (S,): R - q(1 - a/2) s and R - q(a/2) s.
 
     q are quantiles of t* = (R* - R) / s* over resamples (Efron & Tibshirani 1993, chapter 12.5).
-    Of the percentile, BCa and studentised intervals this one came nearest to its level on ratios
-    over documents of unequal length, such as perplexity. Below FEWEST_CLUSTERS the
+    Of percentile, BCa and studentised intervals, this one had the coverage nearest to nominal on
+    ratios over documents of unequal length, such as perplexity. Below FEWEST_CLUSTERS the
     limits are Student's t with C - 1 degrees of freedom; where nothing varies they are the
     estimate itself.
 

@@ -39,8 +39,8 @@ _PAIRED = {
     "standard_error": "clustered standard error of the difference",
     "design_effect": "proportions: variance of the difference over that of independent items, >= 1",
     "perplexity_ratio": "exp(difference) for nats: perplexity of the strategy over the baseline's",
-    "lost": "items that only the baseline has right",
-    "gained": "items that only the strategy has right",
+    "lost": "items that only the baseline gets right",
+    "gained": "items that only the strategy gets right",
     "flip_proportion": "proportion of items that are lost or gained",
     "p_mcnemar": "exact McNemar test, which takes items as independent",
     "p_sign_flip": "permutation of names within clusters",
@@ -162,7 +162,7 @@ _PRIMARY = {
     "noninferior": _NONINFERIORITY["noninferior"],
     "equivalent": _NONINFERIORITY["equivalent"],
     "mean_experts": "mean experts per token of the strategy on this data set",
-    "baseline_mean_experts": "the same of the baseline",
+    "baseline_mean_experts": "the same for the baseline",
     "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
     "matched_static_family": "static_family of matched_compute.csv",
     "matched_k_low": "experts of the static strategy below",
@@ -182,7 +182,7 @@ _CONTROLS = {
     "token gets how many experts; layermean: every token its layer's mean number; randomid: which "
     "experts; weighting: how they are weighted); or rival (another rule, with the number of "
     "experts that it chooses), which is compared in matched_compute.csv too",
-    "base": "strategy compared with: the one taken apart, or the study's baseline",
+    "base": "strategy compared with: the one that the control changes, or the study's baseline",
     "dataset": _KEY["dataset"],
     "metric": _KEY["metric"],
     "n_items": "items, the same for base and control",
@@ -197,9 +197,9 @@ _CONTROLS = {
     "p_adjusted": "p_value adjusted over this table: Benjamini-Hochberg",
     "higher_is_better": _ABOUT["higher_is_better"],
     "identical": "whether every item has the same result",
-    "verdict": "of the control against its base, in the words of paired.csv",
+    "verdict": "conclusion about the control against its base, as in paired.csv",
     "base_mean_experts": "mean experts per token of the base on this data set",
-    "control_mean_experts": "the same of the control",
+    "control_mean_experts": "the same for the control",
 }
 
 _NUMERICS = {
@@ -220,7 +220,7 @@ _NUMERICS = {
 _MISSING = {
     "dataset": "evaluation set",
     "strategy": "strategy id",
-    "reason": "why the tables hold nothing about it",
+    "reason": "why it is not in the tables",
 }
 
 TABLES = {
@@ -242,7 +242,7 @@ ITEMS = {
     "id": "item",
     "cluster": "items of one cluster are not independent",
     "log_likelihood": "of the document, the last word or the right choice, nats",
-    "tokens": "scored tokens of the same",
+    "tokens": "number of scored tokens",
     "words": "words of the document, for word perplexity",
     "bytes": "bytes of the document, for byte perplexity",
     "correct": "whether the item is answered right; empty for documents",

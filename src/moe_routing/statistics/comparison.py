@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import (
     Array,
     RatioBootstrap,
@@ -62,35 +63,25 @@ def compare(
     panel: Panel,
     metric: Metric,
     difference_NS: Array,
-    *,
-    confidence: float,
-    resamples: int,
+    settings: StatisticsConfig,
     rng: np.random.Generator,
 ) -> Comparison:
     """Resample and permute the differences of all arms of a panel together.
+
+    Limits are those of the cluster bootstrap that cover best for a kind of metric: bootstrap-t for
+    nats, percentiles for proportions.
 
     Args:
         panel: gives units and clusters.
         metric: what the differences are of.
         difference_NS: arm minus reference for each item.
-        confidence: level of the intervals.
-        resamples: bootstrap resamples.
+        settings: level of the intervals, and number of bootstrap resamples.
         rng: source of randomness.
     """
     sums_CS, unit_CS = panel.sums(difference_NS, metric)
-    boot = bootstrap_ratios(sums_CS, unit_CS, resamples=resamples, rng=rng)
-    low_S, high_S = bootstrap_interval(boot, metric, confidence)
+    boot = bootstrap_ratios(sums_CS, unit_CS, resamples=settings.resamples, rng=rng)
+    # With few discordant items, resamples without any have no t.
+    interval = percentile_interval if metric.is_proportion else studentised_interval
+    low_S, high_S = interval(boot, settings.confidence)
     p_S = sign_flip_p(sums_CS, permutations=PERMUTATIONS, rng=rng)
     return Comparison(difference_NS, sums_CS, boot, low_S, high_S, p_S)
-
-
-def bootstrap_interval(
-    boot: RatioBootstrap, metric: Metric, confidence: float
-) -> tuple[Array, Array]:
-    """Return the cluster bootstrap limits that cover best for a kind of metric.
-
-    Bootstrap-t for nats; percentile for proportions, where few items are discordant and resamples
-    without any have no t.
-    """
-    interval = percentile_interval if metric.is_proportion else studentised_interval
-    return interval(boot, confidence)

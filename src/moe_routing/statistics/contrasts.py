@@ -7,31 +7,24 @@ sets and are added by :mod:`moe_routing.statistics.study_tables`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import one_sided_p, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import Comparison, compare, named_rng
-from moe_routing.statistics.paired import count_flips, signed_rank_p
+from moe_routing.statistics.paired import PairedTable, signed_rank_p
 from moe_routing.statistics.power import (
     DISCORDANCES,
     POWER,
     detectable_accuracy,
     detectable_difference,
 )
-from moe_routing.statistics.proportions import (
-    design_effect,
-    exact_mcnemar,
-    paired_noninferiority_p,
-    paired_score_interval,
-)
+from moe_routing.statistics.proportions import exact_mcnemar, paired_noninferiority_p
 from moe_routing.vocabulary import TASKS, Metric
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StatisticsConfig
 
 ResultRow = dict[str, Any]
 """One row of a table; columns differ in type."""
@@ -87,14 +80,9 @@ def contrasts(
     found = []
     for metric in TASKS[panel.task].measures:
         value_NS = panel.values(metric)
-        comparison = compare(
-            panel,
-            metric,
-            value_NS[:, list(arms)] - value_NS[:, [baseline]],
-            confidence=settings.confidence,
-            resamples=settings.resamples,
-            rng=named_rng(seed, table, panel.dataset, metric.name),
-        )
+        difference_NS = value_NS[:, list(arms)] - value_NS[:, [baseline]]
+        rng = named_rng(seed, table, panel.dataset, metric.name)
+        comparison = compare(panel, metric, difference_NS, settings, rng)
         found.append(Contrasts(panel, metric, settings, arms, baseline, comparison))
     return found
 
@@ -132,9 +120,7 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
             "identical": not comparison.difference_NS[:, s].any(),
         }
         if metric.is_proportion:
-            row |= _proportion_columns(
-                contrast, s, value_NS[:, contrast.baseline], value_NS[:, arm]
-            )
+            row |= _proportion_columns(contrast, value_NS[:, contrast.baseline], value_NS[:, arm])
         else:
             row["perplexity_ratio"] = np.exp(difference)
             row["p_signed_rank"] = signed_rank_p(comparison.sums_CS[:, s])
@@ -142,20 +128,16 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
     return rows
 
 
-def _proportion_columns(
-    contrast: Contrasts, s: int, baseline: np.ndarray, arm: np.ndarray
-) -> ResultRow:
-    flips = count_flips(baseline, arm)
-    effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
-    low, high = paired_score_interval(
-        flips.lost, flips.gained, flips.n, contrast.settings.confidence, design_effect=effect
-    )
+def _proportion_columns(contrast: Contrasts, baseline: np.ndarray, arm: np.ndarray) -> ResultRow:
+    table = PairedTable.of(baseline, arm, contrast.panel.clusters)
+    low, high = table.interval(contrast.settings.confidence)
+    flips = table.flips
     mcnemar = exact_mcnemar(flips.lost, flips.gained)
     row = {
         "low": low,
         "high": high,
         "interval": SCORE,
-        "design_effect": effect,
+        "design_effect": table.effect,
         "lost": flips.lost,
         "gained": flips.gained,
         "flip_proportion": flips.proportion,
@@ -208,15 +190,13 @@ def _score_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
     """Return upper bound of the loss, p of a loss, p of a gain for each arm of a proportion."""
     value_NS = contrast.panel.values(contrast.metric)
     tests = []
-    for s, arm in enumerate(contrast.arms):
+    for arm in contrast.arms:
         pair = value_NS[:, contrast.baseline], value_NS[:, arm]
         # Where more is worse, an item that the arm has and the baseline has not is a loss.
-        flips = count_flips(*(pair if contrast.metric.higher_is_better else pair[::-1]))
-        effect = design_effect(contrast.comparison.difference_NS[:, s], contrast.panel.clusters)
-        lost, gained, n = flips.lost, flips.gained, flips.n
-        low, _ = paired_score_interval(
-            lost, gained, n, contrast.settings.confidence, design_effect=effect
-        )
+        pair = pair if contrast.metric.higher_is_better else pair[::-1]
+        table = PairedTable.of(*pair, contrast.panel.clusters)
+        lost, gained, n, effect = table.flips.lost, table.flips.gained, table.flips.n, table.effect
+        low, _ = table.interval(contrast.settings.confidence)
         p_loss = paired_noninferiority_p(lost, gained, n, contrast.margin, design_effect=effect)
         # A gain of the arm is a loss of the baseline.
         p_gain = paired_noninferiority_p(gained, lost, n, contrast.margin, design_effect=effect)

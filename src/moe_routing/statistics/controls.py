@@ -6,16 +6,13 @@ Both are the paired comparison of :mod:`moe_routing.statistics.contrasts` with a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_routing.config.study import Control, StatisticsConfig
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.contrasts import ResultRow, contrasts, noninferiority_rows, paired_rows
 from moe_routing.vocabulary import TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Control, StatisticsConfig
 
 
 def control_rows(

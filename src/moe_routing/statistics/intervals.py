@@ -22,12 +22,7 @@ SCALES: dict[str | None, Callable[[float], float]] = {
 
 
 def metric_intervals(
-    items: pd.DataFrame,
-    task: str,
-    *,
-    confidence: float,
-    resamples: int,
-    rng: np.random.Generator,
+    items: pd.DataFrame, task: str, *, confidence: float, resamples: int, rng: np.random.Generator
 ) -> list[Estimate]:
     """Return every metric of a cell with its interval.
 

@@ -10,26 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
-from moe_routing.statistics.paired import Flips, count_flips
-from moe_routing.statistics.proportions import (
-    design_effect,
-    exact_mcnemar,
-    mixed_interval,
-    p_of_interval,
-    paired_score_interval,
-)
+from moe_routing.statistics.paired import PairedTable
+from moe_routing.statistics.proportions import exact_mcnemar, mixed_interval, p_of_interval
 from moe_routing.vocabulary import TASKS, Metric
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StatisticsConfig
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
 NO_CURVE = "no curve"
@@ -237,14 +228,8 @@ def _gaps(
     static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in inside}
     line_NS = np.stack([interpolate(static_NK[name], at) for name, at in inside.items()], axis=1)
     difference_NS = arm_NS - line_NS
-    comparison = compare(
-        panel,
-        metric,
-        difference_NS,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        rng=named_rng(seed, "matched", panel.dataset, metric.name),
-    )
+    rng = named_rng(seed, "matched", panel.dataset, metric.name)
+    comparison = compare(panel, metric, difference_NS, settings, rng)
     gaps = {}
     for s, (name, at) in enumerate(inside.items()):
         gaps[name] = {
@@ -278,7 +263,7 @@ def proportion_columns(
 
     Args:
         arm_N: zeros and ones of the strategy.
-        static_NK: the same of the points of the curve.
+        static_NK: zeros and ones of the points of the curve, (items, points).
         at: where the strategy lies.
         clusters: number of the cluster of each item, (N,).
         confidence: level.
@@ -291,14 +276,14 @@ def proportion_columns(
         "discordant": int((np.abs(arm_N - interpolate(static_NK, at)) > ROUNDING).sum())
     }
     low_N, high_N = static_NK[:, at.low], static_NK[:, at.high]
-    first = _PairedTable.of(arm_N, low_N, clusters)
+    first = PairedTable.of(low_N, arm_N, clusters)
     if at.low == at.high:
-        _, found["low"], found["high"] = first.estimate(confidence)
+        found["low"], found["high"] = first.interval(confidence)
         found["interval"] = SCORE
         if clusters.max() + 1 == len(arm_N):
             found["p_value"] = exact_mcnemar(first.flips.lost, first.flips.gained)
         return found
-    second = _PairedTable.of(arm_N, high_N, clusters)
+    second = PairedTable.of(high_N, arm_N, clusters)
     r = _correlation(cluster_sums(np.stack([arm_N - low_N, arm_N - high_N], axis=1), clusters))
 
     def limits(level: float) -> tuple[float, float]:
@@ -307,24 +292,6 @@ def proportion_columns(
     found["low"], found["high"] = limits(confidence)
     found["interval"], found["p_value"] = MIXED_SCORE, p_of_interval(limits)
     return found
-
-
-@dataclass(frozen=True)
-class _PairedTable:
-    """Discordant items of a strategy and a static one, and their design effect."""
-
-    flips: Flips
-    effect: float
-
-    @classmethod
-    def of(cls, arm_N: Array, static_N: Array, clusters: np.ndarray) -> _PairedTable:
-        return cls(count_flips(static_N, arm_N), design_effect(arm_N - static_N, clusters))
-
-    def estimate(self, confidence: float) -> tuple[float, float, float]:
-        """Return the difference of the two proportions and its score interval."""
-        lost, gained, n = self.flips.lost, self.flips.gained, self.flips.n
-        limits = paired_score_interval(lost, gained, n, confidence, design_effect=self.effect)
-        return (gained - lost) / n, *limits
 
 
 def _correlation(sums_C2: Array) -> float:

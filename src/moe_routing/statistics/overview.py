@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_routing.config.study import StatisticsConfig
 from moe_routing.statistics.bootstrap import Array, bootstrap_ratios, studentised_interval
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import named_rng
@@ -15,9 +15,6 @@ from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.proportions import clustered_wilson
 from moe_routing.statistics.ranks import friedman
 from moe_routing.vocabulary import TASKS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StatisticsConfig
 
 FEW_DATASETS = 10
 """Below this many data sets the chi-squared approximation is poor (Demsar 2006, section 3.2.2)."""
@@ -67,8 +64,8 @@ def _warning(sets: int, strategies: int, distance: float) -> str:
     if sets >= FEW_DATASETS:
         return "none"
     return (
-        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart can "
-        f"be told apart, and the most there can be is {strategies - 1}"
+        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart "
+        f"differ significantly; the largest possible difference is {strategies - 1}"
     )
 
 

@@ -1,6 +1,6 @@
 """Tests of an arm against the baseline on the same items.
 
-Shape letters: C clusters, S arms, P permutations.
+Shape letters: N items, C clusters, S arms, P permutations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from moe_routing.statistics.bootstrap import Array
+from moe_routing.statistics.proportions import design_effect, paired_score_interval
 
 _SIGNS_AT_ONCE = 2_000_000
 
@@ -21,8 +22,8 @@ class Flips:
     """Items whose correctness changes (Dutta et al. 2024, arXiv 2407.09141).
 
     Attributes:
-        lost: items that the baseline has right and the arm wrong.
-        gained: items that the baseline has wrong and the arm right.
+        lost: items that the baseline gets right and the arm gets wrong.
+        gained: items that the baseline gets wrong and the arm gets right.
         n: all items.
     """
 
@@ -44,6 +45,30 @@ def count_flips(baseline: ArrayLike, arm: ArrayLike) -> Flips:
     """
     was, now = np.asarray(baseline, dtype=bool), np.asarray(arm, dtype=bool)
     return Flips(int((was & ~now).sum()), int((~was & now).sum()), was.size)
+
+
+@dataclass(frozen=True)
+class PairedTable:
+    """Discordant items of an arm and a reference, and the design effect of their differences."""
+
+    flips: Flips
+    effect: float
+
+    @classmethod
+    def of(cls, reference_N: Array, arm_N: Array, clusters: np.ndarray) -> PairedTable:
+        """Count the items of two vectors of zeros and ones, (N,) each."""
+        return cls(count_flips(reference_N, arm_N), design_effect(arm_N - reference_N, clusters))
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Return the score interval of the difference, arm minus reference."""
+        flips = self.flips
+        return paired_score_interval(
+            flips.lost, flips.gained, flips.n, confidence, design_effect=self.effect
+        )
+
+    def estimate(self, confidence: float) -> tuple[float, float, float]:
+        """Return the difference and its score interval."""
+        return (self.flips.gained - self.flips.lost) / self.flips.n, *self.interval(confidence)
 
 
 def sign_flip_p(difference_CS: ArrayLike, *, permutations: int, rng: np.random.Generator) -> Array:

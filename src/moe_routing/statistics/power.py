@@ -7,13 +7,12 @@ import math
 from scipy import stats
 
 POWER = 0.80
+"""Probability of detecting a difference of the minimum detectable size."""
 DISCORDANCES = (0.02, 0.05, 0.10)
 """Assumed proportions of items on which baseline and arm disagree."""
 
 
-def detectable_accuracy(
-    n: float, discordance: float, *, confidence: float = 0.95, power: float = POWER
-) -> float:
+def detectable_accuracy(n: float, discordance: float, *, confidence: float = 0.95) -> float:
     """Return the minimum detectable difference of paired accuracies.
 
     Assumption: independent items, of which a proportion psi is discordant. An item's difference is
@@ -25,13 +24,11 @@ def detectable_accuracy(
     >>> [round(100 * detectable_accuracy(5_153, psi), 2) for psi in DISCORDANCES]
     [0.55, 0.87, 1.23]
     """
-    z = _z(confidence, power)
+    z = _z(confidence)
     return z * math.sqrt(discordance / (n + z * z))
 
 
-def detectable_difference(
-    standard_error: float, *, confidence: float = 0.95, power: float = POWER
-) -> float:
+def detectable_difference(standard_error: float, *, confidence: float = 0.95) -> float:
     """Return the minimum detectable difference of a mean with this standard error.
 
     Assumption: the estimate is close to normal and its observed clustered standard error is the
@@ -40,8 +37,8 @@ def detectable_difference(
     >>> round(detectable_difference(0.01), 4)
     0.028
     """
-    return _z(confidence, power) * standard_error
+    return _z(confidence) * standard_error
 
 
-def _z(confidence: float, power: float) -> float:
-    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power))
+def _z(confidence: float) -> float:
+    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER))

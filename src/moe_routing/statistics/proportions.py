@@ -1,7 +1,7 @@
 """Proportions: one sample, and two that are paired on the same items.
 
-The paired table is given by its discordant counts: ``lost`` items that the baseline has right and
-the arm wrong, ``gained`` items the other way round. Differences are arm minus baseline.
+The paired table is given by its discordant counts: ``lost`` items that the baseline gets right and
+the arm gets wrong, ``gained`` items the other way round. Differences are arm minus baseline.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Friedman:
         p_value: from chi-squared with S - 1 degrees of freedom.
         f: statistic of Iman & Davenport (1980), less conservative.
         p_value_f: its p-value.
-        critical_difference: average ranks that differ by less cannot be told apart (Nemenyi).
+        critical_difference: least significant difference of average ranks (Nemenyi).
         nemenyi_p_SS: pairwise p-values.
     """
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
 from moe_routing.routing.rule import ModelRule
@@ -29,9 +30,6 @@ from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.overview import friedman_rows, pareto_rows
 from moe_routing.statistics.verdict import verdict
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 
 MATCHED_COLUMNS = (
     "status", "static_family", "k_low", "k_high", "difference", "low", "high", "p_adjusted",

@@ -9,26 +9,17 @@ from enum import StrEnum
 class Verdict(StrEnum):
     """The possible outcomes of a comparison with the baseline."""
 
-    IDENTICAL = "identical"
+    IDENTICAL = "identical"  # every item has the same result
     BETTER = "better"
-    NON_INFERIOR = "non-inferior"
-    WORSE_WITHIN_MARGIN = "worse within margin"
-    WORSE = "worse"
-    INCONCLUSIVE = "inconclusive"
+    NON_INFERIOR = "non-inferior"  # a loss of the margin was ruled out; no difference was shown
+    WORSE_WITHIN_MARGIN = "worse within margin"  # a loss, and one of the margin was ruled out
+    WORSE = "worse"  # a loss, and one of the margin was not ruled out
+    INCONCLUSIVE = "inconclusive"  # neither a difference nor its absence could be shown
 
 
 LOSSES = (Verdict.WORSE, Verdict.WORSE_WITHIN_MARGIN)
 SHOWN = (Verdict.BETTER, *LOSSES)
 """Outcomes for which a difference was shown."""
-
-MEANINGS = {
-    Verdict.IDENTICAL: "every item has the same result",
-    Verdict.BETTER: "a difference in favour of the arm was shown",
-    Verdict.NON_INFERIOR: "a loss as large as the margin was ruled out; no difference was shown",
-    Verdict.WORSE_WITHIN_MARGIN: "a loss was shown, and one as large as the margin ruled out",
-    Verdict.WORSE: "a loss was shown, and one as large as the margin was not ruled out",
-    Verdict.INCONCLUSIVE: "neither a difference nor its absence could be shown",
-}
 
 
 def verdict(
