@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 FOLDER = "comparison/comparison_plots"
 
 CAPTIONS: dict[str, str] = {
-    "pareto": "Quality against mean experts per token, with intervals. The black line is static "
-    "top-k with the model's own weights at every k that was scored (the compared strategies and those of "
+    "pareto": "Quality against mean experts per token, with intervals. One line is static top-k "
+    "with the model's own weights at every k that was scored (the compared strategies and those of "
     "`comparison/controls.csv`), clipped to the range of the strategies. An adaptive setting with "
     "these weights improves on a fixed number of experts if it lies on the better side of that "
     "line. Other lines connect the settings of a family, rivals included. The grey step is the "
