@@ -47,7 +47,7 @@ def results_table(study: StudyResults) -> pd.DataFrame:
         {
             "Strategy": [f"`{name}`" for name in strategies.index],
             "What it is": [
-                definition(row) + (f" (the same as `{same[name]}`)" if name in same else "")
+                definition(row) + (f" (the same as `{same[str(name)]}`)" if name in same else "")
                 for name, row in strategies.iterrows()
             ],
             "Mean experts": [
