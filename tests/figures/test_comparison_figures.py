@@ -315,9 +315,13 @@ def test_looks_differ_in_marker_and_lightness():
 
 def test_every_family_is_drawn_with_its_own_marker_in_every_figure(cells, paired):
     """Also with the markers that are no letter, which a format string could not hold."""
-    names = [*families(), *controls()]
+    entries = {name: cls.family for name, cls in (families() | controls()).items()}
+    names = list(entries)
     first = cells[(cells["strategy"] == "regular_k8") & (cells["dataset"] == "hellaswag")]
-    own = pd.concat([first.assign(strategy=name, family=name) for name in names])
+    weights = {name: entry.static_weighting or "softmax" for name, entry in entries.items()}
+    own = pd.concat(
+        [first.assign(strategy=name, family=name, weighting=weights[name]) for name in names]
+    )
     test = paired[paired["dataset"] == "hellaswag"].iloc[[0]]
     tests = pd.concat([test.assign(strategy=name) for name in names])
     ranks = pd.DataFrame({"strategy": names, "average_rank": range(1, len(names) + 1)})

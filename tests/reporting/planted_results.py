@@ -48,8 +48,8 @@ STRATEGIES = (
     "bh_k8_a001", "bh_k8_a005", "bh_k16_a005", "bh_k64_a005",
 )  # fmt: skip
 EFFECTS = {"bh_k8_a005": -0.03, "bh_k16_a005": 0.03, "uniform_k8": -0.06, "regular_k4": -0.10}
-"""A known loss, a known gain; every other strategy has a known zero, ``regular_k8`` none at all: it
-is the baseline ``stock`` under another id."""
+"""A known loss, a known gain; every other strategy has a known zero; ``regular_k8`` is the
+baseline ``stock`` under another id."""
 
 CONTROLS = {
     "regular_k1": -0.20, "regular_k64": -0.15, "shuffle.bh_k8_a005": -0.09,

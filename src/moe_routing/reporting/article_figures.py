@@ -77,7 +77,7 @@ def _analysis(folder: str, name: str, caption: str, alt: str, *files: str) -> Ar
 ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     "fig-pareto": _comparison(
         "pareto",
-        "Quality against mean experts per token, with intervals. The black line is static top-k "
+        "Quality against mean experts per token, with intervals. One line is static top-k "
         "with the model's own weights at every k that was scored (the compared strategies and "
         "those of `comparison/controls.csv`), clipped to the range of the strategies. An adaptive "
         "setting with these weights improves on a fixed number of experts if it lies on the better "

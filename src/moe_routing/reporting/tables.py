@@ -42,9 +42,8 @@ def results_table(study: StudyResults) -> pd.DataFrame:
         {
             "Strategy": [f"`{name}`" for name in strategies.index],
             "What it is": [
-                definition(row)
-                + (f" (the same as `{same[name]}`)" if (name := row["strategy"]) in same else "")
-                for _, row in strategies.iterrows()
+                definition(row) + (f" (the same as `{same[str(name)]}`)" if name in same else "")
+                for name, row in strategies.iterrows()
             ],
             "Mean experts": [
                 wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())

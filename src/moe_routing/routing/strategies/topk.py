@@ -100,7 +100,7 @@ class Stock(Regular):
     family: ClassVar[Family] = Family(
         "stock",
         label="Stock",
-        look=Look("#595959", (8, 1, 0), "-"),
+        look=Look("#151515", (8, 1, 0), "-"),
         definition="the model's own rule, top {k}",
         selection=_LARGEST,
         words="the model's own rule",
