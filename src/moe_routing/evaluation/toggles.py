@@ -6,7 +6,7 @@ experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_routing.engine.adapters import find_routers, model_fingerprint
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.requests import Encoder
-from moe_routing.engine.toggling import Effects, Probe, batches, toggling
+from moe_routing.engine.toggling import Effects, Probe, Toggler, batches, toggling
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibration_window
 from moe_routing.routing.toggles import Toggles
@@ -210,7 +210,7 @@ def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dic
 
 
 def _run(
-    toggle: Callable[..., Effects],
+    toggle: Toggler,
     probes: Sequence[Probe],
     rank_LPA: Tensor,
     stock_PSH: Tensor | None = None,
