@@ -104,7 +104,7 @@ def toggle_experts(
 
     Every text is a document of its own, read after the tokenizer's prefix token as for perplexity
     and cut at the window. Tokens are spread evenly over the documents, and uniformly over the
-    positions of a document that have a next token. In each layer all experts of the model's own
+    positions of a document that have a next token (position 0 is the prefix token). In each layer all experts of the model's own
     choice are removed, one at a time, and experts of a random sample of lower ranks are added, as
     :mod:`moe_routing.engine.toggling` says.
 
