@@ -102,11 +102,11 @@ def toggle_experts(
 ) -> Toggles:
     """Toggle experts of ``tokens`` tokens of ``texts`` in every layer of the stock model.
 
-    Every text is a document of its own, read after the tokenizer's prefix token as for perplexity
-    and cut at the window. Tokens are spread evenly over the documents, and uniformly over the
-    positions of a document that have a next token (position 0 is the prefix token). In each layer all experts of the model's own
-    choice are removed, one at a time, and experts of a random sample of lower ranks are added, as
-    :mod:`moe_routing.engine.toggling` says.
+    Every text is a document of its own, read after the tokenizer's prefix token (position 0) as for
+    perplexity, and cut at the window. Tokens are spread evenly over the documents, and uniformly
+    over the positions of a document that have a next token. In each layer all experts of the
+    model's own choice are removed, one at a time, and experts of a random sample of lower ranks are
+    added, as :mod:`moe_routing.engine.toggling` says.
 
     Everything is computed in float32 or better. A model of lower precision needs memory for the
     float32 weights of one module at a time, in practice the experts of one layer: 1.6 GB for
