@@ -125,8 +125,8 @@ class Effects:
 
 
 @contextmanager
-def toggling(model: PreTrainedModel, longest: int, what: str) -> Iterator[Callable[..., Effects]]:
-    """Prepare a model; inside the context, call what is yielded as :func:`_toggle` for each batch.
+def toggling(model: PreTrainedModel, longest: int, what: str) -> Iterator[Toggler]:
+    """Prepare a model; inside the context, call what is yielded for each batch.
 
     Everything is computed in float32 or better (:func:`~moe_routing.engine.upcast.upcast`).
 
@@ -136,7 +136,7 @@ def toggling(model: PreTrainedModel, longest: int, what: str) -> Iterator[Callab
         what: what toggles, for errors.
 
     Raises:
-        InputError: the model is routed, or branches are not exact for it.
+        InputError: branches are not exact for the model.
     """
     exact = packable_attention(model)
     if exact.longest < longest:
@@ -150,58 +150,73 @@ def toggling(model: PreTrainedModel, longest: int, what: str) -> Iterator[Callab
         upcast(model),
         chosen_experts(model, EXPERTS_IMPLEMENTATION),
     ):
-        yield partial(_toggle, model, what)
+        yield Toggler(model, what)
 
 
-@torch.inference_mode()
-def _toggle(
-    model: PreTrainedModel,
-    what: str,
-    probes: Sequence[Probe],
-    rank_LPA: Mapping[int, Tensor],
-    *,
-    steps: int = 1,
-    weightless: bool = False,
-    stock_PSH: Tensor | None = None,
-) -> Effects:
-    """Toggle experts of the probed tokens in one forward pass.
+@dataclass(frozen=True)
+class Toggler:
+    """Toggles experts of a model that :func:`toggling` has prepared."""
 
-    An expert of the model's own choice gets the weight 0, and nothing is renormalised. Any other is
-    added with its probability, scaled as the model scales those of its own choice.
+    model: PreTrainedModel
+    what: str
 
-    Args:
-        model: the model, prepared.
-        what: what toggles, for errors.
-        probes: documents and tokens.
-        rank_LPA: by layer, the ranks of the experts to toggle, from 0, int64, (probed tokens in
-            order, branches). Ranks are by probability; of equal ones, those of the model's own
-            choice come first, then the lower index.
-        steps: positions whose next-token loss is followed, the probed token first.
-        weightless: change no weight, and add experts with the weight 0: rounding only.
-        stock_PSH: what to compare branches with, from another batch; None: from this one.
+    @torch.inference_mode()
+    def __call__(
+        self,
+        probes: Sequence[Probe],
+        rank_LPA: Mapping[int, Tensor],
+        *,
+        steps: int = 1,
+        weightless: bool = False,
+        stock_PSH: Tensor | None = None,
+    ) -> Effects:
+        """Toggle experts of the probed tokens in one forward pass.
 
-    Raises:
-        InputError: an effect is not finite, or the model is routed.
-    """
-    rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
-    batch = _Batch(probes, rank_LPA, steps, weightless)
-    hidden_TH = batch.final_states(model)
-    if stock_PSH is None:
-        stock_PSH = hidden_TH[batch.source_PS.to(hidden_TH.device)]
-    measured = batch.compare(partial(logits_of, model), stock_PSH, hidden_TH[batch.tokens :])
-    kl, change = zip(*measured, strict=True)
-    kl_LPA, change_LPAS = torch.stack(kl, 1), torch.stack(change, 1)
-    finite_P = (kl_LPA[..., None] + change_LPAS).isfinite().all(-1).all(-1).all(0)
-    if not finite_P.all():
-        index = int((~finite_P).nonzero()[0])
-        raise InputError(
-            f"{what}: a loss at position {int(batch.position_P[index])} of document "
-            f"{batch.document_P[index]} is not finite; allowed: numbers (check the weights and the "
-            "dtype)"
+        An expert of the model's own choice gets the weight 0, and nothing is renormalised. Any
+        other is added with its probability, scaled as the model scales those of its own choice.
+
+        Args:
+            probes: documents and tokens.
+            rank_LPA: by layer, the ranks of the experts to toggle, from 0, int64, (probed tokens in
+                order, branches). Ranks are by probability; of equal ones, those of the model's own
+                choice come first, then the lower index.
+            steps: positions whose next-token loss is followed, the probed token first.
+            weightless: change no weight, and add experts with the weight 0: rounding only.
+            stock_PSH: what to compare branches with, from another batch; None: from this one.
+
+        Raises:
+            InputError: a loss is not finite, or the model is routed.
+        """
+        rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
+        batch = _Batch(probes, rank_LPA, steps, weightless)
+        hidden_TH = batch.final_states(self.model)
+        if stock_PSH is None:
+            stock_PSH = hidden_TH[batch.source_PS.to(hidden_TH.device)]
+        head = partial(logits_of, self.model)
+        kl, change = zip(*batch.compare(head, stock_PSH, hidden_TH[batch.tokens :]), strict=True)
+        columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
+        expert_LPA, weight_LPE, norm_LPA = map(torch.stack, columns)
+        effects = Effects(
+            expert_LPA,
+            weight_LPE,
+            norm_LPA,
+            kl_LPA=torch.stack(kl, 1),
+            change_LPAS=torch.stack(change, 1),
+            stock_PSH=stock_PSH,
         )
-    columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
-    expert_LPA, weight_LPE, norm_LPA = map(torch.stack, columns)
-    return Effects(expert_LPA, weight_LPE, norm_LPA, kl_LPA, change_LPAS, stock_PSH)
+        self._check(batch, effects)
+        return effects
+
+    def _check(self, batch: _Batch, effects: Effects) -> None:
+        losses_LPAS = effects.kl_LPA[..., None] + effects.change_LPAS
+        finite_P = losses_LPAS.isfinite().all(-1).all(-1).all(0)
+        if not finite_P.all():
+            index = int((~finite_P).nonzero()[0])
+            raise InputError(
+                f"{self.what}: a loss at position {int(batch.position_P[index])} of document "
+                f"{batch.document_P[index]} is not finite; allowed: numbers (check the weights and "
+                "the dtype)"
+            )
 
 
 class _Batch:

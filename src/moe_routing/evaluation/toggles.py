@@ -6,7 +6,7 @@ experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_routing.engine.adapters import find_routers, model_fingerprint
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.requests import Encoder
-from moe_routing.engine.toggling import Effects, Probe, batches, toggling
+from moe_routing.engine.toggling import Effects, Probe, Toggler, batches, toggling
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibration_window
 from moe_routing.routing.toggles import Toggles
@@ -102,11 +102,11 @@ def toggle_experts(
 ) -> Toggles:
     """Toggle experts of ``tokens`` tokens of ``texts`` in every layer of the stock model.
 
-    Every text is a document of its own, read after the tokenizer's prefix token as for perplexity
-    and cut at the window. Tokens are spread evenly over the documents, and uniformly over the
-    positions of a document that have a next token. In each layer all experts of the model's own
-    choice are removed, one at a time, and experts of a random sample of lower ranks are added, as
-    :mod:`moe_routing.engine.toggling` says.
+    Every text is a document of its own, read after the tokenizer's prefix token (position 0) as for
+    perplexity, and cut at the window. Tokens are spread evenly over the documents, and uniformly
+    over the positions of a document that have a next token. In each layer all experts of the
+    model's own choice are removed, one at a time, and experts of a random sample of lower ranks are
+    added, as :mod:`moe_routing.engine.toggling` says.
 
     Everything is computed in float32 or better. A model of lower precision needs memory for the
     float32 weights of one module at a time, in practice the experts of one layer: 1.6 GB for
@@ -211,7 +211,7 @@ def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dic
 
 
 def _run(
-    toggle: Callable[..., Effects],
+    toggle: Toggler,
     probes: Sequence[Probe],
     rank_LPA: Tensor,
     stock_PSH: Tensor | None = None,
