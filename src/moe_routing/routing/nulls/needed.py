@@ -265,7 +265,7 @@ def _tables(toggles: Toggles, null_P: Tensor) -> dict[str, Tensor]:
 def _layer(toggles: Toggles, null_P: Tensor, here_P: Tensor) -> tuple[Tensor, Tensor]:
     """Return the draws of a layer, after -inf, and the sums of weights from each draw on."""
     weight_P = toggles.sampling_weight_P.double()
-    draw_n, order_n = toggles.weight_P[here_P & null_P].float().sort()
+    draw_n, order_n = toggles.weight_P[here_P & null_P].float().sort(stable=True)
     null_weight_n = weight_P[here_P & null_P][order_n]
     from_above_n = null_weight_n.flip(0).cumsum(0).flip(0)
     total_1, nothing_1 = weight_P[here_P].sum()[None], torch.zeros(1, dtype=torch.float64)
