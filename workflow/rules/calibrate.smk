@@ -1,4 +1,4 @@
-# Router logits of calibration text, and the nulls fitted on them.
+# Router logits and toggled experts of calibration text, and the nulls fitted on them.
 from moe_routing.workflow import null_options, toggle_files
 
 
@@ -20,12 +20,42 @@ rule sample_logits:
         runtime=study.resources.runtime,
         gpu=study.resources.gpu,
     params:
-        settings=sections(study, "model", "calibration", "seed"),
+        settings=sections(
+            study, "model", "calibration.source", "calibration.tokens", "evaluation.window", "seed"
+        ),
         results=subpath(input.model, parent=True),
     message:
         "Sampling router logits on calibration text"
     shell:
         "python scripts/sample_logits.py --results {params.results:q} 2> {log:q}"
+
+
+rule toggle_experts:
+    input:
+        model=f"{RESULTS}/model.json",
+        texts=f"{RESULTS}/data/calibration.parquet",
+    output:
+        f"{RESULTS}/calibration/toggles.safetensors",
+    log:
+        f"{RESULTS}/logs/toggle_experts.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/toggle_experts.tsv"
+    # Every BH cell waits for it.
+    priority: 2
+    conda:
+        "../../envs/model.yaml"
+    threads: study.resources.threads
+    resources:
+        mem_mb=doubled(study.resources.mem_mb),
+        runtime=study.resources.runtime,
+        gpu=study.resources.gpu,
+    params:
+        settings=sections(study, "model", "calibration.toggled_tokens", "evaluation.window", "seed"),
+        results=subpath(input.model, parent=True),
+    message:
+        "Toggling experts of {study.calibration.toggled_tokens} calibration tokens"
+    shell:
+        "python scripts/toggle_experts.py --results {params.results:q} 2> {log:q}"
 
 
 rule fit_null:

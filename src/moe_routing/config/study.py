@@ -117,9 +117,13 @@ class CalibrationConfig(ClosedModel):
     source: Source = Field(description="Text documents.")
     tokens: PositiveInt = Field(default=8192, description="Tokens whose router logits are sampled.")
     nulls: list[str] = Field(
-        default=["within_token", "pooled"],
+        default=["needed"],
         min_length=1,
         description="Ids of the null hypotheses to fit.",
+    )
+    toggled_tokens: PositiveInt = Field(
+        default=400,
+        description="Tokens whose experts are toggled, one at a time, for the nulls needed.",
     )
     epsilon: Fraction | None = Field(
         default=None,

@@ -21,6 +21,7 @@ from moe_routing.engine.adapters import (
     RouterModule,
     find_experts,
     find_routers,
+    model_fingerprint,
     router_fingerprint,
 )
 from moe_routing.engine.context import current_context
@@ -34,6 +35,7 @@ from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router
+from moe_routing.vocabulary import NeededId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -133,6 +135,13 @@ def _check(
             f"({calibration.sample.num_layers} layers, {calibration.sample.num_experts} experts); "
             f"make one on this model ({len(routers)} layers, {experts} experts)"
         )
+    toggles = calibration.toggles
+    if toggles is not None and NeededId.parse(strategy.needs_null or ""):
+        if toggles.fingerprint != model_fingerprint(model):
+            raise InputError(
+                f"strategy '{strategy.id}': the experts of the calibration were toggled in a model "
+                "with other weights or of another dtype; make a calibration on this one"
+            )
     return calibration
 
 

@@ -17,12 +17,13 @@ from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import input_device, weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
+from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.routing.toggles import Toggles
 from moe_routing.routing.types import centred_norms
+from moe_routing.vocabulary import NeededId
 
 
 def sample_router_logits(
@@ -71,11 +72,11 @@ def calibrate(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
-    nulls: tuple[str, ...] = ("within_token",),
+    nulls: tuple[str, ...] = ("needed",),
     tokens: int = 8192,
-    seed: int = 0,
-    toggles: Toggles | None = None,
+    toggled_tokens: int = 400,
     epsilon: float | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Calibrate a model on your own text, for :func:`moe_routing.routed`.
 
@@ -85,13 +86,14 @@ def calibrate(
         texts: documents that are not evaluated on; at least ``tokens`` tokens.
         nulls: ids of the nulls to fit.
         tokens: tokens whose router logits are kept.
-        seed: seed of the shuffled contexts.
-        toggles: toggled experts of the model, for nulls ``needed``.
+        toggled_tokens: tokens whose experts are toggled, if one of the nulls is ``needed``.
         epsilon: what the id ``needed`` stands for, in nats; see :func:`fit_null`.
+        seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: see :func:`sample_router_logits` and :func:`fit_null`.
+        InputError: see :func:`sample_router_logits`, :func:`toggle_experts` and :func:`fit_null`.
     """
+    texts = list(texts)
     sample = sample_router_logits(
         model,
         tokenizer,
@@ -100,6 +102,11 @@ def calibrate(
         window=calibration_window(model, None),
         rng=np.random.default_rng(seed),
     )
+    toggles = None
+    if any(NeededId.parse(name) for name in nulls):
+        toggles = toggle_experts(
+            model, tokenizer, texts, tokens=toggled_tokens, rng=np.random.default_rng(seed)
+        )
     fitted = {name: fit_null(name, sample, toggles, epsilon) for name in nulls}
     return Calibration(sample, fitted, toggles)
 

@@ -28,9 +28,11 @@ DRAWS_PER_TOKEN: Mapping[str, Callable[[Limits], float]] = MappingProxyType(
         "unselected": lambda limits: limits.experts - limits.top_k,
         "random_direction": lambda limits: math.inf,
         "permuted_context": lambda limits: 1,
+        "needed": lambda limits: limits.experts,
     }
 )
-"""Draws that a calibration token adds to each tail of a fitted null."""
+"""Draws that a calibration token adds to each tail of a fitted null; under ``needed`` a toggled
+token counts for all its experts."""
 
 
 def check_tokens(study: StudyConfig, limits: Limits, origin: str) -> None:
@@ -56,9 +58,11 @@ def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int
     """Yield a key, its tokens, how many are needed, and for what."""
     validity, tokens = study.analysis.validity, study.calibration.tokens
     for what, null, level in _levels(study, limits.experts):
-        if NeededId.parse(null):  # its draws are toggled experts, not these tokens
-            continue
-        yield "calibration.tokens", tokens, _needed(null, level, limits), what
+        if NeededId.parse(null):
+            toggled = study.calibration.toggled_tokens
+            yield "calibration.toggled_tokens", toggled, _needed("needed", level, limits), what
+        else:
+            yield "calibration.tokens", tokens, _needed(null, level, limits), what
     for null in cast("list[str]", validity.nulls):  # filled in from the model
         what = f"analysis.validity.level {validity.level:g} of null '{null}'"
         needed = -(-_needed(null, validity.level / limits.experts, limits) // FIT_TIMES)

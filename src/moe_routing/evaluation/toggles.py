@@ -17,10 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.engine.adapters import find_routers, model_fingerprint
 from moe_routing.engine.patching import sole_replacement
-from moe_routing.engine.requests import Encoder
+from moe_routing.engine.requests import Encoder, max_length
 from moe_routing.engine.toggling import Effects, Probe, Toggler, batches, toggling
 from moe_routing.errors import InputError
-from moe_routing.evaluation.calibrate import calibration_window
 from moe_routing.routing.toggles import Toggles
 
 NOISE_DOCUMENTS = 100
@@ -121,7 +120,7 @@ def toggle_experts(
         tokenizer: its tokenizer.
         texts: documents that are not evaluated on.
         tokens: number of tokens to intervene on.
-        window: most tokens of a document that are read; at most the model's longest sequence.
+        window: most tokens of a document that are read; None: the model's longest sequence.
         draws: lower ranks per token and layer, by stratum; see :meth:`Strata.of`.
         rng: draws documents, positions and ranks.
 
@@ -134,7 +133,7 @@ def toggle_experts(
         raise InputError(f"toggles: the model is {routing}; allowed: the stock model")
     routers = find_routers(model)
     strata = Strata.of(routers[0].num_experts, routers[0].top_k, draws)
-    encoder = Encoder(tokenizer, calibration_window(model, window))
+    encoder = Encoder(tokenizer, max_length(model.config, window))
     probes = choose_tokens(encoder, texts, tokens, rng)
     rank_LPA = strata.draw(tokens, len(routers), rng)
     longest = max(probe.ids_S.numel() - 1 for probe in probes)

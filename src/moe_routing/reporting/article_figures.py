@@ -81,8 +81,8 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "with the model's own weights at every k that was scored (the compared strategies and "
         "those of `comparison/controls.csv`), clipped to the range of the strategies. An adaptive "
         "setting with these weights improves on a fixed number of experts if it lies on the better "
-        "side of that line. Other lines connect the settings of a family, rivals included. The grey "
-        "step is the Pareto front of all settings drawn. The ring marks the baseline; arrows "
+        "side of that line. Other lines connect the settings of a family, rivals included. The "
+        "grey step is the Pareto front of all settings drawn. The ring marks the baseline; arrows "
         "point to better values.",
         "One panel per data set: mean experts per token on the x-axis, quality on the y-axis, one "
         "marker and line per family of strategies or rival rule, the static curve in black, "

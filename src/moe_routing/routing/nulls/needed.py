@@ -65,8 +65,9 @@ class Needed(Null):
     """Toggling the expert changes the model's predictions by less than epsilon.
 
     Conformal selection (Jin & Candes 2023, arXiv 2210.01408) with p-values calibrated by
-    intervention. The statistic g is the router's softmax probability. On calibration tokens experts
-    are toggled (:class:`Toggles`); pair i has the sampling weight w_i, and N_i = 1 if H0 holds for
+    intervention. The statistic g is the weight that the model gives, or would give, the expert: the
+    router's probability, on a model with raw softmax weights. On calibration tokens experts are
+    toggled (:class:`Toggles`); pair i has the sampling weight w_i, and N_i = 1 if H0 holds for
     it. For the expert of rank r in its token, with the sampling weight w_r of that rank::
 
         p(g, r) = (w_r + sum_i w_i N_i 1[g_i >= g]) / (w_r + sum_i w_i)
@@ -91,13 +92,15 @@ class Needed(Null):
         needed_L: weighted proportion of pairs that are needed, float64.
         pairs_L: number of toggled pairs, int64.
         rank_weight_E: sampling weight by rank, float64.
+        summed_E: how many statistics of a token, the first ones, surely add up to at most 1 among
+            those down to a rank, int64: all, or those of the top k of a model that renormalises.
     """
 
     layer_monotone: ClassVar[bool] = True
     by_rank: ClassVar[bool] = True
     tokens_key: ClassVar[str] = "calibration.toggled_tokens"
     TABLES: ClassVar[tuple[str, ...]] = (
-        "draw_Ln", "above_Ln", "total_L", "needed_L", "pairs_L", "rank_weight_E",
+        "draw_Ln", "above_Ln", "total_L", "needed_L", "pairs_L", "rank_weight_E", "summed_E",
     )  # fmt: skip
 
     def __init__(self, name: NeededId, epsilon: float, tables: dict[str, Tensor]) -> None:
@@ -105,6 +108,7 @@ class Needed(Null):
         self.draw_Ln, self.above_Ln = tables["draw_Ln"], tables["above_Ln"]
         self.total_L, self.needed_L = tables["total_L"], tables["needed_L"]
         self.pairs_L, self.rank_weight_E = tables["pairs_L"], tables["rank_weight_E"]
+        self.summed_E = tables["summed_E"]
         # A sum of weights of several thirds is a whole number up to rounding.
         self.num_draws = round(float(self.total_L.min() / self.rank_weight_E[0]), 6)
 
@@ -170,20 +174,20 @@ class Needed(Null):
         return type(self)(self.name, self.epsilon, self._tables() | tables)
 
     def statistic(self, inputs: RouterInputs) -> Tensor:
-        """Return the softmax probabilities, -inf for masked experts."""
+        """Return the model's own weights, -inf for masked experts."""
         return inputs.own_weight_TE.masked_fill(inputs.logits_TE == -math.inf, -math.inf)
 
     def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
-        """Sort the logits, whose order the probabilities have up to rounding."""
+        """Sort the logits, whose order the weights have up to rounding."""
         sorted_TE, order_TE = order_experts(inputs.logits_TE.float())
         statistic_TN = inputs.own_weight_TE.detach().gather(1, order_TE[:, :num_ranks])
         statistic_TN.masked_fill_(sorted_TE[:, :num_ranks] == -math.inf, -math.inf)
         return OrderedExperts(order_TE, sorted_TE, statistic_TN)
 
     def max_rejections(self, critical_LE: Tensor) -> int:
-        """Return the last rank k at which k probabilities can be as large as the critical value."""
+        """Return the last rank whose statistic can be as large as its critical value."""
         rank_E = torch.arange(1, critical_LE.shape[1] + 1, device=critical_LE.device)
-        possible_E = (critical_LE * rank_E <= LARGEST_SUM).any(0)
+        possible_E = (critical_LE * self.summed_E <= LARGEST_SUM).any(0)
         return max(1, int((possible_E * rank_E).max()))
 
     def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
@@ -252,6 +256,7 @@ def _tables(toggles: Toggles, null_P: Tensor) -> dict[str, Tensor]:
         above_Ln[layer, : above_n.shape[0]] = above_n
     total_L = above_Ln[:, 0].clone()
     pairs_L = torch.bincount(toggles.layer_P, minlength=len(parts))
+    rank_E, top_k = torch.arange(1, toggles.num_experts + 1), toggles.rule.top_k
     return {
         "draw_Ln": draw_Ln,
         "above_Ln": above_Ln,
@@ -259,6 +264,7 @@ def _tables(toggles: Toggles, null_P: Tensor) -> dict[str, Tensor]:
         "needed_L": torch.where(pairs_L > 0, 1 - above_Ln[:, 1] / total_L, 0.0),
         "pairs_L": pairs_L,
         "rank_weight_E": toggles.rank_weight_E.double(),
+        "summed_E": rank_E if toggles.rule.weighting == "softmax" else rank_E.clamp(max=top_k),
     }
 
 

@@ -46,7 +46,7 @@ class MultipleTesting(Ranked):
     max_k: int = Field(ge=1, description="Most experts per token.")
     alpha: float = Field(gt=0, lt=1, description="Level.")
     min_k: int = Field(default=1, ge=1, description="Fewest experts per token.")
-    null: str = Field(default="within_token", description="Null that p-values are computed under.")
+    null: str = Field(default="needed", description="Null that p-values are computed under.")
     weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
 
     @model_validator(mode="after")
