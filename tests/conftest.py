@@ -61,14 +61,19 @@ def tokenizer(nano):
 def calibration(nano):
     """The embedded model calibrated on real text, with every null fitted."""
     from moe_routing.evaluation.calibrate import sample_router_logits
+    from moe_routing.evaluation.toggles import toggle_experts
     from moe_routing.routing.calibration import Calibration
-    from moe_routing.routing.nulls import NULLS
+    from moe_routing.routing.nulls import NULLS, fit_null
 
     texts = (DATA_FILES / "calibration.txt").read_text(encoding="utf-8").split("\n\n")
     sample = sample_router_logits(
         nano.model, nano.tokenizer, texts, tokens=4096, window=256, rng=np.random.default_rng(0)
     )
-    return Calibration(sample, {name: null.fit(sample) for name, null in NULLS.items()})
+    toggles = toggle_experts(
+        nano.model, nano.tokenizer, texts, tokens=112, rng=np.random.default_rng(0)
+    )
+    nulls = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
+    return Calibration(sample, nulls, toggles)
 
 
 @pytest.fixture(scope="session")

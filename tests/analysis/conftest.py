@@ -54,4 +54,7 @@ def tiny_calibration(tiny, nano):
     from moe_routing.evaluation.calibrate import calibrate
 
     text = (" ".join(TEXTS) + " ") * 20
-    return calibrate(tiny, nano.tokenizer, [text], nulls=("within_token", "pooled"), tokens=512)
+    nulls = ("needed", "within_token", "pooled")
+    return calibrate(
+        tiny, nano.tokenizer, [text], nulls=nulls, tokens=512, toggled_tokens=100
+    )

@@ -7,11 +7,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from slow_loops import simulated_sample
+from slow_loops import simulated_sample, simulated_toggles
 
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.nulls import NULLS
+from moe_routing.routing.nulls import NULLS, fit_null
 
 
 @functools.cache
@@ -25,7 +25,12 @@ def calibrated(experts: int) -> Calibration:
         except InputError:
             assert name == "unselected"
             assert sample.top_k == experts
-    return Calibration(sample, nulls)
+    probability_LTE = sample.logits_LTE.softmax(-1).numpy()
+    toggles = simulated_toggles(
+        sample.logits_LTE.numpy(), probability_LTE**2, np.random.default_rng(experts)
+    )
+    nulls["needed"] = fit_null("needed", sample, toggles)
+    return Calibration(sample, nulls, toggles)
 
 
 @pytest.fixture(scope="session")
