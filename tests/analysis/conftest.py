@@ -55,6 +55,4 @@ def tiny_calibration(tiny, nano):
 
     text = (" ".join(TEXTS) + " ") * 20
     nulls = ("needed", "within_token", "pooled")
-    return calibrate(
-        tiny, nano.tokenizer, [text], nulls=nulls, tokens=512, toggled_tokens=100
-    )
+    return calibrate(tiny, nano.tokenizer, [text], nulls=nulls, tokens=512, toggled_tokens=100)

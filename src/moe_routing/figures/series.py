@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -120,10 +121,10 @@ def legend_in_spare_panel(figure: Figure, entries: Mapping[str, Artist], columns
 def as_words(name: str) -> str:
     """Return an id as words.
 
-    >>> as_words("within_token")
-    'within token'
+    >>> as_words("within_token"), as_words("needed_e1e4")
+    ('within token', 'needed, epsilon 1e-4')
     """
-    return str(name).replace("_", " ")
+    return re.sub(r" e(\d+)e(\d+)", r", epsilon \1e-\2", str(name).replace("_", " "))
 
 
 def layer_axis(axis: Axes, layers: int) -> None:
