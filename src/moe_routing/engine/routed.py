@@ -135,13 +135,12 @@ def _check(
             f"({calibration.sample.num_layers} layers, {calibration.sample.num_experts} experts); "
             f"make one on this model ({len(routers)} layers, {experts} experts)"
         )
-    toggles = calibration.toggles
-    if toggles is not None and NeededId.parse(strategy.needs_null or ""):
-        if toggles.fingerprint != model_fingerprint(model):
-            raise InputError(
-                f"strategy '{strategy.id}': the experts of the calibration were toggled in a model "
-                "with other weights or of another dtype; make a calibration on this one"
-            )
+    toggles = calibration.toggles if NeededId.parse(strategy.needs_null or "") else None
+    if toggles is not None and toggles.fingerprint != model_fingerprint(model):
+        raise InputError(
+            f"strategy '{strategy.id}': the experts of the calibration were toggled in a model with "
+            "other weights or of another dtype; make a calibration on this one"
+        )
     return calibration
 
 
