@@ -138,7 +138,7 @@ def _check(
     toggles = calibration.toggles if NeededId.parse(strategy.needs_null or "") else None
     if toggles is not None and toggles.fingerprint != model_fingerprint(model):
         raise InputError(
-            f"strategy '{strategy.id}': the experts of the calibration were toggled in a model with "
+            f"strategy '{strategy.id}': the calibration toggled experts of a model with "
             "other weights or of another dtype; make a calibration on this one"
         )
     return calibration
