@@ -67,6 +67,8 @@ rule fit_null:
         diagnostics=f"{RESULTS}/calibration/nulls/{{null}}.csv",
     log:
         f"{RESULTS}/logs/fit_null/{{null}}.log",
+    # Short, and the longest jobs wait for all of them.
+    priority: 2
     conda:
         "../../envs/model.yaml"
     threads: 1
