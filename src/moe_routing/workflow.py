@@ -74,7 +74,10 @@ def _describes(described: dict, study: StudyConfig) -> bool:
     """Return whether ``model.json`` describes the config's model in its current state."""
     model = study.model
     named = {"path": model.path, "revision": model.revision}
-    if "window" not in described or {key: described[key] for key in named} != named:
+    if (
+        not {"window", "weighting"} <= described.keys()
+        or {key: described[key] for key in named} != named
+    ):
         return False
     if model.revision is not None:
         return True

@@ -187,7 +187,9 @@ def specification(strategy: Strategy, rule: ModelRule) -> dict[str, Any]:
     """Return id, family, parameters and weighting of a strategy on a model with this rule."""
     head = {"id": strategy.id, "family": strategy.family.name}
     resolved = strategy.resolved(rule)
-    return {**head, **resolved.model_dump(), "weighting": resolved.weighting_kind}
+    kind = resolved.weighting_kind
+    weighting = rule.weighting if kind == "model" else kind
+    return {**head, **resolved.model_dump(), "weighting": weighting}
 
 
 def environment(seed: int) -> dict[str, Any]:

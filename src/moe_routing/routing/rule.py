@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moe_routing.errors import InputError
 from moe_routing.vocabulary import OwnWeighting
 
 if TYPE_CHECKING:
@@ -27,7 +28,16 @@ class ModelRule:
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> ModelRule:
-        """Read the rule from a description of a model, as in ``model.json``."""
+        """Read the rule from a description of a model, as in ``model.json``.
+
+        Raises:
+            InputError: a key is missing; earlier versions wrote no weighting.
+        """
+        missing = [key for key in ("top_k", "weighting") if key not in described]
+        if missing:
+            raise InputError(
+                f"model.json: key '{missing[0]}' is missing; remove the file and run again"
+            )
         return cls(described["top_k"], described["weighting"])
 
     def scale(self, probability_TE: Tensor) -> Tensor | None:
