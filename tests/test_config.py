@@ -94,8 +94,8 @@ def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against(values):
     values["controls"] = ["shuffle.bh_k8_a005_pooled"]
     study = StudyConfig.model_validate(values)
     assert study.nulls_of("stock", "stock") == []
-    assert study.nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "within_token"]
-    assert study.nulls_of("bh_k8_a005", "bh_k4_a005") == ["within_token"]
+    assert study.nulls_of("shuffle.bh_k8_a005_pooled", "bh_k8_a005") == ["pooled", "needed"]
+    assert study.nulls_of("bh_k8_a005", "bh_k4_a005") == ["needed"]
 
 
 def test_a_job_scores_strategies_of_one_family_or_controls(values):
@@ -164,7 +164,7 @@ def change(values, key, value):
         ("calibration.nulls", ["poled"], "calibration: nulls has 'poled'; allowed: within_token"),
         ("calibration.nulls", ["needed_e10e5"], "nulls has 'needed_e10e5'; allowed: within_t"),
         ("calibration.epsilon", 1.0, "calibration.epsilon is 1.0; input should be less than 1"),
-        ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'within_token'"),
+        ("calibration.nulls", ["pooled"], "calibration.nulls lacks 'needed'"),
     ],
 )  # fmt: skip
 def test_bad_value_is_one_line(values, tmp_path, key, value, expected):

@@ -11,6 +11,7 @@ from documents import ROOT, blocks
 
 from moe_routing.data import tasks
 from moe_routing.errors import InputError
+from moe_routing.evaluation.calibrate import calibrate
 from moe_routing.routing import nulls
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
@@ -35,6 +36,7 @@ def test_the_three_lines_of_the_readme_route_a_model(model, tokenizer, monkeypat
     texts = (ROOT / "tests/data_files/calibration.txt").read_text(encoding="utf-8").split("\n\n")
     before = model(**inputs).logits
     monkeypatch.setattr(model.generation_config, "max_new_tokens", 2)
+    monkeypatch.setitem(calibrate.__kwdefaults__, "toggled_tokens", 20)  # enough for alpha 0.05
     execute(code, model=model, tokenizer=tokenizer, texts=texts, inputs=inputs)
     assert torch.equal(model(**inputs).logits, before)
 

@@ -51,8 +51,8 @@ def study(data_files: Path) -> Callable[..., StudyConfig]:
             "model": {"path": "resources/none"},
             "calibration": {"source": source, "tokens": tokens},
             "datasets": datasets,
-            "strategies": ["regular_k8"],
-            "statistics": {"primary": {"strategy": "regular_k8", "dataset": "hellaswag"}},
+            "strategies": ["stock"],
+            "statistics": {"primary": {"strategy": "stock", "dataset": "hellaswag"}},
         }
         return StudyConfig.model_validate({**config, **values})
 
