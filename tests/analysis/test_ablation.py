@@ -23,7 +23,7 @@ from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.types import RouterInputs
 
-NULLS = ["within_token", "pooled", "random_direction"]
+NULLS = ["needed", "within_token", "pooled", "random_direction"]
 LAYERS = [0, 2]
 PLACE = ["arm", "document", "position", "layer"]
 
@@ -41,8 +41,8 @@ def loaded(tiny, tokenizer):
 
 @pytest.fixture
 def fitted(tiny_calibration):
-    sample = tiny_calibration.sample
-    return Calibration(sample, {name: fit_null(name, sample) for name in NULLS})
+    sample, toggles = tiny_calibration.sample, tiny_calibration.toggles
+    return Calibration(sample, {name: fit_null(name, sample, toggles) for name in NULLS}, toggles)
 
 
 def by_hand(p_values, alpha):
@@ -75,7 +75,7 @@ def seen_by_routers(model, ids):
 def test_discoveries_are_those_of_the_definition(loaded, fitted, probes, null):
     """For a null that does not rank experts by their logits, too."""
     name = null.replace("_", "-")
-    arm = parse_strategy("bh_k8_a030" if null == "within_token" else f"bh_k8_a030_{name}")
+    arm = parse_strategy("bh_k8_a030" if null == "needed" else f"bh_k8_a030_{name}")
     found = find_discoveries(loaded, [arm], fitted, probes, LAYERS)
     assert not found.duplicated([*PLACE, "expert"]).any()
     assert set(found["alpha"]) == {0.3}

@@ -61,11 +61,14 @@ def test_studies_ablation_at_least_200_tokens_in_several_layers(name):
     assert ablation.layers >= 4
 
 
-def test_the_default_study_runs_bh_under_four_nulls_on_enough_text():
+def test_the_default_study_runs_bh_under_seven_nulls_on_enough_text():
     study = load_config(CONFIG / "config.yaml")
     assert study.analysis.bh.tokens >= 4096
     nulls = study.analysis.bh.nulls or study.calibration.nulls
-    assert nulls == ["within_token", "pooled", "random_direction", "unselected"]
+    assert nulls == [
+        "needed", "needed_e1e4", "needed_e1e3", "within_token", "pooled", "random_direction",
+        "unselected",
+    ]  # fmt: skip
 
 
 def test_the_first_perplexity_set_is_the_text():

@@ -35,7 +35,7 @@ from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.figures.series import text_caption
 from moe_routing.figures.validity import draw_validity
-from moe_routing.routing.calibration import SAMPLE_FILE, null_path
+from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANALYSIS = {
     "baseline": {"tokens": 400, "domain_tokens": 60},
     "bh": {
-        "tokens": 300, "max_k": [4, 64], "alpha": [0.1], "nulls": ["within_token"],
+        "tokens": 300, "max_k": [4, 64], "alpha": [0.1], "nulls": ["needed"],
         "fewer_k": [1], "new_tokens": 3, "union": 8,
     },
     "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
@@ -69,11 +69,12 @@ def results(tmp_path_factory, nano, calibration):
         for row in range(12)
     ]
     write_items(last_words, root / "data" / "lambada.parquet")
-    calibration.sample.save(root / "calibration" / SAMPLE_FILE)
-    for name in ("within_token", "pooled"):
-        save_null(
-            calibration.nulls[name], calibration.sample, null_path(root / "calibration", name)
-        )
+    sample, toggles = calibration.sample, calibration.toggles
+    sample.save(root / "calibration" / SAMPLE_FILE)
+    toggles.save(root / "calibration" / TOGGLES_FILE)
+    for name in ("needed", "pooled"):
+        path = null_path(root / "calibration", name)
+        save_null(calibration.nulls[name], sample, path, toggles)
     return root
 
 
@@ -86,9 +87,9 @@ def _write_config(root, analysis):
     config = {
         "study": "test",
         "model": {"path": str(ROOT / "resources" / "olmoe-nano")},
-        "calibration": {"source": local, "nulls": ["within_token", "pooled"]},
+        "calibration": {"source": local, "nulls": ["needed", "pooled"]},
         "datasets": {"wikipedia": {"source": local}, "lambada": {"source": local}},
-        "strategies": ["regular_k8", "bh_k8_a010"],
+        "strategies": ["stock", "bh_k8_a010"],
         "statistics": {
             "primary": {"strategy": "bh_k8_a010", "dataset": "lambada"}, "resamples": 100,
         },
@@ -177,7 +178,7 @@ def test_baseline_has_a_row_a_layer_and_the_capture_behind_it(results, nano, bas
 
 def test_bh_rows_and_top_k_rows(bh):
     assert bh["strategy"].tolist() == ["bh_k4_a010", "bh_k64_a010", "regular_k4", "regular_k64"]
-    assert set(bh["null"]) == {"within_token"}
+    assert set(bh["null"]) == {"needed"}
     top = bh[bh["kind"] == "topk"]
     assert np.allclose(top["mean_experts"], top["max_k"])
     assert np.allclose(top["reduction_pct"], 0.0)
@@ -335,10 +336,10 @@ def test_the_ablation_removes_every_selected_pair_of_the_stock_router_once(resul
     removals = pd.read_parquet(results / "ablation" / "removals.parquet")
     assert len(removals) == 9 * 2 * 8
     assert not removals.duplicated(["document", "position", "layer", "expert"]).any()
-    assert set(removals["arm"]) == {"regular_k8"}
+    assert set(removals["arm"]) == {"stock"}
     assert set(removals["layer"]) == {0, 15}
     overall = ablation[(ablation["layer"] == "all") & (ablation["scope"] == "own")]
-    assert set(overall["arm"]) == {"regular_k8", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
+    assert set(overall["arm"]) == {"stock", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
     # Every arm has the same removals, and calls some of them discoveries.
     assert (overall["n_discoveries"] + overall["n_undiscovered"] == len(removals)).all()
     found = pd.read_parquet(results / "ablation" / "discoveries.parquet")
@@ -365,15 +366,18 @@ def test_more_tokens_than_the_text_has_is_one_line(results, config, nano):
         choose_probes(greedy, results, nano)
 
 
-@pytest.mark.parametrize(("write", "section"), [(write_bh, "bh"), (write_ablation, "ablation")])
+@pytest.mark.parametrize(
+    ("write", "section", "draws"),
+    [(write_bh, "bh", 112 * 64), (write_ablation, "ablation", 4096 * 64)],
+)
 def test_too_few_calibration_tokens_stop_before_any_text_is_scored(
-    results, config, monkeypatch, write, section
+    results, config, monkeypatch, write, section, draws
 ):
     settings = getattr(config.analysis, section).model_copy(update={"alpha": [0.1, 1e-6]})
     analysis = config.analysis.model_copy(update={section: settings})
     monkeypatch.setattr(f"moe_routing.analysis.{section}.{RUN[section]}", _must_not_run)
     with pytest.raises(
-        InputError, match="has 262144 calibration draws; allowed: at least 640"
+        InputError, match=f"has {draws} calibration draws; allowed: at least 640"
     ) as caught:
         write(config.model_copy(update={"analysis": analysis}), results)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from moe_routing.analysis.validity import write_validity
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import document_item, write_items
 from moe_routing.evaluation.study_model import write_model
-from moe_routing.routing.calibration import SAMPLE_FILE, null_path
+from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import save_null
 
 
@@ -25,10 +25,12 @@ def study(tmp_path_factory, tiny, nano, tiny_calibration, texts):
     nano.tokenizer.save_pretrained(root / "model")
     passages = [document_item("wikipedia", row, text, text) for row, text in enumerate(texts * 4)]
     write_items(passages, root / "data" / "wikipedia.parquet")
-    tiny_calibration.sample.save(root / "calibration" / SAMPLE_FILE)
+    sample, toggles = tiny_calibration.sample, tiny_calibration.toggles
+    sample.save(root / "calibration" / SAMPLE_FILE)
+    toggles.save(root / "calibration" / TOGGLES_FILE)
     for name, null in tiny_calibration.nulls.items():
         path = null_path(root / "calibration", name)
-        save_null(null, tiny_calibration.sample, path)
+        save_null(null, sample, path, toggles)
     config = study_config(root)
     write_model(config, root, "study.yaml")
     return config, root
@@ -48,7 +50,7 @@ def study_config(root):
         },
         "analysis": {
             "baseline": {"tokens": 100, "domain_tokens": 50},
-            "bh": {"tokens": 100, "alpha": [0.1], "nulls": ["within_token"], "new_tokens": 2},
+            "bh": {"tokens": 100, "alpha": [0.1], "new_tokens": 2},
             "validity": {"tokens": 256, "nulls": ["pooled"], "repeats": 100},
         },
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ from moe_routing.figures.series import (
     legend_below,
     level_axis,
     ordered_line_style,
+    paired_panels,
     panels,
+    place,
     save_all,
     text_caption,
     unmarked,
 )
 from moe_routing.figures.style import WIDTH, look, use_style
 
+FEW = 4
+"""Nulls up to which panels are two in a row; more are smaller."""
 _LOSS = "Loss minus baseline\n(nats per token, lower is better)"
 
 
@@ -60,21 +65,20 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
     band from the 5 % to the 95 % quantile over tokens at the middle alpha.
     """
     widest = _widest(counts)
-    names = widest["null"].unique()
-    figure, grid = plt.subplots(
-        2, len(names), figsize=(WIDTH, 5.4), squeeze=False, sharey="row", layout="constrained"
-    )
-    for (above, below), null in zip(grid.T, names, strict=True):
+    figure, pairs = paired_panels(widest["null"].unique(), height=2.7)
+    for null, (above, below) in pairs.items():
         own = widest[widest["null"] == null]
         _at_least(above, own)
         _by_layer(below, own)
-        above.set_title(f"Null {as_words(null)}")
-    grid[1, 0].set_ylim(0, None)  # after all have been drawn: it ends the scaling of the row
-    grid[0, 0].set_ylabel("Proportion of decisions\nwith at least c experts")
-    grid[1, 0].set_ylabel("Experts per token")
-    legend_below(figure, grid[1, 0])
+        above.set_title(as_words(null))
+        if place(above).is_first_col():
+            above.set_ylabel("Proportion of decisions\nwith at least c experts")
+            below.set_ylabel("Experts per token")
+    below.set_ylim(0, None)  # after all have been drawn: it ends the scaling of these panels
+    legend_below(figure, below)
     figure.suptitle(
-        f"Experts per token and layer, max_k {widest['max_k'].iloc[0]}\n({text_caption(table)})"
+        f"Experts per token and layer by null, max_k {widest['max_k'].iloc[0]}\n"
+        f"({text_caption(table)})"
     )
     return figure
 
@@ -105,15 +109,11 @@ def _by_layer(axis: Axes, widest: pd.DataFrame) -> None:
 def alpha_sensitivity(table: pd.DataFrame) -> Figure:
     """Draw mean experts, and loss relative to the baseline, against alpha; a line per max_k."""
     bh = table[table["kind"] == "bh"]
-    names = bh["null"].unique()
-    figure, grid = plt.subplots(
-        2, len(names), figsize=(WIDTH, 4.6), squeeze=False, sharex=True, sharey="row",
-        layout="constrained",
-    )  # fmt: skip
+    figure, pairs = paired_panels(bh["null"].unique(), height=2.3)
     labels = {"mean_experts": "Experts per token", "nats_vs_baseline": _LOSS}
-    for across, null in enumerate(names):
+    for null, pair in pairs.items():
         own = bh[bh["null"] == null]
-        for axis, (name, label) in zip(grid[:, across], labels.items(), strict=True):
+        for axis, (name, label) in zip(pair, labels.items(), strict=True):
             caps = sorted(own["max_k"].unique())
             for index, max_k in enumerate(caps):
                 rows = own[own["max_k"] == max_k].sort_values("alpha")
@@ -121,11 +121,11 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
                 _errorbar(axis, rows, rows["alpha"] * shift, name, f"max_k {max_k}",
                           ordered_line_style(index, len(caps)))  # fmt: skip
             level_axis(axis, sorted(own["alpha"].unique()))
-            axis.set_ylabel(label if across == 0 else "")
-        grid[0, across].set(title=f"Null {as_words(null)}", xlabel="")
-    legend_below(figure, grid[0, 0])
+            axis.set_ylabel(label if place(axis).is_first_col() else "")
+        pair[0].set(title=as_words(null), xlabel="")
+    legend_below(figure, pair[0])
     figure.suptitle(
-        "Sensitivity to alpha; bars: intervals, shifted sideways for "
+        "Sensitivity to alpha by null; bars: intervals, shifted sideways for "
         f"legibility\n({text_caption(table)})"
     )
     return figure
@@ -143,13 +143,14 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
     _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "static top-k",
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
-    alphas = sorted(bh["alpha"].unique())
     for index, (null, own) in enumerate(groups_of(bh, "null")):
-        for alpha, rows in own.groupby("alpha"):
-            style = ordered_line_style(alphas.index(alpha), len(alphas))
-            points = {"color": style["color"], "marker": MARKERS[index + 1], "ls": "none"}
-            _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline",
-                      f"{as_words(null)}, alpha {alpha:g}", points)  # fmt: skip
+        shape = {"marker": MARKERS[1:][index % len(MARKERS[1:])], "ls": "none"}
+        for style, _, rows in _by_alpha(own):
+            _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "",
+                      {"color": style["color"], **shape})  # fmt: skip
+        axis.plot([], [], color="#444444", label=as_words(null), **shape)
+    for style, alpha, _ in _by_alpha(bh):
+        axis.plot([], [], color=style["color"], lw=5, label=f"alpha {alpha:g}")
     experts = pd.concat([bh["mean_experts"], static["mean_experts"]])
     experts_axis(axis, experts.min(), experts.max())
     axis.axhline(0, **REFERENCE)
@@ -187,8 +188,8 @@ def heatmap(table: pd.DataFrame) -> Figure:
     bh = table[table["kind"] == "bh"]
     names = bh["null"].unique()
     figure, grid = plt.subplots(
-        len(names), 2, figsize=(WIDTH, 0.8 + 1.7 * len(names)), squeeze=False, sharex=True,
-        layout="constrained",
+        len(names), 2, squeeze=False, sharex=True, layout="constrained",
+        figsize=(WIDTH, 1.4 + len(names) * (0.3 + 0.25 * bh["alpha"].nunique())),
     )  # fmt: skip
     labels = {"mean_experts": "Mean experts", "token_perplexity": "Token perplexity"}
     for across, (value, label) in enumerate(labels.items()):
@@ -205,7 +206,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
             axis.set_title(f"Null {as_words(null)}: {label.lower()}", fontsize=9)
             axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
-                        location="bottom", aspect=30)  # fmt: skip
+                        location="bottom", aspect=30, fraction=0.03, pad=0.02)  # fmt: skip
     figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})")
     return figure
 
@@ -213,19 +214,22 @@ def heatmap(table: pd.DataFrame) -> Figure:
 def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Draw mean experts against max_k, and the max_k at which they saturate."""
     names = saturation["null"].unique()
-    figure, axes = panels(names, columns=2, height=3.1)
+    figure, axes = panels(names, columns=_columns(names), height=_height(names))
     for null, axis in axes.items():
+        points = []
         for style, alpha, rows in _by_alpha(saturation[saturation["null"] == null]):
             point = rows["saturation_point"].iloc[0]
-            label = f"alpha {alpha:g}: saturates at {point}"
-            axis.plot(rows["max_k"], rows["mean_experts"], label=label, **unmarked(style))
+            axis.plot(rows["max_k"], rows["mean_experts"], **unmarked(style))
             axis.plot(rows["max_k"], rows["measured"], style["marker"], color=style["color"], ms=4)
+            axis.plot([], [], label=f"alpha {alpha:g}", **{**style, "ms": 4})
             height = rows.loc[rows["max_k"] == point, "mean_experts"].item()
             axis.vlines(point, 0, height, color=style["color"], lw=0.8, ls=":")
+            points.append(str(point))
         experts_axis(axis, 1, int(rows["max_k"].max()))
-        axis.set(title=f"Null {as_words(null)}", xlabel="max_k", ylim=(0, None))
-        axis.legend(frameon=False, fontsize=7.5)
+        title = f"Null {as_words(null)}:\nsaturates at {', '.join(points)}"
+        axis.set(title=title, xlabel="max_k", ylim=(0, None))
     label_left(axes, "Mean experts per token")
+    legend_below(figure, axes[names[0]])
     figure.suptitle(
         f"Saturation: 95 % of the mean without cap. Lines: one run, truncated; markers: runs\n"
         f"({text_caption(table)})"
@@ -235,7 +239,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bool) -> Figure:
     names = table["null"].unique()
-    figure, axes = panels(names, columns=2, height=2.9, sharey=True)
+    figure, axes = panels(names, columns=_columns(names), height=_height(names), sharey=True)
     for null, axis in axes.items():
         own = table[table["null"] == null]
         caps = sorted(own["max_k"].unique())
@@ -252,12 +256,20 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
             axis.bar_label(bars, fmt="%.3g", fontsize=6.5, rotation=90, padding=2)
         axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
         axis.grid(visible=False, axis="x")
-        axis.margins(y=0.2)
+        axis.margins(y=0.3)
         axis.set(title=f"Null {as_words(null)}", xlabel="max_k")
     label_left(axes, label)
     legend_below(figure, axes[names[0]])
     figure.suptitle(f"{title}\n({text_caption(table)})")
     return figure
+
+
+def _columns(names: Sequence[str]) -> int:
+    return 2 if len(names) <= FEW else 3
+
+
+def _height(names: Sequence[str]) -> float:
+    return 2.9 if len(names) <= FEW else 2.3
 
 
 def _errorbar(

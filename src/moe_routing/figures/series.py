@@ -86,6 +86,34 @@ def panels(
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
+def paired_panels(
+    names: Sequence[str], *, height: float, columns: int = 4
+) -> tuple[Figure, dict[str, tuple[Axes, Axes]]]:
+    """Return a figure with two panels per name, one above the other, ``columns`` names in a row.
+
+    All upper panels share their y-axis, and so do all lower ones.
+
+    Args:
+        names: one per pair.
+        height: of a row of panels, inches.
+        columns: most pairs side by side.
+    """
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        2 * rows, columns, figsize=(WIDTH, height * 2 * rows), squeeze=False, layout="constrained"
+    )
+    pairs = [(grid[2 * row, at], grid[2 * row + 1, at]) for row, at in np.ndindex(rows, columns)]
+    for number, pair in enumerate(pairs):
+        for axis, first in zip(pair, pairs[0], strict=True):
+            if number >= len(names):
+                axis.set_axis_off()
+            elif number:
+                axis.sharey(first)
+                axis.tick_params(labelleft=place(axis).is_first_col())
+    return figure, dict(zip(names, pairs, strict=False))
+
+
 def place(axis: Axes) -> SubplotSpec:
     """Return the place of a panel in the grid of its figure."""
     return cast("SubplotSpec", axis.get_subplotspec())
