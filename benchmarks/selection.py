@@ -44,8 +44,8 @@ from moe_routing.routing.weighting import Router
 HIDDEN = 128
 CALIBRATION_TOKENS = 8192
 TOGGLED_TOKENS = 500
-NEEDED = "needed_e3e3"
-"""Its epsilon makes the effects of :func:`simulated_toggles` those of about 4 in 64 experts."""
+EPSILON = 3e-3
+"""Of the null ``needed``: about 4 in 64 effects of :func:`simulated_toggles` are larger."""
 CAPS = (8, 16, 64)
 
 
@@ -159,7 +159,8 @@ class Bench:
         rng = np.random.default_rng(arguments.seed)
         sample = simulated_sample(CALIBRATION_TOKENS, arguments.experts, rng)
         nulls = {name: null.fit(sample) for name, null in NULLS.items()}
-        nulls[NEEDED] = fit_null(NEEDED, sample, simulated_toggles(sample, TOGGLED_TOKENS))
+        toggles = simulated_toggles(sample, TOGGLED_TOKENS)
+        nulls["needed"] = fit_null("needed", sample, toggles, EPSILON)
         layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
         softmax = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
         return cls(Calibration(sample, nulls), layers, softmax, arguments.rounds)
@@ -265,12 +266,12 @@ def default_ids(caps: Sequence[int], alpha: str) -> list[str]:
     At the other caps, BH under the layer-monotone nulls, which need no p-values.
     """
     first, *others = caps
-    ids = [f"regular_k{first}", *bh_ids(first, alpha, [*NULLS, NEEDED])]
+    ids = [f"regular_k{first}", *bh_ids(first, alpha, ["needed", *NULLS])]
     ids += [f"{family}_k{first}_a{alpha}_pooled" for family in ("by", "storey", "hc")]
     ids += [f"minp_k{first}_t010", f"topp_k{first}_p050", f"shuffle.bh_k{first}_a{alpha}"]
     monotone = [name for name, null in NULLS.items() if null.layer_monotone]
     for cap in others:
-        ids += [f"regular_k{cap}", *bh_ids(cap, alpha, [*monotone, NEEDED])]
+        ids += [f"regular_k{cap}", *bh_ids(cap, alpha, ["needed", *monotone])]
     return ids
 
 

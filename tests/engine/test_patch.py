@@ -16,7 +16,7 @@ from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 
 IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm", "dropless"]
-PADDED = ["adaptive_k8", "bh_k16_a005"]
+PADDED = ["adaptive_k8", "bh_k16_a005", "bh_k16_a005_within-token"]
 
 
 @pytest.fixture
@@ -323,6 +323,25 @@ def test_calibration_of_another_model(model, calibration):
     finally:
         with torch.no_grad():
             weight[0, 0] -= 1
+
+
+def test_toggles_of_a_model_with_another_weight_outside_the_routers(model, calibration):
+    weight = find_experts(model)[1].down_proj
+    before = weight[2, 3, 4].item()
+    with torch.no_grad():
+        weight[2, 3, 4] += 1
+    try:
+        context = routed(model, "bh_k8_a005", calibration=calibration)
+        with pytest.raises(InputError, match=r"'bh_k8_a005': .* other weights") as error:
+            context.__enter__()
+        assert "\n" not in str(error.value)
+        with routed(model, "bh_k8_a005_within-token", calibration=calibration):
+            pass  # the other nulls know the routers only
+    finally:
+        with torch.no_grad():
+            weight[2, 3, 4] = before
+    with routed(model, "bh_k8_a005", calibration=calibration):
+        pass
 
 
 def test_model_without_a_router():

@@ -25,10 +25,11 @@ def calibrated(experts: int) -> Calibration:
         except InputError:
             assert name == "unselected"
             assert sample.top_k == experts
+    rng = np.random.default_rng(experts)
     probability_LTE = sample.logits_LTE.softmax(-1).numpy()
-    toggles = simulated_toggles(
-        sample.logits_LTE.numpy(), probability_LTE**2, np.random.default_rng(experts)
-    )
+    # Of a router of one expert too, H0 holds for some pairs.
+    kl_LTE = 0.03 * probability_LTE**2 * np.exp(rng.normal(0, 1.5, probability_LTE.shape))
+    toggles = simulated_toggles(sample.logits_LTE.numpy(), kl_LTE, rng)
     nulls["needed"] = fit_null("needed", sample, toggles)
     return Calibration(sample, nulls, toggles)
 

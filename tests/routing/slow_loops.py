@@ -16,6 +16,7 @@ from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.toggles import Toggles
 from moe_routing.routing.types import RouterInputs
+from moe_routing.vocabulary import OwnWeighting
 
 HIDDEN = 32
 hc_critical = functools.cache(procedures.hc_critical)
@@ -230,9 +231,14 @@ def simulated_toggles(
     *,
     per_document: int = 2,
     strata: tuple[tuple[int, int, int], ...] = STRATA,
+    weighting: OwnWeighting = "softmax",
 ) -> Toggles:
     """Toggle the model's own 8 experts of every token, and a sample of lower ranks in strata."""
     probability_LTE = torch.from_numpy(logits_LTE).float().softmax(-1)
+    weight_LTE = probability_LTE
+    if weighting == "renormalised":
+        sorted_LTE = probability_LTE.sort(-1, descending=True).values
+        weight_LTE = probability_LTE / sorted_LTE[..., :8].sum(-1, keepdim=True)
     layers, tokens, experts = logits_LTE.shape
     order_LTE = np.argsort(-probability_LTE.numpy(), axis=-1, kind="stable")
     rank_weight_E, toggled_LTE = np.ones(experts), np.zeros(logits_LTE.shape, dtype=bool)
@@ -252,14 +258,14 @@ def simulated_toggles(
         layer_P=layer_P,
         expert_P=expert_P,
         rank_P=rank_P,
-        weight_P=probability_LTE[layer_P, token_P, expert_P],
-        weight_LTE=torch.as_tensor(probability_LTE),
+        weight_P=weight_LTE[layer_P, token_P, expert_P],
+        weight_LTE=weight_LTE,
         norm_P=torch.ones_like(kl_P, dtype=torch.float32),
         kl_P=kl_P,
         loss_change_P=kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape)),
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
         noise_L=torch.zeros(layers, dtype=torch.float64),
-        rule=ModelRule(8, "softmax"),
+        rule=ModelRule(8, weighting),
         fingerprint="all weights",
     )

@@ -29,15 +29,19 @@ IDS = [
     "dynskip_k{k}_q050",
     "bh_k{k}_a005",
     "bh_k{k}_a010_m2",
+    "bh_k{k}_a010_m2_within-token",
     *(f"bh_k{{k}}_a005_{name.replace('_', '-')}" for name in NULLS),
     "by_k{k}_a010_pooled",
     "ebh_k{k}_a050",
+    "ebh_k{k}_a050_within-token",
     "ebh_k{k}_a050_random-direction",
     "storey_k{k}_a010",
+    "storey_k{k}_a010_within-token",
     "storey_k{k}_a010_per-expert",
     "hc_k{k}_a010_pooled",
     "threshold_k{k}_a0125_per-expert",
     "threshold_k{k}_a010",
+    "threshold_k{k}_a010_within-token",
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -46,7 +46,8 @@ def test_every_id_names_its_strategy_and_fits_a_file_name(strategy):
     ("strategy_id", "meaning"),
     [
         ("regular_k8", {"k": 8}),
-        ("bh_k16_a005", {"max_k": 16, "alpha": 0.05, "null": "within_token", "min_k": 1}),
+        ("bh_k16_a005", {"max_k": 16, "alpha": 0.05, "null": "needed", "min_k": 1}),
+        ("bh_k16_a005_within-token", {"max_k": 16, "alpha": 0.05, "null": "within_token"}),
         ("bh_k16_a010_m2_per-expert_mass-matched", {"alpha": 0.1, "min_k": 2}),
         ("ebh_k64_a0125_random-direction", {"alpha": 0.125, "null": "random_direction"}),
         ("minp_k8_t010", {"max_k": 8, "ratio": 0.1}),

@@ -25,12 +25,14 @@ from slow_loops import (
     slow_selection,
 )
 
+from moe_routing.engine.adapters import model_fingerprint
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, Calibration, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
 from moe_routing.routing.nulls.needed import Needed, default_epsilon, not_needed
+from moe_routing.routing.nulls.step_up import StepUpTest
 from moe_routing.routing.procedures import STOREY_LAMBDA, bh_levels
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import parse_strategy
@@ -116,14 +118,20 @@ def test_p_rises_with_the_rank_and_falls_with_the_probability(rng):
 
 @st.composite
 def cases(draw: st.DrawFn):
-    """A calibration with ties and uneven weights, tokens with ties and masks, and a strategy."""
+    """A calibration with ties and uneven weights, tokens with ties and masks, and a strategy.
+
+    Of a model with raw softmax weights, or of one that renormalises those of its own 8 experts.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     experts = draw(st.sampled_from([1, 7, 32, 64]))
     decimals = draw(st.sampled_from([0, 1, 6]))
     logits_LTE, kl_LTE = tokens_and_effects(40, rng, experts=experts)
     kl_LTE *= draw(st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e9]))
     strata = draw(st.sampled_from([STRATA, THIRDS]))
-    toggles = simulated_toggles(logits_LTE.round(decimals), kl_LTE, rng, strata=strata)
+    weighting = draw(st.sampled_from(["softmax", "renormalised"]))
+    toggles = simulated_toggles(
+        logits_LTE.round(decimals), kl_LTE, rng, strata=strata, weighting=weighting
+    )
     sample = sample_of(logits_LTE, top_k=1)
     effect = draw(st.sampled_from(["", "_loss"]))
     null = fit_null(f"needed_e1e4{effect}", sample, toggles)
@@ -131,6 +139,7 @@ def cases(draw: st.DrawFn):
     logits_TE[rng.random((60, experts)) < draw(st.sampled_from([0.0, 0.3]))] = -math.inf
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     inputs = router_inputs(logits_TE.round(decimals=decimals).to(dtype), layer=1)
+    inputs = dataclasses.replace(inputs, rule=toggles.rule)
     family = draw(st.sampled_from(["bh", "by", "ebh", "threshold"]))
     alpha = draw(st.sampled_from(["020", "050", "090", "099"]))
     strategy = parse_strategy(f"{family}_k{experts}_a{alpha}_needed-e1e4{effect.replace('_', '-')}")
@@ -150,6 +159,34 @@ def test_critical_values_select_as_p_values_do(case):
     assert torch.equal(fast.rejected_T, slow.rejected_T)
     assert torch.equal(fast.count_T, slow.count_T)
     assert torch.equal(fast.order_TK, slow.order_TK)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "bounded"), [("softmax", ["001", "005", "020"]), ("renormalised", ["001"])]
+)
+def test_no_token_rejects_more_ranks_than_are_looked_at(rng, weighting, bounded):
+    """Tokens with equal weights of their first r experts have the largest r-th ones."""
+    logits_LTE, kl_LTE = tokens_and_effects(300, rng)
+    toggles = simulated_toggles(logits_LTE, kl_LTE / 10, rng, weighting=weighting)
+    sample = sample_of(logits_LTE)
+    null = fit_null("needed_e1e4", sample, toggles)
+    calibration = Calibration(sample, {null.id: null}, toggles)
+    flat_TE = -20 * torch.ones(64, 64).triu(1)
+    logits_TE = torch.cat([flat_TE, torch.from_numpy(1.5 * logits_LTE[0])])
+    inputs = dataclasses.replace(router_inputs(logits_TE, layer=1), rule=toggles.rule)
+    probability_TE = logits_TE.softmax(-1)
+    own_T1 = probability_TE.topk(8).values.sum(1, keepdim=True)
+    weight_TE = probability_TE if weighting == "softmax" else probability_TE / own_T1
+    torch.testing.assert_close(null.statistic(inputs), weight_TE)
+    for alpha in ("001", "005", "020", "050", "090"):
+        strategy = parse_strategy(f"bh_k64_a{alpha}_needed-e1e4")
+        looked_at = StepUpTest.build(null, bh_levels(64, strategy.alpha), 2).critical_LN.shape[1]
+        assert (looked_at < 64) == (alpha in bounded)
+        fast = strategy.ranker(calibration, 64)(inputs, probability_TE)
+        slow = MultipleTesting.ranker(strategy, calibration, 64)(inputs, probability_TE)
+        assert torch.equal(fast.rejected_T, slow.rejected_T)
+        assert torch.equal(fast.order_TK, slow.order_TK)
+        assert 0 < int(slow.rejected_T.max()) <= looked_at
 
 
 @pytest.mark.parametrize("family", ["bh", "by", "ebh", "storey", "hc", "threshold"])
@@ -254,6 +291,7 @@ def test_a_model_routes_by_the_null(model, tokenizer, calibration, rng):
     logits_LTE = calibration.sample.logits_LTE[:, :300].numpy()
     probability_LTE = calibration.sample.logits_LTE[:, :300].softmax(-1).numpy()
     toggles = simulated_toggles(logits_LTE, probability_LTE**2, rng)
+    toggles = dataclasses.replace(toggles, fingerprint=model_fingerprint(model))
     nulls = {"needed": fit_null("needed", calibration.sample, toggles, 0.01)}
     fitted, recorder = Calibration(calibration.sample, nulls, toggles), Recorder()
     text = tokenizer("The capital of France is Paris.", return_tensors="pt")

@@ -6,6 +6,7 @@ X any shape; 1 a kept axis.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import ClassVar, Self
 
@@ -109,8 +110,12 @@ class Needed(Null):
         self.total_L, self.needed_L = tables["total_L"], tables["needed_L"]
         self.pairs_L, self.rank_weight_E = tables["pairs_L"], tables["rank_weight_E"]
         self.summed_E = tables["summed_E"]
+
+    @functools.cached_property
+    def num_draws(self) -> float:
+        """Number of draws, in pairs of the first rank; asked for on the host only."""
         # A sum of weights of several thirds is a whole number up to rounding.
-        self.num_draws = round(float(self.total_L.min() / self.rank_weight_E[0]), 6)
+        return round(float(self.total_L.min() / self.rank_weight_E[0]), 6)
 
     @property
     def hypothesis(self) -> str:
