@@ -18,6 +18,7 @@ from moe_routing.data.prepare import source_of
 from moe_routing.data.sources import raw_path
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
+from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
 from moe_routing.vocabulary import NeededId
@@ -62,12 +63,14 @@ def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
         origin: name of the config in error messages.
 
     Raises:
-        InputError: see :func:`moe_routing.config.limits.check_limits`.
+        InputError: see :func:`moe_routing.config.limits.check_limits` and :func:`check_tokens`.
     """
     file = results / "model.json"
     described = read_json(file) if file.is_file() else {}
     if _describes(described, study):
-        check_limits(study, Limits.of(described), origin)
+        limits = Limits.of(described)
+        check_limits(study, limits, origin)
+        check_tokens(study.of_model(limits.experts, limits.rule), limits, origin)
 
 
 def _describes(described: dict, study: StudyConfig) -> bool:

@@ -41,7 +41,7 @@ rule prepare_calibration:
         mem_mb=4000,
         runtime=15,
     params:
-        settings=sections(study, "calibration", "seed"),
+        settings=sections(study, "calibration.source", "calibration.tokens", "seed"),
         raw=subpath(input.raw, parent=True),
         config=CONFIG,
     message:

@@ -20,8 +20,8 @@ from moe_routing.config.analyses import ValidityAnalysis
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.routing.levels import min_draws
 from moe_routing.routing.nulls import NULLS, Null
-from moe_routing.routing.nulls.base import min_draws
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.vocabulary import hypothesis
 

@@ -11,7 +11,7 @@ from moe_routing.config.analyses import FIT_TIMES
 from moe_routing.config.limits import Limits
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls.base import min_draws
+from moe_routing.routing.levels import min_draws
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 from moe_routing.vocabulary import NeededId

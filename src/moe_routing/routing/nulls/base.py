@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_routing.errors import InputError
+from moe_routing.routing.levels import min_draws
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
@@ -202,15 +203,6 @@ class Null(ABC):
         moved = {name: value.to(device) if value.ndim else value for name, value in tensors.items()}
         there = all(moved[name] is value for name, value in tensors.items())
         return self if there else self.from_tensors(moved)
-
-
-def min_draws(level: float) -> int:
-    """Return how many null draws a p-value as small as a level needs: 1 / level.
-
-    >>> min_draws(0.05 / 64)
-    1280
-    """
-    return math.ceil(1 / level - 1e-6)
 
 
 def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from moe_routing.errors import InputError
+from moe_routing.routing.levels import min_draws
 from moe_routing.routing.strategies.ranked import Ranked
 from moe_routing.vocabulary import NULL_IDS, WEIGHTINGS, Family, Look, Weighting, is_null
 
@@ -101,8 +102,6 @@ class MultipleTesting(Ranked):
         Raises:
             InputError: it was not fitted, or on too few tokens for ``alpha``.
         """
-        from moe_routing.routing.nulls.base import min_draws
-
         null = calibration.null(self.null)
         null = null.conditional() if self.conditional else null
         level = self.smallest_level(num_experts)
