@@ -20,10 +20,11 @@ from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import specification
 from moe_routing.reporting.results import StudyResults
-from moe_routing.routing.calibration import SAMPLE_FILE, null_path
+from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.toggles import Toggles
 from moe_routing.schema import parse
 from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.study_tables import write_statistics
@@ -37,7 +38,7 @@ RULE = ModelRule(8, "softmax")
 ANALYSIS = {
     "baseline": {"tokens": 200, "domain_tokens": 100, "prompts": ["The capital of France is"]},
     "bh": {
-        "tokens": 200, "max_k": [8, 64], "alpha": [0.05, 0.10], "nulls": ["within_token"],
+        "tokens": 200, "max_k": [8, 64], "alpha": [0.05, 0.10],
         "fewer_k": [4], "prompt": "The theory of", "new_tokens": 2,
     },
 }  # fmt: skip
@@ -75,6 +76,7 @@ def planted_config(
     primary: tuple[str, str] = ("bh_k8_a005", "hellaswag"),
     model: dict | None = None,
     study: str = "planted",
+    nulls: tuple[str, ...] = ("needed",),
     beside: bool = False,
 ) -> StudyConfig:
     """A valid config; its sources are never read. With ``beside``: controls and numerics arms."""
@@ -83,8 +85,8 @@ def planted_config(
         "study": study,
         "seed": 3,
         "model": model or {"path": str(ROOT / "resources" / "olmoe-nano")},
-        "analysis": ANALYSIS,
-        "calibration": {"source": local, "tokens": 1024},
+        "analysis": {**ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
+        "calibration": {"source": local, "tokens": 1024, "nulls": list(nulls)},
         "datasets": {name: {"source": local} for name in datasets},
         "strategies": list(strategies),
         "statistics": {
@@ -310,7 +312,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def add_analyses(study: StudyResults, nano: LoadedModel) -> None:
+def add_analyses(study: StudyResults, nano: LoadedModel, toggles: Toggles) -> None:
     """Calibrate, and run the baseline and BH analyses for real on a few words of real text."""
     config, folder = study.config, study.folder
     real = describe_checkpoint(config.model)
@@ -319,15 +321,20 @@ def add_analyses(study: StudyResults, nano: LoadedModel) -> None:
     for name in config.datasets:
         items = load_items(name, DATA_FILES / f"{name}.jsonl")
         write_items(items[:4], folder / "data" / f"{name}.parquet")
-    texts = (DATA_FILES / "calibration.txt").read_text(encoding="utf-8").split("\n\n")
     sample = sample_router_logits(
-        nano.model, nano.tokenizer, texts, tokens=512, window=128, rng=np.random.default_rng(0)
+        nano.model, nano.tokenizer, texts(), tokens=512, window=128, rng=np.random.default_rng(0)
     )
     sample.save(folder / "calibration" / SAMPLE_FILE)
+    toggles.save(folder / "calibration" / TOGGLES_FILE)
     for name in config.analysis.bh.nulls:
-        null = fit_null(name, sample)
+        null = fit_null(name, sample, toggles)
         path = null_path(folder / "calibration", name)
-        save_null(null, sample, path)
+        save_null(null, sample, path, toggles)
         diagnose(null, sample).to_csv(path.with_suffix(".csv"), index=False)
     write_baseline(config, folder)
     write_bh(config, folder)
+
+
+def texts() -> list[str]:
+    """Return real calibration text, by passage."""
+    return (DATA_FILES / "calibration.txt").read_text(encoding="utf-8").split("\n\n")

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from planted_results import add_analyses, planted_config, write_results
 
-from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting import notebook
@@ -17,7 +16,6 @@ from moe_routing.reporting.article import VARIABLE
 from moe_routing.reporting.notebook import ROWS, prepare, run_workflow, table_markdown
 from moe_routing.reporting.qmd import run_page
 from moe_routing.reporting.results import StudyResults
-from moe_routing.schema import parse
 from moe_routing.workflow import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,17 +137,17 @@ def test_a_failing_workflow_is_one_line(tmp_path, monkeypatch):
 
 
 def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
-    tmp_path, monkeypatch, nano
+    tmp_path, monkeypatch, nano, toggles
 ):
-    strategies = ("stock", "regular_k4", "bh_k8_a005_pooled")
-    values = planted_config(
-        study="pooled", strategies=strategies, primary=("bh_k8_a005_pooled", "hellaswag")
-    ).model_dump(mode="json")
-    values["calibration"]["nulls"] = values["analysis"]["bh"]["nulls"] = ["pooled"]
-    config = parse(StudyConfig, values, "config")
+    config = planted_config(
+        study="pooled",
+        strategies=("stock", "regular_k4", "bh_k8_a005_pooled"),
+        primary=("bh_k8_a005_pooled", "hellaswag"),
+        nulls=("pooled",),
+    )
     folder = write_results(tmp_path / "pooled", config, items=200)
     write_tables(config, folder)
-    add_analyses(StudyResults.load(folder), nano)
+    add_analyses(StudyResults.load(folder), nano, toggles)
     assert not (folder / "statistics").exists()
     monkeypatch.setenv(VARIABLE, str(folder))
     page = run_page(ROOT / "report" / "notebooks" / "bh_routing.qmd", echo=True)

@@ -148,7 +148,7 @@ def test_report_names_model_data_nulls_and_weighting(planted):
     assert text.startswith("# Routing strategies compared: olmoe-nano")
     assert "a small model (olmoe-nano, 16 million parameters)" in text
     assert "1,500 (HellaSwag)" in text
-    assert "BH at 0.05, at most 8, null within_token, weights softmax" in text
+    assert "BH at 0.05, at most 8, null needed, weights softmax" in text
     assert "| Strategy | What it is | Mean experts | Wikipedia" in text
     assert "![" in text
 

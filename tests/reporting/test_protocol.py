@@ -62,14 +62,14 @@ def test_the_article_of_a_study_without_bh(tmp_path, monkeypatch):
     assert "no adaptive top-k and no Benjamini-Hochberg routing" in text
 
 
-def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano):
+def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, toggles):
     config = planted_config(
         datasets=("hellaswag",),
         strategies=(*STATIC, "bh_k8_a005"),
         primary=("bh_k8_a005", "hellaswag"),
     )
     study = make_study(tmp_path / "s", config, {"bh_k8_a005": -0.03}, items=300)
-    add_analyses(study, nano)  # on the questions, for want of running text
+    add_analyses(study, nano, toggles)  # on the questions, for want of running text
     draw_baseline(study.folder / "baseline")
     draw_bh(study.folder / "bh")
     text = article_of(study, tmp_path, monkeypatch)
@@ -84,7 +84,10 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano):
     )
     assert "In addition to the cells, BH was run on text over a grid" in text
     assert "We ask whether a statistical test can choose this number" in text
-    assert "Strategies take p-values from within_token, calibrated on 1,024 tokens" in text
+    assert "Strategies take p-values from needed, calibrated on 1,024 tokens" in text
+    assert "evaluation sets. Experts were toggled for 400 tokens of this text." in text
+    assert "Under needed, BH controls waste" in text
+    assert "for which the null holds" not in text
 
 
 def test_windows_are_those_of_the_config_or_of_the_model(planted):
@@ -121,6 +124,30 @@ def test_perplexity_by_word_and_byte_is_that_of_the_table_of_metrics(planted):
     said = [float(number.replace(",", "")) for number in re.findall(r"(?<!k)\d[\d,.]*\d", line)]
     assert said == pytest.approx(list(rows.to_numpy().ravel()), rel=1e-3)
     assert "topp" not in text  # controls are not among the compared strategies
+
+
+def test_limits_are_those_of_the_nulls_of_the_strategies(tmp_path):
+    config = planted_config(
+        datasets=("hellaswag",),
+        strategies=(*STATIC, "bh_k8_a005_pooled"),
+        primary=("bh_k8_a005_pooled", "hellaswag"),
+        nulls=("pooled",),
+    )
+    study = make_study(tmp_path / "s", config, items=300)
+    limits = Article(study).limits()
+    assert "- Under `pooled`, BH controls the proportion of chosen experts for which" in limits
+    assert "BH controls waste" not in limits
+    assert "toggled" not in Article(study).text("nulls")
+
+
+def test_nulls_without_designs_are_said_to_be_untested(planted, tmp_path):
+    fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
+    study = type(planted)(**{**fields, "folder": tmp_path})
+    (tmp_path / "validity").mkdir()
+    pd.DataFrame({"null": ["pooled"]}).to_csv(tmp_path / "validity" / "verdict.csv", index=False)
+    text = Article(study).text("examined")
+    assert "Each null that is about the logits alone was tested" in text
+    assert "so they cannot test `needed`, whose p-values" in text
 
 
 def test_an_unknown_text_is_an_error(planted):

@@ -15,9 +15,12 @@ def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
     row = {"upper_to_lower": [1.0, 1.5], "smallest_p": 1e-4}
     pd.DataFrame(row).to_csv(folder / "pooled.csv")
     for name, epsilon in (("needed", 3e-5), ("needed_e1e4_loss", 1e-4)):
-        pd.DataFrame({**row, "epsilon": epsilon}).to_csv(folder / f"{name}.csv")
+        toggled = {"epsilon": epsilon, "needed_proportion": [0.125, 0.25]}
+        pd.DataFrame({**row, **toggled}).to_csv(folder / f"{name}.csv")
     study = SimpleNamespace(folder=tmp_path, table=lambda name: pd.read_csv(tmp_path / name))
-    table = null_table(study).set_index("Null")["H0 in words"]
+    rows = null_table(study).set_index("Null")
+    assert rows["Needed"].to_list() == ["0.125 to 0.25", "0.125 to 0.25", "not given"]
+    table = rows["H0 in words"]
     assert table["`needed`"].endswith("by less than epsilon = 3e-5 nats (KL)")
     assert table["`needed_e1e4_loss`"].endswith("by less than epsilon = 1e-4 nats")
     assert "typical" in table["`pooled`"]

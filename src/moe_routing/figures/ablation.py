@@ -74,7 +74,7 @@ def _proportion(axis: Axes, own: pd.DataFrame, name: str) -> None:
     if len(stock):
         row = stock.iloc[0]
         axis.axhspan(row[f"{name}_low"], row[f"{name}_high"], color="#BBBBBB", alpha=0.6, lw=0,
-                     label=f"all experts of {row['arm']} (stock)")  # fmt: skip
+                     label="all experts that stock chose")  # fmt: skip
     tested = own[own["null"] != NO_NULL]
     alphas = sorted(tested["alpha"].unique())
     for index, (null, rows) in enumerate(groups_of(tested, "null")):

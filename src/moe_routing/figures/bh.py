@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import groups_of, read_csv
@@ -206,7 +207,8 @@ def heatmap(table: pd.DataFrame) -> Figure:
             axis.set_title(f"Null {as_words(null)}: {label.lower()}", fontsize=9)
             axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
-                        location="bottom", aspect=30, fraction=0.03, pad=0.02)  # fmt: skip
+                        location="bottom", aspect=30, fraction=0.03, pad=0.02,
+                        ticks=MaxNLocator(5))  # fmt: skip
     figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})")
     return figure
 

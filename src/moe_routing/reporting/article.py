@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.findings import WEIGHTS, Finding
 from moe_routing.reporting.plan import findings_on
-from moe_routing.reporting.protocol import PROSE, has_bh
+from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS
@@ -225,16 +225,11 @@ class Article:
             Finding(str(self.scope), "model.json"),
             *findings_on(self.study, ["chance", "power", "binding"]),
         ]
-        about_bh = (
-            "- BH controls the proportion of chosen experts that the null calls not needed. This "
-            "is not the proportion whose removal would leave the prediction unchanged; only an "
-            "intervention can measure that."
-        )
         about_line = (
             "- Interpolation between static settings stands for a random mixture of them. Where "
             "loss is convex in the number of experts, it favours the strategy compared with it."
         )
-        fixed = [about_bh] * has_bh(self.study)
+        fixed = _about_bh(nulls(self.study)) if has_bh(self.study) else []
         fixed += [about_line] * (not self.study.statistics["matched_compute"].empty)
         return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
@@ -283,6 +278,28 @@ class Article:
             path = _entry(ARTICLE_FIGURES, label, "figure").path
             there = (self.study.folder / path).is_file()
         return Markdown(f"@{label}" if there else otherwise)
+
+
+def _about_bh(names: Sequence[str]) -> list[str]:
+    """Return what the error control of BH does not cover under its nulls."""
+    toggled = needed(names)
+    logits = [name for name in names if name not in toggled]
+    lines = []
+    if toggled:
+        lines.append(
+            f"- Under {wording.code(toggled)}, BH controls waste: experts that are kept although "
+            "toggling each alone would hardly change the prediction. It does not limit the damage "
+            "of dropping the others, which are dropped together. For an expert that the model had "
+            "not chosen, a discovery says that adding it changes the prediction, not that it is "
+            "better."
+        )
+    if logits:
+        lines.append(
+            f"- Under {wording.code(logits)}, BH controls the proportion of chosen experts for "
+            "which the null holds. This is not the proportion whose removal would leave the "
+            "prediction unchanged; only an intervention can measure that."
+        )
+    return lines
 
 
 def _entry(registry: Mapping[str, Entry], label: str, kind: str) -> Entry:

@@ -95,8 +95,9 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-nulls": ArticleTable(
         tables.null_table,
         "The fitted nulls over layers: ratio of the spread above the median to the spread below it "
-        "(1 if symmetric), and the smallest possible p-value. From `calibration/nulls/<null>.csv`.",
-        "llrr",
+        "(1 if symmetric), the smallest possible p-value, and the proportion of a token's experts "
+        "that are needed, where experts were toggled. From `calibration/nulls/<null>.csv`.",
+        "llrrr",
         lambda study: any((study.folder / "calibration" / "nulls").glob("*.csv")),
         "this run has no diagnostics of its nulls",
     ),

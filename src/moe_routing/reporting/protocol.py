@@ -5,13 +5,13 @@ Pure functions from a study to Markdown. The text claims nothing of parts that t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
 from moe_routing.reporting import wording
 from moe_routing.reporting.results import StudyResults
-from moe_routing.vocabulary import TASKS
+from moe_routing.vocabulary import TASKS, NeededId
 
 ROUTING = "baseline/baseline_routing_stats.csv"
 
@@ -25,6 +25,11 @@ def nulls(study: StudyResults) -> list[str]:
     """Return the nulls that compared strategies take their p-values from, in order."""
     column = study.cells["null"].drop_duplicates()
     return [str(name) for name in column if pd.notna(name) and name != "none"]
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """Return the nulls that are calibrated by toggling experts, in order."""
+    return [name for name in names if NeededId.parse(name)]
 
 
 def window(study: StudyResults) -> int | None:
@@ -58,8 +63,8 @@ def _idea(study: StudyResults) -> str:
         )
     return (
         f"We ask whether a statistical test can choose this number for each token, in {model}, "
-        f"whose parameters stay frozen. Each of a token's {study.model.experts} router logits is "
-        "a test statistic; the experts that the Benjamini-Hochberg (BH) procedure selects are kept."
+        f"whose parameters stay frozen. Each of a token's {study.model.experts} experts is tested; "
+        "those that the Benjamini-Hochberg (BH) procedure selects are kept."
     )
 
 
@@ -74,6 +79,9 @@ def _nulls(study: StudyResults) -> str:
         f"calibrated on {wording.count(study.config.calibration.tokens)} tokens of text that does "
         "not overlap with the evaluation sets."
     )
+    if needed(study.config.calibration.nulls):
+        toggled = wording.count(study.config.calibration.toggled_tokens)
+        text += f" Experts were toggled for {toggled} tokens of this text."
     if nulls(study):
         return f"Strategies take p-values from {wording.code(nulls(study))}, {text}"
     start = "No compared strategy takes p-values."
@@ -127,13 +135,19 @@ def _bh_in_depth(study: StudyResults) -> str:
 def _examined(study: StudyResults) -> str:
     if study.table("validity/verdict.csv").empty:
         return "A null can be tested in designs in which its hypothesis is true."
-    return (
-        "Each null was tested in designs in which its hypothesis is true, and in designs that "
-        "violate its assumptions. In both, no expert stands out, so BH may select any expert for "
-        "at most a proportion alpha of the tokens. @fig-size shows how often it did. @fig-bound "
-        "shows how often marginal nulls select anything on real text, and @fig-binding whether "
-        "the test, the floor or the cap decides there."
+    text = (
+        "Each null that is about the logits alone was tested in designs in which its hypothesis is "
+        "true, and in designs that violate its assumptions. In both, no expert stands out, so BH "
+        "may select any expert for at most a proportion alpha of the tokens. @fig-size shows how "
+        "often it did. @fig-bound shows how often marginal nulls select anything on real text, and "
+        "@fig-binding whether the test, the floor or the cap decides there."
     )
+    if names := needed(study.config.calibration.nulls):
+        text += (
+            f" Such designs have no predictions, so they cannot test {wording.code(names)}, whose "
+            "p-values are valid on average by their construction (@sec-nulls)."
+        )
+    return text
 
 
 PROSE: dict[str, Callable[[StudyResults], str]] = {

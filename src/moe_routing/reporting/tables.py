@@ -336,7 +336,10 @@ def strategy_table(study: StudyResults) -> pd.DataFrame:
 
 
 def null_table(study: StudyResults) -> pd.DataFrame:
-    """Return the fitted nulls: hypothesis in words, symmetry and smallest p-value over layers."""
+    """Return the fitted nulls, over layers: hypothesis, symmetry, smallest p, needed experts.
+
+    Only nulls that are calibrated by toggling experts know which experts are needed.
+    """
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
@@ -347,6 +350,7 @@ def null_table(study: StudyResults) -> pd.DataFrame:
                 "H0 in words": hypothesis(path.stem, epsilon) if is_null(path.stem) else "",
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
+                "Needed": _range(table, "needed_proportion"),
             }
         )
     return pd.DataFrame(rows)
