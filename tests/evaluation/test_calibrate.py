@@ -1,15 +1,23 @@
-"""Calibration samples hold what the routers saw, on the text and on its shuffled windows."""
+"""Calibrations hold what the routers saw; those with the defaults route a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from moe_routing.engine.adapters import find_routers
-from moe_routing.evaluation.calibrate import sample_router_logits
+from moe_routing.engine.recorder import Recorder
+from moe_routing.engine.routed import routed
+from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
+from moe_routing.routing.nulls.base import sample_inputs
+from moe_routing.routing.ranking import prefix_selector
+from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies.testing import MultipleTesting
 
 TEXT = Path(__file__).resolve().parents[1] / "data_files" / "calibration.txt"
 
@@ -41,3 +49,52 @@ def test_norms_are_those_of_the_pass_that_the_logits_are_from(nano, tmp_path):
         assert torch.equal(logits_LTE[3], seen["logits"][place])
         assert torch.equal(norm_LT[3], seen["norm"][place])
     assert not torch.equal(sample.input_norm_LT, sample.permuted_norm_LT)
+
+
+FAMILIES = {"Qwen3Moe": ModelRule(2, "renormalised"), "Olmoe": ModelRule(2, "softmax")}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def calibrated(request, nano, make_model):
+    """A tiny model that knows the embedded model's tokens, calibrated with the defaults."""
+    rule = FAMILIES[request.param]
+    model = make_model(
+        request.param,
+        vocab_size=len(nano.tokenizer),
+        max_position_embeddings=64,
+        norm_topk_prob=rule.weighting == "renormalised",
+    )
+    calibration = calibrate(model, nano.tokenizer, TEXT.read_text(encoding="utf-8").split("\n\n"))
+    assert calibration.sample.rule == calibration.toggles.rule == rule
+    return model, calibration
+
+
+def test_a_calibration_with_the_defaults_routes_and_generates(calibrated, tokenizer):
+    model, calibration = calibrated
+    assert list(calibration.nulls) == ["needed"]
+    assert calibration.null("needed").num_draws == 400 * 8
+    ids_1S = torch.tensor([tokenizer("The river rises in the hills.")["input_ids"]])
+    recorder = Recorder()
+    with routed(model, "bh_k8_a005", calibration=calibration, recorder=recorder):
+        with torch.inference_mode():
+            assert model(ids_1S).logits.isfinite().all()
+        options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        assert model.generate(ids_1S, **options).shape[1] == ids_1S.shape[1] + 4
+    seen = recorder.statistics()
+    assert 1 < seen.mean_experts() < 8
+    assert seen.sd_experts() > 0
+
+
+@pytest.mark.parametrize("alpha", ["001", "005"])
+def test_on_a_model_s_own_logits_critical_values_select_as_p_values_do(calibrated, alpha):
+    _, calibration = calibrated
+    sample, strategy = calibration.sample, parse_strategy(f"bh_k8_a{alpha}")
+    for layer in range(sample.num_layers):
+        inputs = sample_inputs(sample, layer)
+        probability_TE = inputs.logits_TE.softmax(-1)
+        fast = strategy.selector(calibration, 8)(inputs, probability_TE)
+        ranker = MultipleTesting.ranker(strategy, calibration, 8)
+        slow = prefix_selector(ranker, 8)(inputs, probability_TE)
+        assert torch.equal(fast.rejected_T, slow.rejected_T)
+        assert torch.equal(fast.index_TK, slow.index_TK)
+        assert len(fast.count_T.unique()) > 1

@@ -20,9 +20,11 @@ OLMOE = Limits(64, ModelRule(8, "softmax"), window=4096)
 def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
     sample = calibration.sample
     limits = Limits(sample.num_experts, sample.rule, 0)
-    assert set(DRAWS_PER_TOKEN) == set(NULLS)
+    assert set(DRAWS_PER_TOKEN) == set(calibration.nulls) == {"needed", *NULLS}
+    toggled = calibration.toggles.weight_LTE.shape[1]
     for name, null in calibration.nulls.items():
-        assert null.num_draws == sample.num_tokens * DRAWS_PER_TOKEN[name](limits), name
+        tokens = toggled if name == "needed" else sample.num_tokens
+        assert null.num_draws == tokens * DRAWS_PER_TOKEN[name](limits), name
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"])
@@ -30,12 +32,14 @@ def test_shipped_studies_have_the_tokens(name):
     check_tokens(load_config(CONFIG / name).of_model(64, OLMOE.rule), OLMOE, name)
 
 
-def changed(strategies=(), calibrated=2048, **validity):
+def changed(strategies=(), calibrated=2048, toggled=32, **validity):
     study = load_config(CONFIG / "smoke.yaml").of_model(64, OLMOE.rule)
     examined = study.analysis.validity.model_copy(update=validity)
     return study.model_copy(
         update={
-            "calibration": study.calibration.model_copy(update={"tokens": calibrated}),
+            "calibration": study.calibration.model_copy(
+                update={"tokens": calibrated, "toggled_tokens": toggled}
+            ),
             "analysis": study.analysis.model_copy(update={"validity": examined}),
             "strategies": [*study.strategies, *strategies],
         }
@@ -55,7 +59,9 @@ EXACT = {"nulls": ["permuted_context"], "tokens": 640}
          {"strategies": ["shuffle.bh_k8_a001_per-expert"], "calibrated": 6400},
          "calibration.tokens is 2048; allowed: at least 6400, for strategy 'shuffle.bh_k8_a001_"),
         ({"calibrated": 19}, {"calibrated": 20},
-         "calibration.tokens is 19; allowed: at least 20, for strategy 'bh_k8_a005' with the mod"),
+         "calibration.tokens is 19; allowed: at least 20, for analysis.bh.alpha 0.05 of null 'wi"),
+        ({"toggled": 19}, {"toggled": 20},
+         "calibration.toggled_tokens is 19; allowed: at least 20, for strategy 'bh_k8_a005' with"),
         ({"nulls": ["per_expert"], "tokens": 639}, {"nulls": ["per_expert"], "tokens": 640},
          "analysis.validity.tokens is 639; allowed: at least 640, for analysis.validity.level 0."),
         ({"calibrated": 1919, **EXACT}, {"calibrated": 1920, **EXACT},

@@ -85,7 +85,7 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
     assert list(controls.columns) == list(cells.columns)
     assert len(metrics) == 2 * (len(cells) + len(controls))
     shuffle = controls.set_index("strategy").loc["shuffle.bh_k8_a005"].iloc[0]
-    assert (shuffle["family"], shuffle["k"], shuffle["null"]) == ("shuffle", 8, "within_token")
+    assert (shuffle["family"], shuffle["k"], shuffle["null"]) == ("shuffle", 8, "needed")
     assert (cells != "").all(axis=None)
     assert (controls != "").all(axis=None)
 

@@ -61,7 +61,7 @@ def slow_divergence(model, tokenizer, strategy, item, task, calibration):
 
 
 @pytest.mark.parametrize("dataset", TASKS)
-@pytest.mark.parametrize("strategy", ["regular_k2", "bh_k8_a005"])
+@pytest.mark.parametrize("strategy", ["regular_k2", "bh_k8_a005_within-token"])
 def test_divergence_is_that_of_plain_calls(
     double, tokenizer, calibration, config, dataset, strategy
 ):

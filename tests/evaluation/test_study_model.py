@@ -137,14 +137,15 @@ def test_a_study_that_asks_too_much_is_refused_when_its_model_is_described(
     assert not (tmp_path / "model.json").exists()
 
 
-def test_too_few_tokens_are_refused_when_the_model_is_described(folder, tmp_path):
-    study = study_of(
-        folder,
-        calibration={"source": {"kind": "local", "path": "unused"}, "tokens": 80},
-    )
+@pytest.mark.parametrize(
+    ("key", "null"), [("toggled_tokens", "needed"), ("tokens", "within_token")]
+)
+def test_too_few_tokens_are_refused_when_the_model_is_described(folder, tmp_path, key, null):
+    source = {"kind": "local", "path": "unused"}
+    study = study_of(folder, calibration={"source": source, "nulls": [null], key: 80})
     assert error_of(write_model, study, tmp_path, "mine.yaml") == (
-        "mine.yaml: calibration.tokens is 80; allowed: at least 100, for analysis.bh.alpha 0.01 of "
-        "null 'within_token' with the model's 8 experts"
+        f"mine.yaml: calibration.{key} is 80; allowed: at least 100, for analysis.bh.alpha 0.01 of "
+        f"null '{null}' with the model's 8 experts"
     )
 
 
