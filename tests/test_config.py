@@ -102,13 +102,19 @@ def test_a_job_scores_strategies_of_one_family_or_controls(values):
     values["strategies"] = ["uniform_k4", "stock", "bh_k8_a005", "regular_k2", "regular_k4"]
     values["controls"] = ["regular_k1", "shuffle.bh_k8_a005", "regular_k16"]
     values["resources"] = {"strategies_per_job": 2}
-    assert StudyConfig.model_validate(values).scoring_jobs == [
-        ("uniform_k4", "stock"),
-        ("regular_k2", "regular_k4"),
+    study = StudyConfig.model_validate(values)
+    assert study.scoring_jobs == [
+        ("stock",),
+        ("uniform_k4", "regular_k2"),
+        ("regular_k4",),
         ("bh_k8_a005",),
         ("regular_k1", "shuffle.bh_k8_a005"),
         ("regular_k16",),
     ]
+    # Any control may be in a job with a static one, under another grouping.
+    waiting = [job for job in study.scoring_jobs if study.needs_baseline(job)]
+    assert waiting == [study.scoring_jobs[number] for number in (1, 2, 4, 5)]
+    assert study.needs_baseline(("shuffle.bh_k8_a005",))
     values["resources"] = {}
     study = StudyConfig.model_validate(values)
     assert sorted(study.scoring_jobs) == sorted((name,) for name in study.scored)

@@ -147,14 +147,19 @@ def test_weights_replaced_since_they_were_described(study, script, arguments):
     ("key", "value", "said"),
     [
         ("analysis.bh.max_k", [8, 128], "analysis.bh.max_k has 128; allowed: at most the model's"),
-        ("strategies", ["regular_k8", "bh_k8_a005", "regular_k65"], "strategies has 'regular_k65'"),
+        ("strategies", ["stock", "bh_k8_a005", "regular_k65"], "strategies has 'regular_k65'"),
         (
             "controls",
             ["regular_k1", "topp_k65_p050"],
             "controls has 'topp_k65_p050', which may sel",
         ),
         ("analysis.validity.signals", [0, 65], "analysis.validity.signals has 65; allowed: at mo"),
-        ("calibration.tokens", 10, "calibration.tokens is 10; allowed: at least 20, for strategy "),
+        ("calibration.tokens", 10, "calibration.tokens is 10; allowed: at least 20, for analysis."),
+        (
+            "calibration.toggled_tokens",
+            19,
+            "calibration.toggled_tokens is 19; allowed: at least 20, for strategy 'bh_k8_a005'",
+        ),
     ],
 )
 def test_a_study_that_asks_more_than_its_model_has(study, key, value, said):
@@ -195,9 +200,17 @@ def test_too_few_calibration_tokens_for_alpha(study):
     few.save(path)
     null = path.parent / "nulls" / "within_token.safetensors"
     save_null(fit_null("within_token", few), few, null)
+    message = study.evaluate("bh_k8_a001_within-token")
+    assert "'bh_k8_a001_within-token_softmax'" in message
+    assert "has 3200 calibration draws; allowed: at least 6400" in message  # 64 / alpha
+    assert message.endswith("(raise calibration.tokens)")
+
+
+def test_too_few_toggled_tokens_for_alpha(study):
     message = study.evaluate("bh_k8_a001")
-    assert "'bh_k8_a001'" in message
-    assert "6400" in message  # 64 / alpha
+    # 32 tokens of 64 experts
+    assert "null 'needed' has 2048 calibration draws; allowed: at least 6400" in message
+    assert message.endswith("(raise calibration.toggled_tokens)")
 
 
 def raw(study, name, rows):

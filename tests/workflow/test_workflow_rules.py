@@ -67,14 +67,15 @@ def test_study_without_controls_is_planned_without_their_jobs(checkout):
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     plan = done.stdout + done.stderr
-    # Jobs score strategies of one family, static top-k being one: adaptive is alone in its own.
+    # The baseline has a job of its own; others score one family, static top-k being one.
     for strategies in (
-        "stock regular_k4 regular_k8 uniform_k4",
+        "stock",
+        "regular_k4 regular_k8 uniform_k4",
         "adaptive_k8",
         "bh_k8_a005 bh_k64_a005",
     ):
         assert f"Scoring {strategies} on" in plan
-    assert plan.count("Scoring") == 3
+    assert plan.count("Scoring") == 4
     assert "Scoring the baseline" not in plan
 
 

@@ -16,7 +16,7 @@ for strategies in study.scoring_jobs:
             # One of the strategies may be the baseline under another id, and is not scored again.
             baseline=expand(
                 f"{RESULTS}/cells/{study.statistics.baseline}/{{dataset}}.{{kind}}",
-                dataset=study.datasets if study.may_repeat_baseline(strategies) else [],
+                dataset=study.datasets if study.needs_baseline(strategies) else [],
                 kind=["parquet", "json"],
             ),
         output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -359,36 +359,41 @@ class StudyConfig(ClosedModel):
 
     @property
     def scoring_jobs(self) -> list[tuple[str, ...]]:
-        """The ids that each scoring job scores: strategies of one family, or controls.
+        """The ids that each scoring job scores: the baseline, strategies of a family, or controls.
 
         Static top-k under all its weightings is one family here. Adding a strategy to the config
-        changes only the jobs of its family.
+        changes only the jobs of its family. The baseline has a job of its own, since other jobs may
+        need its scores: see :meth:`needs_baseline`.
         """
         size = self.resources.strategies_per_job
-        parsed = self.parsed
+        parsed, baseline = self.parsed, self.statistics.baseline
         family_of = {
             name: "static" if parsed[name].family.static_weighting else parsed[name].family.name
             for name in self.strategies
+            if name != baseline
         }
         groups = [
-            [name for name in self.strategies if family_of[name] == family]
+            [name for name in family_of if family_of[name] == family]
             for family in dict.fromkeys(family_of.values())
         ]
         return [
             tuple(group[start : start + size])
-            for group in (*groups, self.controls)
+            for group in ([baseline], *groups, self.controls)
             for start in range(0, len(group), size)
         ]
 
-    def may_repeat_baseline(self, strategies: Iterable[str]) -> bool:
-        """Return whether a job without the baseline may have a strategy that is the same routing.
+    def needs_baseline(self, strategies: Sequence[str]) -> bool:
+        """Return whether the baseline is scored before a job, which may have the same routing.
 
-        Which one it is depends on the model: ``stock`` is ``regular_k8`` on OLMoE.
+        Which strategy is the same routing depends on the model: ``stock`` is ``regular_k8`` on
+        OLMoE. The jobs of a family all wait for the baseline or none does, and likewise those of
+        controls, so that another grouping into jobs does not change what a job reads.
         """
-        baseline = self.statistics.baseline
-        if baseline in strategies or not self.parsed[baseline].family.static_weighting:
+        parsed, baseline = self.parsed, self.statistics.baseline
+        if baseline in strategies or not parsed[baseline].family.static_weighting:
             return False
-        return any(self.parsed[name].family.static_weighting for name in strategies)
+        names = self.controls if strategies[0] in self.controls else strategies
+        return any(parsed[name].family.static_weighting for name in names)
 
     def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
         """Return this study with what it leaves to the model filled in, the baseline included.
