@@ -185,6 +185,31 @@ def test_changed_items_rerun_that_set_only(smoke_run):
     assert "Sampling router logits" in plan  # the overlap check reads every set
 
 
+@pytest.mark.parametrize(
+    ("change", "made", "kept"),
+    [
+        (
+            "{epsilon: 0.00003}",
+            {"fit_null", "evaluate_bh_k8_a005", "bh", "ablation"},
+            {"prepare_calibration", "sample_logits", "toggle_experts", "evaluate_adaptive_k8"},
+        ),
+        (
+            "{toggled_tokens: 24}",
+            {"toggle_experts", "fit_null", "evaluate_bh_k8_a005", "bh", "ablation"},
+            {"prepare_calibration", "sample_logits", "evaluate_adaptive_k8", "validity"},
+        ),
+    ],
+)
+def test_changed_calibration_reruns_what_depends_on_it(smoke_run, change, made, kept):
+    done = snakemake(smoke_run[0], "-n", *SMOKE, "--config", f"calibration={change}")
+    assert done.returncode == 0, done.stderr
+    plan = done.stdout + done.stderr
+    jobs = dict(words for line in plan.splitlines() if len(words := line.split()) == 2)
+    assert made <= set(jobs)
+    assert jobs["fit_null"] == "1"  # the null needed, no other
+    assert not (kept | {"numerics", "baseline", "evaluate_stock"}) & set(jobs)
+
+
 @pytest.mark.parametrize("seconds", [12])
 def test_killed_run_resumes_to_the_same_table(smoke_run, tmp_path, seconds):
     folder = make_checkout(tmp_path)

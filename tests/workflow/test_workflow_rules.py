@@ -157,6 +157,18 @@ def test_a_study_that_asks_too_much_of_a_known_model_is_not_even_planned(smoke_r
     assert "Traceback" not in done.stderr
 
 
+def test_too_few_toggled_tokens_for_a_known_model_are_not_even_planned(smoke_run):
+    few = ("--config", "calibration={toggled_tokens: 19}")
+    done = snakemake(smoke_run[0], "--cores", "1", "--configfile", "config/smoke.yaml", *few)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: config: calibration.toggled_tokens is 19; allowed: at least 20, for strategy "
+        "'bh_k8_a005' with the model's 64 experts"
+    ]
+    assert "Traceback" not in done.stderr
+
+
 def test_every_rule_says_what_it_does_and_what_it_needs():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         text = path.read_text()
