@@ -145,7 +145,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
               {"color": stock.colour, "marker": stock.marker, "ls": stock.dash})  # fmt: skip
     bh = table[table["kind"] == "bh"]
     for index, (null, own) in enumerate(groups_of(bh, "null")):
-        shape = {"marker": MARKERS[1:][index % len(MARKERS[1:])], "ls": "none"}
+        shape: dict[str, Any] = {"marker": MARKERS[1:][index % len(MARKERS[1:])], "ls": "none"}
         for style, _, rows in _by_alpha(own):
             _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "",
                       {"color": style["color"], **shape})  # fmt: skip

@@ -103,7 +103,9 @@ def paired_panels(
     figure, grid = plt.subplots(
         2 * rows, columns, figsize=(WIDTH, height * 2 * rows), squeeze=False, layout="constrained"
     )
-    pairs = [(grid[2 * row, at], grid[2 * row + 1, at]) for row, at in np.ndindex(rows, columns)]
+    pairs: list[tuple[Axes, Axes]] = [
+        pair for row in range(rows) for pair in zip(grid[2 * row], grid[2 * row + 1], strict=True)
+    ]
     for number, pair in enumerate(pairs):
         for axis, first in zip(pair, pairs[0], strict=True):
             if number >= len(names):
