@@ -91,8 +91,11 @@ def routed(
     # Layers that agree on the rule share a selector, which may be expensive to build.
     resolved = {router.rule: strategy.resolved(router.rule) for router in routers}
     _warn_of_weighting(strategy, routers[0].rule)
+    # Errors name the strategy as given; static top-k has no errors, and may get its k here.
+    static = strategy.family.static_weighting is not None
     selectors = {
-        rule: own.selector(calibration, routers[0].num_experts) for rule, own in resolved.items()
+        rule: (own if static else strategy).selector(calibration, routers[0].num_experts)
+        for rule, own in resolved.items()
     }
     with ExitStack() as stack:
         for router in routers:
