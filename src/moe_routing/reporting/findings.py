@@ -313,19 +313,19 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
         name = f"{DATASETS[row.dataset].label} ({METRICS[row.metric].label} {value} %)"
         if row.value == 0:
             text = (
-                f"On {name}, the stock model `{baseline}` gets no item right, so this set cannot "
+                f"On {name}, the baseline `{baseline}` gets no item right, so this set cannot "
                 "show what routing costs."
             )
             findings.append(Finding(text, CELLS_FILE, "at zero"))
         elif guess and row.ci_low <= guess:
             text = (
-                f"On {name}, the stock model `{baseline}` cannot be distinguished from guessing "
+                f"On {name}, the baseline `{baseline}` cannot be distinguished from guessing "
                 f"({wording.percent(guess, 0)}), so this set cannot show what routing costs."
             )
             findings.append(Finding(text, CELLS_FILE, "at chance"))
         elif margin > WEAK_MARGIN * (row.value - guess):
             text = (
-                f"On {name}, the stock model `{baseline}` achieves only "
+                f"On {name}, the baseline `{baseline}` achieves only "
                 f"{100 * (row.value - guess):.1f} percentage points"
                 + (" above guessing" if guess else "")
                 + f", so ruling out a loss of {wording.magnitude(margin, row.metric)} says little."
