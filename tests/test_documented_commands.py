@@ -53,13 +53,13 @@ def test_every_check_of_contributing_is_run():
     _, install, _ = section("Set up")
     lint, smoke = commands("lint"), commands("smoke")
     assert lint[0] == install
-    assert section("Before you propose a change") == ["pytest", *lint[1:], smoke[1]]
+    assert section("Before you propose a change") == ["pytest -n 2", *lint[1:], smoke[1]]
 
 
 def test_the_weekly_run_takes_the_newest_releases():
     install, _, *rest = commands("weekly")
     assert install == fenced(1)[1].replace(" -c constraints.txt", "")
-    assert rest == ["pytest -m 'slow or not slow'", commands("smoke")[1]]
+    assert rest == ["pytest -n 2 -m 'slow or not slow'", commands("smoke")[1]]
     assert "constraints" not in "".join(commands("weekly"))
 
 
