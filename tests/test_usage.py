@@ -41,3 +41,16 @@ def test_usage_of_a_process():
 def test_each_clock_is_its_own():
     JobClock().started()
     assert "(start-up 0.00 s)" in JobClock().usage_line()
+
+
+def test_the_peak_is_not_that_of_the_process_that_started_it():
+    """The kernel's own figure begins at the size of the parent."""
+    parent = (
+        "import subprocess, sys; memory = bytearray(700 << 20); "
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    )
+    child = "from moe_routing.usage import JobClock; print(JobClock().usage_line())"
+    done = subprocess.run(
+        [sys.executable, "-c", parent, child], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout.split()[-2]) < 300

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from pathlib import Path
 
 LINE = "usage: {wall:.2f} s, {cpu:.2f} s of CPU (start-up {start:.2f} s), peak memory {peak:.0f} MB"
 """The last line of a job that succeeds."""
@@ -39,6 +41,16 @@ class JobClock:
             cpu += children.ru_utime + children.ru_stime
             # Kilobytes on Linux, bytes on macOS.
             unit = 2**20 if sys.platform == "darwin" else 2**10
-            peak = max(own.ru_maxrss, children.ru_maxrss) / unit
+            peak = max(_own_peak() or own.ru_maxrss, children.ru_maxrss) / unit
         wall = time.perf_counter() - self._began
         return LINE.format(wall=wall, cpu=cpu, start=self._start_up, peak=peak)
+
+
+def _own_peak() -> int | None:
+    """Return the peak memory of this process in kilobytes, where Linux tells it.
+
+    ``ru_maxrss`` begins at the size of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) if found else None
