@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from whole_documents import losses, slow_change
 
 from moe_routing.analysis.ablation import (
     Probe,
@@ -16,7 +17,6 @@ from moe_routing.analysis.ablation import (
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.patching import patched_forward
 from moe_routing.engine.routed import routed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
@@ -121,28 +121,6 @@ def test_arms_have_no_cap_that_hides_discoveries():
     arms = ablation_arms(Study, ["pooled", "within_token"], 64)
     assert {arm.max_k for arm in arms} == {64}
     assert [arm.alpha for arm in arms] == 2 * Study.analysis.ablation.alpha
-
-
-def losses(model, ids_S):
-    with torch.inference_mode():
-        logits_SV = model(ids_S[None, :-1], use_cache=False).logits[0]
-    return F.cross_entropy(logits_SV.double(), ids_S[1:], reduction="none")
-
-
-def slow_change(model, ids_S, position, layer, expert):
-    """Recompute a whole document without one expert, and compare all its losses."""
-
-    def without(inner):
-        def forward(hidden_TH):
-            logits_TE, weight_TK, index_TK = inner(hidden_TH)
-            weight_TK[position] *= index_TK[position] != expert
-            return logits_TE, weight_TK, index_TK
-
-        return forward
-
-    before = losses(model, ids_S)
-    with patched_forward(find_routers(model)[layer].module, without):
-        return losses(model, ids_S) - before
 
 
 def test_changes_are_those_of_whole_documents(loaded, probes):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from whole_documents import losses, slow_change
 
 from moe_routing.engine.adapters import find_experts, find_routers
-from moe_routing.engine.patching import patched_forward, sole_replacement
+from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.routed import routed
 from moe_routing.engine.toggling import Effects, Probe, toggling
 from moe_routing.errors import InputError
@@ -37,28 +38,6 @@ def ranks(probes, layers, *chosen):
 def run(model, probes, rank_LPA, **settings):
     with toggling(model, 20, "test") as toggle:
         return toggle(probes, rank_LPA, **settings)
-
-
-def losses(model, ids_S):
-    with torch.inference_mode():
-        logits_SV = model(ids_S[None, :-1], use_cache=False).logits[0]
-    return F.cross_entropy(logits_SV.double(), ids_S[1:], reduction="none")
-
-
-def slow_change(model, ids_S, position, layer, expert):
-    """Recompute a whole document without one expert, and compare all its losses."""
-
-    def without(inner):
-        def forward(hidden_TH):
-            logits_TE, weight_TK, index_TK = inner(hidden_TH)
-            weight_TK[position] *= index_TK[position] != expert
-            return logits_TE, weight_TK, index_TK
-
-        return forward
-
-    before = losses(model, ids_S)
-    with patched_forward(find_routers(model)[layer].module, without):
-        return losses(model, ids_S) - before
 
 
 @pytest.mark.parametrize("steps", [1, 4])
