@@ -33,7 +33,6 @@ from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text, text_dataset
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
-from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.recorder import RoutingStatistics
@@ -94,7 +93,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     nulls = config.analysis.bh.nulls or config.calibration.nulls
     calibration = Calibration.load(results / "calibration", tuple(nulls))
     loaded = load_study_model(config.model, results, config.resources.threads)
-    rule = find_routers(loaded.model)[0].rule
+    rule = loaded.rule
     config = config.of_model(calibration.sample.num_experts, rule)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
     arms = arms_of(config, nulls, rule)

@@ -420,7 +420,7 @@ class StudyConfig(ClosedModel):
             primary contrast, or else the first of them.
         """
         statistics = self.statistics
-        routing_of = {name: self.parsed[name].resolved(rule).id for name in self.parsed}
+        routing_of = {name: one.resolved(rule).id for name, one in self.parsed.items()}
         first: dict[str, str] = {}
         for name in (statistics.baseline, statistics.primary.strategy, *self.scored):
             first.setdefault(routing_of[name], name)

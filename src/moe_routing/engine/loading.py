@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from moe_routing.config.study import ModelConfig
+    from moe_routing.routing.rule import ModelRule
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     provenance: dict[str, str]
+
+    @property
+    def rule(self) -> ModelRule:
+        """The model's own routing rule, that of its first router."""
+        from moe_routing.engine.adapters import find_routers
+
+        return find_routers(self.model)[0].rule
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.data.items import Item, fingerprint, read_items
-from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
@@ -124,7 +123,7 @@ def _evaluate_on(
 ) -> None:
     """Write the cells of one evaluation set."""
     started = time.perf_counter()
-    rule, name = find_routers(loaded.model)[0].rule, dataset.name
+    rule, name = loaded.rule, dataset.name
     baseline = config.parsed[config.statistics.baseline]
     subset = divergence_subset(dataset.items, name, config)
     # The baseline's pass also warms the model up, whichever strategy is timed first.
@@ -274,7 +273,7 @@ def cell_record(
     return CellRecord(
         schema_version=SCHEMA_VERSION,
         study=config.study,
-        strategy=specification(strategy, find_routers(loaded.model)[0].rule),
+        strategy=specification(strategy, loaded.rule),
         dataset=dataset.name,
         task=dataset.task,
         n_items=len(scored.items),

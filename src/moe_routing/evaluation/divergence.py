@@ -19,7 +19,6 @@ from torch import Tensor
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
-from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.requests import Encoder, Request, TokenRequest
@@ -91,7 +90,7 @@ class BaselineDivergence:
         Raises:
             InputError: a divergence is not finite.
         """
-        rule = find_routers(self.loaded.model)[0].rule
+        rule = self.loaded.rule
         if strategy.resolved(rule) == self.baseline.resolved(rule):
             return {item.id: 0.0 for item in self.items}
         totals = iter(_totals(self.loaded, self._baseline_states, self._states(strategy)))
