@@ -11,6 +11,7 @@ from moe_routing.analysis.ablation import (
     Probe,
     ablation_arms,
     find_discoveries,
+    router_inputs,
     run_ablation,
     spaced_layers,
 )
@@ -177,3 +178,11 @@ def test_layers_are_spread_over_the_model():
     assert spaced_layers(16, 4) == [0, 5, 10, 15]
     assert spaced_layers(16, 1) == [0]
     assert spaced_layers(3, 9) == [0, 1, 2]
+
+
+def test_nulls_see_the_weights_of_a_model_that_renormalises(make_model, tokenizer):
+    model = make_model("Qwen3Moe", vocab_size=len(tokenizer), norm_topk_prob=True)
+    probe = Probe("a", torch.arange(3, 15), (4, 9))
+    seen = router_inputs(LoadedModel(model, tokenizer, {}), [probe], [1])[1]
+    top_TK = seen.own_weight_TE.topk(2).values
+    torch.testing.assert_close(top_TK.sum(1), torch.ones(2))

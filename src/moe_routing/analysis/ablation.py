@@ -206,13 +206,14 @@ def router_inputs(
         logits.append(logits_LSE[:, probe.positions])
         norms.append(norm_LS[:, probe.positions])
     logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
-    weights = [weight_of(router.module) for router in find_routers(loaded.model)]
+    routers = find_routers(loaded.model)
     return {
         layer: RouterInputs(
             layer,
             logits_LTE[layer],
             hidden_TH=norm_LT[layer, :, None],
-            centred_norm_E=centred_norms(weights[layer]).cpu(),
+            centred_norm_E=centred_norms(weight_of(routers[layer].module)).cpu(),
+            rule=routers[layer].rule,
         )
         for layer in layers
     }
