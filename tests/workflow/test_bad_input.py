@@ -201,7 +201,7 @@ def test_too_few_calibration_tokens_for_alpha(study):
     null = path.parent / "nulls" / "within_token.safetensors"
     save_null(fit_null("within_token", few), few, null)
     message = study.evaluate("bh_k8_a001_within-token")
-    assert "'bh_k8_a001_within-token_softmax'" in message
+    assert "'bh_k8_a001_within-token'" in message
     assert "has 3200 calibration draws; allowed: at least 6400" in message  # 64 / alpha
     assert message.endswith("(raise calibration.tokens)")
 
