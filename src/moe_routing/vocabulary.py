@@ -26,6 +26,19 @@ WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 the model's own weighting: it is trained for these weights, any other changes more than the choice
 of experts."""
 
+Score = Literal["probability", "mean_norm", "norm", "consequence", "exact_norm"]
+SCORES: tuple[Score, ...] = get_args(Score)
+"""What ranks experts; see :mod:`moe_routing.routing.scores`. It never enters the weights."""
+Candidates = Literal["all", "own"]
+"""Which experts a strategy may select: all of a layer, or those of the model's own choice, so that
+it only drops some."""
+Dropped = Literal["omitted", "compensated"]
+"""What stands in for an expert of the model's own choice that is not selected: nothing, or its mean
+output on calibration text, with the weight that the model gives the expert."""
+Scaling = Literal["unscaled", "scaled"]
+"""Whether the output of the experts is multiplied by one number for all layers, fitted on
+calibration text."""
+
 RAW_WEIGHTING: FixedWeighting = "softmax"
 """The weighting under which fewer experts have a smaller total weight."""
 
