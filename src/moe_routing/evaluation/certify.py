@@ -1,0 +1,118 @@
+"""Certify a strategy: the fewest experts whose expected damage is at most a margin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.engine.adapters import model_fingerprint
+from moe_routing.engine.patching import sole_replacement
+from moe_routing.errors import InputError
+from moe_routing.evaluation.damage import Damage, Documents
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.certificate import Certificate
+from moe_routing.routing.strategies.certified import Certified
+from moe_routing.statistics.risk_control import least_controlled, risk
+
+BUDGETS_PER_EXPERT = 40
+"""Budgets that are told apart, per expert. A coarse grid leaves part of the margin unused."""
+CLIP = 10
+"""A document counts with a damage of at most this many margins."""
+
+
+def certify(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    strategy: Certified,
+    calibration: Calibration,
+    *,
+    window: int | None = None,
+    token_budget: int = 8192,
+) -> Certificate:
+    """Return the certificate of a strategy on calibration documents.
+
+    Conformal risk control (:mod:`moe_routing.statistics.risk_control`) over thresholds of the
+    score, which are made for a grid of mean experts on the calibration sample.
+
+    Args:
+        model: the stock model.
+        tokenizer: its tokenizer.
+        texts: documents; neither evaluated on, nor used for the rest of the calibration.
+        strategy: what to certify.
+        calibration: what its scores need.
+        window: most tokens of a document that are read; None: the model's longest sequence.
+        token_budget: most tokens of a forward pass.
+
+    Raises:
+        InputError: too few documents for the margin, a margin that cannot be kept, a text without a
+            token, a calibration of another model, or a model that is routed.
+    """
+    if routing := sole_replacement(model):
+        raise InputError(f"certificate: the model is {routing}; allowed: the stock model")
+    documents = Documents(model, tokenizer, texts, window=window, token_budget=token_budget)
+    return certify_on(documents, strategy, calibration)
+
+
+def certify_on(documents: Documents, strategy: Certified, calibration: Calibration) -> Certificate:
+    """Return the certificate of a strategy on documents; see :func:`certify`."""
+    bound = CLIP * strategy.margin
+    trial = _Trial(documents, strategy, calibration, bound)
+    found = least_controlled(trial.losses, trial.levels, strategy.margin, bound)
+    statistics = trial.damages[found.level].statistics
+    return Certificate(
+        strategy=strategy.id,
+        margin=strategy.margin,
+        threshold=trial.threshold(found.level),
+        budget=trial.budget(found.level),
+        bound=bound,
+        documents=len(found.loss_n),
+        damage=float(found.loss_n.mean()),
+        risk=risk(found.loss_n, bound),
+        mean_experts=statistics.mean_experts(),
+        mean_experts_L=tuple(statistics.mean_experts_L().tolist()),
+        tried={f"{trial.budget(level):g}": mean for level, mean in found.mean_losses.items()},
+        fingerprint=model_fingerprint(documents.model),
+    )
+
+
+@dataclass
+class _Trial:
+    """Runs a strategy at the budgets of the grid, each at most once."""
+
+    documents: Documents
+    strategy: Certified
+    calibration: Calibration
+    bound: float
+    damages: dict[int, Damage] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> int:
+        """Number of budgets: one step, two steps, ..., and all that may be kept."""
+        return round(self._most * BUDGETS_PER_EXPERT)
+
+    @property
+    def _most(self) -> int:
+        sample = self.calibration.sample
+        candidates = sample.top_k if self.strategy.candidates == "own" else sample.num_experts
+        return min(self.strategy.max_k, candidates)
+
+    def budget(self, level: int) -> float:
+        """Return the mean experts that a level is made for."""
+        return (level + 1) / BUDGETS_PER_EXPERT
+
+    def threshold(self, level: int) -> float:
+        """Return the smallest score that is kept; the last level keeps all that it may."""
+        if level == self.levels - 1:
+            return 0.0
+        return self.strategy.rule(budget=self.budget(level)).fitted_threshold(self.calibration)
+
+    def losses(self, level: int) -> NDArray[np.float64]:
+        """Return the clipped damage of every document, (n,)."""
+        rule = self.strategy.rule(threshold=self.threshold(level))
+        self.damages[level] = self.documents.damage(rule, self.calibration)
+        return np.minimum(self.damages[level].kl_n, self.bound)

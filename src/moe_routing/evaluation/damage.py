@@ -1,0 +1,101 @@
+"""How far a strategy moves the predictions of a model, document by document.
+
+Shape letters: n documents, N scored positions, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.engine.head import logits_of
+from moe_routing.engine.recorder import Recorder, RoutingStatistics
+from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.errors import InputError
+from moe_routing.evaluation.divergence import next_token_divergences
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a strategy does to the predictions on some documents.
+
+    Attributes:
+        kl_n: mean KL(stock || routed) of a document's next-token distributions, nats per token.
+        statistics: how the strategy routed.
+    """
+
+    kl_n: NDArray[np.float64]
+    statistics: RoutingStatistics
+
+
+class Documents:
+    """Documents, and what the stock model predicts in them.
+
+    Every text is a document of its own, read after the tokenizer's prefix token and cut at the
+    window. The stock model is run once; its final hidden states are kept on the host.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        *,
+        window: int | None = None,
+        token_budget: int = 8192,
+    ) -> None:
+        """Run the stock model.
+
+        Args:
+            model: the stock model.
+            tokenizer: its tokenizer.
+            texts: the documents.
+            window: most tokens of a document that are read; None: the model's longest sequence.
+            token_budget: most tokens of a forward pass.
+
+        Raises:
+            InputError: a text without a token.
+        """
+        self.model = model
+        self._scorer = partial(Scorer, model, tokenizer, token_budget=token_budget, window=window)
+        self._windows = [first for first, *_ in self._scorer().encoder.rolling(texts)]
+        self._stock_nNH = self._scorer().final_states(self._windows, label="stock")
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are predicted."""
+        return sum(len(window.target_ids) for window in self._windows)
+
+    def damage(self, strategy: Strategy, calibration: Calibration | None) -> Damage:
+        """Return the damage of a strategy.
+
+        Raises:
+            InputError: see :func:`moe_routing.engine.routed.routed`; or a divergence that is not
+                finite.
+        """
+        recorder = Recorder()
+        with routed(self.model, strategy, calibration=calibration, recorder=recorder):
+            scorer = self._scorer(recorder=recorder)
+            routed_nNH = scorer.final_states(self._windows, label=strategy.id)
+        kl_n = self._mean_kl(routed_nNH)
+        if not np.isfinite(kl_n).all():
+            raise InputError(
+                f"{strategy.id}: the divergence of a calibration document is not finite"
+            )
+        return Damage(kl_n, recorder.statistics())
+
+    @torch.inference_mode()
+    def _mean_kl(self, routed_nNH: Sequence[Tensor]) -> NDArray[np.float64]:
+        head = partial(logits_of, self.model)
+        pairs = zip(self._stock_nNH, routed_nNH, strict=True)
+        return np.array([float(next_token_divergences(head, *pair).mean()) for pair in pairs])

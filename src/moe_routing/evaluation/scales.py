@@ -1,0 +1,61 @@
+"""Fit one scale for the output of a model's experts, so that rules are compared at their best one.
+
+Dropping experts shrinks the output of a layer, and a model may gain from more output than it has. A
+rule that changes the output's size can therefore look better or worse for that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scipy.optimize import minimize_scalar
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_routing.engine.routed import routed
+from moe_routing.engine.scorer import Scorer
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import Strategy
+
+SCALES = (0.5, 2.0)
+"""Smallest and largest scale."""
+TOLERANCE = 0.01
+"""Scales are not told apart more finely: the loss is flat around the best one."""
+
+
+def fit_scale(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    strategy: Strategy,
+    calibration: Calibration,
+    *,
+    window: int | None = None,
+    token_budget: int = 8192,
+) -> float:
+    """Return the factor of the experts' outputs with the smallest loss on some documents.
+
+    One factor for all layers, by Brent's method.
+
+    Args:
+        model: the stock model.
+        tokenizer: its tokenizer.
+        texts: documents that are not evaluated on.
+        strategy: a strategy whose id ends with ``scaled``.
+        calibration: what it needs otherwise.
+        window: most tokens of a document that are read at once.
+        token_budget: most tokens of a forward pass.
+
+    Raises:
+        InputError: see :func:`moe_routing.engine.routed.routed`.
+    """
+    scorer = Scorer(model, tokenizer, token_budget=token_budget, window=window)
+
+    def loss(scale: float) -> float:
+        scaled = replace(calibration, scales={**calibration.scales, strategy.id: float(scale)})
+        with routed(model, strategy, calibration=scaled):
+            scores = scorer.score_rolling(texts, label=f"{strategy.id} at {scale:.3f}")
+        return -sum(score.log_likelihood for score in scores)
+
+    found = minimize_scalar(loss, bounds=SCALES, method="bounded", options={"xatol": TOLERANCE})
+    return round(float(found.x), 3)

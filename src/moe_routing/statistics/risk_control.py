@@ -1,0 +1,104 @@
+"""Conformal risk control: the cheapest setting whose expected loss is at most a margin.
+
+Angelopoulos, Bates, Fisch, Lei and Schuster (2208.02814). Settings are ordered so that the loss of
+an example does not rise from one to the next. Losses lie between 0 and a bound B. With n
+calibration examples, the first setting with ::
+
+    n / (n + 1) * mean loss + B / (n + 1) <= margin
+
+has an expected loss of at most the margin on a new example that is exchangeable with them. This
+holds for any n, any model and any way in which the settings were made, as long as they do not
+depend on the examples.
+
+Shape letters: n examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_routing.errors import InputError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """The setting that was found.
+
+    Attributes:
+        level: its index in the order of the settings.
+        loss_n: loss of each example there.
+        mean_losses: mean loss of each setting that was tried, by level.
+    """
+
+    level: int
+    loss_n: Array
+    mean_losses: dict[int, float]
+
+
+def least_controlled(
+    losses: Callable[[int], Array], levels: int, margin: float, bound: float
+) -> Controlled:
+    """Return the first level whose risk is controlled.
+
+    Levels are tried by bisection: as many as the logarithm of their number, not all. Each loss is
+    first raised to that of the levels after it that were tried, so that losses do not rise with the
+    level, as the theorem demands.
+
+    Args:
+        losses: from a level to the losses of the examples, (n,), in [0, ``bound``].
+        levels: number of levels.
+        margin: what the expected loss may be.
+        bound: largest loss that an example can have.
+
+    Raises:
+        InputError: too few examples for the margin, or a larger risk at every level.
+
+    >>> found = least_controlled(lambda level: np.full(99, (9 - level) / 10), 10, 0.205, 1.0)
+    >>> found.level, round(float(found.loss_n.mean()), 3)
+    (8, 0.1)
+    """
+    tried = {levels - 1: losses(levels - 1)}
+    n = len(tried[levels - 1])
+    if needed := _examples_needed(margin, bound, n):
+        raise InputError(
+            f"{n} calibration documents; allowed: at least {needed}, for a margin of {margin:g} "
+            f"and losses of at most {bound:g}"
+        )
+    low, high = -1, levels - 1  # the risk is controlled at high, and not at low
+    if (least := risk(tried[high], bound)) > margin:
+        raise InputError(
+            f"the most that can be kept has a risk of {least:.3g}; allowed: at most the margin, "
+            f"{margin:g}"
+        )
+    means = {high: float(tried[high].mean())}
+    while high - low > 1:
+        middle = (low + high) // 2
+        own_n = losses(middle)
+        means[middle] = float(own_n.mean())
+        raised_n = np.maximum(own_n, tried[high])
+        if risk(raised_n, bound) <= margin:
+            high, tried[middle] = middle, raised_n
+        else:
+            low = middle
+    return Controlled(high, tried[high], dict(sorted(means.items())))
+
+
+def risk(loss_n: Array, bound: float) -> float:
+    """Return the bound on the expected loss, n / (n + 1) * mean + bound / (n + 1).
+
+    >>> risk(np.zeros(99), 1.0)
+    0.01
+    """
+    return float((loss_n.sum() + bound) / (len(loss_n) + 1))
+
+
+def _examples_needed(margin: float, bound: float, n: int) -> int | None:
+    """Return how many examples the margin needs, None if there are enough."""
+    needed = int(np.ceil(bound / margin)) - 1
+    return needed if n < needed else None
