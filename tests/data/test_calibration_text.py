@@ -46,6 +46,25 @@ def test_too_little_left_is_an_error() -> None:
         _select(0, tokens=2001)
 
 
+def test_documents_apart_are_the_next_ones_that_do_not_overlap() -> None:
+    alone = select_text(TEXTS, [], 100, np.random.default_rng(0))
+    both = select_text(TEXTS, [], 100, np.random.default_rng(0), apart=10)
+    assert both.documents == alone.documents and not alone.apart
+    order = [int(document.id[-5:]) for document in (*both.documents, *both.apart)]
+    assert len(set(order)) == 30 and len(both.apart) == 10
+    first = order[20]
+    items = [document_item("d", first, TEXTS[first], TEXTS[first])]
+    fewer = select_text(TEXTS, items, 100, np.random.default_rng(0), apart=10)
+    assert (fewer.apart[:9], fewer.n_dropped) == (both.apart[1:], 0)
+    assert fewer.documents == both.documents
+    assert fewer.fingerprint != both.fingerprint != alone.fingerprint
+
+
+def test_too_few_documents_apart_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"^80 documents are left .* calibration.documents is 81"):
+        select_text(TEXTS, [], 100, np.random.default_rng(0), apart=81)
+
+
 def test_fingerprint_follows_the_documents() -> None:
     results = [select_text(TEXTS, [], 100, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert results[0].fingerprint == results[1].fingerprint != results[2].fingerprint

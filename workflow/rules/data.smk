@@ -31,6 +31,7 @@ rule prepare_calibration:
         data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
     output:
         texts=f"{RESULTS}/data/calibration.parquet",
+        certification=f"{RESULTS}/data/certification.parquet",
         manifest=f"{RESULTS}/data/calibration.json",
     log:
         f"{RESULTS}/logs/prepare_calibration.log",
@@ -42,6 +43,7 @@ rule prepare_calibration:
         runtime=15,
     params:
         settings=sections(study, "calibration.source", "calibration.tokens", "seed"),
+        apart=study.calibration.documents if study.certified else 0,
         raw=subpath(input.raw, parent=True),
         config=CONFIG,
     message:

@@ -131,6 +131,11 @@ class CalibrationConfig(ClosedModel):
         "null needed without an epsilon of their own (needed_e1e4 has 1e-4); null uses 0.01 / "
         "(layers x experts).",
     )
+    documents: PositiveInt = Field(
+        default=128,
+        description="Documents, apart from those that everything else is fitted on, that certified "
+        "strategies are certified on; the others leave them unread.",
+    )
 
 
 class EvaluationConfig(ClosedModel):
@@ -246,6 +251,12 @@ class StudyConfig(ClosedModel):
         "points of static curves, strategies with one component replaced, and "
         "rival rules.",
     )
+    levers: list[Name] = Field(
+        default=[],
+        description="Ids of strategies, scored but not part of the main comparison, that differ in "
+        "what ranks experts, in which tokens get them, in what stands in for dropped ones or in "
+        "the scale of the output; and certified strategies.",
+    )
     numerics: list[NumericsArm] = Field(
         default=[], description="Reruns of the baseline with one numerical setting changed."
     )
@@ -275,7 +286,7 @@ class StudyConfig(ClosedModel):
                 raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULL_IDS)}")
         return value
 
-    @field_validator("strategies", "controls")
+    @field_validator("strategies", "controls", "levers")
     @classmethod
     def _known_strategies(cls, value: list[str]) -> list[str]:
         for name in value:
@@ -323,6 +334,25 @@ class StudyConfig(ClosedModel):
         return self
 
     @model_validator(mode="after")
+    def _consistent_levers(self) -> StudyConfig:
+        parsed = self.parsed
+        for name in self.levers:
+            if name in (*self.strategies, *self.controls):
+                raise ValueError(
+                    f"levers has '{name}', which is also in strategies or controls; allowed: each "
+                    "id once"
+                )
+        for key in ("strategies", "controls"):
+            for name in getattr(self, key):
+                # Static curves and matched comparisons are of the families' own rules.
+                if parsed[name].family.static_weighting and parsed[name].has_lever:
+                    raise ValueError(
+                        f"{key} has '{name}'; allowed: in levers, because its score, candidates, "
+                        "substitute or scale is not that of its family"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _consistent_numerics(self) -> StudyConfig:
         names = [arm.name.lower() for arm in self.numerics]  # some file systems ignore case
         for arm in self.numerics:
@@ -337,8 +367,8 @@ class StudyConfig(ClosedModel):
 
     @property
     def scored(self) -> list[str]:
-        """Every strategy that is scored: those compared, then the controls."""
-        return [*self.strategies, *self.controls]
+        """Every strategy that is scored: those compared, then the controls and the levers."""
+        return [*self.strategies, *self.controls, *self.levers]
 
     @property
     def parsed(self) -> dict[str, Strategy]:
@@ -351,6 +381,16 @@ class StudyConfig(ClosedModel):
         parsed, baseline = self.parsed, self.statistics.baseline
         return {name: as_control(parsed[name], baseline) for name in self.controls}
 
+    @property
+    def certified(self) -> list[str]:
+        """Every strategy that is scored and has to be certified before."""
+        return [name for name, strategy in self.parsed.items() if strategy.needs_certificate]
+
+    @property
+    def scaled(self) -> list[str]:
+        """Every strategy that is scored under a fitted scale of the experts' outputs."""
+        return [name for name, strategy in self.parsed.items() if strategy.needs_scale]
+
     def nulls_of(self, *strategy_ids: str) -> list[str]:
         """Return the distinct ids of the nulls that the given strategies test against."""
         parsed = self.parsed
@@ -359,7 +399,7 @@ class StudyConfig(ClosedModel):
 
     @property
     def scoring_jobs(self) -> list[tuple[str, ...]]:
-        """The ids that each scoring job scores: the baseline, strategies of a family, or controls.
+        """The ids that each scoring job scores: the baseline, those of a family, controls, levers.
 
         Static top-k under all its weightings is one family here. Adding a strategy to the config
         changes only the jobs of its family. The baseline has a job of its own, since other jobs may
@@ -378,7 +418,7 @@ class StudyConfig(ClosedModel):
         ]
         return [
             tuple(group[start : start + size])
-            for group in ([baseline], *groups, self.controls)
+            for group in ([baseline], *groups, self.controls, self.levers)
             for start in range(0, len(group), size)
         ]
 
@@ -387,13 +427,13 @@ class StudyConfig(ClosedModel):
 
         Which strategy is the same routing depends on the model: ``stock`` is ``regular_k8`` on
         OLMoE. The jobs of a family all wait for the baseline or none does, and likewise those of
-        controls, so that another grouping into jobs does not change what a job reads.
+        controls and of levers, so that another grouping into jobs does not change what a job reads.
         """
         parsed, baseline = self.parsed, self.statistics.baseline
         if baseline in strategies or not parsed[baseline].family.static_weighting:
             return False
-        names = self.controls if strategies[0] in self.controls else strategies
-        return any(parsed[name].family.static_weighting for name in names)
+        group = next((g for g in (self.controls, self.levers) if strategies[0] in g), strategies)
+        return any(parsed[name].family.static_weighting for name in group)
 
     def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
         """Return this study with what it leaves to the model filled in, the baseline included.

@@ -34,11 +34,13 @@ class CalibrationText:
 
     Attributes:
         documents: kept ones, in random order.
+        apart: other ones, to certify on.
         n_pool: documents that were checked.
         n_dropped: those of them that overlap an evaluation item.
     """
 
     documents: tuple[Document, ...]
+    apart: tuple[Document, ...]
     n_pool: int
     n_dropped: int
 
@@ -51,37 +53,59 @@ class CalibrationText:
     def fingerprint(self) -> str:
         """SHA-256 of ids and texts in order."""
         digest = hashlib.sha256()
-        for document in self.documents:
+        for document in (*self.documents, *self.apart):
             digest.update(f"{document.id}\0{document.text}\0".encode())
         return digest.hexdigest()
 
 
 def select_text(
-    texts: Sequence[str], items: Iterable[Item], tokens: int, rng: np.random.Generator
+    texts: Sequence[str],
+    items: Iterable[Item],
+    tokens: int,
+    rng: np.random.Generator,
+    *,
+    apart: int = 0,
 ) -> CalibrationText:
     """Draw documents in random order, then drop those that overlap an item.
 
     The draw ends at ``POOL_FACTOR * tokens`` words. The result depends on the seed and the texts
     alone, not on a tokenizer.
 
+    Args:
+        texts: the documents of the source.
+        items: what they must not overlap.
+        tokens: words that must be left.
+        rng: draws the order.
+        apart: number of documents to keep apart from the others, for certification: the next ones
+            in the random order that do not overlap.
+
     Raises:
-        InputError: fewer than ``tokens`` words are left.
+        InputError: fewer than ``tokens`` words, or than ``apart`` other documents, are left.
     """
-    pool: list[Document] = []
-    n_words = 0
-    for index in map(int, rng.permutation(len(texts))):
-        if n_words >= POOL_FACTOR * tokens:
-            break
-        pool.append(Document(f"calibration-{index:05d}", texts[index]))
-        n_words += _count_words(texts[index])
-    dropped = overlapping([document.text for document in pool], items)
-    kept = tuple(document for index, document in enumerate(pool) if index not in dropped)
-    result = CalibrationText(kept, len(pool), len(dropped))
+    order = [
+        Document(f"calibration-{index:05d}", texts[index])
+        for index in map(int, rng.permutation(len(texts)))
+    ]
+    words_before = np.cumsum([0, *(_count_words(document.text) for document in order[:-1])])
+    n_pool = int((words_before < POOL_FACTOR * tokens).sum())
+    checked = order[: n_pool + POOL_FACTOR * apart]
+    dropped = overlapping([document.text for document in checked], items)
+    kept, others = (
+        tuple(checked[index] for index in part if index not in dropped)
+        for part in (range(n_pool), range(n_pool, len(checked)))
+    )
+    n_dropped = sum(index < n_pool for index in dropped)
+    result = CalibrationText(kept, others[:apart], n_pool, n_dropped)
     if result.n_words < tokens:
         raise InputError(
-            f"{result.n_words} words are left in {len(kept)} documents ({len(dropped)} of "
-            f"{len(pool)} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
+            f"{result.n_words} words are left in {len(kept)} documents ({n_dropped} of "
+            f"{n_pool} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
             "as many words are needed"
+        )
+    if len(others) < apart:
+        raise InputError(
+            f"{len(others)} documents are left apart from those that everything else is fitted on; "
+            f"calibration.documents is {apart} (or lower calibration.tokens, which is {tokens})"
         )
     return result
 

@@ -17,6 +17,7 @@ from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
+CERTIFICATION_FILE = "certification.parquet"
 CALIBRATION = "calibration"
 """Name of the calibration text, where the name of an evaluation set is allowed too."""
 
@@ -65,7 +66,8 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         config: the study.
         raw: folder of fetched files, of all sets and of the calibration text.
         prepared: folder of the prepared sets.
-        out: Parquet file with columns ``id`` and ``text``; the manifest is ``.json`` beside it.
+        out: Parquet file with columns ``id`` and ``text``; the manifest is ``.json`` beside it, and
+            the documents that strategies are certified on, if any are, ``certification.parquet``.
 
     Raises:
         InputError: a broken file, or too little text is left.
@@ -87,13 +89,16 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         }
     rng = data_rng(config.seed, CALIBRATION)
     try:
-        result = select_text(texts, checked, config.calibration.tokens, rng)
+        apart = config.calibration.documents if config.certified else 0
+        result = select_text(texts, checked, config.calibration.tokens, rng, apart=apart)
     except InputError as error:
         raise InputError(f"calibration.source: {origin}: {error}") from error
     write_documents(result.documents, out)
+    write_documents(result.apart, out.with_name(CERTIFICATION_FILE))
     manifest = {
         "source": source.model_dump(),
         "documents": len(result.documents),
+        "documents_apart": len(result.apart),
         "words": result.n_words,
         "sha256": result.fingerprint,
         "overlap": {
