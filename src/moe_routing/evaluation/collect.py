@@ -1,4 +1,4 @@
-"""All cells of a study as one table, and the controls beside them as another."""
+"""All cells of a study as one table, and controls and levers beside them as others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROUTING = (
 def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of cells, one row each in config order, and the long table of metrics.
 
-    Controls are among both, after the strategies.
+    Controls and levers are among both, after the strategies.
 
     Raises:
         InputError: a cell is missing, or its record lacks a key.
@@ -44,12 +44,15 @@ def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.
 
 
 def write_tables(config: StudyConfig, results: Path) -> None:
-    """Write ``full_routing_results.csv``, ``controls.csv``, ``all_metrics.csv`` (of both)."""
+    """Write ``full_routing_results.csv``, ``controls.csv``, ``levers.csv``, ``all_metrics.csv``.
+
+    The last one is of all of them.
+    """
     cells, metrics = collect_cells(config, results)
-    is_control = cells["strategy"].isin(config.controls)
     tables = {
-        "full_routing_results": cells[~is_control],
-        "controls": cells[is_control],
+        "full_routing_results": cells[cells["strategy"].isin(config.strategies)],
+        "controls": cells[cells["strategy"].isin(config.controls)],
+        "levers": cells[cells["strategy"].isin(config.levers)],
         "all_metrics": metrics,
     }
     for name, table in tables.items():

@@ -217,6 +217,26 @@ _NUMERICS = {
     "largest_item_difference": "largest change of an item's log-likelihood, nats",
 }
 
+_LEVERS = {
+    **_KEY,
+    "reference": "strategy compared with: the baseline, under its own best scale where the strategy "
+    "is; of the scaled baseline, the baseline",
+    "score": "what ranks experts",
+    "candidates": "which experts may be selected: all, or the model's own choice",
+    "dropped": "what stands in for an expert of the model's own choice that is not selected",
+    "scale": "whether the experts' output is multiplied by one number fitted on calibration text",
+    "mean_experts": "mean experts per token and layer",
+    "value": "loss of the strategy; of a multiple choice, that of the right one",
+    "reference_value": "loss of the reference",
+    "difference": "value minus reference_value",
+    "low": "lower limit of the difference, bootstrap-t over clusters",
+    "high": "upper limit of the difference",
+    "p_value": "two-sided p-value of no difference, permutation of names within clusters; not "
+    "adjusted",
+    "n_items": _ABOUT["n_items"],
+    "n_clusters": _ABOUT["n_clusters"],
+}
+
 _MISSING = {
     "dataset": "evaluation set",
     "strategy": "strategy id",
@@ -234,6 +254,7 @@ TABLES = {
     "primary": _PRIMARY,
     "controls": _CONTROLS,
     "numerics": _NUMERICS,
+    "levers": _LEVERS,
     "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""

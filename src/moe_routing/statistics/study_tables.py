@@ -25,6 +25,7 @@ from moe_routing.statistics.contrasts import (
     power_rows,
 )
 from moe_routing.statistics.controls import control_rows, numerics_rows
+from moe_routing.statistics.levers import lever_rows, reference_of
 from moe_routing.statistics.matched import matched_rows
 from moe_routing.statistics.multiplicity import adjust
 from moe_routing.statistics.overview import friedman_rows, pareto_rows
@@ -44,8 +45,8 @@ _KEY = ["strategy", "dataset", "metric"]
 def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """Compute every table from ``cells/`` and write it to ``statistics/``.
 
-    Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` if there are controls, for
-    families and costs, and ``model.json``: strategies that are the same routing on this model are
+    Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` and ``levers.csv`` if there
+    are any, for families and costs, and ``model.json``: strategies that are the same routing on this model are
     tested once (:meth:`moe_routing.config.study.StudyConfig.duplicates`). Cells of the config that
     do not exist are left out and listed in ``missing.csv``. Of the tables only ``pareto_time.csv``
     depends on timings.
@@ -61,8 +62,9 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     results = Path(results_dir)
     comparison = results / "comparison"
     overview = [_read_overview(comparison / "full_routing_results.csv")]
-    if config.controls:
-        overview.append(_read_overview(comparison / "controls.csv"))
+    for name in ("controls", "levers"):
+        if getattr(config, name):
+            overview.append(_read_overview(comparison / f"{name}.csv"))
     duplicates = config.duplicates(ModelRule.of(read_json(results / "model.json")))
     tables = study_tables(
         results / "cells",
@@ -77,6 +79,7 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
             if name not in duplicates
         },
         numerics={arm.name: arm.changed for arm in config.numerics},
+        levers=config.levers,
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
@@ -94,6 +97,7 @@ def study_tables(
     seed: int,
     controls: Mapping[str, Control] | None = None,
     numerics: Mapping[str, str] | None = None,
+    levers: Sequence[str] = (),
 ) -> dict[str, pd.DataFrame]:
     """Return every table by name, with the columns of :mod:`moe_routing.statistics.columns`.
 
@@ -108,6 +112,7 @@ def study_tables(
         controls: the controls by id; of the other tables they are in matched_compute and on the
             Pareto fronts only, as points of static curves and as rivals.
         numerics: what each numerics arm changes.
+        levers: strategies of the table ``levers`` alone.
 
     Raises:
         InputError: see :func:`write_statistics`.
@@ -129,6 +134,9 @@ def study_tables(
     arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics)
     tables["numerics"] = pd.DataFrame(arms)
     missing += missing_arms
+    found, missing_levers = _levers(cells, with_baseline, settings, seed, levers, costs)
+    tables["levers"] = pd.DataFrame(found)
+    missing += missing_levers
     tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"], settings)
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings, secondary=True)
@@ -184,6 +192,26 @@ def _numerics(
             usual = load_cells(cells, [baseline], {dataset: task})
             panel = make_panel(usual + load_cells(folder, arms, {dataset: task}))
             rows += numerics_rows(panel, numerics, settings, seed)
+    return rows, missing
+
+
+def _levers(
+    cells: Path,
+    datasets: Mapping[str, str],
+    settings: StatisticsConfig,
+    seed: int,
+    levers: Sequence[str],
+    costs: _Costs,
+) -> tuple[Rows, Rows]:
+    """Return the rows of the levers, and rows about what is missing."""
+    if not levers:
+        return [], []
+    present, missing = find_cells(cells, [settings.baseline, *levers], datasets, settings.baseline)
+    references = {name: reference_of(name, settings.baseline) for name in levers}
+    rows: Rows = []
+    for dataset, names in present.items():
+        panel = make_panel(load_cells(cells, names, {dataset: datasets[dataset]}))
+        rows += lever_rows(panel, references, settings, seed, costs.experts(dataset))
     return rows, missing
 
 
