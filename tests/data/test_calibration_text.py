@@ -49,9 +49,11 @@ def test_too_little_left_is_an_error() -> None:
 def test_documents_apart_are_the_next_ones_that_do_not_overlap() -> None:
     alone = select_text(TEXTS, [], 100, np.random.default_rng(0))
     both = select_text(TEXTS, [], 100, np.random.default_rng(0), apart=10)
-    assert both.documents == alone.documents and not alone.apart
+    assert both.documents == alone.documents
+    assert not alone.apart
     order = [int(document.id[-5:]) for document in (*both.documents, *both.apart)]
-    assert len(set(order)) == 30 and len(both.apart) == 10
+    assert len(set(order)) == 30
+    assert len(both.apart) == 10
     first = order[20]
     items = [document_item("d", first, TEXTS[first], TEXTS[first])]
     fewer = select_text(TEXTS, items, 100, np.random.default_rng(0), apart=10)

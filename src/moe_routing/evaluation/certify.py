@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_routing.config.study import load_config
+from moe_routing.data.prepare import CERTIFICATION_FILE
 from moe_routing.engine.adapters import model_fingerprint
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
 from moe_routing.evaluation.damage import Damage, Documents
-from moe_routing.routing.calibration import Calibration
+from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.routing.calibration import Calibration, certificate_path
 from moe_routing.routing.certificate import Certificate
+from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.statistics.risk_control import least_controlled, risk
 
@@ -78,6 +84,36 @@ def certify_on(documents: Documents, strategy: Certified, calibration: Calibrati
         tried={f"{trial.budget(level):g}": mean for level, mean in found.mean_losses.items()},
         fingerprint=model_fingerprint(documents.model),
     )
+
+
+def certify_study(results: Path, strategy_ids: Sequence[str]) -> Iterator[Certificate]:
+    """Certify strategies on the documents of a study, and write and yield their certificates.
+
+    Raises:
+        InputError: a strategy that is not certified; see :func:`certify`.
+    """
+    config = load_config(results / "config.yaml")
+    strategies = []
+    for name in strategy_ids:
+        strategy = parse_strategy(name)
+        if not isinstance(strategy, Certified):
+            allowed = ", ".join(config.certified) or "ids such as certified_k8_m001"
+            raise InputError(f"strategy '{name}' has no certificate; allowed: {allowed}")
+        strategies.append(strategy)
+    calibration = Calibration.load(results / "calibration", *strategies, fitted_by_running=False)
+    texts = list(pd.read_parquet(results / "data" / CERTIFICATION_FILE)["text"])
+    loaded = load_study_model(config.model, results, config.resources.threads)
+    documents = Documents(
+        loaded.model,
+        loaded.tokenizer,
+        texts,
+        window=config.evaluation.window,
+        token_budget=config.evaluation.token_budget,
+    )
+    for strategy in strategies:
+        certificate = certify_on(documents, strategy, calibration)
+        certificate.save(certificate_path(results / "calibration", strategy.id))
+        yield certificate
 
 
 @dataclass

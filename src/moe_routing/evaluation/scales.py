@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 from scipy.optimize import minimize_scalar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_routing.config.study import load_config
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
-from moe_routing.routing.calibration import Calibration
+from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.routing.calibration import Calibration, save_scales
 from moe_routing.routing.strategies import Strategy
 
 SCALES = (0.5, 2.0)
 """Smallest and largest scale."""
-TOLERANCE = 0.01
+DOCUMENTS = 32
+"""Documents of a study's calibration text that scales are fitted on."""
+TOLERANCE = 0.02
 """Scales are not told apart more finely: the loss is flat around the best one."""
 
 
@@ -59,3 +65,30 @@ def fit_scale(
 
     found = minimize_scalar(loss, bounds=SCALES, method="bounded", options={"xatol": TOLERANCE})
     return round(float(found.x), 3)
+
+
+def scale_study(results: Path) -> dict[str, float]:
+    """Fit and write the scales of a study's strategies, and return them by id.
+
+    Raises:
+        InputError: see :func:`fit_scale`.
+    """
+    config = load_config(results / "config.yaml")
+    strategies = [config.parsed[name] for name in config.scaled]
+    calibration = Calibration.load(results / "calibration", *strategies, fitted_by_running=False)
+    texts = list(pd.read_parquet(results / "data" / "calibration.parquet")["text"][:DOCUMENTS])
+    loaded = load_study_model(config.model, results, config.resources.threads)
+    scales = {
+        strategy.id: fit_scale(
+            loaded.model,
+            loaded.tokenizer,
+            texts,
+            strategy,
+            calibration,
+            window=config.evaluation.window,
+            token_budget=config.evaluation.token_budget,
+        )
+        for strategy in strategies
+    }
+    save_scales(scales, results / "calibration")
+    return scales

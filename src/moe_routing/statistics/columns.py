@@ -219,8 +219,8 @@ _NUMERICS = {
 
 _LEVERS = {
     **_KEY,
-    "reference": "strategy compared with: the baseline, under its own best scale where the strategy "
-    "is; of the scaled baseline, the baseline",
+    "reference": "strategy compared with: the baseline, scaled too where the strategy is; of the "
+    "scaled baseline, the baseline",
     "score": "what ranks experts",
     "candidates": "which experts may be selected: all, or the model's own choice",
     "dropped": "what stands in for an expert of the model's own choice that is not selected",

@@ -46,10 +46,10 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """Compute every table from ``cells/`` and write it to ``statistics/``.
 
     Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` and ``levers.csv`` if there
-    are any, for families and costs, and ``model.json``: strategies that are the same routing on this model are
-    tested once (:meth:`moe_routing.config.study.StudyConfig.duplicates`). Cells of the config that
-    do not exist are left out and listed in ``missing.csv``. Of the tables only ``pareto_time.csv``
-    depends on timings.
+    are any, for families and costs, and ``model.json``: strategies that are the same routing on
+    this model are tested once (:meth:`moe_routing.config.study.StudyConfig.duplicates`). Cells of
+    the config that do not exist are left out and listed in ``missing.csv``. Of the tables only
+    ``pareto_time.csv`` depends on timings.
 
     Args:
         config: the study.
