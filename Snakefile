@@ -33,6 +33,7 @@ else:
     include: "workflow/rules/fetch.smk"
     include: "workflow/rules/data.smk"
     include: "workflow/rules/calibrate.smk"
+    include: "workflow/rules/certify.smk"
     include: "workflow/rules/evaluate.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"

@@ -1,4 +1,4 @@
-"""Collect every cell into comparison/full_routing_results.csv, controls.csv and all_metrics.csv.
+"""Collect every cell into the tables of comparison/: strategies, controls, levers, all metrics.
 
 By hand: python scripts/collect.py --results results/default
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -131,6 +131,33 @@ def null_files(nulls: Iterable[str], results: str) -> list[str]:
     names = list(nulls)
     files = [f"{results}/calibration/nulls/{null}.safetensors" for null in names]
     return [*files, *toggle_files(names, results)]
+
+
+def calibration_files(
+    study: StudyConfig, strategies: Sequence[str], results: str, *, fitted_by_running: bool = True
+) -> list[str]:
+    """Return the files of the calibration that strategies read, besides the sampled logits.
+
+    Args:
+        study: the config.
+        strategies: ids.
+        results: folder of the study.
+        fitted_by_running: with certificates and scales, which are fitted by running the strategies.
+    """
+    folder, parsed = f"{results}/calibration", [study.parsed[name] for name in strategies]
+    files = null_files(study.nulls_of(*strategies), results)
+    if any(strategy.needs_outputs for strategy in parsed):
+        files.append(f"{folder}/expert_outputs.safetensors")
+    if any(strategy.needs_toggles for strategy in parsed):
+        files.append(f"{folder}/toggles.safetensors")
+    if fitted_by_running:
+        files += [
+            f"{folder}/certificates/{strategy.id}.json"
+            for strategy in parsed
+            if strategy.needs_certificate
+        ]
+        files += [f"{folder}/scales.json"] if any(s.needs_scale for s in parsed) else []
+    return list(dict.fromkeys(files))
 
 
 def null_options(study: StudyConfig, null: str, results: str) -> list[str]:

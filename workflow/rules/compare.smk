@@ -1,4 +1,4 @@
-# From cells to one table, and from controls to another.
+# From cells to one table, and from controls and levers to others.
 
 
 rule collect:
@@ -11,6 +11,7 @@ rule collect:
     output:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
         controls=f"{RESULTS}/comparison/controls.csv",
+        levers=f"{RESULTS}/comparison/levers.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
     log:
         f"{RESULTS}/logs/collect.log",
@@ -21,7 +22,7 @@ rule collect:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=sections(study, "strategies", "controls"),
+        settings=sections(study, "strategies", "controls", "levers"),
         results=subpath(output.cells, ancestor=2),
     message:
         "Collecting the cells"

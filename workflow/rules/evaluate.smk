@@ -1,7 +1,7 @@
 # The GPU jobs. One scores a few strategies of a family, or a few controls, on every evaluation set,
 # so that starting Python and loading the model serves them all; and one scores the baseline under
 # every numerics arm. A rule has the same number of outputs for any wildcard, hence one rule per job.
-from moe_routing.workflow import null_files
+from moe_routing.workflow import calibration_files
 
 for strategies in study.scoring_jobs:
 
@@ -12,7 +12,9 @@ for strategies in study.scoring_jobs:
             model=f"{RESULTS}/model.json",
             data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
             sample=f"{RESULTS}/calibration/router_logits.safetensors",
-            nulls=null_files(study.nulls_of(*strategies, study.statistics.baseline), RESULTS),
+            calibration=calibration_files(
+                study, [*strategies, study.statistics.baseline], RESULTS
+            ),
             # One of the strategies may be the baseline under another id, and is not scored again.
             baseline=expand(
                 f"{RESULTS}/cells/{study.statistics.baseline}/{{dataset}}.{{kind}}",
@@ -30,8 +32,8 @@ for strategies in study.scoring_jobs:
             f"{RESULTS}/logs/evaluate/{strategies[0]}.log",
         benchmark:
             f"{RESULTS}/benchmarks/evaluate/{strategies[0]}.tsv"
-        # Controls with many experts are the longest jobs, so that they start with the first.
-        priority: int(strategies[0] in study.controls)
+        # Controls with many experts, and levers, are the longest jobs, so that they start with the first.
+        priority: int(strategies[0] not in study.strategies)
         conda:
             "../../envs/model.yaml"
         threads: study.resources.threads
@@ -66,7 +68,7 @@ rule numerics:
         model=f"{RESULTS}/model.json",
         data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
         sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        nulls=null_files(study.nulls_of(study.statistics.baseline), RESULTS),
+        calibration=calibration_files(study, [study.statistics.baseline], RESULTS),
     output:
         tables=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",

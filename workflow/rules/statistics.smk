@@ -1,11 +1,12 @@
-# Paired tests: every strategy against the baseline, every control against what it takes apart, the
-# baseline against itself.
+# Paired tests: every strategy against the baseline, every control against what it takes apart, every
+# lever as is and at fitted scale, the baseline against itself.
 
 
 rule statistics:
     input:
         cells=rules.collect.output.cells,
         controls=rules.collect.output.controls,
+        levers=rules.collect.output.levers,
         tables=expand(
             f"{RESULTS}/cells/{{strategy}}/{{dataset}}.parquet",
             strategy=study.scored,
@@ -25,7 +26,7 @@ rule statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=sections(study, "statistics", "seed", "strategies", "controls", "numerics"),
+        settings=sections(study, "statistics", "seed", "strategies", "controls", "levers", "numerics"),
         results=subpath(output[0], ancestor=2),
     message:
         "Testing every strategy against {study.statistics.baseline}"

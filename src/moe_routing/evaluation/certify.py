@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,14 @@ from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.routing.calibration import Calibration, certificate_path
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies.absolute import Absolute
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.statistics.risk_control import least_controlled, risk
 
 BUDGETS_PER_EXPERT = 40
 """Budgets that are told apart, per expert. A coarse grid leaves part of the margin unused."""
+KEEP_ALL = sys.float_info.min
+"""A threshold that every score is above."""
 CLIP = 10
 """A document counts with a damage of at most this many margins."""
 
@@ -144,11 +148,22 @@ class _Trial:
     def threshold(self, level: int) -> float:
         """Return the smallest score that is kept; the last level keeps all that it may."""
         if level == self.levels - 1:
-            return 0.0
-        return self.strategy.rule(budget=self.budget(level)).fitted_threshold(self.calibration)
+            return KEEP_ALL
+        return self._rule(budget=self.budget(level)).threshold_of(self.calibration)
+
+    def _rule(self, **how: float) -> Absolute:
+        strategy = self.strategy
+        return Absolute(
+            max_k=strategy.max_k,
+            weighting=strategy.weighting,
+            score=strategy.score,
+            candidates=strategy.candidates,
+            dropped=strategy.dropped,
+            **how,
+        )
 
     def losses(self, level: int) -> NDArray[np.float64]:
         """Return the clipped damage of every document, (n,)."""
-        rule = self.strategy.rule(threshold=self.threshold(level))
+        rule = self._rule(threshold=self.threshold(level))
         self.damages[level] = self.documents.damage(rule, self.calibration)
         return np.minimum(self.damages[level].kl_n, self.bound)

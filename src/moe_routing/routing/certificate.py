@@ -22,7 +22,7 @@ class Certificate:
         strategy: id of the strategy.
         margin: nats per token.
         threshold: smallest score of an expert that is kept, on the score's own scale; see
-            :mod:`moe_routing.routing.strategies.absolute`. 0 keeps every candidate.
+            :mod:`moe_routing.routing.strategies.absolute`.
         budget: mean experts per token and layer that the threshold was made for.
         bound: largest damage that a document can count with.
         documents: number of calibration documents.

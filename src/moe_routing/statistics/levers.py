@@ -35,7 +35,7 @@ def reference_of(strategy_id: str, baseline: str) -> str:
     ('stock_scaled', 'stock')
     """
     scaled = parse_strategy(baseline).model_copy(update={"scale": SCALED}).id
-    is_scaled = parse_strategy(strategy_id).options.scale == SCALED
+    is_scaled = parse_strategy(strategy_id).scale == SCALED
     return scaled if is_scaled and strategy_id != scaled else baseline
 
 
@@ -68,17 +68,17 @@ def lever_rows(
     mean_S = value_NS.sum(0) / panel.units(metric).sum()
     rows = []
     for s, (arm, reference) in enumerate(found.items()):
-        options = parse_strategy(arm).options
+        strategy = parse_strategy(arm)
         rows.append(
             {
                 "strategy": arm,
                 "dataset": panel.dataset,
                 "metric": metric.name,
                 "reference": reference,
-                "score": options.score,
-                "candidates": options.candidates,
-                "dropped": options.dropped,
-                "scale": options.scale,
+                "score": strategy.score,
+                "candidates": strategy.candidates,
+                "dropped": strategy.dropped,
+                "scale": strategy.scale,
                 "mean_experts": experts.get(arm, np.nan),
                 "value": mean_S[place[arm]],
                 "reference_value": mean_S[place[reference]],
