@@ -5,8 +5,8 @@
 
 The documents are those that a finished study keeps apart to certify on, and those of its perplexity
 set: both are drawn from one source if the study's config says so. Every rule is run once at every
-budget of a grid. Then, for every split into halves, conformal risk control chooses the budget on one
-half, and the damage (KL from stock, nats per token) is measured on the other.
+budget of a grid. Then, for every split into halves, conformal risk control chooses the budget on
+one half, and the damage (KL from stock, nats per token) is measured on the other.
 """
 
 from __future__ import annotations
