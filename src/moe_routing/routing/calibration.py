@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import Null, load_null
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NeededId
 
+if TYPE_CHECKING:
+    from moe_routing.routing.certificate import Certificate
+
 SAMPLE_FILE = "router_logits.safetensors"
+OUTPUTS_FILE = "expert_outputs.safetensors"
 TOGGLES_FILE = "toggles.safetensors"
 
 
@@ -31,17 +37,31 @@ class Calibration:
         sample: router logits on calibration text.
         nulls: fitted nulls by id.
         toggles: toggled experts of calibration text, None if no null was fitted on them.
+        outputs: outputs of experts on calibration text, None if nothing needs them.
+        scales: the fitted factor of all weights, by id of the strategy.
+        certificates: certified thresholds, by id of the strategy.
     """
 
     sample: CalibrationSample
     nulls: dict[str, Null] = field(default_factory=dict)
     toggles: Toggles | None = None
+    outputs: ExpertOutputs | None = None
+    scales: dict[str, float] = field(default_factory=dict)
+    certificates: dict[str, Certificate] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path | str, null_ids: tuple[str, ...] = ()) -> Calibration:
+    def load(
+        cls, folder: Path | str, null_ids: tuple[str, ...] = (), *, outputs: bool = False
+    ) -> Calibration:
         """Read the sample and the named nulls of a calibration folder.
 
-        The toggles are read for nulls ``needed``, which are bound to all weights of their model.
+        The toggles and the expert outputs, which are bound to all weights of their model, are read
+        for nulls ``needed``.
+
+        Args:
+            folder: the calibration folder of a study.
+            null_ids: ids of the nulls to read.
+            outputs: whether to read the expert outputs in any case.
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
@@ -49,8 +69,9 @@ class Calibration:
         sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
         toggled = any(NeededId.parse(name) for name in null_ids)
         toggles = Toggles.load(Path(folder) / TOGGLES_FILE) if toggled else None
+        found = ExpertOutputs.load(Path(folder) / OUTPUTS_FILE) if outputs else None
         nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
-        return cls(sample, nulls, toggles)
+        return cls(sample, nulls, toggles, found)
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.
