@@ -274,7 +274,7 @@ def test_packed_scoring_equals_plain_passes(own, tokenizer, name):
             targets = torch.tensor(request.target_ids)
             expected = float(log_TV[-len(targets) :].gather(1, targets[:, None]).sum())
             for found in scores:
-                assert found[n].log_likelihood == pytest.approx(expected, abs=1e-6)
+                assert found[n].log_likelihood == pytest.approx(expected, rel=1e-6)
 
 
 def test_padding_gets_no_means(own):
