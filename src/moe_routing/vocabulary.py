@@ -18,16 +18,18 @@ from moe_routing.errors import InputError
 
 OwnWeighting = Literal["softmax", "renormalised"]
 """How models weight the experts they select: OLMoE by raw probabilities, others renormalise."""
-FixedWeighting = Literal["softmax", "renormalised", "uniform", "mass_matched"]
+FixedWeighting = Literal["softmax", "renormalised", "uniform", "mass_matched", "sqrt_mass_matched"]
 """A weighting that does not depend on the model."""
-Weighting = Literal["model", "softmax", "renormalised", "uniform", "mass_matched"]
+Weighting = Literal[
+    "model", "softmax", "renormalised", "uniform", "mass_matched", "sqrt_mass_matched"
+]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 """How selected experts are weighted; see :func:`moe_routing.routing.weighting.weigh`. ``model`` is
 the model's own weighting: it is trained for these weights, any other changes more than the choice
 of experts."""
 
-Score = Literal["probability", "mean_norm", "norm", "consequence", "exact_norm"]
-SCORES: tuple[Score, ...] = get_args(Score)
+ExpertScore = Literal["probability", "mean_norm", "norm", "consequence", "exact_norm"]
+EXPERT_SCORES: tuple[ExpertScore, ...] = get_args(ExpertScore)
 """What ranks experts; see :mod:`moe_routing.routing.scores`. It never enters the weights."""
 Candidates = Literal["all", "own"]
 """Which experts a strategy may select: all of a layer, or those of the model's own choice, so that

@@ -10,6 +10,7 @@ import torch
 
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.procedures import p_to_e
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
@@ -208,7 +209,12 @@ def _dynskip(strategy, calibration, layer):
     return lambda p, unmasked: min(sum(v >= beta * p[0] for v in p[: strategy.max_k]), unmasked)
 
 
+def _absolute(strategy, calibration, layer):
+    return lambda p, unmasked: sum(value >= strategy.threshold for value in p[:unmasked])
+
+
 RIVALS = {
+    "absolute": _absolute,
     "adaptive": _adaptive,
     "minp": _minp,
     "topp": _topp,
@@ -272,5 +278,30 @@ def simulated_toggles(
         rank_weight_E=weight_E,
         noise_L=torch.zeros(layers, dtype=torch.float64),
         rule=ModelRule(8, weighting),
+        fingerprint="all weights",
+    )
+
+
+def simulated_outputs(sample: CalibrationSample, rng: np.random.Generator) -> ExpertOutputs:
+    """Made-up outputs of experts: small slopes, so that norms differ by a factor of about two."""
+    layers, tokens, experts = sample.logits_LTE.shape
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return scale * torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+    return ExpertOutputs(
+        mean_LEH=normal(layers, experts, HIDDEN),
+        log_mean_norm_LE=normal(layers, experts),
+        log_mean_deviation_LE=normal(layers, experts),
+        slope_LEH=normal(layers, experts, HIDDEN, scale=0.1),
+        offset_LE=normal(layers, experts),
+        deviation_slope_LEH=normal(layers, experts, HIDDEN, scale=0.1),
+        deviation_offset_LE=normal(layers, experts),
+        r2_L=torch.ones(layers, dtype=torch.float64),
+        deviation_r2_L=torch.ones(layers, dtype=torch.float64),
+        explained_L=torch.ones(layers, dtype=torch.float64),
+        sample_log_norm_LTE=normal(layers, tokens, experts),
+        sample_log_deviation_LTE=normal(layers, tokens, experts),
+        rule=sample.rule,
         fingerprint="all weights",
     )

@@ -51,12 +51,12 @@ def test_every_strategy_of_the_package_is_found():
         if cls.__module__.startswith(package) and not cls.__abstractmethods__
     }
     assert found == concrete
-    assert len(found) == 19
+    assert len(found) == 21
     assert all(issubclass(cls, ControlStrategy) for cls in controls().values())
 
 
 def test_static_curves_come_first_and_the_kinds_in_the_order_of_the_texts():
-    assert list(families())[:5] == ["regular", "normalized", "uniform", "stock", "adaptive"]
+    assert list(families())[:5] == ["regular", "normalized", "uniform", "stock", "absolute"]
     curves = {weighting: entry.name for weighting, entry in static_families().items()}
     assert curves == {
         "softmax": "regular", "renormalised": "normalized", "uniform": "uniform", "model": "stock",

@@ -17,15 +17,20 @@ def strategy_objects(draw: st.DrawFn):
     """Any strategy with any legal parameters, made without an id."""
     cls = draw(st.sampled_from(list(families().values())))
     values = {}
+    left_out = draw(st.sampled_from(["threshold", "budget"]))  # absolute takes one of them
     for name in cls.codes:
-        if cls.model_fields[name].annotation is float:
+        if name == left_out:
+            continue
+        if name == "budget":
+            values[name] = draw(st.integers(1, 199)) / 100
+        elif cls.is_fraction(name):
             digits = draw(st.integers(1, 5))
             values[name] = draw(st.integers(1, 10**digits - 1)) / 10**digits
         elif name == "min_k":
             values[name] = draw(st.integers(1, 2))
         else:
             values[name] = draw(st.integers(2, 128))
-    for word in cls.words:
+    for word in (*cls.words, *cls.common_words):
         values[word] = draw(st.sampled_from(cls.choices(word)))
     base = cls(**values)
     if issubclass(cls, Ranked) and draw(st.booleans()):
@@ -55,6 +60,16 @@ def test_every_id_names_its_strategy_and_fits_a_file_name(strategy):
         ("dynskip_k8_q050", {"proportion": 0.5}),
         ("perlayer_k6", {"mean_k": 6}),
         ("shuffle_s3.bh_k16_a005", {"seed": 3}),
+        ("regular_k4_norm", {"k": 4, "score": "norm", "dropped": "omitted"}),
+        ("regular_k4_norm_compensated", {"score": "norm", "dropped": "compensated"}),
+        ("stock_k4_mean-norm_own_compensated_scaled", {"candidates": "own", "scale": "scaled"}),
+        ("minp_k8_t010_sqrt-mass-matched_exact-norm", {"weighting": "sqrt_mass_matched"}),
+        ("absolute_k8_b4", {"budget": 4.0, "threshold": None, "candidates": "own"}),
+        ("absolute_k8_b35_all", {"budget": 3.5, "candidates": "all"}),
+        ("absolute_k8_t000001_consequence", {"threshold": 1e-5, "score": "consequence"}),
+        ("certified_k8_m001", {"margin": 0.01, "score": "consequence", "candidates": "own"}),
+        ("certified_k8_m001_probability_all_omitted", {"score": "probability"}),
+        ("shuffle.absolute_k8_b4_norm", {"score": "norm", "candidates": "own"}),
     ],
 )
 def test_ids_mean_what_they_say(strategy_id, meaning):
@@ -93,6 +108,20 @@ def test_every_null_and_weighting_can_be_named():
         ("minp_k8_t000", "ratio is 0.0; input should be greater than 0"),
         ("dynskip_k1_q050", "max_k is 1; input should be greater than or equal to 2"),
         ("regular_k-8", "unknown part 'k-8'; allowed: k<number>"),
+        (
+            "regular_k8_nrm",
+            "unknown part 'nrm'; allowed: k<number>, probability, mean-norm, norm",
+        ),
+        ("regular_k8_norm_norm", "score is given twice; allowed: once"),
+        ("shuffle_norm.bh_k8_a005", "unknown part 'norm'; allowed: s<number>"),
+        ("absolute_k8", "threshold (t) and budget (b): neither is given; allowed: one of them"),
+        (
+            "absolute_k8_t01_b4",
+            "threshold (t) and budget (b): both are given; allowed: one of",
+        ),
+        ("absolute_k8_b9", "budget is 9; allowed: at most max_k = 8"),
+        ("absolute_k8_b0", "budget is 0.0; input should be greater than 0"),
+        ("certified_k8", "margin: Field required"),
     ],
 )
 def test_a_bad_id_ends_in_one_line_that_says_what_is_allowed(strategy_id, line):

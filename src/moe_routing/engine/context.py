@@ -37,6 +37,7 @@ class ForwardContext:
     counts_T: Tensor | None = None
 
 
+_DROPPED: ContextVar[Tensor | None] = ContextVar("dropped_weights", default=None)
 _CURRENT: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
 
 
@@ -53,3 +54,15 @@ def forward_context(context: ForwardContext) -> Iterator[ForwardContext]:
 def current_context() -> ForwardContext:
     """Return the state of the present forward pass; a default one if none was set."""
     return _CURRENT.get() or ForwardContext()
+
+
+def pass_dropped_weights(weight_TE: Tensor) -> None:
+    """Leave the weights of dropped experts for the experts module of the same layer and thread."""
+    _DROPPED.set(weight_TE)
+
+
+def take_dropped_weights() -> Tensor | None:
+    """Return what the router of the layer left, and forget it."""
+    weight_TE = _DROPPED.get()
+    _DROPPED.set(None)
+    return weight_TE

@@ -5,10 +5,12 @@ Shape letters: T tokens, K slots per token, E experts, H hidden size.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -24,14 +26,20 @@ from moe_routing.engine.adapters import (
     model_fingerprint,
     router_fingerprint,
 )
-from moe_routing.engine.context import current_context
-from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
+from moe_routing.engine.context import (
+    current_context,
+    pass_dropped_weights,
+    take_dropped_weights,
+)
+from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION, output_norms
+from moe_routing.engine.module_types import Experts
 from moe_routing.engine.offload import weight_of
-from moe_routing.engine.patching import itself, patched_forward, replacements
+from moe_routing.engine.patching import Forward, itself, patched_forward, replacements
 from moe_routing.engine.recorder import Recorder
 from moe_routing.errors import InputError, WeightingWarning
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.rule import ModelRule
+from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router
@@ -64,8 +72,9 @@ def routed(
     Args:
         model: a transformers model with supported routers.
         strategy: a strategy or its id, such as ``"bh_k16_a005"``.
-        calibration: needed by strategies that test against a null or use thresholds; an object or
-            a folder written by the calibrate step.
+        calibration: needed by strategies that test against a null, use thresholds, predict how
+            large the outputs of experts are, or replace dropped ones; an object or a folder written
+            by the calibrate step.
         recorder: collects routing statistics.
         experts_implementation: how experts are computed inside the context; None keeps the
             model's own setting.
@@ -75,9 +84,10 @@ def routed(
 
     Raises:
         InputError: an unknown strategy; more experts than the model has; a calibration that is
-            missing or belongs to another model; a model without a supported router, with router
-            weights that cannot be read, or that is routed already; an experts implementation that
-            is unknown or cannot be chosen.
+            missing, lacks something, or belongs to another model; a compensated strategy with other
+            weights than the model's; a model without a supported router, with router weights that
+            cannot be read, or that is routed already; experts whose output cannot be changed, or an
+            experts implementation that is unknown or cannot be chosen.
 
     Example::
 
@@ -93,19 +103,37 @@ def routed(
     _warn_of_weighting(strategy, routers[0].rule)
     # Errors name the strategy as given; static top-k has no errors, and may get its k here.
     static = strategy.family.static_weighting is not None
-    selectors = {
-        rule: (own if static else strategy).selector(calibration, routers[0].num_experts)
+    scorer = ExpertScorer.of(strategy, calibration)
+    compensated = strategy.dropped == "compensated"
+    built = {
+        rule: Router(
+            (own if static else strategy).selector(calibration, routers[0].num_experts),
+            own.weighting_kind,
+            rule,
+            scorer,
+            compensated,
+            strategy.output_scale(calibration),
+        )
         for rule, own in resolved.items()
     }
+    exact = scorer is not None and scorer.score == "exact_norm"
+    experts = _experts(model, strategy, routers) if compensated or exact else []
+    mean_LEH = calibration.outputs.mean_LEH if compensated else None
     with ExitStack() as stack:
         for router in routers:
-            own = resolved[router.rule]
-            built = Router(selectors[router.rule], own.weighting_kind, router.rule)
-            forward = RouterForward(router, built, own, recorder, skips_padded_slots)
+            rule, layer = router.rule, router.layer
+            mean_EH = None if mean_LEH is None else mean_LEH[layer]
+            sizes = partial(output_norms, experts[layer], mean_EH=mean_EH) if exact else None
+            forward = RouterForward(
+                router, built[rule], resolved[rule], recorder, skips_padded_slots, sizes
+            )
             new = patched_forward(
                 router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'"
             )
             stack.enter_context(new)
+            if mean_EH is not None:
+                add_means = partial(CompensatedForward, mean_EH)
+                stack.enter_context(patched_forward(experts[layer], add_means))
         if experts_implementation is not None:
             stack.enter_context(chosen_experts(model, experts_implementation))
         yield model
@@ -125,26 +153,66 @@ def _check(
             f"allowed: at most the model's {experts}"
         )
     weight_of(routers[0].module)  # raises if it cannot be read
-    if not strategy.needs_calibration:
+    for router in routers if strategy.dropped == "compensated" else ():
+        kind = strategy.resolved(router.rule).weighting_kind
+        if kind not in ("model", router.rule.weighting):
+            raise InputError(
+                f"strategy '{strategy.id}' has {kind} weights; allowed with 'compensated': the "
+                f"model's own, {router.rule.weighting}"
+            )
+    if not strategy.uses_calibration:
         return None
     if calibration is None:
         raise InputError(f"strategy '{strategy.id}' needs a calibration of this model; none given")
     if not isinstance(calibration, Calibration):
         nulls = (strategy.needs_null,) if strategy.needs_null else ()
-        calibration = Calibration.load(calibration, nulls)
+        calibration = Calibration.load(calibration, nulls, outputs=strategy.needs_outputs)
     if calibration.sample.fingerprint != router_fingerprint(model):
         raise InputError(
             f"strategy '{strategy.id}': the calibration was made on other router weights "
             f"({calibration.sample.num_layers} layers, {calibration.sample.num_experts} experts); "
             f"make one on this model ({len(routers)} layers, {experts} experts)"
         )
-    toggles = calibration.toggles if NeededId.parse(strategy.needs_null or "") else None
-    if toggles is not None and toggles.fingerprint != model_fingerprint(model):
+    if strategy.dropped == "compensated" and calibration.outputs is None:
         raise InputError(
-            f"strategy '{strategy.id}': the calibration toggled experts of a model with "
-            "other weights or of another dtype; make a calibration on this one"
+            f"strategy '{strategy.id}' needs the mean outputs of the experts on calibration text; "
+            "none given (allowed: a calibration with expert outputs)"
         )
+    _check_weights(model, strategy, calibration)
     return calibration
+
+
+def _check_weights(model: PreTrainedModel, strategy: Strategy, calibration: Calibration) -> None:
+    """Check that what the strategy uses of a calibration belongs to this model's weights."""
+    toggled = strategy.needs_toggles or NeededId.parse(strategy.needs_null or "")
+    used = {
+        "toggled experts": calibration.toggles if toggled else None,
+        "computed expert outputs": calibration.outputs if strategy.needs_outputs else None,
+        "certified a strategy": strategy.certificate_of(calibration),
+    }
+    present = {did: part.fingerprint for did, part in used.items() if part is not None}
+    fingerprint = model_fingerprint(model) if present else None
+    for did, found in present.items():
+        if found != fingerprint:
+            raise InputError(
+                f"strategy '{strategy.id}': the calibration {did} of a model with other weights or "
+                "of another dtype; make a calibration on this one"
+            )
+
+
+def _experts(
+    model: PreTrainedModel, strategy: Strategy, routers: list[RouterModule]
+) -> list[Experts]:
+    """Return the experts modules, one per router, in layer order."""
+    experts = find_experts(model)
+    if len(experts) != len(routers):
+        part = "compensated" if strategy.dropped == "compensated" else "exact-norm"
+        raise InputError(
+            f"strategy '{strategy.id}': {type(model).__name__} has {len(routers)} routers and "
+            f"{len(experts)} experts modules whose output can be changed; allowed: one for each "
+            f"router, or a strategy without '{part}'"
+        )
+    return experts
 
 
 def _warn_of_weighting(strategy: Strategy, rule: ModelRule) -> None:
@@ -213,7 +281,8 @@ def _untraced(function: Function) -> Function:
 class RouterForward:
     """The forward of a router under a strategy: hidden states to (logits, weights, expert ids).
 
-    ``strategy`` is resolved: it leaves nothing to the model.
+    ``strategy`` is resolved: it leaves nothing to the model. ``sizes`` returns the exact norms of
+    all experts' outputs, (tokens, experts), for the strategies that rank by them.
     """
 
     router: RouterModule
@@ -221,6 +290,7 @@ class RouterForward:
     strategy: Strategy
     recorder: Recorder | None
     skips_padded_slots: Callable[[], bool]
+    sizes: Callable[[Tensor], Tensor] | None = None
 
     @_untraced  # sizes depend on the routing, and numpy sorts
     def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,11 +300,13 @@ class RouterForward:
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
         mask_T = current_context().mask_T
+        log_size_TE = None if self.sizes is None else self.sizes(hidden_TH).log()
         inputs = RouterInputs(
-            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, rule=self.route.rule
+            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, log_size_TE=log_size_TE
         )
         routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
+        dropped_TE = routing.dropped_weight_TE
         if self.recorder is not None:
             with torch.no_grad():  # sums must not keep the graphs of all passes alive
                 self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
@@ -242,9 +314,38 @@ class RouterForward:
             padding_T1 = ~mask_T.to(index_TK.device)[:, None]
             index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
             weight_TK = weight_TK.masked_fill(padding_T1, 0.0)
+            if dropped_TE is not None:
+                dropped_TE = dropped_TE.masked_fill(padding_T1, 0.0)
+        if dropped_TE is not None:
+            pass_dropped_weights(dropped_TE)
         if not self.skips_padded_slots():
             index_TK = index_TK.where(index_TK < router.num_experts, 0)
         return logits_TE, weight_TK.to(router.weight_dtype), index_TK
+
+
+class CompensatedForward:
+    """The forward of an experts module with the mean outputs of dropped experts added.
+
+    The weights of the dropped experts come from the router of the same layer, which runs before in
+    the same thread.
+    """
+
+    def __init__(self, mean_EH: Tensor, below: Forward) -> None:
+        """Keep the mean outputs, float32, (experts, hidden), and the forward to add them to."""
+        self._below = below
+        self._mean_on = functools.cache(mean_EH.to)
+
+    @_untraced
+    def __call__(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Compute the selected experts, then add one dense product."""
+        output = cast("Tensor", self._below(hidden_states, *args, **kwargs))
+        dropped_TE = take_dropped_weights()
+        if dropped_TE is None:
+            return output
+        mean_EH = self._mean_on(output.device, output.dtype)
+        # Products are summed in float32 also where the operands are in half precision.
+        dropped_TE = dropped_TE.to(output.device, output.dtype)
+        return torch.addmm(output.flatten(0, -2), dropped_TE, mean_EH).view_as(output)
 
 
 def routes_in_order(model: nn.Module) -> bool:

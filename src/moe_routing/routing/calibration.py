@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from moe_routing.errors import InputError
+from moe_routing.files import atomic_path, read_json
+from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.nulls import Null, load_null
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NeededId
 
+if TYPE_CHECKING:
+    from moe_routing.routing.strategies import Strategy
+
 SAMPLE_FILE = "router_logits.safetensors"
 OUTPUTS_FILE = "expert_outputs.safetensors"
+SCALES_FILE = "scales.json"
 TOGGLES_FILE = "toggles.safetensors"
+
+
+def certificate_path(folder: Path | str, strategy_id: str) -> Path:
+    """Return the file of a strategy's certificate."""
+    return Path(folder) / "certificates" / f"{strategy_id}.json"
+
+
+def save_scales(scales: Mapping[str, float], folder: Path | str) -> None:
+    """Write the fitted scales of strategies, by id."""
+    with atomic_path(Path(folder) / SCALES_FILE) as temporary:
+        temporary.write_text(json.dumps(scales, indent=2) + "\n", encoding="utf-8")
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -34,16 +54,25 @@ class Calibration:
         nulls: fitted nulls by id.
         toggles: toggled experts of calibration text, None if no null was fitted on them.
         outputs: outputs of experts on calibration text, None if nothing needs them.
+        scales: the fitted factor of all weights, by id of the strategy.
+        certificates: certified thresholds, by id of the strategy.
     """
 
     sample: CalibrationSample
     nulls: dict[str, Null] = field(default_factory=dict)
     toggles: Toggles | None = None
     outputs: ExpertOutputs | None = None
+    scales: dict[str, float] = field(default_factory=dict)
+    certificates: dict[str, Certificate] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, folder: Path | str, null_ids: tuple[str, ...] = (), *, outputs: bool = False
+        cls,
+        folder: Path | str,
+        null_ids: Sequence[str] = (),
+        *,
+        outputs: bool = False,
+        toggles: bool = False,
     ) -> Calibration:
         """Read the sample and the named nulls of a calibration folder.
 
@@ -54,16 +83,47 @@ class Calibration:
             folder: the calibration folder of a study.
             null_ids: ids of the nulls to read.
             outputs: whether to read the expert outputs in any case.
+            toggles: whether to read the toggles in any case.
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
         """
-        sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
-        toggled = any(NeededId.parse(name) for name in null_ids)
-        toggles = Toggles.load(Path(folder) / TOGGLES_FILE) if toggled else None
-        found = ExpertOutputs.load(Path(folder) / OUTPUTS_FILE) if outputs or toggled else None
-        nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
-        return cls(sample, nulls, toggles, found)
+        folder = Path(folder)
+        sample = CalibrationSample.load(folder / SAMPLE_FILE)
+        needed = any(NeededId.parse(name) for name in null_ids)
+        toggled = Toggles.load(folder / TOGGLES_FILE) if toggles or needed else None
+        measured = ExpertOutputs.load(folder / OUTPUTS_FILE) if outputs or needed else None
+        nulls = {name: load_null(null_path(folder, name), sample, toggled) for name in null_ids}
+        return cls(sample, nulls, toggled, measured)
+
+    @classmethod
+    def for_strategies(
+        cls, folder: Path | str, *strategies: Strategy, fitted_by_running: bool = True
+    ) -> Calibration:
+        """Read what strategies need.
+
+        Args:
+            folder: the calibration folder of a study.
+            strategies: the strategies.
+            fitted_by_running: with certificates and scales, which are fitted by running them.
+
+        Raises:
+            InputError: a file is missing, damaged, or of another model.
+        """
+        nulls = dict.fromkeys(one.needs_null for one in strategies if one.needs_null)
+        found = cls.load(
+            folder,
+            tuple(nulls),
+            outputs=any(one.needs_outputs for one in strategies),
+            toggles=any(one.needs_toggles for one in strategies),
+        )
+        if not fitted_by_running:
+            return found
+        certified = [one.id for one in strategies if one.needs_certificate]
+        certificates = {name: Certificate.load(certificate_path(folder, name)) for name in certified}
+        scaled = any(one.needs_scale for one in strategies)
+        scales = read_json(Path(folder) / SCALES_FILE) if scaled else {}
+        return replace(found, certificates=certificates, scales=scales)
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.

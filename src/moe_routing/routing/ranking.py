@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from moe_routing.routing.ordering import order_experts
+from moe_routing.routing.ordering import order_experts, sort_descending
 from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 BLOCK = 1 << 18
@@ -42,7 +42,8 @@ class Ranking:
     ) -> Ranking:
         """Apply floor and cap to the number of experts that a rule chose.
 
-        Neither the rule nor the floor may choose masked experts.
+        Neither the rule nor the floor may choose masked experts: where the rule counts more
+        experts than are not masked, all of those are kept.
 
         Args:
             order_TE: all experts in order.
@@ -51,8 +52,8 @@ class Ranking:
             floor: fewest experts per token.
             cap: most experts per token.
         """
-        floor_T = (value_TE[:, :floor] > -math.inf).sum(1)
-        count_T = rejected_T.clamp(max=cap).maximum(floor_T)
+        available_T = (value_TE[:, :cap] > -math.inf).sum(1)
+        count_T = rejected_T.maximum(available_T.clamp(max=floor)).minimum(available_T)
         return cls(order_TE[:, :cap], value_TE[:, :cap], count_T, rejected_T)
 
     @classmethod
@@ -105,6 +106,19 @@ def by_score(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
         return order_experts(inputs.logits_TE.float())
     masked_TE = inputs.logits_TE.isneginf()
     return order_experts(inputs.score_TE.float().masked_fill(masked_TE, -math.inf))
+
+
+def in_descending_order(weight_TE: Tensor, inputs: RouterInputs, order_TK: Tensor) -> Tensor:
+    """Return each token's largest weights, (tokens, slots), for rules that count by weight.
+
+    Args:
+        weight_TE: weights in the order of the logits.
+        inputs: what the experts are ranked by.
+        order_TK: the first experts by that rank.
+    """
+    if inputs.score_TE is None:
+        return weight_TE.gather(1, order_TK)
+    return sort_descending(weight_TE)[:, : order_TK.shape[1]]
 
 
 def prefix_selector(rank: Ranker, num_experts: int) -> Selector:

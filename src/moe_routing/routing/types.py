@@ -30,7 +30,11 @@ class RouterInputs:
             known; see :func:`centred_norms`.
         rule: the model's own routing rule; None: raw softmax weights.
         score_TE: what ranks the experts where it is not the logit, float, (tokens, experts), such
-            as a logit with a bias for balance. It never enters the weights.
+            as a logit with a bias for balance, or a score of :mod:`moe_routing.routing.scores`. It
+            never enters the weights.
+        log_size_TE: log of the norm of each expert's output, or of what a compensated strategy
+            drops with it, float32, (tokens, experts), where it is not predicted from
+            ``hidden_TH``.
     """
 
     layer: int
@@ -42,6 +46,7 @@ class RouterInputs:
     centred_norm_E: Tensor | None = None
     rule: ModelRule | None = None
     score_TE: Tensor | None = None
+    log_size_TE: Tensor | None = None
 
     @property
     def softmax_TE(self) -> Tensor:
@@ -64,7 +69,9 @@ class RouterInputs:
 
     def rows(self, tokens: slice) -> RouterInputs:
         """Return the inputs of a slice of the tokens."""
-        by_token = ("logits_TE", "hidden_TH", "mask_T", "probability_TE", "score_TE")
+        by_token = (
+            "logits_TE", "hidden_TH", "mask_T", "probability_TE", "score_TE", "log_size_TE",
+        )  # fmt: skip
         parts = {
             name: value[tokens] for name in by_token if (value := getattr(self, name)) is not None
         }
@@ -109,10 +116,11 @@ class Selection:
     ) -> Selection:
         """Keep the first ``count_T`` of ``order_TK`` and pad the rest.
 
-        On the CPU, slots that no token fills are dropped.
+        On the CPU, slots that no token fills are dropped, except the first.
         """
         if order_TK.device.type == "cpu" and order_TK.numel():
-            order_TK = order_TK[:, : int(count_T.max())]
+            # Experts implementations of transformers need a slot, though it be empty.
+            order_TK = order_TK[:, : max(1, int(count_T.max()))]
         slot_K = torch.arange(order_TK.shape[1], device=order_TK.device)
         index_TK = order_TK.where(slot_K < count_T[:, None], experts)
         return cls(index_TK, count_T, rejected_T)
@@ -144,9 +152,13 @@ class Routing:
         weight_TK: float32 weights, (tokens, slots); 0 at padded slots.
         probability_TE: float32 softmax over all experts, (tokens, experts).
         score_TE: what ranked the experts, (tokens, experts); the weights do not depend on it.
+        dropped_weight_TE: float32 weights of the mean outputs that stand in for experts of the
+            model's own choice that are not selected, (tokens, experts); 0 for all others. None if
+            nothing stands in for them.
     """
 
     selection: Selection
     weight_TK: Tensor
     probability_TE: Tensor
     score_TE: Tensor
+    dropped_weight_TE: Tensor | None = None

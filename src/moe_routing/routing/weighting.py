@@ -7,15 +7,20 @@ so weighting is a factor of the study in its own right.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moe_routing.errors import InputError
+from moe_routing.routing.ordering import top_experts
 from moe_routing.routing.rule import ModelRule, own_mass
 from moe_routing.routing.types import RouterInputs, Routing, Selection, Selector
 from moe_routing.vocabulary import Weighting
+
+if TYPE_CHECKING:
+    from moe_routing.routing.scores import ExpertScorer
 
 
 def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: ModelRule) -> Tensor:
@@ -23,8 +28,9 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
 
     Args:
         kind: ``model`` (as the model weights the experts that it selects), ``softmax`` (the
-            probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), or ``mass_matched``
-            (rescaled to the total weight that the model gives its own top k).
+            probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), ``mass_matched``
+            (rescaled to the total weight that the model gives its own top k), or
+            ``sqrt_mass_matched`` (multiplied by the square root of that factor).
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
         rule: the model's own rule.
@@ -41,9 +47,14 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
         return softmax_TK
     total_T1 = softmax_TK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     normalised_TK = softmax_TK / total_T1
-    if kind == "renormalised" or rule.weighting == "renormalised":
+    renormalises = rule.weighting == "renormalised"
+    if kind == "renormalised" or (kind == "mass_matched" and renormalises):
         return normalised_TK  # a model that renormalises gives its top k a total weight of 1
-    return normalised_TK * own_mass(probability_TE, rule.top_k)
+    mass_T1 = own_mass(probability_TE, rule.top_k)
+    if kind == "mass_matched":
+        return normalised_TK * mass_T1
+    own_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
+    return own_TK * (mass_T1 / total_T1).sqrt()
 
 
 def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
@@ -54,11 +65,24 @@ def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Router:
-    """The router of a strategy: selects experts, then weights them."""
+    """The router of a strategy: scores experts, selects some, then weights them.
+
+    Attributes:
+        select: the strategy's selection.
+        weighting: how selected experts are weighted.
+        rule: the model's own rule.
+        scorer: what ranks the experts; None: the logits, of all experts.
+        compensated: whether experts of the model's own choice that are not selected are replaced
+            by their mean outputs; then selected ones have the model's own weights.
+        scale: factor of all weights.
+    """
 
     select: Selector
     weighting: Weighting
     rule: ModelRule
+    scorer: ExpertScorer | None = None
+    compensated: bool = False
+    scale: float | None = None
 
     def __call__(self, inputs: RouterInputs) -> Routing:
         """Route the tokens of one layer.
@@ -76,7 +100,41 @@ class Router:
                 f"router logits of layer {inputs.layer} are not finite; allowed: numbers, and "
                 "-inf for masked experts (check the weights and the dtype)"
             )
-        inputs = replace(inputs, probability_TE=probability_TE)
+        inputs = replace(inputs, probability_TE=probability_TE, rule=self.rule)
+        if self.scorer is not None:
+            inputs = self.scorer(inputs)
         selection = self.select(inputs, probability_TE)
-        weight_TK = weigh(self.weighting, probability_TE, selection, self.rule)
-        return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE)
+        weight_TK, dropped_weight_TE = self._weights(inputs, selection)
+        if self.scale is not None:
+            weight_TK = weight_TK * self.scale
+            if dropped_weight_TE is not None:
+                dropped_weight_TE = dropped_weight_TE * self.scale
+        return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE, dropped_weight_TE)
+
+    def _weights(self, inputs: RouterInputs, selection: Selection) -> tuple[Tensor, Tensor | None]:
+        if not self.compensated:
+            return weigh(self.weighting, inputs.softmax_TE, selection, self.rule), None
+        own_weight_TE = inputs.own_weight_TE
+        dropped_weight_TE = dropped_weights(inputs.softmax_TE, own_weight_TE, selection, self.rule)
+        return selected_probability(own_weight_TE, selection.index_TK), dropped_weight_TE
+
+
+def dropped_weights(
+    probability_TE: Tensor, own_weight_TE: Tensor, selection: Selection, rule: ModelRule
+) -> Tensor:
+    """Return the own weights of experts of the model's own choice that are not selected.
+
+    Args:
+        probability_TE: float32 softmax over all experts, (tokens, experts).
+        own_weight_TE: the weight that the model gives, or would give, every expert.
+        selection: the selected experts.
+        rule: the model's own rule.
+
+    Returns:
+        float32, (tokens, experts), 0 for all others.
+    """
+    own_TK = top_experts(probability_TE, min(rule.top_k, probability_TE.shape[1]))
+    # Padded slots index the last column, which is cut off.
+    dropped_TE = F.pad(torch.zeros_like(own_weight_TE), (0, 1))
+    dropped_TE.scatter_(1, own_TK, own_weight_TE.gather(1, own_TK))
+    return dropped_TE.scatter_(1, selection.index_TK, 0.0)[:, :-1]

@@ -95,13 +95,13 @@ def _parse_token(token: str, cls: type[Strategy], strategy_id: str) -> tuple[str
     match = re.fullmatch(r"([a-z]+)([0-9]+)", token)
     if match and match[1] in by_code:
         name = by_code[match[1]]
-        return name, decode(match[2], fraction=cls.model_fields[name].annotation is float)
-    word = token.replace("-", "_")
-    for name in cls.words:
+        return name, decode(match[2], fraction=cls.is_fraction(name))
+    word, words = token.replace("-", "_"), (*cls.words, *cls.common_words)
+    for name in words:
         if cls.accepts(name, word):
             return name, word
     allowed = [f"{code}<number>" for code in by_code]
-    allowed += [choice.replace("_", "-") for name in cls.words for choice in cls.choices(name)]
+    allowed += [choice.replace("_", "-") for name in words for choice in cls.choices(name)]
     raise InputError(
         f"strategy '{strategy_id}': unknown part '{token}'; allowed: {', '.join(allowed) or 'none'}"
     )

@@ -2,20 +2,27 @@
 
 An id is the family and its parameters, such as ``regular_k8`` or ``bh_k16_a005``. A number is a
 letter and digits; a fraction is written without its decimal point (``a005`` is 0.05, ``a010`` is
-0.10); a parameter that differs from its default is added by name (``bh_k16_a005_pooled``).
+0.10, ``b35`` is 3.5); a parameter that differs from its default is added by name
+(``bh_k16_a005_pooled``). Last come the parameters of every family: what ranks the experts, which
+ones it may select, what stands in for a dropped one, and the scale of the output
+(``regular_k4_norm_compensated``).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from decimal import Decimal
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
+from pydantic import Field
+
+from moe_routing.errors import InputError
 from moe_routing.schema import ClosedModel
-from moe_routing.vocabulary import Family, Weighting
+from moe_routing.vocabulary import Candidates, Dropped, ExpertScore, Family, Scaling, Weighting
 
 if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.certificate import Certificate
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import Selector
 
@@ -32,16 +39,28 @@ class Strategy(ClosedModel):
     codes: ClassVar[dict[str, str]]
     """Numeric parameters and the letter of each in the id; one at its default is left out."""
     words: ClassVar[tuple[str, ...]] = ()
-    """Named parameters, written in the id only where they differ from the default; the class method
-    ``choices`` returns the values of each."""
+    """Named parameters of the family, written in the id only where they differ from the default;
+    the class method ``choices`` returns the values of each."""
+    common_words: ClassVar[tuple[str, ...]] = ("score", "candidates", "dropped", "scale")
+    """Named parameters of every family, after those of its own."""
     in_order: ClassVar[bool] = False
     """Whether forward passes must run in order, because the routing depends on earlier ones."""
+
+    score: ExpertScore = Field(default="probability", description="What ranks the experts.")
+    candidates: Candidates = Field(default="all", description="Experts that may be selected.")
+    dropped: Dropped = Field(
+        default="omitted",
+        description="What stands in for an expert of the model's own choice that is not selected.",
+    )
+    scale: Scaling = Field(
+        default="unscaled", description="Whether one fitted number scales the experts' output."
+    )
 
     @property
     def id(self) -> str:
         """The stable id."""
         parts = [self.family.name]
-        for name in (*self.codes, *self.words):
+        for name in (*self.codes, *self.words, *self.common_words):
             value = getattr(self, name)
             if value == type(self).model_fields[name].default:
                 continue
@@ -54,8 +73,14 @@ class Strategy(ClosedModel):
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
-        """Return the allowed values of a named parameter; a class with ``words`` overrides this."""
-        raise NotImplementedError(f"{cls.__name__} has no choices for '{word}'")
+        """Return the allowed values of a named parameter: those of its type."""
+        return get_args(cls.model_fields[word].annotation)
+
+    @classmethod
+    def is_fraction(cls, code: str) -> bool:
+        """Return whether a numeric parameter may have decimals."""
+        annotation = cls.model_fields[code].annotation
+        return float in (annotation, *get_args(annotation))
 
     @classmethod
     def accepts(cls, word: str, value: str) -> bool:
@@ -82,6 +107,48 @@ class Strategy(ClosedModel):
         return self.needs_null is not None
 
     @property
+    def needs_outputs(self) -> bool:
+        """Whether calibration data must include the outputs of experts."""
+        return self.score in ("mean_norm", "norm", "consequence") or self.dropped == "compensated"
+
+    @property
+    def needs_toggles(self) -> bool:
+        """Whether calibration data must include toggled experts."""
+        return self.score == "consequence"
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the strategy needs calibration data for anything."""
+        return self.needs_calibration or self.needs_outputs or self.scale == "scaled"
+
+    def score_of(self, calibration: Calibration | None) -> ExpertScore:
+        """Return what ranks the experts; a strategy may leave it to the calibration."""
+        del calibration
+        return self.score
+
+    def certificate_of(self, calibration: Calibration) -> Certificate | None:
+        """Return the certificate that the strategy uses, if any."""
+        del calibration
+        return None
+
+    def output_scale(self, calibration: Calibration | None) -> float | None:
+        """Return the factor of all weights that was fitted for this strategy; None: no factor.
+
+        Raises:
+            InputError: it was not fitted.
+        """
+        if self.scale == "unscaled":
+            return None
+        scales = calibration.scales if calibration else {}
+        if self.id not in scales:
+            known = ", ".join(scales) or "none"
+            raise InputError(
+                f"strategy '{self.id}': its scale is not fitted in this calibration; fitted: "
+                f"{known}"
+            )
+        return scales[self.id]
+
+    @property
     @abstractmethod
     def max_experts(self) -> int:
         """Maximum number of experts per token."""
@@ -102,11 +169,14 @@ class Strategy(ClosedModel):
 
 
 def encode(value: float) -> str:
-    """Write a number for an id: 16 is '16', 0.05 is '005', 0.1 is '010'."""
+    """Write a number for an id: 16 is '16', 0.05 is '005', 0.1 is '010', 3.5 is '35', 4.0 is '4'.
+
+    Fractions below 1 have at least two decimals, other numbers none that are 0.
+    """
     if isinstance(value, int):
         return str(value)
     whole, _, digits = f"{Decimal(repr(value)):f}".partition(".")
-    return whole + digits.ljust(2, "0")
+    return whole + (digits.ljust(2, "0") if value < 1 else digits.rstrip("0"))
 
 
 def decode(digits: str, *, fraction: bool) -> float | int:

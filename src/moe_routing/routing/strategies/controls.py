@@ -11,31 +11,41 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from moe_routing.routing.strategies.base import Strategy
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.vocabulary import ControlKind, Family, Look, Weighting
+from moe_routing.vocabulary import ControlKind, ExpertScore, Family, Look, Weighting
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.certificate import Certificate
     from moe_routing.routing.ranking import Ranker, Ranking
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import RouterInputs, Selection, Selector
 
 
 class ControlStrategy(Strategy):
-    """A strategy derived from a base strategy, with the base's floor, cap, null and weights.
+    """A strategy derived from a base strategy: the base in everything that it does not replace.
 
     The entry of its family gives the kind of control.
     """
 
     codes: ClassVar[dict[str, str]] = {}
+    common_words: ClassVar[tuple[str, ...]] = ()
 
     base: SerializeAsAny[Ranked] = Field(description="The base strategy.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _like_the_base(cls, values: dict[str, object]) -> dict[str, object]:
+        base = values.get("base")
+        if not isinstance(base, Ranked):
+            return values
+        return {**values, **{name: getattr(base, name) for name in Strategy.common_words}}
 
     @classmethod
     def control_kind(cls) -> ControlKind:
@@ -63,6 +73,23 @@ class ControlStrategy(Strategy):
     def needs_calibration(self) -> bool:
         """Whether the base strategy needs calibration data."""
         return self.base.needs_calibration
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether the base strategy needs the outputs of experts."""
+        return self.base.needs_outputs
+
+    def score_of(self, calibration: Calibration | None) -> ExpertScore:
+        """Return what ranks the experts of the base strategy."""
+        return self.base.score_of(calibration)
+
+    def certificate_of(self, calibration: Calibration) -> Certificate | None:
+        """Return the certificate of the base strategy."""
+        return self.base.certificate_of(calibration)
+
+    def output_scale(self, calibration: Calibration | None) -> float | None:
+        """Return the factor that was fitted for the base strategy."""
+        return self.base.output_scale(calibration)
 
     @property
     def max_experts(self) -> int:
@@ -205,15 +232,14 @@ class LayerMean(ControlStrategy):
 
     def counts(self, rank: Ranker, calibration: Calibration) -> list[int]:
         """Return the number of experts of each layer; halves are rounded to even."""
-        from moe_routing.routing.nulls import sample_inputs
+        from moe_routing.routing.scores import scored_sample
 
-        sample = calibration.sample
         means = []
-        for layer in range(sample.num_layers):
-            inputs = sample_inputs(sample, layer)
-            ranking = rank(inputs, inputs.logits_TE.softmax(-1))
+        for layer in range(calibration.sample.num_layers):
+            inputs = scored_sample(self.base, calibration, layer)
+            ranking = rank(inputs, inputs.softmax_TE)
             means.append(ranking.count_T.double().mean())
-        return [max(1, round(float(mean))) for mean in means]
+        return [max(self.min_experts, round(float(mean))) for mean in means]
 
     def selector(self, calibration: Calibration, num_experts: int) -> Selector:
         """Return the base's order with the layer's count."""

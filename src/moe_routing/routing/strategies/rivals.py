@@ -1,6 +1,7 @@
 """Other published rules for the number of experts per token, applied to a frozen router.
 
-All rank experts by logit (ties by the lower index). The per-expert threshold (Expert Threshold,
+All rank experts by logit (ties by the lower index), or by another score; how many they keep depends
+on probabilities alone. The per-expert threshold (Expert Threshold,
 arXiv 2603.11535) needs no class: it is ``threshold`` under the null ``per_expert``, at
 alpha = k / E for k experts per token on average.
 
@@ -16,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.vocabulary import WEIGHTINGS, Family, Look, Weighting
+from moe_routing.vocabulary import Family, Look, Weighting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +33,6 @@ class Rival(Ranked):
     words: ClassVar[tuple[str, ...]] = ("weighting",)
 
     weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
-
-    @classmethod
-    def choices(cls, word: str) -> tuple[str, ...]:
-        """Return the allowed values of a named parameter."""
-        return WEIGHTINGS
 
     @property
     def min_experts(self) -> int:
@@ -114,11 +110,11 @@ class TopP(Capped):
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker with a count from the cumulative mass, summed in float64."""
-        from moe_routing.routing.ranking import Ranking, by_score
+        from moe_routing.routing.ranking import Ranking, by_score, in_descending_order
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_score(inputs)
-            sorted_TE = inputs.own_weight_TE.gather(1, order_TE).double()
+            sorted_TE = in_descending_order(inputs.own_weight_TE, inputs, order_TE).double()
             short_TE = sorted_TE.cumsum(1) < self.mass
             count_T = 1 + (short_TE[:, :-1] & (sorted_TE[:, 1:] > 0)).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
@@ -274,13 +270,13 @@ class DynamicSkipping(Capped):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker with a count from the layer's ratio."""
-        from moe_routing.routing.ranking import Ranking, by_score
+        from moe_routing.routing.ranking import Ranking, by_score, in_descending_order
 
         ratios = self.ratio_L(calibration).tolist()
 
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_score(inputs)
-            top_TK = probability_TE.gather(1, order_TE[:, : self.max_k]).double()
+            top_TK = in_descending_order(probability_TE, inputs, order_TE[:, : self.max_k]).double()
             count_T = (top_TK >= ratios[inputs.layer] * top_TK[:, :1]).sum(1)
             return Ranking.counted(order_TE, logits_TE, count_T, self.max_k)
 

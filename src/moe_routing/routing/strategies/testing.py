@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from moe_routing.errors import InputError
 from moe_routing.routing.levels import min_draws
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.vocabulary import NULL_IDS, WEIGHTINGS, Family, Look, Weighting, is_null
+from moe_routing.vocabulary import NULL_IDS, Family, Look, Weighting, is_null
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,12 +61,12 @@ class MultipleTesting(Ranked):
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
         """Return the values of a named parameter; nulls with one epsilon as an example."""
-        return NULL_IDS if word == "null" else WEIGHTINGS
+        return NULL_IDS if word == "null" else super().choices(word)
 
     @classmethod
     def accepts(cls, word: str, value: str) -> bool:
         """Return whether a named parameter may have a value."""
-        return is_null(value) if word == "null" else value in WEIGHTINGS
+        return is_null(value) if word == "null" else super().accepts(word, value)
 
     @property
     def max_experts(self) -> int:

@@ -47,15 +47,21 @@ class Regular(Strategy):
         return cast("Weighting", self.family.static_weighting)  # each of these families has one
 
     def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
-        """Return top-k selection by probability, as the model's router does, ties included."""
+        """Return top-k selection by score; by probability as the model's router, ties included.
+
+        Where fewer than k may be selected, all of them are.
+        """
         from moe_routing.routing.ordering import top_experts
-        from moe_routing.routing.ranking import by_score
+        from moe_routing.routing.ranking import Ranking, by_score
         from moe_routing.routing.types import Selection
 
         def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            if inputs.score_TE is not None:
-                return Selection.fixed(by_score(inputs)[1][:, : self.k])
-            return Selection.fixed(top_experts(probability_TE, self.k))
+            if inputs.score_TE is None:
+                return Selection.fixed(top_experts(probability_TE, self.k))
+            score_TE, order_TE = by_score(inputs)
+            count_T = order_TE.new_full(order_TE.shape[:1], self.k)
+            kept = Ranking.counted(order_TE, score_TE, count_T, self.k)
+            return Selection.prefix(kept.order_TK, kept.count_T, num_experts, kept.rejected_T)
 
         return select
 
@@ -112,4 +118,5 @@ class Stock(Regular):
     def resolved(self, rule: ModelRule) -> Regular:
         """Return top k with the model's weighting."""
         by_weighting = {cls.family.static_weighting: cls for cls in (Regular, Normalized)}
-        return by_weighting[rule.weighting](k=self.k or rule.top_k)
+        common = {name: getattr(self, name) for name in self.common_words}
+        return by_weighting[rule.weighting](k=self.k or rule.top_k, **common)

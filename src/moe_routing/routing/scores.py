@@ -1,0 +1,274 @@
+"""Scores: what ranks experts, and is tested or compared with a threshold, apart from the weights.
+
+Toggling an expert changes the layer's output by its weight times its output, and the prediction by
+about the square of that. The router's weight is known; how large the output is, is predicted from
+the router's input (:class:`moe_routing.routing.outputs.ExpertOutputs`). All scores are on the log
+scale, in float32. With the weight g that the model gives, or would give, an expert:
+
+============== =====================================================================================
+probability    log g
+mean_norm      log g + log of the expert's mean output norm
+norm           log g + log of its norm, predicted for the token
+exact_norm     log g + log of its norm for the token: every expert has to be computed
+consequence    log c + 2 (log g + log of its predicted norm), the predicted change of the prediction
+               in nats (KL); c is one constant per layer, from toggled experts
+============== =====================================================================================
+
+Where a dropped expert is replaced by its mean output, the norm is that of what is then missing: the
+output minus the mean output.
+
+Shape letters: L layers, T tokens, E experts, H hidden size, P pairs of a token and an expert.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_routing.errors import InputError
+from moe_routing.routing.nulls.base import sample_inputs
+from moe_routing.routing.ordering import top_experts
+from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import Candidates, ExpertScore
+
+if TYPE_CHECKING:
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.outputs import ExpertOutputs
+    from moe_routing.routing.strategies.base import Strategy
+    from moe_routing.routing.types import RouterInputs
+
+
+@dataclass(frozen=True)
+class ExpertScorer:
+    """Scores the experts of a layer.
+
+    Attributes:
+        score: which score.
+        candidates: which experts may be selected; the others are masked.
+        compensated: whether a dropped expert is replaced by its mean output.
+        offset_LE: log of the mean norm, or the constant of its predictor, float32, (layers,
+            experts); None if nothing is predicted.
+        slope_LEH: the predictor's slope, float32; None if the norm is not predicted by token.
+        log_constant_L: log c, float32, (layers,); None for other scores than ``consequence``.
+    """
+
+    score: ExpertScore
+    candidates: Candidates = "all"
+    compensated: bool = False
+    offset_LE: Tensor | None = None
+    slope_LEH: Tensor | None = None
+    log_constant_L: Tensor | None = None
+
+    @classmethod
+    def of(cls, strategy: Strategy, calibration: Calibration | None) -> Self | None:
+        """Return the scorer of a strategy; None if all experts are ranked by their logits.
+
+        Raises:
+            InputError: the calibration lacks what the score is made of.
+        """
+        score, candidates = strategy.score_of(calibration), strategy.candidates
+        if score == "probability" and candidates == "all":
+            return None
+        outputs = calibration.outputs if calibration else None
+        toggles = calibration.toggles if calibration else None
+        label = f"strategy '{strategy.id}'"
+        compensated = strategy.dropped == "compensated"
+        return cls.build(
+            score, outputs, toggles, label, candidates=candidates, compensated=compensated
+        )
+
+    @classmethod
+    def build(
+        cls,
+        score: ExpertScore,
+        outputs: ExpertOutputs | None,
+        toggles: Toggles | None,
+        label: str,
+        *,
+        candidates: Candidates = "all",
+        compensated: bool = False,
+    ) -> Self:
+        """Return the scorer of a score.
+
+        Args:
+            score: which score.
+            outputs: outputs of the model's experts on calibration text, for all scores but
+                ``probability`` and ``exact_norm``.
+            toggles: toggled experts of the model, for ``consequence``.
+            label: who asks, for errors.
+            candidates: which experts may be selected.
+            compensated: whether a dropped expert is replaced by its mean output.
+
+        Raises:
+            InputError: outputs or toggles are missing, or fit no constant.
+        """
+        made = cls(score, candidates, compensated)
+        if score in ("probability", "exact_norm"):
+            return made
+        word = score.replace("_", "-")
+        if outputs is None:
+            raise InputError(
+                f"{label}: score '{word}' needs the outputs of the experts on calibration text; "
+                "none given (allowed: a calibration with expert outputs)"
+            )
+        if score == "mean_norm":
+            mean_LE = outputs.log_mean_deviation_LE if compensated else outputs.log_mean_norm_LE
+            return replace(made, offset_LE=mean_LE)
+        made = replace(
+            made,
+            offset_LE=outputs.deviation_offset_LE if compensated else outputs.offset_LE,
+            slope_LEH=outputs.deviation_slope_LEH if compensated else outputs.slope_LEH,
+        )
+        if score == "norm":
+            return made
+        if toggles is None:
+            raise InputError(
+                f"{label}: score '{word}' needs toggled experts; none given (allowed: a "
+                "calibration with toggles)"
+            )
+        constant_L = consequence_constants(toggles)[int(compensated)]
+        return replace(made, log_constant_L=constant_L.log().float())
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the scorer with its tables on a device, itself if they are there."""
+        moved = {
+            name: there
+            for name in ("offset_LE", "slope_LEH", "log_constant_L")
+            if (table := getattr(self, name)) is not None
+            and (there := table.to(device)) is not table
+        }
+        return replace(self, **moved) if moved else self
+
+    def __call__(self, inputs: RouterInputs) -> RouterInputs:
+        """Return the inputs with scores, and with experts that are no candidates masked.
+
+        Args:
+            inputs: of one layer, with the model's rule.
+
+        Raises:
+            InputError: the exact norms are asked for and not known.
+        """
+        if self.candidates == "own":
+            # The probabilities stay those of all experts.
+            probability_TE = inputs.softmax_TE
+            own_TE = _own_logits(inputs.logits_TE, probability_TE, inputs.rule.top_k)
+            inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE)
+        if self.score == "probability":
+            return replace(inputs, score_TE=inputs.logits_TE)
+        score_TE = self.log_score(inputs.layer, inputs.own_weight_TE, self._log_size(inputs))
+        return replace(inputs, score_TE=score_TE)
+
+    def log_score(self, layer: int, weight_TE: Tensor, log_size_TE: Tensor) -> Tensor:
+        """Return the scores on the log scale, float32, (tokens, experts).
+
+        Args:
+            layer: index of the layer.
+            weight_TE: the model's own weights, float32; a weight of 0 scores -inf.
+            log_size_TE: log of the norms, (tokens, experts) or one row for all tokens.
+        """
+        score_TE = weight_TE.detach().log().add_(log_size_TE)
+        if self.log_constant_L is None:
+            return score_TE
+        return score_TE.mul_(2.0).add_(self.log_constant_L[layer])
+
+    def of_sample(self, calibration: Calibration, layer: int) -> RouterInputs:
+        """Return the calibration sample's router inputs of a layer, scored.
+
+        Raises:
+            InputError: the exact norms are asked for, which a sample does not have.
+        """
+        inputs, outputs = sample_inputs(calibration.sample, layer), calibration.outputs
+        if self.slope_LEH is not None and outputs is not None:
+            log_size_LTE = (
+                outputs.sample_log_deviation_LTE
+                if self.compensated
+                else outputs.sample_log_norm_LTE
+            )
+            inputs = replace(inputs, log_size_TE=log_size_LTE[layer])
+        return self(inputs)
+
+    def of_toggles(self, toggles: Toggles, layer: int) -> Tensor:
+        """Return the scores of all experts of the toggled tokens in a layer, (tokens, experts)."""
+        weight_TE = toggles.weight_LTE[layer]
+        if self.score == "probability":
+            return weight_TE.log()
+        if self.score == "exact_norm":
+            norm_LTE = toggles.deviation_LTE if self.compensated else toggles.norm_LTE
+            return self.log_score(layer, weight_TE, norm_LTE[layer].log())
+        return self.log_score(layer, weight_TE, self._predicted(layer, toggles.hidden_LTH[layer]))
+
+    def _log_size(self, inputs: RouterInputs) -> Tensor:
+        if inputs.log_size_TE is not None:
+            return inputs.log_size_TE
+        if self.score == "exact_norm":
+            raise InputError(
+                "score 'exact-norm' needs the outputs of all experts, which are computed only "
+                "while the model runs; allowed where they are not: another score"
+            )
+        return self._predicted(inputs.layer, inputs.hidden_TH.detach())
+
+    def _predicted(self, layer: int, hidden_TH: Tensor) -> Tensor:
+        offset_E = self.offset_LE[layer]
+        if self.slope_LEH is None:
+            return offset_E
+        return F.linear(hidden_TH.float(), self.slope_LEH[layer], offset_E)
+
+
+def scored_sample(strategy: Strategy, calibration: Calibration, layer: int) -> RouterInputs:
+    """Return the calibration sample's router inputs of a layer, as a strategy's selector sees them.
+
+    Raises:
+        InputError: the calibration lacks what the score is made of.
+    """
+    scorer = ExpertScorer.of(strategy, calibration)
+    if scorer is None:
+        return sample_inputs(calibration.sample, layer)
+    return scorer.of_sample(calibration, layer)
+
+
+def consequence_constants(toggles: Toggles) -> tuple[Tensor, Tensor]:
+    """Return c of each layer in KL = c (weight x norm)^2, float64, (layers,), twice.
+
+    The first is of experts that are left out, with the norm of their output. The second is of
+    experts replaced by their mean output, with the norm of the output minus the mean output.
+
+    c is the geometric mean of KL / (weight x norm)^2 over the removals with a KL above 0, because
+    the law holds on the log scale: errors are multiplied. Norms are those of the outputs, not
+    predicted ones.
+
+    Raises:
+        InputError: a layer has no such removal.
+    """
+    pair_P = (toggles.layer_P, toggles.token_P, toggles.expert_P)
+    removed_P = toggles.rank_P < toggles.rule.top_k
+    return (
+        _constants(toggles, removed_P, toggles.kl_P, toggles.norm_P),
+        _constants(toggles, removed_P, toggles.compensated_kl_P, toggles.deviation_LTE[pair_P]),
+    )
+
+
+def _constants(toggles: Toggles, removed_P: Tensor, kl_P: Tensor, norm_P: Tensor) -> Tensor:
+    size_P = toggles.weight_P.double() * norm_P.double()
+    used_P = removed_P & (kl_P > 0) & (size_P > 0)
+    layer_P = toggles.layer_P[used_P]
+    count_L = torch.bincount(layer_P, minlength=toggles.num_layers)
+    if not bool(count_L.all()):
+        raise InputError(
+            f"toggles: no removal in layer {int(count_L.argmin())} changes the prediction; "
+            "allowed: at least one, to fit the constant of the score 'consequence'"
+        )
+    log_ratio_P = kl_P[used_P].double().log() - 2 * size_P[used_P].log()
+    total_L = torch.bincount(layer_P, log_ratio_P, minlength=toggles.num_layers)
+    return (total_L / count_L).exp()
+
+
+def _own_logits(logits_TE: Tensor, probability_TE: Tensor, top_k: int) -> Tensor:
+    """Return the logits of the model's own choice, -inf for all other experts."""
+    own_TK = top_experts(probability_TE, min(top_k, probability_TE.shape[1]))
+    masked_TE = torch.full_like(logits_TE, -math.inf)
+    return masked_TE.scatter_(1, own_TK, logits_TE.gather(1, own_TK))

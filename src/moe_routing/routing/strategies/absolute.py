@@ -1,0 +1,180 @@
+"""One threshold for all tokens and layers.
+
+Shape letters: L layers, T tokens, K slots per token, E experts, n values.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, model_validator
+
+from moe_routing.errors import InputError
+from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.vocabulary import Candidates, Family, Look, Weighting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.types import RouterInputs
+
+
+class Thresholded(Ranked):
+    """Keep every candidate whose score is at least a threshold, at most ``max_k``.
+
+    The threshold is the same for all tokens and layers. It is on the natural scale of the score: a
+    weight, a weight times a norm, or nats. A token may get no expert in a layer. Without the part
+    ``all``, candidates are the experts of the model's own choice.
+    """
+
+    codes: ClassVar[dict[str, str]] = {"max_k": "k"}
+    words: ClassVar[tuple[str, ...]] = ("weighting",)
+    floor: ClassVar[int] = 0
+    """Fewest experts per token and layer."""
+
+    max_k: int = Field(ge=1, description="Most experts per token.")
+    weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
+    candidates: Candidates = Field(default="own", description="Experts that may be selected.")
+
+    @property
+    def max_experts(self) -> int:
+        """Maximum number of experts per token."""
+        return self.max_k
+
+    @property
+    def min_experts(self) -> int:
+        """Minimum number of experts per token."""
+        return self.floor
+
+    @property
+    def weighting_kind(self) -> Weighting:
+        """How selected experts are weighted."""
+        return self.weighting
+
+    @abstractmethod
+    def threshold_of(self, calibration: Calibration | None) -> float:
+        """Return the threshold.
+
+        Raises:
+            InputError: the calibration does not determine it.
+        """
+
+    def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
+        """Return a ranker with a count from the threshold."""
+        from moe_routing.routing.ranking import Ranking
+
+        log_threshold = math.log(self.threshold_of(calibration))
+
+        def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
+            score_TE, order_TE = self.ordered_scores(inputs)
+            count_T = (score_TE >= log_threshold).sum(1)
+            return Ranking.bounded(order_TE, score_TE, count_T, self.floor, self.max_k)
+
+        return rank
+
+    def ordered_scores(self, inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+        """Return the log scores in descending order, -inf for masked experts, and the experts."""
+        from moe_routing.routing.ranking import by_score
+
+        score_TE, order_TE = by_score(inputs)
+        if self.score != "probability":
+            return score_TE, order_TE
+        # Ranked by logit, which has the order of the weight.
+        weight_TE = inputs.own_weight_TE.detach().gather(1, order_TE)
+        return weight_TE.log().masked_fill(score_TE == -math.inf, -math.inf), order_TE
+
+    def sample_scores(self, calibration: Calibration) -> Tensor:
+        """Return the largest ``max_k`` log scores of each calibration token, (layers, tokens, K).
+
+        In descending order; -inf where a token has fewer candidates.
+        """
+        import torch
+
+        from moe_routing.routing.scores import scored_sample
+
+        layers = range(calibration.sample.num_layers)
+        inputs = (scored_sample(self, calibration, layer) for layer in layers)
+        return torch.stack([self.ordered_scores(each)[0][:, : self.max_k] for each in inputs])
+
+
+class Absolute(Thresholded):
+    """One threshold, given as such or by the mean number of experts that it keeps.
+
+    A ``budget`` is the mean number of experts per token and layer on calibration text.
+    """
+
+    family: ClassVar[Family] = Family(
+        "absolute",
+        label="Absolute threshold",
+        look=Look("#8F7CFF", (5, 1, 0)),
+        definition="One threshold, at most {k}, weights {weighting}",
+        selection="every expert whose score is at least one threshold for all tokens and layers",
+        words="one absolute threshold",
+    )
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "threshold": "t", "budget": "b"}
+
+    threshold: float | None = Field(default=None, gt=0, lt=10, description="Least score.")
+    budget: float | None = Field(
+        default=None, gt=0, lt=10, description="Mean experts per token and layer on calibration."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Absolute:
+        if (self.threshold is None) == (self.budget is None):
+            given = "neither is given" if self.budget is None else "both are given"
+            raise ValueError(f"threshold (t) and budget (b): {given}; allowed: one of them")
+        if self.budget is not None and self.budget > self.max_k:
+            raise ValueError(f"budget is {self.budget:g}; allowed: at most max_k = {self.max_k}")
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """The threshold of a budget comes from calibration tokens."""
+        return self.budget is not None
+
+    def threshold_of(self, calibration: Calibration | None) -> float:
+        """Return the threshold.
+
+        Raises:
+            InputError: the calibration tokens have too few candidates for the budget.
+        """
+        if self.threshold is not None:
+            return self.threshold
+        try:
+            return budget_threshold(self.sample_scores(calibration), self.budget)
+        except InputError as error:
+            raise InputError(f"strategy '{self.id}': {error}") from error
+
+
+def budget_threshold(score_LTK: torch.Tensor, budget: float) -> float:
+    """Return the threshold that keeps a mean number of experts.
+
+    Args:
+        score_LTK: log scores of the experts that may be kept, (layers, tokens, slots), -inf for
+            none.
+        budget: experts per token and layer.
+
+    Returns:
+        The threshold on the natural scale, itself a score. Scores at least as large are as many as
+        the budget asks for, up to equal ones.
+
+    Raises:
+        InputError: there are fewer experts.
+    """
+    import numpy as np
+
+    layers, tokens, _ = score_LTK.shape
+    kept = max(1, round(budget * layers * tokens))
+    score_n = score_LTK[score_LTK > -math.inf].double().numpy()
+    if kept > score_n.size:
+        mean = score_n.size / (layers * tokens)
+        raise InputError(
+            f"budget is {budget:g} experts per token and layer; allowed: at most the {mean:g} "
+            "candidates of a calibration token"
+        )
+    return math.exp(np.partition(score_n, score_n.size - kept)[score_n.size - kept])
