@@ -114,7 +114,7 @@ def certificates(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     for name, settings in rules(top_k, budgets).items():
         if arguments.rule and name not in arguments.rule:
             continue
-        calibration = Calibration.load(results / "calibration", *settings)
+        calibration = Calibration.for_strategies(results / "calibration", *settings)
         loss_ln, experts_l = damages(documents, settings, calibration)
         for margin in arguments.margin:
             found = over_splits(loss_ln, experts_l, margin, arguments.splits)

@@ -165,8 +165,7 @@ def _check(
     if calibration is None:
         raise InputError(f"strategy '{strategy.id}' needs a calibration of this model; none given")
     if not isinstance(calibration, Calibration):
-        nulls = (strategy.needs_null,) if strategy.needs_null else ()
-        calibration = Calibration.load(calibration, nulls, outputs=strategy.needs_outputs)
+        calibration = Calibration.for_strategies(calibration, strategy)
     if calibration.sample.fingerprint != router_fingerprint(model):
         raise InputError(
             f"strategy '{strategy.id}': the calibration was made on other router weights "

@@ -104,7 +104,9 @@ def certify_study(results: Path, strategy_ids: Sequence[str]) -> Iterator[Certif
             allowed = ", ".join(config.certified) or "ids such as certified_k8_m001"
             raise InputError(f"strategy '{name}' has no certificate; allowed: {allowed}")
         strategies.append(strategy)
-    calibration = Calibration.load(results / "calibration", *strategies, fitted_by_running=False)
+    calibration = Calibration.for_strategies(
+        results / "calibration", *strategies, fitted_by_running=False
+    )
     texts = list(pd.read_parquet(results / "data" / CERTIFICATION_FILE)["text"])
     loaded = load_study_model(config.model, results, config.resources.threads)
     documents = Documents(

@@ -75,7 +75,9 @@ def scale_study(results: Path) -> dict[str, float]:
     """
     config = load_config(results / "config.yaml")
     strategies = [config.parsed[name] for name in config.scaled]
-    calibration = Calibration.load(results / "calibration", *strategies, fitted_by_running=False)
+    calibration = Calibration.for_strategies(
+        results / "calibration", *strategies, fitted_by_running=False
+    )
     texts = list(pd.read_parquet(results / "data" / "calibration.parquet")["text"][:DOCUMENTS])
     loaded = load_study_model(config.model, results, config.resources.threads)
     scales = {

@@ -120,7 +120,9 @@ class Calibration:
         if not fitted_by_running:
             return found
         certified = [one.id for one in strategies if one.needs_certificate]
-        certificates = {name: Certificate.load(certificate_path(folder, name)) for name in certified}
+        certificates = {
+            name: Certificate.load(certificate_path(folder, name)) for name in certified
+        }
         scaled = any(one.needs_scale for one in strategies)
         scales = read_json(Path(folder) / SCALES_FILE) if scaled else {}
         return replace(found, certificates=certificates, scales=scales)

@@ -119,7 +119,23 @@ class Strategy(ClosedModel):
     @property
     def uses_calibration(self) -> bool:
         """Whether the strategy needs calibration data for anything."""
-        return self.needs_calibration or self.needs_outputs or self.scale == "scaled"
+        return self.needs_calibration or self.needs_outputs or self.needs_scale
+
+    @property
+    def needs_certificate(self) -> bool:
+        """Whether the strategy has to be certified before."""
+        return False
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the scale of the experts' output has to be fitted before."""
+        return self.scale == "scaled"
+
+    @property
+    def has_lever(self) -> bool:
+        """Whether a parameter of every family is not that of its own family."""
+        fields = type(self).model_fields
+        return any(getattr(self, name) != fields[name].default for name in self.common_words)
 
     def score_of(self, calibration: Calibration | None) -> ExpertScore:
         """Return what ranks the experts; a strategy may leave it to the calibration."""
@@ -137,7 +153,7 @@ class Strategy(ClosedModel):
         Raises:
             InputError: it was not fitted.
         """
-        if self.scale == "unscaled":
+        if not self.needs_scale:
             return None
         scales = calibration.scales if calibration else {}
         if self.id not in scales:

@@ -47,6 +47,11 @@ class Certified(Thresholded):
         """The threshold comes from a certificate."""
         return True
 
+    @property
+    def needs_certificate(self) -> bool:
+        """It is what the threshold comes from."""
+        return True
+
     def threshold_of(self, calibration: Calibration) -> float:
         """Return the certified threshold.
 
