@@ -375,26 +375,4 @@ def dropless_experts_forward(
     return kernel(module, hidden_TH, pairs, weights).to(dtype)
 
 
-def output_norms(module: Experts, hidden_TH: Tensor, mean_EH: Tensor | None = None) -> Tensor:
-    """Return the Euclidean norm of every expert's output, float32, (tokens, experts).
-
-    All experts are computed, a few tokens at a time, by dense products.
-
-    Args:
-        module: an experts module of transformers (fused 3-D weights, gated, no bias).
-        hidden_TH: hidden states, (tokens, hidden).
-        mean_EH: what is subtracted from the outputs first, (experts, hidden).
-    """
-    weights = _weights(module)
-    step = max(1, GATHER_NUMBERS // (module.num_experts * hidden_TH.shape[1]))
-    parts = []
-    for hidden_NH in hidden_TH.detach().split(step):
-        inner_ENI = module._apply_gate(hidden_NH @ weights.up_EHI)
-        output_ENH = (inner_ENI @ weights.down_EIH).float()
-        if mean_EH is not None:
-            output_ENH -= mean_EH.to(output_ENH.device)[:, None]
-        parts.append(torch.linalg.vector_norm(output_ENH, dim=-1).T)
-    return torch.cat(parts)
-
-
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, dropless_experts_forward)

@@ -26,12 +26,13 @@ from moe_routing.engine.adapters import (
     model_fingerprint,
     router_fingerprint,
 )
+from moe_routing.engine.all_experts import output_norms
 from moe_routing.engine.context import (
     current_context,
     pass_dropped_weights,
     take_dropped_weights,
 )
-from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION, output_norms
+from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.module_types import Experts
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import Forward, itself, patched_forward, replacements

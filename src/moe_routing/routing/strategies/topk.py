@@ -101,6 +101,7 @@ class Stock(Regular):
 
     ``stock_k4`` is the model as loaded with ``num_experts_per_tok=4``. On a model with raw softmax
     weights it is the same routing as ``regular_k4``, on one that renormalises as ``normalized_k4``.
+    With other weights than the model's it has no static curve of its own.
     """
 
     family: ClassVar[Family] = Family(
@@ -113,10 +114,27 @@ class Stock(Regular):
         static_weighting="model",
     )
 
+    words: ClassVar[tuple[str, ...]] = ("weighting",)
+
     k: int | None = Field(default=None, ge=1, description="Experts per token; null: the model's.")
+    weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
+
+    @property
+    def weighting_kind(self) -> Weighting:
+        """How selected experts are weighted."""
+        return self.weighting
+
+    @property
+    def has_lever(self) -> bool:
+        """Whether a parameter, the weighting included, is not that of the family."""
+        return super().has_lever or self.weighting != "model"
 
     def resolved(self, rule: ModelRule) -> Regular:
-        """Return top k with the model's weighting."""
-        by_weighting = {cls.family.static_weighting: cls for cls in (Regular, Normalized)}
+        """Return top k of the family with these weights, itself with its k if there is none."""
+        k = self.k or rule.top_k
+        kind = rule.weighting if self.weighting == "model" else self.weighting
+        families = {cls.family.static_weighting: cls for cls in (Regular, Normalized, Uniform)}
+        if kind not in families:
+            return self.model_copy(update={"k": k})
         common = {name: getattr(self, name) for name in self.common_words}
-        return by_weighting[rule.weighting](k=self.k or rule.top_k, **common)
+        return families[kind](k=k, **common)
