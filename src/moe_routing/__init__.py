@@ -2,7 +2,8 @@
 
 from moe_routing import calibrate, routed
 
-with routed(model, "bh_k16_a005", calibration=calibrate(model, tokenizer, texts)):
+calibration = calibrate(model, tokenizer, texts, margin=0.01)
+with routed(model, "certified_k8_m001", calibration=calibration):
     model.generate(**inputs)
 """
 

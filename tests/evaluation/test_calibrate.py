@@ -11,7 +11,9 @@ import torch
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
+from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls.base import sample_inputs
 from moe_routing.routing.ranking import prefix_selector
 from moe_routing.routing.rule import ModelRule
@@ -98,3 +100,40 @@ def test_on_a_model_s_own_logits_critical_values_select_as_p_values_do(calibrate
         assert torch.equal(fast.rejected_T, slow.rejected_T)
         assert torch.equal(fast.index_TK, slow.index_TK)
         assert len(fast.rejected_T.unique()) > 1
+
+
+def test_a_margin_certifies_and_the_calibration_is_saved_and_printed(nano, rows, tmp_path):
+    texts = TEXT.read_text(encoding="utf-8").split("\n\n")
+    passages = [row["passage"] for row in rows("wikipedia")]
+    model, tokenizer = nano.model, nano.tokenizer
+    calibration = calibrate(
+        model, tokenizer, [*texts, *passages],
+        nulls=(), tokens=1024, toggled_tokens=24, margin=0.05, documents=len(passages),
+    )  # fmt: skip
+    (certificate,) = calibration.certificates.values()
+    assert certificate.strategy == "certified_k8_m005"
+    assert certificate.documents == len(passages)
+    assert 1 < certificate.mean_experts < 6
+    assert str(calibration).splitlines()[0].endswith("on 1,024 tokens")
+    assert str(calibration).splitlines()[-1] == str(certificate)
+    calibration.save(tmp_path / "saved")
+    loaded = Calibration.load(tmp_path / "saved")
+    assert loaded.certificates == calibration.certificates
+    assert str(loaded) == str(calibration)
+    ids_1S = torch.tensor([tokenizer("The river rises in the hills.")["input_ids"]])
+    logits = []
+    with torch.inference_mode():
+        for given in (calibration, loaded, tmp_path / "saved"):
+            with routed(model, "certified_k8_m005", calibration=given):
+                logits.append(model(ids_1S).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+def test_at_most_half_of_the_texts_are_certified_on(nano, rows):
+    texts = [row["passage"] for row in rows("wikipedia")]
+    with pytest.raises(InputError, match="6 calibration documents; allowed: at least 9"):
+        calibrate(
+            nano.model, nano.tokenizer, texts,
+            nulls=(), tokens=512, toggled_tokens=8, margin=0.01,
+        )  # fmt: skip

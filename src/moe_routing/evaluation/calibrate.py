@@ -6,6 +6,7 @@ Shape letters: L layers, T tokens, E experts, B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
+from moe_routing.evaluation.certify import CLIP, certify
 from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
@@ -23,7 +25,9 @@ from moe_routing.evaluation.windows import calibration_window, cut_windows, run_
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
+from moe_routing.statistics.risk_control import check_examples
 from moe_routing.vocabulary import NeededId
 
 
@@ -77,9 +81,15 @@ def calibrate(
     tokens: int = 8192,
     toggled_tokens: int = 400,
     epsilon: float | None = None,
+    margin: float | None = None,
+    documents: int = 128,
     seed: int = 0,
 ) -> Calibration:
     """Calibrate a model on your own text, for :func:`moe_routing.routed`.
+
+    With a ``margin`` it also certifies routing: the fewest experts for which a new document's
+    predictions are expected to be at most so far from the model's own. The strategy is
+    ``certified_k8_m001`` on a model with 8 experts per token and a margin of 0.01.
 
     Args:
         model: a transformers model with supported routers.
@@ -87,21 +97,28 @@ def calibrate(
         texts: documents that are not evaluated on; at least ``tokens`` tokens.
         nulls: ids of the nulls to fit.
         tokens: tokens whose router logits are kept, and on which the outputs of experts are
-            measured, if one of the nulls is ``needed``.
-        toggled_tokens: tokens whose experts are toggled, if one of the nulls is ``needed``.
+            measured, if there is a margin or one of the nulls is ``needed``.
+        toggled_tokens: tokens whose experts are toggled, in the same cases.
         epsilon: what the id ``needed`` stands for, in nats; see :func:`fit_null`.
+        margin: largest expected KL from the model's own predictions, nats per token, to certify.
+        documents: texts to certify on, the last ones, at most half of them; nothing else is fitted
+            on these.
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
         InputError: see :func:`sample_router_logits`, :func:`fit_expert_outputs`,
-            :func:`toggle_experts` and :func:`fit_null`.
+            :func:`toggle_experts`, :func:`fit_null` and :func:`certify`.
     """
     texts, window = list(texts), calibration_window(model, None)
+    apart = texts[len(texts) - min(documents, len(texts) // 2) :] if margin is not None else []
+    texts = texts[: len(texts) - len(apart)]
+    if margin is not None:  # before time is spent on the rest
+        check_examples(len(apart), margin, CLIP * margin)
     sample = sample_router_logits(
         model, tokenizer, texts, tokens=tokens, window=window, rng=np.random.default_rng(seed)
     )
     toggles = outputs = None
-    if any(NeededId.parse(name) for name in nulls):
+    if margin is not None or any(NeededId.parse(name) for name in nulls):
         outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=window)
         toggles = toggle_experts(
             model,
@@ -112,7 +129,12 @@ def calibrate(
             rng=np.random.default_rng(seed),
         )
     fitted = {name: fit_null(name, sample, toggles, epsilon) for name in nulls}
-    return Calibration(sample, fitted, toggles, outputs)
+    calibration = Calibration(sample, fitted, toggles, outputs)
+    if margin is None:
+        return calibration
+    strategy = Certified(max_k=sample.top_k, margin=margin)
+    certificate = certify(model, tokenizer, apart, strategy, calibration)
+    return replace(calibration, certificates={strategy.id: certificate})
 
 
 def _collect(

@@ -24,7 +24,7 @@ from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.absolute import Absolute
 from moe_routing.routing.strategies.certified import Certified
-from moe_routing.statistics.risk_control import least_controlled, risk
+from moe_routing.statistics.risk_control import check_examples, least_controlled, risk
 
 BUDGETS_PER_EXPERT = 40
 """Budgets that are told apart, per expert. A coarse grid leaves part of the margin unused."""
@@ -64,6 +64,7 @@ def certify(
     """
     if routing := sole_replacement(model):
         raise InputError(f"certificate: the model is {routing}; allowed: the stock model")
+    check_examples(len(texts), strategy.margin, CLIP * strategy.margin)
     documents = Documents(model, tokenizer, texts, window=window, token_budget=token_budget)
     return certify_on(documents, strategy, calibration)
 
@@ -108,6 +109,8 @@ def certify_study(results: Path, strategy_ids: Sequence[str]) -> Iterator[Certif
         results / "calibration", *strategies, fitted_by_running=False
     )
     texts = list(pd.read_parquet(results / "data" / CERTIFICATION_FILE)["text"])
+    for strategy in strategies:
+        check_examples(len(texts), strategy.margin, CLIP * strategy.margin)
     loaded = load_study_model(config.model, results, config.resources.threads)
     documents = Documents(
         loaded.model,

@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
 from moe_routing.routing.certificate import Certificate
-from moe_routing.routing.nulls import Null, load_null
+from moe_routing.routing.nulls import Null, load_null, save_null
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
@@ -69,19 +69,19 @@ class Calibration:
     def load(
         cls,
         folder: Path | str,
-        null_ids: Sequence[str] = (),
+        null_ids: Sequence[str] | None = None,
         *,
         outputs: bool = False,
         toggles: bool = False,
     ) -> Calibration:
-        """Read the sample and the named nulls of a calibration folder.
+        """Read a calibration that was saved, or that of a study: all of it, or some nulls.
 
-        The toggles and the expert outputs, which are bound to all weights of their model, are read
-        for nulls ``needed``.
+        With the ids of nulls, the toggles and the expert outputs, which are bound to all weights of
+        their model, are read for nulls ``needed`` only, and no certificates or scales.
 
         Args:
-            folder: the calibration folder of a study.
-            null_ids: ids of the nulls to read.
+            folder: the folder.
+            null_ids: ids of the nulls to read; None: everything in the folder.
             outputs: whether to read the expert outputs in any case.
             toggles: whether to read the toggles in any case.
 
@@ -89,12 +89,59 @@ class Calibration:
             InputError: a file is missing, damaged, or of another model.
         """
         folder = Path(folder)
+        if null_ids is None:
+            return cls._load_all(folder)
         sample = CalibrationSample.load(folder / SAMPLE_FILE)
         needed = any(NeededId.parse(name) for name in null_ids)
         toggled = Toggles.load(folder / TOGGLES_FILE) if toggles or needed else None
         measured = ExpertOutputs.load(folder / OUTPUTS_FILE) if outputs or needed else None
         nulls = {name: load_null(null_path(folder, name), sample, toggled) for name in null_ids}
         return cls(sample, nulls, toggled, measured)
+
+    @classmethod
+    def _load_all(cls, folder: Path) -> Calibration:
+        nulls = [path.stem for path in sorted((folder / "nulls").glob("*.safetensors"))]
+        present = {name: (folder / name).is_file() for name in (OUTPUTS_FILE, TOGGLES_FILE)}
+        found = cls.load(
+            folder, nulls, outputs=present[OUTPUTS_FILE], toggles=present[TOGGLES_FILE]
+        )
+        paths = sorted((folder / "certificates").glob("*.json"))
+        certificates = [Certificate.load(path) for path in paths]
+        scales = folder / SCALES_FILE
+        return replace(
+            found,
+            certificates={one.strategy: one for one in certificates},
+            scales=read_json(scales) if scales.is_file() else {},
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write everything into a folder that :meth:`load` and :func:`moe_routing.routed` read.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written.
+        """
+        folder = Path(folder)
+        self.sample.save(folder / SAMPLE_FILE)
+        if self.outputs is not None:
+            self.outputs.save(folder / OUTPUTS_FILE)
+        if self.toggles is not None:
+            self.toggles.save(folder / TOGGLES_FILE)
+        for name, null in self.nulls.items():
+            save_null(null, self.sample, null_path(folder, name), self.toggles)
+        for name, certificate in self.certificates.items():
+            certificate.save(certificate_path(folder, name))
+        if self.scales:
+            save_scales(self.scales, folder)
+
+    def __str__(self) -> str:
+        sample = self.sample
+        lines = [
+            f"calibration of {sample.num_layers} layers with {sample.num_experts} experts, top "
+            f"{sample.top_k}, on {sample.num_tokens:,} tokens"
+        ]
+        if self.nulls:
+            lines.append(f"nulls: {', '.join(self.nulls)}")
+        return "\n".join([*lines, *map(str, self.certificates.values())])
 
     @classmethod
     def for_strategies(
@@ -113,7 +160,7 @@ class Calibration:
         nulls = dict.fromkeys(one.needs_null for one in strategies if one.needs_null)
         found = cls.load(
             folder,
-            tuple(nulls),
+            list(nulls),
             outputs=any(one.needs_outputs for one in strategies),
             toggles=any(one.needs_toggles for one in strategies),
         )

@@ -64,12 +64,7 @@ def least_controlled(
     (8, 0.1)
     """
     tried = {levels - 1: losses(levels - 1)}
-    n = len(tried[levels - 1])
-    if needed := _examples_needed(margin, bound, n):
-        raise InputError(
-            f"{n} calibration documents; allowed: at least {needed}, for a margin of {margin:g} "
-            f"and losses of at most {bound:g}"
-        )
+    check_examples(len(tried[levels - 1]), margin, bound)
     low, high = -1, levels - 1  # the risk is controlled at high, and not at low
     if (least := risk(tried[high], bound)) > margin:
         raise InputError(
@@ -98,7 +93,15 @@ def risk(loss_n: Array, bound: float) -> float:
     return float((loss_n.sum() + bound) / (len(loss_n) + 1))
 
 
-def _examples_needed(margin: float, bound: float, n: int) -> int | None:
-    """Return how many examples the margin needs, None if there are enough."""
+def check_examples(n: int, margin: float, bound: float) -> None:
+    """Check that there are enough examples for a margin: risk can be no less than B / (n + 1).
+
+    Raises:
+        InputError: there are not.
+    """
     needed = int(np.ceil(bound / margin)) - 1
-    return needed if n < needed else None
+    if n < needed:
+        raise InputError(
+            f"{n} calibration documents; allowed: at least {needed}, for a margin of {margin:g} "
+            f"and losses of at most {bound:g}"
+        )
