@@ -10,6 +10,7 @@ import torch
 
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.procedures import p_to_e
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
@@ -274,3 +275,13 @@ def simulated_toggles(
         rule=ModelRule(8, weighting),
         fingerprint="all weights",
     )
+
+
+def even_outputs(toggles: Toggles) -> ExpertOutputs:
+    """Return outputs of the toggled tokens' experts that are all alike: 0 on average, of norm 1."""
+    zeros_LTE = torch.zeros_like(toggles.weight_LTE)
+    zeros_LE, zeros_L = zeros_LTE[:, 0], torch.zeros_like(toggles.noise_L)
+    zeros_LEH = zeros_LE[..., None]
+    own = {"L": zeros_L, "LE": zeros_LE, "LEH": zeros_LEH, "LTE": zeros_LTE}
+    tensors = {name: own[name.rsplit("_", 1)[1]].clone() for name in ExpertOutputs.TENSORS}
+    return ExpertOutputs(**tensors, rule=toggles.rule, fingerprint=toggles.fingerprint)
