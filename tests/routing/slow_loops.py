@@ -305,3 +305,13 @@ def simulated_outputs(sample: CalibrationSample, rng: np.random.Generator) -> Ex
         rule=sample.rule,
         fingerprint="all weights",
     )
+
+
+def even_outputs(toggles: Toggles) -> ExpertOutputs:
+    """Return outputs of the toggled tokens' experts that are all alike: 0 on average, of norm 1."""
+    zeros_LTE = torch.zeros_like(toggles.weight_LTE)
+    zeros_LE, zeros_L = zeros_LTE[:, 0], torch.zeros_like(toggles.noise_L)
+    zeros_LEH = zeros_LE[..., None]
+    own = {"L": zeros_L, "LE": zeros_LE, "LEH": zeros_LEH, "LTE": zeros_LTE}
+    tensors = {name: own[name.rsplit("_", 1)[1]].clone() for name in ExpertOutputs.TENSORS}
+    return ExpertOutputs(**tensors, rule=toggles.rule, fingerprint=toggles.fingerprint)
