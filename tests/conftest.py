@@ -61,6 +61,7 @@ def tokenizer(nano):
 def calibration(nano):
     """The embedded model calibrated on real text, with every null fitted."""
     from moe_routing.evaluation.calibrate import sample_router_logits
+    from moe_routing.evaluation.outputs import fit_expert_outputs
     from moe_routing.evaluation.toggles import toggle_experts
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.nulls import NULLS, fit_null
@@ -69,11 +70,12 @@ def calibration(nano):
     sample = sample_router_logits(
         nano.model, nano.tokenizer, texts, tokens=4096, window=256, rng=np.random.default_rng(0)
     )
+    outputs = fit_expert_outputs(nano.model, nano.tokenizer, texts, tokens=4096, window=256)
     toggles = toggle_experts(
-        nano.model, nano.tokenizer, texts, tokens=112, rng=np.random.default_rng(0)
+        nano.model, nano.tokenizer, texts, outputs, tokens=112, rng=np.random.default_rng(0)
     )
     nulls = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
-    return Calibration(sample, nulls, toggles)
+    return Calibration(sample, nulls, toggles, outputs)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ def simulated():
     layer_P, token_P, rank_P = toggled_LTE.nonzero().T
     expert_P = order_LTE[layer_P, token_P, rank_P]
     weight_E = torch.where(torch.arange(EXPERTS) < 4, 1.0, 3.0).double()
+    kl_P = kl_LTE[layer_P, token_P, expert_P]
     toggles = Toggles(
         document_P=document_T[token_P],
         position_P=token_P % 2,
@@ -46,9 +47,13 @@ def simulated():
         rank_P=rank_P,
         weight_P=probability_LTE[layer_P, token_P, expert_P],
         weight_LTE=probability_LTE,
-        norm_P=torch.ones(len(layer_P)),
-        kl_P=kl_LTE[layer_P, token_P, expert_P],
-        loss_change_P=kl_LTE[layer_P, token_P, expert_P],
+        hidden_LTH=torch.zeros(LAYERS, TOKENS, 1),
+        norm_LTE=torch.ones_like(probability_LTE),
+        deviation_LTE=torch.ones_like(probability_LTE),
+        kl_P=kl_P,
+        loss_change_P=kl_P,
+        compensated_kl_P=kl_P,
+        compensated_loss_change_P=kl_P,
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
         noise_L=torch.zeros(LAYERS, dtype=torch.float64),

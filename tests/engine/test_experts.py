@@ -19,7 +19,7 @@ KERNELS = ("grouped", "grouped_tiled", "loop_tiled", "dense")
 def run(kernel, module, hidden, index, weight):
     """Compute with a given kernel, whichever would be selected."""
     pairs = implementation.select_pairs(index, weight, module.num_experts)
-    weights = implementation._weights(module)
+    weights = implementation.right_hand_weights(module, module.gate_up_proj, module.down_proj)
     return getattr(implementation, f"_{kernel}")(module, hidden, pairs, weights)
 
 
@@ -284,7 +284,12 @@ def test_tiles_do_not_change_the_sum(kernel, drop):
 
     pairs = implementation.select_pairs(index, weight, E)
     compute = implementation._tiled(rows, implementation.Tile(4 * H * 300, 1))
-    out = compute(module, hidden, pairs, implementation._weights(module))
+    out = compute(
+        module,
+        hidden,
+        pairs,
+        implementation.right_hand_weights(module, module.gate_up_proj, module.down_proj),
+    )
     assert len(sizes) == max(1, -(-pairs.expert_P.numel() // 300))
     assert sum(sizes) == pairs.expert_P.numel()
     whole = run("grouped", module, hidden, index, weight)

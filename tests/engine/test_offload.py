@@ -17,6 +17,7 @@ from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
+from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 
 HOST = torch.device("cpu")
@@ -119,10 +120,13 @@ def test_calibration_and_fingerprint(whole, elsewhere, ids, tokenizer, texts):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_toggles(make, way, tmp_path, tokenizer, texts, dtype):
-    found = []
+    found, means = [], []
     for model in (make().to(dtype), WAYS[way](make().to(dtype), tmp_path)):
         rng = np.random.default_rng(0)
-        found.append(toggle_experts(model, tokenizer, texts, tokens=3, rng=rng))
+        outputs = fit_expert_outputs(model, tokenizer, texts, tokens=64, window=16)
+        found.append(toggle_experts(model, tokenizer, texts, outputs, tokens=3, rng=rng))
+        means.append(outputs.mean_LEH)
+    torch.testing.assert_close(means[1], means[0])
     assert torch.equal(found[0].expert_P, found[1].expert_P)
     assert torch.allclose(found[0].kl_P, found[1].kl_P, rtol=1e-3, atol=1e-10)
     assert found[0].fingerprint == found[1].fingerprint

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from whole_documents import losses, slow_change
 
-from moe_routing.engine.adapters import find_experts, find_routers
+from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.routed import routed
-from moe_routing.engine.toggling import Effects, Probe, toggling
+from moe_routing.engine.toggling import Effects, Probe, Substitutes, toggling
 from moe_routing.errors import InputError
 
 
@@ -62,7 +61,7 @@ def test_a_document_is_alone_in_its_batch(model):
     parts = [run(model, [probe], ranks([probe], (0, 1, 2), 0, 5), steps=2) for probe in PROBES]
     alone = Effects.concatenated(parts)
     assert torch.equal(together.expert_LPA, alone.expert_LPA)
-    for name in ("weight_LPE", "norm_LPA", "kl_LPA", "change_LPAS", "stock_PSH"):
+    for name in ("weight_LPE", "hidden_LPH", "kl_LPA", "change_LPAS", "stock_PSH"):
         assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-5), name
 
 
@@ -169,17 +168,40 @@ def test_half_precision_weights_are_back_and_their_results_single(make_model):
     assert torch.allclose(narrow.kl_LPA, wide.kl_LPA, rtol=1e-3, atol=1e-10)
 
 
-def test_norms_are_those_of_the_experts_outputs(model):
+def test_hidden_states_are_those_that_the_router_reads(model):
     seen = {}
 
     def keep(_, inputs, __):
         seen["hidden"] = inputs[0]
 
-    found = run(model, PROBES[1:2], ranks(PROBES[1:2], (1,), 0, 1, 6))
-    handle = find_experts(model)[1].register_forward_hook(keep)
+    found = run(model, PROBES[1:2], ranks(PROBES[1:2], (1,), 0))
+    handle = find_routers(model)[1].module.register_forward_hook(keep)
     losses(model, PROBES[1].ids_S)
     handle.remove()
-    module, hidden_H = find_experts(model)[1], seen["hidden"][5]
-    for norm, expert in zip(found.norm_LPA[0, 0], found.expert_LPA[0, 0].tolist(), strict=True):
-        gate, up = (module.gate_up_proj[expert] @ hidden_H).chunk(2)
-        assert torch.allclose(norm, (module.down_proj[expert] @ (F.silu(gate) * up)).norm())
+    assert torch.allclose(found.hidden_LPH[0, 0], seen["hidden"][5], atol=1e-5)
+
+
+def substitutes(model, branches, scale=1.0):
+    shape = (len(find_routers(model)), 8, model.config.hidden_size)
+    mean_LEH = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    return Substitutes(scale * mean_LEH, branches)
+
+
+def test_the_last_branches_are_compensated_and_the_others_are_not(model):
+    layers, mean = (0, 1), substitutes(model, 2)
+    plain = run(model, PROBES, ranks(PROBES, layers, 0, 5, 0, 5), steps=2)
+    found = run(model, PROBES, ranks(PROBES, layers, 0, 5, 0, 5), steps=2, substitutes=mean)
+    assert torch.equal(found.expert_LPA, plain.expert_LPA)
+    for index in (0, 1, 3):  # a removal, an addition, the addition again: it has no substitute
+        assert torch.allclose(found.kl_LPA[..., index], plain.kl_LPA[..., index], atol=1e-9)
+    assert (found.kl_LPA[..., 2] - plain.kl_LPA[..., 2]).abs().min() > 1e-6
+    moved_LPS = (found.change_LPAS - plain.change_LPAS)[..., 2, :].abs()
+    assert moved_LPS[..., 0].min() > 1e-6
+    assert moved_LPS[..., 1].mean() > 1e-6  # 0 beyond the end of a document
+
+
+def test_substitutes_of_nothing_change_nothing(model):
+    rank_LPA = ranks(PROBES, (0, 2), 0, 1)
+    plain = run(model, PROBES, rank_LPA)
+    found = run(model, PROBES, rank_LPA, substitutes=substitutes(model, 2, scale=0.0))
+    assert torch.equal(found.kl_LPA, plain.kl_LPA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from moe_routing.engine.patching import patched_forward
 from moe_routing.engine.requests import Encoder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
+from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import Strata, choose_tokens, toggle_experts
 from moe_routing.routing.toggles import Toggles
 
@@ -54,9 +56,14 @@ def make(make_model, nano):
     return make_one
 
 
-def toggled(model, nano, texts, tokens=4, seed=0, **settings):
-    rng = np.random.default_rng(seed)
-    return toggle_experts(model, nano.tokenizer, texts, tokens=tokens, rng=rng, **settings)
+def outputs_of(model, nano):
+    texts = [TEXT.read_text(encoding="utf-8")]
+    return fit_expert_outputs(model, nano.tokenizer, texts, tokens=256, window=64)
+
+
+def toggled(model, nano, texts, tokens=4, seed=0, outputs=None, **settings):
+    outputs, rng = outputs or outputs_of(model, nano), np.random.default_rng(seed)
+    return toggle_experts(model, nano.tokenizer, texts, outputs, tokens=tokens, rng=rng, **settings)
 
 
 def documents_of(model, nano, texts):
@@ -68,8 +75,11 @@ def documents_of(model, nano, texts):
     ]
 
 
-def by_whole_passes(model, ids_S, position, layer, rank):
-    """Toggle one expert by patching the router's output in a pass over the document's start."""
+def by_whole_passes(model, ids_S, position, layer, rank, mean_EH):
+    """Toggle one expert by patching the router's output in a pass over the document's start.
+
+    To compensate, the experts' output is changed: minus the expert's own, plus its mean.
+    """
     router, seen = find_routers(model)[layer], {}
 
     def toggle(inner):
@@ -80,6 +90,7 @@ def by_whole_passes(model, ids_S, position, layer, rank):
             chosen = index_TK[-1].tolist()
             scale = weight_TK[-1].sum() / probability_E[chosen].sum()
             seen.update(expert=expert, weight=float(probability_E[expert] * scale))
+            seen["removal"] = expert in chosen
             weight_TK = F.pad(weight_TK, (0, 1))
             index_TK = F.pad(index_TK, (0, 1))  # expert 0, with the weight 0
             if expert in chosen:
@@ -89,8 +100,18 @@ def by_whole_passes(model, ids_S, position, layer, rank):
                 weight_TK[-1, -1] = seen["weight"]
             module = find_experts(model)[layer]
             gate, up = (hidden_TH[-1] @ module.gate_up_proj[expert].T).chunk(2)
-            seen["norm"] = float((module.act_fn(gate) * up @ module.down_proj[expert].T).norm())
+            seen["output"] = module.act_fn(gate) * up @ module.down_proj[expert].T
+            seen["norm"] = float(seen["output"].norm())
+            seen["deviation"] = float((seen["output"] - mean_EH[expert]).norm())
             return logits_TE, weight_TK, index_TK
+
+        return forward
+
+    def compensate(inner):
+        def forward(*args):
+            out_TH = inner(*args).clone()
+            out_TH[-1] += seen["weight"] * (mean_EH[seen["expert"]] - seen["output"])
+            return out_TH
 
         return forward
 
@@ -102,12 +123,15 @@ def by_whole_passes(model, ids_S, position, layer, rank):
     stock_V = prediction()
     with patched_forward(router.module, toggle):
         toggled_V = prediction()
-    seen["kl"] = float((stock_V.exp() * (stock_V - toggled_V)).sum())
-    seen["loss_change"] = float((stock_V - toggled_V)[ids_S[position + 1]])
+    with patched_forward(find_experts(model)[layer], compensate):
+        compensated_V = prediction() if seen["removal"] else toggled_V
+    for name, other_V in (("", toggled_V), ("compensated_", compensated_V)):
+        seen[f"{name}kl"] = float((stock_V.exp() * (stock_V - other_V)).sum())
+        seen[f"{name}loss_change"] = float((stock_V - other_V)[ids_S[position + 1]])
     return seen
 
 
-def check(model, nano, texts, found, rows):
+def check(model, nano, texts, found, rows, outputs):
     """Compare rows of toggles with the slow twin."""
     documents = documents_of(model, nano, texts)
     for row in rows:
@@ -115,34 +139,50 @@ def check(model, nano, texts, found, rows):
             name: getattr(found, f"{name}_P")[row].item()
             for name in ("document", "position", "layer", "rank", "expert")
         }
-        slow = by_whole_passes(
-            model, documents[at["document"]], at["position"], at["layer"], at["rank"]
-        )
+        layer, token = at["layer"], found.token_P[row]
+        ids_S, mean_EH = documents[at["document"]], outputs.mean_LEH[layer]
+        slow = by_whole_passes(model, ids_S, at["position"], layer, at["rank"], mean_EH)
         assert slow["expert"] == at["expert"], at
         assert found.weight_P[row].item() == pytest.approx(slow["weight"], rel=1e-4), at
         assert found.norm_P[row].item() == pytest.approx(slow["norm"], rel=1e-4), at
-        assert found.kl_P[row].item() == pytest.approx(slow["kl"], rel=0.01, abs=1e-7), at
-        change = found.loss_change_P[row].item()
-        assert change == pytest.approx(slow["loss_change"], rel=0.01, abs=1e-5), at
+        deviation = found.deviation_LTE[layer, token, at["expert"]].item()
+        assert deviation == pytest.approx(slow["deviation"], rel=1e-4), at
+        for name in ("", "compensated_"):
+            kl, change = (getattr(found, f"{name}{x}_P")[row].item() for x in ("kl", "loss_change"))
+            assert kl == pytest.approx(slow[f"{name}kl"], rel=0.01, abs=1e-7), at
+            assert change == pytest.approx(slow[f"{name}loss_change"], rel=0.01, abs=1e-5), at
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_effects_are_those_of_whole_passes(make, nano, texts, name):
     family, settings = FAMILIES[name]
     model = make(family, **settings)
-    found = toggled(model, nano, texts)
+    outputs = outputs_of(model, nano)
+    found = toggled(model, nano, texts, outputs=outputs)
     layers = len(find_routers(model))
     assert found.num_layers == layers
     assert found.kl_P.numel() == 4 * layers * (2 + 2 + 3)
     assert found.kl_P.max() > 1e-3
     model.set_experts_implementation("eager")
-    check(model, nano, texts, found, range(found.kl_P.numel()))
+    check(model, nano, texts, found, range(found.kl_P.numel()), outputs)
 
 
 def test_effects_on_the_embedded_model_are_those_of_whole_passes(nano, texts):
-    found = toggled(nano.model, nano, texts, tokens=3)
+    outputs = outputs_of(nano.model, nano)
+    found = toggled(nano.model, nano, texts, tokens=3, outputs=outputs)
     rows = np.random.default_rng(1).choice(found.kl_P.numel(), 40, replace=False)
-    check(nano.model, nano, texts, found, rows.tolist())
+    check(nano.model, nano, texts, found, rows.tolist(), outputs)
+
+
+def test_substitutes_lower_most_effects_of_late_layers(calibration):
+    found = calibration.toggles
+    removed_P, late_P = found.rank_P < 8, found.layer_P >= 12
+    for name in ("kl", "loss_change"):
+        plain_P, compensated_P = (getattr(found, f"{x}{name}_P") for x in ("", "compensated_"))
+        assert torch.equal(plain_P[~removed_P], compensated_P[~removed_P])
+        assert (plain_P != compensated_P)[removed_P].double().mean() > 0.99
+    lower_P = found.compensated_kl_P < found.kl_P
+    assert lower_P[removed_P & late_P].double().mean() > 0.7
 
 
 def test_single_precision_gives_the_labels_of_double_precision(nano, double, texts):
@@ -157,6 +197,7 @@ def test_single_precision_gives_the_labels_of_double_precision(nano, double, tex
 def test_double_precision_agrees_to_its_own_rounding(make, nano, texts):
     single = make()
     double = copy.deepcopy(single).double()
+    double.set_experts_implementation("eager")  # the stock one has no grouped product in float64
     coarse, fine = toggled(single, nano, texts), toggled(double, nano, texts)
     assert torch.equal(coarse.expert_P, fine.expert_P)
     assert torch.allclose(coarse.kl_P, fine.kl_P, rtol=1e-3, atol=1e-9)
@@ -196,6 +237,7 @@ def test_toggles_are_saved_and_loaded(make, nano, texts, tmp_path):
     again = Toggles.load(tmp_path / "toggles.safetensors")
     for name in Toggles.TENSORS:
         assert torch.equal(getattr(found, name), getattr(again, name)), name
+    assert again.norm_P[7] == found.norm_LTE[found.layer_P[7], found.token_P[7], found.expert_P[7]]
     assert (again.rule.top_k, again.fingerprint) == (2, model_fingerprint(model))
 
 
@@ -291,21 +333,30 @@ def test_what_is_not_exact_is_refused(make, nano, texts):
 
 def test_a_routed_model_is_refused(make, nano, texts):
     model = make()
+    outputs = outputs_of(model, nano)
     with (
         routed(model, "regular_k2"),
         pytest.raises(InputError, match="toggles: the model is routed by 'regular_k2'; allowed"),
     ):
-        toggled(model, nano, texts)
+        toggled(model, nano, texts, outputs=outputs)
+
+
+def test_outputs_of_other_weights_are_refused(make, nano, texts):
+    model = make()
+    with pytest.raises(InputError, match="toggles: the expert outputs are those of a model with o"):
+        toggled(copy.deepcopy(model).double(), nano, texts, outputs=outputs_of(model, nano))
 
 
 def test_numbers_that_are_not_finite_are_one_line(make, nano, texts):
     broken = copy.deepcopy(make())
+    outputs = outputs_of(broken, nano)
     with torch.no_grad():
         find_experts(broken)[1].down_proj[:] = torch.inf
+    outputs = replace(outputs, fingerprint=model_fingerprint(broken))
     with pytest.raises(
         InputError, match=r"toggles: a loss at position \d+ of document \d is not finite"
     ) as caught:
-        toggled(broken, nano, texts)
+        toggled(broken, nano, texts, outputs=outputs)
     assert "\n" not in str(caught.value)
     assert all("forward" not in vars(module) for module in broken.modules())
 
@@ -324,4 +375,5 @@ def test_a_dead_expert_has_no_effect(make, nano, texts):
     assert dead.any()
     assert found.norm_P[dead].abs().max() == 0
     assert found.kl_P[dead].max() < 1e-9
+    assert found.compensated_kl_P[dead].max() < 1e-9
     assert found.kl_P[~dead].median() > 1e-5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from planted_results import EFFECTS, make_study, planted_config, texts
 
+from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.reporting.comparison_report import write_report
 from moe_routing.reporting.plots import write_plots
@@ -22,7 +23,13 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def toggles(nano):
+def outputs(nano):
+    """Outputs of the experts on a little text."""
+    return fit_expert_outputs(nano.model, nano.tokenizer, texts(), tokens=256, window=64)
+
+
+@pytest.fixture(scope="session")
+def toggles(nano, outputs):
     """Toggled experts of as few tokens as the levels of the planted BH analysis allow."""
     rng = np.random.default_rng(0)
-    return toggle_experts(nano.model, nano.tokenizer, texts(), tokens=20, rng=rng)
+    return toggle_experts(nano.model, nano.tokenizer, texts(), outputs, tokens=20, rng=rng)

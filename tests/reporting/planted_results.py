@@ -20,8 +20,9 @@ from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import specification
 from moe_routing.reporting.results import StudyResults
-from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.toggles import Toggles
@@ -312,7 +313,9 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def add_analyses(study: StudyResults, nano: LoadedModel, toggles: Toggles) -> None:
+def add_analyses(
+    study: StudyResults, nano: LoadedModel, outputs: ExpertOutputs, toggles: Toggles
+) -> None:
     """Calibrate, and run the baseline and BH analyses for real on a few words of real text."""
     config, folder = study.config, study.folder
     real = describe_checkpoint(config.model)
@@ -325,6 +328,7 @@ def add_analyses(study: StudyResults, nano: LoadedModel, toggles: Toggles) -> No
         nano.model, nano.tokenizer, texts(), tokens=512, window=128, rng=np.random.default_rng(0)
     )
     sample.save(folder / "calibration" / SAMPLE_FILE)
+    outputs.save(folder / "calibration" / OUTPUTS_FILE)
     toggles.save(folder / "calibration" / TOGGLES_FILE)
     for name in config.analysis.bh.nulls:
         null = fit_null(name, sample, toggles)

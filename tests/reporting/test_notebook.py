@@ -137,7 +137,7 @@ def test_a_failing_workflow_is_one_line(tmp_path, monkeypatch):
 
 
 def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
-    tmp_path, monkeypatch, nano, toggles
+    tmp_path, monkeypatch, nano, outputs, toggles
 ):
     config = planted_config(
         study="pooled",
@@ -147,7 +147,7 @@ def test_bh_notebook_takes_the_null_of_its_study_and_needs_no_statistics(
     )
     folder = write_results(tmp_path / "pooled", config, items=200)
     write_tables(config, folder)
-    add_analyses(StudyResults.load(folder), nano, toggles)
+    add_analyses(StudyResults.load(folder), nano, outputs, toggles)
     assert not (folder / "statistics").exists()
     monkeypatch.setenv(VARIABLE, str(folder))
     page = run_page(ROOT / "report" / "notebooks" / "bh_routing.qmd", echo=True)

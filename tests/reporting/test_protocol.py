@@ -62,14 +62,14 @@ def test_the_article_of_a_study_without_bh(tmp_path, monkeypatch):
     assert "no adaptive top-k and no Benjamini-Hochberg routing" in text
 
 
-def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, toggles):
+def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, outputs, toggles):
     config = planted_config(
         datasets=("hellaswag",),
         strategies=(*STATIC, "bh_k8_a005"),
         primary=("bh_k8_a005", "hellaswag"),
     )
     study = make_study(tmp_path / "s", config, {"bh_k8_a005": -0.03}, items=300)
-    add_analyses(study, nano, toggles)  # on the questions, for want of running text
+    add_analyses(study, nano, outputs, toggles)  # on the questions, for want of running text
     draw_baseline(study.folder / "baseline")
     draw_bh(study.folder / "bh")
     text = article_of(study, tmp_path, monkeypatch)

@@ -49,8 +49,8 @@ FIGURES = 11
 
 
 @pytest.fixture(scope="module")
-def rendered(planted, nano, toggles):
-    add_analyses(planted, nano, toggles)
+def rendered(planted, nano, outputs, toggles):
+    add_analyses(planted, nano, outputs, toggles)
     draw_baseline(planted.folder / "baseline")
     draw_bh(planted.folder / "bh")
     (planted.folder / "run.json").write_text('{"config_file": "config/mine.yaml"}')

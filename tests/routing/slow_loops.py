@@ -257,6 +257,7 @@ def simulated_toggles(
     layer_P, token_P, rank_P = map(torch.from_numpy, toggled_LTE.nonzero())
     expert_P = torch.from_numpy(order_LTE)[layer_P, token_P, rank_P]
     kl_P = torch.from_numpy(kl_LTE).double()[layer_P, token_P, expert_P]
+    loss_change_P = kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape))
     weight_E = torch.from_numpy(rank_weight_E)
     return Toggles(
         document_P=token_P // per_document,
@@ -266,9 +267,13 @@ def simulated_toggles(
         rank_P=rank_P,
         weight_P=weight_LTE[layer_P, token_P, expert_P],
         weight_LTE=weight_LTE,
-        norm_P=torch.ones_like(kl_P, dtype=torch.float32),
+        hidden_LTH=torch.zeros(layers, tokens, 1),
+        norm_LTE=torch.ones_like(weight_LTE),
+        deviation_LTE=torch.ones_like(weight_LTE),
         kl_P=kl_P,
-        loss_change_P=kl_P * torch.from_numpy(rng.choice([-1.0, 1.0], kl_P.shape)),
+        loss_change_P=loss_change_P,
+        compensated_kl_P=kl_P,
+        compensated_loss_change_P=loss_change_P,
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
         noise_L=torch.zeros(layers, dtype=torch.float64),

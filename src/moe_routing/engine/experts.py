@@ -194,10 +194,20 @@ class Weights(NamedTuple):
     down_EIH: Tensor
 
 
-def _weights(module: Experts) -> Weights:
+def right_hand_weights(module: Experts, gate_up_proj: Tensor, down_proj: Tensor) -> Weights:
+    """Return the given weights of a module as right-hand factors.
+
+    Raises:
+        NotImplementedError: the experts have a bias, no gate, or a norm after the experts.
+    """
+    if module.has_bias or not module.has_gate or module.has_post_expert_norm:
+        name = type(module).__name__
+        raise NotImplementedError(
+            f"{name}: dropless experts need gated experts without bias or norm"
+        )
     if module.is_transposed:
-        return Weights(module.gate_up_proj, module.down_proj)
-    return Weights(module.gate_up_proj.transpose(1, 2), module.down_proj.transpose(1, 2))
+        return Weights(gate_up_proj, down_proj)
+    return Weights(gate_up_proj.transpose(1, 2), down_proj.transpose(1, 2))
 
 
 def _grouped(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
@@ -352,12 +362,8 @@ def dropless_experts_forward(
     Raises:
         NotImplementedError: the experts have a bias, no gate, or a norm after the experts.
     """
-    if module.has_bias or not module.has_gate or module.has_post_expert_norm:
-        name = type(module).__name__
-        raise NotImplementedError(
-            f"{name}: dropless experts need gated experts without bias or norm"
-        )
-    weights, dtype, device = _weights(module), hidden_TH.dtype, hidden_TH.device.type
+    weights = right_hand_weights(module, module.gate_up_proj, module.down_proj)
+    dtype, device = hidden_TH.dtype, hidden_TH.device.type
     if torch.is_autocast_enabled(device):
         # Autocast does not cover grouped products.
         lower = torch.get_autocast_dtype(device)
@@ -367,28 +373,6 @@ def dropless_experts_forward(
         return torch.zeros_like(hidden_TH, dtype=dtype)
     kernel = select_kernel(module, hidden_TH, pairs.expert_P.numel())
     return kernel(module, hidden_TH, pairs, weights).to(dtype)
-
-
-def output_norms(module: Experts, hidden_TH: Tensor, mean_EH: Tensor | None = None) -> Tensor:
-    """Return the Euclidean norm of every expert's output, float32, (tokens, experts).
-
-    All experts are computed, a few tokens at a time, by dense products.
-
-    Args:
-        module: an experts module of transformers (fused 3-D weights, gated, no bias).
-        hidden_TH: hidden states, (tokens, hidden).
-        mean_EH: what is subtracted from the outputs first, (experts, hidden).
-    """
-    weights = _weights(module)
-    step = max(1, GATHER_NUMBERS // (module.num_experts * hidden_TH.shape[1]))
-    parts = []
-    for hidden_NH in hidden_TH.detach().split(step):
-        inner_ENI = module._apply_gate(hidden_NH @ weights.up_EHI)
-        output_ENH = (inner_ENI @ weights.down_EIH).float()
-        if mean_EH is not None:
-            output_ENH -= mean_EH.to(output_ENH.device)[:, None]
-        parts.append(torch.linalg.vector_norm(output_ENH, dim=-1).T)
-    return torch.cat(parts)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, dropless_experts_forward)

@@ -9,9 +9,12 @@ own. So nothing below the toggled layer is computed again, and no key or value i
 What is toggled is decided by the routing of the document's own token, which the branch takes over
 in that layer: rounding cannot make a branch miss its expert. Later layers route as usual.
 
-Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a layer, L
-layers with branches, S positions of a branch, K slots, E experts, H hidden size, V vocabulary,
-N rows of logits, B branches of a probed token so far, D head dimension.
+The last branches of a token may be compensated: there the expert's mean output takes the place of
+the output of a removed expert, with the same weight.
+
+Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a layer, C
+compensated ones of them, L layers with branches, S positions of a branch, K slots, E experts, H
+hidden size, V vocabulary, N rows of logits, B branches of a probed token so far, D head dimension.
 """
 
 from __future__ import annotations
@@ -88,13 +91,37 @@ def batches(probes: Sequence[Probe], branches: int, steps: int = 1) -> Iterator[
 
 
 @dataclass(frozen=True)
+class Substitutes:
+    """Mean outputs that stand in for removed experts in compensated branches.
+
+    Attributes:
+        mean_LEH: mean output of each expert, in every layer of the model.
+        branches: how many branches of a token, the last ones, are compensated.
+    """
+
+    mean_LEH: Tensor
+    branches: int
+
+    def of(self, layer: int, expert_PA: Tensor, removed_PA: Tensor) -> Tensor:
+        """Return what is added to the outputs of compensated branches, (P, C, H).
+
+        Args:
+            layer: the layer.
+            expert_PA: the toggled expert of every branch.
+            removed_PA: the weight that was removed, 0 where an expert was added.
+        """
+        expert_PC, removed_PC = expert_PA[:, -self.branches :], removed_PA[:, -self.branches :]
+        return removed_PC[..., None] * self.mean_LEH[layer].to(removed_PC)[expert_PC]
+
+
+@dataclass(frozen=True)
 class Effects:
     """What the toggles of one batch did, by layer (in the model's order), probed token and branch.
 
     Attributes:
         expert_LPA: the toggled expert, int64.
         weight_LPE: the weight that the model gives, or would give, every expert, float32.
-        norm_LPA: Euclidean norm of its output for the token, not weighted, float32.
+        hidden_LPH: what the router reads at the probed tokens, float32.
         kl_LPA: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         change_LPAS: loss of the realised next token at each position of the branch, toggled minus
             stock, nats, float64; 0 beyond the end of the document.
@@ -103,7 +130,7 @@ class Effects:
 
     expert_LPA: Tensor
     weight_LPE: Tensor
-    norm_LPA: Tensor
+    hidden_LPH: Tensor
     kl_LPA: Tensor
     change_LPAS: Tensor
     stock_PSH: Tensor
@@ -169,6 +196,7 @@ class Toggler:
         steps: int = 1,
         weightless: bool = False,
         stock_PSH: Tensor | None = None,
+        substitutes: Substitutes | None = None,
     ) -> Effects:
         """Toggle experts of the probed tokens in one forward pass.
 
@@ -183,23 +211,24 @@ class Toggler:
             steps: positions whose next-token loss is followed, the probed token first.
             weightless: change no weight, and add experts with the weight 0: rounding only.
             stock_PSH: what to compare branches with, from another batch; None: from this one.
+            substitutes: what stands in for removed experts; None: nothing.
 
         Raises:
             InputError: a loss is not finite, or the model is routed.
         """
         rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
-        batch = _Batch(probes, rank_LPA, steps, weightless)
+        batch = _Batch(probes, rank_LPA, steps, weightless, substitutes)
         hidden_TH = batch.final_states(self.model)
         if stock_PSH is None:
             stock_PSH = hidden_TH[batch.source_PS.to(hidden_TH.device)]
         head = partial(logits_of, self.model)
         kl, change = zip(*batch.compare(head, stock_PSH, hidden_TH[batch.tokens :]), strict=True)
         columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
-        expert_LPA, weight_LPE, norm_LPA = map(torch.stack, columns)
+        expert_LPA, weight_LPE, hidden_LPH = map(torch.stack, columns)
         effects = Effects(
             expert_LPA,
             weight_LPE,
-            norm_LPA,
+            hidden_LPH,
             kl_LPA=torch.stack(kl, 1),
             change_LPAS=torch.stack(change, 1),
             stock_PSH=stock_PSH,
@@ -228,11 +257,15 @@ class _Batch:
         rank_LPA: Mapping[int, Tensor],
         steps: int,
         weightless: bool,
+        substitutes: Substitutes | None,
     ) -> None:
         self.rank_LPA, self.steps, self.weightless = rank_LPA, steps, weightless
+        self.substitutes = substitutes
         self.branches = next(iter(rank_LPA.values())).shape[1]
-        # By layer: experts, probabilities, weights and norms, all (P, A), on the host.
-        self.seen: dict[int, list[Tensor]] = {}
+        # By layer: experts, (P, A), weights, (P, E), and router inputs, (P, H), on the host.
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # By layer: what stands in for the removed experts, (P, C, H), until it is added.
+        self.added: dict[int, Tensor] = {}
         # Nothing reads what comes after the last branch.
         ends = [min(p.positions[-1] + steps, p.ids_S.numel() - 1) for p in probes]
         starts = list(accumulate(ends, initial=0))
@@ -271,8 +304,9 @@ class _Batch:
                 if router.layer in self.rank_LPA:
                     toggle = partial(self._router, router)
                     stack.enter_context(patched_forward(router.module, toggle, "toggled"))
-                    measure = partial(self._experts, router.layer)
-                    stack.enter_context(patched_forward(expert, measure))
+                    if self.substitutes is not None:
+                        compensate = partial(self._experts, router.layer, self.substitutes)
+                        stack.enter_context(patched_forward(expert, compensate))
             output = model.base_model(
                 input_ids=self.ids_T[None].to(device),
                 position_ids=self.position_T[None].to(device),
@@ -313,7 +347,11 @@ class _Batch:
             weight_TK = F.pad(weight_TK, (0, 1))
             token_P = self.source_PS[:, 0].to(logits_TE.device)
             index_PAK, weight_PAK = self._toggled(
-                router, logits_TE[token_P], index_TK[token_P], weight_TK[token_P]
+                router,
+                hidden_TH[token_P],
+                logits_TE[token_P],
+                index_TK[token_P],
+                weight_TK[token_P],
             )
             # The newest branches take over the routing of their document's own tokens.
             source_R = self.source_R.to(logits_TE.device)
@@ -325,9 +363,17 @@ class _Batch:
         return forward
 
     def _toggled(
-        self, router: RouterModule, logits_PE: Tensor, index_PK: Tensor, weight_PK: Tensor
+        self,
+        router: RouterModule,
+        hidden_PH: Tensor,
+        logits_PE: Tensor,
+        index_PK: Tensor,
+        weight_PK: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return the toggled experts and weights of the probed tokens, (P, A, K), and keep them."""
+        """Return the experts and weights of the probed tokens' branches, (P, A, K).
+
+        What is toggled, and what stands in for it, is kept.
+        """
         probability_PE = logits_PE.softmax(-1)
         real_PK = index_PK < router.num_experts
         chosen_PK = probability_PE.gather(1, index_PK.where(real_PK, 0)) * real_PK
@@ -339,31 +385,33 @@ class _Batch:
         weight_PE = would_PE.scatter(1, index_PK, weight_PK)[:, :-1]
         hit_PAK = index_PK[:, None] == expert_PA[..., None]
         hit_PA = hit_PAK.any(-1)
-        self.seen[router.layer] = [expert_PA, weight_PE.float().cpu()]
-        added_PA = weight_PE.gather(1, expert_PA)
+        weight, hidden = weight_PE.float().cpu(), hidden_PH.float().cpu()
+        self.seen[router.layer] = (expert_PA.cpu(), weight, hidden)
+        changed_PA = weight_PE.gather(1, expert_PA)
+        if self.substitutes is not None:
+            self.added[router.layer] = self.substitutes.of(
+                router.layer, expert_PA, changed_PA * hit_PA
+            )
         gone_PAK = hit_PAK & (not self.weightless)
         index_PAK = index_PK[:, None].where(~gone_PAK, router.num_experts)
         weight_PAK = weight_PK[:, None].where(~gone_PAK, 0.0)
         # The last slot is empty so far.
         index_PAK[..., -1] = expert_PA.where(~hit_PA, router.num_experts)
-        weight_PAK[..., -1] = added_PA.where(~hit_PA, 0.0) * (not self.weightless)
+        weight_PAK[..., -1] = changed_PA.where(~hit_PA, 0.0) * (not self.weightless)
         return index_PAK, weight_PAK
 
-    def _experts(self, layer: int, inner: Forward) -> Callable[..., object]:
-        """Return the forward of experts that also measures outputs of the toggled ones."""
+    def _experts(
+        self, layer: int, substitutes: Substitutes, inner: Forward
+    ) -> Callable[..., object]:
+        """Return the forward of experts that adds what stands in for removed ones."""
         compute = cast("Callable[[Tensor, Tensor, Tensor], Tensor]", inner)
 
         def forward(hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-            expert_PA, *others = self.seen[layer]
-            token_P = self.source_PS[:, 0].to(hidden_TH.device)
-            hidden_MH = hidden_TH[token_P].repeat_interleave(expert_PA.shape[1], 0)
-            expert_M1 = expert_PA.flatten()[:, None]
-            output_MH = compute(
-                hidden_MH, expert_M1, torch.ones_like(expert_M1, dtype=hidden_TH.dtype)
-            )
-            norm_PA = output_MH.norm(dim=1).float().cpu().view(expert_PA.shape)
-            self.seen[layer] = [expert_PA.cpu(), *others, norm_PA]
-            return compute(hidden_TH, index_TK, weight_TK)
+            out_TH = compute(hidden_TH, index_TK, weight_TK)
+            shape = (-1, self.branches, self.steps)
+            newest_PASH = out_TH[-self.source_R.numel() :].unflatten(0, shape)
+            newest_PASH[:, -substitutes.branches :, 0] += self.added.pop(layer).to(out_TH)
+            return out_TH
 
         return forward
 

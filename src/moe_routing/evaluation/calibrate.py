@@ -10,15 +10,16 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.engine.adapters import find_routers, router_fingerprint
-from moe_routing.engine.offload import input_device, weight_of
+from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
+from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
+from moe_routing.evaluation.windows import calibration_window, cut_windows, run_windows
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
@@ -47,7 +48,7 @@ def sample_router_logits(
     """
     if routing := sole_replacement(model):
         raise InputError(f"calibration: the model is {routing}; allowed: the stock model")
-    ids_BS = _windows(tokenizer, texts, tokens, window)
+    ids_BS = cut_windows(tokenizer, texts, tokens, window)
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
     logits_LTE, norm_LT = _collect(model, ids_BS, tokens, batch_size, "calibrate")
@@ -85,60 +86,40 @@ def calibrate(
         tokenizer: its tokenizer.
         texts: documents that are not evaluated on; at least ``tokens`` tokens.
         nulls: ids of the nulls to fit.
-        tokens: tokens whose router logits are kept.
+        tokens: tokens whose router logits are kept, and on which the outputs of experts are
+            measured, if one of the nulls is ``needed``.
         toggled_tokens: tokens whose experts are toggled, if one of the nulls is ``needed``.
         epsilon: what the id ``needed`` stands for, in nats; see :func:`fit_null`.
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: see :func:`sample_router_logits`, :func:`toggle_experts` and :func:`fit_null`.
+        InputError: see :func:`sample_router_logits`, :func:`fit_expert_outputs`,
+            :func:`toggle_experts` and :func:`fit_null`.
     """
-    texts = list(texts)
+    texts, window = list(texts), calibration_window(model, None)
     sample = sample_router_logits(
-        model,
-        tokenizer,
-        texts,
-        tokens=tokens,
-        window=calibration_window(model, None),
-        rng=np.random.default_rng(seed),
+        model, tokenizer, texts, tokens=tokens, window=window, rng=np.random.default_rng(seed)
     )
-    toggles = None
+    toggles = outputs = None
     if any(NeededId.parse(name) for name in nulls):
+        outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=window)
         toggles = toggle_experts(
-            model, tokenizer, texts, tokens=toggled_tokens, rng=np.random.default_rng(seed)
+            model,
+            tokenizer,
+            texts,
+            outputs,
+            tokens=toggled_tokens,
+            rng=np.random.default_rng(seed),
         )
     fitted = {name: fit_null(name, sample, toggles, epsilon) for name in nulls}
-    return Calibration(sample, fitted, toggles)
+    return Calibration(sample, fitted, toggles, outputs)
 
 
-def _windows(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], tokens: int, window: int
-) -> Tensor:
-    ids: list[int] = []
-    needed = -(-tokens // window) * window
-    for text in texts:
-        ids += [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        if len(ids) >= needed:
-            return torch.tensor(ids[:needed]).view(-1, window)
-    raise InputError(
-        f"calibration text has {len(ids)} tokens; calibration.tokens = {tokens} needs {needed} "
-        f"(whole windows of {window})"
-    )
-
-
-@torch.inference_mode()
 def _collect(
     model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int, label: str
 ) -> tuple[Tensor, Tensor]:
     """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
     with watch_routers(model) as watch:
-        for batch_BS in tqdm(ids_BS.split(batch_size), desc=label, unit="batch"):
-            model.base_model(batch_BS.to(input_device(model)), use_cache=False)
+        run_windows(model, ids_BS, batch_size, label)
     logits_LTE = watch.logits_LTE("calibration")
     return logits_LTE[:, :tokens].contiguous(), watch.norm_LT()[:, :tokens].contiguous()
-
-
-def calibration_window(model: PreTrainedModel, window: int | None) -> int:
-    """Return the configured window, at most the model's longest sequence."""
-    longest = model.config.max_position_embeddings
-    return min(window or longest, longest)

@@ -172,10 +172,9 @@ def _report(record: CellRecord) -> None:
 
 def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:
     """Return the calibration that strategies need, or None."""
-    if not any(strategy.needs_calibration for strategy in strategies):
+    if not any(strategy.uses_calibration for strategy in strategies):
         return None
-    nulls = dict.fromkeys(strategy.needs_null for strategy in strategies)
-    return Calibration.load(results / "calibration", tuple(null for null in nulls if null))
+    return Calibration.load_for(results / "calibration", *strategies)
 
 
 def score_items(

@@ -15,11 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import find_routers, model_fingerprint
+from moe_routing.engine.adapters import find_experts, find_routers, model_fingerprint
+from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.requests import Encoder, max_length
-from moe_routing.engine.toggling import Effects, Probe, Toggler, batches, toggling
+from moe_routing.engine.toggling import Effects, Probe, Substitutes, Toggler, batches, toggling
 from moe_routing.errors import InputError
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.toggles import Toggles
 
 NOISE_DOCUMENTS = 100
@@ -93,6 +95,7 @@ def toggle_experts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    outputs: ExpertOutputs,
     *,
     tokens: int,
     window: int | None = None,
@@ -105,7 +108,8 @@ def toggle_experts(
     perplexity, and cut at the window. Tokens are spread evenly over the documents, and uniformly
     over the positions of a document that have a next token. In each layer all experts of the
     model's own choice are removed, one at a time, and experts of a random sample of lower ranks are
-    added, as :mod:`moe_routing.engine.toggling` says.
+    added, as :mod:`moe_routing.engine.toggling` says. Every removal is made twice: with nothing in
+    the expert's place, and with its mean output.
 
     Everything is computed in float32 or better. A model of lower precision needs memory for the
     float32 weights of one module at a time, in practice the experts of one layer: 1.6 GB for
@@ -119,6 +123,7 @@ def toggle_experts(
         model: the stock model.
         tokenizer: its tokenizer.
         texts: documents that are not evaluated on.
+        outputs: outputs of the experts of the same model.
         tokens: number of tokens to intervene on.
         window: most tokens of a document that are read; None: the model's longest sequence.
         draws: lower ranks per token and layer, by stratum; see :meth:`Strata.of`.
@@ -126,33 +131,54 @@ def toggle_experts(
 
     Raises:
         InputError: too few tokens in the texts, a text without a token, an effect that is not
-            finite, a model that is routed, or one whose attention or positions make branches
-            inexact.
+            finite, outputs of another model, a model that is routed, or one whose attention or
+            positions make branches inexact.
     """
     if routing := sole_replacement(model):
         raise InputError(f"toggles: the model is {routing}; allowed: the stock model")
-    routers = find_routers(model)
+    routers, fingerprint = find_routers(model), model_fingerprint(model)
+    if outputs.fingerprint != fingerprint:
+        raise InputError(
+            "toggles: the expert outputs are those of a model with other weights or of another "
+            "dtype; allowed: those of this one"
+        )
     strata = Strata.of(routers[0].num_experts, routers[0].top_k, draws)
     encoder = Encoder(tokenizer, max_length(model.config, window))
     probes = choose_tokens(encoder, texts, tokens, rng)
     rank_LPA = strata.draw(tokens, len(routers), rng)
     longest = max(probe.ids_S.numel() - 1 for probe in probes)
     with toggling(model, longest, "toggles") as toggle:
-        effects = _run(toggle, probes, rank_LPA)
+        # The first ranks are those of the model's own choice.
+        twice_LPA = torch.cat([rank_LPA, rank_LPA[..., : strata.top_k]], -1)
+        substitutes = Substitutes(outputs.mean_LEH, strata.top_k)
+        effects = _run(toggle, probes, twice_LPA, substitutes=substitutes)
         # The most probable expert that was not selected; of a dense model, one that stays.
         quiet = min(strata.top_k, strata.bounds[-1] - 1)
         few = probes[:NOISE_DOCUMENTS]
         rank_LP1 = torch.full((len(routers), sum(len(p.positions) for p in few), 1), quiet)
-        noise = _run(toggle, few, rank_LP1, effects.stock_PSH)
+        noise = _run(toggle, few, rank_LP1, stock_PSH=effects.stock_PSH)
+    norm_LTE, deviation_LTE = _norms(model, effects.hidden_LPH, outputs.mean_LEH)
     return Toggles(
         **_columns(probes, rank_LPA, effects),
         weight_LTE=effects.weight_LPE,
+        hidden_LTH=effects.hidden_LPH,
+        norm_LTE=norm_LTE,
+        deviation_LTE=deviation_LTE,
         sampling_weight_P=strata.weight_E()[rank_LPA].flatten(),
         rank_weight_E=strata.weight_E(),
         noise_L=noise.kl_LPA[..., 0].quantile(NOISE_QUANTILE, dim=1),
         rule=routers[0].rule,
-        fingerprint=model_fingerprint(model),
+        fingerprint=fingerprint,
     )
+
+
+def _norms(model: PreTrainedModel, hidden_LTH: Tensor, mean_LEH: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |o| and |o - mean| of every expert's output o, float32, (layers, tokens, experts)."""
+    norms = []
+    for module, hidden_TH, mean_EH in zip(find_experts(model), hidden_LTH, mean_LEH, strict=True):
+        norms.append([x.float().cpu() for x in DenseExperts.load(module).norms(hidden_TH, mean_EH)])
+    norm_LTE, deviation_LTE = map(torch.stack, zip(*norms, strict=True))
+    return norm_LTE, deviation_LTE
 
 
 def choose_tokens(
@@ -190,6 +216,7 @@ def choose_tokens(
 
 def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dict[str, Tensor]:
     """Return the place and the effect of every pair, by their names in :class:`Toggles`."""
+    toggles = rank_LPA.shape[2]
     layer_LPA = torch.arange(rank_LPA.shape[0])[:, None, None].expand_as(rank_LPA)
     places = [(p.document, position) for p in probes for position in p.positions]
     document_LPA, position_LPA = (
@@ -199,13 +226,18 @@ def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dic
         "document_P": document_LPA,
         "position_P": position_LPA,
         "layer_P": layer_LPA,
-        "expert_P": effects.expert_LPA,
+        "expert_P": effects.expert_LPA[..., :toggles],
         "rank_P": rank_LPA,
-        "weight_P": effects.weight_LPA,
-        "norm_P": effects.norm_LPA,
-        "kl_P": effects.kl_LPA,
-        "loss_change_P": effects.change_LPAS,
+        "weight_P": effects.weight_LPA[..., :toggles],
     }
+    for name, effect_LPA in (("kl", effects.kl_LPA), ("loss_change", effects.change_LPAS[..., 0])):
+        plain_LPA, compensated_LPC = effect_LPA.tensor_split([toggles], -1)
+        removals = compensated_LPC.shape[-1]
+        columns[f"{name}_P"] = plain_LPA
+        # The first toggles are the removals; an added expert has no substitute.
+        columns[f"compensated_{name}_P"] = torch.cat(
+            [compensated_LPC, plain_LPA[..., removals:]], -1
+        )
     return {name: value.flatten() for name, value in columns.items()}
 
 
@@ -213,7 +245,9 @@ def _run(
     toggle: Toggler,
     probes: Sequence[Probe],
     rank_LPA: Tensor,
+    *,
     stock_PSH: Tensor | None = None,
+    substitutes: Substitutes | None = None,
 ) -> Effects:
     """Toggle experts of given ranks in batches; with ``stock_PSH``, with the weight zero."""
     parts, first = [], 0
@@ -224,7 +258,15 @@ def _run(
             last = first + sum(len(probe.positions) for probe in batch)
             ranks = dict(enumerate(rank_LPA[:, first:last]))
             stock = None if stock_PSH is None else stock_PSH[first:last]
-            parts.append(toggle(batch, ranks, weightless=stock is not None, stock_PSH=stock))
+            parts.append(
+                toggle(
+                    batch,
+                    ranks,
+                    weightless=stock is not None,
+                    stock_PSH=stock,
+                    substitutes=substitutes,
+                )
+            )
             bar.update(last - first)
             first = last
     return Effects.concatenated(parts)

@@ -18,6 +18,7 @@ from moe_routing.vocabulary import NeededId
 
 if TYPE_CHECKING:
     from moe_routing.routing.certificate import Certificate
+    from moe_routing.routing.strategies.base import Strategy
 
 SAMPLE_FILE = "router_logits.safetensors"
 OUTPUTS_FILE = "expert_outputs.safetensors"
@@ -31,7 +32,7 @@ def null_path(folder: Path | str, null_id: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data that strategies may use: sampled logits, fitted nulls, toggled experts.
+    """Calibration data that strategies may use.
 
     Attributes:
         sample: router logits on calibration text.
@@ -51,7 +52,12 @@ class Calibration:
 
     @classmethod
     def load(
-        cls, folder: Path | str, null_ids: tuple[str, ...] = (), *, outputs: bool = False
+        cls,
+        folder: Path | str,
+        null_ids: tuple[str, ...] = (),
+        *,
+        outputs: bool = False,
+        toggles: bool = False,
     ) -> Calibration:
         """Read the sample and the named nulls of a calibration folder.
 
@@ -62,16 +68,33 @@ class Calibration:
             folder: the calibration folder of a study.
             null_ids: ids of the nulls to read.
             outputs: whether to read the expert outputs in any case.
+            toggles: whether to read the toggles in any case.
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
         """
-        sample = CalibrationSample.load(Path(folder) / SAMPLE_FILE)
-        toggled = any(NeededId.parse(name) for name in null_ids)
-        toggles = Toggles.load(Path(folder) / TOGGLES_FILE) if toggled else None
-        found = ExpertOutputs.load(Path(folder) / OUTPUTS_FILE) if outputs else None
-        nulls = {name: load_null(null_path(folder, name), sample, toggles) for name in null_ids}
-        return cls(sample, nulls, toggles, found)
+        folder = Path(folder)
+        sample = CalibrationSample.load(folder / SAMPLE_FILE)
+        needed = any(NeededId.parse(name) for name in null_ids)
+        toggled = Toggles.load(folder / TOGGLES_FILE) if toggles or needed else None
+        found = ExpertOutputs.load(folder / OUTPUTS_FILE) if outputs or needed else None
+        nulls = {name: load_null(null_path(folder, name), sample, toggled) for name in null_ids}
+        return cls(sample, nulls, toggled, found)
+
+    @classmethod
+    def load_for(cls, folder: Path | str, *strategies: Strategy) -> Calibration:
+        """Read what strategies need of a calibration folder.
+
+        Raises:
+            InputError: a file is missing, damaged, or of another model.
+        """
+        nulls = dict.fromkeys(strategy.needs_null for strategy in strategies)
+        return cls.load(
+            folder,
+            tuple(null for null in nulls if null),
+            outputs=any(strategy.needs_outputs for strategy in strategies),
+            toggles=any(strategy.needs_toggles for strategy in strategies),
+        )
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.

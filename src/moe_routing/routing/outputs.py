@@ -9,21 +9,17 @@ Shape letters: L layers, T tokens, E experts, H hidden size.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
 from moe_routing.routing.rule import ModelRule
+from moe_routing.routing.tensors import TensorFile
 
 
 @dataclass(frozen=True)
-class ExpertOutputs:
+class ExpertOutputs(TensorFile):
     """Outputs of the experts of one model on calibration text, and predictors of their norms.
 
     The output o of an expert is not weighted; mean is over tokens, selected or not. A predictor is
@@ -64,7 +60,8 @@ class ExpertOutputs:
     rule: ModelRule
     fingerprint: str
 
-    TENSORS = (
+    WHAT: ClassVar[str] = "a file of expert outputs"
+    TENSORS: ClassVar[tuple[str, ...]] = (
         "mean_LEH", "log_mean_norm_LE", "log_mean_deviation_LE", "slope_LEH", "offset_LE",
         "deviation_slope_LEH", "deviation_offset_LE", "r2_L", "deviation_r2_L", "explained_L",
         "sample_log_norm_LTE", "sample_log_deviation_LTE",
@@ -79,29 +76,3 @@ class ExpertOutputs:
     def num_experts(self) -> int:
         """Number of experts per layer."""
         return self.mean_LEH.shape[1]
-
-    def save(self, path: Path | str) -> None:
-        """Write a safetensors file."""
-        tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
-        # One entry: the format writes several in random order, and the same outputs are to be the
-        # same bytes.
-        settings = {"rule": asdict(self.rule), "fingerprint": self.fingerprint}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"expert_outputs": json.dumps(settings)})
-
-    @classmethod
-    def load(cls, path: Path | str) -> ExpertOutputs:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            InputError: the file is missing or not such a file.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                settings = json.loads((file.metadata() or {})["expert_outputs"])
-                tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(
-                **tensors, rule=ModelRule(**settings["rule"]), fingerprint=settings["fingerprint"]
-            )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a file of expert outputs: {error}") from error

@@ -6,21 +6,16 @@ Shape letters: L layers, T tokens, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
 from moe_routing.routing.rule import ModelRule
-from moe_routing.vocabulary import OwnWeighting
+from moe_routing.routing.tensors import TensorFile
 
 
 @dataclass(frozen=True)
-class CalibrationSample:
+class CalibrationSample(TensorFile):
     """Router logits of one model on calibration text.
 
     Attributes:
@@ -46,7 +41,8 @@ class CalibrationSample:
     rule: ModelRule
     fingerprint: str
 
-    TENSORS = (
+    WHAT: ClassVar[str] = "a calibration sample"
+    TENSORS: ClassVar[tuple[str, ...]] = (
         "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "centred_norm_LE",
     )  # fmt: skip
 
@@ -69,35 +65,3 @@ class CalibrationSample:
     def num_experts(self) -> int:
         """Number of experts per layer."""
         return self.logits_LTE.shape[2]
-
-    def save(self, path: Path | str) -> None:
-        """Write a safetensors file."""
-        tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
-        metadata = {
-            "hidden_size": str(self.hidden_size),
-            "top_k": str(self.rule.top_k),
-            "weighting": self.rule.weighting,
-            "fingerprint": self.fingerprint,
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-
-    @classmethod
-    def load(cls, path: Path | str) -> CalibrationSample:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            InputError: the file is missing or not such a file.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(
-                **tensors,
-                hidden_size=int(metadata["hidden_size"]),
-                rule=ModelRule(int(metadata["top_k"]), cast("OwnWeighting", metadata["weighting"])),
-                fingerprint=metadata["fingerprint"],
-            )
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: not a calibration sample: {error}") from error

@@ -2,29 +2,28 @@
 
 A toggle switches one expert of one token in one layer: an expert of the model's own choice gets the
 weight 0 (nothing is renormalised), any other is added with the weight that the model would give it.
+A removal is also made as a routing with compensation makes it: the expert's mean output takes the
+place of its output, with the same weight.
 
-Shape letters: L layers, T tokens, P pairs of a token and an expert in a layer, E experts.
+Shape letters: L layers, T tokens, P pairs of a token and an expert in a layer, E experts, H hidden
+size.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
 from moe_routing.routing.rule import ModelRule
+from moe_routing.routing.tensors import TensorFile
 
 
 @dataclass(frozen=True)
-class Toggles:
+class Toggles(TensorFile):
     """Toggled pairs of one model on calibration text, ordered by layer.
 
     Attributes:
@@ -38,9 +37,14 @@ class Toggles:
             model uses raw softmax weights it is the router's probability.
         weight_LTE: the same of every expert of the tokens, which are in order of document and
             position, float32, (layers, tokens, experts).
-        norm_P: Euclidean norm of the expert's output for the token, not weighted, float32.
+        hidden_LTH: router inputs of the tokens, in the same order, float32.
+        norm_LTE: Euclidean norm of every expert's output for the tokens, not weighted, float32.
+        deviation_LTE: Euclidean norm of that output minus the expert's mean output, float32.
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
+        compensated_kl_P: the KL if the mean output takes the place of a removed expert's output,
+            float64; that of an addition is ``kl_P``.
+        compensated_loss_change_P: the change of the loss in that case, float64.
         sampling_weight_P: inverse of the chance that the pair was drawn, float64.
         rank_weight_E: the sampling weight of a pair by its rank, float64, (experts,).
         noise_L: 99th percentile of the KL of toggles that change nothing (weight zero, computed in
@@ -57,19 +61,25 @@ class Toggles:
     rank_P: Tensor
     weight_P: Tensor
     weight_LTE: Tensor
-    norm_P: Tensor
+    hidden_LTH: Tensor
+    norm_LTE: Tensor
+    deviation_LTE: Tensor
     kl_P: Tensor
     loss_change_P: Tensor
+    compensated_kl_P: Tensor
+    compensated_loss_change_P: Tensor
     sampling_weight_P: Tensor
     rank_weight_E: Tensor
     noise_L: Tensor
     rule: ModelRule
     fingerprint: str
 
-    TENSORS = (
+    WHAT: ClassVar[str] = "a file of toggles"
+    TENSORS: ClassVar[tuple[str, ...]] = (
         "document_P", "position_P", "layer_P", "expert_P", "rank_P", "weight_P",
-        "weight_LTE", "norm_P",
-        "kl_P", "loss_change_P", "sampling_weight_P", "rank_weight_E", "noise_L",
+        "weight_LTE", "hidden_LTH", "norm_LTE", "deviation_LTE",
+        "kl_P", "loss_change_P", "compensated_kl_P", "compensated_loss_change_P",
+        "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
 
     @property
@@ -78,13 +88,22 @@ class Toggles:
         place_P2 = torch.stack([self.document_P, self.position_P], dim=1)
         return place_P2.unique(dim=0, return_inverse=True)[1]
 
+    @property
+    def norm_P(self) -> Tensor:
+        """Euclidean norm of the pair's expert output, not weighted, float32."""
+        return self.norm_LTE[self.layer_P, self.token_P, self.expert_P]
+
     def of_documents(self, documents: Sequence[int]) -> Toggles:
         """Return the toggled pairs of some documents, by index."""
         kept_P = torch.isin(self.document_P, torch.tensor(documents))
         by_pair = [name for name in self.TENSORS if name.endswith("_P")]
+        by_token = [name for name in self.TENSORS if "_LT" in name]
         tokens = self.token_P[kept_P].unique()
-        pairs = {name: getattr(self, name)[kept_P] for name in by_pair}
-        return replace(self, **pairs, weight_LTE=self.weight_LTE[:, tokens])
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept_P] for name in by_pair},
+            **{name: getattr(self, name)[:, tokens] for name in by_token},
+        )
 
     @property
     def num_layers(self) -> int:
@@ -95,29 +114,3 @@ class Toggles:
     def num_experts(self) -> int:
         """Number of experts per layer."""
         return self.rank_weight_E.shape[0]
-
-    def save(self, path: Path | str) -> None:
-        """Write a safetensors file."""
-        tensors = {name: getattr(self, name).contiguous() for name in self.TENSORS}
-        # One entry: the format writes several in random order, and the same toggles are to be the
-        # same bytes.
-        settings = {"rule": asdict(self.rule), "fingerprint": self.fingerprint}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"toggles": json.dumps(settings)})
-
-    @classmethod
-    def load(cls, path: Path | str) -> Toggles:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            InputError: the file is missing or not such a file.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                settings = json.loads((file.metadata() or {})["toggles"])
-                tensors = {name: file.get_tensor(name) for name in cls.TENSORS}
-            return cls(
-                **tensors, rule=ModelRule(**settings["rule"]), fingerprint=settings["fingerprint"]
-            )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a file of toggles: {error}") from error

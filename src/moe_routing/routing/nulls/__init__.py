@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
 from moe_routing.routing.nulls.base import Null, sample_inputs
 from moe_routing.routing.nulls.diagnostics import diagnose
 from moe_routing.routing.nulls.marginal import (
@@ -29,6 +25,7 @@ from moe_routing.routing.nulls.within_token import (
     WithinTokenSplit,
 )
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.tensors import UNREADABLE, read_tensors, write_tensors
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NULL_IDS, NeededId
 
@@ -88,9 +85,7 @@ def save_null(
     ``needed`` depends on all weights of the model, whose hash is that of its ``toggles``.
     """
     metadata = {"null": null.id, **_identity(null, sample, toggles)}
-    tensors = {name: value.contiguous().cpu() for name, value in null.tensors().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_tensors(path, null.tensors(), metadata)
 
 
 def load_null(path: Path | str, sample: CalibrationSample, toggles: Toggles | None = None) -> Null:
@@ -101,13 +96,11 @@ def load_null(path: Path | str, sample: CalibrationSample, toggles: Toggles | No
             layers or number of experts.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         null_id = metadata["null"]
         fitted = Needed if NeededId.parse(null_id) else NULLS[null_id]
         null = fitted.from_tensors(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: missing or not a fitted null: {reason}") from error
     for key, expected in _identity(null, sample, toggles).items():

@@ -1,0 +1,82 @@
+"""Safetensors files of tensors and settings, written so that equal contents are equal bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
+from moe_routing.routing.rule import ModelRule
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SETTINGS = "settings"
+"""The one entry of metadata: the format writes several in random order."""
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What reading a damaged or foreign file raises."""
+
+
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]
+) -> None:
+    """Write tensors and settings, which are JSON values.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(held, temporary, {SETTINGS: json.dumps(settings)})
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """Read the tensors and settings of a file that :func:`write_tensors` has written.
+
+    A missing, damaged or foreign file raises one of ``UNREADABLE``: the caller knows what it is.
+    """
+    with safe_open(path, "pt") as file:
+        settings = json.loads((file.metadata() or {})[SETTINGS])
+        return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118
+
+
+class TensorFile:
+    """A frozen dataclass with its file: some fields are tensors, one is the model's ``rule``.
+
+    Attributes:
+        TENSORS: the fields that are tensors.
+        WHAT: what the file is, for errors.
+    """
+
+    TENSORS: ClassVar[tuple[str, ...]]
+    WHAT: ClassVar[str]
+
+    def save(self: DataclassInstance, path: Path | str) -> None:
+        """Write a safetensors file."""
+        names = [field.name for field in fields(self)]
+        settings = {name: getattr(self, name) for name in names if name not in self.TENSORS}
+        tensors = {name: getattr(self, name) for name in self.TENSORS}
+        write_tensors(path, tensors, settings | {"rule": asdict(settings["rule"])})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            InputError: the file is missing or not such a file.
+        """
+        try:
+            tensors, settings = read_tensors(path)
+            rule = ModelRule(**settings.pop("rule"))
+            return cls(**{name: tensors[name] for name in cls.TENSORS}, **settings, rule=rule)
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: not {cls.WHAT}: {reason}") from error
