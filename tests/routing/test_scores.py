@@ -41,19 +41,18 @@ def calibration(rng, rule):
         RouterInputs(layer, sample.logits_LTE[layer], rule=rule).own_weight_TE for layer in range(2)
     ])  # fmt: skip
     weight_P = weight_LTE[toggles.layer_P, toggles.token_P, toggles.expert_P]
+    norm_LTE, deviation_LTE = 1 + torch.from_numpy(rng.random((2, *logits_LTE.shape), np.float32))
     toggles = dataclasses.replace(
-        toggles, rule=rule, norm_P=1 + weight_P, weight_LTE=weight_LTE, weight_P=weight_P
+        toggles,
+        rule=rule,
+        weight_LTE=weight_LTE,
+        weight_P=weight_P,
+        hidden_LTH=torch.from_numpy(rng.standard_normal((2, 400, HIDDEN), np.float32)),
+        norm_LTE=norm_LTE,
+        deviation_LTE=deviation_LTE,
+        compensated_kl_P=toggles.kl_P / 2,
     )
-    shape = (2, 400, EXPERTS)
-    more = {
-        "hidden_LTH": torch.from_numpy(rng.standard_normal((2, 400, HIDDEN), np.float32)),
-        "norm_LTE": 1 + torch.from_numpy(rng.random(shape, np.float32)),
-        "deviation_LTE": 1 + torch.from_numpy(rng.random(shape, np.float32)),
-        "compensated_kl_P": toggles.kl_P / 2,
-    }
-    own = {name: getattr(toggles, name) for name in ("token_P", "num_layers", "num_experts")}
-    full = SimpleNamespace(**vars(toggles), **own, **more)
-    return Calibration(sample, {}, full, simulated_outputs(sample, rng))
+    return Calibration(sample, {}, toggles, simulated_outputs(sample, rng))
 
 
 @pytest.fixture
@@ -88,14 +87,17 @@ def slow_log_size(score, compensated, outputs, layer, hidden_H, expert, exact):
 
 
 def slow_constant(toggles, layer, compensated):
-    ratios = []
-    for pair in range(len(toggles.kl_P)):
-        kl = float((toggles.compensated_kl_P if compensated else toggles.kl_P)[pair])
-        token, expert = int(toggles.token_P[pair]), int(toggles.expert_P[pair])
-        norm = toggles.deviation_LTE[layer, token, expert] if compensated else toggles.norm_P[pair]
-        removed = int(toggles.rank_P[pair]) < toggles.rule.top_k
-        if int(toggles.layer_P[pair]) == layer and removed and kl > 0:
-            ratios.append(math.log(kl / (float(toggles.weight_P[pair]) * float(norm)) ** 2))
+    effects = (toggles.compensated_kl_P if compensated else toggles.kl_P).tolist()
+    norms = (toggles.deviation_LTE if compensated else toggles.norm_LTE)[layer].tolist()
+    pairs = zip(
+        effects, toggles.layer_P.tolist(), toggles.token_P.tolist(), toggles.expert_P.tolist(),
+        toggles.rank_P.tolist(), toggles.weight_P.tolist(), strict=True,
+    )  # fmt: skip
+    ratios = [
+        math.log(kl / (weight * norms[token][expert]) ** 2)
+        for kl, at, token, expert, rank, weight in pairs
+        if at == layer and rank < toggles.rule.top_k and kl > 0
+    ]
     return math.exp(sum(ratios) / len(ratios))
 
 
@@ -131,7 +133,7 @@ def test_the_constants_equal_a_loop_over_pairs(calibration):
         assert constant_L.dtype == torch.float64
         slow = [slow_constant(calibration.toggles, layer, compensated) for layer in range(2)]
         np.testing.assert_allclose(constant_L, slow, rtol=1e-6)
-    none = SimpleNamespace(**vars(calibration.toggles) | {"kl_P": 0 * calibration.toggles.kl_P})
+    none = dataclasses.replace(calibration.toggles, kl_P=0 * calibration.toggles.kl_P)
     with pytest.raises(InputError, match="no removal in layer 0 changes the prediction"):
         consequence_constants(none)
 
@@ -148,14 +150,14 @@ def test_sample_and_toggles_are_scored_like_live_tokens(calibration, rule):
     seen = dataclasses.replace(
         calibration, outputs=dataclasses.replace(outputs, sample_log_norm_LTE=as_live_LTE)
     )
-    sampled_TE = scored_sample(strategy, seen, 1).score_TE
+    sampled_TE = scored_sample(strategy, seen)[1].score_TE
     torch.testing.assert_close(sampled_TE, live_TE, rtol=0, atol=1e-5)
-    compensated = scored_sample(parse_strategy("regular_k3_norm_compensated"), seen, 1).score_TE
+    compensated = scored_sample(parse_strategy("regular_k3_norm_compensated"), seen)[1].score_TE
     weight_TE = dataclasses.replace(live, log_size_TE=None).own_weight_TE
     expected_TE = weight_TE.log() + outputs.sample_log_deviation_LTE[1]
     torch.testing.assert_close(compensated, expected_TE, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="'exact-norm' needs the outputs of all experts"):
-        scored_sample(parse_strategy("regular_k3_exact-norm"), seen, 1)
+        scored_sample(parse_strategy("regular_k3_exact-norm"), seen)
 
 
 def route(name, calibration, rule, given):
@@ -245,8 +247,7 @@ def test_a_budget_is_the_mean_on_the_calibration_sample(calibration, rule, words
     strategy = parse_strategy(f"absolute_k4_b{budget}{words}")
     threshold = strategy.threshold_of(calibration)
     total = 0
-    for layer in range(2):
-        sampled = scored_sample(strategy, calibration, layer)
+    for layer, sampled in enumerate(scored_sample(strategy, calibration)):
         selection = strategy.selector(calibration, EXPERTS)(sampled, sampled.softmax_TE)
         total += int(selection.count_T.sum())
         for token in range(0, 400, 7):

@@ -87,17 +87,3 @@ class DenseExperts:
         for part_TH in self.inputs(hidden_TH).split(CHUNK):
             up_ETI = part_TH.expand(self.module.num_experts, -1, -1) @ self.weights.up_EHI
             yield self.module._apply_gate(up_ETI)
-
-
-def output_norms(module: Experts, hidden_TH: Tensor, mean_EH: Tensor | None = None) -> Tensor:
-    """Return the norm of every expert's output, float32 or better, (tokens, experts).
-
-    Args:
-        module: the experts.
-        hidden_TH: what the layer's router reads.
-        mean_EH: what is subtracted from the outputs first; None: nothing.
-    """
-    experts = DenseExperts.load(module)
-    if mean_EH is None:
-        mean_EH = hidden_TH.new_zeros(module.num_experts, hidden_TH.shape[1])
-    return experts.norms(hidden_TH.detach(), mean_EH)[1]

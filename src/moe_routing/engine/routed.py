@@ -26,7 +26,7 @@ from moe_routing.engine.adapters import (
     model_fingerprint,
     router_fingerprint,
 )
-from moe_routing.engine.all_experts import output_norms
+from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.context import (
     current_context,
     pass_dropped_weights,
@@ -124,7 +124,7 @@ def routed(
         for router in routers:
             rule, layer = router.rule, router.layer
             mean_EH = None if mean_LEH is None else mean_LEH[layer]
-            sizes = partial(output_norms, experts[layer], mean_EH=mean_EH) if exact else None
+            sizes = partial(_exact_sizes, experts[layer], mean_EH) if exact else None
             forward = RouterForward(
                 router, built[rule], resolved[rule], recorder, skips_padded_slots, sizes
             )
@@ -213,6 +213,17 @@ def _experts(
             f"router, or a strategy without '{part}'"
         )
     return experts
+
+
+def _exact_sizes(experts: Experts, mean_EH: Tensor | None, hidden_TH: Tensor) -> Tensor:
+    """Return |o|, or |o - mean|, of the outputs o of all experts, (tokens, experts).
+
+    The weights are converted anew each time, so that no second copy of all layers is held.
+    """
+    if mean_EH is None:
+        no_mean_EH = hidden_TH.new_zeros(experts.num_experts, hidden_TH.shape[1])
+        return DenseExperts.load(experts).norms(hidden_TH.detach(), no_mean_EH)[0].float()
+    return DenseExperts.load(experts).norms(hidden_TH.detach(), mean_EH)[1].float()
 
 
 def _warn_of_weighting(strategy: Strategy, rule: ModelRule) -> None:

@@ -219,16 +219,16 @@ class ExpertScorer:
         return F.linear(hidden_TH.float(), self.slope_LEH[layer], offset_E)
 
 
-def scored_sample(strategy: Strategy, calibration: Calibration, layer: int) -> RouterInputs:
-    """Return the calibration sample's router inputs of a layer, as a strategy's selector sees them.
+def scored_sample(strategy: Strategy, calibration: Calibration) -> list[RouterInputs]:
+    """Return the calibration sample's router inputs by layer, as a strategy's selector sees them.
 
     Raises:
         InputError: the calibration lacks what the score is made of.
     """
-    scorer = ExpertScorer.of(strategy, calibration)
+    scorer, layers = ExpertScorer.of(strategy, calibration), range(calibration.sample.num_layers)
     if scorer is None:
-        return sample_inputs(calibration.sample, layer)
-    return scorer.of_sample(calibration, layer)
+        return [sample_inputs(calibration.sample, layer) for layer in layers]
+    return [scorer.of_sample(calibration, layer) for layer in layers]
 
 
 def consequence_constants(toggles: Toggles) -> tuple[Tensor, Tensor]:

@@ -97,9 +97,8 @@ class Thresholded(Ranked):
 
         from moe_routing.routing.scores import scored_sample
 
-        layers = range(calibration.sample.num_layers)
-        inputs = (scored_sample(self, calibration, layer) for layer in layers)
-        return torch.stack([self.ordered_scores(each)[0][:, : self.max_k] for each in inputs])
+        layers = scored_sample(self, calibration)
+        return torch.stack([self.ordered_scores(inputs)[0][:, : self.max_k] for inputs in layers])
 
 
 class Absolute(Thresholded):

@@ -235,8 +235,7 @@ class LayerMean(ControlStrategy):
         from moe_routing.routing.scores import scored_sample
 
         means = []
-        for layer in range(calibration.sample.num_layers):
-            inputs = scored_sample(self.base, calibration, layer)
+        for inputs in scored_sample(self.base, calibration):
             ranking = rank(inputs, inputs.softmax_TE)
             means.append(ranking.count_T.double().mean())
         return [max(self.min_experts, round(float(mean))) for mean in means]
