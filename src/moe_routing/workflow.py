@@ -10,7 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY, Analysis
+from moe_routing.analysis.outputs import (
+    ABLATION,
+    BASELINE,
+    BH,
+    CONSEQUENCE,
+    VALIDITY,
+    Analysis,
+)
 from moe_routing.analysis.text import text_dataset
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig
@@ -161,6 +168,9 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
         BH: fitted(study.analysis.bh.nulls),
         VALIDITY: [sample, f"{results}/baseline/router_logits.safetensors"],
         ABLATION: fitted(study.analysis.ablation.nulls),
+        CONSEQUENCE: [
+            f"{calibration}/{name}.safetensors" for name in ("toggles", "expert_outputs")
+        ],
     }
     return files[analysis]
 
