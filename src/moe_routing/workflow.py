@@ -156,6 +156,7 @@ def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:
     """Return the files that an analysis reads."""
     calibration, model = f"{results}/calibration", f"{results}/model.json"
+    toggled = [f"{calibration}/{name}.safetensors" for name in ("toggles", "expert_outputs")]
     sample = f"{calibration}/router_logits.safetensors"
 
     def fitted(nulls: list[str] | None) -> list[str]:

@@ -39,12 +39,11 @@ def test_lines_have_slope_2_and_the_constant_of_their_layer(tables):
 def test_correlations_are_those_of_the_table(tables):
     figure = consequence_law(*tables)
     table = tables[2].query("dropped == 'omitted' and layer != 'all'")
+    table = table.set_index(["effect", "predictor"])["spearman"]
     for axis, effect in zip(figure.axes[3:], ("kl", "loss"), strict=True):
-        for predictor, line in zip(
-            ("weight", "weight_norm", "predicted"), axis.get_lines(), strict=False
-        ):
-            rows = table.query("predictor == @predictor and effect == @effect")
-            assert list(line.get_ydata()) == list(rows["spearman"])
+        lines = axis.get_lines()
+        for number, predictor in enumerate(("weight", "weight_norm", "predicted")):
+            assert list(lines[number].get_ydata()) == list(table.loc[(effect, predictor)])
 
 
 def test_one_layer_is_enough(tables, tmp_path):
