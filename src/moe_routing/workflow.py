@@ -169,9 +169,7 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
         BH: fitted(study.analysis.bh.nulls),
         VALIDITY: [sample, f"{results}/baseline/router_logits.safetensors"],
         ABLATION: fitted(study.analysis.ablation.nulls),
-        CONSEQUENCE: [
-            f"{calibration}/{name}.safetensors" for name in ("toggles", "expert_outputs")
-        ],
+        CONSEQUENCE: toggled,
     }
     return files[analysis]
 
