@@ -10,26 +10,28 @@ from moe_routing.statistics.law import consequence_law, spearman
 
 CERTIFIED = "certified_k8_m001"
 BUDGETS = (2, 3, 4)
-PLAIN = {2: 0.13, 3: 0.066, 4: 0.037, 6: 0.0135}
+PLAIN = {1: 0.35, 2: 0.13, 3: 0.066, 4: 0.037, 6: 0.0135}
 """Loss of static top-k by probability over stock, by k."""
 FACTORS = {
     "regular_k{b}_norm": ("norm", "all", "omitted", 0.9),
-    "stock_k{b}_norm_own": ("norm", "own", "omitted", 0.92),
-    "stock_k{b}_own_compensated": ("probability", "own", "compensated", 0.4),
+    "regular_k{b}_norm_own": ("norm", "own", "omitted", 0.92),
+    "regular_k{b}_compensated": ("probability", "all", "compensated", 0.4),
     "absolute_k8_b{b}": ("probability", "own", "omitted", 0.7),
-    "absolute_k8_b{b}_norm": ("norm", "own", "omitted", 0.6),
     "absolute_k8_b{b}_consequence": ("consequence", "own", "omitted", 0.45),
     "absolute_k8_b{b}_compensated": ("probability", "own", "compensated", 0.25),
     "absolute_k8_b{b}_consequence_compensated": ("consequence", "own", "compensated", 0.15),
+    "stock_k{b}_mass-matched": ("probability", "all", "omitted", 0.6),
 }
 """By id: score, candidates, substitute, and the loss as a part of that of static top-k."""
 SCALE_GAIN = 0.0115
+SCALED = 0.65
+"""Loss at fitted scale as a part of that as is."""
 
 
 def levers(
     *,
     helps: float = 1.0,
-    scaled: float | None = 0.65,
+    scaled_at: tuple[int, ...] = (3,),
     scale_explains: bool = False,
     width: float = 0.002,
     datasets: tuple[str, ...] = ("wikipedia", "hellaswag", "lambada"),
@@ -39,7 +41,7 @@ def levers(
 
     Args:
         helps: 1: levers lose what FACTORS says; 0: as much as static top-k; -1: they lose more.
-        scaled: loss at fitted scale as a part of that as is; None: nothing was scaled.
+        scaled_at: budgets that were scored at fitted scale too.
         scale_explains: at fitted scale, every lever loses as much as static top-k.
         width: half the width of intervals.
         datasets: evaluation sets.
@@ -48,44 +50,42 @@ def levers(
     rows = []
     for dataset in datasets:
         for k, loss in PLAIN.items():
-            rows += _both(dataset, f"regular_k{k}", _PLAIN, k, loss, loss, scaled, width)
-        for name, (score, candidates, dropped, part) in FACTORS.items():
+            rows.append(_row(dataset, f"regular_k{k}", _PLAIN, k, loss, width))
+            if k in scaled_at:
+                rows.append(_scaled(dataset, f"regular_k{k}", _PLAIN, k, loss, width))
+        for name, (*options, part) in FACTORS.items():
             for budget in BUDGETS:
-                loss = PLAIN[budget]
+                loss, strategy = PLAIN[budget], name.format(b=budget)
                 own = loss * (1 - helps * (1 - part))
-                even = loss if scale_explains else own
-                options = (score, candidates, dropped)
                 used = budget if "_k{b}" in name else budget + 0.05
-                rows += _both(
-                    dataset, name.format(b=budget), options, used, own, even, scaled, width
-                )
-        if scaled is not None:
-            rows.append(_row(dataset, "stock_scaled", _PLAIN, 8.0, -SCALE_GAIN, width, "stock"))
+                rows.append(_row(dataset, strategy, options, used, own, width))
+                if budget in scaled_at:
+                    own = loss if scale_explains else own
+                    rows.append(_scaled(dataset, strategy, options, used, own, width))
+        if scaled_at:
+            rows.append(_row(dataset, "stock_scaled", _PLAIN, 8.0, -SCALE_GAIN, width))
         if certified:
             options = ("consequence", "own", "compensated")
-            rows.append(_row(dataset, CERTIFIED, options, 3.06, 0.009, width, "stock"))
+            rows.append(_row(dataset, CERTIFIED, options, 3.06, 0.009, width))
     return pd.DataFrame(rows)
 
 
 _PLAIN = ("probability", "all", "omitted")
 
 
-def _both(dataset, strategy, options, used, loss, even, scaled, width):
-    rows = [_row(dataset, strategy, options, used, loss, width, "stock")]
-    if scaled is not None:
-        name = f"{strategy}_scaled"
-        rows.append(_row(dataset, name, options, used, even * scaled, width, "stock_scaled"))
-    return rows
+def _scaled(dataset, strategy, options, used, loss, width):
+    row = _row(dataset, f"{strategy}_scaled", options, used, SCALED * loss, width)
+    return {**row, "reference": "stock_scaled"}
 
 
-def _row(dataset, strategy, options, used, difference, width, reference):
+def _row(dataset, strategy, options, used, difference, width):
     last_word = dataset == "lambada"
     score, candidates, dropped = options
     return {
         "strategy": strategy,
         "dataset": dataset,
         "metric": "nats_per_target" if last_word else "nats_per_token",
-        "reference": reference,
+        "reference": "stock",
         "score": score,
         "candidates": candidates,
         "dropped": dropped,

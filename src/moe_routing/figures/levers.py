@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from moe_routing.analysis.tables import groups_of
-from moe_routing.figures.series import COLOURS, MARKERS, REFERENCE, error_bars
+from moe_routing.figures.series import MARKERS, REFERENCE, error_bars
 from moe_routing.figures.style import WIDTH
 from moe_routing.statistics.lever_kinds import (
+    BEYOND,
     CERTIFIED,
     OMITTED,
     OWN_WEIGHTS,
+    PLAIN,
     SCALED,
     STATIC,
     THRESHOLD,
@@ -38,7 +40,8 @@ _LOOKS = {
     (THRESHOLD, "norm"): ("#009E73", "D", "-."),
     (THRESHOLD, "consequence"): ("#D55E00", "v", (0, (3, 1, 1, 1, 1, 1))),
 }
-"""Colour, marker and dash of the usual kinds; others take the next of the series."""
+"""Colour, marker and dash of the usual kinds; others take the next spare ones."""
+_SPARE = ("#7F3C8D", "#666666", "#E69F00", "#0072B2")
 _STAR: dict[str, Any] = {"marker": "*", "ms": 11, "color": "#CC79A7", "mec": "black", "mew": 0.6}
 
 
@@ -49,7 +52,7 @@ def drawn(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["dataset"].map(lambda name: DATASETS[str(name)].task in TASKS)]
 
 
-def levers(table: pd.DataFrame, margin: float) -> Figure:
+def levers(table: pd.DataFrame, margin: float, top_k: int) -> Figure:
     """Draw loss over the reference against mean experts: a row per data set, a column per scale.
 
     One line per kind of lever, with intervals. Compensated kinds have the colour and marker of the
@@ -59,8 +62,9 @@ def levers(table: pd.DataFrame, margin: float) -> Figure:
         table: rows of ``statistics/levers.csv`` with their kinds
             (:func:`moe_routing.statistics.lever_kinds.with_kinds`).
         margin: non-inferiority margin, nats per token.
+        top_k: experts per token of the model.
     """
-    table = drawn(table)
+    table = _in_range(drawn(table))
     datasets = list(table["dataset"].drop_duplicates())
     looks = _looks(table)
     figure, grid = plt.subplots(
@@ -71,7 +75,7 @@ def levers(table: pd.DataFrame, margin: float) -> Figure:
     for axes, dataset in zip(grid, datasets, strict=True):
         rows = table[table["dataset"] == dataset]
         for axis, (scale, words) in zip(axes, SCALES.items(), strict=True):
-            _panel(axis, rows, scale, looks, margin)
+            _panel(axis, rows, scale, looks, margin, top_k)
             n = int(rows["n_items"].iloc[0])
             axis.set_title(f"{DATASETS[dataset].label} (n = {n:,}), {words}")
         unit = METRICS[rows["metric"].iloc[0]].unit
@@ -79,8 +83,16 @@ def levers(table: pd.DataFrame, margin: float) -> Figure:
         for axis in axes:
             found |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     _experts_axes(grid[-1], table["mean_experts"])
+    found["margin"] = found.pop("margin")  # last
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _in_range(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out points of the static curve with fewer experts than any other rule."""
+    other = table.loc[table["kind"] != PLAIN, "mean_experts"]
+    least = other.min() * (1 - BEYOND) if len(other) else 0.0
+    return table[table["mean_experts"] >= least]
 
 
 def _looks(table: pd.DataFrame) -> dict[LeverKind, dict[str, Any]]:
@@ -95,8 +107,7 @@ def _looks(table: pd.DataFrame) -> dict[LeverKind, dict[str, Any]]:
             colour, marker, dash = _LOOKS[usual]
         else:
             index = spare.setdefault((*usual, kind.widened, kind.weighting), len(spare))
-            colour = COLOURS[(7 + index) % len(COLOURS)]
-            marker, dash = MARKERS[(5 + index) % len(MARKERS)], (0, (2, 1))
+            colour, marker, dash = _SPARE[index % len(_SPARE)], MARKERS[-1 - index % 5], (0, (2, 1))
         hollow = kind.dropped != OMITTED
         looks[kind] = {
             "color": colour, "marker": marker, "ls": dash, "mec": colour,
@@ -119,8 +130,9 @@ def _panel(
     scale: str,
     looks: Mapping[LeverKind, Mapping[str, Any]],
     margin: float,
+    top_k: int,
 ) -> None:
-    lines = dict(curves(rows, scale))
+    lines = dict(curves(rows, scale, top_k))
     for kind, look in looks.items():
         if kind not in lines:
             continue

@@ -20,7 +20,9 @@ from moe_routing.reporting.pages import LEVERS_FILE
 from moe_routing.statistics.lever_kinds import (
     CERTIFIED,
     COMPENSATED,
+    MASS_MATCHED,
     OMITTED,
+    OWN_WEIGHTS,
     PLAIN,
     PROBABILITY,
     SCALED,
@@ -63,7 +65,7 @@ class _Scene:
         return wording.difference(loss.value, loss.low, loss.high, self.metric)
 
 
-def _scenes(rows: pd.DataFrame) -> Iterator[_Scene]:
+def _scenes(rows: pd.DataFrame, top_k: int) -> Iterator[_Scene]:
     for dataset, own in groups_of(rows, "dataset"):
         as_is, scaled = own[own["scale"] == UNSCALED], own[own["scale"] == SCALED]
         references = [
@@ -72,14 +74,15 @@ def _scenes(rows: pd.DataFrame) -> Iterator[_Scene]:
         yield _Scene(
             dataset=dataset,
             metric=own["metric"].iloc[0],
-            as_is=_rules(own, UNSCALED),
-            scaled=_rules(own, SCALED),
+            as_is=_rules(own, UNSCALED, top_k),
+            scaled=_rules(own, SCALED, top_k),
             references=(references[0], references[1]),
         )
 
 
-def _rules(rows: pd.DataFrame, scale: str) -> dict[LeverKind, Curve]:
-    return {kind: curve for kind, curve in curves(rows, scale) if kind.rule != CERTIFIED}
+def _rules(rows: pd.DataFrame, scale: str, top_k: int) -> dict[LeverKind, Curve]:
+    found = curves(rows, scale, top_k)
+    return {kind: curve for kind, curve in found if kind.rule != CERTIFIED}
 
 
 def _settings(curves_by_kind: Mapping[LeverKind, Curve]) -> dict[float, dict[LeverKind, pd.Series]]:
@@ -96,20 +99,30 @@ def _lowest(settings: Mapping[LeverKind, pd.Series]) -> tuple[LeverKind, pd.Seri
     return min(settings.items(), key=lambda item: item[1]["difference"])
 
 
-def cheapest(rows: pd.DataFrame) -> list[Finding]:
+def cheapest(rows: pd.DataFrame, top_k: int) -> list[Finding]:
     """State for each data set and budget the rule of lowest loss, and what scale explains.
+
+    Where some budgets were scored at fitted scale, only these: a difference as is supports no claim
+    about experts or tokens.
 
     Args:
         rows: ``statistics/levers.csv`` with kinds
             (:func:`moe_routing.statistics.lever_kinds.with_kinds`).
+        top_k: experts per token of the model.
     """
     return [
         finding
-        for scene in _scenes(rows)
+        for scene in _scenes(rows, top_k)
         if PLAIN in scene.as_is
-        for budget, settings in _settings(scene.as_is).items()
+        for budget, settings in _comparable(scene).items()
         if (finding := _cheapest(scene, budget, settings))
     ]
+
+
+def _comparable(scene: _Scene) -> dict[float, dict[LeverKind, pd.Series]]:
+    """Return the settings as is of the budgets that were scored at fitted scale; of all if none."""
+    as_is, scaled = _settings(scene.as_is), _settings(scene.scaled)
+    return {budget: as_is[budget] for budget in as_is if budget in scaled} or as_is
 
 
 def _cheapest(
@@ -198,6 +211,21 @@ class _Factor:
     idle: str
     base: Callable[[LeverKind], LeverKind | None]
 
+    def meaning(self, *, lower: bool, higher: bool) -> tuple[str, str]:
+        """Return the outcome of comparisons at fitted scale, and what it means.
+
+        Args:
+            lower: whether the lever lowered the loss somewhere.
+            higher: whether it raised the loss somewhere.
+        """
+        if lower and higher:
+            return "mixed", "there is no general answer"
+        if lower:
+            return "matters", f"{self.matters}, beyond scale"
+        if higher:
+            return "costs", "the change costs quality"
+        return "none", f"nothing shows that {self.idle}"
+
 
 def _by_probability(kind: LeverKind) -> LeverKind | None:
     changed = replace(kind, score=PROBABILITY, widened=False)
@@ -210,6 +238,10 @@ def _static(kind: LeverKind) -> LeverKind | None:
 
 def _omitted(kind: LeverKind) -> LeverKind | None:
     return replace(kind, dropped=OMITTED) if kind.dropped == COMPENSATED else None
+
+
+def _own_weights(kind: LeverKind) -> LeverKind | None:
+    return replace(kind, weighting=OWN_WEIGHTS) if kind.weighting in MASS_MATCHED else None
 
 
 FACTORS = (
@@ -234,49 +266,51 @@ FACTORS = (
         "it matters what stands in for dropped experts",
         _omitted,
     ),
+    _Factor(
+        "Which weights",
+        "rescaling the weights of the kept experts to the mass of the model's own choice",
+        "how the kept experts are weighted matters",
+        "it matters how the kept experts are weighted",
+        _own_weights,
+    ),
 )
 """The levers; see :class:`_Factor`."""
 
 
-def factors(rows: pd.DataFrame) -> list[Finding]:
-    """State for each data set and lever how often it lowered the loss, alone and beyond scale.
+def factors(rows: pd.DataFrame, top_k: int) -> list[Finding]:
+    """State for each lever on which data sets it lowered the loss, as is and beyond scale.
 
     Args:
         rows: as in :func:`cheapest`.
+        top_k: experts per token of the model.
     """
-    found = [_factor(scene, factor) for scene in _scenes(rows) for factor in FACTORS]
+    scenes = list(_scenes(rows, top_k))
+    found = [_factor(scenes, factor) for factor in FACTORS]
     return [finding for finding in found if finding]
 
 
-def _factor(scene: _Scene, factor: _Factor) -> Finding | None:
-    as_is, scaled = _tally(scene.as_is, factor), _tally(scene.scaled, factor)
-    if not as_is and not scaled:
+def _factor(scenes: Sequence[_Scene], factor: _Factor) -> Finding | None:
+    every = [outcome for scene in scenes for outcome in _tally(scene.as_is, factor)]
+    scaled = {scene.where: _tally(scene.scaled, factor) for scene in scenes}
+    fitted = [outcome for outcomes in scaled.values() for outcome in outcomes]
+    lead = f"{factor.question}: {factor.does}"
+    if not every and not fitted:
         return None
-    lead = f"{factor.question}: on {scene.where}, {factor.does}"
-    if not scaled:
+    if not fitted:
         text = (
-            f"{lead} lowered the loss in {_some(as_is, -1)} as is. Nothing was compared at fitted "
-            "scale, so a change of scale may explain this."
+            f"{lead} lowered the loss in {_some(every, -1)} at equal mean experts as is. Nothing "
+            "was compared at fitted scale, so a change of scale may explain this."
         )
         return Finding(text, LEVERS_FILE, "not scaled")
-    lower, higher = scaled.count(-1), scaled.count(1)
-    text = (
-        f"{lead} lowered the loss at fitted scale in {_some(scaled, -1)} at equal mean experts"
-        + (f" and raised it in {wording.count(higher)}" if higher else "")
-        + (
-            f"; in {wording.count(scaled.count(0))} no difference could be shown"
-            if 0 in scaled
-            else ""
-        )
-        + (f" (as is, it lowered the loss in {_some(as_is, -1)})" if as_is else "")
-    )
-    if lower and higher:
-        return Finding(f"{text}: there is no general answer.", LEVERS_FILE, "mixed")
-    if lower:
-        return Finding(f"{text}: {factor.matters}, beyond scale.", LEVERS_FILE, "matters")
-    if higher:
-        return Finding(f"{text}: the change costs quality.", LEVERS_FILE, "costs")
-    return Finding(f"{text}: nothing shows that {factor.idle}.", LEVERS_FILE, "none")
+    parts = [f"{_some(found, -1)} on {where}" for where, found in scaled.items() if found]
+    raised = [f"{_some(found, 1)} on {where}" for where, found in scaled.items() if 1 in found]
+    text = f"{lead} lowered the loss at fitted scale in {wording.listed(parts)}"
+    text += f", and raised it in {wording.listed(raised)}" if raised else ""
+    if 0 in fitted:
+        text += f"; in {wording.count(fitted.count(0))} no difference could be shown"
+    text += f" (as is, it lowered the loss in {_some(every, -1)})" if every else ""
+    outcome, meaning = factor.meaning(lower=-1 in fitted, higher=1 in fitted)
+    return Finding(f"{text}: {meaning}.", LEVERS_FILE, outcome)
 
 
 def _some(outcomes: Sequence[int], wanted: int) -> str:
@@ -306,51 +340,53 @@ def plain_experts(rows: pd.DataFrame, top_k: int) -> list[Finding]:
 
     Args:
         rows: as in :func:`cheapest`.
-        top_k: experts per token of the model, at which static top-k loses nothing.
+        top_k: experts per token of the model.
     """
-    found = [_plain(scene, top_k) for scene in _scenes(rows) if PLAIN in scene.as_is]
+    found = [_plain(scene, top_k) for scene in _scenes(rows, top_k) if PLAIN in scene.as_is]
     return [finding for finding in found if finding]
 
 
 def _plain(scene: _Scene, top_k: int) -> Finding | None:
-    clauses, gains = [], []
+    clauses, as_is, fitted = [], [], []
+    scaled = _settings(scene.scaled) if PLAIN in scene.scaled else {}
     for budget, settings in _settings(scene.as_is).items():
         kind, row = _lowest(settings)
-        used = row["mean_experts"]
-        equal = _equal(scene.as_is[PLAIN], row["difference"], top_k)
-        scaled = _settings(scene.scaled).get(budget, {}).get(kind)
-        fitted = "not compared at fitted scale"
-        if scaled is not None and PLAIN in scene.scaled:
-            fitted_equal = _equal(scene.scaled[PLAIN], scaled["difference"], top_k)
-            said = _experts_said(fitted_equal, scene.scaled[PLAIN], top_k)
-            fitted = f"at fitted scale {said}"
-            gains.append(fitted_equal - used)
-        gains.append(equal - used)
+        used, also = row["mean_experts"], "not compared at fitted scale"
+        equal = _equal(scene.as_is[PLAIN], row["difference"])
+        as_is.append(equal[0] > used)
+        if (twin := scaled.get(budget, {}).get(kind)) is not None:
+            other = _equal(scene.scaled[PLAIN], twin["difference"])
+            fitted.append(other[0] > used)
+            also = f"at fitted scale {_experts_said(other, scene.scaled[PLAIN], top_k)}"
         clauses.append(
             f"with {wording.experts(used)} experts per token, {kind.words} loses no more than "
-            f"{PLAIN.words} with {_experts_said(equal, scene.as_is[PLAIN], top_k)} ({fitted})"
+            f"{PLAIN.words} with {_experts_said(equal, scene.as_is[PLAIN], top_k)} ({also})"
         )
     if not clauses:
         return None
     text = (
         f"By the estimates on {scene.where}, in {METRICS[scene.metric].unit}: {'; '.join(clauses)}."
     )
-    return Finding(text, LEVERS_FILE, "fewer" if min(gains) > 0 else "not fewer")
+    outcome = "not fewer" if not all(as_is) else "fewer" if all(fitted) else "fewer as is"
+    return Finding(text, LEVERS_FILE, outcome)
 
 
-def _equal(plain: Curve, loss: float, top_k: int) -> float:
-    """Return the plain experts that lose no more; beyond the ends of the curve, infinity or 0."""
-    rows = plain.rows[plain.rows["mean_experts"] < top_k]
-    stock = {"mean_experts": float(top_k), "difference": 0.0, "low": 0.0, "high": 0.0}
-    whole = Curve(pd.concat([rows, pd.DataFrame([stock])], ignore_index=True))
-    found = whole.experts_for(loss)
+def _equal(plain: Curve, loss: float) -> tuple[float, float]:
+    """Return the plain experts that lose as much; beyond the ends of the curve, infinity or 0."""
+    found = plain.experts_for(loss)
     if found is not None:
         return found
-    return float("inf") if loss < 0 else 0.0
+    end = float("inf") if loss < plain.points["difference"].min() else 0.0
+    return end, end
 
 
-def _experts_said(experts: float, plain: Curve, top_k: int) -> str:
-    if experts == float("inf"):
+def _experts_said(experts: tuple[float, float], plain: Curve, top_k: int) -> str:
+    low, high = experts
+    if low == float("inf"):
         return f"more than the model's {top_k}"
-    least = wording.experts(plain.rows["mean_experts"].min())
-    return f"{experts:.1f}" if experts else f"at most {least}, the fewest scored"
+    if not low:
+        least = wording.experts(plain.rows["mean_experts"].min())
+        return f"at most {least}, the fewest scored"
+    if low == high:
+        return f"{low:.1f}"
+    return f"{wording.experts(low)} to {wording.experts(high)}, with none scored between"

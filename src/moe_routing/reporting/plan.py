@@ -79,8 +79,8 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "controls": lambda study: findings_controls.controls(
             study.statistics["controls"], study.main_measures, study.strategies
         ),
-        "levers": lambda study: findings_levers.cheapest(study.lever_rows),
-        "lever_factors": lambda study: findings_levers.factors(study.lever_rows),
+        "levers": lambda study: findings_levers.cheapest(study.lever_rows, study.model.top_k),
+        "lever_factors": lambda study: findings_levers.factors(study.lever_rows, study.model.top_k),
         "plain_experts": lambda study: findings_levers.plain_experts(
             study.lever_rows, study.model.top_k
         ),

@@ -34,7 +34,9 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
             tables["friedman"], families, baseline
         ),
         "speed": lambda: comparison.speed(cells, baseline),
-        "levers": lambda: levers.levers(rows, study.config.statistics.margin_nats),
+        "levers": lambda: levers.levers(
+            rows, study.config.statistics.margin_nats, study.model.top_k
+        ),
     }
     absent = {
         "forest": tables["paired"].empty,

@@ -20,9 +20,13 @@ PROBABILITY, OMITTED, COMPENSATED = "probability", "omitted", "compensated"
 UNSCALED, SCALED = "unscaled", "scaled"
 RULES = {STATIC: "top k", THRESHOLD: "one threshold", CERTIFIED: "certified threshold"}
 """The rules in words."""
-BEYOND = 0.05
+BEYOND = 0.1
 """A curve is compared beyond its ends by at most this part of the experts at the end."""
+WIDEST = 2.0
+"""Experts between two settings beyond which the number of experts at a loss is not interpolated."""
 OWN_WEIGHTS = "own"
+MASS_MATCHED = ("mass_matched", "sqrt_mass_matched")
+"""Weightings that are the model's own where every expert of its choice is kept."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,8 +56,14 @@ class LeverKind:
         parts += ["of all experts"] * self.widened
         parts += [self.dropped] * (self.dropped != OMITTED)
         if self.weighting != OWN_WEIGHTS:
-            parts.append(f"{self.weighting.replace('_', ' ')} weights")
+            parts.append(f"{self.weighting.replace('_', '-')} weights")
         return ", ".join(parts)
+
+    @property
+    def ends_at_stock(self) -> bool:
+        """Whether the kind is the stock model if it keeps as many experts as the model."""
+        own = self.weighting in (OWN_WEIGHTS, *MASS_MATCHED)
+        return own and not self.widened and self.rule != CERTIFIED
 
 
 PLAIN = LeverKind(STATIC)
@@ -152,45 +162,66 @@ class Curve:
 
     Attributes:
         rows: rows of ``statistics/levers.csv``, by ascending mean experts.
+        top_k: experts at which the kind is the reference, and loses nothing over it; None if it
+            never is.
     """
 
     rows: pd.DataFrame
+    top_k: int | None = None
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """Mean experts, loss and limits of every setting, and of the reference at ``top_k``."""
+        points = self.rows[["mean_experts", "difference", "low", "high"]]
+        if self.top_k is None:
+            return points
+        end = pd.DataFrame([[self.top_k, 0.0, 0.0, 0.0]], columns=points.columns)
+        return pd.concat([points[points["mean_experts"] < self.top_k], end], ignore_index=True)
 
     def at(self, experts: float) -> Loss | None:
         """Return the loss at a mean number of experts, on the straight lines between settings.
 
         None beyond the ends of the curve by more than :data:`BEYOND`.
         """
-        x = self.rows["mean_experts"].to_numpy(float)
-        if not len(x) or not x[0] * (1 - BEYOND) <= experts <= x[-1] * (1 + BEYOND):
+        points = self.points
+        x = points["mean_experts"].to_numpy(float)
+        if not x[0] * (1 - BEYOND) <= experts <= x[-1] * (1 + BEYOND):
             return None
         value, low, high = (
-            float(np.interp(experts, x, self.rows[name])) for name in ("difference", "low", "high")
+            float(np.interp(experts, x, points[name])) for name in ("difference", "low", "high")
         )
         return Loss(value, low, high)
 
-    def experts_for(self, loss: float) -> float | None:
-        """Return the fewest mean experts at which the loss is no larger than this one.
+    def experts_for(self, loss: float) -> tuple[float, float] | None:
+        """Return the mean experts at which the loss falls to this one: two limits.
 
-        None if the loss is larger at every setting, or if the first one already loses no more.
+        They are equal, on the straight line, between settings no further apart than
+        :data:`WIDEST`; otherwise they are the two settings, because a straight line promises too
+        much where loss is convex. None if the loss is larger at every setting, or if the first one
+        already loses no more.
         """
-        x = self.rows["mean_experts"].to_numpy(float)
-        y = self.rows["difference"].to_numpy(float)
+        points = self.points
+        x, y = (points[name].to_numpy(float) for name in ("mean_experts", "difference"))
         below = np.flatnonzero(y <= loss)
         if not len(below) or below[0] == 0:
             return None
         i = below[0]
-        return float(x[i - 1] + (y[i - 1] - loss) / (y[i - 1] - y[i]) * (x[i] - x[i - 1]))
+        if x[i] - x[i - 1] > WIDEST:
+            return float(x[i - 1]), float(x[i])
+        found = float(x[i - 1] + (y[i - 1] - loss) / (y[i - 1] - y[i]) * (x[i] - x[i - 1]))
+        return found, found
 
 
-def curves(rows: pd.DataFrame, scale: str) -> Iterator[tuple[LeverKind, Curve]]:
+def curves(rows: pd.DataFrame, scale: str, top_k: int) -> Iterator[tuple[LeverKind, Curve]]:
     """Yield the curve of every kind on one data set, in the order of the table.
 
     Args:
         rows: rows of :func:`with_kinds` of one data set.
         scale: ``unscaled`` or ``scaled``.
+        top_k: experts per token of the model.
     """
     own = rows[rows["scale"] == scale]
     for kind in dict.fromkeys(own["kind"]):
         one = own[own["kind"] == kind].drop_duplicates("budget")
-        yield kind, Curve(one.sort_values("mean_experts", kind="stable"))
+        end = top_k if kind.ends_at_stock else None
+        yield kind, Curve(one.sort_values("mean_experts", kind="stable"), end)
