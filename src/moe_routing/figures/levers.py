@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -142,9 +143,8 @@ def _panel(
             yerr=error_bars(own, "difference", "low", "high"), ecolor=(look["color"], 0.5),
             label=kind.words, mew=0.9, **look,
         )  # fmt: skip
-    own_scale = rows[rows["scale"] == scale]
-    certified = own_scale[[kind.rule == CERTIFIED for kind in own_scale["kind"]]]
-    for strategy, own in groups_of(certified, "strategy"):
+    certified = np.array([kind.rule == CERTIFIED for kind in rows["kind"]])
+    for strategy, own in groups_of(rows[certified & (rows["scale"] == scale)], "strategy"):
         axis.errorbar(
             own["mean_experts"], own["difference"], ls="", elinewidth=0.7, zorder=5,
             yerr=error_bars(own, "difference", "low", "high"), label=str(strategy), **_STAR,

@@ -37,9 +37,9 @@ _UNBREAKABLE = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]
 """Spaces at which no line may break: 95 %, p < 0.001, n = 200."""
 
 _ABOUT_LEVERS = (
-    "- Norms, mean outputs, constants of layers, budgets and scales are fitted on calibration text. "
-    "On text of another kind a budget keeps another number of experts, and a certificate promises "
-    "nothing. How much each lever gives depends on the model."
+    "- Norms, mean outputs, constants of layers, budgets and scales are fitted on calibration "
+    "text. On text of another kind, a budget keeps another number of experts, and a certificate "
+    "promises nothing. How much each lever gives depends on the model."
 )
 
 Entry = TypeVar("Entry")

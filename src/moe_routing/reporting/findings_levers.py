@@ -66,7 +66,7 @@ class _Scene:
 
 
 def _scenes(rows: pd.DataFrame, top_k: int) -> Iterator[_Scene]:
-    for dataset, own in groups_of(rows, "dataset"):
+    for dataset, own in groups_of(rows, "dataset") if len(rows) else ():
         as_is, scaled = own[own["scale"] == UNSCALED], own[own["scale"] == SCALED]
         references = [
             f"`{part['reference'].iloc[0]}`" if len(part) else "" for part in (as_is, scaled)
