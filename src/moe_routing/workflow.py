@@ -10,7 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY, Analysis
+from moe_routing.analysis.outputs import (
+    ABLATION,
+    BASELINE,
+    BH,
+    CONSEQUENCE,
+    VALIDITY,
+    Analysis,
+)
 from moe_routing.analysis.text import text_dataset
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig
@@ -177,6 +184,7 @@ def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:
     """Return the files that an analysis reads."""
     calibration, model = f"{results}/calibration", f"{results}/model.json"
+    toggled = [f"{calibration}/{name}.safetensors" for name in ("toggles", "expert_outputs")]
     sample = f"{calibration}/router_logits.safetensors"
 
     def fitted(nulls: list[str] | None) -> list[str]:
@@ -189,6 +197,7 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
         BH: fitted(study.analysis.bh.nulls),
         VALIDITY: [sample, f"{results}/baseline/router_logits.safetensors"],
         ABLATION: fitted(study.analysis.ablation.nulls),
+        CONSEQUENCE: toggled,
     }
     return files[analysis]
 

@@ -128,4 +128,13 @@ ABLATION = Analysis(
     ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
     ("false_discoveries",),
 )
-ANALYSES = (BASELINE, BH, VALIDITY, ABLATION)
+CONSEQUENCE = Analysis(
+    "consequence",
+    "Comparing the effects of removed experts with their weights and the sizes of their outputs",
+    "Consequence",
+    (),
+    ("consequence_law.csv", "rank_correlations.csv", "removals.parquet"),
+    ("consequence_law",),
+    runs_model=False,
+)
+ANALYSES = (BASELINE, BH, VALIDITY, ABLATION, CONSEQUENCE)

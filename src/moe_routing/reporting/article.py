@@ -36,6 +36,12 @@ DEFAULT_CONFIG = "config/config.yaml"
 _UNBREAKABLE = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
 """Spaces at which no line may break: 95 %, p < 0.001, n = 200."""
 
+_ABOUT_LEVERS = (
+    "- Norms, mean outputs, constants of layers, budgets and scales are fitted on calibration "
+    "text. On text of another kind, a budget keeps another number of experts, and a certificate "
+    "promises nothing. How much each lever gives depends on the model."
+)
+
 Entry = TypeVar("Entry")
 
 
@@ -231,6 +237,7 @@ class Article:
         )
         fixed = _about_bh(nulls(self.study)) if has_bh(self.study) else []
         fixed += [about_line] * (not self.study.statistics["matched_compute"].empty)
+        fixed += [_ABOUT_LEVERS] * (not self.study.lever_rows.empty)
         return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
     # Tables and figures.

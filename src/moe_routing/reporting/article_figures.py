@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_routing.config.study import StudyConfig
-from moe_routing.reporting.pages import CELLS_FILE
+from moe_routing.figures.levers import TASKS
+from moe_routing.reporting.pages import CELLS_FILE, LEVERS_FILE
+from moe_routing.vocabulary import DATASETS
 
 COMPARISON = "comparison/comparison_plots"
 
@@ -57,6 +59,11 @@ def _has_sweep(config: StudyConfig) -> bool:
     return len(set(rest)) < len(rest)
 
 
+def _has_levers(config: StudyConfig) -> bool:
+    """Return whether levers are scored on a data set whose loss is in nats per token."""
+    return bool(config.levers) and any(DATASETS[name].task in TASKS for name in config.datasets)
+
+
 def _comparison(
     name: str,
     caption: str,
@@ -89,6 +96,36 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "vertical bars for intervals, a grey step for the Pareto front, a ring around the "
         "baseline.",
         (CELLS_FILE,),
+    ),
+    "fig-levers": _comparison(
+        "levers",
+        "Loss over the reference against mean experts per token, with intervals: as is, over the "
+        "baseline, and with one scale of the experts' output fitted on calibration text for each "
+        "setting, over the baseline at its own fitted scale. Lines connect the budgets of a kind "
+        "of rule; hollow markers: dropped experts are replaced by their mean output. Stars: "
+        "certified strategies. Dotted: the non-inferiority margin.",
+        "One row of panels per data set, as is on the left and at fitted scale on the right: mean "
+        "experts per token on the x-axis, loss over the reference on the y-axis, one marker and "
+        "line per kind of rule, vertical bars for intervals, stars for certified strategies, a "
+        "dotted line for the margin.",
+        (LEVERS_FILE,),
+        "this run has no levers whose loss is in nats per token",
+        _has_levers,
+    ),
+    "fig-law": _analysis(
+        "consequence",
+        "consequence_law",
+        "The consequence law. Above: KL from the stock predictions for single removed experts "
+        "against weight times norm of the output, in three layers; the line is $c_l (g n)^2$, of "
+        "slope 2. Below: Spearman's correlation by layer, with KL on the left and with the change "
+        "of the realised loss on the right.",
+        "Three panels above, one per layer: weight times norm on the x-axis, KL on the y-axis, "
+        "both logarithmic, one point per removal and a line of slope 2. Two panels below: layer on "
+        "the x-axis, rank correlation on the y-axis, one line each for the router's weight, its "
+        "product with the norm and its product with the predicted norm.",
+        "removals.parquet",
+        "consequence_law.csv",
+        "rank_correlations.csv",
     ),
     "fig-forest": _comparison(
         "forest",

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import tables, wording
-from moe_routing.reporting.pages import CELLS_FILE, CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting import tables, tables_levers, wording
+from moe_routing.reporting.findings_consequence import LAW_FILE
+from moe_routing.reporting.pages import (
+    CELLS_FILE,
+    CERTIFICATES,
+    CONTROLS_FILE,
+    LEVERS_FILE,
+    METRICS_FILE,
+    NUMERICS_FILE,
+)
 from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
@@ -37,6 +45,7 @@ class ArticleTable:
         sets = tables.perplexity_rows(study)["dataset"].drop_duplicates()
         return self.text.format(
             baseline=study.baseline,
+            levers_set=tables_levers.levers_set(study),
             confidence=wording.percent(study.config.statistics.confidence, 0),
             perplexity_sets=wording.listed([DATASETS[name].label for name in sets]),
         )
@@ -110,6 +119,37 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "ll",
         lambda study: not study.statistics["primary"].empty,
         "the primary contrast was not computed",
+    ),
+    "tbl-levers": ArticleTable(
+        tables_levers.levers_table,
+        "Loss over the reference on {levers_set}, with {confidence} intervals. As is: over "
+        "`{baseline}`. At fitted scale: one factor of the experts' output is fitted on calibration "
+        "text for each setting, and the loss is over `{baseline}` with its own factor; the first "
+        f"row is what that factor alone changes. Other data sets: `{LEVERS_FILE}`, the source.",
+        "lrrr",
+        lambda study: not study.lever_rows.empty,
+        "no levers were scored",
+    ),
+    "tbl-law": ArticleTable(
+        tables_levers.law_table,
+        "The consequence law by layer, for removed experts with nothing in their place: slopes of "
+        "log KL on log weight and log norm, with the variance that they explain (R²); the constant "
+        "$c_l$ of the law, and the variance that it explains without fitted slopes; of what it "
+        "leaves, the part that lies between tokens. "
+        f"From `{LAW_FILE}`.",
+        "rrrrrrr",
+        lambda study: not study.table(LAW_FILE).empty,
+        "the analysis consequence/ was not run",
+    ),
+    "tbl-certified": ArticleTable(
+        tables_levers.certified_table,
+        "Certified strategies: the promise for text like the calibration documents, and KL from "
+        "the predictions of `{baseline}`, in nats per token, on those documents and held out, with "
+        "{confidence} intervals; n is the number of documents or items. From "
+        f"`{CERTIFICATES}/<strategy>.json`, `{METRICS_FILE}` and `{LEVERS_FILE}`.",
+        "llrrr",
+        lambda study: bool(study.certificates),
+        "no strategy was certified",
     ),
     "tbl-controls": ArticleTable(
         tables.controls_table,

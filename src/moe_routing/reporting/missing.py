@@ -10,7 +10,13 @@ from moe_routing.analysis.tables import rows_of
 from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
-from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE
+from moe_routing.reporting.pages import (
+    CERTIFICATES,
+    CONTROLS_FILE,
+    LEVERS_FILE,
+    METRICS_FILE,
+    NUMERICS_FILE,
+)
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, families
 from moe_routing.vocabulary import DATASETS, TASKS
@@ -55,6 +61,15 @@ def _additional(study: StudyResults) -> Iterator[Finding]:
     if absent:
         text = f"Of the controls, this run lacks {wording.listed(absent)}."
         yield Finding(text, CONTROLS_FILE, "control")
+    if study.statistics["levers"].empty:
+        text = (
+            "No levers were scored: rules that rank experts by anything but the probability, or "
+            "that put something in place of dropped experts."
+        )
+        yield Finding(text, LEVERS_FILE, "lever")
+    if not study.certificates:
+        text = "No strategy was certified, so none has a bound on its damage."
+        yield Finding(text, CERTIFICATES, "lever")
     if numerics.empty:
         text = (
             "The baseline was not scored against itself, so the numerical noise floor is not known."

@@ -13,6 +13,8 @@ CELLS_FILE = "comparison/full_routing_results.csv"
 METRICS_FILE = "comparison/all_metrics.csv"
 CONTROLS_FILE = "statistics/controls.csv"
 NUMERICS_FILE = "statistics/numerics.csv"
+LEVERS_FILE = "statistics/levers.csv"
+CERTIFICATES = "calibration/certificates"
 
 
 def sources() -> list[str]:

@@ -12,7 +12,9 @@ from moe_routing.errors import InputError
 from moe_routing.reporting import (
     findings,
     findings_analyses,
+    findings_consequence,
     findings_controls,
+    findings_levers,
     findings_routing,
     findings_validity,
 )
@@ -77,6 +79,18 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "controls": lambda study: findings_controls.controls(
             study.statistics["controls"], study.main_measures, study.strategies
         ),
+        "levers": lambda study: findings_levers.cheapest(study.lever_rows, study.model.top_k),
+        "lever_factors": lambda study: findings_levers.factors(study.lever_rows, study.model.top_k),
+        "plain_experts": lambda study: findings_levers.plain_experts(
+            study.lever_rows, study.model.top_k
+        ),
+        "certified": lambda study: findings_consequence.certified(
+            study.certificates, study.metrics, study.lever_rows
+        ),
+        "law": lambda study: [
+            findings_consequence.law(study.table(findings_consequence.LAW_FILE)),
+            findings_consequence.ranking(study.table(findings_consequence.CORRELATIONS_FILE)),
+        ],
         "static_curve": lambda study: findings_controls.static_curve(
             study.static_curve, study.statistics["controls"], study.main_measures, study.model.top_k
         ),
@@ -118,7 +132,8 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
 """By name; in a page: ``a.say("primary")`` or ``a.listing("primary")``."""
 
 SHORT_REPORT = (
-    "headline", "power", "chance", "baseline", "matched_summary", "controls", "static_curve",
+    "headline", "power", "chance", "levers", "lever_factors", "plain_experts", "certified", "law",
+    "baseline", "matched_summary", "controls", "static_curve",
     "numerics", "divergence", "fewest", "weighting", "binding", "cap", "pareto", "ranks", "speed",
     "pareto_time",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_routing.figures import comparison, comparison_routing, comparison_statistics
+from moe_routing.figures import comparison, comparison_routing, comparison_statistics, levers
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
 from moe_routing.reporting.results import StudyResults
@@ -19,6 +19,7 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
     families = study.family_of
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(study.config)
+    rows = levers.drawn(study.lever_rows)
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),
         "forest": lambda: comparison_statistics.forest(
@@ -33,6 +34,9 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
             tables["friedman"], families, baseline
         ),
         "speed": lambda: comparison.speed(cells, baseline),
+        "levers": lambda: levers.levers(
+            rows, study.config.statistics.margin_nats, study.model.top_k
+        ),
     }
     absent = {
         "forest": tables["paired"].empty,
@@ -40,6 +44,7 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
         "experts_per_token": not strategies,
         "quality_by_max_k": comparison.max_k_sweeps(cells).empty,
         "critical_difference": tables["friedman"].empty,
+        "levers": rows.empty,
     }
     return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
 

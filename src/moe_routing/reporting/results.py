@@ -11,8 +11,11 @@ from moe_routing.analysis.tables import read_csv, rows_of
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
 from moe_routing.files import read_json
+from moe_routing.reporting.pages import CERTIFICATES
+from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, static_families
+from moe_routing.statistics.lever_kinds import with_kinds
 from moe_routing.vocabulary import DIVERGENCE, TASKS
 
 SMALL_MODEL = 100_000_000
@@ -20,7 +23,7 @@ SMALL_MODEL = 100_000_000
 
 STATISTICS = (
     "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
-    "primary", "missing", "controls", "numerics",
+    "primary", "missing", "controls", "numerics", "levers",
 )  # fmt: skip
 
 
@@ -89,6 +92,7 @@ class StudyResults:
         statistics: tables under ``statistics/`` by name; empty if not written.
         controls: ``comparison/controls.csv``, the cells scored in addition to the comparison; empty
             if it was not written.
+        levers: ``comparison/levers.csv``, the cells of levers; empty if it was not written.
     """
 
     folder: Path
@@ -98,6 +102,7 @@ class StudyResults:
     metrics: pd.DataFrame
     statistics: dict[str, pd.DataFrame] = field(default_factory=dict)
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
+    levers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
     def load(cls, folder: Path | str) -> StudyResults:
@@ -120,6 +125,7 @@ class StudyResults:
                 name: _optional(folder / "statistics" / f"{name}.csv") for name in STATISTICS
             },
             controls=_optional(comparison / "controls.csv"),
+            levers=_optional(comparison / "levers.csv"),
         )
 
     @property
@@ -155,8 +161,8 @@ class StudyResults:
 
     @property
     def family_of(self) -> dict[str, str]:
-        """Family of every strategy that has cells, controls included."""
-        parts = (self.cells, self.controls)
+        """Family of every strategy that has cells, controls and levers included."""
+        parts = (self.cells, self.controls, self.levers)
         return {row.strategy: row.family for part in parts for row in rows_of(part)}
 
     @property
@@ -174,6 +180,18 @@ class StudyResults:
         both = both[both["weighting"] == self.model.rule.weighting]
         both = both.drop_duplicates(["k", "dataset"])
         return both.sort_values("k", kind="stable").reset_index(drop=True)
+
+    @property
+    def lever_rows(self) -> pd.DataFrame:
+        """``statistics/levers.csv`` with the kind and the budget of each row."""
+        return with_kinds(self.statistics.get("levers", pd.DataFrame()), self.model.rule.weighting)
+
+    @property
+    def certificates(self) -> dict[str, Certificate]:
+        """The certificate of each strategy that has one, by id, in config order."""
+        folder = self.folder / CERTIFICATES
+        paths = {name: folder / f"{name}.json" for name in self.config.scored}
+        return {name: Certificate.load(path) for name, path in paths.items() if path.is_file()}
 
     @property
     def compared_metrics(self) -> pd.DataFrame:

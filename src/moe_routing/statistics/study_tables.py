@@ -65,7 +65,8 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     for name in ("controls", "levers"):
         if getattr(config, name):
             overview.append(_read_overview(comparison / f"{name}.csv"))
-    duplicates = config.duplicates(ModelRule.of(read_json(results / "model.json")))
+    rule = ModelRule.of(read_json(results / "model.json"))
+    duplicates = config.duplicates(rule)
     tables = study_tables(
         results / "cells",
         pd.concat(overview, ignore_index=True),
@@ -79,12 +80,30 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
             if name not in duplicates
         },
         numerics={arm.name: arm.changed for arm in config.numerics},
-        levers=config.levers,
+        levers=[*static_points(config, rule), *config.levers] if config.levers else (),
     )
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
             # Ten digits hide the last bits, in which linear algebra libraries differ.
             table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def static_points(config: StudyConfig, rule: ModelRule) -> list[str]:
+    """Return the strategies and controls that levers start from: the model's top k with fewer k.
+
+    Args:
+        config: the study.
+        rule: the model's own routing rule.
+    """
+    found = {}
+    for name in (*config.strategies, *config.controls):
+        strategy = config.parsed[name]
+        if not strategy.family.static_weighting:
+            continue
+        resolved = strategy.resolved(rule)
+        if resolved.weighting_kind == rule.weighting and resolved.max_experts < rule.top_k:
+            found.setdefault(resolved.id, name)
+    return list(found.values())
 
 
 def study_tables(
@@ -112,7 +131,7 @@ def study_tables(
         controls: the controls by id; of the other tables they are in matched_compute and on the
             Pareto fronts only, as points of static curves and as rivals.
         numerics: what each numerics arm changes.
-        levers: strategies of the table ``levers`` alone.
+        levers: strategies of the table ``levers``.
 
     Raises:
         InputError: see :func:`write_statistics`.

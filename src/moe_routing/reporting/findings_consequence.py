@@ -1,0 +1,183 @@
+"""Findings about the effects of dropped experts: the law that they follow, and certified damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.analysis.tables import TableRow, rows_of
+from moe_routing.reporting import wording
+from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.pages import METRICS_FILE
+from moe_routing.routing.certificate import Certificate
+from moe_routing.statistics.lever_kinds import OMITTED
+from moe_routing.vocabulary import DATASETS, DIVERGENCE
+
+LAW_FILE = "consequence/consequence_law.csv"
+CORRELATIONS_FILE = "consequence/rank_correlations.csv"
+SLOPE_TOLERANCE = 0.25
+"""A slope is called near 2 up to this difference."""
+EXPLAINED = 0.75
+"""The law is said to hold in a layer where it explains at least this part of the variance."""
+HARDLY = 0.1
+"""A rank correlation below this size is called hardly any."""
+
+
+def certified(
+    certificates: Mapping[str, Certificate], metrics: pd.DataFrame, rows: pd.DataFrame
+) -> list[Finding]:
+    """State for each certified strategy the promise and the held-out damage beside it.
+
+    Args:
+        certificates: by strategy.
+        metrics: ``comparison/all_metrics.csv``.
+        rows: ``statistics/levers.csv``, for the mean experts.
+    """
+    return [_certified(one, metrics, rows) for one in certificates.values()]
+
+
+def _certified(one: Certificate, metrics: pd.DataFrame, rows: pd.DataFrame) -> Finding:
+    text = (
+        f"`{one.strategy}` is certified for an expected damage of at most {one.margin:g} nats per "
+        f"token (KL from stock) on documents like the {wording.count(one.documents)} of the "
+        f"calibration, where it uses {wording.experts(one.mean_experts)} experts per token"
+    )
+    held_out = metrics[
+        (metrics["strategy"] == one.strategy) & (metrics["metric"] == DIVERGENCE.name)
+    ]
+    if held_out.empty:
+        return Finding(
+            f"{text}. Its damage was not measured on held-out text.", METRICS_FILE, "unmeasured"
+        )
+    parts = [
+        f"{_kl(row)} on {DATASETS[row.dataset].label}{_used(rows, one.strategy, row.dataset)}"
+        for row in rows_of(held_out)
+    ]
+    text += f". Held out, the damage is {wording.listed(parts)}."
+    verdicts = {
+        "exceeded": held_out["ci_low"] > one.margin,
+        "kept": held_out["ci_high"] <= one.margin,
+    }
+    verdicts["open"] = ~(verdicts["exceeded"] | verdicts["kept"])
+    names = {
+        verdict: [DATASETS[name].label for name in held_out.loc[chosen, "dataset"]]
+        for verdict, chosen in verdicts.items()
+    }
+    return Finding(text + _kept(names), METRICS_FILE, _worst(names))
+
+
+def _worst(names: Mapping[str, list[str]]) -> str:
+    return next(verdict for verdict in ("exceeded", "open", "kept") if names[verdict])
+
+
+def _kept(names: Mapping[str, list[str]]) -> str:
+    text = ""
+    if names["kept"]:
+        text += f" On {wording.listed(names['kept'])} the interval is within the promise."
+    if names["open"]:
+        text += (
+            f" On {wording.listed(names['open'])} the interval contains the promise: no difference "
+            "from it could be shown."
+        )
+    if names["exceeded"]:
+        text += (
+            f" On {wording.listed(names['exceeded'])} the damage exceeds the promise, which does "
+            "not cover text of another kind than the calibration documents."
+        )
+    return text
+
+
+def _kl(row: TableRow) -> str:
+    value, low, high = (
+        wording.divergence(getattr(row, name)) for name in ("value", "ci_low", "ci_high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _used(rows: pd.DataFrame, strategy: str, dataset: str) -> str:
+    if rows.empty:
+        return ""
+    own = rows[(rows["strategy"] == strategy) & (rows["dataset"] == dataset)]
+    return f" ({wording.experts(own['mean_experts'].iloc[0])} experts)" if len(own) else ""
+
+
+def law(table: pd.DataFrame) -> Finding | None:
+    """State whether KL follows the square of weight times norm.
+
+    Args:
+        table: ``consequence/consequence_law.csv``.
+    """
+    if table.empty:
+        return None
+    rows = table[table["dropped"] == OMITTED]
+    near = (rows[["weight_slope", "norm_slope"]] - 2).abs().max(axis=1) <= SLOPE_TOLERANCE
+    holds = near & (rows["law_r2"] >= EXPLAINED)
+    text = (
+        f"Over {wording.plural(len(rows), 'layer')}, log KL rises with log weight by a slope of "
+        f"{_range(rows['weight_slope'])} and with log norm by {_range(rows['norm_slope'])} "
+        f"(R² {_range(rows['r2'])}); the law, with both slopes fixed at 2, explains "
+        f"{_percents(rows['law_r2'])} of the variance of log KL. Of what it leaves, "
+        f"{_percents(rows['token_share'])} lies between tokens."
+    )
+    criterion = (
+        f"both slopes within {SLOPE_TOLERANCE:g} of 2, at least {wording.percent(EXPLAINED, 0)} "
+        "explained"
+    )
+    n = int(holds.sum())
+    if n == len(rows):
+        return Finding(f"{text} The law holds in every layer ({criterion}).", LAW_FILE, "holds")
+    if n == 0:
+        return Finding(f"{text} The law holds in no layer ({criterion}).", LAW_FILE, "fails")
+    text = f"{text} The law holds in {wording.count(n)} of {wording.count(len(rows))} layers"
+    return Finding(f"{text} ({criterion}).", LAW_FILE, "partly")
+
+
+def _range(values: pd.Series) -> str:
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _percents(values: pd.Series) -> str:
+    low, high = f"{100 * values.min():.0f}", f"{100 * values.max():.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def ranking(table: pd.DataFrame) -> Finding | None:
+    """State how weight and weight times norm rank experts by KL and by the change of the loss.
+
+    Args:
+        table: ``consequence/rank_correlations.csv``.
+    """
+    if table.empty:
+        return None
+    rows = table[(table["dropped"] == OMITTED) & (table["layer"].astype(str) == ALL_LAYERS)]
+    rho = rows.set_index(["predictor", "effect"])["spearman"]
+    signed, kl = rho[("weight", "loss")], rho[("weight", "kl")]
+    product, predicted = rho[("weight_norm", "kl")], rho[("predicted", "kl")]
+    lower = wording.percent(rows["lower_loss"].iloc[0])
+    text = (
+        "Within layers, Spearman's correlation of the router's weight with the change of the "
+        f"realised loss is {_rho(signed)} on average; {lower} of the removals lower that loss. "
+        f"With KL, that of the weight is {_rho(kl)}, of weight times norm {_rho(product)} and of "
+        f"weight times predicted norm {_rho(predicted)}."
+    )
+    null = abs(signed) < HARDLY
+    better = product - kl >= HARDLY
+    meaning = (
+        "the weight says hardly anything about the loss of the one token that follows"
+        if null
+        else "the weight says something about the loss of the one token that follows"
+    )
+    meaning += (
+        ", and the norm adds to what it says about the change of the prediction"
+        if better
+        else ", and the norm adds little to what it says about the change of the prediction"
+    )
+    verdict = f"{'null' if null else 'signed'}, {'norm adds' if better else 'norm adds little'}"
+    return Finding(f"{text} So {meaning}.", CORRELATIONS_FILE, verdict)
+
+
+def _rho(value: float) -> str:
+    return wording.signed(value, 2).removeprefix("+")
