@@ -8,12 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import shared_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
+# Whole studies: begun last, one would run while the other worker is idle.
+LONGEST = ["test_hub_study.py", "test_smoke_study.py", "test_bad_input.py"]
+
 # --doctest-modules would import these files a second time, all under the one name "conftest".
 collect_ignore_glob = ["*conftest.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, and leave the others in their order."""
+    names = [*LONGEST, None]
+    items.sort(key=lambda item: names.index(name if (name := item.path.name) in names else None))
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +68,24 @@ def tokenizer(nano):
 
 
 @pytest.fixture(scope="session")
-def calibration(nano):
+def calibration(nano, tmp_path_factory):
     """The embedded model calibrated on real text, with every null fitted."""
+    from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.nulls import NULLS
+
+    nulls = ("needed", *NULLS)
+    folder = shared_folder(
+        tmp_path_factory, "calibration", lambda folder: write_calibration(folder, nano, nulls)
+    )
+    return Calibration.load(folder, nulls)
+
+
+def write_calibration(folder, nano, nulls):
+    """Write what a study's calibration jobs write."""
     from moe_routing.evaluation.calibrate import sample_router_logits
     from moe_routing.evaluation.toggles import toggle_experts
-    from moe_routing.routing.calibration import Calibration
-    from moe_routing.routing.nulls import NULLS, fit_null
+    from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
+    from moe_routing.routing.nulls import fit_null, save_null
 
     texts = (DATA_FILES / "calibration.txt").read_text(encoding="utf-8").split("\n\n")
     sample = sample_router_logits(
@@ -72,8 +94,10 @@ def calibration(nano):
     toggles = toggle_experts(
         nano.model, nano.tokenizer, texts, tokens=112, rng=np.random.default_rng(0)
     )
-    nulls = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
-    return Calibration(sample, nulls, toggles)
+    sample.save(folder / SAMPLE_FILE)
+    toggles.save(folder / TOGGLES_FILE)
+    for name in nulls:
+        save_null(fit_null(name, sample, toggles), sample, null_path(folder, name), toggles)
 
 
 @pytest.fixture(scope="session")
