@@ -8,12 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import shared_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
+# Whole studies: begun last, one would run while the other worker is idle.
+LONGEST = ["test_hub_study.py", "test_smoke_study.py", "test_bad_input.py"]
+
 # --doctest-modules would import these files a second time, all under the one name "conftest".
 collect_ignore_glob = ["*conftest.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, and leave the others in their order."""
+    names = [*LONGEST, None]
+    items.sort(key=lambda item: names.index(name if (name := item.path.name) in names else None))
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +68,18 @@ def tokenizer(nano):
 
 
 @pytest.fixture(scope="session")
-def calibration(nano):
+def calibration(nano, tmp_path_factory):
     """The embedded model calibrated on real text, with every null fitted."""
+    from moe_routing.routing.calibration import Calibration
+
+    folder = shared_folder(
+        tmp_path_factory, "calibration", lambda folder: write_calibration(folder, nano)
+    )
+    return Calibration.load(folder)
+
+
+def write_calibration(folder, nano):
+    """Write what a study's calibration jobs write."""
     from moe_routing.evaluation.calibrate import sample_router_logits
     from moe_routing.evaluation.outputs import fit_expert_outputs
     from moe_routing.evaluation.toggles import toggle_experts
@@ -74,8 +94,8 @@ def calibration(nano):
     toggles = toggle_experts(
         nano.model, nano.tokenizer, texts, outputs, tokens=112, rng=np.random.default_rng(0)
     )
-    nulls = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
-    return Calibration(sample, nulls, toggles, outputs)
+    fitted = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
+    Calibration(sample, fitted, toggles, outputs).save(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from workflow_runs import make_checkout, make_quarto, snakemake
+from shared import shared_folder
+from workflow_runs import make_checkout, make_smoke_study
 
 
 @pytest.fixture
@@ -14,12 +17,11 @@ def checkout(tmp_path):
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """The smoke study, run once: the folder and Snakemake's own report of the run.
+    """The smoke study, once killed and then finished: the folder and Snakemake's report.
 
-    A stand-in for Quarto is on the PATH.
+    The study is run once, and every worker has a copy of its own.
     """
-    folder = make_checkout(tmp_path_factory.mktemp("smoke"))
-    path = make_quarto(tmp_path_factory.mktemp("programs") / "bin")
-    done = snakemake(folder, "--cores", "2", "--configfile", "config/smoke.yaml", PATH=path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done
+    made = shared_folder(tmp_path_factory, "smoke_study", make_smoke_study)
+    folder = tmp_path_factory.mktemp("smoke") / "checkout"
+    shutil.copytree(made / "checkout", folder, symlinks=True)
+    return folder, (made / "snakemake.out").read_text(encoding="utf-8")

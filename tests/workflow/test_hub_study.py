@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hub_files import N_SHARDS, checkpoint, repositories
 from hub_stand_in import serving
+from warm_python import warm_python
 from workflow_runs import ROOT, make_checkout, snakemake
 
 REAL = yaml.safe_load((ROOT / "config" / "olmoe-1b-7b.yaml").read_text(encoding="utf-8"))
@@ -94,9 +95,10 @@ def fetched(hub, run_study, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(fetched, run_study):
+def finished(hub, fetched, run_study):
     folder, _ = fetched
-    done = run_study(folder)
+    with warm_python(hub.environment(folder / "home")) as path:
+        done = run_study(folder, PATH=path)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / RESULTS
 

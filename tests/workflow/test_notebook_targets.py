@@ -9,13 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from workflow_runs import ROOT, snakemake
+from workflow_runs import ROOT, SMOKE, snakemake
 
 from moe_routing.reporting.pages import NOTEBOOKS
 from moe_routing.reporting.qmd import read_page
 from moe_routing.workflow import write_run
 
-SMOKE = ("--configfile", "config/smoke.yaml")
 STUDY = {"model.json", "comparison/full_routing_results.csv", "comparison/all_metrics.csv"}
 """Files without which an Article cannot be loaded."""
 

@@ -20,7 +20,7 @@ def test_the_study_ends_with_the_pages_of_quarto(smoke_run):
     log = (smoke_run[0] / "results" / "smoke" / "logs" / "render_article.log").read_text()
     assert "results/smoke/report/index.html (quarto)\n" in log
     assert "warning" not in log
-    assert "results/smoke/report/index.html (quarto)\n" in smoke_run[1].stdout
+    assert "results/smoke/report/index.html (quarto)\n" in smoke_run[1]
 
 
 @pytest.mark.parametrize("page", PAGES)

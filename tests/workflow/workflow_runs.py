@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from warm_python import warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ("--configfile", "config/smoke.yaml")
 PARTS = ("workflow", "scripts", "src", "config", "envs", "profiles", "report")
 
 
@@ -32,10 +37,50 @@ def make_quarto(folder):
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+def snakemake_command(*arguments):
+    return [sys.executable, "-m", "snakemake", *arguments]
+
+
+def offline(**variables):
+    """Return the environment of a run without a network for the hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+
+
 def snakemake(folder, *arguments, timeout=3600, environment=None, **variables):
     """Run Snakemake as a user does; without a network for the hub, unless given an environment."""
-    command = [sys.executable, "-m", "snakemake", *arguments]
-    environment = (environment or {**os.environ, "HF_HUB_OFFLINE": "1"}) | variables
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+        snakemake_command(*arguments), cwd=folder, env=(environment or offline()) | variables,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def make_smoke_study(folder):
+    """Run the smoke study in ``folder``/checkout: kill it amid its scoring, then run it again.
+
+    Everything that is tested of the study is thus tested of one that was killed. A stand-in for
+    Quarto is on the PATH. What the last run says is in ``folder``/snakemake.out.
+    """
+    quarto = make_quarto(folder / "bin")
+    checkout = make_checkout(folder / "checkout")
+    with warm_python(offline(PATH=quarto)) as path:
+        kill_while_scoring(checkout, "--cores", "2", *SMOKE, PATH=path)
+        unlocked = snakemake(checkout, "--unlock", *SMOKE)
+        assert unlocked.returncode == 0, unlocked.stderr
+        done = snakemake(checkout, "--cores", "2", *SMOKE, PATH=path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "snakemake.out").write_text(done.stdout, encoding="utf-8")
+
+
+def kill_while_scoring(folder, *arguments, **variables):
+    """Start a run of the smoke study, and kill all of it as soon as a strategy has scored a set."""
+    results = folder / "results" / "smoke"
+    with subprocess.Popen(
+        snakemake_command(*arguments), cwd=folder, env=offline(**variables),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as run:  # fmt: skip
+        while not list(results.glob("cells/*/*.parquet")):
+            assert run.poll() is None, "the run ended before any set was scored"
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+    assert (results / "config.yaml").exists()
+    assert not (results / "comparison" / "full_routing_results.csv").exists()
