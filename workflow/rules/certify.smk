@@ -6,6 +6,7 @@ rule certify:
     input:
         model=f"{RESULTS}/model.json",
         texts=f"{RESULTS}/data/certification.parquet",
+        sample=f"{RESULTS}/calibration/router_logits.safetensors",
         calibration=lambda wildcards: calibration_files(
             study, [wildcards.strategy], RESULTS, fitted_by_running=False
         ),
@@ -38,6 +39,7 @@ rule fit_scales:
     input:
         model=f"{RESULTS}/model.json",
         texts=f"{RESULTS}/data/calibration.parquet",
+        sample=f"{RESULTS}/calibration/router_logits.safetensors",
         calibration=calibration_files(study, study.scaled, RESULTS, fitted_by_running=False),
     output:
         f"{RESULTS}/calibration/scales.json",
