@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from moe_pretraining.settings import PretrainConfig
 from moe_routing.config.reference import reference_files

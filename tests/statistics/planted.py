@@ -67,6 +67,13 @@ CONTROLS = {
 }
 """As good as its base: the shuffle. Worse: one expert, random experts, the rival. Better: the
 weighting. At its own compute the rival is better, too."""
+LEVERS = {
+    "absolute_k8_b3": Arm("absolute", 8, 3.0, nats=0.06),
+    "absolute_k8_b3_consequence": Arm("absolute", 8, 3.0, nats=0.02),
+    f"{BASELINE}_scaled": Arm("regular", 8, 8.0, nats=-0.01),
+    "absolute_k8_b3_scaled": Arm("absolute", 8, 3.0, nats=0.04, base=f"{BASELINE}_scaled"),
+}
+"""In nats: the score is worth 0.04, and scale 0.02 at three experts."""
 NUMERICS = {"same": "token_budget = 128", "coarse": "dtype = float16"}
 COARSE_NATS, COARSE_FLIPS = 0.02, 4
 """The coarse arm loses so many nats per token, and so many answers flip, half of them each way."""
@@ -99,7 +106,7 @@ def write_planted(
     for dataset, n in (items or ITEMS).items():
         rng = np.random.default_rng([seed, *dataset.encode()])
         base = _base_items(TASK_OF[dataset], n, rng)
-        for strategy, arm in (arms | CONTROLS).items():
+        for strategy, arm in (arms | CONTROLS | LEVERS).items():
             frame = base
             if strategy != BASELINE:
                 frame = _apply(arm, frames.get((arm.base, dataset), base), TASK_OF[dataset], rng)
@@ -110,10 +117,12 @@ def write_planted(
         _write_items(_coarse(base), folder / "numerics" / "coarse" / f"{dataset}.parquet")
     (folder / "comparison").mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
-    is_control = table["strategy"].isin(CONTROLS)
+    others = {"controls": CONTROLS, "levers": LEVERS}
+    chosen = {name: table["strategy"].isin(ids) for name, ids in others.items()}
+    compared = ~(chosen["controls"] | chosen["levers"])
     for name, part in (
-        ("full_routing_results", table[~is_control]),
-        ("controls", table[is_control]),
+        ("full_routing_results", table[compared]),
+        *((name, table[is_one]) for name, is_one in chosen.items()),
     ):
         part.to_csv(folder / "comparison" / f"{name}.csv", index=False)
     describe_model(folder, RULE)

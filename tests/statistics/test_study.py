@@ -18,6 +18,7 @@ from planted import (
     CONTROLS,
     GAIN,
     ITEMS,
+    LEVERS,
     LOSS,
     NUMERICS,
     RIVAL,
@@ -58,14 +59,14 @@ def tables_of(folder, datasets=tuple(ITEMS), strategies=tuple(ARMS), seed=0, **c
 
 
 def overview_of(folder):
-    """Return the cells of strategies and controls."""
-    comparison = folder / "comparison"
-    parts = [pd.read_csv(comparison / f"{n}.csv") for n in ("full_routing_results", "controls")]
+    """Return the cells of strategies, controls and levers."""
+    names = ("full_routing_results", "controls", "levers")
+    parts = [pd.read_csv(folder / "comparison" / f"{name}.csv") for name in names]
     return pd.concat(parts, ignore_index=True)
 
 
 def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
-    """Return the tables with controls and numerics arms."""
+    """Return the tables with controls, numerics arms and levers."""
     return study_tables(
         folder / "cells",
         overview_of(folder),
@@ -75,6 +76,7 @@ def full_tables_of(folder, datasets=tuple(ITEMS), seed=0):
         seed=seed,
         controls={name: as_control(parse_strategy(name), BASELINE) for name in CONTROLS},
         numerics=NUMERICS,
+        levers=tuple(LEVERS),
     )
 
 
@@ -331,7 +333,8 @@ def test_controls_are_compared_by_the_functions_of_the_paired_table(small_tables
 
 def test_controls_and_noise_change_no_other_table(small_tables, small_folder):
     alone = tables_of(small_folder)
-    changed = {"controls", "numerics", "matched_compute", "primary", "pareto", "pareto_time"}
+    changed = {"controls", "numerics", "levers", "matched_compute", "primary"}
+    changed |= {"pareto", "pareto_time"}
     for name in set(TABLES) - changed:
         pd.testing.assert_frame_equal(alone[name], small_tables[name])
     assert alone["controls"].empty
@@ -561,6 +564,7 @@ def study_config(**changes) -> StudyConfig:
         "datasets": {name: {"source": source} for name in ITEMS},
         "strategies": list(ARMS),
         "controls": list(CONTROLS),
+        "levers": list(LEVERS),
         "numerics": [{"name": name, **changed} for name, changed in settings_of.items()],
         "statistics": settings(),
     }
@@ -661,6 +665,33 @@ def test_a_control_of_a_duplicate_is_compared_with_what_stands_for_it(small_fold
     controls = pd.read_csv(folder / "statistics" / "controls.csv")
     assert controls["strategy"].drop_duplicates().tolist() == [control]
     assert set(controls["base"]) == {ZERO}
+
+
+def test_levers_are_compared_at_their_own_scale(tables):
+    levers = tables["levers"].set_index(["strategy", "dataset"])
+    assert set(levers.index.unique("strategy")) == set(LEVERS)
+    text = levers.xs("wikitext", level="dataset")
+    scaled = f"{BASELINE}_scaled"
+    assert text["reference"].to_dict() == {
+        "absolute_k8_b3": BASELINE,
+        "absolute_k8_b3_consequence": BASELINE,
+        scaled: BASELINE,
+        "absolute_k8_b3_scaled": scaled,
+    }
+    for name, arm in LEVERS.items():
+        assert text["difference"][name] == pytest.approx(arm.nats, abs=1e-9)
+        assert text["low"][name] < arm.nats < text["high"][name]
+        assert text["mean_experts"][name] == arm.experts
+    assert text.loc["absolute_k8_b3_scaled", "value"] == pytest.approx(
+        text.loc[scaled, "value"] + LEVERS["absolute_k8_b3_scaled"].nats
+    )
+    assert text.loc["absolute_k8_b3_consequence", ["score", "candidates", "dropped"]].tolist() == [
+        "consequence", "own", "omitted"
+    ]  # fmt: skip
+    assert set(levers["metric"]) == {"nats_per_token", "nats_per_target"}
+    other = {name for name in tables if name != "levers"}
+    for name in other & {"paired", "controls", "matched_compute", "pareto", "friedman"}:
+        assert not tables[name]["strategy"].isin(LEVERS).any()
 
 
 def test_every_described_column_is_filled_somewhere(tables):
