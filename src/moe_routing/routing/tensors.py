@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -59,9 +59,13 @@ class TensorFile:
     TENSORS: ClassVar[tuple[str, ...]]
     WHAT: ClassVar[str]
 
-    def save(self: DataclassInstance, path: Path | str) -> None:
-        """Write a safetensors file."""
-        names = [field.name for field in fields(self)]
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file.
+
+        Raises:
+            InputError: see :func:`write_tensors`.
+        """
+        names = [field.name for field in fields(cast("DataclassInstance", self))]
         settings = {name: getattr(self, name) for name in names if name not in self.TENSORS}
         tensors = {name: getattr(self, name) for name in self.TENSORS}
         write_tensors(path, tensors, settings | {"rule": asdict(settings["rule"])})
@@ -75,8 +79,8 @@ class TensorFile:
         """
         try:
             tensors, settings = read_tensors(path)
-            rule = ModelRule(**settings.pop("rule"))
-            return cls(**{name: tensors[name] for name in cls.TENSORS}, **settings, rule=rule)
+            values = {name: tensors[name] for name in cls.TENSORS} | settings
+            return cls(**values | {"rule": ModelRule(**settings["rule"])})
         except UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: not {cls.WHAT}: {reason}") from error
