@@ -25,9 +25,10 @@ from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.config.study import load_config
 from moe_routing.engine.loading import load_model
 from moe_routing.evaluation.toggles import toggle_experts
-from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.nulls.needed import Needed
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.procedures import bh_levels, by_levels
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
@@ -41,8 +42,9 @@ def toggled(results: Path, tokens: int, seed: int, threads: int) -> Toggles:
     config = load_config(results / "config.yaml")
     loaded = load_model(config.model, threads)
     texts = list(pd.read_parquet(results / "data" / "calibration.parquet")["text"])
+    outputs = ExpertOutputs.load(results / "calibration" / OUTPUTS_FILE)
     rng = np.random.default_rng(seed)
-    return toggle_experts(loaded.model, loaded.tokenizer, texts, tokens=tokens, rng=rng)
+    return toggle_experts(loaded.model, loaded.tokenizer, texts, outputs, tokens=tokens, rng=rng)
 
 
 def splits(

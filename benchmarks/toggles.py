@@ -4,11 +4,12 @@
     python benchmarks/toggles.py --tokens 300 --rounds 1 --json toggles.json
 
 Experts of calibration tokens are toggled in every layer, those of the model's own choice and some
-of lower ranks, by ``toggle_experts``; the noise floor and the fingerprint are included. Some of
-these toggles are done again, each by a whole forward pass of the document up to the token, with the
-router's output patched. The ratio is that of times per toggle, the median over interleaved rounds.
-The largest difference in KL is relative, of toggles above 1e-7 nats; a difference larger than
-rounding explains is a later layer in which two experts are nearly tied.
+of lower ranks, by ``toggle_experts``; the noise floor, the fingerprint and a second, compensated
+branch of each removal are included. Some of these toggles are done again, each by a whole forward
+pass of the document up to the token, with the router's output patched. The ratio is that of times
+per toggle, the median over interleaved rounds. The largest difference in KL is relative, of toggles
+above 1e-7 nats; a difference larger than rounding explains is a later layer in which two experts
+are nearly tied.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel, load_model
 from moe_routing.engine.patching import Forward, patched_forward
 from moe_routing.engine.requests import Encoder
+from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.toggles import Toggles
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTPUT_TOKENS, OUTPUT_WINDOW = 512, 128
+"""Text of the mean outputs; how much it is does not change the times."""
 
 
-def by_branches(loaded: LoadedModel, texts: Sequence[str], tokens: int, seed: int) -> Toggles:
+def by_branches(
+    loaded: LoadedModel, texts: Sequence[str], outputs: ExpertOutputs, tokens: int, seed: int
+) -> Toggles:
     """Toggle as a study does."""
     rng = np.random.default_rng(seed)
-    return toggle_experts(loaded.model, loaded.tokenizer, texts, tokens=tokens, rng=rng)
+    return toggle_experts(loaded.model, loaded.tokenizer, texts, outputs, tokens=tokens, rng=rng)
 
 
 def by_whole_passes(
@@ -100,7 +107,10 @@ def toggled(expert: int, inner: Forward) -> Callable[[Tensor], tuple[Tensor, Ten
 
 def compare(loaded: LoadedModel, texts: Sequence[str], arguments: argparse.Namespace) -> list[dict]:
     """Time both, and compare their KL."""
-    toggles = by_branches(loaded, texts, arguments.tokens, arguments.seed)
+    outputs = fit_expert_outputs(
+        loaded.model, loaded.tokenizer, texts, tokens=OUTPUT_TOKENS, window=OUTPUT_WINDOW
+    )
+    toggles = by_branches(loaded, texts, outputs, arguments.tokens, arguments.seed)
     number = toggles.kl_P.numel()
     rng = np.random.default_rng(arguments.seed)
     rows = rng.choice(number, min(number, arguments.passes), replace=False).tolist()
@@ -112,7 +122,7 @@ def compare(loaded: LoadedModel, texts: Sequence[str], arguments: argparse.Names
         kl_P["whole passes"] = by_whole_passes(loaded, cases, stock)
 
     def fast() -> None:
-        by_branches(loaded, texts, arguments.tokens, arguments.seed)
+        by_branches(loaded, texts, outputs, arguments.tokens, arguments.seed)
 
     times = interleave({"whole passes": slow, "branches": fast}, arguments.rounds, arguments.device)
     each = {"whole passes": len(rows), "branches": number}

@@ -17,20 +17,18 @@ def main(clock: JobClock) -> None:
     results = parser.parse_args().results
 
     import numpy as np
-    import pandas as pd
 
-    from moe_routing.config.study import load_config
-    from moe_routing.evaluation.calibrate import calibration_window, sample_router_logits
-    from moe_routing.evaluation.study_model import load_study_model
+    from moe_routing.evaluation.calibrate import sample_router_logits
+    from moe_routing.evaluation.calibration_job import load_calibration_job
+    from moe_routing.evaluation.windows import calibration_window
     from moe_routing.routing.calibration import SAMPLE_FILE
 
     clock.started()
-    config = load_config(results / "config.yaml")
-    loaded = load_study_model(config.model, results, config.resources.threads)
+    config, loaded, texts = load_calibration_job(results)
     sample = sample_router_logits(
         loaded.model,
         loaded.tokenizer,
-        pd.read_parquet(results / "data" / "calibration.parquet")["text"],
+        texts,
         tokens=config.calibration.tokens,
         window=calibration_window(loaded.model, config.evaluation.window),
         rng=np.random.default_rng(config.seed),

@@ -17,20 +17,19 @@ def main(clock: JobClock) -> None:
     results = parser.parse_args().results
 
     import numpy as np
-    import pandas as pd
 
-    from moe_routing.config.study import load_config
-    from moe_routing.evaluation.study_model import load_study_model
+    from moe_routing.evaluation.calibration_job import load_calibration_job
     from moe_routing.evaluation.toggles import toggle_experts
-    from moe_routing.routing.calibration import TOGGLES_FILE
+    from moe_routing.routing.calibration import OUTPUTS_FILE, TOGGLES_FILE
+    from moe_routing.routing.outputs import ExpertOutputs
 
     clock.started()
-    config = load_config(results / "config.yaml")
-    loaded = load_study_model(config.model, results, config.resources.threads)
+    config, loaded, texts = load_calibration_job(results)
     toggles = toggle_experts(
         loaded.model,
         loaded.tokenizer,
-        list(pd.read_parquet(results / "data" / "calibration.parquet")["text"]),
+        texts,
+        ExpertOutputs.load(results / "calibration" / OUTPUTS_FILE),
         tokens=config.calibration.toggled_tokens,
         window=config.evaluation.window,
         rng=np.random.default_rng(config.seed),

@@ -120,17 +120,18 @@ def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
     return chosen
 
 
-def toggle_files(nulls: Iterable[str], results: str) -> list[str]:
-    """Return the file of toggled experts if one of the nulls is fitted on it, otherwise none."""
-    toggled = any(NeededId.parse(null) for null in nulls)
-    return [f"{results}/calibration/toggles.safetensors"] if toggled else []
+def intervention_files(nulls: Iterable[str], results: str) -> list[str]:
+    """Return the files of toggled experts and of expert outputs if a null needs them."""
+    if not any(NeededId.parse(null) for null in nulls):
+        return []
+    return [f"{results}/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")]
 
 
 def null_files(nulls: Iterable[str], results: str) -> list[str]:
-    """Return the files of fitted nulls, and the toggles if a null is bound to them."""
+    """Return the files of fitted nulls, and those of interventions if a null is bound to them."""
     names = list(nulls)
     files = [f"{results}/calibration/nulls/{null}.safetensors" for null in names]
-    return [*files, *toggle_files(names, results)]
+    return [*files, *intervention_files(names, results)]
 
 
 def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
@@ -143,7 +144,7 @@ def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
         return []
     epsilon = study.calibration.epsilon if name.epsilon is None else None
     chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
-    return ["--toggles", *toggle_files([null], results), *chosen]
+    return ["--toggles", f"{results}/calibration/toggles.safetensors", *chosen]
 
 
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:

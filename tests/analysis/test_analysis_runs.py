@@ -35,7 +35,7 @@ from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.figures.series import text_caption
 from moe_routing.figures.validity import draw_validity
-from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import save_null
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.intervals import metric_intervals
@@ -72,6 +72,7 @@ def results(tmp_path_factory, nano, calibration):
     sample, toggles = calibration.sample, calibration.toggles
     sample.save(root / "calibration" / SAMPLE_FILE)
     toggles.save(root / "calibration" / TOGGLES_FILE)
+    calibration.outputs.save(root / "calibration" / OUTPUTS_FILE)
     for name in ("needed", "pooled"):
         path = null_path(root / "calibration", name)
         save_null(calibration.nulls[name], sample, path, toggles)

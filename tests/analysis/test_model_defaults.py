@@ -13,7 +13,7 @@ from moe_routing.analysis.validity import write_validity
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import document_item, write_items
 from moe_routing.evaluation.study_model import write_model
-from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, null_path
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE, null_path
 from moe_routing.routing.nulls import save_null
 
 
@@ -28,6 +28,7 @@ def study(tmp_path_factory, tiny, nano, tiny_calibration, texts):
     sample, toggles = tiny_calibration.sample, tiny_calibration.toggles
     sample.save(root / "calibration" / SAMPLE_FILE)
     toggles.save(root / "calibration" / TOGGLES_FILE)
+    tiny_calibration.outputs.save(root / "calibration" / OUTPUTS_FILE)
     for name, null in tiny_calibration.nulls.items():
         path = null_path(root / "calibration", name)
         save_null(null, sample, path, toggles)

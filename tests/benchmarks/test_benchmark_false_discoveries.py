@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +22,7 @@ def test_the_table(script, tmp_path, calibration):
     pd.DataFrame({"text": text.split("\n\n")}).to_parquet(tmp_path / "data" / "calibration.parquet")
     (tmp_path / "calibration").mkdir()
     calibration.sample.save(tmp_path / "calibration" / SAMPLE_FILE)
+    calibration.outputs.save(tmp_path / "calibration" / OUTPUTS_FILE)
     path = tmp_path / "rates.json"
     options = ["--tokens", "24", "--splits", "2", "--null", "needed", "--alpha", "0.2", "0.4"]
     script("false_discoveries").main(

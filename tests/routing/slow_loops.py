@@ -272,8 +272,8 @@ def simulated_toggles(
         deviation_LTE=torch.ones_like(weight_LTE),
         kl_P=kl_P,
         loss_change_P=loss_change_P,
-        compensated_kl_P=kl_P,
-        compensated_loss_change_P=loss_change_P,
+        compensated_kl_P=kl_P.clone(),
+        compensated_loss_change_P=loss_change_P.clone(),
         sampling_weight_P=weight_E[rank_P],
         rank_weight_E=weight_E,
         noise_L=torch.zeros(layers, dtype=torch.float64),
@@ -305,3 +305,13 @@ def simulated_outputs(sample: CalibrationSample, rng: np.random.Generator) -> Ex
         rule=sample.rule,
         fingerprint="all weights",
     )
+
+
+def even_outputs(toggles: Toggles) -> ExpertOutputs:
+    """Return outputs of the toggled tokens' experts that are all alike: 0 on average, of norm 1."""
+    zeros_LTE = torch.zeros_like(toggles.weight_LTE)
+    zeros_LE, zeros_L = zeros_LTE[:, 0], torch.zeros_like(toggles.noise_L)
+    zeros_LEH = zeros_LE[..., None]
+    own = {"L": zeros_L, "LE": zeros_LE, "LEH": zeros_LEH, "LTE": zeros_LTE}
+    tensors = {name: own[name.rsplit("_", 1)[1]].clone() for name in ExpertOutputs.TENSORS}
+    return ExpertOutputs(**tensors, rule=toggles.rule, fingerprint=toggles.fingerprint)

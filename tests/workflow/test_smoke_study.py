@@ -196,7 +196,13 @@ def test_changed_items_rerun_that_set_only(smoke_run):
         (
             "{toggled_tokens: 24}",
             {"toggle_experts", "fit_null", "evaluate_bh_k8_a005", "bh", "ablation"},
-            {"prepare_calibration", "sample_logits", "evaluate_adaptive_k8", "validity"},
+            {
+                "prepare_calibration",
+                "sample_logits",
+                "fit_outputs",
+                "evaluate_adaptive_k8",
+                "validity",
+            },
         ),
     ],
 )

@@ -51,13 +51,15 @@ def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
     study = load_config(ROOT / "config/smoke.yaml")
     calibration = study.calibration.model_copy(update={"epsilon": 3e-5})
     study = study.model_copy(update={"calibration": calibration})
-    toggles = "r/calibration/toggles.safetensors"
+    toggles, outputs = (
+        f"r/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")
+    )
     assert null_options(study, "pooled", "r") == []
     assert null_options(study, "needed_e1e4", "r") == ["--toggles", toggles]
     assert null_options(study, "needed_loss", "r") == ["--toggles", toggles, "--epsilon", "3e-05"]
     pooled, needed = (f"r/calibration/nulls/{name}.safetensors" for name in ("pooled", "needed"))
     assert null_files(["pooled"], "r") == [pooled]
-    assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles]
+    assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles, outputs]
 
 
 def test_study_without_controls_is_planned_without_their_jobs(checkout):

@@ -1,5 +1,5 @@
-# Router logits and toggled experts of calibration text, and the nulls fitted on them.
-from moe_routing.workflow import null_options, toggle_files
+# Router logits, expert outputs and toggled experts of calibration text, and the nulls fitted on them.
+from moe_routing.workflow import intervention_files, null_options
 
 
 rule sample_logits:
@@ -30,10 +30,41 @@ rule sample_logits:
         "python scripts/sample_logits.py --results {params.results:q} 2> {log:q}"
 
 
+rule fit_outputs:
+    input:
+        model=f"{RESULTS}/model.json",
+        texts=f"{RESULTS}/data/calibration.parquet",
+    output:
+        f"{RESULTS}/calibration/expert_outputs.safetensors",
+    log:
+        f"{RESULTS}/logs/fit_outputs.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fit_outputs.tsv"
+    # Toggling waits for it, and every BH cell for that.
+    priority: 2
+    conda:
+        "../../envs/model.yaml"
+    threads: study.resources.threads
+    resources:
+        mem_mb=doubled(study.resources.mem_mb),
+        runtime=study.resources.runtime,
+        gpu=study.resources.gpu,
+    params:
+        settings=sections(
+            study, "model", "calibration.source", "calibration.tokens", "evaluation.window"
+        ),
+        results=subpath(input.model, parent=True),
+    message:
+        "Measuring the outputs of all experts on calibration text"
+    shell:
+        "python scripts/fit_outputs.py --results {params.results:q} 2> {log:q}"
+
+
 rule toggle_experts:
     input:
         model=f"{RESULTS}/model.json",
         texts=f"{RESULTS}/data/calibration.parquet",
+        outputs=f"{RESULTS}/calibration/expert_outputs.safetensors",
     output:
         f"{RESULTS}/calibration/toggles.safetensors",
     log:
@@ -61,7 +92,7 @@ rule toggle_experts:
 rule fit_null:
     input:
         sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        toggles=lambda wildcards: toggle_files([wildcards.null], RESULTS),
+        interventions=lambda wildcards: intervention_files([wildcards.null], RESULTS),
     output:
         null=f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
         diagnostics=f"{RESULTS}/calibration/nulls/{{null}}.csv",

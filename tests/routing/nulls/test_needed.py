@@ -19,6 +19,7 @@ from slow_loops import (
     STRATA,
     THIRDS,
     count_bh,
+    even_outputs,
     router_inputs,
     sample_of,
     simulated_toggles,
@@ -29,7 +30,13 @@ from moe_routing.engine.adapters import model_fingerprint
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
-from moe_routing.routing.calibration import SAMPLE_FILE, TOGGLES_FILE, Calibration, null_path
+from moe_routing.routing.calibration import (
+    OUTPUTS_FILE,
+    SAMPLE_FILE,
+    TOGGLES_FILE,
+    Calibration,
+    null_path,
+)
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
 from moe_routing.routing.nulls.needed import Needed, default_epsilon, not_needed
 from moe_routing.routing.nulls.step_up import StepUpTest
@@ -451,11 +458,13 @@ def test_a_saved_null_gives_the_same_p_values(tmp_path, rng, null_id):
     sample, toggles, null = calibrated(30, rng, null_id=null_id)
     sample.save(tmp_path / SAMPLE_FILE)
     toggles.save(tmp_path / TOGGLES_FILE)
+    even_outputs(toggles).save(tmp_path / OUTPUTS_FILE)
     null_path(tmp_path, null_id).parent.mkdir()
     save_null(null, sample, null_path(tmp_path, null_id), toggles)
     calibration = Calibration.load(tmp_path, (null_id,))
     again = calibration.null(null_id)
     assert calibration.toggles.fingerprint == toggles.fingerprint
+    assert calibration.outputs.fingerprint == toggles.fingerprint
     assert (again.id, again.epsilon, again.num_draws) == (null_id, null.epsilon, null.num_draws)
     inputs = router_inputs(sample.permuted_LTE[1], layer=1)
     assert torch.equal(again.p_values(inputs), null.p_values(inputs))
