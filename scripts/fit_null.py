@@ -17,6 +17,7 @@ def main(clock: JobClock) -> None:
     parser.add_argument("--sample", type=Path, required=True, help="sampled router logits")
     parser.add_argument("--null", required=True, help="null id, such as within_token")
     parser.add_argument("--toggles", type=Path, help="toggled experts, for a null needed")
+    parser.add_argument("--outputs", type=Path, help="outputs of experts, for a null needed")
     parser.add_argument(
         "--epsilon", type=float, help="epsilon of a null needed without its own, in nats"
     )
@@ -25,16 +26,20 @@ def main(clock: JobClock) -> None:
     arguments = parser.parse_args()
 
     from moe_routing.files import atomic_path
+    from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.nulls import diagnose, fit_null, save_null
+    from moe_routing.routing.outputs import ExpertOutputs
     from moe_routing.routing.sample import CalibrationSample
     from moe_routing.routing.toggles import Toggles
 
     clock.started()
     sample = CalibrationSample.load(arguments.sample)
     toggles = arguments.toggles and Toggles.load(arguments.toggles)
-    null = fit_null(arguments.null, sample, toggles, arguments.epsilon)
+    outputs = arguments.outputs and ExpertOutputs.load(arguments.outputs)
+    null = fit_null(arguments.null, sample, toggles, arguments.epsilon, outputs)
     with atomic_path(arguments.diagnostics) as temporary:
-        diagnose(null, sample).to_csv(temporary, index=False)
+        table = diagnose(null, Calibration(sample, {}, toggles, outputs))
+        table.to_csv(temporary, index=False)
     save_null(null, sample, arguments.out, toggles)
 
 

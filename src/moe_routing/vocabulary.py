@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, cast, get_args
 
 from moe_routing.errors import InputError
 
@@ -399,32 +399,56 @@ LOGIT_NULLS: Mapping[str, str] = MappingProxyType(
 """The nulls that are fitted on router logits alone, by id: H0 in words. Their classes are in
 :mod:`moe_routing.routing.nulls`."""
 
-NULL_IDS = (*LOGIT_NULLS, "needed", "needed_e1e4", "needed_loss", "needed_e1e4_loss")
-"""The ids of nulls, with 1e-4 as an example of an epsilon."""
+PLAIN_NULL_IDS = (*LOGIT_NULLS, "needed", "needed_e1e4", "needed_loss", "needed_e1e4_loss")
+"""The ids of nulls that strategies name, with 1e-4 as an example of an epsilon. What a strategy
+ranks by and what stands in for dropped experts are parameters of its own."""
+NULL_IDS = (*PLAIN_NULL_IDS, "needed_norm", "needed_compensated", "needed_e1e4_norm_compensated")
+"""The ids of nulls, with examples of a score."""
+
+_SCORED: Mapping[str | None, str] = {
+    "mean_norm": "ranked by its weight times its mean output norm",
+    "norm": "ranked by its weight times its predicted output norm",
+    "consequence": "ranked by its predicted consequence",
+    "exact_norm": "ranked by its weight times its output norm",
+}
 
 
 @dataclass(frozen=True)
 class NeededId:
-    """The id of a null ``needed``, such as ``needed``, ``needed_e25e6`` or ``needed_e1e4_loss``.
+    """The id of a null ``needed``, such as ``needed``, ``needed_e25e6`` or ``needed_e1e4_norm``.
 
     Attributes:
         epsilon: effect below which an expert is not needed, in nats, between 0 and 1; ``e25e6`` is
             25e-6. None: the one of the calibration.
         effect: ``kl``, of the next-token distributions with and without the toggle, or ``loss``, by
             how much the expert's presence lowers the loss of the realised next token.
+        score: the test statistic. None: the best of those that cost next to nothing, chosen when
+            the null is fitted.
+        dropped: ``compensated`` if a toggle replaces an expert of the model's own choice by its
+            mean output.
     """
 
     epsilon: float | None = None
     effect: Literal["kl", "loss"] = "kl"
+    score: ExpertScore | None = None
+    dropped: Dropped = "omitted"
 
     @classmethod
     def parse(cls, null_id: str) -> NeededId | None:
         """Return the parts of an id, None if it is not a canonical id of such a null."""
-        match = re.fullmatch(r"needed(?:_e([0-9]+)e([0-9]+))?(_loss)?", null_id)
+        match = re.fullmatch(
+            rf"needed(?:_e([0-9]+)e([0-9]+))?(_loss)?(?:_({'|'.join(EXPERT_SCORES)}))?(_compensated)?",
+            null_id,
+        )
         if match is None:
             return None
         epsilon = float(f"{match[1]}e-{match[2]}") if match[1] else None
-        found = cls(epsilon, "loss" if match[3] else "kl")
+        found = cls(
+            epsilon,
+            "loss" if match[3] else "kl",
+            cast("ExpertScore | None", match[4]),
+            "compensated" if match[5] else "omitted",
+        )
         in_range = epsilon is None or 0 < epsilon < 1
         return found if in_range and str(found) == null_id else None
 
@@ -436,6 +460,10 @@ class NeededId:
             parts.append(f"e{''.join(map(str, digits))}e{-int(exponent)}")
         if self.effect == "loss":
             parts.append(self.effect)
+        if self.score is not None:
+            parts.append(self.score)
+        if self.dropped == "compensated":
+            parts.append(self.dropped)
         return "_".join(parts)
 
 
@@ -444,12 +472,13 @@ def is_null(null_id: str) -> bool:
     return null_id in LOGIT_NULLS or NeededId.parse(null_id) is not None
 
 
-def hypothesis(null_id: str, epsilon: float | None = None) -> str:
+def hypothesis(null_id: str, epsilon: float | None = None, score: ExpertScore | None = None) -> str:
     """Return H0 of a null in words.
 
     Args:
         null_id: its id.
         epsilon: what an id of ``needed`` without an epsilon stands for, in nats, if it is known.
+        score: the test statistic that an id of ``needed`` without one stands for, if it is known.
 
     Raises:
         InputError: there is no such null.
@@ -464,9 +493,18 @@ def hypothesis(null_id: str, epsilon: float | None = None) -> str:
         raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULL_IDS)}")
     value = needed.epsilon or epsilon
     size = f"epsilon = {_power_of_ten(value)}" if value else "calibration.epsilon"
+    ranked = needed.score or score
+    by = f"; {_SCORED[ranked]}" if ranked in _SCORED else ""
     if needed.effect == "loss":
-        return f"the expert lowers the loss of the token that follows by less than {size} nats"
-    return f"toggling the expert changes the next-token distribution by less than {size} nats (KL)"
+        than = ", more than its mean output does," if needed.dropped == "compensated" else ""
+        return (
+            f"the expert lowers the loss of the token that follows{than} by less than {size} "
+            f"nats{by}"
+        )
+    toggle = "toggling the expert"
+    if needed.dropped == "compensated":
+        toggle = "replacing the expert by its mean output"
+    return f"{toggle} changes the next-token distribution by less than {size} nats (KL){by}"
 
 
 def _power_of_ten(value: float) -> str:

@@ -14,10 +14,9 @@ from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.nulls.base import sample_inputs
 from moe_routing.routing.ranking import prefix_selector
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.sample import CalibrationSample, sample_inputs
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import MultipleTesting
 

@@ -20,7 +20,13 @@ from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import specification
 from moe_routing.reporting.results import StudyResults
-from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE, null_path
+from moe_routing.routing.calibration import (
+    OUTPUTS_FILE,
+    SAMPLE_FILE,
+    TOGGLES_FILE,
+    Calibration,
+    null_path,
+)
 from moe_routing.routing.nulls import diagnose, fit_null, save_null
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.rule import ModelRule
@@ -334,7 +340,7 @@ def add_analyses(
         null = fit_null(name, sample, toggles)
         path = null_path(folder / "calibration", name)
         save_null(null, sample, path, toggles)
-        diagnose(null, sample).to_csv(path.with_suffix(".csv"), index=False)
+        diagnose(null, Calibration(sample)).to_csv(path.with_suffix(".csv"), index=False)
     write_baseline(config, folder)
     write_bh(config, folder)
 

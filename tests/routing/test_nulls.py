@@ -11,6 +11,7 @@ from scipy import stats
 from slow_loops import HIDDEN, count_bh, ordered, router_inputs, sample_of
 
 from moe_routing.errors import InputError
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, diagnose, fit_null, load_null, sample_inputs, save_null
 from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.marginal import kernel_survival, silverman_bandwidth
@@ -619,7 +620,7 @@ def test_diagnostics_show_asymmetry(rng):
         sample_of(np.concatenate([normal, skewed])),
         permuted_LTE=torch.from_numpy(np.concatenate([normal, normal])).float(),
     )
-    table = diagnose(fit_null("within_token", sample), sample)
+    table = diagnose(fit_null("within_token", sample), Calibration(sample))
     assert table["layer"].tolist() == [0, 1]
     assert table["n"].tolist() == [256_000, 256_000]
     np.testing.assert_allclose(table["smallest_p"], 1 / 256_001)
@@ -645,7 +646,7 @@ def test_diagnostics_on_shuffled_text_divide_by_the_norms_of_that_text(rng):
     of_others = dataclasses.replace(permuted, permuted_norm_LT=sample.input_norm_LT)
     null = fit_null("random_direction", sample)
     right, same, wrong = (
-        diagnose(null, one)["tail_upper_to_lower_permuted"][0]
+        diagnose(null, Calibration(one))["tail_upper_to_lower_permuted"][0]
         for one in (even, permuted, of_others)
     )
     assert same == pytest.approx(right, rel=1e-3)
@@ -657,6 +658,6 @@ def test_diagnostics_on_shuffled_text_divide_by_the_norms_of_that_text(rng):
 
 @pytest.mark.parametrize("name", list(NULLS))
 def test_every_null_has_diagnostics_without_gaps(sample, name):
-    table = diagnose(fit_null(name, sample), sample)
+    table = diagnose(fit_null(name, sample), Calibration(sample))
     assert len(table) == 2
     assert not table.isna().any().any()

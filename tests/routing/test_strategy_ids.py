@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moe_routing.errors import InputError
 from moe_routing.routing.nulls import NULLS
 from moe_routing.routing.strategies import Ranked, controls, families, parse_strategy
-from moe_routing.vocabulary import WEIGHTINGS
+from moe_routing.vocabulary import WEIGHTINGS, NeededId
 
 
 @st.composite
@@ -32,6 +32,8 @@ def strategy_objects(draw: st.DrawFn):
             values[name] = draw(st.integers(2, 128))
     for word in (*cls.words, *cls.common_words):
         values[word] = draw(st.sampled_from(cls.choices(word)))
+    if not values.get("null", "needed").startswith("needed"):
+        del values["score"]  # other nulls test the logits
     base = cls(**values)
     if issubclass(cls, Ranked) and draw(st.booleans()):
         control = draw(st.sampled_from(list(controls().values())))
@@ -78,6 +80,27 @@ def test_ids_mean_what_they_say(strategy_id, meaning):
     assert {name: getattr(strategy, name) for name in meaning} == meaning
 
 
+@pytest.mark.parametrize(
+    ("strategy_id", "null"),
+    [
+        ("bh_k8_a005", "needed"),
+        ("bh_k8_a005_norm", "needed_norm"),
+        ("bh_k8_a005_probability", "needed_probability"),
+        ("by_k8_a005_needed-e1e4_mean-norm_compensated", "needed_e1e4_mean_norm_compensated"),
+        ("bh_k8_a005_needed-loss_compensated", "needed_loss_compensated"),
+        ("shuffle.bh_k8_a005_norm", "needed_norm"),
+        ("bh_k8_a005_pooled_compensated", "pooled"),
+    ],
+)
+def test_the_null_has_the_score_and_the_substitute_of_the_strategy(strategy_id, null):
+    strategy = parse_strategy(strategy_id)
+    assert strategy.id == strategy_id
+    assert strategy.needs_null == null
+    assert str(NeededId.parse(null) or null) == null
+    if "shuffle" not in strategy_id:
+        assert type(strategy).against(null, max_k=8, alpha=0.05).needs_null == null
+
+
 def test_every_null_and_weighting_can_be_named():
     for null in NULLS:
         assert parse_strategy(f"bh_k8_a005_{null.replace('_', '-')}").null == null
@@ -112,6 +135,8 @@ def test_every_null_and_weighting_can_be_named():
             "regular_k8_nrm",
             "unknown part 'nrm'; allowed: k<number>, probability, mean-norm, norm",
         ),
+        ("bh_k8_a005_pooled_norm", "score is 'norm' under the null 'pooled'; allowed: a score und"),
+        ("bh_k8_a005_needed-norm", "unknown part 'needed-norm'; allowed: k<number>, a<number>"),
         ("regular_k8_norm_norm", "score is given twice; allowed: once"),
         ("shuffle_norm.bh_k8_a005", "unknown part 'norm'; allowed: s<number>"),
         ("absolute_k8", "threshold (t) and budget (b): neither is given; allowed: one of them"),

@@ -29,7 +29,7 @@ from moe_routing.analysis.discoveries import (
 )
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import item_text, read_text
-from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.adapters import find_routers, watched
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.requests import Encoder, max_length
@@ -39,6 +39,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Stock
 from moe_routing.routing.types import RouterInputs, centred_norms
@@ -173,8 +174,10 @@ def find_discoveries(
     tables = []
     for arm in arms:
         select = arm.selector(calibration, experts)
+        scorer = ExpertScorer.of(arm, calibration)
         for layer, seen in inputs.items():
-            selection = select(seen, seen.logits_TE.softmax(-1))
+            scored = seen if scorer is None else scorer(seen)
+            selection = select(scored, seen.logits_TE.softmax(-1))
             token, expert = _chosen_by_rule(selection.index_TK, selection.rejected_T)
             keys = {"arm": arm.id, "null": arm.null, "alpha": arm.alpha}
             tables.append(token_T.iloc[token].assign(layer=layer, expert=expert, **keys))
@@ -194,29 +197,37 @@ def router_inputs(
 ) -> dict[int, RouterInputs]:
     """Return the router inputs of the probed tokens, by layer, on the host.
 
-    Hidden states and centred router vectors are replaced by their norms; nulls use nothing else.
+    Centred router vectors are replaced by their norms; nulls use nothing else of them.
 
     Raises:
         InputError: a router logit is not finite.
     """
-    logits, norms = [], []
-    for probe in probes:
-        # The last token is only predicted.
-        logits_LSE, norm_LS = watch_ids(loaded.model, probe.ids_S[:-1], "ablation")
-        logits.append(logits_LSE[:, probe.positions])
-        norms.append(norm_LS[:, probe.positions])
-    logits_LTE, norm_LT = torch.cat(logits, dim=1), torch.cat(norms, dim=1)
+    seen = [_seen_by_routers(loaded, probe) for probe in probes]
+    logits_LTE, hidden_LTH = (torch.cat(part, dim=1) for part in zip(*seen, strict=True))
     routers = find_routers(loaded.model)
     return {
         layer: RouterInputs(
             layer,
             logits_LTE[layer],
-            hidden_TH=norm_LT[layer, :, None],
+            hidden_TH=hidden_LTH[layer],
             centred_norm_E=centred_norms(weight_of(routers[layer].module)).cpu(),
             rule=routers[layer].rule,
         )
         for layer in layers
     }
+
+
+def _seen_by_routers(loaded: LoadedModel, probe: Probe) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the router logits (L, T, E) and inputs (L, T, H) of a probe's tokens, float32."""
+    hidden: list[torch.Tensor] = []
+
+    def see(_: int, hidden_SH: torch.Tensor, __: torch.Tensor) -> None:
+        hidden.append(hidden_SH[probe.positions].float().cpu())
+
+    # The last token is only predicted.
+    with watched(loaded.model, see):
+        logits_LSE, _ = watch_ids(loaded.model, probe.ids_S[:-1], "ablation")
+    return logits_LSE[:, probe.positions], torch.stack(hidden)
 
 
 def run_ablation(

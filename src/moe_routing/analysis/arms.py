@@ -46,7 +46,7 @@ def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
     """Yield the BH arms of one null."""
     for max_k in present(config.analysis.bh.max_k):
         for alpha in config.analysis.bh.alpha:
-            yield BH(max_k=max_k, alpha=alpha, null=null)
+            yield BH.against(null, max_k=max_k, alpha=alpha)
 
 
 def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
@@ -55,7 +55,7 @@ def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> li
     A cap would leave out discoveries of the rule.
     """
     return [
-        BH(max_k=experts, alpha=alpha, null=null)
+        BH.against(null, max_k=experts, alpha=alpha)
         for null in nulls
         for alpha in config.analysis.ablation.alpha
     ]

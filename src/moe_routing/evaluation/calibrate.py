@@ -128,7 +128,7 @@ def calibrate(
             tokens=toggled_tokens,
             rng=np.random.default_rng(seed),
         )
-    fitted = {name: fit_null(name, sample, toggles, epsilon) for name in nulls}
+    fitted = {name: fit_null(name, sample, toggles, epsilon, outputs) for name in nulls}
     calibration = Calibration(sample, fitted, toggles, outputs)
     if margin is None:
         return calibration

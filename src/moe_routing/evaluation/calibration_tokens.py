@@ -81,7 +81,7 @@ def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]
     for key, part in (("bh", study.analysis.bh), ("ablation", study.analysis.ablation)):
         for null in part.nulls or study.calibration.nulls:
             for alpha in part.alpha:
-                rule = BH(max_k=experts, alpha=alpha, null=null)
+                rule = BH.against(null, max_k=experts, alpha=alpha)
                 what = f"analysis.{key}.alpha {alpha:g} of null '{null}'"
                 yield what, null, rule.smallest_level(experts)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.tensors import TensorFile
+from moe_routing.routing.types import RouterInputs
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,20 @@ class CalibrationSample(TensorFile):
     def num_experts(self) -> int:
         """Number of experts per layer."""
         return self.logits_LTE.shape[2]
+
+
+def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:
+    """Return calibration logits as router inputs, for diagnostics and simulations.
+
+    A sample has only the norms of hidden states and router vectors. Those of hidden states are
+    returned as vectors of one element; nulls use nothing but the norm.
+    """
+    logits_LTE = sample.permuted_LTE if permuted else sample.logits_LTE
+    norm_LT = sample.permuted_norm_LT if permuted else sample.input_norm_LT
+    return RouterInputs(
+        layer,
+        logits_LTE[layer],
+        hidden_TH=norm_LT[layer, :, None],
+        centred_norm_E=sample.centred_norm_LE[layer],
+        rule=sample.rule,
+    )

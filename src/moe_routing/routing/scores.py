@@ -31,13 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls.base import sample_inputs
 from moe_routing.routing.ordering import top_experts
+from moe_routing.routing.sample import sample_inputs
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import Candidates, ExpertScore
 
 if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
+    from moe_routing.routing.nulls.base import Null
     from moe_routing.routing.outputs import ExpertOutputs
     from moe_routing.routing.strategies.base import Strategy
     from moe_routing.routing.types import RouterInputs
@@ -229,6 +230,24 @@ def scored_sample(strategy: Strategy, calibration: Calibration) -> list[RouterIn
     if scorer is None:
         return [sample_inputs(calibration.sample, layer) for layer in layers]
     return [scorer.of_sample(calibration, layer) for layer in layers]
+
+
+def tested_sample(null: Null, calibration: Calibration, layer: int) -> RouterInputs:
+    """Return the calibration sample's router inputs of a layer, scored as a null tests them.
+
+    Raises:
+        InputError: the calibration lacks what the score is made of.
+    """
+    if null.score == "probability":
+        return sample_inputs(calibration.sample, layer)
+    scorer = ExpertScorer.build(
+        null.score,
+        calibration.outputs,
+        calibration.toggles,
+        f"null '{null.id}'",
+        compensated=null.compensated,
+    )
+    return scorer.of_sample(calibration, layer)
 
 
 def consequence_constants(toggles: Toggles) -> tuple[Tensor, Tensor]:

@@ -371,13 +371,13 @@ def test_block_exact_counts_the_whole_token_as_unneeded(rng):
 
 def test_the_effect_on_the_loss_is_that_of_the_presence_of_the_expert(rng):
     _, toggles, _ = calibrated(30, rng)
-    found_P = not_needed(toggles, "loss", EPSILON).tolist()
+    found_P = not_needed(toggles, NeededId(effect="loss"), EPSILON).tolist()
     for found, rank, change in zip(
         found_P, toggles.rank_P.tolist(), toggles.loss_change_P.tolist(), strict=True
     ):
         lowers_by = change if rank < 8 else -change
         assert found == (lowers_by < EPSILON)
-    assert not_needed(toggles, "kl", EPSILON).tolist() == (toggles.kl_P < EPSILON).tolist()
+    assert not_needed(toggles, NeededId(), EPSILON).tolist() == (toggles.kl_P < EPSILON).tolist()
 
 
 def test_an_id_without_epsilon_uses_that_of_the_calibration(rng):
@@ -507,7 +507,7 @@ def test_a_null_of_other_weights_is_refused(tmp_path, rng):
 
 def test_diagnostics_show_the_share_of_needed_pairs_and_the_resolution(rng):
     sample, toggles, null = calibrated(40, rng)
-    table = diagnose(null, sample)
+    table = diagnose(null, Calibration(sample))
     lacking = table.columns[table.isna().any()]  # no probability is in a lower tail
     assert set(lacking) <= {"tail_upper_to_lower", "tail_upper_to_lower_permuted"}
     for layer, row in table.iterrows():

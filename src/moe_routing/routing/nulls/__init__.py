@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moe_routing.errors import InputError
-from moe_routing.routing.nulls.base import Null, sample_inputs
+from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.diagnostics import diagnose
 from moe_routing.routing.nulls.marginal import (
     PerExpert,
@@ -24,7 +24,8 @@ from moe_routing.routing.nulls.within_token import (
     WithinTokenEfron,
     WithinTokenSplit,
 )
-from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.outputs import ExpertOutputs
+from moe_routing.routing.sample import CalibrationSample, sample_inputs
 from moe_routing.routing.tensors import UNREADABLE, read_tensors, write_tensors
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NULL_IDS, NeededId
@@ -57,6 +58,7 @@ def fit_null(
     sample: CalibrationSample,
     toggles: Toggles | None = None,
     epsilon: float | None = None,
+    outputs: ExpertOutputs | None = None,
 ) -> Null:
     """Fit a null by its id.
 
@@ -66,12 +68,14 @@ def fit_null(
         toggles: toggled experts of the same model, for ids of ``needed``.
         epsilon: what an id of ``needed`` without an epsilon stands for, in nats; None:
             :func:`moe_routing.routing.nulls.needed.default_epsilon`.
+        outputs: outputs of the experts of the same model on calibration text, for the scores of
+            ids of ``needed``. Without them an id without a score tests the probability.
 
     Raises:
         InputError: there is no such null, or its calibration data are missing or unfit.
     """
     if name := NeededId.parse(null_id):
-        return Needed.fit(sample, toggles, name, epsilon)
+        return Needed.fit(sample, toggles, name, epsilon, outputs)
     if null_id not in NULLS:
         raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULL_IDS)}")
     return NULLS[null_id].fit(sample)

@@ -18,7 +18,7 @@ from moe_routing.routing.levels import min_draws
 from moe_routing.routing.ordering import order_experts
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.types import RouterInputs
-from moe_routing.vocabulary import hypothesis
+from moe_routing.vocabulary import ExpertScore, hypothesis
 
 SMALLEST_P = torch.finfo(torch.float32).tiny
 """p-values computed from a formula are clipped here, so that they stay positive in float32."""
@@ -58,6 +58,9 @@ class Null(ABC):
         by_rank: whether the survival function of a layer-monotone null also depends on the rank of
             the statistic within its token. It must not decrease from rank to rank.
         tokens_key: key of the config that sets the number of draws, for errors.
+        score: what ranks the experts in the test statistic, if not the logit; see
+            :mod:`moe_routing.routing.scores`.
+        compensated: whether a dropped expert is replaced by its mean output.
         num_draws: number n of null draws behind each p-value: the smallest attainable p-value is
             1 / (n + 1). Infinite for a null with a formula.
     """
@@ -66,6 +69,8 @@ class Null(ABC):
     layer_monotone: ClassVar[bool]
     by_rank: ClassVar[bool] = False
     tokens_key: ClassVar[str] = "calibration.tokens"
+    score: ExpertScore = "probability"
+    compensated: bool = False
     num_draws: float
 
     @property
@@ -203,23 +208,6 @@ class Null(ABC):
         moved = {name: value.to(device) if value.ndim else value for name, value in tensors.items()}
         there = all(moved[name] is value for name, value in tensors.items())
         return self if there else self.from_tensors(moved)
-
-
-def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = False) -> RouterInputs:
-    """Return calibration logits as router inputs, for diagnostics and simulations.
-
-    A sample has only the norms of hidden states and router vectors. Those of hidden states are
-    returned as vectors of one element; nulls use nothing but the norm.
-    """
-    logits_LTE = sample.permuted_LTE if permuted else sample.logits_LTE
-    norm_LT = sample.permuted_norm_LT if permuted else sample.input_norm_LT
-    return RouterInputs(
-        layer,
-        logits_LTE[layer],
-        hidden_TH=norm_LT[layer, :, None],
-        centred_norm_E=sample.centred_norm_LE[layer],
-        rule=sample.rule,
-    )
 
 
 def check_finite(sample: CalibrationSample) -> None:

@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_routing.routing.nulls.base import SMALLEST_P, Null, sample_inputs
-from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.nulls.base import SMALLEST_P, Null
+from moe_routing.routing.sample import sample_inputs
+from moe_routing.routing.scores import tested_sample
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
+    from moe_routing.routing.calibration import Calibration
+
+SHAPE = (
+    "centre", "scale", "skew", "excess_kurtosis", "upper_to_lower", "tail_upper_to_lower",
+    "tail_upper_to_lower_permuted",
+)  # fmt: skip
+"""Columns that describe the statistic."""
 TAIL = 2.0
 """Distance from the centre at which the tails begin, in units of the scale."""
 
 
-def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
+def diagnose(null: Null, calibration: Calibration) -> pd.DataFrame:
     """Describe the null's statistic on calibration tokens, one row per layer.
+
+    A statistic that is predicted from hidden states is not known on shuffled text, and one that
+    needs the outputs of all experts is not known on the calibration sample: their columns are NaN.
 
     Columns:
         null, layer: id of the null, index of the layer.
@@ -40,6 +52,7 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
     Further columns of ``needed``, whose n and smallest_p are those of the layer and of the first
     rank:
         epsilon: effect below which an expert is not needed, in nats.
+        score: the test statistic.
         needed_proportion: weighted proportion of toggled pairs that are needed.
         pairs: number of toggled pairs.
         resolution: the smallest attainable p-value of the last rank, whose pairs are sampled with
@@ -47,37 +60,46 @@ def diagnose(null: Null, sample: CalibrationSample) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [_row(null, sample, layer) for layer in range(sample.num_layers)]
+    rows = [_row(null, calibration, layer) for layer in range(calibration.sample.num_layers)]
     return pd.DataFrame(rows)
 
 
-def _row(null: Null, sample: CalibrationSample, layer: int) -> dict[str, object]:
-    from scipy.stats import kurtosis, skew
-
-    value_n = _statistics(null, sample, layer)
-    permuted_n = _statistics(null, sample, layer, permuted=True)
-    q25, q50, q75 = np.quantile(value_n, [0.25, 0.5, 0.75])
+def _row(null: Null, calibration: Calibration, layer: int) -> dict[str, object]:
     return {
         "null": null.id,
         "layer": layer,
         "n": null.num_draws,
         "smallest_p": max(1 / (null.num_draws + 1), SMALLEST_P),
-        "centre": q50,
-        "scale": _scale(value_n),
-        "skew": skew(value_n),
-        "excess_kurtosis": kurtosis(value_n),
-        "upper_to_lower": _ratio(q75 - q50, q50 - q25),
-        "tail_upper_to_lower": _tail_ratio(value_n),
-        "tail_upper_to_lower_permuted": _tail_ratio(permuted_n),
+        **_shape(null, calibration, layer),
         **null.diagnostics(layer),
     }
 
 
-def _statistics(
-    null: Null, sample: CalibrationSample, layer: int, *, permuted: bool = False
-) -> np.ndarray:
-    inputs = sample_inputs(sample, layer, permuted=permuted)
-    return null.statistic(inputs).flatten().double().numpy()
+def _shape(null: Null, calibration: Calibration, layer: int) -> dict[str, float]:
+    from scipy.stats import kurtosis, skew
+
+    if null.score == "exact_norm":
+        return dict.fromkeys(SHAPE, float("nan"))
+    value_n = _flat(null.statistic(tested_sample(null, calibration, layer)))
+    permuted = float("nan")
+    if null.score == "probability":
+        shuffled = sample_inputs(calibration.sample, layer, permuted=True)
+        permuted = _tail_ratio(_flat(null.statistic(shuffled)))
+    q25, q50, q75 = np.quantile(value_n, [0.25, 0.5, 0.75])
+    values = (
+        q50,
+        _scale(value_n),
+        skew(value_n),
+        kurtosis(value_n),
+        _ratio(q75 - q50, q50 - q25),
+        _tail_ratio(value_n),
+        permuted,
+    )
+    return dict(zip(SHAPE, values, strict=True))
+
+
+def _flat(value_TE: Tensor) -> np.ndarray:
+    return value_TE.flatten().double().numpy()
 
 
 def _scale(value_n: np.ndarray) -> float:

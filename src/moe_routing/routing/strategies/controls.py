@@ -38,6 +38,7 @@ class ControlStrategy(Strategy):
     common_words: ClassVar[tuple[str, ...]] = ()
 
     base: SerializeAsAny[Ranked] = Field(description="The base strategy.")
+    score: ExpertScore | None = Field(default=None, description="What ranks the base's experts.")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,23 +5,34 @@ Shape letters: T tokens, E experts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 
 from moe_routing.errors import InputError
 from moe_routing.routing.levels import min_draws
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.vocabulary import NULL_IDS, Family, Look, Weighting, is_null
+from moe_routing.vocabulary import (
+    EXPERT_SCORES,
+    PLAIN_NULL_IDS,
+    ExpertScore,
+    Family,
+    Look,
+    NeededId,
+    Weighting,
+    is_null,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.nulls.base import Null
+    from moe_routing.routing.nulls.needed import Needed
     from moe_routing.routing.ranking import Ranker, Ranking
     from moe_routing.routing.types import RouterInputs
 
@@ -48,25 +59,50 @@ class MultipleTesting(Ranked):
     alpha: float = Field(gt=0, lt=1, description="Level.")
     min_k: int = Field(default=1, ge=1, description="Fewest experts per token.")
     null: str = Field(default="needed", description="Null that p-values are computed under.")
+    score: ExpertScore | None = Field(
+        default=None,
+        description="What ranks the experts and is tested, under a null needed; none: what its "
+        "calibration chose.",
+    )
     weighting: Weighting = Field(default="model", description="How selected experts are weighted.")
 
     @model_validator(mode="after")
     def _consistent(self) -> MultipleTesting:
         if self.max_k < self.min_k:
             raise ValueError(f"max_k is {self.max_k}; allowed: at least min_k = {self.min_k}")
-        if not is_null(self.null):
-            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(NULL_IDS)}")
+        if not _is_plain(self.null):
+            raise ValueError(f"null is '{self.null}'; allowed: {', '.join(PLAIN_NULL_IDS)}")
+        if self.score is not None and not self.tests_needed:
+            raise ValueError(
+                f"score is '{self.score}' under the null '{self.null}'; allowed: a score under a "
+                "null needed only, since other nulls test the logits"
+            )
         return self
+
+    @classmethod
+    def against(cls, null_id: str, **parameters: float) -> Self:
+        """Return the strategy that tests a null of any id, with its score and substitute."""
+        needed = NeededId.parse(null_id)
+        if needed is None:
+            return cls(null=null_id, **parameters)
+        null = str(NeededId(needed.epsilon, needed.effect))
+        return cls(null=null, score=needed.score, dropped=needed.dropped, **parameters)
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
         """Return the values of a named parameter; nulls with one epsilon as an example."""
-        return NULL_IDS if word == "null" else super().choices(word)
+        own = {"null": PLAIN_NULL_IDS, "score": EXPERT_SCORES}
+        return own[word] if word in own else super().choices(word)
 
     @classmethod
     def accepts(cls, word: str, value: str) -> bool:
         """Return whether a named parameter may have a value."""
-        return is_null(value) if word == "null" else super().accepts(word, value)
+        return _is_plain(value) if word == "null" else super().accepts(word, value)
+
+    @property
+    def tests_needed(self) -> bool:
+        """Whether the null is that experts are not needed, with some epsilon and effect."""
+        return NeededId.parse(self.null) is not None
 
     @property
     def max_experts(self) -> int:
@@ -80,8 +116,22 @@ class MultipleTesting(Ranked):
 
     @property
     def needs_null(self) -> str:
-        """Id of the null."""
-        return self.null
+        """Id of the null, with the score that is tested and what stands in for dropped experts."""
+        needed = NeededId.parse(self.null)
+        if needed is None:
+            return self.null
+        return str(dataclasses.replace(needed, score=self.score, dropped=self.dropped))
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether calibration data must include the outputs of experts."""
+        return super().needs_outputs or (self.score is None and self.tests_needed)
+
+    def score_of(self, calibration: Calibration | None) -> ExpertScore:
+        """Return what ranks the experts: under a null needed, what the null was fitted on."""
+        if not self.tests_needed:
+            return "probability"
+        return cast("Needed", calibration.null(self.needs_null)).score
 
     @property
     def weighting_kind(self) -> Weighting:
@@ -102,7 +152,7 @@ class MultipleTesting(Ranked):
         Raises:
             InputError: it was not fitted, or on too few tokens for ``alpha``.
         """
-        null = calibration.null(self.null)
+        null = calibration.null(self.needs_null)
         null = null.conditional() if self.conditional else null
         level = self.smallest_level(num_experts)
         if not null.attains(level):
@@ -127,6 +177,13 @@ class MultipleTesting(Ranked):
             return Ranking.bounded(order_TE, logits_TE, count(p_TE), self.min_k, self.max_k)
 
         return rank
+
+
+def _is_plain(null_id: str) -> bool:
+    """Return whether a null exists and leaves score and substitute to the strategy."""
+    needed = NeededId.parse(null_id)
+    plain = needed is None or needed == NeededId(needed.epsilon, needed.effect)
+    return is_null(null_id) and plain
 
 
 class StepUp(MultipleTesting):
