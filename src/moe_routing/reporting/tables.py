@@ -11,15 +11,37 @@ from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, hypothesis, is_null
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, SCORES, TASKS, hypothesis, is_null
 
 DAGGER = "\N{DAGGER}"
 
 
+_LEVERS = {
+    "own": "of the model's own choice",
+    "all": "of all experts",
+    "compensated": "the mean output of dropped experts in their place",
+    "omitted": "nothing in place of dropped experts",
+    "scaled": "output at fitted scale",
+}
+"""Words of ids that every family may have, apart from scores."""
+
+
 def definition(row: pd.Series) -> str:
-    """Return what a strategy does in words, including its null and weighting."""
+    """Return what a strategy does in words, including null, weighting and levers."""
     k = int(row["k"]) if pd.notna(row["k"]) else None
-    return family_entry(row["family"]).definition.format(**{**row, "k": k})
+    text = family_entry(row["family"]).definition.format(**{**row, "k": k})
+    return ", ".join([text, *lever_words(row["strategy"])])
+
+
+def lever_words(strategy: str) -> list[str]:
+    """Return what the id of a strategy says about its score, candidates, substitute and scale.
+
+    >>> lever_words("regular_k3_mean-norm_compensated"), lever_words("regular_k3")
+    (['ranked by mean norm', 'the mean output of dropped experts in their place'], [])
+    """
+    words = [part.replace("-", "_") for part in strategy.split("_")[1:]]
+    ranked = [f"ranked by {word.replace('_', ' ')}" for word in words if word in SCORES]
+    return ranked + [_LEVERS[word] for word in words if word in _LEVERS]
 
 
 def datasets_by_task(study: StudyResults) -> list[str]:
