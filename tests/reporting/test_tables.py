@@ -30,11 +30,11 @@ def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        ("regular_k3", "top 3, weights softmax"),
-        ("regular_k3_norm", "top 3, weights softmax, ranked by norm"),
+        ("regular_k3", "top 3, softmax weights"),
+        ("regular_k3_norm", "top 3, softmax weights, ranked by norm"),
         (
             "regular_k3_norm_own_compensated_scaled",
-            "top 3, weights softmax, ranked by norm, of the model's own choice, the mean output of "
+            "top 3, softmax weights, ranked by norm, of the model's own choice, the mean output of "
             "dropped experts in their place, output at fitted scale",
         ),
     ],

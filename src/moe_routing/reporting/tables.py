@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pandas as pd
 
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
@@ -11,7 +13,7 @@ from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, SCORES, TASKS, hypothesis, is_null
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, Score, hypothesis, is_null
 
 DAGGER = "\N{DAGGER}"
 
@@ -40,7 +42,7 @@ def lever_words(strategy: str) -> list[str]:
     (['ranked by mean norm', 'the mean output of dropped experts in their place'], [])
     """
     words = [part.replace("-", "_") for part in strategy.split("_")[1:]]
-    ranked = [f"ranked by {word.replace('_', ' ')}" for word in words if word in SCORES]
+    ranked = [f"ranked by {word.replace('_', ' ')}" for word in words if word in get_args(Score)]
     return ranked + [_LEVERS[word] for word in words if word in _LEVERS]
 
 
