@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pandas as pd
 
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
@@ -13,19 +11,24 @@ from moe_routing.reporting.findings import main_measure_rows, main_row
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, Score, hypothesis, is_null
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, hypothesis, is_null
 
 DAGGER = "\N{DAGGER}"
 
 
 _LEVERS = {
+    "probability": "ranked by probability",
+    "mean-norm": "ranked by mean norm",
+    "norm": "ranked by norm",
+    "consequence": "ranked by consequence",
+    "exact-norm": "ranked by exact norm",
     "own": "of the model's own choice",
     "all": "of all experts",
     "compensated": "the mean output of dropped experts in their place",
     "omitted": "nothing in place of dropped experts",
     "scaled": "output at fitted scale",
 }
-"""Words of ids that every family may have, apart from scores."""
+"""Words of ids that every family may have: score, candidates, substitute, scale."""
 
 
 def definition(row: pd.Series) -> str:
@@ -41,9 +44,7 @@ def lever_words(strategy: str) -> list[str]:
     >>> lever_words("regular_k3_mean-norm_compensated"), lever_words("regular_k3")
     (['ranked by mean norm', 'the mean output of dropped experts in their place'], [])
     """
-    words = [part.replace("-", "_") for part in strategy.split("_")[1:]]
-    ranked = [f"ranked by {word.replace('_', ' ')}" for word in words if word in get_args(Score)]
-    return ranked + [_LEVERS[word] for word in words if word in _LEVERS]
+    return [_LEVERS[word] for word in strategy.split("_")[1:] if word in _LEVERS]
 
 
 def datasets_by_task(study: StudyResults) -> list[str]:
