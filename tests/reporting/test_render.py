@@ -20,7 +20,7 @@ import pytest
 import yaml
 from planted_results import add_analyses, make_study, planted_config
 
-from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
+from moe_routing.analysis.outputs import ABLATION, ANALYSES, CONSEQUENCE, VALIDITY
 from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
@@ -149,23 +149,21 @@ def test_a_figure_that_the_config_does_not_plan_is_explained(tmp_path):
 
 
 def test_article_figures_are_drawn_and_shown():
-    made = {
-        path.lstrip("/")
-        for part in (BASELINE, BH, VALIDITY, ABLATION)
-        for path in part.plot_paths("", "png")
-    }
+    made = {path.lstrip("/") for part in ANALYSES for path in part.plot_paths("", "png")}
     made |= {f"{COMPARISON}/{name}.png" for name in CAPTIONS}
     assert {figure.path for figure in ARTICLE_FIGURES.values()} <= made
     assert {f"{COMPARISON}/{name}.png" for name in CAPTIONS} <= {
         p.path for p in ARTICLE_FIGURES.values()
     }
     shown = {
-        f"{one.name}/{one.name}_plots/{p}.png" for one in (VALIDITY, ABLATION) for p in one.plots
+        f"{one.name}/{one.name}_plots/{p}.png"
+        for one in (VALIDITY, ABLATION, CONSEQUENCE)
+        for p in one.plots
     }
     assert shown <= {figure.path for figure in ARTICLE_FIGURES.values()}
     article = (SOURCE / "index.qmd").read_text(encoding="utf-8")
     assert [label for label in ARTICLE_FIGURES if f'a.figure("{label}")' not in article] == []
-    parts = {part.name: part.files for part in (BASELINE, BH, VALIDITY, ABLATION)}
+    parts = {part.name: part.files for part in ANALYSES}
     for figure in ARTICLE_FIGURES.values():
         for folder, _, name in (source.partition("/") for source in figure.sources):
             assert name in parts.get(folder, [name]), name

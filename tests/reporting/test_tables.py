@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
-from moe_routing.reporting.tables import null_table
+from moe_routing.reporting.tables import definition, null_table
 
 
 def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
@@ -24,3 +25,20 @@ def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
     assert table["`needed`"].endswith("by less than epsilon = 3e-5 nats (KL)")
     assert table["`needed_e1e4_loss`"].endswith("by less than epsilon = 1e-4 nats")
     assert "typical" in table["`pooled`"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ("regular_k3", "top 3, softmax weights"),
+        ("regular_k3_norm", "top 3, softmax weights, ranked by norm"),
+        (
+            "regular_k3_norm_own_compensated_scaled",
+            "top 3, softmax weights, ranked by norm, of the model's own choice, the mean output of "
+            "dropped experts in their place, output at fitted scale",
+        ),
+    ],
+)
+def test_a_definition_says_what_ranks_experts_and_what_stands_in(strategy, said):
+    row = {"strategy": strategy, "family": "regular", "k": 3.0, "weighting": "softmax"}
+    assert definition(pd.Series({**row, "alpha": "none", "null": "none"})).lower() == said

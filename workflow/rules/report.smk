@@ -7,6 +7,7 @@ rule comparison_report:
         model=f"{RESULTS}/model.json",
         cells=rules.collect.output,
         statistics=rules.statistics.output,
+        law=rules.consequence.output,
         figures=rules.plot_comparison.output,
     output:
         report(

@@ -13,6 +13,9 @@ ALL_LAYERS = "all"
 NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
+NATS_PER_TOKEN = ("perplexity", "multiple_choice")
+"""Tasks whose loss is in nats per token."""
+
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
 """Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
 chance explains."""

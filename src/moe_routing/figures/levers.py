@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from moe_routing.analysis.outputs import NATS_PER_TOKEN
 from moe_routing.analysis.tables import groups_of
 from moe_routing.figures.series import MARKERS, REFERENCE, error_bars
 from moe_routing.figures.style import WIDTH
@@ -31,8 +32,6 @@ from moe_routing.statistics.lever_kinds import (
 )
 from moe_routing.vocabulary import DATASETS, METRICS
 
-TASKS = ("perplexity", "multiple_choice")
-"""Tasks whose loss is in nats per token."""
 SCALES = {UNSCALED: "as is", SCALED: "at fitted scale"}
 _LOOKS = {
     (STATIC, "probability"): ("#000000", "o", "-"),
@@ -50,7 +49,7 @@ def drawn(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that the figure shows: data sets whose loss is in nats per token."""
     if table.empty:
         return table
-    return table[table["dataset"].map(lambda name: DATASETS[str(name)].task in TASKS)]
+    return table[table["dataset"].map(lambda name: DATASETS[str(name)].task in NATS_PER_TOKEN)]
 
 
 def levers(table: pd.DataFrame, margin: float, top_k: int) -> Figure:

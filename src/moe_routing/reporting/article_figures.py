@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_routing.analysis.outputs import NATS_PER_TOKEN
 from moe_routing.config.study import StudyConfig
-from moe_routing.figures.levers import TASKS
 from moe_routing.reporting.pages import CELLS_FILE, LEVERS_FILE
 from moe_routing.vocabulary import DATASETS
 
@@ -61,7 +61,8 @@ def _has_sweep(config: StudyConfig) -> bool:
 
 def _has_levers(config: StudyConfig) -> bool:
     """Return whether levers are scored on a data set whose loss is in nats per token."""
-    return bool(config.levers) and any(DATASETS[name].task in TASKS for name in config.datasets)
+    tasks = {DATASETS[name].task for name in config.datasets}
+    return bool(config.levers) and bool(tasks & set(NATS_PER_TOKEN))
 
 
 def _comparison(

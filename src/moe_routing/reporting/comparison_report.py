@@ -16,6 +16,9 @@ FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 
 SECTIONS = {
     "Results": "tbl-results",
+    "Fewer experts": "tbl-levers",
+    "Certified strategies": "tbl-certified",
+    "The consequence law": "tbl-law",
     "Static top-k": "tbl-static",
     "Controls": "tbl-controls",
     "Numerical noise": "tbl-numerics",
@@ -91,7 +94,7 @@ def _figures(study: StudyResults) -> str:
 def _files() -> str:
     return (
         "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells of "
-        "controls), `comparison/all_metrics.csv` (every metric), `statistics/*.csv` (tests; "
-        "`statistics/columns.csv` explains every column), "
+        "controls), `comparison/levers.csv` (cells of levers), `comparison/all_metrics.csv` (every "
+        "metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every column), "
         "`cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
     )

@@ -16,10 +16,35 @@ from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, TASKS, hypothe
 DAGGER = "\N{DAGGER}"
 
 
+_LEVERS = {
+    "probability": "ranked by probability",
+    "mean-norm": "ranked by mean norm",
+    "norm": "ranked by norm",
+    "consequence": "ranked by consequence",
+    "exact-norm": "ranked by exact norm",
+    "own": "of the model's own choice",
+    "all": "of all experts",
+    "compensated": "the mean output of dropped experts in their place",
+    "omitted": "nothing in place of dropped experts",
+    "scaled": "output at fitted scale",
+}
+"""Words of ids that every family may have: score, candidates, substitute, scale."""
+
+
 def definition(row: pd.Series) -> str:
-    """Return what a strategy does in words, including its null and weighting."""
+    """Return what a strategy does in words, including null, weighting and levers."""
     k = int(row["k"]) if pd.notna(row["k"]) else None
-    return family_entry(row["family"]).definition.format(**{**row, "k": k})
+    text = family_entry(row["family"]).definition.format(**{**row, "k": k})
+    return ", ".join([text, *lever_words(row["strategy"])])
+
+
+def lever_words(strategy: str) -> list[str]:
+    """Return what the id of a strategy says about its score, candidates, substitute and scale.
+
+    >>> lever_words("regular_k3_mean-norm_compensated"), lever_words("regular_k3")
+    (['ranked by mean norm', 'the mean output of dropped experts in their place'], [])
+    """
+    return [_LEVERS[word] for word in strategy.split("_")[1:] if word in _LEVERS]
 
 
 def datasets_by_task(study: StudyResults) -> list[str]:
