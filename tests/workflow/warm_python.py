@@ -4,7 +4,8 @@ Importing torch and transformers takes a job 5 to 8 seconds, longer than most jo
 studies work. Here one server imports them, and forks for each job. The script, its arguments, its
 environment and the package are those of the job: the server imports nothing of this repository.
 A job that may use the network runs in a Python of its own, because huggingface_hub reads its
-settings when it is imported.
+settings when it is imported. So does every job where a process cannot safely fork after such
+imports: on other systems than Linux.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ esac
 
 
 @contextmanager
-def warm_python(environment):
+def warm_python(environment, imports=SLOW_IMPORTS):
     """Yield a PATH with a ``python`` whose imports are done, for a run with this environment."""
+    if sys.platform != "linux":
+        yield environment["PATH"]
+        return
     with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
         address, program = Path(folder) / "server", Path(folder) / "python"
         program.write_text(PROGRAM.format(python=sys.executable, here=__file__, address=address))
         program.chmod(0o755)
-        command = [sys.executable, __file__, "serve", str(address)]
+        command = [sys.executable, __file__, "serve", str(address), *imports]
         with subprocess.Popen(command, env=environment | {"HF_HUB_OFFLINE": "1"}) as server:
             while not address.exists():
                 assert server.poll() is None
@@ -54,12 +58,12 @@ def warm_python(environment):
                 server.terminate()
 
 
-def serve(address):
+def serve(address, *imports):
     """Run every job that asks for it in a fork; jobs that ask before the imports are done wait."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
-        for name in SLOW_IMPORTS:
+        for name in imports:
             import_module(name)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
         while True:
