@@ -94,7 +94,7 @@ def write_calibration(folder, nano):
     toggles = toggle_experts(
         nano.model, nano.tokenizer, texts, outputs, tokens=112, rng=np.random.default_rng(0)
     )
-    fitted = {name: fit_null(name, sample, toggles) for name in ("needed", *NULLS)}
+    fitted = {name: fit_null(name, sample, toggles, outputs=outputs) for name in ("needed", *NULLS)}
     Calibration(sample, fitted, toggles, outputs).save(folder)
 
 

@@ -178,7 +178,8 @@ def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
         return []
     epsilon = study.calibration.epsilon if name.epsilon is None else None
     chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
-    return ["--toggles", f"{results}/calibration/toggles.safetensors", *chosen]
+    toggles, outputs = intervention_files([null], results)
+    return ["--toggles", toggles, "--outputs", outputs, *chosen]
 
 
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:

@@ -55,8 +55,9 @@ def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
         f"r/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")
     )
     assert null_options(study, "pooled", "r") == []
-    assert null_options(study, "needed_e1e4", "r") == ["--toggles", toggles]
-    assert null_options(study, "needed_loss", "r") == ["--toggles", toggles, "--epsilon", "3e-05"]
+    files = ["--toggles", toggles, "--outputs", "r/calibration/expert_outputs.safetensors"]
+    assert null_options(study, "needed_e1e4", "r") == files
+    assert null_options(study, "needed_loss", "r") == [*files, "--epsilon", "3e-05"]
     pooled, needed = (f"r/calibration/nulls/{name}.safetensors" for name in ("pooled", "needed"))
     assert null_files(["pooled"], "r") == [pooled]
     assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles, outputs]
