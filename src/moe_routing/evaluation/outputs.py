@@ -1,6 +1,7 @@
 """Measure the outputs of all experts on calibration text, and fit predictors of their norms.
 
-Shape letters: L layers, T tokens, E experts, H hidden size, B windows, S tokens of a window.
+Shape letters: L layers, T tokens, E experts, H hidden size, B windows, S tokens of a window, X any
+shape.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TINY = torch.finfo(torch.float32).tiny
 """The least norm, so that the log of a dead expert's is finite."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fit_expert_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -66,10 +67,10 @@ def fit_expert_outputs(
     inputs = _router_inputs(model, ids_BS, tokens, batch_size)
     layers = tqdm(find_experts(model), desc="expert outputs", unit="layer")
     found = [
-        _fit_layer(layer, module, hidden_TH, window)
+        [value.cpu() for value in _fit_layer(layer, module, hidden_TH, window)]
         for layer, (module, hidden_TH) in enumerate(zip(layers, inputs, strict=True))
     ]
-    columns = (torch.stack(column).cpu() for column in zip(*found, strict=True))
+    columns = map(torch.stack, zip(*found, strict=True))
     return ExpertOutputs(
         **dict(zip(_Layer._fields, columns, strict=True)),
         rule=find_routers(model)[0].rule,
