@@ -46,25 +46,34 @@ def test_too_little_left_is_an_error() -> None:
         _select(0, tokens=2001)
 
 
-def test_documents_apart_are_the_next_ones_that_do_not_overlap() -> None:
+def test_documents_apart_are_the_last_ones_that_do_not_overlap() -> None:
     alone = select_text(TEXTS, [], 100, np.random.default_rng(0))
     both = select_text(TEXTS, [], 100, np.random.default_rng(0), apart=10)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
     assert both.documents == alone.documents
     assert not alone.apart
-    order = [int(document.id[-5:]) for document in (*both.documents, *both.apart)]
-    assert len(set(order)) == 30
-    assert len(both.apart) == 10
-    first = order[20]
-    items = [document_item("d", first, TEXTS[first], TEXTS[first])]
+    assert [int(document.id[-5:]) for document in both.apart] == order[:-11:-1].tolist()
+    last = int(order[-1])
+    items = [document_item("d", last, TEXTS[last], TEXTS[last])]
     fewer = select_text(TEXTS, items, 100, np.random.default_rng(0), apart=10)
     assert (fewer.apart[:9], fewer.n_dropped) == (both.apart[1:], 0)
     assert fewer.documents == both.documents
     assert fewer.fingerprint != both.fingerprint != alone.fingerprint
 
 
+def test_of_a_small_source_the_pool_leaves_the_documents_apart() -> None:
+    result = select_text(TEXTS, [], 1600, np.random.default_rng(0), apart=15)
+    assert (len(result.documents), len(result.apart), result.n_pool) == (85, 15, 85)
+    assert not {*result.documents} & {*result.apart}
+    with pytest.raises(InputError, match=r"1700 words are .* calibration.tokens is 1701"):
+        select_text(TEXTS, [], 1701, np.random.default_rng(0), apart=15)
+
+
 def test_too_few_documents_apart_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"^80 documents are left .* calibration.documents is 81"):
-        select_text(TEXTS, [], 100, np.random.default_rng(0), apart=81)
+    taken = np.random.default_rng(0).permutation(len(TEXTS))[:-2]
+    items = [document_item("d", place, TEXTS[place], TEXTS[place]) for place in taken]
+    with pytest.raises(InputError, match=r"^2 documents are left to .* calibration.documents is 3"):
+        select_text(TEXTS, items, 0, np.random.default_rng(0), apart=3)
 
 
 def test_fingerprint_follows_the_documents() -> None:

@@ -76,7 +76,7 @@ def select_text(
         items: what they must not overlap.
         tokens: words that must be left.
         rng: draws the order.
-        apart: number of documents to keep apart from the others, for certification: the next ones
+        apart: number of documents to keep apart from the others, for certification: the last ones
             in the random order that do not overlap.
 
     Raises:
@@ -88,24 +88,26 @@ def select_text(
     ]
     words_before = np.cumsum([0, *(_count_words(document.text) for document in order[:-1])])
     n_pool = int((words_before < POOL_FACTOR * tokens).sum())
-    checked = order[: n_pool + POOL_FACTOR * apart]
-    dropped = overlapping([document.text for document in checked], items)
-    kept, others = (
-        tuple(checked[index] for index in part if index not in dropped)
-        for part in (range(n_pool), range(n_pool, len(checked)))
+    last = range(len(order) - 1, max(-1, len(order) - 1 - POOL_FACTOR * apart), -1)
+    checked = sorted({*range(n_pool), *last})
+    found = overlapping([order[place].text for place in checked], items)
+    dropped = {checked[index] for index in found}
+    others = [place for place in last if place not in dropped][:apart]
+    pool = [place for place in range(n_pool) if place not in others]
+    kept = [order[place] for place in pool if place not in dropped]
+    n_dropped = len(pool) - len(kept)
+    result = CalibrationText(
+        tuple(kept), tuple(order[place] for place in others), len(pool), n_dropped
     )
-    n_dropped = sum(index < n_pool for index in dropped)
-    result = CalibrationText(kept, others[:apart], n_pool, n_dropped)
     if result.n_words < tokens:
         raise InputError(
             f"{result.n_words} words are left in {len(kept)} documents ({n_dropped} of "
-            f"{n_pool} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
+            f"{len(pool)} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
             "as many words are needed"
         )
     if len(others) < apart:
         raise InputError(
-            f"{len(others)} documents are left apart from those that everything else is fitted on; "
-            f"calibration.documents is {apart} (or lower calibration.tokens, which is {tokens})"
+            f"{len(others)} documents are left to certify on; calibration.documents is {apart}"
         )
     return result
 
