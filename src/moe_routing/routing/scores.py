@@ -228,7 +228,7 @@ def scored_sample(strategy: Strategy, calibration: Calibration) -> list[RouterIn
     return [scorer.of_sample(calibration, layer) for layer in layers]
 
 
-def tested_sample(null: Null, calibration: Calibration, layer: int) -> RouterInputs:
+def null_sample(null: Null, calibration: Calibration, layer: int) -> RouterInputs:
     """Return the calibration sample's router inputs of a layer, scored as a null tests them.
 
     Raises:
