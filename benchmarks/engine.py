@@ -12,7 +12,8 @@ Five tables:
   weights, so it gets fewer windows. Ratios are medians over interleaved rounds, by token. Memory is
   the peak of one pass.
 - experts: the engine's time under strategies with few to many experts. The time of the experts
-  alone is the difference from a pass in which experts return zeros.
+  alone is the difference from a pass in which experts return zeros. Scores and compensation are
+  timed at the pairs of ``regular_k4``: see ``time / static ceil(mean)``.
 - stock: the same strategies with every position scored, by the engine and by the stock
   implementations, which get padded slots as a valid expert with weight 0.
 - line: time against mean experts, a least-squares line through the static strategies.
@@ -48,6 +49,9 @@ STRATEGIES = (
     *(f"regular_k{k}" for k in (1, 2, 4, 8, 16, 32, 64)),
     "bh_k16_a005",
     "bh_k16_a005_unselected",
+    "regular_k4_norm",
+    "regular_k4_compensated",
+    "regular_k4_consequence_compensated",
 )
 BATCHED_WINDOWS = 2
 
@@ -251,7 +255,10 @@ def load(arguments: argparse.Namespace) -> Bench:
     model.to(arguments.device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     text = arguments.text.read_text(encoding="utf-8")
-    nulls = [parse_strategy(name).needs_null for name in arguments.strategies]
+    strategies = [parse_strategy(name) for name in arguments.strategies]
+    nulls = [strategy.needs_null for strategy in strategies]
+    if any(strategy.needs_outputs for strategy in strategies):
+        nulls.append("needed")  # expert outputs are fitted for it
     calibration = calibrate(
         model,
         tokenizer,

@@ -33,8 +33,10 @@ from tqdm import tqdm
 
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import NULLS, Null, fit_null
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.strategies.testing import StepUp
 from moe_routing.routing.toggles import Toggles
@@ -90,6 +92,29 @@ def simulated_toggles(sample: CalibrationSample, tokens: int) -> Toggles:
         sampling_weight_P=torch.ones_like(effect_P),
         rank_weight_E=torch.ones(sample.num_experts, dtype=torch.float64),
         noise_L=torch.zeros(1, dtype=torch.float64),
+        rule=sample.rule,
+        fingerprint=sample.fingerprint,
+    )
+
+
+def simulated_outputs(sample: CalibrationSample, rng: np.random.Generator) -> ExpertOutputs:
+    """Return outputs of experts whose norms depend on the router's input; their time is real."""
+    experts, nothing_L = sample.num_experts, torch.zeros(1, dtype=torch.float64)
+    normal_LEH = torch.from_numpy(rng.standard_normal((1, experts, HIDDEN), np.float32))
+    normal_LE = normal_LEH[:, :, 0].clone()
+    return ExpertOutputs(
+        mean_LEH=normal_LEH,
+        log_mean_norm_LE=normal_LE,
+        log_mean_deviation_LE=normal_LE,
+        slope_LEH=normal_LEH / HIDDEN,
+        offset_LE=normal_LE,
+        deviation_slope_LEH=normal_LEH / HIDDEN,
+        deviation_offset_LE=normal_LE,
+        r2_L=nothing_L,
+        deviation_r2_L=nothing_L,
+        explained_L=nothing_L,
+        sample_log_norm_LTE=torch.zeros_like(sample.logits_LTE),
+        sample_log_deviation_LTE=torch.zeros_like(sample.logits_LTE),
         rule=sample.rule,
         fingerprint=sample.fingerprint,
     )
@@ -167,7 +192,8 @@ class Bench:
         nulls["needed"] = fit_null("needed", sample, toggles, EPSILON)
         layers = [simulated_inputs(arguments, rng) for _ in range(arguments.layers)]
         softmax = [inputs.logits_TE.float().softmax(-1) for inputs in layers]
-        return cls(Calibration(sample, nulls), layers, softmax, arguments.rounds)
+        calibration = Calibration(sample, nulls, toggles, simulated_outputs(sample, rng))
+        return cls(calibration, layers, softmax, arguments.rounds)
 
     def compare(
         self, baseline: Callable[[int], object], ours: Callable[[int], object]
@@ -182,7 +208,10 @@ class Bench:
         sample, layers = self.calibration.sample, self.layers
         base, k = getattr(strategy, "base", strategy), sample.top_k
         select = strategy.selector(self.calibration, sample.num_experts)
-        router = Router(select, strategy.weighting_kind, sample.rule)
+        scorer = ExpertScorer.of(strategy, self.calibration)
+        router = Router(
+            select, strategy.weighting_kind, sample.rule, scorer, strategy.dropped == "compensated"
+        )
         device = layers[0].logits_TE.device
         null = strategy.needs_null and self.calibration.null(strategy.needs_null).to(device)
         mean = float(router(layers[0]).selection.count_T.double().mean())
@@ -265,12 +294,14 @@ def simulated_inputs(arguments: argparse.Namespace, rng: np.random.Generator) ->
 
 
 def default_ids(caps: Sequence[int], alpha: str) -> list[str]:
-    """Return BH under every null, other procedures, rivals and a control at the first cap.
+    """Return static k by scores, BH under every null, procedures, rivals, a control at one cap.
 
     At the other caps, BH under the layer-monotone nulls, which need no p-values.
     """
     first, *others = caps
-    ids = [f"regular_k{first}", *bh_ids(first, alpha, ["needed", *NULLS])]
+    words = ("", "_norm", "_consequence", "_compensated", "_norm_compensated")
+    ids = [f"regular_k{first}{word}" for word in words]
+    ids += bh_ids(first, alpha, ["needed", *NULLS])
     ids += [f"{family}_k{first}_a{alpha}_pooled" for family in ("by", "storey", "hc")]
     ids += [f"minp_k{first}_t010", f"topp_k{first}_p050", f"shuffle.bh_k{first}_a{alpha}"]
     monotone = [name for name, null in NULLS.items() if null.layer_monotone]

@@ -16,7 +16,8 @@ from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.ranking import prefix_selector
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.sample import CalibrationSample, sample_inputs
+from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.scores import null_sample
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import MultipleTesting
 
@@ -91,7 +92,7 @@ def test_on_a_model_s_own_logits_critical_values_select_as_p_values_do(calibrate
     _, calibration = calibrated
     sample, strategy = calibration.sample, parse_strategy(f"bh_k8_a{alpha}")
     for layer in range(sample.num_layers):
-        inputs = sample_inputs(sample, layer)
+        inputs = null_sample(calibration.null("needed"), calibration, layer)
         probability_TE = inputs.logits_TE.softmax(-1)
         fast = strategy.selector(calibration, 8)(inputs, probability_TE)
         ranker = MultipleTesting.ranker(strategy, calibration, 8)

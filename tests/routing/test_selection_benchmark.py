@@ -31,7 +31,8 @@ def record(benchmark, tmp_path_factory):
 
 def test_a_row_for_every_strategy_says_what_was_compared(record):
     rows = {row["strategy"]: row for row in record["selection"]}
-    assert list(rows)[:2] == ["regular_k4", "bh_k4_a005"]
+    words = ["", "_norm", "_consequence", "_compensated", "_norm_compensated"]
+    assert list(rows)[:6] == [*(f"regular_k4{word}" for word in words), "bh_k4_a005"]
     assert all(row["ratio"] > 0 and row["like ratio"] > 0 for row in rows.values())
     compared = {name: row["compares"] for name, row in rows.items()}
     assert compared["bh_k4_a005"] == compared["bh_k64_a005"] == "statistic"

@@ -219,15 +219,15 @@ def router_inputs(
 
 def _seen_by_routers(loaded: LoadedModel, probe: Probe) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the router logits (L, T, E) and inputs (L, T, H) of a probe's tokens, float32."""
-    hidden: list[torch.Tensor] = []
+    hidden, position_T = [], list(probe.positions)
 
     def see(_: int, hidden_SH: torch.Tensor, __: torch.Tensor) -> None:
-        hidden.append(hidden_SH[probe.positions].float().cpu())
+        hidden.append(hidden_SH[position_T].float().cpu())
 
     # The last token is only predicted.
     with watched(loaded.model, see):
         logits_LSE, _ = watch_ids(loaded.model, probe.ids_S[:-1], "ablation")
-    return logits_LSE[:, probe.positions], torch.stack(hidden)
+    return logits_LSE[:, position_T], torch.stack(hidden)
 
 
 def run_ablation(

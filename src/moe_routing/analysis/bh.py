@@ -41,7 +41,7 @@ from moe_routing.engine.scorer import Scorer
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.scores import tested_sample
+from moe_routing.routing.scores import null_sample
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
@@ -127,7 +127,7 @@ def example_p_values(calibration: Calibration, null: str) -> pd.DataFrame:
     With them a reader of a finished study can run the procedure without torch.
     """
     fitted = calibration.null(null)
-    inputs = tested_sample(fitted, calibration, 0).rows(slice(EXAMPLE_TOKENS))
+    inputs = null_sample(fitted, calibration, 0).rows(slice(EXAMPLE_TOKENS))
     p_TE = fitted.p_values(inputs).numpy()
     return pd.DataFrame(p_TE, columns=[f"expert_{expert}" for expert in range(p_TE.shape[1])])
 

@@ -161,18 +161,12 @@ class ExpertScorer:
             inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE)
         if self.score == "probability":
             return replace(inputs, score_TE=inputs.logits_TE)
-        score_TE = self.log_score(inputs.layer, inputs.own_weight_TE, self._log_size(inputs))
+        score_TE = self._log_score(inputs.layer, _log_weight(inputs), self._log_size(inputs))
         return replace(inputs, score_TE=score_TE)
 
-    def log_score(self, layer: int, weight_TE: Tensor, log_size_TE: Tensor) -> Tensor:
-        """Return the scores on the log scale, float32, (tokens, experts).
-
-        Args:
-            layer: index of the layer.
-            weight_TE: the model's own weights, float32; a weight of 0 scores -inf.
-            log_size_TE: log of the norms, (tokens, experts) or one row for all tokens.
-        """
-        score_TE = weight_TE.detach().log().add_(log_size_TE)
+    def _log_score(self, layer: int, log_weight_TE: Tensor, log_size_TE: Tensor) -> Tensor:
+        """Return the scores; ``log_size_TE`` may be one row for all tokens."""
+        score_TE = log_weight_TE + log_size_TE
         if self.log_constant_L is None:
             return score_TE
         return score_TE.mul_(2.0).add_(self.log_constant_L[layer])
@@ -195,13 +189,15 @@ class ExpertScorer:
 
     def of_toggles(self, toggles: Toggles, layer: int) -> Tensor:
         """Return the scores of all experts of the toggled tokens in a layer, (tokens, experts)."""
-        weight_TE = toggles.weight_LTE[layer]
+        log_weight_TE = toggles.weight_LTE[layer].log()
         if self.score == "probability":
-            return weight_TE.log()
+            return log_weight_TE
         if self.score == "exact_norm":
             norm_LTE = toggles.deviation_LTE if self.compensated else toggles.norm_LTE
-            return self.log_score(layer, weight_TE, norm_LTE[layer].log())
-        return self.log_score(layer, weight_TE, self._predicted(layer, toggles.hidden_LTH[layer]))
+            log_size_TE = norm_LTE[layer].log()
+        else:
+            log_size_TE = self._predicted(layer, toggles.hidden_LTH[layer])
+        return self._log_score(layer, log_weight_TE, log_size_TE)
 
     def _log_size(self, inputs: RouterInputs) -> Tensor:
         if inputs.log_size_TE is not None:
@@ -232,7 +228,7 @@ def scored_sample(strategy: Strategy, calibration: Calibration) -> list[RouterIn
     return [scorer.of_sample(calibration, layer) for layer in layers]
 
 
-def tested_sample(null: Null, calibration: Calibration, layer: int) -> RouterInputs:
+def null_sample(null: Null, calibration: Calibration, layer: int) -> RouterInputs:
     """Return the calibration sample's router inputs of a layer, scored as a null tests them.
 
     Raises:
@@ -284,6 +280,19 @@ def _constants(toggles: Toggles, removed_P: Tensor, kl_P: Tensor, norm_P: Tensor
     log_ratio_P = kl_P[used_P].double().log() - 2 * size_P[used_P].log()
     total_L = torch.bincount(layer_P, log_ratio_P, minlength=toggles.num_layers)
     return (total_L / count_L).exp()
+
+
+def _log_weight(inputs: RouterInputs) -> Tensor:
+    """Return the log of the weight that the model gives, or would give, every expert, float32.
+
+    Logits differ from the logs of probabilities by one number per token, which that of the largest
+    gives: this is faster than the log of every probability, and does not underflow.
+    """
+    logits_TE, probability_TE = inputs.logits_TE.detach().float(), inputs.softmax_TE.detach()
+    shift_T1 = probability_TE.amax(1, keepdim=True).log_() - logits_TE.amax(1, keepdim=True)
+    if inputs.rule is not None and (scale_T1 := inputs.rule.scale(probability_TE)) is not None:
+        shift_T1 += scale_T1.log_()
+    return logits_TE + shift_T1
 
 
 def _own_logits(logits_TE: Tensor, probability_TE: Tensor, top_k: int) -> Tensor:

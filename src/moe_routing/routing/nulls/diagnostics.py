@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_routing.routing.nulls.base import SMALLEST_P, Null
 from moe_routing.routing.sample import sample_inputs
-from moe_routing.routing.scores import tested_sample
+from moe_routing.routing.scores import null_sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ def _shape(null: Null, calibration: Calibration, layer: int) -> dict[str, float]
 
     if null.score == "exact_norm":
         return dict.fromkeys(SHAPE, float("nan"))
-    value_n = _flat(null.statistic(tested_sample(null, calibration, layer)))
+    value_n = _flat(null.statistic(null_sample(null, calibration, layer)))
     permuted = float("nan")
     if null.score == "probability":
         shuffled = sample_inputs(calibration.sample, layer, permuted=True)
