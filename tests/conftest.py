@@ -13,8 +13,8 @@ from shared import shared_folder
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
-# Whole studies: begun last, one would run while the other worker is idle.
-LONGEST = ["test_hub_study.py", "test_smoke_study.py", "test_bad_input.py"]
+# Each runs a whole study. Begun last, it would run while the other worker is idle.
+LONGEST = ["test_hub_study.py", "test_smoke_study.py"]
 
 # --doctest-modules would import these files a second time, all under the one name "conftest".
 collect_ignore_glob = ["*conftest.py"]
@@ -22,8 +22,8 @@ collect_ignore_glob = ["*conftest.py"]
 
 def pytest_collection_modifyitems(items):
     """Put the longest files first, and leave the others in their order."""
-    names = [*LONGEST, None]
-    items.sort(key=lambda item: names.index(name if (name := item.path.name) in names else None))
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")
