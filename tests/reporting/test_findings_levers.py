@@ -112,9 +112,12 @@ def test_data_sets_that_disagree_have_no_general_answer():
 def test_experts_of_static_top_k_that_lose_as_much():
     (found,) = findings_levers.plain_experts(rows(scaled_at=(2, 3, 4, 6)), 8)
     assert found.verdict == "fewer"
-    assert found.text.startswith("By the estimates on Wikipedia, in nats per token: with 2.05")
+    assert found.text.startswith(
+        "Compared with top k by probability on Wikipedia, by the estimates in nats per token: one "
+        "threshold by consequence, compensated loses with 2.05 experts per token no more than with"
+    )
     # 0.0099 lies between 0.0135 at 6 experts and 0 at the model's own 8.
-    assert "loses no more than top k by probability with 6.5 (at fitted scale 6.5)" in found.text
+    assert "with 3.05 experts per token no more than with 6.5 (at fitted scale 6.5)" in found.text
     (found,) = findings_levers.plain_experts(rows(), 8)
     assert found.verdict == "fewer as is"
     assert "6.5 (at fitted scale 3 to 8, with none scored between)" in found.text

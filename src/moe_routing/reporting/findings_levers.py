@@ -347,7 +347,8 @@ def plain_experts(rows: pd.DataFrame, top_k: int) -> list[Finding]:
 
 
 def _plain(scene: _Scene, top_k: int) -> Finding | None:
-    clauses, as_is, fitted = [], [], []
+    clauses: dict[LeverKind, list[str]] = {}
+    as_is, fitted = [], []
     scaled = _settings(scene.scaled) if PLAIN in scene.scaled else {}
     for budget, settings in _settings(scene.as_is).items():
         kind, row = _lowest(settings)
@@ -358,14 +359,16 @@ def _plain(scene: _Scene, top_k: int) -> Finding | None:
             other = _equal(scene.scaled[PLAIN], twin["difference"])
             fitted.append(other[0] > used)
             also = f"at fitted scale {_experts_said(other, scene.scaled[PLAIN], top_k)}"
-        clauses.append(
-            f"with {wording.experts(used)} experts per token, {kind.words} loses no more than "
-            f"{PLAIN.words} with {_experts_said(equal, scene.as_is[PLAIN], top_k)} ({also})"
+        said = _experts_said(equal, scene.as_is[PLAIN], top_k)
+        clauses.setdefault(kind, []).append(
+            f"with {wording.experts(used)} experts per token no more than with {said} ({also})"
         )
     if not clauses:
         return None
+    parts = [f"{kind.words} loses {wording.listed(found)}" for kind, found in clauses.items()]
     text = (
-        f"By the estimates on {scene.where}, in {METRICS[scene.metric].unit}: {'; '.join(clauses)}."
+        f"Compared with {PLAIN.words} on {scene.where}, by the estimates in "
+        f"{METRICS[scene.metric].unit}: {'; '.join(parts)}."
     )
     outcome = "not fewer" if not all(as_is) else "fewer" if all(fitted) else "fewer as is"
     return Finding(text, LEVERS_FILE, outcome)
