@@ -21,9 +21,9 @@ from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.routing.calibration import Calibration, save_scales
 from moe_routing.routing.strategies import Strategy
 
-SCALES = (0.5, 2.0)
+SCALES = (0.6, 1.8)
 """Smallest and largest scale."""
-DOCUMENTS = 32
+DOCUMENTS = 24
 """Documents of a study's calibration text that scales are fitted on."""
 TOLERANCE = 0.02
 """Scales are not told apart more finely: the loss is flat around the best one."""
