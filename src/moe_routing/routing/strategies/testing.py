@@ -131,7 +131,8 @@ class MultipleTesting(Ranked):
         """Return what ranks the experts: under a null needed, what the null was fitted on."""
         if not self.tests_needed:
             return "probability"
-        return cast("Needed", calibration.null(self.needs_null)).score
+        null = cast("Calibration", calibration).null(self.needs_null)
+        return cast("Needed", null).score
 
     @property
     def weighting_kind(self) -> Weighting:
