@@ -119,7 +119,8 @@ def routed(
     }
     exact = scorer is not None and scorer.score == "exact_norm"
     experts = _experts(model, strategy, routers) if compensated or exact else []
-    mean_LEH = calibration.outputs.mean_LEH if compensated else None
+    outputs = calibration.outputs if calibration else None
+    mean_LEH = outputs.mean_LEH if outputs and compensated else None
     with ExitStack() as stack:
         for router in routers:
             rule, layer = router.rule, router.layer

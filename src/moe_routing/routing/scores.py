@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.nulls.base import Null
     from moe_routing.routing.outputs import ExpertOutputs
+    from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.strategies.base import Strategy
     from moe_routing.routing.types import RouterInputs
 
@@ -157,7 +158,9 @@ class ExpertScorer:
         if self.candidates == "own":
             # The probabilities stay those of all experts.
             probability_TE = inputs.softmax_TE
-            own_TE = _own_logits(inputs.logits_TE, probability_TE, inputs.rule.top_k)
+            own_TE = _own_logits(
+                inputs.logits_TE, probability_TE, cast("ModelRule", inputs.rule).top_k
+            )
             inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE)
         if self.score == "probability":
             return replace(inputs, score_TE=inputs.logits_TE)
@@ -207,10 +210,10 @@ class ExpertScorer:
                 "score 'exact-norm' needs the outputs of all experts, which are computed only "
                 "while the model runs; allowed where they are not: another score"
             )
-        return self._predicted(inputs.layer, inputs.hidden_TH.detach())
+        return self._predicted(inputs.layer, cast("Tensor", inputs.hidden_TH).detach())
 
     def _predicted(self, layer: int, hidden_TH: Tensor) -> Tensor:
-        offset_E = self.offset_LE[layer]
+        offset_E = cast("Tensor", self.offset_LE)[layer]
         if self.slope_LEH is None:
             return offset_E
         return F.linear(hidden_TH.float(), self.slope_LEH[layer], offset_E)

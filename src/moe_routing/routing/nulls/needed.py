@@ -354,7 +354,7 @@ def choose_score(
         )
         for score in FREE_SCORES
     }
-    return max(kept, key=kept.__getitem__)
+    return max(FREE_SCORES, key=lambda score: kept[score])
 
 
 def mean_kept(null: Needed, toggles: Toggles, outputs: ExpertOutputs | None) -> float:

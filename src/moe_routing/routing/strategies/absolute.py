@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field, model_validator
 
@@ -144,8 +144,9 @@ class Absolute(Thresholded):
         """
         if self.threshold is not None:
             return self.threshold
+        score_LTK = self.sample_scores(cast("Calibration", calibration))
         try:
-            return budget_threshold(self.sample_scores(calibration), self.budget)
+            return budget_threshold(score_LTK, cast("float", self.budget))
         except InputError as error:
             raise InputError(f"strategy '{self.id}': {error}") from error
 

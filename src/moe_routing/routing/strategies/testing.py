@@ -80,13 +80,13 @@ class MultipleTesting(Ranked):
         return self
 
     @classmethod
-    def against(cls, null_id: str, **parameters: float) -> Self:
+    def against(cls, null_id: str, *, max_k: int, alpha: float) -> Self:
         """Return the strategy that tests a null of any id, with its score and substitute."""
         needed = NeededId.parse(null_id)
         if needed is None:
-            return cls(null=null_id, **parameters)
+            return cls(max_k=max_k, alpha=alpha, null=null_id)
         null = str(NeededId(needed.epsilon, needed.effect))
-        return cls(null=null, score=needed.score, dropped=needed.dropped, **parameters)
+        return cls(max_k=max_k, alpha=alpha, null=null, score=needed.score, dropped=needed.dropped)
 
     @classmethod
     def choices(cls, word: str) -> tuple[str, ...]:
@@ -131,7 +131,8 @@ class MultipleTesting(Ranked):
         """Return what ranks the experts: under a null needed, what the null was fitted on."""
         if not self.tests_needed:
             return "probability"
-        return cast("Needed", calibration.null(self.needs_null)).score
+        null = cast("Calibration", calibration).null(self.needs_null)
+        return cast("Needed", null).score
 
     @property
     def weighting_kind(self) -> Weighting:
