@@ -36,7 +36,8 @@ def test_the_three_lines_of_the_readme_route_a_model(model, tokenizer, monkeypat
     texts = (ROOT / "tests/data_files/calibration.txt").read_text(encoding="utf-8").split("\n\n")
     before = model(**inputs).logits
     monkeypatch.setattr(model.generation_config, "max_new_tokens", 2)
-    monkeypatch.setitem(calibrate.__kwdefaults__, "toggled_tokens", 20)  # enough for alpha 0.05
+    for name, few in (("tokens", 1024), ("toggled_tokens", 20), ("documents", 12)):
+        monkeypatch.setitem(calibrate.__kwdefaults__, name, few)
     execute(code, model=model, tokenizer=tokenizer, texts=texts, inputs=inputs)
     assert torch.equal(model(**inputs).logits, before)
 

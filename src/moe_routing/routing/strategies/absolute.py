@@ -110,7 +110,7 @@ class Absolute(Thresholded):
     family: ClassVar[Family] = Family(
         "absolute",
         label="Absolute threshold",
-        look=Look("#8F7CFF", (5, 1, 0)),
+        look=Look("#D3D8FF", (5, 1, 0)),
         definition="One threshold, at most {k}, weights {weighting}",
         selection="every expert whose score is at least one threshold for all tokens and layers",
         words="one absolute threshold",

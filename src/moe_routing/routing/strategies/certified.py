@@ -27,7 +27,7 @@ class Certified(Thresholded):
     family: ClassVar[Family] = Family(
         "certified",
         label="Certified",
-        look=Look("#00C2A8", (7, 1, 0)),
+        look=Look("#A0F5D8", (7, 1, 0)),
         definition="Certified threshold, at most {k}, weights {weighting}",
         selection="the fewest experts for a certified KL divergence from the model "
         "[@angelopoulos2024]",
