@@ -24,14 +24,16 @@ RAW = f"{RESULTS}/data/raw/lambada.parquet"
 STRATEGIES = ["stock", "regular_k4", "regular_k8", "adaptive_k8", "bh_k8_a005", "bh_k64_a005"]
 CONTROLS = ["regular_k1", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched"]
 CONTROLS += ["perlayer_k6", "dynskip_k8_q030"]
+LEVERS = ["certified_k8_m005", "absolute_k8_b3_consequence_compensated_scaled", "stock_scaled"]
 NULLS = ["within_token", "pooled"]
 BH = {"tokens": 256, "nulls": ["needed", "pooled"], "max_k": [8, 64], "alpha": [0.05]}
 # What this machine has no time or no room for, and the small model no place. All else is as there.
 SMALLER = {
     "model": {"device": "cpu", "dtype": "float32"},
-    "calibration": {"tokens": 1024, "toggled_tokens": 20},
+    "calibration": {"tokens": 1024, "toggled_tokens": 20, "documents": 9},
     "strategies": STRATEGIES,
     "controls": CONTROLS,
+    "levers": LEVERS,
     "evaluation": {"window": 256, "kl_items": 2},
     "analysis": {
         "baseline": {"tokens": 256, "domain_tokens": 128},

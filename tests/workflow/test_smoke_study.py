@@ -42,7 +42,7 @@ def test_every_strategy_saw_the_same_items(smoke_run):
     cells = smoke_run[0] / "results/smoke/cells"
     for dataset in ("wikipedia", "hellaswag", "lambada"):
         ids = [pd.read_parquet(p / f"{dataset}.parquet")["id"].tolist() for p in cells.iterdir()]
-        assert len(ids) == 7 + 3
+        assert len(ids) == 7 + 3 + 4
         assert all(other == ids[0] for other in ids)
 
 
@@ -55,7 +55,11 @@ def test_controls_stand_beside_the_cells(smoke_run):
     assert list(controls.columns) == list(cells.columns)
     names = ["regular_k1", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched"]
     assert controls["strategy"].tolist() == [name for name in names for _ in range(3)]
-    assert set(metrics["strategy"]) == set(cells["strategy"]) | set(names)
+    levers = pd.read_csv(comparison / "levers.csv", keep_default_na=False)
+    assert list(levers.columns) == list(cells.columns)
+    every = pd.concat([cells, controls, levers])["strategy"]
+    assert set(metrics["strategy"]) == set(every)
+    assert not levers["strategy"].isin([*cells["strategy"], *names]).any()
     # Static, shuffled and reweighted: the same numbers of experts as their bases.
     experts = pd.concat([cells, controls]).pivot(
         index="strategy", columns="dataset", values="mean_experts"
@@ -70,11 +74,27 @@ def test_controls_stand_beside_the_cells(smoke_run):
     assert (table.query("base == 'bh_k8_a005'")["base_mean_experts"] < 8).all()
 
 
+def test_levers_use_what_was_certified_and_fitted(smoke_run):
+    results = smoke_run[0] / "results/smoke"
+    certified, scaled = "certified_k8_m005", "absolute_k8_b3_consequence_compensated_scaled"
+    certificate = json.loads((results / f"calibration/certificates/{certified}.json").read_text())
+    assert certificate["risk"] <= certificate["margin"] == 0.05
+    assert set(json.loads((results / "calibration/scales.json").read_text())) == {
+        scaled, "stock_scaled"
+    }  # fmt: skip
+    levers = pd.read_csv(results / "statistics/levers.csv").set_index(["strategy", "dataset"])
+    assert set(levers.loc[scaled, "reference"]) == {"stock_scaled"}
+    assert levers.loc[scaled, "mean_experts"].between(2, 4.5).all()
+    assert levers.loc[certified, "mean_experts"].between(1, 6).all()
+    assert (levers["low"] <= levers["difference"]).all()
+    assert (levers["difference"] <= levers["high"]).all()
+
+
 def test_divergence_from_the_baseline(smoke_run):
     results = smoke_run[0] / "results/smoke"
     metrics = pd.read_csv(results / "comparison/all_metrics.csv")
     kl = metrics[metrics["metric"] == "kl_from_baseline"].set_index(["strategy", "dataset"])
-    assert len(kl) == 10 * 3
+    assert len(kl) == (10 + 4) * 3
     assert (kl["n"] == 4).all()
     same = ["stock", "regular_k8"]
     assert (kl.loc[same, ["value", "ci_low", "ci_high"]] == 0).all(axis=None)

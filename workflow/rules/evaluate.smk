@@ -13,7 +13,7 @@ for strategies in study.scoring_jobs:
             data=expand(f"{RESULTS}/data/{{dataset}}.parquet", dataset=study.datasets),
             sample=f"{RESULTS}/calibration/router_logits.safetensors",
             calibration=calibration_files(
-                study, [*strategies, study.statistics.baseline], RESULTS
+                study, [*study.group_of(strategies), study.statistics.baseline], RESULTS
             ),
             # One of the strategies may be the baseline under another id, and is not scored again.
             baseline=expand(

@@ -26,7 +26,9 @@ rule statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=sections(study, "statistics", "seed", "strategies", "controls", "levers", "numerics"),
+        settings=sections(
+            study, "statistics", "seed", "strategies", "controls", "levers", "numerics"
+        ),
         results=subpath(output[0], ancestor=2),
     message:
         "Testing every strategy against {study.statistics.baseline}"

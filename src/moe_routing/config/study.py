@@ -422,6 +422,15 @@ class StudyConfig(ClosedModel):
             for start in range(0, len(group), size)
         ]
 
+    def group_of(self, strategies: Sequence[str]) -> Sequence[str]:
+        """Return the controls or the levers if a job scores some of them, otherwise its strategies.
+
+        A job reads what its whole group needs, so that another grouping into jobs does not change
+        what it reads, which would score again.
+        """
+        groups = (self.controls, self.levers)
+        return next((group for group in groups if strategies[0] in group), strategies)
+
     def needs_baseline(self, strategies: Sequence[str]) -> bool:
         """Return whether the baseline is scored before a job, which may have the same routing.
 
@@ -432,7 +441,7 @@ class StudyConfig(ClosedModel):
         parsed, baseline = self.parsed, self.statistics.baseline
         if baseline in strategies or not parsed[baseline].family.static_weighting:
             return False
-        group = next((g for g in (self.controls, self.levers) if strategies[0] in g), strategies)
+        group = self.group_of(strategies)
         return any(parsed[name].family.static_weighting for name in group)
 
     def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
