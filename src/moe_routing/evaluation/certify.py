@@ -156,7 +156,7 @@ class _Trial:
             return KEEP_ALL
         return self._rule(budget=self.budget(level)).threshold_of(self.calibration)
 
-    def _rule(self, **how: float) -> Absolute:
+    def _rule(self, *, budget: float | None = None, threshold: float | None = None) -> Absolute:
         strategy = self.strategy
         return Absolute(
             max_k=strategy.max_k,
@@ -164,7 +164,8 @@ class _Trial:
             score=strategy.score,
             candidates=strategy.candidates,
             dropped=strategy.dropped,
-            **how,
+            budget=budget,
+            threshold=threshold,
         )
 
     def losses(self, level: int) -> NDArray[np.float64]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from moe_routing.analysis.outputs import ALL_LAYERS, CONSEQUENCE
 from moe_routing.analysis.tables import read_csv
@@ -62,7 +63,9 @@ def consequence_law(
     )
     shown = _some_layers(law["layer"])
     figure = plt.figure(figsize=(WIDTH, 5.0), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    above, below = cast(
+        "tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    )
     axes = above.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0]
     for axis, layer in zip(axes, shown, strict=True):
         own = removals[removals["layer"] == layer]
@@ -95,7 +98,7 @@ def _cloud(axis: Axes, removals: pd.DataFrame, law: pd.Series) -> None:
     )
 
 
-def _correlations(figure: Figure, correlations: pd.DataFrame) -> None:
+def _correlations(figure: SubFigure, correlations: pd.DataFrame) -> None:
     layers = correlations[correlations["layer"].astype(str) != ALL_LAYERS]
     layers = layers.assign(layer=layers["layer"].astype(int))
     axes = figure.subplots(1, len(EFFECTS), squeeze=False, sharey=True)[0]

@@ -323,7 +323,7 @@ def _tally(curves_by_kind: Mapping[LeverKind, Curve], factor: _Factor) -> list[i
     outcomes = []
     for kind, curve in curves_by_kind.items():
         base = factor.base(kind)
-        if base not in curves_by_kind:
+        if base is None or base not in curves_by_kind:
             continue
         for _, row in curve.rows.iterrows():
             other = curves_by_kind[base].at(row["mean_experts"])

@@ -97,7 +97,7 @@ def law_table(study: StudyResults) -> pd.DataFrame:
             "R²": rows["r2"].map("{:.2f}".format),
             "$c_l$": rows["constant"].map("{:.1e}".format),
             "R² of the law": rows["law_r2"].map("{:.2f}".format),
-            "Between tokens": rows["token_share"].map(lambda part: wording.percent(part, 0)),
+            "Between tokens": [wording.percent(float(part), 0) for part in rows["token_share"]],
         }
     )
 

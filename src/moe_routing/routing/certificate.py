@@ -67,7 +67,7 @@ class Certificate:
         Raises:
             InputError: the file is missing or not a certificate.
         """
-        values = read_json(path)
+        values = read_json(Path(path))
         try:
             values["mean_experts_L"] = tuple(values["mean_experts_L"])
             return cls(**values)

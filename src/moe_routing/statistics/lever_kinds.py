@@ -88,7 +88,10 @@ def with_kinds(table: pd.DataFrame, weighting: str) -> pd.DataFrame:
             *(table[name] for name in ("strategy", "score", "candidates", "dropped")), strict=True
         )
     ]
-    found = table.assign(kind=kinds, budget=[_budget(str(name)) for name in table["strategy"]])
+    found = table.assign(
+        kind=pd.Series(kinds, table.index, object),
+        budget=[_budget(str(name)) for name in table["strategy"]],
+    )
     return found[[kind is not None for kind in kinds]]
 
 
