@@ -10,8 +10,8 @@ import torch
 
 from moe_routing.routing import procedures
 from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.levels import p_to_e
 from moe_routing.routing.outputs import ExpertOutputs
-from moe_routing.routing.procedures import p_to_e
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Strategy

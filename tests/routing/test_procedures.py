@@ -12,7 +12,7 @@ from scipy import integrate, stats
 from slow_loops import PROCEDURES, hc_critical
 from statsmodels.stats.multitest import multipletests
 
-from moe_routing.routing import procedures
+from moe_routing.routing import levels, procedures
 
 
 def count(name: str, p_TE: np.ndarray, alpha: float) -> np.ndarray:
@@ -24,8 +24,8 @@ def count(name: str, p_TE: np.ndarray, alpha: float) -> np.ndarray:
     if name == "hc":
         critical = hc_critical(experts, alpha)
         return procedures.higher_criticism(sorted_TE, critical).numpy()
-    levels = getattr(procedures, f"{name}_levels")(experts, alpha)
-    return procedures.step_up(sorted_TE, levels).numpy()
+    level_E = getattr(procedures, f"{name}_levels")(experts, alpha)
+    return procedures.step_up(sorted_TE, level_E).numpy()
 
 
 def p_vectors(rng: np.random.Generator, vectors: int, experts: int = 64) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_a_level_is_met_by_the_float32_p_value_just_below_it_only():
 
 def test_calibrated_e_values_have_mean_one_and_match_their_definition():
     def e_of(p: float) -> float:
-        return float(procedures.p_to_e(math.log(p)))
+        return float(levels.p_to_e(math.log(p)))
 
     # Over u = -log p, where the integrand is tame.
     mean, _ = integrate.quad(lambda u: e_of(math.exp(-u)) * math.exp(-u), 1e-12, 600, limit=500)

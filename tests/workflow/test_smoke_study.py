@@ -9,6 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
+from without_torch import without_torch
 from workflow_runs import SMOKE, make_checkout, snakemake
 
 TIMINGS = ["tokens_per_second", "wall_seconds"]
@@ -168,6 +169,15 @@ def test_cell_record_carries_its_provenance(smoke_run):
 def test_second_run_does_nothing(smoke_run):
     done = snakemake(smoke_run[0], "--cores", "2", *SMOKE)
     assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_a_finished_study_is_planned_without_torch(smoke_run, tmp_path):
+    """The model is described by then, and the study is checked against it."""
+    assert (smoke_run[0] / "results/smoke/model.json").is_file()
+    variables = without_torch(tmp_path, smoke_run[0] / "src")
+    done = snakemake(smoke_run[0], "-n", *SMOKE, environment=variables)
+    assert done.returncode == 0, done.stderr
     assert "Nothing to be done" in done.stdout + done.stderr
 
 

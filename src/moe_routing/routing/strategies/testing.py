@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 from pydantic import Field, model_validator
 
 from moe_routing.errors import InputError
-from moe_routing.routing.levels import min_draws
+from moe_routing.routing import levels
+from moe_routing.routing.levels import Levels, min_draws
 from moe_routing.routing.strategies.ranked import Ranked
 from moe_routing.vocabulary import (
     EXPERT_SCORES,
@@ -192,14 +193,16 @@ class StepUp(MultipleTesting):
 
     @staticmethod
     @abstractmethod
-    def levels(experts: int, alpha: float) -> Tensor:
+    def levels(experts: int, alpha: float) -> Levels:
         """Return the levels, float64, (experts,)."""
 
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
+        import torch
+
         from moe_routing.routing import procedures
 
-        level_E = self.levels(num_experts, self.alpha)
+        level_E = torch.from_numpy(self.levels(num_experts, self.alpha))
         level_on = functools.cache(level_E.to)
         return lambda p_TE: procedures.step_up(p_TE, level_on(p_TE.device))
 
@@ -209,13 +212,15 @@ class StepUp(MultipleTesting):
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker by critical values if the null has them, otherwise by p-values."""
+        import torch
+
         from moe_routing.routing.nulls.step_up import StepUpTest
         from moe_routing.routing.ranking import Ranking
 
         null = self.fitted_null(calibration, num_experts)
         if not null.layer_monotone:
             return super().ranker(calibration, num_experts)
-        level_E = self.levels(num_experts, self.alpha)
+        level_E = torch.from_numpy(self.levels(num_experts, self.alpha))
         test = StepUpTest.build(null, level_E, calibration.sample.num_layers)
         test_on = functools.cache(test.to)
 
@@ -229,7 +234,7 @@ class StepUp(MultipleTesting):
 
 
 class BH(StepUp):
-    """Benjamini-Hochberg; see :func:`procedures.bh_levels`."""
+    """Benjamini-Hochberg; see :func:`levels.bh_levels`."""
 
     family: ClassVar[Family] = Family(
         "bh",
@@ -243,15 +248,13 @@ class BH(StepUp):
     guarantee: ClassVar[str] = "independence, positive dependence"
 
     @staticmethod
-    def levels(experts: int, alpha: float) -> Tensor:
-        """Return the levels; see :func:`moe_routing.routing.procedures.bh_levels`."""
-        from moe_routing.routing import procedures
-
-        return procedures.bh_levels(experts, alpha)
+    def levels(experts: int, alpha: float) -> Levels:
+        """Return the levels; see :func:`moe_routing.routing.levels.bh_levels`."""
+        return levels.bh_levels(experts, alpha)
 
 
 class BY(StepUp):
-    """Benjamini-Yekutieli; see :func:`procedures.by_levels`."""
+    """Benjamini-Yekutieli; see :func:`levels.by_levels`."""
 
     family: ClassVar[Family] = Family(
         "by",
@@ -264,11 +267,9 @@ class BY(StepUp):
     guarantee: ClassVar[str] = "any dependence"
 
     @staticmethod
-    def levels(experts: int, alpha: float) -> Tensor:
-        """Return the levels; see :func:`moe_routing.routing.procedures.by_levels`."""
-        from moe_routing.routing import procedures
-
-        return procedures.by_levels(experts, alpha)
+    def levels(experts: int, alpha: float) -> Levels:
+        """Return the levels; see :func:`moe_routing.routing.levels.by_levels`."""
+        return levels.by_levels(experts, alpha)
 
 
 class Storey(MultipleTesting):
@@ -293,7 +294,7 @@ class Storey(MultipleTesting):
 
 
 class EBH(StepUp):
-    """e-BH on calibrated p-values; see :func:`procedures.ebh_levels`."""
+    """e-BH on calibrated p-values; see :func:`levels.ebh_levels`."""
 
     family: ClassVar[Family] = Family(
         "ebh",
@@ -306,11 +307,9 @@ class EBH(StepUp):
     guarantee: ClassVar[str] = "any dependence"
 
     @staticmethod
-    def levels(experts: int, alpha: float) -> Tensor:
-        """Return the levels; see :func:`moe_routing.routing.procedures.ebh_levels`."""
-        from moe_routing.routing import procedures
-
-        return procedures.ebh_levels(experts, alpha)
+    def levels(experts: int, alpha: float) -> Levels:
+        """Return the levels; see :func:`moe_routing.routing.levels.ebh_levels`."""
+        return levels.ebh_levels(experts, alpha)
 
 
 class HigherCriticism(MultipleTesting):
@@ -336,7 +335,7 @@ class HigherCriticism(MultipleTesting):
 
 
 class Threshold(StepUp):
-    """Every expert with p at most alpha; see :func:`procedures.threshold_levels`."""
+    """Every expert with p at most alpha; see :func:`levels.threshold_levels`."""
 
     family: ClassVar[Family] = Family(
         "threshold",
@@ -349,8 +348,6 @@ class Threshold(StepUp):
     guarantee: ClassVar[str] = "none"
 
     @staticmethod
-    def levels(experts: int, alpha: float) -> Tensor:
-        """Return the levels; see :func:`moe_routing.routing.procedures.threshold_levels`."""
-        from moe_routing.routing import procedures
-
-        return procedures.threshold_levels(experts, alpha)
+    def levels(experts: int, alpha: float) -> Levels:
+        """Return the levels; see :func:`moe_routing.routing.levels.threshold_levels`."""
+        return levels.threshold_levels(experts, alpha)
