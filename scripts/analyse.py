@@ -36,7 +36,7 @@ def main(clock: JobClock) -> None:
     write = getattr(import_module(f"moe_routing.analysis.{name}"), f"write_{name}")
     clock.started()
     table = write(load_config(results / "config.yaml"), results)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 if __name__ == "__main__":
