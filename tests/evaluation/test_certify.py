@@ -92,7 +92,7 @@ def test_two_certificates_are_equal(model, tokenizer, calibration, texts, certif
 
 
 def test_too_few_documents(model, tokenizer, calibration, texts):
-    with pytest.raises(InputError, match="8 calibration documents; allowed: at least 9"):
+    with pytest.raises(InputError, match="8 calibration documents; allowed: at least 10"):
         certify(model, tokenizer, texts[:8], STRATEGY, calibration, window=WINDOW)
 
 

@@ -83,7 +83,8 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
     assert controls["strategy"].tolist() == [name for name in config.controls for _ in range(3)]
     assert controls["dataset"].tolist() == list(config.datasets) * len(config.controls)
     assert list(controls.columns) == list(cells.columns)
-    assert len(metrics) == 2 * (len(cells) + len(controls))
+    levers = len(config.levers) * len(config.datasets)
+    assert len(metrics) == 2 * (len(cells) + len(controls) + levers)
     shuffle = controls.set_index("strategy").loc["shuffle.bh_k8_a005"].iloc[0]
     assert (shuffle["family"], shuffle["k"], shuffle["null"]) == ("shuffle", 8, "needed")
     assert (cells != "").all(axis=None)
@@ -92,7 +93,7 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
 
 def test_without_controls_their_table_has_a_header_only(results):
     _, with_controls, _, _ = tables_of(results)
-    _, cells, controls, metrics = tables_of(results, controls=[])
+    _, cells, controls, metrics = tables_of(results, controls=[], levers=[])
     pd.testing.assert_frame_equal(cells, with_controls)
     assert controls.empty
     assert list(controls.columns) == list(cells.columns)

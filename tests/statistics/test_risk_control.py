@@ -60,9 +60,9 @@ def test_the_last_level_is_taken_if_nothing_else_is_controlled():
 
 
 def test_too_few_documents_for_the_margin():
-    with pytest.raises(InputError, match="8 calibration documents; allowed: at least 9"):
+    with pytest.raises(InputError, match="8 calibration documents; allowed: at least 10"):
         least_controlled(lambda _: np.zeros(8), 3, MARGIN, BOUND)
-    assert least_controlled(lambda _: np.zeros(9), 3, MARGIN, BOUND).level == 0
+    assert least_controlled(lambda _: np.zeros(10), 3, MARGIN, BOUND).level == 0
 
 
 def test_no_level_within_the_margin():

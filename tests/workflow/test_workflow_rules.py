@@ -42,9 +42,12 @@ def test_real_study_is_planned_with_gpus(checkout):
     lines = plan.splitlines()
     assert any(line.split() == ["numerics", "1"] for line in lines)
     # The baseline, 23 strategies, 7 points of static curves, 5 controls of each of two BH
-    # strategies, 5 rivals.
+    # strategies, 5 rivals, and the levers.
+    levers = load_config(ROOT / "config/olmoe-1b-7b.yaml").levers
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 46 + 1
+    assert len(scoring) == 46 + len(levers) + 1
+    certified = [line for line in lines if "Certifying certified_k8_m001 on 32 documents" in line]
+    assert len(certified) == 1
 
 
 def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
@@ -63,9 +66,12 @@ def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
     assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles, outputs]
 
 
+OTHERS = ("controls", "levers", "numerics")
+
+
 def test_study_without_controls_is_planned_without_their_jobs(checkout):
     config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
-    plain = {key: value for key, value in config.items() if key not in ("controls", "numerics")}
+    plain = {key: value for key, value in config.items() if key not in OTHERS}
     (checkout / "plain.yaml").write_text(yaml.safe_dump(plain))
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,6 +86,8 @@ def test_study_without_controls_is_planned_without_their_jobs(checkout):
         assert f"Scoring {strategies} on" in plan
     assert plan.count("Scoring") == 4
     assert "Scoring the baseline" not in plan
+    assert "Certifying" not in plan
+    assert "Fitting the scale" not in plan
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,12 @@ def risk(loss_n: Array, bound: float) -> float:
 def check_examples(n: int, margin: float, bound: float) -> None:
     """Check that there are enough examples for a margin: risk can be no less than B / (n + 1).
 
+    That must leave room for losses above 0.
+
     Raises:
         InputError: there are not.
     """
-    needed = int(np.ceil(bound / margin)) - 1
+    needed = int(np.floor(bound / margin + 1e-9))
     if n < needed:
         raise InputError(
             f"{n} calibration documents; allowed: at least {needed}, for a margin of {margin:g} "
