@@ -140,7 +140,7 @@ def test_every_cell_is_of_the_model_that_the_config_pins(finished):
     described = json.loads((finished / "model.json").read_text(encoding="utf-8"))
     assert len(described["files"]) == N_SHARDS
     paths = list((finished / "cells").glob("*/*.json"))
-    assert len(paths) == len(STRATEGIES + CONTROLS) * len(REAL["datasets"])
+    assert len(paths) == len(STRATEGIES + CONTROLS + LEVERS) * len(REAL["datasets"])
     for path in paths:
         provenance = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         assert provenance["path"] == REAL["model"]["path"]
