@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
@@ -128,7 +128,7 @@ def label_left(axes: Mapping[str, Axes], label: str) -> None:
             axis.set_ylabel(label)
 
 
-def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
+def legend_below(figure: Figure | SubFigure, axis: Axes, columns: int = 4) -> None:
     """Put the legend of one panel under the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
