@@ -110,7 +110,8 @@ def certificates(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     texts = read_documents(results)[: arguments.documents]
     documents = Documents(loaded.model, loaded.tokenizer, texts, window=config.evaluation.window)
     top_k = loaded.rule.top_k
-    budgets = np.arange(arguments.step, top_k, arguments.step).round(6).tolist()
+    low, high = arguments.budgets or (arguments.step, top_k)
+    budgets = np.arange(low, high, arguments.step).round(6).tolist()
     for name, settings in rules(top_k, budgets).items():
         if arguments.rule and name not in arguments.rule:
             continue
@@ -137,6 +138,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, help="most documents")
     parser.add_argument("--margin", type=float, nargs="+", default=[0.01, 0.02, 0.05])
     parser.add_argument("--step", type=float, default=0.25, help="experts between budgets")
+    parser.add_argument(
+        "--budgets", type=float, nargs=2, help="fewest and most experts; all without this option"
+    )
     parser.add_argument("--splits", type=int, default=200, help="random halves of the documents")
     parser.add_argument("--rule", nargs="*", help="names of rules; all without this option")
     return parser.parse_args(argv)
