@@ -25,30 +25,34 @@ from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.config.study import load_config
 from moe_routing.engine.loading import load_model
 from moe_routing.evaluation.toggles import toggle_experts
-from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE
+from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.nulls.needed import Needed
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.procedures import bh_levels, by_levels
-from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCEDURES = {"BH": bh_levels, "BY": by_levels}
 
 
-def toggled(results: Path, tokens: int, seed: int, threads: int) -> Toggles:
+def toggled(arguments: argparse.Namespace, outputs: ExpertOutputs) -> Toggles:
     """Toggle experts of the calibration text of a study."""
-    config = load_config(results / "config.yaml")
-    loaded = load_model(config.model, threads)
-    texts = list(pd.read_parquet(results / "data" / "calibration.parquet")["text"])
-    outputs = ExpertOutputs.load(results / "calibration" / OUTPUTS_FILE)
-    rng = np.random.default_rng(seed)
-    return toggle_experts(loaded.model, loaded.tokenizer, texts, outputs, tokens=tokens, rng=rng)
+    config = load_config(arguments.results / "config.yaml")
+    loaded = load_model(config.model, arguments.threads or 1)
+    texts = list(pd.read_parquet(arguments.results / "data" / "calibration.parquet")["text"])
+    return toggle_experts(
+        loaded.model,
+        loaded.tokenizer,
+        texts,
+        outputs,
+        tokens=arguments.tokens,
+        rng=np.random.default_rng(arguments.seed),
+    )
 
 
 def splits(
-    toggles: Toggles, sample: CalibrationSample, null_id: str, arguments: argparse.Namespace
+    toggles: Toggles, calibration: Calibration, null_id: str, arguments: argparse.Namespace
 ) -> Iterator[pd.DataFrame]:
     """Yield the table of each split of the documents into halves, for both procedures."""
     rng = np.random.default_rng(arguments.seed)
@@ -56,32 +60,36 @@ def splits(
     for _ in range(arguments.splits):
         rng.shuffle(documents)
         fit, test = np.array_split(documents, 2)
-        null = cast("Needed", fit_null(null_id, sample, toggles.of_documents(fit.tolist())))
+        fitted = toggles.of_documents(fit.tolist())
+        outputs = calibration.outputs
+        null = cast("Needed", fit_null(null_id, calibration.sample, fitted, outputs=outputs))
         for name, levels in PROCEDURES.items():
             table = held_out_fdr(
                 null,
                 toggles.of_documents(test.tolist()),
                 arguments.alpha,
+                outputs=outputs,
                 levels=levels,
                 confidence=0.95,
                 resamples=500,
                 rng=rng,
             )
-            yield table[table["layer"] == ALL_LAYERS].assign(procedure=name)
+            everything = table[table["layer"] == ALL_LAYERS]
+            yield everything.assign(procedure=name, score=null.score)
 
 
 def rates(arguments: argparse.Namespace) -> list[dict]:
     """Return one row per null, procedure and level."""
-    threads = arguments.threads or 1
-    toggles = toggled(arguments.results, arguments.tokens, arguments.seed, threads)
-    sample = CalibrationSample.load(arguments.results / "calibration" / SAMPLE_FILE)
+    calibration = Calibration.load(arguments.results / "calibration", [], outputs=True)
+    toggles = toggled(arguments, cast("ExpertOutputs", calibration.outputs))
     rows = []
     for null_id in arguments.null:
-        table = pd.concat(splits(toggles, sample, null_id, arguments))
+        table = pd.concat(splits(toggles, calibration, null_id, arguments))
         for (procedure, alpha), part in table.groupby(["procedure", "alpha"]):
             rows.append(
                 {
                     "null": null_id,
+                    "score": ", ".join(part["score"].unique()),
                     "procedure": procedure,
                     "alpha": alpha,
                     "rate": part["fdr"].mean(),
