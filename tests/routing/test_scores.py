@@ -14,7 +14,7 @@ from slow_loops import HIDDEN, sample_of, simulated_outputs, simulated_toggles
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.scores import ExpertScorer, consequence_constants, scored_sample
+from moe_routing.routing.scores import ExpertScorer, scored_sample
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.types import RouterInputs
 from moe_routing.routing.weighting import Router, weigh
@@ -128,14 +128,14 @@ def test_scores_equal_a_loop_over_tokens_and_experts(calibration, inputs, rule, 
 
 
 def test_the_constants_equal_a_loop_over_pairs(calibration):
-    constants = consequence_constants(calibration.toggles)
+    constants = calibration.toggles.consequence_constants
     for compensated, constant_L in enumerate(constants):
         assert constant_L.dtype == torch.float64
         slow = [slow_constant(calibration.toggles, layer, compensated) for layer in range(2)]
         np.testing.assert_allclose(constant_L, slow, rtol=1e-6)
     none = dataclasses.replace(calibration.toggles, kl_P=0 * calibration.toggles.kl_P)
     with pytest.raises(InputError, match="no removal in layer 0 changes the prediction"):
-        consequence_constants(none)
+        _ = none.consequence_constants
 
 
 def test_sample_and_toggles_are_scored_like_live_tokens(calibration, rule):

@@ -133,7 +133,7 @@ class ExpertScorer:
                 f"{label}: score '{word}' needs toggled experts; none given (allowed: a "
                 "calibration with toggles)"
             )
-        constant_L = consequence_constants(toggles)[int(compensated)]
+        constant_L = toggles.consequence_constants[int(compensated)]
         return replace(made, log_constant_L=constant_L.log().float())
 
     def to(self, device: torch.device | str) -> Self:
@@ -158,10 +158,9 @@ class ExpertScorer:
         if self.candidates == "own":
             # The probabilities stay those of all experts.
             probability_TE = inputs.softmax_TE
-            own_TE = _own_logits(
-                inputs.logits_TE, probability_TE, cast("ModelRule", inputs.rule).top_k
-            )
-            inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE)
+            own_TK = top_experts(probability_TE, cast("ModelRule", inputs.rule).top_k)
+            own_TE = _only(inputs.logits_TE, own_TK)
+            inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE, own_TK=own_TK)
         if self.score == "probability":
             return replace(inputs, score_TE=inputs.logits_TE)
         score_TE = self._log_score(inputs.layer, _log_weight(inputs), self._log_size(inputs))
@@ -249,42 +248,6 @@ def null_sample(null: Null, calibration: Calibration, layer: int) -> RouterInput
     return scorer.of_sample(calibration, layer)
 
 
-def consequence_constants(toggles: Toggles) -> tuple[Tensor, Tensor]:
-    """Return c of each layer in KL = c (weight x norm)^2, float64, (layers,), twice.
-
-    The first is of experts that are left out, with the norm of their output. The second is of
-    experts replaced by their mean output, with the norm of the output minus the mean output.
-
-    c is the geometric mean of KL / (weight x norm)^2 over the removals with a KL above 0, because
-    the law holds on the log scale: errors are multiplied. Norms are those of the outputs, not
-    predicted ones.
-
-    Raises:
-        InputError: a layer has no such removal.
-    """
-    pair_P = (toggles.layer_P, toggles.token_P, toggles.expert_P)
-    removed_P = toggles.rank_P < toggles.rule.top_k
-    return (
-        _constants(toggles, removed_P, toggles.kl_P, toggles.norm_P),
-        _constants(toggles, removed_P, toggles.compensated_kl_P, toggles.deviation_LTE[pair_P]),
-    )
-
-
-def _constants(toggles: Toggles, removed_P: Tensor, kl_P: Tensor, norm_P: Tensor) -> Tensor:
-    size_P = toggles.weight_P.double() * norm_P.double()
-    used_P = removed_P & (kl_P > 0) & (size_P > 0)
-    layer_P = toggles.layer_P[used_P]
-    count_L = torch.bincount(layer_P, minlength=toggles.num_layers)
-    if not bool(count_L.all()):
-        raise InputError(
-            f"toggles: no removal in layer {int(count_L.argmin())} changes the prediction; "
-            "allowed: at least one, to fit the constant of the score 'consequence'"
-        )
-    log_ratio_P = kl_P[used_P].double().log() - 2 * size_P[used_P].log()
-    total_L = torch.bincount(layer_P, log_ratio_P, minlength=toggles.num_layers)
-    return (total_L / count_L).exp()
-
-
 def _log_weight(inputs: RouterInputs) -> Tensor:
     """Return the log of the weight that the model gives, or would give, every expert, float32.
 
@@ -298,8 +261,7 @@ def _log_weight(inputs: RouterInputs) -> Tensor:
     return logits_TE + shift_T1
 
 
-def _own_logits(logits_TE: Tensor, probability_TE: Tensor, top_k: int) -> Tensor:
-    """Return the logits of the model's own choice, -inf for all other experts."""
-    own_TK = top_experts(probability_TE, min(top_k, probability_TE.shape[1]))
+def _only(logits_TE: Tensor, own_TK: Tensor) -> Tensor:
+    """Return the logits of some experts of each token, -inf for all others."""
     masked_TE = torch.full_like(logits_TE, -math.inf)
     return masked_TE.scatter_(1, own_TK, logits_TE.gather(1, own_TK))

@@ -11,6 +11,7 @@ size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.tensors import TensorFile
 
@@ -82,7 +84,7 @@ class Toggles(TensorFile):
         "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def token_P(self) -> Tensor:
         """Index of the pair's token, in the order of ``weight_LTE``, int64."""
         place_P2 = torch.stack([self.document_P, self.position_P], dim=1)
@@ -92,6 +94,40 @@ class Toggles(TensorFile):
     def norm_P(self) -> Tensor:
         """Euclidean norm of the pair's expert output, not weighted, float32."""
         return self.norm_LTE[self.layer_P, self.token_P, self.expert_P]
+
+    @functools.cached_property
+    def consequence_constants(self) -> tuple[Tensor, Tensor]:
+        """Return c of each layer in KL = c (weight x norm)^2, float64, (layers,), twice.
+
+        The first is of experts that are left out, with the norm of their output. The second is of
+        experts replaced by their mean output, with the norm of the output minus the mean output.
+
+        c is the geometric mean of KL / (weight x norm)^2 over the removals with a KL above 0,
+        because the law holds on the log scale: errors are multiplied. Norms are those of the
+        outputs, not predicted ones.
+
+        Raises:
+            InputError: a layer has no such removal.
+        """
+        pair_P = (self.layer_P, self.token_P, self.expert_P)
+        return (
+            self._constants(self.kl_P, self.norm_P),
+            self._constants(self.compensated_kl_P, self.deviation_LTE[pair_P]),
+        )
+
+    def _constants(self, kl_P: Tensor, norm_P: Tensor) -> Tensor:
+        size_P = self.weight_P.double() * norm_P.double()
+        used_P = (self.rank_P < self.rule.top_k) & (kl_P > 0) & (size_P > 0)
+        layer_P = self.layer_P[used_P]
+        count_L = torch.bincount(layer_P, minlength=self.num_layers)
+        if not bool(count_L.all()):
+            raise InputError(
+                f"toggles: no removal in layer {int(count_L.argmin())} changes the prediction; "
+                "allowed: at least one, to fit the constant of the score 'consequence'"
+            )
+        log_ratio_P = kl_P[used_P].double().log() - 2 * size_P[used_P].log()
+        total_L = torch.bincount(layer_P, log_ratio_P, minlength=self.num_layers)
+        return (total_L / count_L).exp()
 
     def of_documents(self, documents: Sequence[int]) -> Toggles:
         """Return the toggled pairs of some documents, by index."""

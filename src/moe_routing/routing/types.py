@@ -35,6 +35,7 @@ class RouterInputs:
         log_size_TE: log of the norm of each expert's output, or of what a compensated strategy
             drops with it, float32, (tokens, experts), where it is not predicted from
             ``hidden_TH``.
+        own_TK: the experts of the model's own choice, int64, (tokens, top k), if they are known.
     """
 
     layer: int
@@ -47,6 +48,7 @@ class RouterInputs:
     rule: ModelRule | None = None
     score_TE: Tensor | None = None
     log_size_TE: Tensor | None = None
+    own_TK: Tensor | None = None
 
     @property
     def softmax_TE(self) -> Tensor:
@@ -71,6 +73,7 @@ class RouterInputs:
         """Return the inputs of a slice of the tokens."""
         by_token = (
             "logits_TE", "hidden_TH", "mask_T", "probability_TE", "score_TE", "log_size_TE",
+            "own_TK",
         )  # fmt: skip
         parts = {
             name: value[tokens] for name in by_token if (value := getattr(self, name)) is not None

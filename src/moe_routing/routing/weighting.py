@@ -115,25 +115,24 @@ class Router:
         if not self.compensated:
             return weigh(self.weighting, inputs.softmax_TE, selection, self.rule), None
         own_weight_TE = inputs.own_weight_TE
-        dropped_weight_TE = dropped_weights(inputs.softmax_TE, own_weight_TE, selection, self.rule)
+        own_TK = inputs.own_TK
+        if own_TK is None:
+            own_TK = top_experts(inputs.softmax_TE, self.rule.top_k)
+        dropped_weight_TE = dropped_weights(own_weight_TE, own_TK, selection)
         return selected_probability(own_weight_TE, selection.index_TK), dropped_weight_TE
 
 
-def dropped_weights(
-    probability_TE: Tensor, own_weight_TE: Tensor, selection: Selection, rule: ModelRule
-) -> Tensor:
+def dropped_weights(own_weight_TE: Tensor, own_TK: Tensor, selection: Selection) -> Tensor:
     """Return the own weights of experts of the model's own choice that are not selected.
 
     Args:
-        probability_TE: float32 softmax over all experts, (tokens, experts).
         own_weight_TE: the weight that the model gives, or would give, every expert.
+        own_TK: the experts of the model's own choice, (tokens, top k).
         selection: the selected experts.
-        rule: the model's own rule.
 
     Returns:
         float32, (tokens, experts), 0 for all others.
     """
-    own_TK = top_experts(probability_TE, min(rule.top_k, probability_TE.shape[1]))
     # Padded slots index the last column, which is cut off.
     dropped_TE = F.pad(torch.zeros_like(own_weight_TE), (0, 1))
     dropped_TE.scatter_(1, own_TK, own_weight_TE.gather(1, own_TK))
