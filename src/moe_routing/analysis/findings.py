@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from moe_routing.statistics import law
 from moe_routing.statistics.bootstrap import cluster_sums
 
 Array = NDArray[np.float64]
@@ -174,10 +175,8 @@ def ease_and_weight(
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Return Spearman's rank correlation; 0 where one of the two is constant."""
-    a, b = stats.rankdata(first), stats.rankdata(second)
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else 0.0
+    rho = law.spearman(first, second)
+    return 0.0 if math.isnan(rho) else rho
 
 
 def spearman_limits(

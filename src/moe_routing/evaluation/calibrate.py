@@ -17,7 +17,7 @@ from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
-from moe_routing.evaluation.certify import CLIP, certify
+from moe_routing.evaluation.certify import certify, check_documents
 from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
@@ -27,7 +27,6 @@ from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
-from moe_routing.statistics.risk_control import check_examples
 from moe_routing.vocabulary import NeededId
 
 
@@ -113,7 +112,7 @@ def calibrate(
     apart = texts[len(texts) - min(documents, len(texts) // 2) :] if margin is not None else []
     texts = texts[: len(texts) - len(apart)]
     if margin is not None:  # before time is spent on the rest
-        check_examples(len(apart), margin, CLIP * margin)
+        check_documents(len(apart), margin)
     sample = sample_router_logits(
         model, tokenizer, texts, tokens=tokens, window=window, rng=np.random.default_rng(seed)
     )

@@ -64,9 +64,18 @@ def certify(
     """
     if routing := sole_replacement(model):
         raise InputError(f"certificate: the model is {routing}; allowed: the stock model")
-    check_examples(len(texts), strategy.margin, CLIP * strategy.margin)
+    check_documents(len(texts), strategy.margin)
     documents = Documents(model, tokenizer, texts, window=window, token_budget=token_budget)
     return certify_on(documents, strategy, calibration)
+
+
+def check_documents(n: int, margin: float) -> None:
+    """Check that a margin can be certified on ``n`` documents.
+
+    Raises:
+        InputError: there are too few.
+    """
+    check_examples(n, margin, CLIP * margin)
 
 
 def certify_on(documents: Documents, strategy: Certified, calibration: Calibration) -> Certificate:
@@ -110,7 +119,7 @@ def certify_study(results: Path, strategy_ids: Sequence[str]) -> Iterator[Certif
     )
     texts = list(pd.read_parquet(results / "data" / CERTIFICATION_FILE)["text"])
     for strategy in strategies:
-        check_examples(len(texts), strategy.margin, CLIP * strategy.margin)
+        check_documents(len(texts), strategy.margin)
     loaded = load_study_model(config.model, results, config.resources.threads)
     documents = Documents(
         loaded.model,

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.head import logits_of
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
-from moe_routing.evaluation.divergence import next_token_divergences
+from moe_routing.evaluation.divergence import request_divergences
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
 
@@ -71,11 +68,6 @@ class Documents:
         self._windows = [first for first, *_ in self._scorer().encoder.rolling(texts)]
         self._stock_nNH = self._scorer().final_states(self._windows, label="stock")
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that are predicted."""
-        return sum(len(window.target_ids) for window in self._windows)
-
     def damage(self, strategy: Strategy, calibration: Calibration | None) -> Damage:
         """Return the damage of a strategy.
 
@@ -87,15 +79,10 @@ class Documents:
         with routed(self.model, strategy, calibration=calibration, recorder=recorder):
             scorer = self._scorer(recorder=recorder)
             routed_nNH = scorer.final_states(self._windows, label=strategy.id)
-        kl_n = self._mean_kl(routed_nNH)
+        found = request_divergences(self.model, self._stock_nNH, routed_nNH)
+        kl_n = np.array([float(kl_N.mean()) for kl_N in found])
         if not np.isfinite(kl_n).all():
             raise InputError(
                 f"{strategy.id}: the divergence of a calibration document is not finite"
             )
         return Damage(kl_n, recorder.statistics())
-
-    @torch.inference_mode()
-    def _mean_kl(self, routed_nNH: Sequence[Tensor]) -> NDArray[np.float64]:
-        head = partial(logits_of, self.model)
-        pairs = zip(self._stock_nNH, routed_nNH, strict=True)
-        return np.array([float(next_token_divergences(head, *pair).mean()) for pair in pairs])

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
@@ -93,7 +94,9 @@ class BaselineDivergence:
         rule = self.loaded.rule
         if strategy.resolved(rule) == self.baseline.resolved(rule):
             return {item.id: 0.0 for item in self.items}
-        totals = iter(_totals(self.loaded, self._baseline_states, self._states(strategy)))
+        arm = self._states(strategy)
+        found = request_divergences(self.loaded.model, self._baseline_states, arm)
+        totals = iter([float(kl_N.sum()) for kl_N in found])
         divergence = {
             item.id: sum(next(totals) for _ in group)
             for item, group in zip(self.items, self._windows, strict=True)
@@ -123,10 +126,13 @@ def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[To
 
 
 @torch.inference_mode()
-def _totals(loaded: LoadedModel, reference: Sequence[Tensor], arm: Sequence[Tensor]) -> list[float]:
-    head = partial(logits_of, loaded.model)
+def request_divergences(
+    model: PreTrainedModel, reference: Sequence[Tensor], arm: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return :func:`next_token_divergences` of each request, by final hidden states of both."""
+    head = partial(logits_of, model)
     pairs = zip(reference, arm, strict=True)
-    return [float(next_token_divergences(head, *pair).sum()) for pair in pairs]
+    return [next_token_divergences(head, *pair) for pair in pairs]
 
 
 def next_token_divergences(head: Head, reference_NH: Tensor, arm_NH: Tensor) -> Tensor:

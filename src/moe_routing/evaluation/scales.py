@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 from scipy.optimize import minimize_scalar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.config.study import load_config
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
-from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.evaluation.calibration_job import load_calibration_job
 from moe_routing.routing.calibration import Calibration, save_scales
 from moe_routing.routing.strategies import Strategy
 
@@ -73,18 +71,16 @@ def scale_study(results: Path) -> dict[str, float]:
     Raises:
         InputError: see :func:`fit_scale`.
     """
-    config = load_config(results / "config.yaml")
+    config, loaded, texts = load_calibration_job(results)
     strategies = [config.parsed[name] for name in config.scaled]
     calibration = Calibration.for_strategies(
         results / "calibration", *strategies, fitted_by_running=False
     )
-    texts = list(pd.read_parquet(results / "data" / "calibration.parquet")["text"][:DOCUMENTS])
-    loaded = load_study_model(config.model, results, config.resources.threads)
     scales = {
         strategy.id: fit_scale(
             loaded.model,
             loaded.tokenizer,
-            texts,
+            texts[:DOCUMENTS],
             strategy,
             calibration,
             window=config.evaluation.window,

@@ -22,8 +22,8 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
+from moe_routing.statistics.lever_kinds import OMITTED
 
-OMITTED = "omitted"
 PREDICTORS = {
     "weight": "router weight",
     "weight_norm": "weight \N{MULTIPLICATION SIGN} norm of the output",

@@ -8,6 +8,7 @@ Shape letters: P removed experts (of one layer), T tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -115,8 +116,7 @@ def spearman(one_P: ArrayLike, other_P: ArrayLike) -> float:
     >>> round(spearman([1, 2, 3, 4], [1, 3, 2, 4]), 3)
     0.8
     """
-    one_P, other_P = np.asarray(one_P, dtype=float), np.asarray(other_P, dtype=float)
-    if len(one_P) < 2 or np.ptp(one_P) == 0 or np.ptp(other_P) == 0:
-        return float("nan")
-    rank_P, other_rank_P = stats.rankdata(one_P), stats.rankdata(other_P)
-    return float(np.corrcoef(rank_P, other_rank_P)[0, 1])
+    a_P, b_P = stats.rankdata(one_P), stats.rankdata(other_P)
+    a_P, b_P = a_P - a_P.mean(), b_P - b_P.mean()
+    scale = math.sqrt((a_P @ a_P) * (b_P @ b_P))
+    return float(a_P @ b_P / scale) if scale > 0 else math.nan

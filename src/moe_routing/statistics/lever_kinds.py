@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_routing.routing.strategies import static_families
-from moe_routing.vocabulary import WEIGHTINGS
+from moe_routing.routing.strategies import Strategy, parse_strategy
 
 STATIC, THRESHOLD, CERTIFIED = "static", "threshold", "certified"
 PROBABILITY, OMITTED, COMPENSATED = "probability", "omitted", "compensated"
@@ -82,53 +81,37 @@ def with_kinds(table: pd.DataFrame, weighting: str) -> pd.DataFrame:
     """
     if table.empty:
         return table.assign(kind=[], budget=[])
-    kinds = [
-        _kind(name, score, candidates, dropped, weighting)
-        for name, score, candidates, dropped in zip(
-            *(table[name] for name in ("strategy", "score", "candidates", "dropped")), strict=True
-        )
-    ]
+    strategies = [parse_strategy(str(name)) for name in table["strategy"]]
+    kinds = [_kind(strategy, weighting) for strategy in strategies]
     found = table.assign(
         kind=pd.Series(kinds, table.index, object),
-        budget=[_budget(str(name)) for name in table["strategy"]],
+        budget=[_budget(strategy) for strategy in strategies],
     )
     return found[[kind is not None for kind in kinds]]
 
 
-def _kind(
-    strategy: str, score: str, candidates: str, dropped: str, own_weighting: str
-) -> LeverKind | None:
-    family, *parts = strategy.split("_")
-    static = _static_weightings()
-    if family in static:
-        if not any(part[0] == "k" and part[1:].isdigit() for part in parts):
+def _kind(strategy: Strategy, own_weighting: str) -> LeverKind | None:
+    if strategy.family.static_weighting:
+        if np.isnan(_budget(strategy)):
             return None  # stock under its fitted scale
-        rule, weighting = STATIC, static[family]
-    elif family == CERTIFIED:
-        rule, weighting = CERTIFIED, None
+        rule = STATIC
     else:
-        rule, weighting = THRESHOLD, None
-    named = [part.replace("-", "_") for part in parts]
-    weighting = next((part for part in named if part in WEIGHTINGS), weighting)
-    if weighting in (None, "model", own_weighting):
-        weighting = OWN_WEIGHTS
-    widened = candidates == "all" and score != PROBABILITY
-    return LeverKind(rule, score, dropped, widened, str(weighting))
+        rule = CERTIFIED if strategy.family.name == CERTIFIED else THRESHOLD
+    weighting = strategy.weighting_kind
+    return LeverKind(
+        rule,
+        strategy.score,
+        strategy.dropped,
+        widened=strategy.candidates == "all" and strategy.score != PROBABILITY,
+        weighting=OWN_WEIGHTS if weighting in ("model", own_weighting) else weighting,
+    )
 
 
-def _static_weightings() -> dict[str, str | None]:
-    """Return the weighting of every family of static top-k."""
-    return {entry.name: entry.static_weighting for entry in static_families().values()}
-
-
-def _budget(strategy: str) -> float:
+def _budget(strategy: Strategy) -> float:
     """Return the number of experts in an id: 3 for ``regular_k3``, 3.5 for ``absolute_k8_b35``."""
-    family, *parts = strategy.split("_")
-    letter = "k" if family in _static_weightings() else "b"
-    digits = [part[1:] for part in parts if part[0] == letter and part[1:].isdigit()]
-    if not digits:
-        return np.nan
-    return float(digits[0]) if letter == "k" else float(f"{digits[0][0]}.{digits[0][1:] or 0}")
+    name = "k" if strategy.family.static_weighting else "budget"
+    budget = getattr(strategy, name, None)
+    return np.nan if budget is None else float(budget)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moe_routing.routing.strategies import parse_strategy
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import ResultRow
+from moe_routing.statistics.lever_kinds import SCALED
 from moe_routing.vocabulary import METRICS
 
 LOSSES = {
@@ -23,7 +24,6 @@ LOSSES = {
     "last_word": METRICS["nats_per_target"],
 }
 """The loss by task; of a multiple choice, that of the right one."""
-SCALED = "scaled"
 
 
 def reference_of(strategy_id: str, baseline: str) -> str:
