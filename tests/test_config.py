@@ -361,6 +361,6 @@ def test_held_out_texts_are_calibration_text_and_sets_with_a_context(values, tmp
     assert StudyConfig.model_validate(values).held_out_texts == ["calibration", "lambada"]
     values["analysis"]["held_out"] = {"datasets": ["wikipedia"]}
     assert message_of(values, tmp_path) == (
-        "analysis.held_out.datasets has 'wikipedia'; allowed: evaluation sets whose items have a "
-        "context, hellaswag, lambada"
+        "(top level): analysis.held_out.datasets has 'wikipedia'; allowed: evaluation sets whose "
+        "items have a context, hellaswag, lambada"
     )
