@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.engine.adapters import find_experts, find_routers, model_fingerprint
 from moe_routing.engine.all_experts import DenseExperts
+from moe_routing.engine.branches import Probe, batches
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.requests import Encoder, max_length
-from moe_routing.engine.toggling import Effects, Probe, Substitutes, Toggler, batches, toggling
+from moe_routing.engine.toggling import Effects, Substitutes, Toggler, toggling
 from moe_routing.errors import InputError
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.toggles import Toggles
