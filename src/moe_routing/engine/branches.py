@@ -123,11 +123,13 @@ class Compared:
         kl_LPA: KL(document || branch) of the next-token distribution at the token, nats, float64.
         change_LPAS: loss of the realised next token at each position of the branch, minus that of
             the document, nats, float64; 0 beyond the end of the document.
+        loss_P: loss of the realised next token of the document's own token, nats, float64.
         stock_PSH: final hidden states of the document's own tokens, on the model's device.
     """
 
     kl_LPA: Tensor
     change_LPAS: Tensor
+    loss_P: Tensor
     stock_PSH: Tensor
 
 
@@ -209,8 +211,9 @@ class BranchBatch(ABC):
         if stock_PSH is None:
             stock_PSH = hidden_TH[self.source_PS.to(hidden_TH.device)]
         head = partial(logits_of, model)
-        kl, change = zip(*self._compare(head, stock_PSH, hidden_TH[self.tokens :]), strict=True)
-        found = Compared(torch.stack(kl, 1), torch.stack(change, 1), stock_PSH)
+        compared = self._compare(head, stock_PSH, hidden_TH[self.tokens :])
+        kl, change, loss = zip(*compared, strict=True)
+        found = Compared(torch.stack(kl, 1), torch.stack(change, 1), torch.stack(loss), stock_PSH)
         losses_LPAS = found.kl_LPA[..., None] + found.change_LPAS
         finite_P = losses_LPAS.isfinite().all(-1).all(-1).all(0)
         if not finite_P.all():
@@ -288,8 +291,8 @@ class BranchBatch(ABC):
 
     def _compare(
         self, head: Callable[[Tensor], Tensor], stock_PSH: Tensor, rows_RH: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield KL, (L, A), and changes of losses, (L, A, S), of each probed token, on the host."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield KL, (L, A), changes of losses, (L, A, S), and the loss of each probed token."""
         shape = (-1, len(self.prefixes), self.branches, self.steps)
         target_PS = self.next_T[self.source_PS]
         for rows_LASH, stock_SH, target_S, inside_S in zip(
@@ -301,19 +304,20 @@ class BranchBatch(ABC):
                     stock_SH, rows_LASH.unbind(2), target_S, strict=True
                 )
             ]
-            kl, change = (
-                [part.view(-1, self.branches) for part in column]
-                for column in zip(*parts, strict=True)
-            )
-            yield kl[0], torch.stack(change, -1).where(inside_S, 0.0)
+            kl, change, loss = zip(*parts, strict=True)
+            change_LAS = torch.stack([part.view(-1, self.branches) for part in change], -1)
+            yield kl[0].view(-1, self.branches), change_LAS.where(inside_S, 0.0), loss[0]
 
 
 def compare(
     head: Callable[[Tensor], Tensor], stock_H: Tensor, rows_NH: Tensor, target: int
-) -> tuple[Tensor, Tensor]:
-    """Return KL(stock || row) and the change of the loss of the target, nats, float64, (N,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare the predictions of rows with that of the stock model; on the host, nats, float64.
 
     Effects may be a millionth of a nat: logits differ in float32, everything after is float64.
+
+    Returns:
+        KL(stock || row), (N,); the change of the loss of the target, (N,); the stock's loss.
     """
     log_p_V = head(stock_H[None])[0].double().log_softmax(-1)
     p_V, rows = log_p_V.exp(), max(1, LOGIT_NUMBERS // log_p_V.numel())
@@ -324,7 +328,7 @@ def compare(
         kl.append(entropy - log_q_NV @ p_V)
         change.append(log_p_V[target] - log_q_NV[:, target])
     # Divergences are not negative, but rounding errors may be.
-    return torch.cat(kl).clamp_(min=0).cpu(), torch.cat(change).cpu()
+    return torch.cat(kl).clamp_(min=0).cpu(), torch.cat(change).cpu(), -log_p_V[target].cpu()
 
 
 def would_weights(

@@ -36,12 +36,14 @@ class Removed:
         alone_change_LP: loss of the realised next token, removed minus stock.
         kl_PB: the KL where experts of all layers are removed.
         change_PB: the change of the loss in that case.
+        loss_P: loss of the realised next token under stock.
     """
 
     alone_kl_LP: Tensor
     alone_change_LP: Tensor
     kl_PB: Tensor
     change_PB: Tensor
+    loss_P: Tensor
 
 
 @contextmanager
@@ -87,7 +89,7 @@ class Remover:
         # Blocks of one branch: those of all layers, then one for each layer.
         kl_BP, alone_kl_LP = found.kl_LPA[..., 0].tensor_split([batch.together])
         change_BP, alone_change_LP = found.change_LPAS[..., 0, 0].tensor_split([batch.together])
-        return Removed(alone_kl_LP, alone_change_LP, kl_BP.T, change_BP.T)
+        return Removed(alone_kl_LP, alone_change_LP, kl_BP.T, change_BP.T, found.loss_P)
 
 
 class _Removals(BranchBatch):

@@ -67,6 +67,7 @@ class Effects:
         kl_LPA: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         change_LPAS: loss of the realised next token at each position of the branch, toggled minus
             stock, nats, float64; 0 beyond the end of the document.
+        loss_P: loss of the realised next token under stock, nats, float64.
         stock_PSH: final hidden states of the document's own tokens, on the model's device.
     """
 
@@ -77,6 +78,7 @@ class Effects:
     hidden_LPH: Tensor
     kl_LPA: Tensor
     change_LPAS: Tensor
+    loss_P: Tensor
     stock_PSH: Tensor
 
     @property
