@@ -198,7 +198,7 @@ class HeldOutAnalysis(ClosedModel):
         "and together.",
     )
     dataset_tokens: PositiveInt = Field(
-        default=150,
+        default=120,
         description="The same of each evaluation set, and of calibration text in the states of the "
         "model under BH.",
     )
