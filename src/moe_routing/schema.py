@@ -102,7 +102,7 @@ def load_yaml(model: type[Model], path: Path | str) -> Model:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML without repeated keys, of which the loader would silently keep the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:  # noqa: FBT001, FBT002, its base's signature
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[object] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
