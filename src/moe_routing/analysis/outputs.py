@@ -16,6 +16,9 @@ NO_NULL = "none"
 NATS_PER_TOKEN = ("perplexity", "multiple_choice")
 """Tasks whose loss is in nats per token."""
 
+RULE, ROUTED = "rule", "routed"
+"""In the column ``part``: what a procedure selects, and what is routed, floor and cap included."""
+
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
 """Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
 chance explains."""
