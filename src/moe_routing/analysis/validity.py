@@ -53,9 +53,8 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)
     write_csv(binding_table(config, sample, text_sample(results, sample)), folder / "binding.csv")
-    tables = design_tables(config, sample, rng)
-    for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
-        write_csv(tables[name], folder / f"{file}.csv")
+    sizes = design_sizes(config, sample, rng)
+    write_csv(sizes, folder / "size.csv")
     write_csv(designs_table(present(settings.nulls)), folder / "designs.csv")
     simulation = simulate_procedures(
         rng,
@@ -68,11 +67,12 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     )
     write_csv(simulation, folder / "simulation.csv")
     designs = call_designs(
-        tables["size"],
+        sizes,
         level=settings.level,
         largest_size=settings.largest_size,
         confidence=config.statistics.confidence,
         breaks=lambda null, design: DESIGNS[design].breaks.get(null, ""),
+        if_noise=lambda design: DESIGNS[design].if_noise,
     )
     write_csv(designs, folder / "verdict_by_design.csv")
     verdict = call_nulls(designs)
@@ -94,10 +94,10 @@ def binding_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def design_tables(
+def design_sizes(
     config: StudyConfig, sample: CalibrationSample, rng: np.random.Generator
-) -> dict[str, pd.DataFrame]:
-    """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
+) -> pd.DataFrame:
+    """Return the size of every null in every design, by level and layer.
 
     Only nulls whose H0 holds in a design are examined there, including those whose assumption it
     breaks. They are fitted on the first sample of the design and tested on the second, at the
@@ -107,7 +107,7 @@ def design_tables(
         InputError: the level of the verdict is not among them.
     """
     settings = config.analysis.validity
-    tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
+    tables = []
     for design in tqdm(DESIGNS.values(), desc="designs", unit="design"):
         names = list(filter(design.holds_for, present(settings.nulls)))
         if not names:
@@ -116,12 +116,9 @@ def design_tables(
         for null_id in names:
             null = NULLS[null_id].fit(first)
             _check_verdict(settings, null, sample, first.num_tokens)
-            found = examine(null, second, levels(config), config.statistics.confidence)
-            for name, table in found.items():
-                tables[name].append(table.assign(null=null_id, design=design.name))
-    return {
-        name: _keys_first(pd.concat(parts, ignore_index=True)) for name, parts in tables.items()
-    }
+            table = examine(null, second, settings.alpha, config.statistics.confidence)
+            tables.append(table.assign(null=null_id, design=design.name))
+    return _keys_first(pd.concat(tables, ignore_index=True))
 
 
 def _check_verdict(
@@ -140,12 +137,18 @@ def _check_verdict(
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
-    """Return what each design is, the nulls whose H0 holds in it, and the assumptions it breaks."""
+    """Return what each design is and whether it takes no part in verdicts (``if_noise``).
+
+    With the nulls whose H0 holds in it, those whose definition it is, and the assumptions that it
+    breaks.
+    """
     rows = [
         {
             "design": design.name,
             "why": design.why,
+            "if_noise": design.if_noise,
             "nulls": " ".join(filter(design.holds_for, nulls)),
+            "own": " ".join(null for null in nulls if null in design.own),
             "breaks": "; ".join(
                 f"{null}: {design.breaks[null]}" for null in design.breaks if null in nulls
             ),
