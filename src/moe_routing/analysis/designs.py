@@ -136,7 +136,7 @@ def copula_factor(logits_LTE: Tensor) -> NDArray[np.float64]:
     """
     factors = []
     for logits_TE in logits_LTE:
-        order_TE = logits_TE.argsort(0, stable=True)
+        order_TE = logits_TE.argsort(dim=0, stable=True)
         rank_TE = torch.arange(len(order_TE))[:, None].expand_as(order_TE)
         rank_TE = torch.empty_like(order_TE).scatter_(0, order_TE, rank_TE)
         score_TE = ndtri((rank_TE.numpy() + 0.5) / len(order_TE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from moe_routing.analysis.baseline import CAPTURE_FILE
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples, with_logits
+from moe_routing.analysis.needed import Verification
 from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
 from moe_routing.analysis.optional import present
 from moe_routing.analysis.simulation import simulate_procedures
@@ -19,11 +21,15 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.config.analyses import ValidityAnalysis
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.evaluation.held_out_files import HeldOutFiles
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE
 from moe_routing.routing.levels import min_draws
-from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.nulls import NULLS, Null, fit_null
+from moe_routing.routing.nulls.needed import Needed
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.vocabulary import hypothesis
+from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import NeededId, hypothesis
 
 MIN_K = 1
 """The floor of every BH arm."""
@@ -48,6 +54,7 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
             a null that can reject at the level of the verdict.
     """
     sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
+    top_k = sample.rule.top_k
     config = config.of_model(sample.num_experts, sample.rule)
     settings = config.analysis.validity
     folder = results / "validity"
@@ -78,7 +85,41 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     verdict = call_nulls(designs)
     verdict["hypothesis"] = [hypothesis(null) for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
+    for name, table in verification(config, results, sample, top_k, rng).tables().items():
+        write_csv(table, folder / f"{name}.csv")
     return verdict
+
+
+def verification(
+    config: StudyConfig,
+    results: Path,
+    sample: CalibrationSample,
+    top_k: int,
+    rng: np.random.Generator,
+) -> Verification:
+    """Return what verifies the null of the study's BH arm, or ``needed`` if that is another null.
+
+    Raises:
+        InputError: no toggles, or no outputs of experts.
+    """
+    calibration, arm = results / "calibration", config.bh_arm(top_k)
+    toggles = Toggles.load(calibration / TOGGLES_FILE)
+    outputs = ExpertOutputs.load(calibration / OUTPUTS_FILE)
+    null_id = arm.null if NeededId.parse(arm.null) else str(NeededId())
+    null = fit_null(null_id, sample, toggles, config.calibration.epsilon, outputs)
+    return Verification(
+        sample,
+        toggles,
+        outputs,
+        cast("Needed", null),
+        arm.alpha,
+        arm.max_k,
+        HeldOutFiles(results),
+        config.held_out_texts,
+        config.statistics.confidence,
+        config.statistics.resamples,
+        rng,
+    )
 
 
 def binding_table(
