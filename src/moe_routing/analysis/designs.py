@@ -136,10 +136,10 @@ def copula_factor(logits_LTE: Tensor) -> NDArray[np.float64]:
     """
     factors = []
     for logits_TE in logits_LTE:
-        order_TE = logits_TE.argsort(dim=0, stable=True)
-        rank_TE = torch.arange(len(order_TE))[:, None].expand_as(order_TE)
-        rank_TE = torch.empty_like(order_TE).scatter_(0, order_TE, rank_TE)
-        score_TE = ndtri((rank_TE.numpy() + 0.5) / len(order_TE))
+        order_ET = torch.from_numpy(np.argsort(logits_TE.T.contiguous().numpy(), axis=1))
+        rank_ET = torch.empty_like(order_ET)
+        rank_ET.scatter_(1, order_ET, torch.arange(order_ET.shape[1]).expand_as(order_ET))
+        score_TE = ndtri((rank_ET.numpy().T + 0.5) / order_ET.shape[1])
         value_F, vector_EF = np.linalg.eigh(np.corrcoef(score_TE.T))
         factors.append(vector_EF * np.sqrt(value_F.clip(min=0)))
     return np.stack(factors)

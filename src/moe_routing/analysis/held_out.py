@@ -82,10 +82,15 @@ class Tested:
         layers = range(len(self.sorted_LTN))
         return torch.stack([null.survival(layer, self.sorted_LTN[layer]) for layer in layers])
 
+    @functools.cached_property
+    def rank_P(self) -> Tensor:
+        """Rank of the toggled pairs' experts, int64."""
+        toggles = self.toggles
+        return self.rank_LTE[toggles.layer_P, toggles.token_P, toggles.expert_P]
+
     def selected(self, count_LT: Tensor) -> Tensor:
         """Return whether each toggled pair is among the first ``count_LT`` of its token, bool."""
-        pair_P = (self.toggles.layer_P, self.toggles.token_P)
-        return self.rank_LTE[(*pair_P, self.toggles.expert_P)] < count_LT[pair_P]
+        return self.rank_P < count_LT[self.toggles.layer_P, self.toggles.token_P]
 
     def proportion(self, count_LT: Tensor) -> Tensor:
         """Return the false discovery proportion of each token, float64, (layers, tokens).
@@ -94,10 +99,10 @@ class Tested:
         lower ranks are sampled, and pair i counts with its sampling weight w_i, so the numerator is
         unbiased given R.
         """
-        false_LT = torch.zeros(count_LT.shape, dtype=torch.float64)
-        pair_P = (self.toggles.layer_P, self.toggles.token_P)
-        false_LT.index_put_(pair_P, self.false_P * self.selected(count_LT), accumulate=True)
-        return false_LT / count_LT.clamp(min=1)
+        place_P = self.toggles.layer_P * count_LT.shape[1] + self.toggles.token_P
+        selected_P = self.rank_P < count_LT.flatten()[place_P]
+        false_n = torch.bincount(place_P, self.false_P * selected_P, count_LT.numel())
+        return false_n.view(count_LT.shape) / count_LT.clamp(min=1)
 
 
 def rejections(p_LTN: Tensor, level_N: Tensor) -> Tensor:

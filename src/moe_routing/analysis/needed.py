@@ -273,9 +273,12 @@ class Verification:
 
     def _any(self, count_LT: Tensor, tested: Tested) -> pd.DataFrame:
         any_TS = with_mean((count_LT > 0).double())
-        limits = [clustered_wilson(any_T, tested.document_T, self.confidence) for any_T in any_TS.T]
+        _, low_1, high_1 = document_limits(any_TS[:, -1:], tested.document_T, **self._interval)
+        limits = [
+            clustered_wilson(any_T, tested.document_T, self.confidence) for any_T in any_TS.T[:-1]
+        ]
         table = pd.DataFrame({"layer": _layers(len(count_LT)), "any_proportion": any_TS.mean(0)})
-        table[["low", "high"]] = np.array(limits)
+        table[["low", "high"]] = np.array([*limits, (low_1[0], high_1[0])])
         table["mean_rejected"] = with_mean(count_LT).mean(0)
         documents = np.unique(tested.document_T).size
         return table.assign(n_tokens=len(any_TS), n_documents=documents)

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from moe_routing.analysis.baseline import CAPTURE_FILE
-from moe_routing.analysis.capture import Capture
+from moe_routing.analysis.captured import CAPTURE_FILE, Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples, with_logits
 from moe_routing.analysis.needed import Verification
 from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
