@@ -97,7 +97,7 @@ class ValidityAnalysis(ClosedModel):
     """Whether the p-values are valid."""
 
     tokens: int = Field(
-        default=2048,
+        default=1024,
         ge=256,
         description="Simulated tokens to test nulls on; twice as many are used to fit them.",
     )
