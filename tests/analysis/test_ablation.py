@@ -167,7 +167,7 @@ def test_every_selected_expert_is_removed_once(loaded, probes):
 
 def test_batches_do_not_change_what_is_found(loaded, probes, monkeypatch):
     whole = run_ablation(loaded, probes, LAYERS, 3)
-    monkeypatch.setattr("moe_routing.engine.toggling.BATCH_ROWS", 100)
+    monkeypatch.setattr("moe_routing.engine.branches.BATCH_ROWS", 100)
     parts = run_ablation(loaded, probes, LAYERS, 3)
     same = ["document", "position", "layer", "expert", "rank", "followed"]
     assert parts[same].equals(whole[same])

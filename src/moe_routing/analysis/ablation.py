@@ -30,11 +30,12 @@ from moe_routing.analysis.discoveries import (
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.text import item_text, read_text
 from moe_routing.engine.adapters import find_routers, watched
+from moe_routing.engine.branches import Probe, batches
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.requests import Encoder, max_length
 from moe_routing.engine.routed import routed
-from moe_routing.engine.toggling import Effects, Probe, batches, toggling
+from moe_routing.engine.toggling import Effects, toggling
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
