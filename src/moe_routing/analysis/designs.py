@@ -18,8 +18,8 @@ if all of the real layer's law were noise: logits drawn independently from it (`
 with the correlations of the layer's experts (``real_copula``: those of normal scores, hence of
 ranks, by a Gaussian copula; further tail dependence is not kept), and the same from its lower half
 and the reflection (``symmetric_*``). The upper tail of a real layer is where the router's decisions
-are, and logits alone cannot tell them from a skewed bulk: a null that is monotone in the logit of a
-layer fails there exactly if it has power on the real text.
+are, and logits alone cannot tell them from a skewed bulk: a null that is monotone in the logits of
+a layer and has power on real text must fail there.
 
 Shape letters: L layers, T tokens, E experts, N quantile levels, F factors; 1 a kept axis.
 """

@@ -182,7 +182,7 @@ def count_parts(
             for alpha, n_LT in count_LT.items()
         ]
     cap = max_k or 0
-    return [({**key, "max_k": cap}, *counts) for key, *counts in parts]
+    return [({**key, "max_k": cap}, count_LT, selected_LT) for key, count_LT, selected_LT in parts]
 
 
 def estimate(

@@ -23,6 +23,9 @@ BH_RULE, BY_RULE, BLOCK_EXACT = "bh", "by", "block_exact"
 """In the column ``procedure``: BH, BY, and BH with p-values that are valid at any number of
 calibration tokens."""
 
+SUM_TO_ZERO = "sum to zero"
+"""In the column ``dependence``: each token's noise is centred, as logits that softmax reads are."""
+
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
 """Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
 chance explains."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.routing.strategies import families
 from moe_routing.routing.strategies.testing import MultipleTesting
 
@@ -26,10 +27,6 @@ Counter = Callable[[torch.Tensor], torch.Tensor]
 def procedures() -> dict[str, type[MultipleTesting]]:
     """Return the families that are procedures on p-values, by name."""
     return {name: cls for name, cls in families().items() if issubclass(cls, MultipleTesting)}
-
-
-SUM_TO_ZERO = "sum to zero"
-"""A dependence: each token's noise is centred, as logits that softmax reads are."""
 
 
 def simulate_p(

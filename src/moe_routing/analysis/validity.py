@@ -36,6 +36,8 @@ MARGINAL = ("pooled", "pooled_kde", "per_expert", "per_expert_kde")
 """Nulls that are the distribution of the logits themselves, so that the bound alpha * H_E holds on
 the tokens that they were fitted on: exactly for empirical distributions, approximately for kernel
 estimates."""
+NOISE_PART = 4
+"""Designs without a part in the verdict use the tokens of the others over this number."""
 CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Levels of the curves of size against alpha, besides those of the config; each null is examined at
 those that it has enough draws for."""
@@ -141,7 +143,8 @@ def design_sizes(
 
     Only nulls whose H0 holds in a design are examined there, including those whose assumption it
     breaks. They are fitted on the first sample of the design and tested on the second, at the
-    levels that they have enough draws for.
+    levels that they have enough draws for. Designs that take no part in verdicts have one part in
+    ``NOISE_PART`` of the tokens.
 
     Raises:
         InputError: the level of the verdict is not among them.
@@ -152,10 +155,12 @@ def design_sizes(
         names = list(filter(design.holds_for, present(settings.nulls)))
         if not names:
             continue
-        first, second = samples(design, sample, settings.tokens, rng)
+        tokens = settings.tokens // NOISE_PART if design.if_noise else settings.tokens
+        first, second = samples(design, sample, tokens, rng)
         for null_id in names:
             null = NULLS[null_id].fit(first)
-            _check_verdict(settings, null, sample, first.num_tokens)
+            if not design.if_noise:
+                _check_verdict(settings, null, sample, first.num_tokens)
             table = examine(null, second, settings.alpha, config.statistics.confidence)
             tables.append(table.assign(null=null_id, design=design.name))
     return _keys_first(pd.concat(tables, ignore_index=True))

@@ -97,7 +97,7 @@ class ValidityAnalysis(ClosedModel):
     """Whether the p-values are valid."""
 
     tokens: int = Field(
-        default=1024,
+        default=3072,
         ge=256,
         description="Simulated tokens to test nulls on; twice as many are used to fit them.",
     )
