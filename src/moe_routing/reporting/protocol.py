@@ -144,8 +144,9 @@ def _examined(study: StudyResults) -> str:
         "where some experts are signals. Designs that reshuffle the real logits show what BH would "
         "select if all of them were noise. They take no part in the verdict, because the upper "
         "tail of a real layer is where its router's decisions are: a null that is monotone in a "
-        "layer's logits and has power on real text must fail there (@fig-size, @tbl-size). @fig-bound shows how often marginal nulls select anything on real text, and "
-        "@fig-binding whether the test, the floor or the cap decides there."
+        "layer's logits and has power on real text must fail there (@fig-size, @tbl-size). "
+        "@fig-bound shows how often marginal nulls select anything on real text, and @fig-binding "
+        "whether the test, the floor or the cap decides there."
     )
 
 
