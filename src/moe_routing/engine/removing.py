@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class Removed:
     kl_PB: Tensor
     change_PB: Tensor
     loss_P: Tensor
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Removed]) -> Removed:
+        """Join what removals of several batches did."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(
+            torch.cat([getattr(part, name) for part in parts], 1 if "_L" in name else 0)
+            for name in names
+        ))  # fmt: skip
 
 
 @contextmanager
