@@ -30,7 +30,7 @@ LevelsOf = Callable[[int, float], Tensor]
 
 
 @dataclass(frozen=True)
-class Tested:
+class Judged:
     """Toggled tokens of a text, and what a null tests there.
 
     Attributes:
@@ -142,7 +142,7 @@ def held_out_fdr(
     """Estimate the false discovery rate of a step-up procedure, by part, alpha and layer.
 
     The rate is the mean over tokens (and layers, in the row ``all``) of
-    :meth:`Tested.proportion`.
+    :meth:`Judged.proportion`.
 
     Columns: ``part`` (``rule``: what the procedure selects; ``routed``: with a floor of one expert
     and a cap of ``max_k``, if given), ``alpha``, ``layer``, ``fdr`` with ``low`` and ``high``
@@ -162,7 +162,7 @@ def held_out_fdr(
         resamples: number of bootstrap resamples.
         rng: source of randomness.
     """
-    tested = Tested.of(null, test, outputs)
+    tested = Judged.of(null, test, outputs)
     p_LTN = tested.p_values(null)
     experts = test.num_experts
     parts = count_parts(
@@ -186,7 +186,7 @@ def count_parts(
 
 
 def estimate(
-    tested: Tested,
+    tested: Judged,
     parts: Sequence[tuple[dict[str, Any], Tensor, Tensor]],
     *,
     confidence: float,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from moe_routing.analysis.held_out import (
+    Judged,
     LevelsOf,
-    Tested,
     count_parts,
     document_limits,
     estimate,
@@ -59,7 +59,7 @@ class Procedure:
     levels: LevelsOf
     null: Callable[[Needed], Needed] = lambda null: null
 
-    def counts(self, null: Needed, tested: Tested, max_k: int) -> dict[float, Tensor]:
+    def counts(self, null: Needed, tested: Judged, max_k: int) -> dict[float, Tensor]:
         """Return the selected experts by level, (layers, tokens).
 
         Levels are left out at which the resolution of the p-values allows no selection of at most
@@ -122,7 +122,7 @@ class Verification:
         """Return all tables, by file name without suffix."""
         held_out = {text: Toggles.load(self.files.toggles(text)) for text in self.texts}
         tested = {
-            text: Tested.of(self.null, toggles, self.outputs) for text, toggles in held_out.items()
+            text: Judged.of(self.null, toggles, self.outputs) for text, toggles in held_out.items()
         }
         own = tested[CALIBRATION]
         return {
@@ -133,7 +133,7 @@ class Verification:
             "dead_experts": self.dead_experts(),
         }
 
-    def false_discoveries(self, tested: dict[str, Tested]) -> pd.DataFrame:
+    def false_discoveries(self, tested: dict[str, Judged]) -> pd.DataFrame:
         """Return the rate by text, procedure, part, level and layer.
 
         Columns: those of :func:`moe_routing.analysis.held_out.held_out_fdr`, and ``fewest``, the
@@ -143,7 +143,7 @@ class Verification:
         parts = [self._estimates(self.null, own).assign(text=text) for text, own in tested.items()]
         return _first(pd.concat(parts, ignore_index=True), "text", "procedure", "part", "alpha")
 
-    def _estimates(self, null: Needed, tested: Tested) -> pd.DataFrame:
+    def _estimates(self, null: Needed, tested: Judged) -> pd.DataFrame:
         """Return rates of every procedure; all share the resampled documents."""
         parts = []
         for procedure in PROCEDURES:
@@ -157,7 +157,7 @@ class Verification:
     def _interval(self) -> dict[str, Any]:
         return {"confidence": self.confidence, "resamples": self.resamples, "rng": self.rng}
 
-    def resampled(self, tested: Tested) -> pd.DataFrame:
+    def resampled(self, tested: Judged) -> pd.DataFrame:
         """Return the rate of BH in calibrations whose documents are resampled.
 
         As many documents of the calibration as there are, drawn with replacement: the pairs of a
@@ -198,7 +198,7 @@ class Verification:
             score=score or self.null.score,
         )
 
-    def worst_experts(self, tested: Tested) -> pd.DataFrame:
+    def worst_experts(self, tested: Judged) -> pd.DataFrame:
         """Return the experts whose selected slots are least needed, at the BH arm.
 
         A slot is a token that the expert is selected for, floor and cap included. The proportion of
@@ -242,7 +242,7 @@ class Verification:
             alpha=self.alpha, max_k=self.max_k, n_experts=len(used), n_documents=documents
         )
 
-    def dead_layers(self, tested: Tested) -> pd.DataFrame:
+    def dead_layers(self, tested: Judged) -> pd.DataFrame:
         """Return how often anything is selected in a layer all of whose experts are dead.
 
         Without its experts a layer changes nothing, so H0 holds for every pair; and its router
@@ -264,14 +264,14 @@ class Verification:
             test_LTE = statistics(tested.toggles, self.outputs, name, score)
             all_P = torch.ones_like(self.toggles.layer_P, dtype=torch.bool)
             null = self._judged(self.toggles, fitted_LTE, all_P, score)
-            own = Tested.by(test_LTE, tested.toggles, tested.false_P)
+            own = Judged.by(test_LTE, tested.toggles, tested.false_P)
             for procedure in PROCEDURES[:2]:
                 for alpha, count_LT in procedure.counts(null, own, 1).items():
                     table = self._any(count_LT, own).assign(score=score, alpha=alpha)
                     tables.append(table.assign(procedure=procedure.name))
         return _first(pd.concat(tables, ignore_index=True), "score", "procedure", "alpha")
 
-    def _any(self, count_LT: Tensor, tested: Tested) -> pd.DataFrame:
+    def _any(self, count_LT: Tensor, tested: Judged) -> pd.DataFrame:
         any_TS = with_mean((count_LT > 0).double())
         _, low_1, high_1 = document_limits(any_TS[:, -1:], tested.document_T, **self._interval)
         limits = [
@@ -294,7 +294,7 @@ class Verification:
         """
         fit, test = (Toggles.load(self.files.dead(part)) for part in (CALIBRATION, "held_out"))
         null = Needed.fit(self.sample, fit, self.null.name, self.null.epsilon, self.outputs)
-        tested = Tested.of(null, test, self.outputs)
+        tested = Judged.of(null, test, self.outputs)
         table = self._estimates(null, tested)
         dead_LE = _dead(pd.read_csv(self.files.dead_experts), test)
         dead_LTN = dead_LE[:, None].expand_as(tested.order_LTN).gather(2, tested.order_LTN)
