@@ -70,7 +70,7 @@ def test_a_calibration_of_the_same_law_keeps_alpha_and_another_does_not(verify, 
     bad = verify(fit=replace(halves[1], kl_P=10 * halves[1].kl_P))
     (said,) = findings_needed.held_out(bad.false_discoveries({"calibration": judge(bad)}))
     assert said.verdict == "exceeded"
-    assert "Over all layers the rate is above alpha too." in said.text
+    assert "Over all layers it is above alpha at 0.01, 0.05 and 0.1." in said.text
 
 
 def test_every_procedure_and_part_has_its_rows(verify):
@@ -183,7 +183,7 @@ def test_dead_experts_are_among_those_that_are_not_needed(verify):
     living.save(made.files.dead("calibration"))
     unaware = findings_needed.dead_experts(made.dead_experts())
     assert unaware.verdict == "exceeded"
-    assert "Over all layers the rate is above alpha too." in unaware.text
+    assert "Over all layers it is above alpha at " in unaware.text
 
 
 def test_dead_slots_equal_a_loop(verify):

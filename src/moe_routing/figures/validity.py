@@ -80,8 +80,10 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(layer=rows["layer"].astype(int)).sort_values("layer", kind="stable")
 
 
-def _shown_levels(table: pd.DataFrame) -> list[float]:
-    return [alpha for alpha in PANELS if np.isclose(table["alpha"], alpha).any()]
+def _shown_levels(*tables: pd.DataFrame) -> list[float]:
+    """Return the levels with a panel that all tables have, or else the largest that they have."""
+    common = set.intersection(*(set(table["alpha"]) for table in tables))
+    return [alpha for alpha in PANELS if alpha in common] or [max(common)]
 
 
 def _grid(rows: int, levels: list[float], height: float) -> tuple[Figure, np.ndarray]:
@@ -163,7 +165,7 @@ def dead_experts(layers: pd.DataFrame, experts: pd.DataFrame) -> Figure:
     """Draw what is selected where experts are dead: all of a layer, or some of each."""
     above = _by_layer(layers[layers["procedure"] == BH_RULE])
     below = _by_layer(experts[(experts["procedure"] == BH_RULE) & (experts["part"] == RULE)])
-    levels = [alpha for alpha in _shown_levels(above) if alpha in _shown_levels(below)]
+    levels = _shown_levels(above, below)
     figure, grid = _grid(2, levels, 2.1)
     for across, alpha in enumerate(levels):
         axis, here = grid[0, across], above[np.isclose(above["alpha"], alpha)]

@@ -101,8 +101,9 @@ def _layers(rows: pd.DataFrame, value: str) -> tuple[str, str]:
         f"the widest interval is {wording.percent(width)} to either side."
     )
     text += f" Above alpha: {wording.listed(exceptions)}." if exceptions else ""
-    if bool((overall["low"] > overall["alpha"]).any()):
-        return f"{text} Over all layers the rate is above alpha too.", EXCEEDED
+    higher = overall[overall["low"] > overall["alpha"]]
+    if len(higher):
+        return f"{text} Over all layers it is above alpha at {_alphas(higher)}.", EXCEEDED
     return text, EXCEPTIONS if exceptions else KEPT
 
 
