@@ -13,6 +13,9 @@ ALL_LAYERS = "all"
 NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
+REMOVED, ADDED, EITHER = "removed", "added", "all"
+"""In the column ``part``: toggled experts of the model's own choice, the others, or both."""
+
 NATS_PER_TOKEN = ("perplexity", "multiple_choice")
 """Tasks whose loss is in nats per token."""
 
