@@ -121,6 +121,7 @@ class Effects:
     Attributes:
         expert_LPA: the toggled expert, int64.
         weight_LPE: the weight that the model gives, or would give, every expert, float32.
+        logits_LPE: router logits of every expert, float32.
         hidden_LPH: what the router reads at the probed tokens, float32.
         kl_LPA: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         change_LPAS: loss of the realised next token at each position of the branch, toggled minus
@@ -130,6 +131,7 @@ class Effects:
 
     expert_LPA: Tensor
     weight_LPE: Tensor
+    logits_LPE: Tensor
     hidden_LPH: Tensor
     kl_LPA: Tensor
     change_LPAS: Tensor
@@ -224,11 +226,10 @@ class Toggler:
         head = partial(logits_of, self.model)
         kl, change = zip(*batch.compare(head, stock_PSH, hidden_TH[batch.tokens :]), strict=True)
         columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
-        expert_LPA, weight_LPE, hidden_LPH = map(torch.stack, columns)
+        expert_LPA, *seen = map(torch.stack, columns)
         effects = Effects(
             expert_LPA,
-            weight_LPE,
-            hidden_LPH,
+            *seen,
             kl_LPA=torch.stack(kl, 1),
             change_LPAS=torch.stack(change, 1),
             stock_PSH=stock_PSH,
@@ -262,8 +263,9 @@ class _Batch:
         self.rank_LPA, self.steps, self.weightless = rank_LPA, steps, weightless
         self.substitutes = substitutes
         self.branches = next(iter(rank_LPA.values())).shape[1]
-        # By layer: experts, (P, A), weights, (P, E), and router inputs, (P, H), on the host.
-        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # By layer, on the host: experts, (P, A), weights and logits, (P, E), and router inputs,
+        # (P, H).
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         # By layer: what stands in for the removed experts, (P, C, H), until it is added.
         self.added: dict[int, Tensor] = {}
         # Nothing reads what comes after the last branch.
@@ -385,8 +387,8 @@ class _Batch:
         weight_PE = would_PE.scatter(1, index_PK, weight_PK)[:, :-1]
         hit_PAK = index_PK[:, None] == expert_PA[..., None]
         hit_PA = hit_PAK.any(-1)
-        weight, hidden = weight_PE.float().cpu(), hidden_PH.float().cpu()
-        self.seen[router.layer] = (expert_PA.cpu(), weight, hidden)
+        seen = (x.float().cpu() for x in (weight_PE, logits_PE, hidden_PH))
+        self.seen[router.layer] = (expert_PA.cpu(), *seen)
         changed_PA = weight_PE.gather(1, expert_PA)
         if self.substitutes is not None:
             self.added[router.layer] = self.substitutes.of(

@@ -160,7 +160,7 @@ def toggle_experts(
     norm_LTE, deviation_LTE = _norms(model, effects.hidden_LPH, outputs.mean_LEH)
     return Toggles(
         **_columns(probes, rank_LPA, effects),
-        weight_LTE=effects.weight_LPE,
+        logits_LTE=effects.logits_LPE,
         hidden_LTH=effects.hidden_LPH,
         norm_LTE=norm_LTE,
         deviation_LTE=deviation_LTE,
@@ -228,7 +228,6 @@ def _columns(probes: Sequence[Probe], rank_LPA: Tensor, effects: Effects) -> dic
         "layer_P": layer_LPA,
         "expert_P": effects.expert_LPA[..., :toggles],
         "rank_P": rank_LPA,
-        "weight_P": effects.weight_LPA[..., :toggles],
     }
     for name, effect_LPA in (("kl", effects.kl_LPA), ("loss_change", effects.change_LPAS[..., 0])):
         plain_LPA, compensated_LPC = effect_LPA.tensor_split([toggles], -1)
