@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -129,7 +130,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "(top level)"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(str(first['loc'][-1]), model)}{more}"
+        return f"{key}: unknown key{_suggestion(first['loc'], model)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}{more}"
@@ -141,13 +142,25 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 RENAMED = {"noise": "numerics", "audit": "ablation", "ragged": "dropless"}
 """Keys and values of earlier versions, and their current names."""
 
+_EVERY = "the ablation reads the toggled experts of analysis.held_out"
+REPLACED = {
+    "ablation.tokens": "it is now analysis.held_out.tokens",
+    "ablation.layers": f"{_EVERY}, in every layer",
+    "ablation.context": f"{_EVERY}, in contexts of at most evaluation.window tokens",
+    "ablation.horizon": f"{_EVERY}, and the loss of the next token only",
+}
+"""Keys of earlier versions without an equal, by the end of their path, and what replaced them."""
+
 
 def _new_name(word: object) -> str:
     new = RENAMED.get(word) if isinstance(word, str) else None
     return f"; it is now called '{new}'" if new else ""
 
 
-def _suggestion(word: str, model: type[BaseModel]) -> str:
+def _suggestion(key: Sequence[object], model: type[BaseModel]) -> str:
+    word = str(key[-1])
+    if (replaced := REPLACED.get(".".join(map(str, key[-2:])))) is not None:
+        return f"; {replaced}"
     if word in RENAMED:
         return _new_name(word)
     known = set(_keys(model.model_json_schema()))

@@ -26,7 +26,7 @@ from moe_routing.statistics.bootstrap import (
     studentised_interval,
 )
 
-EVERY_TOKEN = "all tokens"
+ALL_TOKENS = "all tokens"
 THIRDS: Mapping[str, tuple[str, str, str]] = {
     "frequency": ("rare", "middle", "frequent"),
     "position": ("early", "middle", "late"),
@@ -114,7 +114,7 @@ def needed_experts(
 
 def _classes(tokens: pd.DataFrame) -> Iterator[tuple[str, str, Mask]]:
     """Yield all tokens and every class that has any."""
-    yield EVERY_TOKEN, EVERY_TOKEN, np.ones(len(tokens), dtype=bool)
+    yield ALL_TOKENS, ALL_TOKENS, np.ones(len(tokens), dtype=bool)
     for group, classes in token_classes(tokens).items():
         for name, chosen_T in classes.items():
             if chosen_T.any():
@@ -163,9 +163,7 @@ def _pseudo_values(mean_TN: Array, one_T: Mask, other_T: Mask, document_T: NDArr
         total_DN = cluster_sums(mean_TN * chosen_T[:, None], document_T)
         count_D1 = cluster_sums(chosen_T.astype(float), document_T)[:, None]
         mean_N = total_DN.sum(0) / count_D1.sum()
-        value_DN += sign * (
-            mean_N + documents * (total_DN - mean_N * count_D1) / count_D1.sum()
-        )
+        value_DN += sign * (mean_N + documents * (total_DN - mean_N * count_D1) / count_D1.sum())
     return value_DN
 
 
