@@ -341,3 +341,26 @@ REFERENCE = reference_files(PretrainConfig)
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_is_made_from_the_models(name):
     assert (ROOT / name).read_text(encoding="utf-8") == REFERENCE[name]
+
+
+def test_bh_is_examined_as_the_primary_strategy_or_at_its_own_k(values):
+    study = StudyConfig.model_validate(values)
+    assert study.bh_arm(8).id == "bh_k8_a005"
+    values["statistics"]["primary"]["strategy"] = "bh_k16_a005"
+    assert StudyConfig.model_validate(values).bh_arm(8).id == "bh_k16_a005"
+    values["statistics"]["primary"]["strategy"] = "regular_k4"
+    arm = StudyConfig.model_validate(values).bh_arm(4)
+    assert (arm.max_k, arm.alpha, arm.needs_null) == (4, 0.05, "needed")
+
+
+def test_held_out_texts_are_calibration_text_and_sets_with_a_context(values, tmp_path):
+    assert StudyConfig.model_validate(values).held_out_texts == [
+        "calibration", "hellaswag", "lambada",
+    ]  # fmt: skip
+    values["analysis"]["held_out"] = {"datasets": ["lambada"]}
+    assert StudyConfig.model_validate(values).held_out_texts == ["calibration", "lambada"]
+    values["analysis"]["held_out"] = {"datasets": ["wikipedia"]}
+    assert message_of(values, tmp_path) == (
+        "(top level): analysis.held_out.datasets has 'wikipedia'; allowed: evaluation sets whose "
+        "items have a context, hellaswag, lambada"
+    )

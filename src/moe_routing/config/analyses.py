@@ -172,6 +172,31 @@ class AblationAnalysis(ClosedModel):
         return self
 
 
+class HeldOutAnalysis(ClosedModel):
+    """Toggled experts of text that nothing was fitted on, which validity and ablation read."""
+
+    tokens: PositiveInt = Field(
+        default=300,
+        description="Tokens of each text whose experts are toggled, one at a time and together.",
+    )
+    datasets: list[str] | None = Field(
+        default=None,
+        description="Evaluation sets whose contexts are read beside calibration text; null uses "
+        "all whose items have a context.",
+    )
+    dead_experts: PositiveInt | None = Field(
+        default=None,
+        description="Experts of each layer, drawn at random, whose output is set to 0 to test the "
+        "null needed where it is true; null uses one eighth of the model's experts: 8 for OLMoE's "
+        "64.",
+    )
+    dead_tokens: PositiveInt = Field(
+        default=120,
+        description="Tokens whose experts are toggled in that model: as many to calibrate it as to "
+        "test it.",
+    )
+
+
 class AnalysisConfig(ClosedModel):
     """Settings of the analyses that accompany the comparison of strategies."""
 
@@ -186,6 +211,10 @@ class AnalysisConfig(ClosedModel):
     )
     ablation: AblationAnalysis = Field(
         default_factory=AblationAnalysis, description="What discoveries are worth."
+    )
+    held_out: HeldOutAnalysis = Field(
+        default_factory=HeldOutAnalysis,
+        description="Toggled experts of held-out text, for validity and ablation.",
     )
 
     def of_model(self, experts: int, top_k: int) -> AnalysisConfig:
@@ -202,7 +231,11 @@ class AnalysisConfig(ClosedModel):
             "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
         }
-        parts = {"bh": _filled(self.bh, bh), "validity": _filled(self.validity, validity)}
+        parts = {
+            "bh": _filled(self.bh, bh),
+            "validity": _filled(self.validity, validity),
+            "held_out": _filled(self.held_out, {"dead_experts": max(1, experts // 8)}),
+        }
         return self.model_copy(update=parts)
 
 

@@ -14,6 +14,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import read_json
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
+from moe_routing.routing.strategies.testing import BH
 from moe_routing.schema import (
     HUB_ID,
     ArchiveMember,
@@ -36,6 +37,11 @@ from moe_routing.vocabulary import (
     WEIGHTING_KIND,
     is_null,
 )
+
+CALIBRATION = "calibration"
+"""Name of the calibration text, where the name of an evaluation set is allowed too."""
+ALPHA = 0.05
+"""Level of BH where a study's primary strategy is another."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -134,7 +140,7 @@ class CalibrationConfig(ClosedModel):
     documents: PositiveInt = Field(
         default=128,
         description="Documents, apart from those that everything else is fitted on, that certified "
-        "strategies are certified on; the others leave them unread.",
+        "strategies are certified on and that nulls are tested on; nothing else reads them.",
     )
 
 
@@ -353,6 +359,17 @@ class StudyConfig(ClosedModel):
         return self
 
     @model_validator(mode="after")
+    def _consistent_held_out(self) -> StudyConfig:
+        allowed = self._with_context
+        for name in self.analysis.held_out.datasets or ():
+            if name not in allowed:
+                raise ValueError(
+                    f"analysis.held_out.datasets has '{name}'; allowed: evaluation sets whose "
+                    f"items have a context, {', '.join(allowed) or 'none in this study'}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _consistent_numerics(self) -> StudyConfig:
         names = [arm.name.lower() for arm in self.numerics]  # some file systems ignore case
         for arm in self.numerics:
@@ -396,6 +413,33 @@ class StudyConfig(ClosedModel):
         parsed = self.parsed
         nulls = [parsed[name].needs_null for name in strategy_ids]
         return [null for null in dict.fromkeys(nulls) if null]
+
+    @property
+    def _with_context(self) -> list[str]:
+        """Every evaluation set whose items have a context."""
+        return [name for name in self.datasets if DATASETS[name].task != "perplexity"]
+
+    @property
+    def held_out_texts(self) -> list[str]:
+        """The texts of held-out interventions: calibration text, then evaluation sets."""
+        chosen = self.analysis.held_out.datasets
+        return [CALIBRATION, *(self._with_context if chosen is None else chosen)]
+
+    def bh_arm(self, top_k: int) -> BH:
+        """Return the BH routing that is examined with held-out interventions.
+
+        It is the primary strategy if that is BH. Otherwise it is BH at .05 with the model's own k
+        as its cap, under the null ``needed``, or the first of the study's nulls if it lacks that.
+
+        Args:
+            top_k: experts per token that the model was trained with.
+        """
+        primary = self.parsed[self.statistics.primary.strategy]
+        if isinstance(primary, BH):
+            return primary
+        nulls = self.calibration.nulls
+        null = "needed" if "needed" in nulls else nulls[0]
+        return BH.against(null, max_k=top_k, alpha=ALPHA)
 
     @property
     def scoring_jobs(self) -> list[tuple[str, ...]]:

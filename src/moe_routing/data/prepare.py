@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moe_routing.config.study import Source, StudyConfig
+from moe_routing.config.study import CALIBRATION, Source, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
@@ -18,8 +18,6 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 CERTIFICATION_FILE = "certification.parquet"
-CALIBRATION = "calibration"
-"""Name of the calibration text, where the name of an evaluation set is allowed too."""
 
 
 def source_of(config: StudyConfig, name: str) -> Source:
@@ -67,7 +65,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         raw: folder of fetched files, of all sets and of the calibration text.
         prepared: folder of the prepared sets.
         out: Parquet file with columns ``id`` and ``text``; the manifest is ``.json`` beside it, and
-            the documents that strategies are certified on, if any are, ``certification.parquet``.
+            the documents that nothing is fitted on, ``certification.parquet``.
 
     Raises:
         InputError: a broken file, or too little text is left.
@@ -89,7 +87,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         }
     rng = data_rng(config.seed, CALIBRATION)
     try:
-        apart = config.calibration.documents if config.certified else 0
+        apart = config.calibration.documents
         result = select_text(texts, checked, config.calibration.tokens, rng, apart=apart)
     except InputError as error:
         raise InputError(f"calibration.source: {origin}: {error}") from error
