@@ -25,13 +25,15 @@ from moe_routing.analysis.discoveries import (
     selected,
 )
 from moe_routing.analysis.needs import class_contrasts, needed_experts, presence
-from moe_routing.analysis.outputs import CALIBRATION_TEXT, ROUTED, STOCK
+from moe_routing.analysis.outputs import ROUTED, STOCK
 from moe_routing.analysis.pairs import Pairs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.together import headroom, joint_removals
-from moe_routing.config.study import StudyConfig
-from moe_routing.routing.calibration import Calibration
+from moe_routing.config.study import CALIBRATION, StudyConfig
+from moe_routing.evaluation.held_out_files import HeldOutFiles
+from moe_routing.routing.calibration import SAMPLE_FILE, Calibration
 from moe_routing.routing.nulls.needed import Needed, default_epsilon
+from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.toggles import Toggles
 
@@ -52,10 +54,9 @@ def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
             level.
     """
     nulls = config.analysis.ablation.nulls or config.calibration.nulls
-    arm = config.bh_arm
-    calibration = Calibration.load(
-        results / "calibration", list(dict.fromkeys([*nulls, arm.needs_null]))
-    )
+    folder = results / "calibration"
+    arm = config.bh_arm(CalibrationSample.load(folder / SAMPLE_FILE).top_k)
+    calibration = Calibration.load(folder, list(dict.fromkeys([*nulls, arm.needs_null])))
     judge = _Judge.of(config, calibration)
     # A cap would leave out discoveries.
     most = calibration.sample.num_experts
@@ -64,12 +65,11 @@ def write_ablation(config: StudyConfig, results: Path) -> pd.DataFrame:
         for null in nulls
         for alpha in config.analysis.ablation.alpha
     ]
-    folder = results / "held_out"
-    main = Toggles.load(folder / "toggles" / f"{CALIBRATION_TEXT}.safetensors")
-    routed = Toggles.load(folder / "routed.safetensors")
+    files = HeldOutFiles(results)
+    main, routed = Toggles.load(files.toggles(CALIBRATION)), Toggles.load(files.routed)
     tables = judge.rules(rules, arm, main)
     tables["states"] = judge.states(arm, {STOCK: main, ROUTED: routed})
-    parts = [judge.text(folder, text) for text in config.held_out_texts]
+    parts = [judge.text(files, text) for text in config.held_out_texts]
     tables |= {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
     for name, table in tables.items():
         write_csv(table, results / "ablation" / f"{name}.csv")
@@ -158,11 +158,11 @@ class _Judge:
             parts.append(_named(table, named))
         return pd.concat(parts)
 
-    def text(self, folder: Path, text: str) -> dict[str, pd.DataFrame]:
+    def text(self, files: HeldOutFiles, text: str) -> dict[str, pd.DataFrame]:
         """Return the tables of a text."""
-        pairs = Pairs.of(Toggles.load(folder / "toggles" / f"{text}.safetensors"))
-        tokens = pd.read_parquet(folder / "tokens" / f"{text}.parquet")
-        together = pd.read_parquet(folder / "together" / f"{text}.parquet")
+        pairs = Pairs.of(Toggles.load(files.toggles(text)))
+        tokens = pd.read_parquet(files.tokens(text))
+        together = pd.read_parquet(files.together(text))
         document_T = tokens["document"].to_numpy()
         tables = {
             "needed_experts": needed_experts(pairs, tokens, self.epsilons, **self.settings),

@@ -23,8 +23,12 @@ from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies.testing import MultipleTesting
 from moe_routing.routing.toggles import Toggles
-from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
-from moe_routing.statistics.proportions import clustered_ratio
+from moe_routing.statistics.bootstrap import (
+    RatioBootstrap,
+    bootstrap_items,
+    studentised_interval,
+)
+from moe_routing.statistics.proportions import clustered_ratio, exact_interval
 
 COLUMNS = (
     "null", "alpha", "effect", "epsilon", "primary", "part", "layer", "n_discoveries",
@@ -161,8 +165,8 @@ def false_discoveries(
         resamples=resamples,
         rng=rng,
     )
-    low_S, high_S = studentised_interval(boot, confidence)
-    rates = {"fdr": boot.ratio_S, "fdr_low": low_S.clip(0, 1), "fdr_high": high_S.clip(0, 1)}
+    low_S, high_S = rate_limits(boot, confidence)
+    rates = {"fdr": boot.ratio_S, "fdr_low": low_S, "fdr_high": high_S}
     table = pd.concat(tables, ignore_index=True).assign(
         null=found.null, alpha=found.alpha, n_documents=pairs.documents, **rates
     )
@@ -170,6 +174,17 @@ def false_discoveries(
     table.loc[of_kl, ["harmful", "harmful_low", "harmful_high"]] = np.nan
     table["primary"] = np.isclose(table["epsilon"], table["effect"].map(dict(found.primary)))
     return table[list(COLUMNS)]
+
+
+def rate_limits(boot: RatioBootstrap, confidence: float) -> tuple[Array, Array]:
+    """Return studentised bootstrap limits of rates, cut off at 0 and 1, (series,) each.
+
+    Documents without any false discovery have nothing to resample: the upper limit then is that of
+    no success in as many independent trials (Clopper & Pearson 1934).
+    """
+    low_S, high_S = studentised_interval(boot, confidence)
+    _, most = exact_interval(0, boot.clusters, confidence)
+    return low_S.clip(0, 1), np.where(boot.ratio_S == 0, most, high_S.clip(0, 1))
 
 
 def _counts(
@@ -305,13 +320,13 @@ def false_kept(
         resamples=resamples,
         rng=rng,
     )
-    low_L, high_L = studentised_interval(boot, confidence)
+    low_L, high_L = rate_limits(boot, confidence)
     return pd.DataFrame(
         {
             "layer": layer_names(pairs.layers),
             "fdr": boot.ratio_S,
-            "low": low_L.clip(0, 1),
-            "high": high_L.clip(0, 1),
+            "low": low_L,
+            "high": high_L,
             "mean_kept": with_all_layers(count_TL[..., None], mean=True)[..., 0].mean(0),
             "n_tokens": pairs.tokens,
             "n_documents": pairs.documents,

@@ -16,9 +16,6 @@ NO_NULL = "none"
 REMOVED, ADDED, EITHER = "removed", "added", "all"
 """In the column ``part``: toggled experts of the model's own choice, the others, or both."""
 
-CALIBRATION_TEXT = "calibration"
-"""In the column ``text``: held-out documents of the calibration text."""
-
 STOCK, ROUTED = "stock", "routed"
 """In the column ``states``: experts were toggled in the states of the stock model, or of the model
 that a strategy routes."""

@@ -100,7 +100,7 @@ class Pairs:
         value_PC = value_PC.reshape(len(self.token_P), -1)
         cell_P, cells = self.token_P * self.layers + self.layer_P, self.tokens * self.layers
         columns = [np.bincount(cell_P, value_P, minlength=cells) for value_P in value_PC.T]
-        return np.stack(columns, axis=-1).reshape(self.tokens, self.layers, -1)
+        return np.stack(columns, axis=-1, dtype=float).reshape(self.tokens, self.layers, -1)
 
 
 def with_all_layers(value_TLC: NDArray, *, mean: bool) -> Array:

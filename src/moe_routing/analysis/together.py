@@ -68,7 +68,7 @@ def joint_removals(
     for layer, part in groups_of(own, "layer"):
         ones = np.ones(len(part))
         row = {"layer": layer, "mean_removed": part["removed"].mean()}
-        row |= estimate("kl", part["kl"], ones, part["document"], **settings)
+        row |= nonnegative(estimate("kl", part["kl"], ones, part["document"], **settings))
         row |= estimate("loss_change", part["loss_change"], ones, part["document"], **settings)
         row |= {"sum_kl": part["sum_kl"].mean()}
         for name, unit in (("ratio", part["sum_kl"]), ("layers_ratio", part["sum_layers"])):
@@ -116,12 +116,17 @@ def headroom(
         for order in ORDERS:
             saved = kl[ROUTER] - kl[order]
             row = {"k": int(k), "order": order}
-            row |= estimate("kl", kl[order], ones, document, **settings)
+            row |= nonnegative(estimate("kl", kl[order], ones, document, **settings))
             row |= estimate("loss_change", loss[order], ones, document, **settings)
             row |= estimate("over_router", -saved, ones, document, **settings)
             row |= estimate("closed", saved, gap, document, **settings)
             rows.append(row | {"n_tokens": len(kl), "n_documents": len(np.unique(document))})
     return pd.DataFrame(rows)
+
+
+def nonnegative(limits: dict[str, float]) -> dict[str, float]:
+    """Return an estimate that is not negative with limits that are not negative either."""
+    return {name: max(value, 0.0) for name, value in limits.items()}
 
 
 def estimate(

@@ -88,8 +88,11 @@ def clustered_ratio(
     effect_S = np.divide(error_S**2, simple_S, out=np.ones_like(n_S), where=known_S).clip(min=1.0)
     n_S = n_S / effect_S
     limits = proportion_confint(ratio_S * n_S, n_S, alpha=1 - confidence, method="wilson")
+    lower_S, upper_S = cast("tuple[np.ndarray, np.ndarray]", limits)
     value_S[some_S] = ratio_S
-    low_S[some_S], high_S[some_S] = np.clip(limits, 0, 1)
+    # At 0 and 1 rounding can leave the estimate just outside its limits.
+    low_S[some_S] = np.minimum(lower_S.clip(0, 1), ratio_S)
+    high_S[some_S] = np.maximum(upper_S.clip(0, 1), ratio_S)
     return value_S, low_S, high_S
 
 
