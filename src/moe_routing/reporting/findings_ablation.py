@@ -69,17 +69,20 @@ def discoveries(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
         return []
     rows = table[truth_values(table["primary"])]
     rows = rows.assign(layer=rows["layer"].astype(str))
-    wanted = getattr(config.parsed[config.statistics.primary.strategy], "alpha", None)
     stock = _by_effect(rows[(rows["null"] == NO_NULL) & (rows["part"] == REMOVED)])
     tested = rows[rows["null"] != NO_NULL]
     return [
         _stock(stock),
-        *(_null(_at(own, wanted), stock) for _, own in groups_of(tested, "null")),
+        *(_null(at_level(own, config), stock) for _, own in groups_of(tested, "null")),
     ]
 
 
-def _at(rows: pd.DataFrame, alpha: float | None) -> pd.DataFrame:
-    """Return the rows whose level is nearest to ``alpha``; those of the first level without one."""
+def at_level(rows: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
+    """Return the rows at the level nearest to that of the primary strategy.
+
+    Those of the first level, if that strategy has none.
+    """
+    alpha = getattr(config.parsed[config.statistics.primary.strategy], "alpha", None)
     levels = rows["alpha"].unique()
     nearest = levels[0] if alpha is None else min(levels, key=lambda level: abs(level - alpha))
     return rows[rows["alpha"] == nearest]
