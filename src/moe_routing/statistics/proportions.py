@@ -82,7 +82,7 @@ def clustered_ratio(
         return value_S, low_S, high_S
     ratio_S, error_S = ratio_with_error(found_CS[:, some_S], total_CS[:, some_S])
     n_S = np.asarray(size_S, dtype=float)[some_S]
-    simple_S = ratio_S * (1 - ratio_S) / n_S
+    simple_S = ratio_S * (1 - ratio_S) / (n_S - 1).clip(min=1.0)
     # Nothing varies at 0 and 1, and the error of a single cluster is not known.
     known_S = (simple_S > 0) & np.isfinite(error_S)
     effect_S = np.divide(error_S**2, simple_S, out=np.ones_like(n_S), where=known_S).clip(min=1.0)
