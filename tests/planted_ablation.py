@@ -158,7 +158,7 @@ def write_held_out(files, toggles, texts):
     place[toggles.token_P] = np.stack([toggles.document_P, toggles.position_P], axis=1)
     table = pd.DataFrame(place, columns=["document", "position"]).assign(
         token_id=0,
-        token="a",
+        token="a",  # noqa: S106
         frequency=rng.integers(0, 99, tokens),
         word_start=rng.random(tokens) < 0.5,
         loss=rng.exponential(3, tokens),

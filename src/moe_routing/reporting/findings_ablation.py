@@ -216,12 +216,16 @@ def joint(table: pd.DataFrame) -> Finding | None:
     text = (
         f"Removed together at one token in all layers, what it leaves out of the model's own "
         f"choice ({row['mean_removed']:.0f} experts) moves the prediction by "
-        f"{_interval(row, 'kl', wording.divergence)} nats. That is "
+        f"{_interval(row, 'kl', _nats)} nats. That is "
         f"{_interval(row, 'ratio', _times)} times the sum of the single effects, {said}, and "
         f"{_interval(row, 'layers_ratio', _times)} times the sum of what the layers do alone; "
         f"within single layers it is {layers.min():.2f} to {layers.max():.2f} times the sum."
     )
     return Finding(text, JOINT, verdict)
+
+
+def _nats(value: float) -> str:
+    return f"{value:#.3g}"
 
 
 def _times(value: float) -> str:
@@ -368,9 +372,8 @@ def _room(rows: pd.DataFrame) -> Finding:
     router, best, predicted = (by_order[order] for order in (ROUTER, ORACLE, "norm"))
     text = (
         f"With {wording.count(best['k'])} experts of the model's own choice kept in every layer, "
-        f"at one token, the order by measured effect leaves a KL of "
-        f"{wording.divergence(best['kl'])} nats, the router's {wording.divergence(router['kl'])}: "
-        f"a difference of {_interval(best, 'over_router', _small)}"
+        f"at one token, the order by measured effect leaves a KL of {_nats(best['kl'])} nats, the "
+        f"router's {_nats(router['kl'])}: a difference of {_interval(best, 'over_router', _small)}"
     )
     if best["over_router_high"] >= 0:
         text += ", so no room for a better order could be shown."

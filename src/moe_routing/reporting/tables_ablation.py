@@ -27,14 +27,14 @@ def discoveries_table(study: StudyResults) -> pd.DataFrame:
 
 def _line(name: str, rows: pd.DataFrame) -> dict[str, str]:
     by = {(row.effect, row.part): row for row in rows_of(rows)}
-    own, others = by["kl", REMOVED], by["kl", ADDED]
+    every, own, others = (by["kl", part] for part in (EITHER, REMOVED, ADDED))
     loss = by["loss", REMOVED]
     return {
         "Null": name,
         "Own": wording.experts(own.mean_discoveries),
         "Others": wording.experts(others.mean_discoveries),
         "Epsilon": f"{own.epsilon:.2g}",
-        "False discovery rate": _interval(by["kl", EITHER], "fdr"),
+        "False discovery rate": _interval(every, "fdr") if every.n_discoveries else "none made",
         "False by loss": _interval(loss, "false") if loss.n_toggled >= FEWEST else "too few",
         "Harmful": _interval(loss, "harmful") if loss.n_toggled >= FEWEST else "too few",
     }
@@ -53,8 +53,7 @@ def headroom_table(study: StudyResults) -> pd.DataFrame:
     rows = table[table["text"] == CALIBRATION]
     lines = []
     for row in rows_of(rows):
-        values = (row.kl, row.kl_low, row.kl_high)
-        middle, low, high = map(wording.divergence, values)
+        middle, low, high = (f"{value:#.3g}" for value in (row.kl, row.kl_low, row.kl_high))
         differences = (row.over_router, row.over_router_low, row.over_router_high)
         difference, least, most = (wording.signed(value, 4) for value in differences)
         is_router = row.order == ROUTER
