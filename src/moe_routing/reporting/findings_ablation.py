@@ -177,8 +177,10 @@ def left_out(table: pd.DataFrame) -> Finding | None:
     """
     if table.empty:
         return None
-    rows = table[truth_values(table["bounded"]) & (table["layer"].astype(str) == ALL_LAYERS)]
+    rows = table[table["layer"].astype(str) == ALL_LAYERS]
     rows = rows[np.isclose(rows["epsilon"], rows["epsilon"].iloc[0])]
+    bounded = truth_values(rows["bounded"])
+    free, rows = rows[~bounded & (rows["part"] == REMOVED)], rows[bounded]
     own, every = (_one(rows, "part", part) for part in (REMOVED, EITHER))
     small = own["effect_left_out"] < SMALL
     text = (
@@ -190,6 +192,15 @@ def left_out(table: pd.DataFrame) -> Finding | None:
         f"{wording.percent(own['effect_left_out'])} of the sum of its effects: "
         + ("mostly small ones." if small else "not only small ones.")
     )
+    levels = free[free["null"] == own["null"]].sort_values("alpha")
+    if len(levels):
+        parts = [
+            f"{wording.percent(row.left_out)} at alpha {row.alpha:g}" for row in rows_of(levels)
+        ]
+        text += (
+            " Without floor and cap, BH leaves out "
+            f"{wording.listed(parts)} of those of the own choice."
+        )
     return Finding(text, LEFT_OUT, "small" if small else "not small")
 
 
