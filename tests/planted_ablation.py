@@ -111,7 +111,7 @@ def needs_tables(harder=1.0, *, useful=0.5):
     rng = np.random.default_rng(7)
     sign_LTE = np.where(rng.random(kl_LTE.shape) < useful, 1, -1)
     gain_LTE[..., TOP_K:] = (sign_LTE * np.abs(gain_LTE))[..., TOP_K:]
-    pairs, epsilons = planted_pairs(kl_LTE, gain_LTE, per_document=2), [1e-3, EPSILON]
+    pairs, epsilons = planted_pairs(kl_LTE, gain_LTE, per_document=2), [EPSILON, 1e-3]
     tables = {
         "needed_experts": needed_experts(pairs, tokens, epsilons, **settings()),
         "class_contrasts": class_contrasts(pairs, tokens, [1e-3], **settings()),

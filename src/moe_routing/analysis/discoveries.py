@@ -172,7 +172,7 @@ def false_discoveries(
     )
     of_kl = table["effect"] == "kl"
     table.loc[of_kl, ["harmful", "harmful_low", "harmful_high"]] = np.nan
-    table["primary"] = np.isclose(table["epsilon"], table["effect"].map(dict(found.primary)))
+    table["primary"] = table["epsilon"] == table["effect"].map(dict(found.primary))
     return table[list(COLUMNS)]
 
 

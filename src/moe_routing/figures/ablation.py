@@ -86,7 +86,7 @@ def false_discoveries(ablation: pd.DataFrame, level: float) -> Figure:
             below.axhline(nearest, **REFERENCE)
         _against_alpha(above, own[own["layer"].astype(str) == ALL_LAYERS], name, looks)
         level_axis(above, alphas)
-        _by_layer(below, own[np.isclose(own["alpha"], nearest)], name, looks)
+        _by_layer(below, own[own["alpha"] == nearest], name, looks)
         above.set(title=title.format(epsilon=here["epsilon"].iloc[0]), xlabel="Level alpha")
         below.set(title=f"By layer, alpha {nearest:g}")
         for axis in (above, below):
@@ -138,11 +138,11 @@ def needed_experts(needed: pd.DataFrame) -> Figure:
     names = [name if group == "word_start" else f"{group}: {name}" for group, name in pairs]
     for index, epsilon in enumerate(epsilons):
         look = ordered_line_style(index, len(epsilons))
-        rows = layers[np.isclose(layers["epsilon"], epsilon)]
+        rows = layers[layers["epsilon"] == epsilon]
         layer = rows["layer"].astype(int)
         left.fill_between(layer, rows["low"], rows["high"], color=look["color"], alpha=0.2, lw=0)
         left.plot(layer, rows["mean"], ms=4, label=f"epsilon {epsilon:.2g} nats", **look)
-        rows = classes[np.isclose(classes["epsilon"], epsilon)]
+        rows = classes[classes["epsilon"] == epsilon]
         right.errorbar(
             rows["mean"], np.arange(len(rows)), xerr=error_bars(rows, "mean", "low", "high"),
             capsize=1.5, ms=4, elinewidth=0.8, **{**look, "ls": "none"},
@@ -175,7 +175,7 @@ def left_out(missed: pd.DataFrame, joint: pd.DataFrame, orders: pd.DataFrame) ->
 
 
 def _missed(axis: Axes, arm: pd.DataFrame) -> None:
-    arm = arm[np.isclose(arm["epsilon"], arm["epsilon"].iloc[0])]
+    arm = arm[arm["epsilon"] == arm["epsilon"].iloc[0]]
     layers = arm[arm["layer"].astype(str) != ALL_LAYERS]
     for index, (part, label) in enumerate(
         {REMOVED: "of the model's own choice", EITHER: "of all experts"}.items()

@@ -144,6 +144,11 @@ def _one(rows: pd.DataFrame, column: str, value: str) -> pd.Series:
     return rows[rows[column] == value].iloc[0]
 
 
+def _at_own_epsilon(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows at the study's own epsilon, which is the first of a table."""
+    return rows[rows["epsilon"] == rows["epsilon"].iloc[0]]
+
+
 def _layers(names: pd.Series, total: int) -> str:
     if names.empty:
         return "no layer"
@@ -178,7 +183,7 @@ def left_out(table: pd.DataFrame) -> Finding | None:
     if table.empty:
         return None
     rows = table[table["layer"].astype(str) == ALL_LAYERS]
-    rows = rows[np.isclose(rows["epsilon"], rows["epsilon"].iloc[0])]
+    rows = _at_own_epsilon(rows)
     bounded = truth_values(rows["bounded"])
     free, rows = rows[~bounded & (rows["part"] == REMOVED)], rows[bounded]
     own, every = (_one(rows, "part", part) for part in (REMOVED, EITHER))
@@ -289,21 +294,24 @@ def needed(table: pd.DataFrame) -> Finding | None:
         f"epsilon {row.epsilon:.2g}"
         for row in rows
     ]
-    first = own[~everywhere & np.isclose(own["epsilon"], rows[0].epsilon)]
-    least, most = first.loc[first["mean"].idxmin()], first.loc[first["mean"].idxmax()]
+    first = _at_own_epsilon(own[~everywhere])
+    least, most = (
+        first.iloc[int(place)] for place in (first["mean"].argmin(), first["mean"].argmax())
+    )
+    every = _at_own_epsilon(own[everywhere]).iloc[0]
     text = (
         f"Per token and layer, {wording.listed(numbers)} experts of the model's own choice are "
-        f"needed. At epsilon {rows[0].epsilon:.2g} it is "
+        f"needed. At epsilon {every['epsilon']:.2g} it is "
         f"{wording.experts(least['mean'])} in layer {least['layer']} and "
         f"{wording.experts(most['mean'])} in layer {most['layer']}; in "
-        f"{wording.percent(rows[0].every)} of the decisions all of the choice is needed, in "
-        f"{wording.percent(rows[0].none)} none."
+        f"{wording.percent(every['every'])} of the decisions all of the choice is needed, in "
+        f"{wording.percent(every['none'])} none."
     )
     return Finding(text, NEEDED, "counted")
 
 
 def contrasts(table: pd.DataFrame) -> Finding | None:
-    """State which classes of tokens need more experts, at the smallest epsilon.
+    """State which classes of tokens need more experts, at the study's own epsilon.
 
     Args:
         table: ``ablation/class_contrasts.csv``.
@@ -311,7 +319,7 @@ def contrasts(table: pd.DataFrame) -> Finding | None:
     rows = table[table["text"] == CALIBRATION] if len(table) else table
     if rows.empty:
         return None
-    rows = rows[np.isclose(rows["epsilon"], rows["epsilon"].min())]
+    rows = _at_own_epsilon(rows)
     shown, open_ = [], []
     for row in rows_of(rows):
         first, second = (CLASSES[row.group, name] for name in (row.first, row.second))
@@ -344,7 +352,7 @@ def presence(table: pd.DataFrame) -> Finding | None:
     if table.empty:
         return None
     rows = table[(table["text"] == CALIBRATION) & (table["layer"].astype(str) == ALL_LAYERS)]
-    rows = rows[np.isclose(rows["epsilon"], rows["epsilon"].min())]
+    rows = _at_own_epsilon(rows)
     added, own = (_one(rows, "part", part) for part in (ADDED, REMOVED))
     if not added["n_toggled"]:
         text = "Adding an expert that the stock router had not chosen changed no prediction enough."
