@@ -37,6 +37,7 @@ else:
     include: "workflow/rules/evaluate.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
+    include: "workflow/rules/held_out.smk"
     include: "workflow/rules/analyses.smk"
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/report.smk"

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.branches import Probe
 from moe_routing.engine.patching import patched_forward
 
 
@@ -29,3 +30,15 @@ def slow_change(model, ids_S, position, layer, expert):
     before = losses(model, ids_S)
     with patched_forward(find_routers(model)[layer].module, without):
         return losses(model, ids_S) - before
+
+
+def probes_of(positions):
+    """Return documents of random tokens: from their length to the positions that are probed."""
+    return [
+        Probe(number, torch.randint(3, 64, (length,), generator=_generator(number)), probed)
+        for number, (length, probed) in enumerate(positions.items())
+    ]
+
+
+def _generator(seed):
+    return torch.Generator().manual_seed(seed)

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import yaml
@@ -118,14 +120,10 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
     """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
 
-    A key is a top-level name, or ``datasets.<name>`` for one evaluation set.
+    A key is a path, such as ``model``, ``datasets.<name>`` or ``analysis.bh.tokens``.
     """
     values = study.model_dump(mode="json")
-    chosen: dict[str, object] = {}
-    for key in keys:
-        top, _, inner = key.partition(".")
-        chosen[key] = values[top][inner] if inner else values[top]
-    return chosen
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
 
 
 def intervention_files(nulls: Iterable[str], results: str) -> list[str]:
@@ -171,15 +169,23 @@ def calibration_files(
 
 def held_out_inputs(study: StudyConfig, text: str, results: str) -> list[str]:
     """Return the files that held-out interventions on a text read, besides the model."""
-    document_file = CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet"
     # The null of the BH arm does not depend on the model's own k.
     files = [
-        *(f"{results}/data/{name}" for name in ("calibration.parquet", document_file)),
+        *held_out_documents(text, results),
         f"{results}/calibration/router_logits.safetensors",
         f"{results}/calibration/expert_outputs.safetensors",
         *null_files([study.bh_arm(1).needs_null], results),
     ]
     return list(dict.fromkeys(files))
+
+
+def held_out_documents(text: str, results: str) -> list[str]:
+    """Return the files of calibration documents, and of the held-out ones of a text."""
+    names = (
+        "calibration.parquet",
+        CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet",
+    )
+    return [f"{results}/data/{name}" for name in names]
 
 
 def null_options(study: StudyConfig, null: str, results: str) -> list[str]:

@@ -44,7 +44,7 @@ class Toggles(TensorFile):
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
         compensated_kl_P: the KL if the mean output takes the place of a removed expert's output,
-            float64; that of an addition is ``kl_P``.
+            float64; NaN if that was not measured. That of an addition is ``kl_P``.
         compensated_loss_change_P: the change of the loss in that case, float64.
         sampling_weight_P: inverse of the chance that the pair was drawn, float64.
         rank_weight_E: the sampling weight of a pair by its rank, float64, (experts,).
@@ -118,6 +118,8 @@ class Toggles(TensorFile):
         because the law holds on the log scale: errors are multiplied. Norms are those of the
         outputs, not predicted ones.
 
+        NaN where compensated removals were not measured.
+
         Raises:
             InputError: a layer has no such removal.
         """
@@ -128,6 +130,8 @@ class Toggles(TensorFile):
         )
 
     def _constants(self, kl_P: Tensor, norm_P: Tensor) -> Tensor:
+        if kl_P.isnan().any():
+            return torch.full_like(self.noise_L, torch.nan)
         size_P = self.weight_P.double() * norm_P.double()
         used_P = (self.rank_P < self.rule.top_k) & (kl_P > 0) & (size_P > 0)
         layer_P = self.layer_P[used_P]
