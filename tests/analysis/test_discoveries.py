@@ -20,6 +20,7 @@ from moe_routing.analysis.discoveries import (
     selected,
 )
 from moe_routing.analysis.pairs import Pairs
+from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.procedures import bh_levels, step_up
@@ -209,22 +210,24 @@ def test_of_all_experts_by_weight(rng):
 
 def test_false_experts_among_those_kept(rng, effects):
     kl_LTE, _ = effects
-    pairs = planted_pairs(kl_LTE)
+    pairs = planted_pairs(kl_LTE, toggle_all=True)
     kept_LTE = rng.random(SHAPE) < 0.7
     table = false_kept(pairs, kept_LTE, 0.01, **SETTINGS, rng=rng).set_index("layer")
     rates = []
     for layer in range(LAYERS):
         rate = [
             np.sum((kl_E < 0.01) & kept_E) / max(1, kept_E.sum())
-            for kl_E, kept_E in zip(kl_LTE[layer, :, :TOP_K], kept_LTE[layer, :, :TOP_K],
-                                    strict=True)
-        ]  # fmt: skip
+            for kl_E, kept_E in zip(kl_LTE[layer], kept_LTE[layer], strict=True)
+        ]
         rates.append(np.mean(rate))
         assert table.loc[str(layer), "fdr"] == pytest.approx(rates[-1])
     row = table.loc["all"]
     assert row["fdr"] == pytest.approx(np.mean(rates))
     assert row["low"] < row["fdr"] < row["high"]
-    assert row["mean_kept"] == pytest.approx(kept_LTE[..., :TOP_K].sum(-1).mean())
+    assert row["mean_kept"] == pytest.approx(kept_LTE.sum(-1).mean())
+    sample = false_kept(planted_pairs(kl_LTE), kept_LTE, 0.01, **SETTINGS, rng=rng)
+    guess = sample.set_index("layer").loc["all"]
+    assert guess["low"] < row["fdr"] < guess["high"]
 
 
 NULLS = ["needed", "within_token", "pooled", "random_direction"]
@@ -278,6 +281,10 @@ def test_pairs_are_those_of_the_toggles(toggled):
     assert np.array_equal(pairs.gain_P, sign_P * toggles.loss_change_P.numpy())
     assert np.array_equal(compensated.kl_P, toggles.compensated_kl_P.numpy())
     assert not np.array_equal(compensated.kl_P, pairs.kl_P)
+    unmeasured = dataclasses.replace(toggles, compensated_kl_P=toggles.kl_P * torch.nan)
+    Pairs.of(unmeasured)
+    with pytest.raises(InputError, match="compensated effects of removed experts are not all"):
+        Pairs.of(unmeasured, compensated=True)
     weights = pairs.weight_P[~pairs.own_P].sum() + pairs.own_P.sum()
     assert weights == pytest.approx(pairs.own_LTE.size)
 

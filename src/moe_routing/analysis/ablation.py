@@ -30,6 +30,7 @@ from moe_routing.analysis.pairs import Pairs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.together import headroom, joint_removals
 from moe_routing.config.study import CALIBRATION, StudyConfig
+from moe_routing.errors import InputError
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.routing.calibration import SAMPLE_FILE, Calibration
 from moe_routing.routing.nulls.needed import Needed, default_epsilon
@@ -129,9 +130,10 @@ class _Judge:
 
     def rules(self, rules: list[BH], arm: BH, toggles: Toggles) -> dict[str, pd.DataFrame]:
         """Return the false discoveries of rules and the model's own choice, and what they miss."""
-        pairs = [Pairs.of(toggles, compensated=flag) for flag in (False, True)]
-        own = own_choice(pairs[0], {"kl": self.epsilons[0], "loss": self.losses[0]})
-        tables = [false_discoveries(pairs[0], own, self.criteria, **self.settings)]
+        flags = {null.compensated for null in self.calibration.nulls.values()} | {False}
+        pairs = {flag: Pairs.of(toggles, compensated=flag) for flag in flags}
+        own = own_choice(pairs[False], {"kl": self.epsilons[0], "loss": self.losses[0]})
+        tables = [false_discoveries(pairs[False], own, self.criteria, **self.settings)]
         missed = []
         for rule, bounded in [*((rule, False) for rule in rules), (arm, True)]:
             null = rule.needs_null
@@ -146,24 +148,40 @@ class _Judge:
         return {"ablation": pd.concat(tables), "left_out": pd.concat(missed)}
 
     def states(self, arm: BH, toggles: dict[str, Toggles]) -> pd.DataFrame:
-        """Return the false discovery rate of an arm in states of different models."""
-        null = self.calibration.null(arm.needs_null)
-        parts = []
+        """Return the false discovery rate of an arm in states of different models.
+
+        Nothing takes the place of a removed expert, also if the arm is compensated. In the states
+        of the routed model the experts that the arm keeps are removed, at most as many as the model
+        has by itself; the others are not judged.
+        """
+        epsilon, parts = self.primary(arm.needs_null)["kl"], []
         for states, one in toggles.items():
-            pairs = Pairs.of(one, compensated=null.compensated)
+            pairs = Pairs.of(one)
             kept_LTE = selected(arm, self.calibration, one, bounded=True)
-            epsilon = self.primary(null.id)["kl"]
+            if states == ROUTED:
+                kept_LTE &= pairs.own_LTE
             table = false_kept(pairs, kept_LTE, epsilon, **self.settings)
             named = {"strategy": arm.id, "alpha": arm.alpha, "states": states, "epsilon": epsilon}
             parts.append(_named(table, named))
         return pd.concat(parts)
 
     def text(self, files: HeldOutFiles, text: str) -> dict[str, pd.DataFrame]:
-        """Return the tables of a text."""
+        """Return the tables of a text.
+
+        Raises:
+            InputError: the files are not about the same tokens.
+        """
         pairs = Pairs.of(Toggles.load(files.toggles(text)))
         tokens = pd.read_parquet(files.tokens(text))
         together = pd.read_parquet(files.together(text))
         document_T = tokens["document"].to_numpy()
+        if not np.array_equal(document_T, pairs.document_T) or together["token"].max() >= len(
+            tokens
+        ):
+            raise InputError(
+                f"{files.tokens(text)}: other tokens than in {files.toggles(text)} or "
+                f"{files.together(text)}; allowed: files of the same run"
+            )
         tables = {
             "needed_experts": needed_experts(pairs, tokens, self.epsilons, **self.settings),
             "class_contrasts": class_contrasts(pairs, tokens, self.epsilons, **self.settings),

@@ -296,7 +296,7 @@ def false_kept(
     resamples: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Return the false discovery rate among the kept experts of the model's own choice.
+    """Return the false discovery rate among the experts that a routing keeps.
 
     Columns: ``layer`` (and ``all``), ``fdr`` (mean over decisions of V / max(R, 1)) with
     studentised bootstrap limits over documents (``low``, ``high``), ``mean_kept`` experts per
@@ -304,15 +304,15 @@ def false_kept(
 
     Args:
         pairs: toggled in the states of the model whose routing is judged.
-        kept_LTE: the experts that its routing keeps.
-        epsilon: a kept expert is false if removing it changes the prediction by a smaller KL.
+        kept_LTE: the experts that its routing keeps, as far as they were toggled or sampled.
+        epsilon: a kept expert is false if toggling it changes the prediction by a smaller KL.
         confidence: level of the intervals.
         resamples: number of bootstrap resamples.
         rng: source of randomness.
     """
-    false_P = pairs.own_P & pairs.at(kept_LTE) & (pairs.kl_P < epsilon)
-    count_TL = (kept_LTE & pairs.own_LTE).sum(-1).T.astype(float)
-    proportion_TL1 = pairs.sums(false_P.astype(float)) / count_TL[..., None].clip(min=1)
+    false_P = pairs.weight_P * (pairs.at(kept_LTE) & (pairs.kl_P < epsilon))
+    count_TL = kept_LTE.sum(-1).T.astype(float)
+    proportion_TL1 = pairs.sums(false_P) / count_TL[..., None].clip(min=1)
     boot = bootstrap_items(
         with_all_layers(proportion_TL1, mean=True)[..., 0],
         np.ones(pairs.tokens),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_routing.errors import InputError
 from moe_routing.routing.toggles import Toggles
 
 Array = NDArray[np.float64]
@@ -52,6 +53,9 @@ class Pairs:
         Args:
             toggles: the file.
             compensated: whether a removed expert's mean output takes its place.
+
+        Raises:
+            InputError: an effect is not a number, or was not measured.
         """
         layer_P, token_P, expert_P = (
             index_P.numpy() for index_P in (toggles.layer_P, toggles.token_P, toggles.expert_P)
@@ -59,6 +63,9 @@ class Pairs:
         own_P = (toggles.rank_P < toggles.rule.top_k).numpy()
         kl_P = toggles.compensated_kl_P if compensated else toggles.kl_P
         change_P = toggles.compensated_loss_change_P if compensated else toggles.loss_change_P
+        if not bool((kl_P.isfinite() & change_P.isfinite()).all()):
+            what = "compensated effects" if compensated else "effects"
+            raise InputError(f"toggles: {what} of removed experts are not all numbers")
         document_T = np.zeros(toggles.logits_LTE.shape[1], dtype=np.int64)
         document_T[token_P] = toggles.document_P.numpy()
         own_LTE = np.zeros(tuple(toggles.logits_LTE.shape), dtype=bool)

@@ -267,7 +267,7 @@ def states(table: pd.DataFrame) -> Finding | None:
     moved = routed["low"] > stock["high"] or routed["high"] < stock["low"]
     text = (
         f"In the states of the model that `{routed['strategy']}` routes, the false discovery rate "
-        f"among the experts of the model's own choice that it keeps is "
+        f"among the experts that it keeps is "
         f"{_proportion(routed, 'fdr', 'low', 'high')}, "
         f"{'not demonstrably' if held else 'demonstrably'} above alpha {routed['alpha']:g} and "
         f"{'demonstrably' if moved else 'not demonstrably'} another than in those of the stock "
