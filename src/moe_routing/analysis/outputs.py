@@ -134,7 +134,16 @@ ABLATION = Analysis(
     "ablation",
     "Judging discoveries, and what is left out, by toggled experts",
     "Ablation",
-    ("analysis.ablation", "analysis.held_out", "statistics", "seed"),
+    (
+        "analysis.ablation",
+        "analysis.held_out.datasets",
+        "calibration.epsilon",
+        "calibration.nulls",
+        "statistics.primary",
+        "statistics.confidence",
+        "statistics.resamples",
+        "seed",
+    ),
     (
         "ablation.csv",
         "left_out.csv",
