@@ -47,7 +47,7 @@ def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
     ("useful", "said"),
     [
         (0.9, "demonstrably fewer than the "),
-        (0.5, "not demonstrably another proportion than the "),
+        (0.5, "not demonstrably different from the "),
         (0.1, "demonstrably more than the "),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_is_left_out(small, verdict, said):
     [
         (1.5, "more", "1.50] times the sum of the single effects, demonstrably more than the sum"),
         (0.7, "less", "demonstrably less than the sum"),
-        (1.0, "open", "not demonstrably another number than the sum"),
+        (1.0, "open", "not demonstrably different from the sum"),
     ],
 )
 def test_joint_removals(factor, verdict, said):
@@ -139,7 +139,7 @@ def test_the_states_of_the_routed_model(stock, routed, verdict):
     word = "not demonstrably" if held == "held" else "demonstrably"
     assert f", {word} above alpha 0.05 and " in finding.text
     word = "demonstrably" if moved == "moved" else "not demonstrably"
-    assert f"and {word} another than in those of the stock model" in finding.text
+    assert f"and {word} different from the " in finding.text
     assert findings.states(pd.DataFrame()) is None
 
 
@@ -197,7 +197,7 @@ def test_no_expert_beyond_the_own_choice():
     [
         ({"norm": 0.3, "router": 0.6}, "better", "is demonstrably better than the router's."),
         ({"norm": 0.9, "router": 0.6}, "worse", "is demonstrably worse than the router's."),
-        ({"norm": 0.6, "router": 0.6}, "open", "is not demonstrably another than the router's in "),
+        ({"norm": 0.6, "router": 0.6}, "open", "is not demonstrably different from the router's."),
         ({"norm": -0.2, "router": -0.3}, "no room", "no room for a better order could be shown."),
     ],
 )

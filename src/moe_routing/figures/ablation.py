@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, EITHER, NO_NULL, REMOVED
 from moe_routing.analysis.tables import groups_of, read_csv, truth_values
@@ -202,7 +203,7 @@ def _joint(axis: Axes, joint: pd.DataFrame) -> None:
     ):
         look = line_style(index)
         axis.plot(layers["layer"].astype(int), layers[name], ms=4, label=label, **look)
-        axis.plot([last], [every[name]], ms=6, **{**look, "ls": "none"})
+        axis.plot([last + 0.8 * index], [every[name]], ms=5, **{**look, "ls": "none"})
     axis.vlines(last, every["kl_low"], every["kl_high"], color=COLOURS[0], lw=1)
     axis.fill_between(
         layers["layer"].astype(int), layers["kl_low"], layers["kl_high"], color=COLOURS[0],
@@ -211,7 +212,8 @@ def _joint(axis: Axes, joint: pd.DataFrame) -> None:
     step = max(1, (last - 1) // 4)
     ticks = list(range(0, last - 1, step))
     axis.set_xticks([*ticks, last], [*map(str, ticks), "all"])
-    axis.set(title="All that is left out", xlabel="Layer", ylabel="KL, nats", yscale="log")
+    axis.set(title="All that is left out", xlabel="Layer", ylabel="KL, nats")
+    _log_nats(axis)
 
 
 def _orders(axis: Axes, orders: pd.DataFrame) -> None:
@@ -224,6 +226,12 @@ def _orders(axis: Axes, orders: pd.DataFrame) -> None:
         )  # fmt: skip
     axis.set_xticks(sorted(orders["k"].unique()))
     axis.set(title="Order at equal k", xlabel="Experts kept per layer", ylabel="KL, nats")
+    _log_nats(axis)
+
+
+def _log_nats(axis: Axes) -> None:
+    """Use a logarithmic axis of nats with ticks at 1, 2 and 5."""
     axis.set_yscale("log")
-    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        formatter("{x:g}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")

@@ -134,7 +134,8 @@ def _null(rows: pd.DataFrame, stock: dict[str, pd.Series]) -> Finding:
             f" Of those of the model's own choice, {_proportion(own['loss'], 'false')} do not "
             f"raise the loss by {own['loss']['epsilon']:g} nats when removed, "
             f"{_compared(own['loss'], stock['loss'], 'false')}, and "
-            f"{_proportion(own['loss'], 'harmful')} lower it."
+            f"{_proportion(own['loss'], 'harmful')} lower it by as much, "
+            f"{_compared(own['loss'], stock['loss'], 'harmful')}."
         )
     return Finding(text, DISCOVERIES, "held" if held else "exceeded")
 
@@ -158,12 +159,12 @@ def _layers(names: pd.Series, total: int) -> str:
 
 
 def _compared(row: pd.Series, stock: pd.Series, name: str) -> str:
-    whole = f"the {wording.percent(stock[name])} of that whole choice"
+    whole = f"the {wording.percent(stock[name])} of the whole choice"
     if row[f"{name}_high"] < stock[f"{name}_low"]:
         return f"demonstrably fewer than {whole}"
     if row[f"{name}_low"] > stock[f"{name}_high"]:
         return f"demonstrably more than {whole}"
-    return f"not demonstrably another proportion than {whole}"
+    return f"not demonstrably different from {whole}"
 
 
 def _proportion(row: pd.Series, name: str, low: str = "", high: str = "") -> str:
@@ -228,7 +229,7 @@ def joint(table: pd.DataFrame) -> Finding | None:
     elif row["ratio_high"] < 1:
         verdict, said = "less", "demonstrably less than the sum"
     else:
-        verdict, said = "open", "not demonstrably another number than the sum"
+        verdict, said = "open", "not demonstrably different from the sum"
     text = (
         f"Removed together at one token in all layers, what it leaves out of the model's own "
         f"choice ({row['mean_removed']:.0f} experts) moves the prediction by "
@@ -270,8 +271,8 @@ def states(table: pd.DataFrame) -> Finding | None:
         f"among the experts that it keeps is "
         f"{_proportion(routed, 'fdr', 'low', 'high')}, "
         f"{'not demonstrably' if held else 'demonstrably'} above alpha {routed['alpha']:g} and "
-        f"{'demonstrably' if moved else 'not demonstrably'} another than in those of the stock "
-        f"model, {_proportion(stock, 'fdr', 'low', 'high')}."
+        f"{'demonstrably' if moved else 'not demonstrably'} different from the "
+        f"{_proportion(stock, 'fdr', 'low', 'high')} in the states of the stock model."
     )
     return Finding(
         text, STATES, f"{'held' if held else 'exceeded'}, {'moved' if moved else 'same'}"
@@ -407,7 +408,7 @@ def _room(rows: pd.DataFrame) -> Finding:
     elif predicted["over_router_low"] > 0:
         verdict, said = "worse", "is demonstrably worse than the router's"
     else:
-        verdict, said = "open", "is not demonstrably another than the router's in KL"
+        verdict, said = "open", "is not demonstrably different from the router's"
     text += (
         f". Of this room, {wording.listed(parts)}; the order by predicted norm, which a router can "
         f"use, {said}."
