@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,17 +18,19 @@ from moe_routing.analysis.outputs import (
     VALIDITY,
     Analysis,
 )
-from moe_routing.analysis.text import text_dataset
+from moe_routing.config import cells
+from moe_routing.config.cells import sections
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StudyConfig
-from moe_routing.data.prepare import source_of
-from moe_routing.data.sources import raw_path
+from moe_routing.data.sources import raw_path, source_of
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
-from moe_routing.vocabulary import NeededId
+from moe_routing.vocabulary import NeededId, text_dataset
+
+__all__ = ["sections"]  # for the rules
 
 
 def validate_config(values: dict) -> StudyConfig:
@@ -114,58 +116,19 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
     )
 
 
-def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
-    """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
-
-    A key is a top-level name, or ``datasets.<name>`` for one evaluation set.
-    """
-    values = study.model_dump(mode="json")
-    chosen: dict[str, object] = {}
-    for key in keys:
-        top, _, inner = key.partition(".")
-        chosen[key] = values[top][inner] if inner else values[top]
-    return chosen
-
-
 def intervention_files(nulls: Iterable[str], results: str) -> list[str]:
     """Return the files of toggled experts and of expert outputs if a null needs them."""
-    if not any(NeededId.parse(null) for null in nulls):
-        return []
-    return [f"{results}/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")]
+    return in_results(results, cells.intervention_files(nulls))
 
 
 def null_files(nulls: Iterable[str], results: str) -> list[str]:
     """Return the files of fitted nulls, and those of interventions if a null is bound to them."""
-    names = list(nulls)
-    files = [f"{results}/calibration/nulls/{null}.safetensors" for null in names]
-    return [*files, *intervention_files(names, results)]
+    return in_results(results, cells.null_files(nulls))
 
 
-def calibration_files(
-    study: StudyConfig, strategies: Sequence[str], results: str, *, fitted_by_running: bool = True
-) -> list[str]:
-    """Return the files of the calibration that strategies read, besides the sampled logits.
-
-    Args:
-        study: the config.
-        strategies: ids.
-        results: folder of the study.
-        fitted_by_running: with certificates and scales, which are fitted by running the strategies.
-    """
-    folder, parsed = f"{results}/calibration", [study.parsed[name] for name in strategies]
-    files = null_files(study.nulls_of(*strategies), results)
-    if any(strategy.needs_outputs for strategy in parsed):
-        files.append(f"{folder}/expert_outputs.safetensors")
-    if any(strategy.needs_toggles for strategy in parsed):
-        files.append(f"{folder}/toggles.safetensors")
-    if fitted_by_running:
-        files += [
-            f"{folder}/certificates/{strategy.id}.json"
-            for strategy in parsed
-            if strategy.needs_certificate
-        ]
-        files += [f"{folder}/scales.json"] if any(s.needs_scale for s in parsed) else []
-    return list(dict.fromkeys(files))
+def in_results(results: str, files: Iterable[str]) -> list[str]:
+    """Return the paths of files that are named relative to the results folder."""
+    return [f"{results}/{file}" for file in files]
 
 
 def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
@@ -253,8 +216,3 @@ def dataset_of(file: str) -> str:
 def source_section(study: StudyConfig, file: str) -> dict[str, object]:
     """Return the source of a downloaded file, so that only a change of it downloads again."""
     return source_of(study, dataset_of(file)).model_dump(mode="json")
-
-
-def unique_folders(paths: Iterable[str]) -> list[str]:
-    """Return the distinct names of the folders that contain the files, in order."""
-    return list(dict.fromkeys(Path(path).parent.name for path in paths))

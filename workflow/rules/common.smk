@@ -14,7 +14,6 @@ from moe_routing.workflow import (
     refuse_templates,
     sections,
     source_section,
-    unique_folders,
     validate_config,
     write_config,
     write_run,
@@ -36,12 +35,14 @@ CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).pare
 shell.prefix(job_prefix(CHECKOUT, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"))
 
 
-def doubled(mem_mb):
-    """Return the memory of a job, doubled at every retry."""
-    return lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1)
+def doubled(amount):
+    """Return the memory or the runtime of a job, doubled at every retry."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
 wildcard_constraints:
+    part="cells|numerics",
+    name="|".join(map(re.escape, [*study.scored, *(arm.name for arm in study.numerics)])),
     strategy="|".join(map(re.escape, study.scored)),
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),

@@ -12,7 +12,11 @@ rule statistics:
             strategy=study.scored,
             dataset=study.datasets,
         ),
-        numerics=rules.numerics.output.tables,
+        numerics=expand(
+            f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",
+            arm=[arm.name for arm in study.numerics],
+            dataset=study.datasets,
+        ),
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:
