@@ -30,14 +30,17 @@ if "sources" in config:
 else:
 
     include: "workflow/rules/common.smk"
-    include: "workflow/rules/fetch.smk"
-    include: "workflow/rules/data.smk"
-    include: "workflow/rules/calibrate.smk"
-    include: "workflow/rules/certify.smk"
-    include: "workflow/rules/evaluate.smk"
+
+    if not FINISHED_ELSEWHERE:
+
+        include: "workflow/rules/fetch.smk"
+        include: "workflow/rules/data.smk"
+        include: "workflow/rules/calibrate.smk"
+        include: "workflow/rules/certify.smk"
+        include: "workflow/rules/evaluate.smk"
+        include: "workflow/rules/analyses.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
-    include: "workflow/rules/analyses.smk"
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/report.smk"
 

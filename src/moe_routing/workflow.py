@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -21,10 +22,11 @@ from moe_routing.analysis.outputs import (
 from moe_routing.config import cells
 from moe_routing.config.cells import sections
 from moe_routing.config.limits import Limits, check_limits
-from moe_routing.config.study import StudyConfig
+from moe_routing.config.study import LocalSource, Source, StudyConfig
 from moe_routing.data.sources import raw_path, source_of
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
+from moe_routing.evaluation.archive import ARCHIVED
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
@@ -40,6 +42,64 @@ def validate_config(values: dict) -> StudyConfig:
         InputError: see :func:`moe_routing.schema.parse`.
     """
     return parse(StudyConfig, values, "config")
+
+
+def checkout_of(rules: str) -> Path:
+    """Return the folder of the root Snakefile, given that of a rule file.
+
+    Relative to the working directory if it is in there, so that commands and inputs stay the same
+    when both are moved.
+    """
+    checkout = Path(rules).resolve().parents[1]
+    here = Path.cwd().resolve()
+    return checkout.relative_to(here) if checkout.is_relative_to(here) else checkout
+
+
+def located(study: StudyConfig, checkout: Path) -> StudyConfig:
+    """Return a config whose relative paths are found: in the working directory or the checkout."""
+
+    def found(path: str) -> str:
+        there = checkout / path
+        return str(there) if not Path(path).exists() and there.exists() else path
+
+    def sourced(source: Source) -> Source:
+        if not isinstance(source, LocalSource):
+            return source
+        return source.model_copy(update={"path": found(source.path)})
+
+    model = study.model
+    if model.revision is None:
+        model = model.model_copy(update={"path": found(model.path)})
+    source = sourced(study.calibration.source)
+    datasets = {
+        name: one.model_copy(update={"source": sourced(one.source)})
+        for name, one in study.datasets.items()
+    }
+    calibration = study.calibration.model_copy(update={"source": source})
+    return study.model_copy(
+        update={"model": model, "calibration": calibration, "datasets": datasets}
+    )
+
+
+def finished_elsewhere(study: StudyConfig, results: Path, *, own_python: bool) -> bool:
+    """Return whether finished cells were brought to a machine that cannot make them.
+
+    Statistics, figures and the article are then made from what is there, and the rules before them
+    are left out. So it is with an archive, without the folder of a local model, and without torch.
+
+    Args:
+        study: the config.
+        results: folder of the study.
+        own_python: whether the jobs run in the Python of this process, not in environments of
+            their own.
+    """
+    if (results / ARCHIVED).is_file():
+        return True
+    files = (results / f"{cell.path}.json" for cell in cells.cells_of(study))
+    if not (results / cells.MODEL_FILE).is_file() or not all(file.is_file() for file in files):
+        return False
+    without_model = study.model.revision is None and not Path(study.model.path).is_dir()
+    return without_model or (own_python and find_spec("torch") is None)
 
 
 def refuse_templates(files: Iterable[Path | str]) -> None:

@@ -32,7 +32,7 @@ rule certify:
     message:
         "Certifying {wildcards.strategy} on {study.calibration.documents} documents"
     shell:
-        "python scripts/certify.py --results {params.results:q} --strategy {wildcards.strategy:q} "
+        "python {SCRIPTS:q}/certify.py --results {params.results:q} --strategy {wildcards.strategy:q} "
         "> {log:q} 2>&1"
 
 
@@ -57,6 +57,6 @@ rule fit_scale:
     message:
         "Fitting the scale of the output under {wildcards.strategy}"
     shell:
-        "python scripts/fit_scales.py --results {params.results:q} "
+        "python {SCRIPTS:q}/fit_scales.py --results {params.results:q} "
         "--strategy {wildcards.strategy:q} --settings {params.settings:q} --inputs {input:q} "
         "2> {log:q}"

@@ -38,4 +38,4 @@ rule collect:
         "Collecting the cells"
     # Shown as well as logged: it warns where cells were not made alike.
     shell:
-        "python scripts/collect.py --results {params.results:q} 2>&1 | tee {log:q}"
+        "python {SCRIPTS:q}/collect.py --results {params.results:q} 2>&1 | tee {log:q}"

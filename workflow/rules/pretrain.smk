@@ -5,7 +5,7 @@ import sys
 
 from moe_routing.errors import InputError
 from moe_pretraining.settings import validate_pretrain_config
-from moe_routing.workflow import job_prefix, refuse_templates, sections, write_config
+from moe_routing.workflow import checkout_of, job_prefix, refuse_templates, sections, write_config
 
 try:
     refuse_templates(workflow.configfiles)
@@ -19,7 +19,8 @@ TOKENIZER = f"{RUN}/tokenizer"
 TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
-CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
+SCRIPTS = CHECKOUT / "scripts"
 shell.prefix(job_prefix(CHECKOUT))
 
 
@@ -52,7 +53,7 @@ rule pretrain_tokenizer:
     message:
         "Training the tokenizer"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokenizer "
+        "HF_HUB_OFFLINE=$USER_OFFLINE python {SCRIPTS:q}/pretrain.py tokenizer "
         "--config {params.config:q} --out {output:q} 2> {log:q}"
 
 
@@ -82,7 +83,7 @@ rule pretrain_tokens:
     message:
         "Tokenizing {wildcards.source}"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokens "
+        "HF_HUB_OFFLINE=$USER_OFFLINE python {SCRIPTS:q}/pretrain.py tokens "
         "--config {params.config:q} --tokenizer {input.tokenizer:q} --source {wildcards.source:q} "
         "--out {params.folder:q} 2> {log:q}"
 
@@ -127,6 +128,6 @@ rule pretrain_train:
     shell:
         "MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 "
         "MALLOC_TOP_PAD_=268435456 "
-        "python scripts/pretrain.py train --config {params.config:q} "
+        "python {SCRIPTS:q}/pretrain.py train --config {params.config:q} "
         "--tokenizer {input.tokenizer:q} --tokens {params.tokens:q} "
         "--run {params.run:q} --weights {output.weights:q} --log {output.log:q} 2> {log:q}"

@@ -37,4 +37,4 @@ rule statistics:
     message:
         "Testing every strategy against {study.statistics.baseline}"
     shell:
-        "python scripts/compute_statistics.py --results {params.results:q} 2> {log:q}"
+        "python {SCRIPTS:q}/compute_statistics.py --results {params.results:q} 2> {log:q}"
