@@ -5,13 +5,15 @@
 #   snakemake pretrain --cores all --configfile config/pretrain.yaml  train the embedded model
 from snakemake.utils import min_version
 
+from moe_routing.files import first_existing
+
 min_version("9.0")
 
 
 # A config file given on the command line replaces the default one; it does not extend it.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: first_existing("config/config.yaml", f"{workflow.basedir}/config/config.yaml")
 
 
 if "sources" in config:
@@ -25,7 +27,7 @@ if "sources" in config:
         input:
             f"{RUN}/model/README.md",
         message:
-            "The trained model is complete: {RUN}/model"
+            f"The trained model is complete: {RUN}/model"
 
 else:
 
@@ -52,4 +54,4 @@ else:
             rules.comparison_report.output,
             rules.render_article.output,
         message:
-            "The study is complete: {RESULTS}"
+            f"The study is complete: {RESULTS}"

@@ -162,16 +162,20 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
     """Return the prefix of every shell command of a rule, with braces doubled for Snakemake.
 
     Jobs import the package from the checkout, even inside conda environments, and work offline.
+    ``$SCRIPTS`` is the folder of the scripts.
     A rule that downloads restores the user's own setting: ``HF_HUB_OFFLINE=$USER_OFFLINE``.
 
     Args:
         checkout: folder of the Snakefile.
         **variables: additional environment variables for the jobs.
     """
-    package = shlex.quote(f"{checkout}/src").replace("{", "{{").replace("}", "}}")
+    package, scripts = (
+        shlex.quote(f"{checkout}/{folder}").replace("{", "{{").replace("}", "}}")
+        for folder in ("src", "scripts")
+    )
     others = "".join(f" {name}={value}" for name, value in variables.items())
     return (
-        f"set -euo pipefail; export PYTHONPATH={package} "
+        f"set -euo pipefail; export PYTHONPATH={package} SCRIPTS={scripts} "
         f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; "
     )
 

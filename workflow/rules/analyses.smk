@@ -29,5 +29,5 @@ for analysis in ANALYSES:
         message:
             analysis.title
         shell:
-            "python {SCRIPTS:q}/analyse.py {params.analysis:q} --results {params.results:q} "
+            'python "$SCRIPTS/analyse.py" {params.analysis:q} --results {params.results:q} '
             "> {log:q} 2>&1"

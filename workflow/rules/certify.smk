@@ -30,9 +30,9 @@ rule certify:
         settings=sections(study, "model", "evaluation.window", "evaluation.token_budget"),
         results=subpath(input.model, parent=True),
     message:
-        "Certifying {wildcards.strategy} on {study.calibration.documents} documents"
+        f"Certifying {{wildcards.strategy}} on {study.calibration.documents} documents"
     shell:
-        "python {SCRIPTS:q}/certify.py --results {params.results:q} --strategy {wildcards.strategy:q} "
+        'python "$SCRIPTS/certify.py" --results {params.results:q} --strategy {wildcards.strategy:q} '
         "> {log:q} 2>&1"
 
 
@@ -57,6 +57,6 @@ rule fit_scale:
     message:
         "Fitting the scale of the output under {wildcards.strategy}"
     shell:
-        "python {SCRIPTS:q}/fit_scales.py --results {params.results:q} "
+        'python "$SCRIPTS/fit_scales.py" --results {params.results:q} '
         "--strategy {wildcards.strategy:q} --settings {params.settings:q} --inputs {input:q} "
         "2> {log:q}"

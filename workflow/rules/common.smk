@@ -24,7 +24,6 @@ from moe_routing.workflow import (
 
 # The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
 CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
-SCRIPTS = CHECKOUT / "scripts"
 
 try:
     refuse_templates(workflow.configfiles)

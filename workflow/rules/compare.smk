@@ -38,4 +38,4 @@ rule collect:
         "Collecting the cells"
     # Shown as well as logged: it warns where cells were not made alike.
     shell:
-        "python {SCRIPTS:q}/collect.py --results {params.results:q} 2>&1 | tee {log:q}"
+        'python "$SCRIPTS/collect.py" --results {params.results:q} 2>&1 | tee {log:q}'

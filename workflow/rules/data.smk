@@ -22,7 +22,7 @@ rule prepare_dataset:
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        "python {SCRIPTS:q}/prepare_data.py --config {params.config:q} --dataset {wildcards.dataset:q} "
+        'python "$SCRIPTS/prepare_data.py" --config {params.config:q} --dataset {wildcards.dataset:q} '
         "--raw {params.raw:q} --out {output:q} 2> {log:q}"
 
 
@@ -57,7 +57,7 @@ rule prepare_calibration:
     message:
         "Preparing calibration text"
     shell:
-        "python {SCRIPTS:q}/prepare_data.py --config {params.config:q} --dataset calibration "
+        'python "$SCRIPTS/prepare_data.py" --config {params.config:q} --dataset calibration '
         "--raw {params.raw:q} --out {output.texts:q} 2> {log:q}"
 
 
@@ -84,5 +84,5 @@ rule check_overlap:
     message:
         "Checking that {wildcards.dataset} shares nothing with the calibration text"
     shell:
-        "python {SCRIPTS:q}/prepare_data.py --config {params.config:q} --dataset {wildcards.dataset:q} "
+        'python "$SCRIPTS/prepare_data.py" --config {params.config:q} --dataset {wildcards.dataset:q} '
         "--check-overlap --raw {params.raw:q} --out {output:q} 2> {log:q}"

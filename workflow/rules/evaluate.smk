@@ -35,6 +35,6 @@ rule evaluate:
     message:
         "Scoring {wildcards.name} on {wildcards.dataset} ({threads} threads, gpu={resources.gpu})"
     shell:
-        "python {SCRIPTS:q}/evaluate.py --results {params.results:q} "
+        'python "$SCRIPTS/evaluate.py" --results {params.results:q} '
         "--cell {wildcards.part:q}/{wildcards.name:q}/{wildcards.dataset:q} "
         "--settings {params.settings:q} --inputs {input.files:q} 2> {log:q}"

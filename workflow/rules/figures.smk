@@ -32,7 +32,7 @@ rule plot_comparison:
     message:
         "Drawing the comparison"
     shell:
-        "python {SCRIPTS:q}/figures.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/figures.py" --results {params.results:q} 2> {log:q}'
 
 
 for analysis in ANALYSES:
@@ -67,5 +67,5 @@ for analysis in ANALYSES:
         message:
             f"Drawing the figures: {analysis.category}"
         shell:
-            "python {SCRIPTS:q}/analyse.py {params.analysis:q} --results {params.results:q} --figures "
+            'python "$SCRIPTS/analyse.py" {params.analysis:q} --results {params.results:q} --figures '
             "> {log:q} 2>&1"

@@ -30,7 +30,7 @@ rule comparison_report:
     message:
         "Writing the comparison report"
     shell:
-        "python {SCRIPTS:q}/comparison_report.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/comparison_report.py" --results {params.results:q} 2> {log:q}'
 
 
 rule render_article:
@@ -61,7 +61,7 @@ rule render_article:
         "Rendering the article"
     # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
     shell:
-        "python {SCRIPTS:q}/render_report.py --results {params.results:q} "
+        'python "$SCRIPTS/render_report.py" --results {params.results:q} '
         "--source {params.source:q} 2>&1 | tee {log:q}"
 
 
@@ -88,4 +88,4 @@ rule archive:
     message:
         "Packing the finished study: {output}"
     shell:
-        "python {SCRIPTS:q}/archive.py --results {params.results:q} --out {output:q} 2> {log:q}"
+        'python "$SCRIPTS/archive.py" --results {params.results:q} --out {output:q} 2> {log:q}'

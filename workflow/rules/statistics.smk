@@ -35,6 +35,6 @@ rule statistics:
         ),
         results=subpath(output[0], ancestor=2),
     message:
-        "Testing every strategy against {study.statistics.baseline}"
+        f"Testing every strategy against {study.statistics.baseline}"
     shell:
-        "python {SCRIPTS:q}/compute_statistics.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/compute_statistics.py" --results {params.results:q} 2> {log:q}'
