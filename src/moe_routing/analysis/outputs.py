@@ -98,7 +98,7 @@ BH = Analysis(
     "bh",
     "Routing by BH over max_k, alpha and null",
     "BH routing",
-    ("model", "analysis.bh", "evaluation", "statistics", "seed"),
+    (*_SCORED, "analysis.bh", "evaluation", "statistics.baseline", "statistics.margin_nats"),
     (
         "bh_routing_results.csv",
         "bh_pivot.csv",
