@@ -214,18 +214,18 @@ def test_changed_items_rerun_that_set_only(smoke_run):
     [
         (
             "{epsilon: 0.00003}",
-            {"fit_null", "evaluate_bh_k8_a005", "bh", "ablation"},
+            {"fit_null", "evaluate_bh_k8_a005", "bh", "toggle_held_out", "ablation", "validity"},
             {"prepare_calibration", "sample_logits", "toggle_experts", "evaluate_adaptive_k8"},
         ),
         (
             "{toggled_tokens: 24}",
-            {"toggle_experts", "fit_null", "evaluate_bh_k8_a005", "bh", "ablation"},
+            {"toggle_experts", "fit_null", "evaluate_bh_k8_a005", "bh", "ablation", "validity"},
             {
                 "prepare_calibration",
                 "sample_logits",
                 "fit_outputs",
                 "evaluate_adaptive_k8",
-                "validity",
+                "toggle_dead",
             },
         ),
     ],
