@@ -26,8 +26,8 @@ from moe_routing.statistics.estimate import Estimate
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 METRIC = {
     "wikipedia": ("perplexity", "token_perplexity"),
-    "hellaswag": ("multiple_choice", "accuracy_norm"),
-    "lambada": ("last_word", "accuracy"),
+    "hellaswag": ("multiple_choice", "gold_bits_per_byte"),
+    "lambada": ("last_word", "gold_bits_per_byte"),
 }
 PROVENANCE = Provenance(
     path="model", revision="", dtype="float32", device="cpu", experts_implementation="dropless",
@@ -143,3 +143,21 @@ def test_a_record_reads_back_as_it_was_written(tmp_path, changes, ending, timing
     assert list(values)[-1] == ending
     assert list(values["timings"]) == timings
     assert CellRecord.read(path) == record
+
+
+def test_the_table_of_cells_shows_the_main_metric_of_the_config(tmp_path):
+    for name, metric in (("accuracy_norm", "accuracy_norm"), ("gold_margin", "gold_margin")):
+        config = load_config(CONFIG)
+        hellaswag = config.datasets["hellaswag"].model_copy(update={"main_metric": name})
+        config = config.model_copy(
+            update={
+                "strategies": ["stock"], "controls": [], "levers": [],
+                "datasets": {"hellaswag": hellaswag},
+            }
+        )  # fmt: skip
+        estimates = (Estimate("accuracy", 9.0, 8.0, 10.0, 7), Estimate(metric, 1.0, 0.5, 2.0, 7))
+        record = record_of("stock", "hellaswag", metrics=estimates)
+        record.write(cell_file(tmp_path, "stock", "hellaswag"))
+        write_tables(config, tmp_path)
+        table = pd.read_csv(tmp_path / "comparison" / "full_routing_results.csv")
+        assert table[["metric", "value"]].to_numpy().tolist() == [[metric, 1.0]]

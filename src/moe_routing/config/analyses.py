@@ -193,8 +193,14 @@ class HeldOutAnalysis(ClosedModel):
     """Toggled experts of text that nothing was fitted on, which validity and ablation read."""
 
     tokens: PositiveInt = Field(
-        default=300,
-        description="Tokens of each text whose experts are toggled, one at a time and together.",
+        default=400,
+        description="Tokens of held-out calibration text whose experts are toggled, one at a time "
+        "and together.",
+    )
+    dataset_tokens: PositiveInt = Field(
+        default=120,
+        description="The same of each evaluation set, and of calibration text in the states of the "
+        "model under BH.",
     )
     datasets: list[str] | None = Field(
         default=None,
@@ -208,7 +214,7 @@ class HeldOutAnalysis(ClosedModel):
         "64.",
     )
     dead_tokens: PositiveInt = Field(
-        default=120,
+        default=100,
         description="Tokens whose experts are toggled in that model: as many to calibrate it as to "
         "test it.",
     )

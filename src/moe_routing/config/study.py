@@ -36,6 +36,7 @@ from moe_routing.vocabulary import (
     STATIC_KIND,
     WEIGHTING_KIND,
     is_null,
+    task_of,
 )
 
 CALIBRATION = "calibration"
@@ -114,6 +115,13 @@ class DatasetConfig(ClosedModel):
     items: PositiveInt | None = Field(
         default=None,
         description="Size of a random subset drawn with the study's seed; null uses every item.",
+    )
+    main_metric: str | None = Field(
+        default=None,
+        description="Metric that strategies are compared by first, declared before the run: "
+        "nats_per_token for running text; accuracy_norm, accuracy, gold_bits_per_byte (of the "
+        "right continuation) or gold_margin for hellaswag; accuracy, gold_bits_per_byte or "
+        "nats_per_target for lambada; null uses the first of these.",
     )
 
 
@@ -282,6 +290,11 @@ class StudyConfig(ClosedModel):
         for name in value:
             if name not in DATASETS:
                 raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(DATASETS)}")
+            main, allowed = value[name].main_metric, task_of(name).compared
+            if main is not None and main not in allowed:
+                raise ValueError(
+                    f"{name}.main_metric is '{main}'; allowed: {', '.join(allowed)}, null"
+                )
         return value
 
     @field_validator("calibration")
@@ -381,6 +394,14 @@ class StudyConfig(ClosedModel):
                     "another value"
                 )
         return self
+
+    @property
+    def main_metrics(self) -> dict[str, str]:
+        """The metric that each data set is compared by first."""
+        return {
+            name: dataset.main_metric or task_of(name).compared[0]
+            for name, dataset in self.datasets.items()
+        }
 
     @property
     def scored(self) -> list[str]:

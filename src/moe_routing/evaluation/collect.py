@@ -35,7 +35,7 @@ def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.
     for strategy in config.scored:
         for dataset in config.datasets:
             record = CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
-            cells.append(_cell_row(record))
+            cells.append(_cell_row(record, config.main_metrics[dataset]))
             metrics += [
                 {"strategy": strategy, "dataset": dataset, **_interval(estimate)}
                 for estimate in record.metrics
@@ -70,12 +70,12 @@ def _interval(estimate: Estimate) -> dict[str, object]:
     }
 
 
-def _cell_row(record: CellRecord) -> dict[str, object]:
+def _cell_row(record: CellRecord, main: str) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
     strategy = record.strategy
     rule = strategy.get("base", strategy)  # a control has the counts of another strategy
-    main = TASKS[record.task].main_metric
-    estimate = _interval(next(one for one in record.metrics if one.metric == main))
+    shown = TASKS[record.task].shown(main)
+    estimate = _interval(next(one for one in record.metrics if one.metric == shown))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],

@@ -68,6 +68,15 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         f"{tables.DAGGER}: significantly different from `{{baseline}}` after correction for "
         f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`.",
     ),
+    "tbl-accuracy": ArticleTable(
+        tables.accuracy_table,
+        "Accuracy on the sets that are compared by another metric, with {confidence} intervals. "
+        "Grey: `{baseline}` itself cannot be distinguished from guessing, so this column cannot "
+        f"show what routing costs. From `{METRICS_FILE}`.",
+        None,
+        lambda study: not tables.accuracy_rows(study).empty,
+        "every set is compared by accuracy",
+    ),
     "tbl-perplexity": ArticleTable(
         tables.perplexity_table,
         "{perplexity_sets} per word and per byte, with {confidence} intervals that resample "

@@ -246,15 +246,15 @@ class Needed(Null):
         Raises:
             InputError: the inputs have no scores, and the statistic is not the probability.
         """
-        masked_TE = inputs.logits_TE == -math.inf
         if self.score == "probability":
+            masked_TE = inputs.logits_TE == -math.inf
             return inputs.own_weight_TE.masked_fill(masked_TE, -math.inf)
         if inputs.score_TE is None:
             raise InputError(
                 f"null '{self.id}' tests the score '{self.score.replace('_', '-')}'; allowed: "
                 "router inputs that are scored by it"
             )
-        return inputs.score_TE.masked_fill(masked_TE, -math.inf)
+        return inputs.score_TE
 
     def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
         """Sort the scores, or the logits, whose order the weights have up to rounding."""
