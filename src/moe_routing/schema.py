@@ -190,6 +190,15 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 RENAMED = {"noise": "numerics", "audit": "ablation", "ragged": "dropless"}
 """Keys and values of earlier versions, and their current names."""
 
+_EVERY = "the ablation reads the toggled experts of analysis.held_out"
+REPLACED = {
+    "ablation.tokens": "it is now analysis.held_out.tokens",
+    "ablation.layers": f"{_EVERY}, in every layer",
+    "ablation.context": f"{_EVERY}, in contexts of at most evaluation.window tokens",
+    "ablation.horizon": f"{_EVERY}, and the loss of the next token only",
+}
+"""Keys of earlier versions without an equal, by the end of their path, and what replaced them."""
+
 
 def _new_name(word: object) -> str:
     new = RENAMED.get(word) if isinstance(word, str) else None
@@ -199,6 +208,8 @@ def _new_name(word: object) -> str:
 def _suggestion(loc: Sequence[str | int], model: type[BaseModel]) -> str:
     """Return the key that was meant, or the section that an existing key belongs to."""
     *above, word = map(str, loc)
+    if (replaced := REPLACED.get(".".join([*above[-1:], word]))) is not None:
+        return f"; {replaced}"
     if word in RENAMED:
         return _new_name(word)
     schema = model.model_json_schema()

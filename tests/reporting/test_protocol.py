@@ -79,9 +79,7 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, out
     for claim in ("Perplexity is the exponential", "A last word counts", "Kullback-Leibler"):
         assert (claim in text) == (claim == "Kullback-Leibler"), claim
     assert "Not made: this run has no running text." in text
-    assert "the analyses of the router, of BH, of its nulls and of its discoveries read HellaS" in (
-        text
-    )
+    assert "the analyses of the router, of BH and of its nulls read HellaSwag instead" in text
     assert "In addition to the cells, BH was run on text over a grid" in text
     assert "We ask whether a statistical test can choose this number" in text
     assert "Strategies take p-values from needed, calibrated on 1,024 tokens" in text

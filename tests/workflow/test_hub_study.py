@@ -39,7 +39,7 @@ SMALLER = {
         "baseline": {"tokens": 256, "domain_tokens": 128},
         "bh": {**BH, "fewer_k": [4], "new_tokens": 4},
         "validity": {"tokens": 256, "nulls": NULLS, "alpha": [0.05], "repeats": 200},
-        "ablation": {"tokens": 8, "layers": 2, "alpha": [0.05], "epsilon": [0.01]},
+        "ablation": {"alpha": [0.05], "epsilon": [0.01]},
     },
     "statistics": {"resamples": 200},
     "resources": {"threads": 1, "mem_mb": 1000, "gpu": 0, "strategies_per_job": 20},

@@ -13,6 +13,13 @@ ALL_LAYERS = "all"
 NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
+REMOVED, ADDED, EITHER = "removed", "added", "all"
+"""In the column ``part``: toggled experts of the model's own choice, the others, or both."""
+
+STOCK, ROUTED = "stock", "routed"
+"""In the column ``states``: experts were toggled in the states of the stock model, or of the model
+that a strategy routes."""
+
 NATS_PER_TOKEN = ("perplexity", "multiple_choice")
 """Tasks whose loss is in nats per token."""
 
@@ -91,7 +98,7 @@ BH = Analysis(
     "bh",
     "Routing by BH over max_k, alpha and null",
     "BH routing",
-    ("model", "analysis.bh", "evaluation", "statistics", "seed"),
+    (*_SCORED, "analysis.bh", "evaluation", "statistics.baseline", "statistics.margin_nats"),
     (
         "bh_routing_results.csv",
         "bh_pivot.csv",
@@ -146,11 +153,30 @@ VALIDITY = Analysis(
 )
 ABLATION = Analysis(
     "ablation",
-    "Ablating selected experts, one at a time",
+    "Judging discoveries, and what is left out, by toggled experts",
     "Ablation",
-    (*_SCORED, "analysis.ablation"),
-    ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
-    ("false_discoveries",),
+    (
+        "analysis.ablation",
+        "analysis.held_out.datasets",
+        "calibration.epsilon",
+        "calibration.nulls",
+        "statistics.primary",
+        "statistics.confidence",
+        "statistics.resamples",
+        "seed",
+    ),
+    (
+        "ablation.csv",
+        "left_out.csv",
+        "states.csv",
+        "needed_experts.csv",
+        "class_contrasts.csv",
+        "presence.csv",
+        "joint_removals.csv",
+        "headroom.csv",
+    ),
+    ("false_discoveries", "needed_experts", "left_out"),
+    runs_model=False,
 )
 CONSEQUENCE = Analysis(
     "consequence",

@@ -147,40 +147,23 @@ class ValidityAnalysis(ClosedModel):
 
 
 class AblationAnalysis(ClosedModel):
-    """Change in loss when one of the experts that the stock router selects is removed."""
+    """What discoveries are worth: toggled experts of held-out text, under every null and level."""
 
-    tokens: PositiveInt = Field(
-        default=200,
-        description="Number of tokens: four per document, or more if there are few documents.",
-    )
-    layers: PositiveInt = Field(
-        default=4,
-        description="Number of layers, evenly spaced and including the first and last; all "
-        "layers if the model has fewer.",
-    )
     alpha: list[Level] = _ALPHA
     nulls: list[str] | None = _NULLS
     epsilon: list[PositiveFloat] = Field(
         default=[0.001, 0.01, 0.1],
         min_length=1,
-        description="Changes in loss, in nats, below which removing an expert counts as having "
-        "no effect; one table and one panel per value.",
+        description="Losses, in nats: a discovery is false if its removal does not raise the loss "
+        "of the next token by this much, and harmful if it lowers the loss by this much.",
     )
     primary_epsilon: PositiveFloat = Field(
         default=0.01, description="Value of epsilon that the text of the report refers to, in nats."
-    )
-    context: int = Field(default=64, ge=16, description="Tokens read from each document.")
-    horizon: PositiveInt = Field(
-        default=4,
-        description="Number of consecutive tokens whose loss is measured, starting with the "
-        "ablated token.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationAnalysis:
         _check_nulls(self.nulls)
-        if self.horizon >= self.context // 2:
-            raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
         if self.primary_epsilon not in self.epsilon:
             raise ValueError(
                 f"primary_epsilon is {self.primary_epsilon}; allowed: one of epsilon, "
@@ -233,7 +216,7 @@ class AnalysisConfig(ClosedModel):
         default_factory=ValidityAnalysis, description="Size of the nulls and FDR of the procedures."
     )
     ablation: AblationAnalysis = Field(
-        default_factory=AblationAnalysis, description="Removal of selected experts."
+        default_factory=AblationAnalysis, description="What discoveries are worth."
     )
     held_out: HeldOutAnalysis = Field(
         default_factory=HeldOutAnalysis,

@@ -306,13 +306,46 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     "fig-ablation": _analysis(
         "ablation",
         "false_discoveries",
-        "Expert ablation: of the experts that the stock router chose and a null calls discoveries, "
-        "the proportion whose removal from the stock model changes the loss by less than epsilon, "
-        "by alpha. Grey: all experts that the stock router chose.",
-        "One column per epsilon, one line per null: alpha on the x-axis, with bars for intervals; "
-        "above the false discovery proportion, below the false discovery rate; a grey band for the "
-        "stock router and a dotted line for alpha.",
+        "What discoveries are worth on held-out text, by null. Left: the false discovery rate by "
+        "KL, all discoveries. Middle and right: of the discoveries among the experts of the "
+        "model's own choice, the proportions whose removal does not raise the loss of the next "
+        "token, or lowers it (harmful); grey: of that whole choice. Above against alpha, with "
+        "intervals; below by layer, with the interval of the first null. Dotted: alpha. "
+        "Proportions of fewer than 30 discoveries are left out.",
+        "Two rows of three panels, one line per null: alpha on the x-axis above, layer below; the "
+        "false discovery rate by KL with alpha dotted, the proportion of false discoveries by "
+        "loss, and the proportion of harmful ones, both with a grey band for the model's own "
+        "choice.",
         "ablation.csv",
+        "states.csv",
+    ),
+    "fig-left-out": _analysis(
+        "ablation",
+        "left_out",
+        "Beside the false discovery rate. Left: the proportion of needed experts that the study's "
+        "BH arm, with floor and cap, leaves out, by layer, and the part of the sum of KLs that "
+        "those of the model's own choice have. Middle: KL when all it leaves out of that choice is "
+        "removed at once, in one layer or in all, against the sum of single removals. Right: KL at "
+        "equal number kept in all layers at one token, by what ranks the experts. Bands and bars: "
+        "intervals.",
+        "Three panels. Layer on the x-axis: proportion left out of the model's own choice, of all "
+        "experts, and of the effects. Layer and all layers on the x-axis: KL of joint removal and "
+        "sum of single ones. Experts kept on the x-axis: KL, one line for each of four orders.",
+        "left_out.csv",
+        "joint_removals.csv",
+        "headroom.csv",
+    ),
+    "fig-needed": _analysis(
+        "ablation",
+        "needed_experts",
+        "N(epsilon): experts of the model's own choice whose removal changes the prediction by a "
+        "KL of at least epsilon, per token and layer, on held-out calibration text. Classes are "
+        "thirds of the tokens by frequency in calibration text, by position, and by the loss of "
+        "the next token, and tokens at the start of a word or inside one. Bands and bars: "
+        "intervals.",
+        "Layer on the x-axis and needed experts on the y-axis, one line per epsilon; beside it "
+        "one row per class of tokens with needed experts on the x-axis, one marker per epsilon.",
+        "needed_experts.csv",
     ),
 }
 """By cross-reference label."""

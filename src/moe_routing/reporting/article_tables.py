@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import tables, tables_levers, tables_validity, wording
+from moe_routing.reporting import (
+    tables,
+    tables_ablation,
+    tables_levers,
+    tables_validity,
+    wording,
+)
+from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_consequence import LAW_FILE
 from moe_routing.reporting.findings_needed import DEAD_EXPERTS, DEAD_LAYERS, RATES, WORST_EXPERTS
@@ -161,6 +168,29 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "llrrr",
         lambda study: bool(study.certificates),
         "no strategy was certified",
+    ),
+    "tbl-discoveries": ArticleTable(
+        tables_ablation.discoveries_table,
+        "What discoveries are worth, over all layers, at the level nearest to that of the primary "
+        "strategy, with {confidence} intervals; rates in percent. Own, others: discoveries per "
+        "token and layer among the experts of the model's own choice and among all others. The "
+        "false discovery rate is about all discoveries, by KL and its epsilon in nats; false by "
+        "loss and harmful are proportions of those of the own choice. From "
+        f"`{DISCOVERIES}`.",
+        "lrrrrrr",
+        lambda study: not study.table(DISCOVERIES).empty,
+        "the analysis ablation/ was not run",
+    ),
+    "tbl-headroom": ArticleTable(
+        tables_ablation.headroom_table,
+        "Orders of the experts of the model's own choice at equal number kept in every layer, at "
+        "one token: mean KL from stock in nats, the difference from the router's order on the same "
+        "tokens, and the part of the distance to the order by measured effect that an order "
+        "closes, with {confidence} intervals. "
+        f"From `{HEADROOM}`.",
+        "rlrrr",
+        lambda study: not study.table(HEADROOM).empty,
+        "the analysis ablation/ was not run",
     ),
     "tbl-controls": ArticleTable(
         tables.controls_table,

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from moe_routing.errors import InputError
 from moe_routing.reporting import (
     findings,
+    findings_ablation,
     findings_analyses,
     findings_consequence,
     findings_controls,
@@ -141,8 +142,21 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "procedures": lambda study: findings_validity.procedures(
             study.table(findings_validity.SIMULATION), study.config.statistics.confidence
         ),
-        "ablation": lambda study: findings_analyses.ablation(
-            study.table(findings_analyses.ABLATION_TABLE), study.config
+        "ablation": lambda study: findings_ablation.discoveries(
+            study.table(findings_ablation.DISCOVERIES), study.config
+        ),
+        "left_out": lambda study: findings_ablation.beside(
+            study.table(findings_ablation.LEFT_OUT),
+            study.table(findings_ablation.JOINT),
+            study.table(findings_ablation.STATES),
+        ),
+        "needs": lambda study: [
+            findings_ablation.needed(study.table(findings_ablation.NEEDED)),
+            findings_ablation.contrasts(study.table(findings_ablation.CONTRASTS)),
+            findings_ablation.presence(study.table(findings_ablation.PRESENCE)),
+        ],
+        "headroom": lambda study: findings_ablation.headroom(
+            study.table(findings_ablation.HEADROOM)
         ),
         "missing": missing,
     }
