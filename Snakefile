@@ -5,13 +5,15 @@
 #   snakemake pretrain --cores all --configfile config/pretrain.yaml  train the embedded model
 from snakemake.utils import min_version
 
+from moe_routing.files import first_existing
+
 min_version("9.0")
 
 
 # A config file given on the command line replaces the default one; it does not extend it.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: first_existing("config/config.yaml", f"{workflow.basedir}/config/config.yaml")
 
 
 if "sources" in config:
@@ -25,20 +27,23 @@ if "sources" in config:
         input:
             f"{RUN}/model/README.md",
         message:
-            "The trained model is complete: {RUN}/model"
+            f"The trained model is complete: {RUN}/model"
 
 else:
 
     include: "workflow/rules/common.smk"
-    include: "workflow/rules/fetch.smk"
-    include: "workflow/rules/data.smk"
-    include: "workflow/rules/calibrate.smk"
-    include: "workflow/rules/certify.smk"
-    include: "workflow/rules/evaluate.smk"
+
+    if not FINISHED_ELSEWHERE:
+
+        include: "workflow/rules/fetch.smk"
+        include: "workflow/rules/data.smk"
+        include: "workflow/rules/calibrate.smk"
+        include: "workflow/rules/certify.smk"
+        include: "workflow/rules/evaluate.smk"
+        include: "workflow/rules/held_out.smk"
+        include: "workflow/rules/analyses.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
-    include: "workflow/rules/held_out.smk"
-    include: "workflow/rules/analyses.smk"
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/report.smk"
 
@@ -50,4 +55,4 @@ else:
             rules.comparison_report.output,
             rules.render_article.output,
         message:
-            "The study is complete: {RESULTS}"
+            f"The study is complete: {RESULTS}"

@@ -1,37 +1,48 @@
-"""Score strategies on evaluation sets: cells/<strategy>/<dataset>.parquet and .json.
+"""Score a cell: cells/<strategy>/<data set>.parquet and .json, or numerics/<arm>/<data set>.*.
 
-By hand: python scripts/evaluate.py --results results/default --strategy bh_k16_a005 stock
+A cell that an earlier job has scored is copied from the study's store. Otherwise other cells of
+the data set are scored in passing, as many as the config's resources.strategies_per_job allows.
+
+By hand: python scripts/evaluate.py --results results/default --cell cells/stock/wikipedia
 """
 
 import argparse
 from pathlib import Path
 
 from moe_routing.cli import first_line, run
+from moe_routing.evaluation.store import deliver_finished
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Parse arguments, load the model once, evaluate every strategy on every set."""
+    """Parse arguments, then copy the cell or score it."""
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument(
-        "--strategy",
-        required=True,
-        nargs="+",
-        metavar="ID",
-        help="strategy ids, such as regular_k4",
+        "--cell", required=True, metavar="PART/NAME/DATASET", help="such as cells/stock/wikipedia"
     )
     parser.add_argument(
-        "--dataset", nargs="+", metavar="NAME", help="evaluation sets (default: all)"
+        "--settings", help="what determines the cell, as JSON (default: by the config)"
+    )
+    parser.add_argument(
+        "--inputs", nargs="+", default=[], help="files that determine it (default: by the config)"
     )
     arguments = parser.parse_args()
-
-    from moe_routing.config.study import load_config
-    from moe_routing.evaluation.cells import evaluate_strategies
+    results = arguments.results
 
     clock.started()
-    config = load_config(arguments.results / "config.yaml")
-    evaluate_strategies(config, arguments.results, arguments.strategy, arguments.dataset)
+    asked = (arguments.cell, (".parquet", ".json"), arguments.settings, arguments.inputs)
+    if deliver_finished(results, *asked):
+        return
+
+    from moe_routing.config.cells import parse_cell
+    from moe_routing.config.study import load_config
+    from moe_routing.evaluation.cells import complete_cell
+
+    clock.started()
+    clock.started()
+    config = load_config(results / "config.yaml")
+    complete_cell(config, results, parse_cell(config, arguments.cell))
 
 
 if __name__ == "__main__":

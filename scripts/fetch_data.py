@@ -13,8 +13,7 @@ from pathlib import Path
 
 from moe_routing.cli import run
 from moe_routing.config.study import load_config
-from moe_routing.data.prepare import source_of
-from moe_routing.data.sources import fetch, raw_path
+from moe_routing.data.sources import fetch, raw_path, source_of
 from moe_routing.errors import InputError
 from moe_routing.usage import JobClock
 

@@ -1,26 +1,42 @@
-"""Fit the scale of the experts' output under strategies that are compared at their best scale.
+"""Fit the scale of the experts' output under a strategy that is compared at its best scale.
 
-By hand: python scripts/fit_scales.py --results results/default
+Other strategies of the study are fitted in passing, as many as resources.strategies_per_job allows.
+
+By hand: python scripts/fit_scales.py --results results/default --strategy stock_scaled
 """
 
 import argparse
 from pathlib import Path
 
 from moe_routing.cli import first_line, run
+from moe_routing.evaluation.store import deliver_finished
 from moe_routing.usage import JobClock
 
 
 def main(clock: JobClock) -> None:
-    """Parse arguments, fit, write and print the scales."""
+    """Parse arguments, then copy the scale or fit it."""
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
-    results = parser.parse_args().results
+    parser.add_argument("--strategy", required=True, metavar="ID", help="such as stock_scaled")
+    parser.add_argument(
+        "--settings", help="what determines the scale, as JSON (default: by the config)"
+    )
+    parser.add_argument(
+        "--inputs", nargs="+", default=[], help="files that determine it (default: by the config)"
+    )
+    arguments = parser.parse_args()
+    results = arguments.results
+
+    clock.started()
+    path = f"calibration/scales/{arguments.strategy}"
+    if deliver_finished(results, path, (".json",), arguments.settings, arguments.inputs):
+        return
 
     from moe_routing.evaluation.scales import scale_study
 
     clock.started()
-    for name, scale in scale_study(results).items():
-        print(f"{name}: {scale:.3f}")
+    clock.started()
+    scale_study(results, arguments.strategy)
 
 
 if __name__ == "__main__":

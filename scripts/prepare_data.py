@@ -6,6 +6,11 @@ By hand, after fetch_data.py and with the evaluation sets before calibration:
         --raw results/default/data/raw --out results/default/data/hellaswag.parquet
     python scripts/prepare_data.py --config config/config.yaml --dataset calibration \
         --raw results/default/data/raw --out results/default/data/calibration.parquet
+
+Whether a set and existing calibration text are disjoint:
+
+    python scripts/prepare_data.py --config config/config.yaml --dataset hellaswag --check-overlap \
+        --raw results/default/data/raw --out results/default/data/overlap/hellaswag.json
 """
 
 from __future__ import annotations
@@ -16,11 +21,11 @@ from pathlib import Path
 from moe_routing.cli import run
 from moe_routing.config.study import load_config
 from moe_routing.data.prepare import (
-    CALIBRATION,
+    check_overlap,
     prepare_calibration,
     prepare_dataset,
-    source_of,
 )
+from moe_routing.data.sources import CALIBRATION, source_of
 from moe_routing.usage import JobClock
 
 
@@ -39,11 +44,19 @@ def main(clock: JobClock) -> None:
         help="Parquet file to write; calibration reads the prepared sets beside it and writes a "
         ".json manifest too",
     )
+    parser.add_argument(
+        "--check-overlap",
+        action="store_true",
+        help="only check the set against the calibration text in the folder above --out",
+    )
     arguments = parser.parse_args()
     clock.started()
     config = load_config(arguments.config)
     source_of(config, arguments.dataset)
-    if arguments.dataset == CALIBRATION:
+    if arguments.check_overlap:
+        prepared = arguments.out.parents[1]
+        check_overlap(config, arguments.dataset, arguments.raw, prepared, arguments.out)
+    elif arguments.dataset == CALIBRATION:
         prepare_calibration(config, arguments.raw, arguments.out.parent, arguments.out)
     else:
         prepare_dataset(config, arguments.dataset, arguments.raw, arguments.out)

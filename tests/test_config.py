@@ -99,31 +99,6 @@ def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against(values):
     assert study.nulls_of("bh_k8_a005", "bh_k4_a005") == ["needed"]
 
 
-def test_a_job_scores_strategies_of_one_family_or_controls(values):
-    values["strategies"] = ["uniform_k4", "stock", "bh_k8_a005", "regular_k2", "regular_k4"]
-    values["controls"] = ["regular_k1", "shuffle.bh_k8_a005", "regular_k16"]
-    values["levers"] = ["absolute_k8_b3", "regular_k3_norm", "certified_k8_m001"]
-    values["resources"] = {"strategies_per_job": 2}
-    study = StudyConfig.model_validate(values)
-    assert study.scoring_jobs == [
-        ("stock",),
-        ("uniform_k4", "regular_k2"),
-        ("regular_k4",),
-        ("bh_k8_a005",),
-        ("regular_k1", "shuffle.bh_k8_a005"),
-        ("regular_k16",),
-        ("absolute_k8_b3", "regular_k3_norm"),
-        ("certified_k8_m001",),
-    ]
-    # Any control may be in a job with a static one, under another grouping.
-    waiting = [job for job in study.scoring_jobs if study.needs_baseline(job)]
-    assert waiting == [study.scoring_jobs[number] for number in (1, 2, 4, 5, 6, 7)]
-    assert study.needs_baseline(("shuffle.bh_k8_a005",))
-    values["resources"] = {}
-    study = StudyConfig.model_validate(values)
-    assert sorted(study.scoring_jobs) == sorted((name,) for name in study.scored)
-
-
 def test_levers_are_apart_from_strategies_and_controls(values):
     both = {**values, "levers": ["regular_k4"]}
     with pytest.raises(ValidationError, match="levers has 'regular_k4', which is also in"):

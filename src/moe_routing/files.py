@@ -50,3 +50,8 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{path}: is a {type(value).__name__}; allowed: a JSON object")
     return value
+
+
+def first_existing(*paths: str) -> str:
+    """Return the first path that exists, or else the first."""
+    return next((path for path in paths if Path(path).exists()), paths[0])

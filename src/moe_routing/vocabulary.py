@@ -519,3 +519,20 @@ def hypothesis(null_id: str, epsilon: float | None = None, score: ExpertScore | 
 def _power_of_ten(value: float) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def text_dataset(datasets: Iterable[str]) -> str:
+    """Return the set whose text the analyses read.
+
+    It is the first perplexity set of the study; without one, the first last-word set; without
+    either, the first set.
+
+    >>> text_dataset(["hellaswag", "lambada", "wikipedia"]), text_dataset(["hellaswag", "lambada"])
+    ('wikipedia', 'lambada')
+    """
+    names = list(datasets)
+    for task in ("perplexity", "last_word"):
+        for name in names:
+            if DATASETS[name].task == task:
+                return name
+    return names[0]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import getitem
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -20,18 +19,22 @@ from moe_routing.analysis.outputs import (
     VALIDITY,
     Analysis,
 )
-from moe_routing.analysis.text import text_dataset
+from moe_routing.config import cells
+from moe_routing.config.cells import sections
 from moe_routing.config.limits import Limits, check_limits
-from moe_routing.config.study import CALIBRATION, StudyConfig
-from moe_routing.data.prepare import CERTIFICATION_FILE, source_of
-from moe_routing.data.sources import raw_path
+from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
+from moe_routing.data.prepare import CERTIFICATION_FILE
+from moe_routing.data.sources import raw_path, source_of
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
+from moe_routing.evaluation.archive import ARCHIVED
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
-from moe_routing.vocabulary import NeededId
+from moe_routing.vocabulary import NeededId, text_dataset
+
+__all__ = ["sections"]  # for the rules
 
 
 def validate_config(values: dict) -> StudyConfig:
@@ -41,6 +44,64 @@ def validate_config(values: dict) -> StudyConfig:
         InputError: see :func:`moe_routing.schema.parse`.
     """
     return parse(StudyConfig, values, "config")
+
+
+def checkout_of(rules: str) -> Path:
+    """Return the folder of the root Snakefile, given that of a rule file.
+
+    Relative to the working directory if it is in there, so that commands and inputs stay the same
+    when both are moved.
+    """
+    checkout = Path(rules).resolve().parents[1]
+    here = Path.cwd().resolve()
+    return checkout.relative_to(here) if checkout.is_relative_to(here) else checkout
+
+
+def located(study: StudyConfig, checkout: Path) -> StudyConfig:
+    """Return a config whose relative paths are found: in the working directory or the checkout."""
+
+    def found(path: str) -> str:
+        there = checkout / path
+        return str(there) if not Path(path).exists() and there.exists() else path
+
+    def sourced(source: Source) -> Source:
+        if not isinstance(source, LocalSource):
+            return source
+        return source.model_copy(update={"path": found(source.path)})
+
+    model = study.model
+    if model.revision is None:
+        model = model.model_copy(update={"path": found(model.path)})
+    source = sourced(study.calibration.source)
+    datasets = {
+        name: one.model_copy(update={"source": sourced(one.source)})
+        for name, one in study.datasets.items()
+    }
+    calibration = study.calibration.model_copy(update={"source": source})
+    return study.model_copy(
+        update={"model": model, "calibration": calibration, "datasets": datasets}
+    )
+
+
+def finished_elsewhere(study: StudyConfig, results: Path, *, own_python: bool) -> bool:
+    """Return whether finished cells were brought to a machine that cannot make them.
+
+    Statistics, figures and the article are then made from what is there, and the rules before them
+    are left out. So it is with an archive, without the folder of a local model, and without torch.
+
+    Args:
+        study: the config.
+        results: folder of the study.
+        own_python: whether the jobs run in the Python of this process, not in environments of
+            their own.
+    """
+    if (results / ARCHIVED).is_file():
+        return True
+    files = (results / f"{cell.path}.json" for cell in cells.cells_of(study))
+    if not (results / cells.MODEL_FILE).is_file() or not all(file.is_file() for file in files):
+        return False
+    without_model = study.model.revision is None and not Path(study.model.path).is_dir()
+    return without_model or (own_python and find_spec("torch") is None)
 
 
 def refuse_templates(files: Iterable[Path | str]) -> None:
@@ -103,68 +164,37 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
     """Return the prefix of every shell command of a rule, with braces doubled for Snakemake.
 
     Jobs import the package from the checkout, even inside conda environments, and work offline.
+    ``$SCRIPTS`` is the folder of the scripts.
     A rule that downloads restores the user's own setting: ``HF_HUB_OFFLINE=$USER_OFFLINE``.
 
     Args:
         checkout: folder of the Snakefile.
         **variables: additional environment variables for the jobs.
     """
-    package = shlex.quote(f"{checkout}/src").replace("{", "{{").replace("}", "}}")
+    package, scripts = (
+        shlex.quote(f"{checkout}/{folder}").replace("{", "{{").replace("}", "}}")
+        for folder in ("src", "scripts")
+    )
     others = "".join(f" {name}={value}" for name, value in variables.items())
     return (
-        f"set -euo pipefail; export PYTHONPATH={package} "
+        f"set -euo pipefail; export PYTHONPATH={package} SCRIPTS={scripts} "
         f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; "
     )
 
 
-def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
-    """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
-
-    A key is a path, such as ``model``, ``datasets.<name>`` or ``analysis.bh.tokens``.
-    """
-    values = study.model_dump(mode="json")
-    return {key: reduce(getitem, key.split("."), values) for key in keys}
-
-
 def intervention_files(nulls: Iterable[str], results: str) -> list[str]:
     """Return the files of toggled experts and of expert outputs if a null needs them."""
-    if not any(NeededId.parse(null) for null in nulls):
-        return []
-    return [f"{results}/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")]
+    return in_results(results, cells.intervention_files(nulls))
 
 
 def null_files(nulls: Iterable[str], results: str) -> list[str]:
     """Return the files of fitted nulls, and those of interventions if a null is bound to them."""
-    names = list(nulls)
-    files = [f"{results}/calibration/nulls/{null}.safetensors" for null in names]
-    return [*files, *intervention_files(names, results)]
+    return in_results(results, cells.null_files(nulls))
 
 
-def calibration_files(
-    study: StudyConfig, strategies: Sequence[str], results: str, *, fitted_by_running: bool = True
-) -> list[str]:
-    """Return the files of the calibration that strategies read, besides the sampled logits.
-
-    Args:
-        study: the config.
-        strategies: ids.
-        results: folder of the study.
-        fitted_by_running: with certificates and scales, which are fitted by running the strategies.
-    """
-    folder, parsed = f"{results}/calibration", [study.parsed[name] for name in strategies]
-    files = null_files(study.nulls_of(*strategies), results)
-    if any(strategy.needs_outputs for strategy in parsed):
-        files.append(f"{folder}/expert_outputs.safetensors")
-    if any(strategy.needs_toggles for strategy in parsed):
-        files.append(f"{folder}/toggles.safetensors")
-    if fitted_by_running:
-        files += [
-            f"{folder}/certificates/{strategy.id}.json"
-            for strategy in parsed
-            if strategy.needs_certificate
-        ]
-        files += [f"{folder}/scales.json"] if any(s.needs_scale for s in parsed) else []
-    return list(dict.fromkeys(files))
+def in_results(results: str, files: Iterable[str]) -> list[str]:
+    """Return the paths of files that are named relative to the results folder."""
+    return [f"{results}/{file}" for file in files]
 
 
 def held_out_inputs(study: StudyConfig, text: str, results: str) -> list[str]:
@@ -285,8 +315,3 @@ def dataset_of(file: str) -> str:
 def source_section(study: StudyConfig, file: str) -> dict[str, object]:
     """Return the source of a downloaded file, so that only a change of it downloads again."""
     return source_of(study, dataset_of(file)).model_dump(mode="json")
-
-
-def unique_folders(paths: Iterable[str]) -> list[str]:
-    """Return the distinct names of the folders that contain the files, in order."""
-    return list(dict.fromkeys(Path(path).parent.name for path in paths))

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from held_out_toggles import write_held_out_toggles
 from planted_ablation import write_held_out
 
 from moe_routing.analysis.ablation import write_ablation
@@ -23,7 +24,7 @@ from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.analysis.telemetry import UnionRecorder
 from moe_routing.analysis.text import first_items, read_text
-from moe_routing.analysis.validity import design_tables, write_validity
+from moe_routing.analysis.validity import design_sizes, write_validity
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.study import load_config
 from moe_routing.data.items import Item, document_item, read_items, write_items
@@ -72,6 +73,7 @@ def results(tmp_path_factory, nano, calibration):
     sample.save(root / "calibration" / SAMPLE_FILE)
     toggles.save(root / "calibration" / TOGGLES_FILE)
     calibration.outputs.save(root / "calibration" / OUTPUTS_FILE)
+    write_held_out_toggles(root, toggles, ["calibration", "lambada"])
     for name in ("needed", "pooled"):
         path = null_path(root / "calibration", name)
         save_null(calibration.nulls[name], sample, path, toggles)
@@ -314,20 +316,36 @@ def test_verdicts_cover_the_nulls_asked_for(results, validity):
     assert validity["null"].tolist() == ["pooled", "within_token"]
     assert validity.loc[0, "worst_size"] < 0.12  # a marginal null, whatever the weights
     designs = pd.read_csv(results / "validity" / "verdict_by_design.csv")
-    assert len(designs) == validity["n_designs"].sum()
+    assert (~designs["if_noise"]).sum() == validity["n_designs"].sum()
     assert (designs["layers"] == 16).all()
     broken = designs[designs["breaks"].notna()]
-    assert broken[["null", "design"]].to_numpy().tolist() == [
-        ["within_token", "real_marginal"],
-        ["within_token", "real_copula"],
+    assert broken[["null", "design", "if_noise"]].to_numpy().tolist() == [
+        ["within_token", "real_marginal", True],
+        ["within_token", "real_copula", True],
     ]
+
+
+def test_the_null_of_the_study_is_verified_on_every_text(results, validity):
+    rates = pd.read_csv(results / "validity" / "false_discoveries.csv")
+    assert rates["text"].unique().tolist() == ["calibration", "lambada"]
+    assert set(rates["procedure"]) == {"bh", "by", "block_exact"}
+    assert rates["layer"].nunique() == 17
+    # Tested on the very documents of the calibration.
+    rule = rates[(rates["part"] == "rule") & (rates["layer"] == "all")]
+    assert (rule["fdr"] <= rule["alpha"] * 1.3).all()
+    worst = pd.read_csv(results / "validity" / "worst_experts.csv")
+    assert set(worst["alpha"]) == {0.1}
+    assert set(worst["max_k"]) == {8}
+    dead = pd.read_csv(results / "validity" / "dead_experts.csv")
+    assert set(dead["dead"]) == {2 / 64}
+    assert (dead["dead_slots"] <= dead["fdr"] + 0.05).all()
 
 
 def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
     settings = config.analysis.validity.model_copy(update={"nulls": ["per_expert"]})
     analysis = config.analysis.model_copy(update={"validity": settings})
     with pytest.raises(InputError) as caught:
-        design_tables(config.model_copy(update={"analysis": analysis}), calibration.sample, rng)
+        design_sizes(config.model_copy(update={"analysis": analysis}), calibration.sample, rng)
     assert str(caught.value) == (
         "analysis.validity.tokens is 256; allowed: more, since null 'per_expert' then has 512 "
         "draws and a verdict at level 0.05 needs 1280"

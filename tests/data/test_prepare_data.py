@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,15 +15,14 @@ import pytest
 import yaml
 
 from moe_routing.config.study import LocalSource, StudyConfig
-from moe_routing.data.items import fingerprint, read_items
+from moe_routing.data.items import fingerprint, read_items, write_items
 from moe_routing.data.overlap import overlapping
 from moe_routing.data.prepare import (
-    CALIBRATION,
+    check_overlap,
     prepare_calibration,
     prepare_dataset,
-    source_of,
 )
-from moe_routing.data.sources import describe, fetch, raw_path
+from moe_routing.data.sources import CALIBRATION, describe, fetch, raw_path, sets_apart, source_of
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 
@@ -195,3 +195,34 @@ def test_scripts_say_what_is_wrong_in_one_line(
     assert done.stderr.startswith("error: data set 'mmlu' is not in the config; allowed: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "lambada.parquet").exists()
+
+
+def test_a_set_that_shares_nothing_leaves_the_calibration_text_as_it_is(
+    study: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    config = study()
+    _run(config, tmp_path)
+    assert sets_apart(config, tmp_path) == list(config.datasets)
+    (tmp_path / "hellaswag.parquet").unlink()
+    assert "hellaswag" not in sets_apart(config, tmp_path)
+    prepare_dataset(config, "hellaswag", tmp_path / "raw", tmp_path / "hellaswag.parquet")
+    out = tmp_path / "overlap" / "hellaswag.json"
+    check_overlap(config, "hellaswag", tmp_path / "raw", tmp_path, out)
+    assert json.loads(out.read_text())["items_checked"] > 4
+    assert (tmp_path / "calibration.json").is_file()
+
+
+def test_a_set_that_shares_text_has_it_drawn_again(
+    study: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    config = study(calibration="wikipedia.jsonl", tokens=200)
+    _run(config, tmp_path)
+    items = read_items(tmp_path / "wikipedia.parquet")
+    texts = pq.read_table(tmp_path / "calibration.parquet").to_pylist()
+    shared = replace(items[0], continuations=(texts[0]["text"],))
+    write_items([*items[1:], shared], tmp_path / "wikipedia.parquet")
+    with pytest.raises(InputError, match=r"datasets\.wikipedia: 1 documents of the calibration"):
+        check_overlap(config, "wikipedia", tmp_path / "raw", tmp_path, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+    assert sets_apart(config, tmp_path) == list(config.datasets)
+    assert not (tmp_path / "calibration.json").exists()

@@ -1,16 +1,19 @@
-"""Strategies that are the same routing on a model are scored once, in one job or in several."""
+"""A cell is scored once: by its own job or in passing, under whichever of its ids."""
 
 from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from documents import ROOT
 
+from moe_routing.config.cells import parse_cell
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.errors import InputError
 from moe_routing.evaluation import cells
 
 SOURCE = {"kind": "local", "path": "unused"}
@@ -41,6 +44,10 @@ def study():
                 "primary": {"strategy": "regular_k1", "dataset": "lambada"},
                 "resamples": 100,
             },
+            "numerics": [
+                {"name": "eager", "experts_implementation": "eager"},
+                {"name": "half", "dtype": "bfloat16"},
+            ],
             "evaluation": {"window": 96, "token_budget": 400, "kl_items": 2},
         }
     )
@@ -58,9 +65,15 @@ def scored(tmp_path, monkeypatch, tiny):
         calls.append((strategy.id, dataset))
         return score_items(loaded, strategy, items, dataset, *rest)
 
+    (tmp_path / "model.json").write_text('{"weights_sha256": "0"}')
     monkeypatch.setattr(cells, "score_items", counted)
     monkeypatch.setattr(cells, "load_study_model", lambda *_: tiny)
     return calls
+
+
+def complete(study, results, *paths, most=1):
+    for path in paths:
+        cells.complete_cell(study, results, parse_cell(study, path), most=most)
 
 
 def cell(results, strategy, dataset):
@@ -69,55 +82,127 @@ def cell(results, strategy, dataset):
     return path.with_suffix(".parquet").read_bytes(), record
 
 
-def assert_same_cell_but_for_the_id(results):
-    for dataset in DATASETS:
-        items, record = cell(results, "stock", dataset)
-        same_items, same_record = cell(results, "regular_k2", dataset)
-        assert same_items == items
-        differing = {key for key in record if record[key] != same_record[key]}
-        assert differing == {"strategy"}  # the timings are those of the one pass
-        specifications = record["strategy"], same_record["strategy"]
-        assert [s["id"] for s in specifications] == ["stock", "regular_k2"]
-        assert [s["family"] for s in specifications] == ["stock", "regular"]
-        assert [(s["k"], s["weighting"]) for s in specifications] == [(2, "softmax")] * 2
+def assert_same_cell_but_for_the_id(results, dataset="lambada"):
+    items, record = cell(results, "stock", dataset)
+    same_items, same_record = cell(results, "regular_k2", dataset)
+    assert same_items == items
+    differing = {key for key in record if record[key] != same_record[key]}
+    assert differing == {"strategy"}  # the timings are those of the one pass
+    specifications = record["strategy"], same_record["strategy"]
+    assert [s["id"] for s in specifications] == ["stock", "regular_k2"]
+    assert [s["family"] for s in specifications] == ["stock", "regular"]
+    assert [(s["k"], s["weighting"]) for s in specifications] == [(2, "softmax")] * 2
 
 
-def test_one_job_scores_them_once(tmp_path, study, scored):
-    cells.evaluate_strategies(study, tmp_path, ["regular_k2", "regular_k1", "stock"])
-    assert scored == [(name, dataset) for dataset in DATASETS for name in study.strategies[:2]]
+@pytest.mark.parametrize("first", ["stock", "regular_k2"])
+def test_the_same_routing_is_scored_once(tmp_path, study, scored, first):
+    names = sorted(["stock", "regular_k2"], key=lambda name: name != first)
+    complete(study, tmp_path, *(f"cells/{name}/lambada" for name in names))
+    assert scored == [("stock", "lambada")]
     assert_same_cell_but_for_the_id(tmp_path)
-    assert cell(tmp_path, "regular_k1", "lambada")[0] != cell(tmp_path, "stock", "lambada")[0]
-
-
-def test_a_later_job_reads_the_cell_of_the_baseline(tmp_path, study, scored):
-    cells.evaluate_strategies(study, tmp_path, ["stock"])
-    del scored[:]
-    cells.evaluate_strategies(study, tmp_path, ["regular_k2", "normalized_k2"])
-    assert scored == [("normalized_k2", dataset) for dataset in DATASETS]
-    assert_same_cell_but_for_the_id(tmp_path)
-
-
-def test_what_is_read_is_what_would_have_been_scored(tmp_path, study, scored):
-    cells.evaluate_strategies(study, tmp_path, ["regular_k2"])  # there is no cell to read
-    alone = {dataset: cell(tmp_path, "regular_k2", dataset)[0] for dataset in DATASETS}
-    cells.evaluate_strategies(study, tmp_path, ["stock"])
-    assert scored == [(name, d) for name in ("regular_k2", "stock") for d in DATASETS]
-    assert alone == {dataset: cell(tmp_path, "stock", dataset)[0] for dataset in DATASETS}
-
-
-@pytest.mark.parametrize("key", ["weights_sha256", "data_sha256", "token_budget", "commit"])
-def test_a_cell_of_another_provenance_is_not_reused(tmp_path, study, scored, key):
-    cells.evaluate_strategies(study, tmp_path, ["stock"], ["lambada"])
-    path = tmp_path / "cells" / "stock" / "lambada.json"
-    record = json.loads(path.read_text())
-    record["provenance"][key] = 1 if key == "token_budget" else "1" * 64
-    path.write_text(json.dumps(record))
-    del scored[:]
-    cells.evaluate_strategies(study, tmp_path, ["regular_k2"], ["lambada"])
-    assert scored == [("regular_k2", "lambada")]
 
 
 def test_other_weights_of_the_same_experts_are_another_routing(tmp_path, study, scored):
-    cells.evaluate_strategies(study, tmp_path, ["stock", "normalized_k2"], ["lambada"])
+    complete(study, tmp_path, "cells/stock/lambada", "cells/normalized_k2/lambada")
     assert scored == [("stock", "lambada"), ("normalized_k2", "lambada")]
     assert cell(tmp_path, "stock", "lambada")[0] != cell(tmp_path, "normalized_k2", "lambada")[0]
+
+
+def test_cells_of_the_set_are_scored_in_passing(tmp_path, study, scored):
+    complete(study, tmp_path, "cells/regular_k1/lambada", most=9)
+    ids = ["regular_k1", "stock", "normalized_k2"]  # regular_k2 is stock
+    assert scored[:3] == [(name, "lambada") for name in ids]
+    assert scored[3:] == [("stock", "lambada")]  # the arm that is scored with the loaded model
+    assert not (tmp_path / "cells" / "stock").exists()  # the outputs of other jobs are theirs
+    every = [f"cells/{name}/lambada" for name in study.strategies]
+    complete(study, tmp_path, *every, "numerics/eager/lambada")
+    assert len(scored) == 4
+    assert_same_cell_but_for_the_id(tmp_path)
+    complete(study, tmp_path, "numerics/half/lambada")
+    assert scored[4:] == [("stock", "lambada")]
+
+
+def test_a_cell_made_in_passing_is_the_cell_made_alone(tmp_path, study, scored):
+    for name in ("alone", "passing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").symlink_to(tmp_path / "data")
+        (tmp_path / name / "model.json").symlink_to(tmp_path / "model.json")
+    complete(study, tmp_path / "alone", "cells/normalized_k2/lambada")
+    complete(study, tmp_path / "passing", "cells/regular_k1/lambada", most=9)
+    before = len(scored)
+    complete(study, tmp_path / "passing", "cells/normalized_k2/lambada")
+    assert len(scored) == before
+    alone, passing = (
+        cell(tmp_path / name, "normalized_k2", "lambada") for name in ("alone", "passing")
+    )
+    assert alone[0] == passing[0]
+    assert {key for key in alone[1] if alone[1][key] != passing[1][key]} <= {"timings"}
+
+
+def test_an_arm_has_its_setting_and_no_divergence(tmp_path, study, scored):
+    complete(study, tmp_path, "numerics/eager/lambada", "cells/stock/lambada")
+    record = json.loads((tmp_path / "numerics/eager/lambada.json").read_text())
+    assert record["numerics"] == {"arm": "eager", "experts_implementation": "eager"}
+    assert record["strategy"]["id"] == "stock"
+    assert record["provenance"]["experts_implementation"] == "eager"
+    assert "kl" not in pd.read_parquet(tmp_path / "numerics/eager/lambada.parquet")
+    assert "kl" in pd.read_parquet(tmp_path / "cells/stock/lambada.parquet")
+    assert "divergence_seconds" not in record["timings"]
+
+
+def test_each_dtype_is_loaded_for_itself(tmp_path, study, scored, monkeypatch, tiny):
+    loaded = []
+
+    def load(model, results, threads):
+        loaded.append((model.dtype, model.experts_implementation))
+        return tiny
+
+    monkeypatch.setattr(cells, "load_study_model", load)
+    complete(study, tmp_path, "cells/stock/lambada", most=9)
+    complete(study, tmp_path, "numerics/half/lambada", most=9)
+    assert loaded == [("float32", "dropless"), ("bfloat16", "dropless")]
+
+
+EDITS = {
+    "resamples": {"statistics": {"resamples": 200}},
+    "confidence": {"statistics": {"confidence": 0.9}},
+    "primary": {"statistics": {"primary": {"strategy": "normalized_k2", "dataset": "lambada"}}},
+    "grouping": {"resources": {"strategies_per_job": 5, "threads": 2}},
+    "another strategy": {"strategies": ["regular_k1", "stock", "regular_k4"]},
+    "calibration": {"calibration": {"source": SOURCE, "tokens": 99}},
+    "seed": {"seed": 1},
+    "budget": {"evaluation": {"token_budget": 500, "window": 96, "kl_items": 2}},
+    "divergence": {"evaluation": {"token_budget": 400, "window": 96, "kl_items": 3}},
+    "dtype": {"model": {"path": "unused", "dtype": "float16"}},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_score_again_what_depends_on_them(tmp_path, study, scored, edit):
+    complete(study, tmp_path, "cells/regular_k1/lambada", "numerics/eager/lambada")
+    values = study.model_dump()
+    for key, value in EDITS[edit].items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    edited = StudyConfig.model_validate(values)
+    del scored[:]
+    complete(edited, tmp_path, "cells/regular_k1/lambada", "numerics/eager/lambada")
+    both = [("regular_k1", "lambada"), ("stock", "lambada")]
+    expected = {"seed": both, "budget": both, "dtype": both, "divergence": both[:1]}
+    assert scored == expected.get(edit, [])
+
+
+@pytest.mark.parametrize("file", ["model.json", "data/lambada.parquet"])
+def test_another_model_or_other_items_are_scored_again(tmp_path, study, scored, file):
+    complete(study, tmp_path, "cells/regular_k1/lambada")
+    if file == "model.json":
+        (tmp_path / file).write_text("{}")
+    else:
+        items = load_items("lambada", ROOT / "tests" / "data_files" / "lambada.jsonl")[:3]
+        write_items(items, tmp_path / file)
+    complete(study, tmp_path, "cells/regular_k1/lambada")
+    assert scored == [("regular_k1", "lambada")] * 2
+
+
+def test_an_unknown_cell_is_named(study):
+    with pytest.raises(InputError, match="cell 'cells/regular_k3/lambada'; allowed: cells/"):
+        parse_cell(study, "cells/regular_k3/lambada")

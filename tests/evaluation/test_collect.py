@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from moe_routing.config.cells import SCHEMA_VERSION
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import (
-    SCHEMA_VERSION,
     CellRecord,
     Provenance,
     RoutingSummary,
@@ -21,7 +22,6 @@ from moe_routing.evaluation.record import (
 )
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
-from moe_routing.statistics.estimate import Estimate
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 METRIC = {
@@ -33,11 +33,21 @@ PROVENANCE = Provenance(
     path="model", revision="", dtype="float32", device="cpu", experts_implementation="dropless",
     router_fingerprint="f" * 64, weights_sha256="0" * 64, token_budget=128, data_sha256="1" * 64,
     seed=0, python="3.11.0", packages={"torch": "2.13.0"}, commit="unknown",
+    code="0" * 16, threads=1,
+)  # fmt: skip
+
+ITEMS = pd.DataFrame(
+    {
+        "cluster": range(7), "log_likelihood": [-3.0, -5, -4, -6, -2, -3, -4], "tokens": 3,
+        "words": 2, "bytes": 12, "correct": [True, False] * 3 + [True], "correct_norm": True,
+        "gold_bits_per_byte": [1.0, 2, 1, 3, 1, 1, 2], "gold_margin": [0.1, -1, 2, -3, 1, 0.5, 1],
+        "kl": [0.1, 0.2, 0.3, *[None] * 4],
+    }
 )  # fmt: skip
 
 
 def record_of(strategy_id, dataset, **changes):
-    task, metric = METRIC[dataset]
+    task, _ = METRIC[dataset]
     values = {
         "schema_version": SCHEMA_VERSION,
         "study": "default",
@@ -45,9 +55,6 @@ def record_of(strategy_id, dataset, **changes):
         "dataset": dataset,
         "task": task,
         "n_items": 7,
-        "metrics": tuple(
-            Estimate(name, 1.0, 0.5, 2.0, n) for name, n in ((metric, 7), ("kl_from_baseline", 3))
-        ),
         "routing": RoutingSummary(9, *[1.0] * 7, {"mean_experts": [1.0]}),
         "timings": Timings(2.0, 4.5, 1.0),
         "provenance": PROVENANCE,
@@ -59,7 +66,9 @@ def record_of(strategy_id, dataset, **changes):
 def results(tmp_path):
     for strategy_id in (*load_config(CONFIG).scored, "perlayer_k6"):
         for dataset in METRIC:
-            record_of(strategy_id, dataset).write(cell_file(tmp_path, strategy_id, dataset))
+            path = cell_file(tmp_path, strategy_id, dataset)
+            record_of(strategy_id, dataset).write(path)
+            ITEMS.to_parquet(path.with_name(f"{dataset}.parquet"))
     return tmp_path
 
 
@@ -84,7 +93,11 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
     assert controls["dataset"].tolist() == list(config.datasets) * len(config.controls)
     assert list(controls.columns) == list(cells.columns)
     levers = len(config.levers) * len(config.datasets)
-    assert len(metrics) == 2 * (len(cells) + len(controls) + levers)
+    pairs = metrics.groupby(["strategy", "dataset"])["metric"].agg(set)
+    assert len(pairs) == len(cells) + len(controls) + levers
+    for dataset, (_, main) in METRIC.items():
+        found = pairs.xs(dataset, level="dataset")
+        assert all({main, "kl_from_baseline"} <= names for names in found)
     shuffle = controls.set_index("strategy").loc["shuffle.bh_k8_a005"].iloc[0]
     assert (shuffle["family"], shuffle["k"], shuffle["null"]) == ("shuffle", 8, "needed")
     assert (cells != "").all(axis=None)
@@ -145,19 +158,35 @@ def test_a_record_reads_back_as_it_was_written(tmp_path, changes, ending, timing
     assert CellRecord.read(path) == record
 
 
-def test_the_table_of_cells_shows_the_main_metric_of_the_config(tmp_path):
-    for name, metric in (("accuracy_norm", "accuracy_norm"), ("gold_margin", "gold_margin")):
-        config = load_config(CONFIG)
-        hellaswag = config.datasets["hellaswag"].model_copy(update={"main_metric": name})
-        config = config.model_copy(
-            update={
-                "strategies": ["stock"], "controls": [], "levers": [],
-                "datasets": {"hellaswag": hellaswag},
-            }
-        )  # fmt: skip
-        estimates = (Estimate("accuracy", 9.0, 8.0, 10.0, 7), Estimate(metric, 1.0, 0.5, 2.0, 7))
-        record = record_of("stock", "hellaswag", metrics=estimates)
-        record.write(cell_file(tmp_path, "stock", "hellaswag"))
-        write_tables(config, tmp_path)
-        table = pd.read_csv(tmp_path / "comparison" / "full_routing_results.csv")
-        assert table[["metric", "value"]].to_numpy().tolist() == [[metric, 1.0]]
+def test_metrics_follow_the_confidence_of_the_config(results):
+    config, cells, *_ = tables_of(results)
+    narrow = config.statistics.model_copy(update={"confidence": 0.5})
+    _, other, *_ = tables_of(results, statistics=narrow)
+    assert (other["value"] == cells["value"]).all()
+    assert (other["ci_low"] > cells["ci_low"]).any()
+
+
+def test_cells_of_other_code_are_named_in_a_warning_and_a_table(results, capsys):
+    tables_of(results)
+    assert capsys.readouterr().err == ""
+    changed = replace(PROVENANCE, code="1" * 16, commit="a1")
+    record_of("stock", "lambada", provenance=changed).write(cell_file(results, "stock", "lambada"))
+    config, *_ = tables_of(results)
+    n = len(config.scored) * len(config.datasets)
+    assert capsys.readouterr().err == (
+        f"warning: the cells mix 2 versions of the code: unknown ({n - 1} cells), a1 (1 cell)\n"
+    )
+    table = pd.read_csv(results / "comparison" / "provenance.csv", dtype=str)
+    assert len(table) == n
+    assert table.set_index(["strategy", "dataset"]).loc[("stock", "lambada"), "commit"] == "a1"
+
+
+@pytest.mark.parametrize("metric", ["accuracy_norm", "gold_margin"])
+def test_the_table_of_cells_shows_the_main_metric_of_the_config(results, metric):
+    datasets = load_config(CONFIG).datasets
+    hellaswag = datasets["hellaswag"].model_copy(update={"main_metric": metric})
+    _, cells, _, metrics = tables_of(results, datasets={**datasets, "hellaswag": hellaswag})
+    shown = cells[cells["dataset"] == "hellaswag"].iloc[0]
+    assert shown["metric"] == metric
+    of_cell = (metrics["strategy"] == shown["strategy"]) & (metrics["dataset"] == "hellaswag")
+    assert shown["value"] == metrics[of_cell].set_index("metric").loc[metric, "value"]

@@ -34,9 +34,8 @@ from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.toggles import Toggles
 from moe_routing.schema import parse
-from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.study_tables import write_statistics
-from moe_routing.vocabulary import DATASETS, DIVERGENCE
+from moe_routing.vocabulary import DATASETS
 from moe_routing.workflow import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,22 +244,16 @@ def _write_cell(
     strategy = parse_strategy(strategy_id).resolved(RULE)
     routing = _routing(strategy.min_experts, strategy.max_experts, int(items["tokens"].sum()))
     items = with_gold(items).assign(mean_experts=routing.mean_experts())
-    metrics = metric_intervals(
-        items,
-        DATASETS[dataset].task,
-        confidence=config.statistics.confidence,
-        resamples=config.statistics.resamples,
-        rng=np.random.default_rng(config.seed),
-    )
+    if config.evaluation.kl_items:
+        items = items.assign(kl=_divergences(items["tokens"], divergence))
     seconds = 0.5 + 0.05 * routing.mean_experts()
     record = {
-        "schema_version": 1,
+        "schema_version": 2,
         "study": config.study,
         "strategy": specification(parse_strategy(strategy_id), RULE),
         "dataset": dataset,
         "task": DATASETS[dataset].task,
         "n_items": len(items),
-        "metrics": [*map(asdict, metrics), *_divergence(config, divergence, len(items))],
         "routing": {
             "tokens": routing.tokens,
             "mean_experts": routing.mean_experts(),
@@ -279,7 +272,7 @@ def _write_cell(
             "weights_sha256": "0" * 64, "data_sha256": "1" * 64, "seed": config.seed,
             "token_budget": config.evaluation.token_budget,
             "python": "3.11.0", "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
-            "commit": "unknown",
+            "commit": "unknown", "code": "0" * 16, "threads": 1,
         },
     }  # fmt: skip
     path = folder / "cells" / strategy_id / dataset
@@ -287,12 +280,10 @@ def _write_cell(
     items.to_parquet(path.with_suffix(".parquet"), index=False)
 
 
-def _divergence(config: StudyConfig, value: float, n: int) -> list[dict]:
-    """The planted divergence; none where the config does not ask for one."""
-    if not config.evaluation.kl_items:
-        return []
-    low, high = 0.9 * value, 1.1 * value
-    return [{"metric": DIVERGENCE.name, "value": value, "low": low, "high": high, "n": n}]
+def _divergences(tokens: pd.Series, value: float) -> pd.Series:
+    """The planted divergence of each item: ``value`` nats per token over all of them."""
+    uneven = tokens * np.where(np.arange(len(tokens)) % 2, 0.9, 1.1)
+    return uneven * (value * tokens.sum() / uneven.sum())
 
 
 def _routing(low: int, high: int, tokens: int) -> RoutingStatistics:

@@ -9,6 +9,7 @@ from offered_strategies import EVERY_OTHER, forget, write_package
 from planted_results import make_study, planted_config
 
 from moe_routing import routed
+from moe_routing.config.cells import Cell, cells_of
 from moe_routing.engine.recorder import Recorder
 from moe_routing.reporting import tables
 from moe_routing.reporting.article import Article
@@ -46,8 +47,7 @@ def study(tmp_path_factory):
 def test_the_config_has_it_parsed(study):
     strategy = study.config.parsed["everyother_k8"]
     assert (strategy.id, strategy.max_experts) == ("everyother_k8", 4)
-    assert ("everyother_k4", "everyother_k8") not in study.config.scoring_jobs  # one a job
-    assert ("everyother_k8",) in study.config.scoring_jobs
+    assert Cell("cells", "everyother_k8", "lambada") in cells_of(study.config)
 
 
 def test_it_chooses_what_a_slow_loop_chooses(study):

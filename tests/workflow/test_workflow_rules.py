@@ -137,7 +137,7 @@ def test_a_hostile_config_is_refused_by_a_dry_run(checkout, changes, expected):
 
 def test_every_value_in_a_shell_command_is_quoted():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for command in re.findall(r'\n *shell:\n((?: *".*"\n)+)', path.read_text()):
+        for command in re.findall(r"""\n *shell:\n((?: *["'].*["']\n)+)""", path.read_text()):
             values = re.findall(r"(?<!\{)\{([^{}]+)\}", command)
             assert values, path.name
             assert [value for value in values if not value.endswith(":q")] == [], path.name

@@ -1,4 +1,4 @@
-# The analyses beside the cells, and the figures of their tables: baseline, BH, validity, ablation.
+# The analyses beside the cells: baseline, BH, validity, ablation, consequence.
 from moe_routing.analysis.outputs import ANALYSES
 from moe_routing.workflow import analysis_inputs
 
@@ -29,38 +29,5 @@ for analysis in ANALYSES:
         message:
             analysis.title
         shell:
-            "python scripts/analyse.py {params.analysis:q} --results {params.results:q} "
-            "> {log:q} 2>&1"
-
-    rule:
-        name:
-            f"plot_{analysis.name}"
-        input:
-            analysis.file_paths(RESULTS),
-        output:
-            png=[
-                report(
-                    path,
-                    caption=f"../report/{analysis.name}.rst",
-                    category=analysis.category,
-                    labels={"figure": Path(path).stem.replace("_", " ")},
-                )
-                for path in analysis.plot_paths(RESULTS, "png")
-            ],
-            svg=analysis.plot_paths(RESULTS, "svg"),
-        log:
-            f"{RESULTS}/logs/plot_{analysis.name}.log",
-        conda:
-            "../../envs/analysis.yaml"
-        threads: 1
-        resources:
-            mem_mb=2000,
-            runtime=10,
-        params:
-            analysis=analysis.name,
-            results=subpath(input[0], ancestor=2),
-        message:
-            f"Drawing the figures: {analysis.category}"
-        shell:
-            "python scripts/analyse.py {params.analysis:q} --results {params.results:q} --figures "
+            'python "$SCRIPTS/analyse.py" {params.analysis:q} --results {params.results:q} '
             "> {log:q} 2>&1"

@@ -27,7 +27,7 @@ rule sample_logits:
     message:
         "Sampling router logits on calibration text"
     shell:
-        "python scripts/sample_logits.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/sample_logits.py" --results {params.results:q} 2> {log:q}'
 
 
 rule fit_outputs:
@@ -57,7 +57,7 @@ rule fit_outputs:
     message:
         "Measuring the outputs of all experts on calibration text"
     shell:
-        "python scripts/fit_outputs.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/fit_outputs.py" --results {params.results:q} 2> {log:q}'
 
 
 rule toggle_experts:
@@ -84,9 +84,9 @@ rule toggle_experts:
         settings=sections(study, "model", "calibration.toggled_tokens", "evaluation.window", "seed"),
         results=subpath(input.model, parent=True),
     message:
-        "Toggling experts of {study.calibration.toggled_tokens} calibration tokens"
+        f"Toggling experts of {study.calibration.toggled_tokens} calibration tokens"
     shell:
-        "python scripts/toggle_experts.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/toggle_experts.py" --results {params.results:q} 2> {log:q}'
 
 
 rule fit_null:
@@ -111,5 +111,5 @@ rule fit_null:
     message:
         "Fitting null {wildcards.null}"
     shell:
-        "python scripts/fit_null.py --sample {input.sample:q} --null {wildcards.null:q} "
+        'python "$SCRIPTS/fit_null.py" --sample {input.sample:q} --null {wildcards.null:q} '
         "{params.options:q} --out {output.null:q} --diagnostics {output.diagnostics:q} 2> {log:q}"

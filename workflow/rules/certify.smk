@@ -1,14 +1,15 @@
 # What strategies need that is fitted by running them: certificates, and scales of the output.
-from moe_routing.workflow import calibration_files
+from moe_routing.config.cells import calibration_files, scale_files
+from moe_routing.evaluation.pieces import scale_piece
+from moe_routing.workflow import in_results
 
 
 rule certify:
     input:
         model=f"{RESULTS}/model.json",
         texts=f"{RESULTS}/data/certification.parquet",
-        sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        calibration=lambda wildcards: calibration_files(
-            study, [wildcards.strategy], RESULTS, fitted_by_running=False
+        calibration=lambda wildcards: in_results(
+            RESULTS, calibration_files(study, [wildcards.strategy], fitted_by_running=False)
         ),
     output:
         f"{RESULTS}/calibration/certificates/{{strategy}}.json",
@@ -29,37 +30,33 @@ rule certify:
         settings=sections(study, "model", "evaluation.window", "evaluation.token_budget"),
         results=subpath(input.model, parent=True),
     message:
-        "Certifying {wildcards.strategy} on {study.calibration.documents} documents"
+        f"Certifying {{wildcards.strategy}} on {study.calibration.documents} documents"
     shell:
-        "python scripts/certify.py --results {params.results:q} --strategy {wildcards.strategy:q} "
+        'python "$SCRIPTS/certify.py" --results {params.results:q} --strategy {wildcards.strategy:q} '
         "> {log:q} 2>&1"
 
 
-rule fit_scales:
+rule fit_scale:
     input:
-        model=f"{RESULTS}/model.json",
-        texts=f"{RESULTS}/data/calibration.parquet",
-        sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        calibration=calibration_files(study, study.scaled, RESULTS, fitted_by_running=False),
+        lambda wildcards: in_results(RESULTS, scale_files(study, wildcards.strategy)),
     output:
-        f"{RESULTS}/calibration/scales.json",
+        f"{RESULTS}/calibration/scales/{{strategy}}.json",
     log:
-        f"{RESULTS}/logs/fit_scales.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/fit_scales.tsv"
+        f"{RESULTS}/logs/fit_scale/{{strategy}}.log",
     priority: 1
     conda:
         "../../envs/model.yaml"
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime * study.resources.strategies_per_job),
         gpu=study.resources.gpu,
     params:
-        settings=sections(study, "model", "evaluation.window", "evaluation.token_budget"),
-        strategies=study.scaled,
-        results=subpath(input.model, parent=True),
+        settings=lambda wildcards: scale_piece(study, wildcards.strategy).settings,
+        results=RESULTS,
     message:
-        "Fitting the scale of the output under {params.strategies}"
+        "Fitting the scale of the output under {wildcards.strategy}"
     shell:
-        "python scripts/fit_scales.py --results {params.results:q} > {log:q} 2>&1"
+        'python "$SCRIPTS/fit_scales.py" --results {params.results:q} '
+        "--strategy {wildcards.strategy:q} --settings {params.settings:q} --inputs {input:q} "
+        "2> {log:q}"

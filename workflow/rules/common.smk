@@ -7,22 +7,27 @@ from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     check_known_model,
+    checkout_of,
     dataset_of,
+    finished_elsewhere,
     job_prefix,
+    located,
     model_files,
     raw_file,
     refuse_templates,
     sections,
     source_section,
-    unique_folders,
     validate_config,
     write_config,
     write_run,
 )
 
+# The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
+CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
+
 try:
     refuse_templates(workflow.configfiles)
-    study = validate_config(config)
+    study = located(validate_config(config), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), "config")
 except InputError as error:
     sys.exit(f"error: {error}")
@@ -31,17 +36,21 @@ config["statistics"]["baseline"] = study.statistics.baseline
 
 RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
-# The folder of the root Snakefile, also where workflow/Snakefile is the main file.
-CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+# A copy of a finished study, on a machine that cannot make it again.
+FINISHED_ELSEWHERE = finished_elsewhere(
+    study, Path(RESULTS), own_python=not workflow.deployment_settings.deployment_method
+)
 shell.prefix(job_prefix(CHECKOUT, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"))
 
 
-def doubled(mem_mb):
-    """Return the memory of a job, doubled at every retry."""
-    return lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1)
+def doubled(amount):
+    """Return the memory or the runtime of a job, doubled at every retry."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
 wildcard_constraints:
+    part="cells|numerics",
+    name="|".join(map(re.escape, [*study.scored, *(arm.name for arm in study.numerics)])),
     strategy="|".join(map(re.escape, study.scored)),
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),

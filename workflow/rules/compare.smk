@@ -3,16 +3,18 @@
 
 rule collect:
     input:
-        cells=expand(
-            f"{RESULTS}/cells/{{strategy}}/{{dataset}}.json",
+        expand(
+            f"{RESULTS}/cells/{{strategy}}/{{dataset}}.{{kind}}",
             strategy=study.scored,
             dataset=study.datasets,
+            kind=["parquet", "json"],
         ),
     output:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
         controls=f"{RESULTS}/comparison/controls.csv",
         levers=f"{RESULTS}/comparison/levers.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
+        provenance=f"{RESULTS}/comparison/provenance.csv",
     log:
         f"{RESULTS}/logs/collect.log",
     conda:
@@ -22,9 +24,18 @@ rule collect:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=sections(study, "strategies", "controls", "levers"),
+        settings=sections(
+            study,
+            "strategies",
+            "controls",
+            "levers",
+            "seed",
+            "statistics.confidence",
+            "statistics.resamples",
+        ),
         results=subpath(output.cells, ancestor=2),
     message:
         "Collecting the cells"
+    # Shown as well as logged: it warns where cells were not made alike.
     shell:
-        "python scripts/collect.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/collect.py" --results {params.results:q} 2>&1 | tee {log:q}'

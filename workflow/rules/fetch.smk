@@ -18,7 +18,7 @@ rule fetch_model:
     message:
         "Fetching and checking the model"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/fetch_model.py --results {params.results:q} 2> {log:q}"
+        'HF_HUB_OFFLINE=$USER_OFFLINE python "$SCRIPTS/fetch_model.py" --results {params.results:q} 2> {log:q}'
 
 
 # The first job checks the model, and the study against it: nothing else is worth doing before.
@@ -40,5 +40,5 @@ rule fetch_data:
     message:
         "Fetching {wildcards.file}"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/fetch_data.py --config {params.config:q} "
+        'HF_HUB_OFFLINE=$USER_OFFLINE python "$SCRIPTS/fetch_data.py" --config {params.config:q} '
         "--dataset {params.name:q} --out {output:q} 2> {log:q}"

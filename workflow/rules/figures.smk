@@ -1,4 +1,5 @@
-# Figures of the comparison.
+# Figures of the comparison and of the analyses.
+from moe_routing.analysis.outputs import ANALYSES
 from moe_routing.reporting.article_figures import planned
 
 
@@ -31,4 +32,40 @@ rule plot_comparison:
     message:
         "Drawing the comparison"
     shell:
-        "python scripts/figures.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/figures.py" --results {params.results:q} 2> {log:q}'
+
+
+for analysis in ANALYSES:
+
+    rule:
+        name:
+            f"plot_{analysis.name}"
+        input:
+            analysis.file_paths(RESULTS),
+        output:
+            png=[
+                report(
+                    path,
+                    caption=f"../report/{analysis.name}.rst",
+                    category=analysis.category,
+                    labels={"figure": Path(path).stem.replace("_", " ")},
+                )
+                for path in analysis.plot_paths(RESULTS, "png")
+            ],
+            svg=analysis.plot_paths(RESULTS, "svg"),
+        log:
+            f"{RESULTS}/logs/plot_{analysis.name}.log",
+        conda:
+            "../../envs/analysis.yaml"
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=10,
+        params:
+            analysis=analysis.name,
+            results=subpath(input[0], ancestor=2),
+        message:
+            f"Drawing the figures: {analysis.category}"
+        shell:
+            'python "$SCRIPTS/analyse.py" {params.analysis:q} --results {params.results:q} --figures '
+            "> {log:q} 2>&1"

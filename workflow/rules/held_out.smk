@@ -27,6 +27,7 @@ rule toggle_held_out:
             study,
             "model",
             "analysis.held_out.tokens",
+            "analysis.held_out.dataset_tokens",
             "calibration.nulls",
             "evaluation.window",
             "seed",
@@ -58,7 +59,9 @@ rule toggle_routed:
         runtime=study.resources.runtime,
         gpu=study.resources.gpu,
     params:
-        settings=sections(study, "model", "analysis.held_out.tokens", "evaluation.window", "seed"),
+        settings=sections(
+            study, "model", "analysis.held_out.dataset_tokens", "evaluation.window", "seed"
+        ),
         arm=study.bh_arm(1).id,
         results=subpath(input.model, parent=True),
     message:

@@ -5,7 +5,7 @@ import sys
 
 from moe_routing.errors import InputError
 from moe_pretraining.settings import validate_pretrain_config
-from moe_routing.workflow import job_prefix, refuse_templates, sections, write_config
+from moe_routing.workflow import checkout_of, job_prefix, refuse_templates, sections, write_config
 
 try:
     refuse_templates(workflow.configfiles)
@@ -19,7 +19,7 @@ TOKENIZER = f"{RUN}/tokenizer"
 TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
-CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
 shell.prefix(job_prefix(CHECKOUT))
 
 
@@ -52,7 +52,7 @@ rule pretrain_tokenizer:
     message:
         "Training the tokenizer"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokenizer "
+        'HF_HUB_OFFLINE=$USER_OFFLINE python "$SCRIPTS/pretrain.py" tokenizer '
         "--config {params.config:q} --out {output:q} 2> {log:q}"
 
 
@@ -82,7 +82,7 @@ rule pretrain_tokens:
     message:
         "Tokenizing {wildcards.source}"
     shell:
-        "HF_HUB_OFFLINE=$USER_OFFLINE python scripts/pretrain.py tokens "
+        'HF_HUB_OFFLINE=$USER_OFFLINE python "$SCRIPTS/pretrain.py" tokens '
         "--config {params.config:q} --tokenizer {input.tokenizer:q} --source {wildcards.source:q} "
         "--out {params.folder:q} 2> {log:q}"
 
@@ -121,12 +121,12 @@ rule pretrain_train:
         tokens=lambda wildcards, input: os.path.dirname(input.tokens[0]),
         run=f"{RUN}/run",
     message:
-        "Training {pretraining.steps} steps; progress: tail -f {log}"
+        f"Training {pretraining.steps} steps; progress: tail -f {{log}}"
     # glibc gives freed memory back to the system at once unless told otherwise, and every step
     # asks for it again.
     shell:
         "MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 "
         "MALLOC_TOP_PAD_=268435456 "
-        "python scripts/pretrain.py train --config {params.config:q} "
+        'python "$SCRIPTS/pretrain.py" train --config {params.config:q} '
         "--tokenizer {input.tokenizer:q} --tokens {params.tokens:q} "
         "--run {params.run:q} --weights {output.weights:q} --log {output.log:q} 2> {log:q}"

@@ -24,7 +24,7 @@ rule pretrain_export:
     message:
         "Exporting the model"
     shell:
-        "python scripts/pretrain.py export --config {params.config:q} "
+        'python "$SCRIPTS/pretrain.py" export --config {params.config:q} '
         "--tokenizer {input.tokenizer:q} --weights {input.weights:q} "
         "--out {params.folder:q} 2> {log:q}"
 
@@ -55,7 +55,7 @@ rule pretrain_measure:
     message:
         "Measuring the model for its card; progress: tail -f {log}"
     shell:
-        "python scripts/pretrain.py measure --config {params.config:q} --model {params.model:q} "
+        'python "$SCRIPTS/pretrain.py" measure --config {params.config:q} --model {params.model:q} '
         "--tokens {params.tokens:q} --out {output:q} 2> {log:q}"
 
 
@@ -82,5 +82,5 @@ rule pretrain_card:
     message:
         "Writing the model card"
     shell:
-        "python scripts/pretrain.py card --config {params.config:q} --measured {input.measured:q} "
+        'python "$SCRIPTS/pretrain.py" card --config {params.config:q} --measured {input.measured:q} '
         "--tokens {params.tokens:q} --log {input.log:q} --out {params.folder:q} 2> {log:q}"

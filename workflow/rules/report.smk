@@ -1,4 +1,5 @@
 # What people read: the one-page report, and the article with its notebooks.
+from moe_routing.analysis.outputs import ANALYSES, CONSEQUENCE
 from moe_routing.reporting.pages import outputs, sources
 
 
@@ -7,7 +8,7 @@ rule comparison_report:
         model=f"{RESULTS}/model.json",
         cells=rules.collect.output,
         statistics=rules.statistics.output,
-        law=rules.consequence.output,
+        law=CONSEQUENCE.file_paths(RESULTS),
         figures=rules.plot_comparison.output,
     output:
         report(
@@ -29,12 +30,12 @@ rule comparison_report:
     message:
         "Writing the comparison report"
     shell:
-        "python scripts/comparison_report.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/comparison_report.py" --results {params.results:q} 2> {log:q}'
 
 
 rule render_article:
     input:
-        pages=expand("report/{page}", page=sources()),
+        pages=[f"{CHECKOUT / 'report' / page}" for page in sources()],
         report=rules.comparison_report.output[0],
         analyses=[analysis.plot_paths(RESULTS, "png") for analysis in ANALYSES],
     output:
@@ -55,8 +56,36 @@ rule render_article:
         runtime=30,
     params:
         results=subpath(input.report, ancestor=2),
+        source=CHECKOUT / "report",
     message:
         "Rendering the article"
     # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
     shell:
-        "python scripts/render_report.py --results {params.results:q} 2>&1 | tee {log:q}"
+        'python "$SCRIPTS/render_report.py" --results {params.results:q} '
+        "--source {params.source:q} 2>&1 | tee {log:q}"
+
+
+# What a machine without the model, the data or torch needs to make statistics, figures and the
+# article again: unpacked into another working directory, the same command does.
+rule archive:
+    input:
+        model=f"{RESULTS}/model.json",
+        statistics=rules.statistics.output,
+        report=rules.comparison_report.output[0],
+        article=rules.render_article.output,
+    output:
+        f"{RESULTS}.tar.gz",
+    log:
+        f"{RESULTS}/logs/archive.log",
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        results=subpath(input.model, parent=True),
+    message:
+        "Packing the finished study: {output}"
+    shell:
+        'python "$SCRIPTS/archive.py" --results {params.results:q} --out {output:q} 2> {log:q}'

@@ -12,7 +12,11 @@ rule statistics:
             strategy=study.scored,
             dataset=study.datasets,
         ),
-        numerics=rules.numerics.output.tables,
+        numerics=expand(
+            f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",
+            arm=[arm.name for arm in study.numerics],
+            dataset=study.datasets,
+        ),
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:
@@ -31,6 +35,6 @@ rule statistics:
         ),
         results=subpath(output[0], ancestor=2),
     message:
-        "Testing every strategy against {study.statistics.baseline}"
+        f"Testing every strategy against {study.statistics.baseline}"
     shell:
-        "python scripts/compute_statistics.py --results {params.results:q} 2> {log:q}"
+        'python "$SCRIPTS/compute_statistics.py" --results {params.results:q} 2> {log:q}'

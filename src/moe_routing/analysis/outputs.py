@@ -23,6 +23,16 @@ that a strategy routes."""
 NATS_PER_TOKEN = ("perplexity", "multiple_choice")
 """Tasks whose loss is in nats per token."""
 
+RULE, ROUTED = "rule", "routed"
+"""In the column ``part``: what a procedure selects, and what is routed, floor and cap included."""
+
+BH_RULE, BY_RULE, BLOCK_EXACT = "bh", "by", "block_exact"
+"""In the column ``procedure``: BH, BY, and BH with p-values that are valid at any number of
+calibration tokens."""
+
+SUM_TO_ZERO = "sum to zero"
+"""In the column ``dependence``: each token's noise is centred, as logits that softmax reads are."""
+
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
 """Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
 chance explains."""
@@ -88,7 +98,7 @@ BH = Analysis(
     "bh",
     "Routing by BH over max_k, alpha and null",
     "BH routing",
-    ("model", "analysis.bh", "evaluation", "statistics", "seed"),
+    (*_SCORED, "analysis.bh", "evaluation", "statistics.baseline", "statistics.margin_nats"),
     (
         "bh_routing_results.csv",
         "bh_pivot.csv",
@@ -115,18 +125,29 @@ VALIDITY = Analysis(
     "validity",
     "Checking the calibration of p-values and the error rates of procedures",
     "Validity",
-    ("analysis.validity", "statistics.confidence", "seed"),
+    ("analysis.validity", "calibration", "statistics", "seed"),
     (
         "verdict.csv",
         "verdict_by_design.csv",
         "designs.csv",
         "size.csv",
-        "pvalue_histogram.csv",
-        "pvalue_qq.csv",
         "binding.csv",
         "simulation.csv",
+        "false_discoveries.csv",
+        "resampled.csv",
+        "worst_experts.csv",
+        "dead_layers.csv",
+        "dead_experts.csv",
     ),
-    ("size_by_layer", "marginal_bound", "binding_by_layer", "simulation"),
+    (
+        "false_discoveries",
+        "false_discoveries_by_level",
+        "dead_experts",
+        "size_by_design",
+        "marginal_bound",
+        "binding_by_layer",
+        "simulation",
+    ),
     runs_model=False,
     mem_mb=6000,
 )

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item, read_items
-from moe_routing.vocabulary import DATASETS
+from moe_routing.vocabulary import text_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def text_dataset(datasets: Iterable[str]) -> str:
-    """Return the set whose text the analyses read.
-
-    It is the first perplexity set of the study; without one, the first last-word set; without
-    either, the first set.
-
-    >>> text_dataset(["hellaswag", "lambada", "wikipedia"]), text_dataset(["hellaswag", "lambada"])
-    ('wikipedia', 'lambada')
-    """
-    names = list(datasets)
-    for task in ("perplexity", "last_word"):
-        for name in names:
-            if DATASETS[name].task == task:
-                return name
-    return names[0]
 
 
 def data_path(results: Path, name: str) -> Path:

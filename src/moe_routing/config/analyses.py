@@ -97,15 +97,15 @@ class ValidityAnalysis(ClosedModel):
     """Whether the p-values are valid."""
 
     tokens: int = Field(
-        default=6144,
+        default=3072,
         ge=256,
-        description="Tokens to test on; twice as many are used to fit the nulls.",
+        description="Simulated tokens to test nulls on; twice as many are used to fit them.",
     )
     nulls: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Ids of the null hypotheses to check; null uses all that can be fitted for "
-        "the model.",
+        description="Ids of the null hypotheses to check in designs; null uses all that are fitted "
+        "on logits alone, except kernel estimates, which smooth those without _kde.",
     )
     alpha: list[Level] = _ALPHA
     level: Level = Field(
@@ -176,8 +176,14 @@ class HeldOutAnalysis(ClosedModel):
     """Toggled experts of text that nothing was fitted on, which validity and ablation read."""
 
     tokens: PositiveInt = Field(
-        default=300,
-        description="Tokens of each text whose experts are toggled, one at a time and together.",
+        default=400,
+        description="Tokens of held-out calibration text whose experts are toggled, one at a time "
+        "and together.",
+    )
+    dataset_tokens: PositiveInt = Field(
+        default=120,
+        description="The same of each evaluation set, and of calibration text in the states of the "
+        "model under BH.",
     )
     datasets: list[str] | None = Field(
         default=None,
@@ -191,7 +197,7 @@ class HeldOutAnalysis(ClosedModel):
         "64.",
     )
     dead_tokens: PositiveInt = Field(
-        default=120,
+        default=100,
         description="Tokens whose experts are toggled in that model: as many to calibrate it as to "
         "test it.",
     )
@@ -227,7 +233,11 @@ class AnalysisConfig(ClosedModel):
         bh = {"max_k": doublings(top_k, experts), "fewer_k": [k for k in FEWER_K if k <= experts]}
         validity = {
             # A model that selects every expert has no rejected ones to fit ``unselected`` on.
-            "nulls": [name for name in LOGIT_NULLS if name != "unselected" or top_k < experts],
+            "nulls": [
+                name
+                for name in LOGIT_NULLS
+                if not name.endswith("_kde") and (name != "unselected" or top_k < experts)
+            ],
             "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -233,15 +232,21 @@ class ResourcesConfig(ClosedModel):
     """Resources that one model job requests from the scheduler."""
 
     threads: PositiveInt = Field(
-        default=1, description="CPU threads; results on a CPU depend on this number."
+        default=1,
+        description="CPU threads. Their number changes how sums are rounded on a CPU; a change "
+        "scores nothing again, and the article says if cells mix numbers of threads.",
     )
     mem_mb: PositiveInt = Field(default=3000, description="Memory in MB; doubled on every retry.")
-    runtime: PositiveInt = Field(default=60, description="Time limit in minutes.")
+    runtime: PositiveInt = Field(
+        default=60,
+        description="Time limit for one strategy on one set, in minutes; doubled on every retry.",
+    )
     gpu: int = Field(default=0, ge=0, description="Number of GPUs.")
     strategies_per_job: PositiveInt = Field(
         default=1,
-        description="Strategies of one family that one job scores, loading the model once; if "
-        "a job fails, all of it is run again.",
+        description="Most strategies that one job scores on an evaluation set, loading the model "
+        "once: its own, and others whose own jobs then find them scored. With many GPUs 1; on one "
+        "machine more.",
     )
 
 
@@ -461,53 +466,6 @@ class StudyConfig(ClosedModel):
         nulls = self.calibration.nulls
         null = "needed" if "needed" in nulls else nulls[0]
         return BH.against(null, max_k=top_k, alpha=ALPHA)
-
-    @property
-    def scoring_jobs(self) -> list[tuple[str, ...]]:
-        """The ids that each scoring job scores: the baseline, those of a family, controls, levers.
-
-        Static top-k under all its weightings is one family here. Adding a strategy to the config
-        changes only the jobs of its family. The baseline has a job of its own, since other jobs may
-        need its scores: see :meth:`needs_baseline`.
-        """
-        size = self.resources.strategies_per_job
-        parsed, baseline = self.parsed, self.statistics.baseline
-        family_of = {
-            name: "static" if parsed[name].family.static_weighting else parsed[name].family.name
-            for name in self.strategies
-            if name != baseline
-        }
-        groups = [
-            [name for name in family_of if family_of[name] == family]
-            for family in dict.fromkeys(family_of.values())
-        ]
-        return [
-            tuple(group[start : start + size])
-            for group in ([baseline], *groups, self.controls, self.levers)
-            for start in range(0, len(group), size)
-        ]
-
-    def group_of(self, strategies: Sequence[str]) -> Sequence[str]:
-        """Return the controls or the levers if a job scores some of them, otherwise its strategies.
-
-        A job reads what its whole group needs, so that another grouping into jobs does not change
-        what it reads, which would score again.
-        """
-        groups = (self.controls, self.levers)
-        return next((group for group in groups if strategies[0] in group), strategies)
-
-    def needs_baseline(self, strategies: Sequence[str]) -> bool:
-        """Return whether the baseline is scored before a job, which may have the same routing.
-
-        Which strategy is the same routing depends on the model: ``stock`` is ``regular_k8`` on
-        OLMoE. The jobs of a family all wait for the baseline or none does, and likewise those of
-        controls and of levers, so that another grouping into jobs does not change what a job reads.
-        """
-        parsed, baseline = self.parsed, self.statistics.baseline
-        if baseline in strategies or not parsed[baseline].family.static_weighting:
-            return False
-        group = self.group_of(strategies)
-        return any(parsed[name].family.static_weighting for name in group)
 
     def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
         """Return this study with what it leaves to the model filled in, the baseline included.

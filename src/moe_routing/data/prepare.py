@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moe_routing.config.study import CALIBRATION, Source, StudyConfig
+import pandas as pd
+
+from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
-from moe_routing.data.overlap import NGRAM
+from moe_routing.data.overlap import NGRAM, overlapping
 from moe_routing.data.rows import read_rows
 from moe_routing.data.sources import describe, raw_path
 from moe_routing.data.subset import data_rng, seeded_subset
@@ -18,20 +20,6 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 
 CERTIFICATION_FILE = "certification.parquet"
-
-
-def source_of(config: StudyConfig, name: str) -> Source:
-    """Return the source of an evaluation set, or of the calibration text.
-
-    Raises:
-        InputError: the config has no such set.
-    """
-    if name == CALIBRATION:
-        return config.calibration.source
-    if name not in config.datasets:
-        allowed = ", ".join([*config.datasets, CALIBRATION])
-        raise InputError(f"data set '{name}' is not in the config; allowed: {allowed}")
-    return config.datasets[name].source
 
 
 def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> None:
@@ -76,8 +64,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
     checked, evaluation = [], {}
     for name, dataset in config.datasets.items():
         evaluated = read_items(prepared / f"{name}.parquet")
-        shared = dataset.source == source
-        items = evaluated if shared else _all_items(config, name, raw)
+        items = _items_to_check(config, name, raw, evaluated)
         checked += items
         evaluation[name] = {
             "source": dataset.source.model_dump(),
@@ -109,6 +96,49 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
     }
     with atomic_path(out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def check_overlap(config: StudyConfig, name: str, raw: Path, prepared: Path, out: Path) -> None:
+    """Check that existing calibration text is disjoint from an evaluation set, and write a record.
+
+    A set that is added to a study, or gets other items, is thus no reason to calibrate again.
+    Otherwise the manifest of the calibration text is removed: the next run draws it again.
+
+    Args:
+        config: the study.
+        name: evaluation set.
+        raw: folder of fetched files.
+        prepared: folder of the prepared set and the calibration text.
+        out: JSON file.
+
+    Raises:
+        InputError: some text overlaps an item.
+    """
+    evaluated = read_items(prepared / f"{name}.parquet")
+    items = _items_to_check(config, name, raw, evaluated)
+    files = (prepared / f"{CALIBRATION}.parquet", prepared / CERTIFICATION_FILE)
+    texts = [text for file in files for text in pd.read_parquet(file)["text"]]
+    found = overlapping(texts, items)
+    if found:
+        (prepared / f"{CALIBRATION}.json").unlink(missing_ok=True)
+        raise InputError(
+            f"datasets.{name}: {len(found)} documents of the calibration text share {NGRAM} words "
+            "in a row with its items; allowed: none; give the same command again to draw other "
+            "text, after which all strategies that use it are scored again"
+        )
+    record = {
+        "documents_checked": len(texts),
+        "items_checked": len(items),
+        "sha256": fingerprint(evaluated),
+    }
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _items_to_check(config: StudyConfig, name: str, raw: Path, evaluated: list[Item]) -> list[Item]:
+    """Return all items of a set; of one with the source of the calibration text the evaluated."""
+    shared = config.datasets[name].source == config.calibration.source
+    return evaluated if shared else _all_items(config, name, raw)
 
 
 def _all_items(config: StudyConfig, name: str, raw: Path) -> list[Item]:

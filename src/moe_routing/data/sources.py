@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from moe_routing.config.study import LocalSource, Source
+from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
 from moe_routing.data.archive import fetch_archive
 from moe_routing.data.hub import fetch_hub
 from moe_routing.data.rows import READERS, suffix_of
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_json
 
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:
@@ -65,3 +65,29 @@ def _copy(source: LocalSource, path: Path) -> None:
     # A copy, not a link: the study keeps its data when the file changes later.
     with atomic_path(path) as temporary:
         shutil.copyfile(local, temporary)
+
+
+def source_of(config: StudyConfig, name: str) -> Source:
+    """Return the source of an evaluation set, or of the calibration text.
+
+    Raises:
+        InputError: the config has no such set.
+    """
+    if name == CALIBRATION:
+        return config.calibration.source
+    if name not in config.datasets:
+        allowed = ", ".join([*config.datasets, CALIBRATION])
+        raise InputError(f"data set '{name}' is not in the config; allowed: {allowed}")
+    return config.datasets[name].source
+
+
+def sets_apart(config: StudyConfig, prepared: Path) -> list[str]:
+    """Return the sets that the calibration text is drawn apart from: those known when it was drawn.
+
+    Sets that are added later are checked by :func:`moe_routing.data.prepare.check_overlap`.
+    """
+    manifest = prepared / f"{CALIBRATION}.json"
+    if not manifest.is_file():
+        return list(config.datasets)
+    known = read_json(manifest).get("evaluation", {})
+    return [name for name in known if (prepared / f"{name}.parquet").is_file()]

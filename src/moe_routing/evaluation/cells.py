@@ -5,23 +5,32 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
+from moe_routing.config.cells import (
+    CELLS,
+    SCHEMA_VERSION,
+    Cell,
+    arm_of,
+    cells_of,
+    strategy_of,
+    study_of,
+)
+from moe_routing.config.study import ModelConfig, StudyConfig
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
-from moe_routing.errors import InputError
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
+from moe_routing.evaluation.pieces import cell_piece, scale_piece
 from moe_routing.evaluation.record import (
-    SCHEMA_VERSION,
     CellRecord,
     Provenance,
     RoutingSummary,
@@ -29,16 +38,12 @@ from moe_routing.evaluation.record import (
     environment,
     specification,
 )
+from moe_routing.evaluation.store import Piece, Store, eligible, with_suffix
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Strategy, parse_strategy
-from moe_routing.statistics.estimate import Estimate
-from moe_routing.statistics.intervals import divergence_interval, metric_intervals
+from moe_routing.routing.strategies import Strategy
 from moe_routing.vocabulary import DATASETS
-
-if TYPE_CHECKING:
-    from moe_routing.config.study import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -86,89 +91,149 @@ class ScoredItems:
     seconds: float
 
 
-def evaluate_strategies(
-    config: StudyConfig,
-    results: Path,
-    strategy_ids: Iterable[str],
-    datasets: Iterable[str] | None = None,
+def complete_cell(
+    config: StudyConfig, results: Path, cell: Cell, *, most: int | None = None
 ) -> None:
-    """Score strategies on evaluation sets and write ``cells/<strategy>/<dataset>.*``.
+    """Write the files of a cell, which is scored unless an earlier job has done so.
 
-    The model is loaded once for all of them, and the baseline's predictions are made once for all
-    divergences from them. Strategies that are the same routing on this model are scored once. A
-    cell does not depend on what was scored before it.
+    Cells of the same evaluation set are scored in passing: those whose inputs are certain to be up
+    to date, under the same loaded model. A cell does not depend on what was scored before it.
+
+    Args:
+        config: the study.
+        results: folder of the study.
+        cell: the cell.
+        most: most cells to score; None: as the config says.
 
     Raises:
-        InputError: an unknown strategy or set, or non-finite router logits.
+        InputError: an input is missing, non-finite router logits, or a changed model.
     """
-    strategies = [parse_strategy(strategy_id) for strategy_id in strategy_ids]
-    names = list(datasets or config.datasets)
-    unknown = [name for name in names if name not in config.datasets]
-    if unknown:
-        raise InputError(f"dataset '{unknown[0]}'; allowed: {', '.join(config.datasets)}")
-    baseline = config.parsed[config.statistics.baseline]
-    calibration = load_calibration(results, *strategies, baseline)
-    loaded = load_study_model(config.model, results, config.resources.threads)
-    for name in names:
-        dataset = EvaluationSet.read(results, name)
-        _evaluate_on(dataset, strategies, loaded, config, calibration, results / "cells")
+    job = ScoringJob(config, results, cell)
+    job.store.finish(job.own, job.others, job.score, most or config.resources.strategies_per_job)
+    job.store.deliver(job.own)
 
 
-def _evaluate_on(
-    dataset: EvaluationSet,
-    strategies: Sequence[Strategy],
-    loaded: LoadedModel,
-    config: StudyConfig,
-    calibration: Calibration | None,
-    cells: Path,
-) -> None:
-    """Write the cells of one evaluation set."""
-    started = time.perf_counter()
-    rule, name = loaded.rule, dataset.name
-    baseline = config.parsed[config.statistics.baseline]
-    subset = divergence_subset(dataset.items, name, config)
-    # The baseline's pass also warms the model up, whichever strategy is timed first.
-    divergence = BaselineDivergence(loaded, subset, dataset.task, config, calibration)
-    baseline_seconds = (time.perf_counter() - started) / len(strategies)
-    done: dict[str, tuple[pd.DataFrame, CellRecord]] = {}
-    if baseline not in strategies:
-        path = cells / baseline.id / name
-        done |= _finished(path, baseline.resolved(rule).id, dataset, loaded, config)
-    for strategy in strategies:
-        routing = strategy.resolved(rule).id
-        if routing not in done:
-            scored = score_items(loaded, strategy, dataset.items, name, config, calibration)
-            started = time.perf_counter()
-            kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
-            seconds = time.perf_counter() - started + baseline_seconds
-            scored = replace(scored, items=scored.items.assign(kl=kl))
-            record = cell_record(
-                loaded, strategy, dataset, scored, config, divergence_seconds=seconds
+class ScoringJob:
+    """Scores cells of one evaluation set; what they share is loaded when a cell needs it."""
+
+    def __init__(self, config: StudyConfig, results: Path, cell: Cell) -> None:
+        """Find the cells that may be scored in passing; load nothing yet."""
+        self.config, self.results, self.dataset = config, results, cell.dataset
+        self.store = Store(results)
+        cells = [other for other in cells_of(config) if other.dataset == cell.dataset]
+        place = cells.index(cell)
+        # Jobs that start with different cells go on with different ones, too.
+        self._cells = {
+            cell_piece(config, other): other for other in (*cells[place:], *cells[:place])
+        }
+        self.own, *_ = self._cells
+        scales = {
+            f"{piece.path}.json": piece
+            for piece in (scale_piece(config, strategy) for strategy in config.scaled)
+        }
+
+        def current(name: str) -> bool:
+            piece = scales.get(name)
+            inputs = piece is not None and eligible(self.own, [piece], lambda _: False)
+            return piece is not None and bool(inputs) and self.store.is_current(piece)
+
+        self.others = [
+            piece
+            for piece in eligible(self.own, self._cells, current)
+            if self._model_of(piece) == self._model_of(self.own) and not self.store.has(piece)
+        ]
+
+    def _model_of(self, piece: Piece) -> ModelConfig:
+        """Return the model that a cell is scored on; the experts' implementation may vary."""
+        model = study_of(self.config, self._cells[piece]).model
+        return model.model_copy(
+            update={"experts_implementation": self.config.model.experts_implementation}
+        )
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        model = self._model_of(self.own)
+        return load_study_model(model, self.results, self.config.resources.threads)
+
+    @cached_property
+    def _items(self) -> EvaluationSet:
+        return EvaluationSet.read(self.results, self.dataset)
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        cells = [self._cells[piece] for piece in (self.own, *self.others)]
+        names = dict.fromkeys(strategy_of(self.config, cell) for cell in cells)
+        if any(cell.part == CELLS for cell in cells):
+            names[self.config.statistics.baseline] = None
+        return load_calibration(self.results, *(self.config.parsed[name] for name in names))
+
+    @cached_property
+    def _divergence(self) -> tuple[BaselineDivergence, float]:
+        """The divergence from the baseline, and the seconds that the baseline's own pass took."""
+        started = time.perf_counter()
+        subset = divergence_subset(self._items.items, self.dataset, self.config)
+        found = BaselineDivergence(
+            self._loaded, subset, self._items.task, self.config, self._calibration
+        )
+        return found, time.perf_counter() - started
+
+    def score(self, piece: Piece, path: Path) -> None:
+        """Score a cell and write it, or copy the cell of the same routing under another id."""
+        cell = self._cells[piece]
+        strategy = self.config.parsed[strategy_of(self.config, cell)]
+        same = self._same_routing(piece, cell, strategy)
+        if same is not None:
+            path_of_same = self.store.path(same)
+            items = pd.read_parquet(with_suffix(path_of_same, ".parquet"))
+            record = CellRecord.read(with_suffix(path_of_same, ".json"))
+            record = replace(record, strategy=specification(strategy, self._loaded.rule))
+        else:
+            items, record = self._score(cell, strategy)
+        write_cell(path, items, record)
+        _report(record, cell)
+
+    def _same_routing(self, piece: Piece, cell: Cell, strategy: Strategy) -> Piece | None:
+        """Return the finished cell of a strategy that is the same routing on this model, if any.
+
+        Otherwise it is finished here first, if it may be: the baseline before the other.
+        """
+        if cell.part != CELLS:
+            return None
+        rule = self._loaded.rule
+        standing = self.config.duplicates(rule).get(strategy.id)
+        if standing is None:
+            return None
+        other = cell_piece(self.config, cell._replace(name=standing))
+        if not eligible(piece, [other], lambda _: False):
+            return None
+        self.store.finish(other, [], self.score, 1)
+        return other
+
+    def _score(self, cell: Cell, strategy: Strategy) -> tuple[pd.DataFrame, CellRecord]:
+        config, arm = study_of(self.config, cell), arm_of(self.config, cell)
+        data, loaded, calibration = self._items, self._loaded, self._calibration
+        if arm is not None:
+            scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
+            numerics = {"arm": arm.name, **arm.changes}
+            return scored.items, cell_record(
+                loaded, strategy, data, scored, config, numerics=numerics
             )
-            done[routing] = scored.items, record
-        items, record = done[routing]
-        record = replace(record, strategy=specification(strategy, rule))
-        write_cell(cells / strategy.id / name, items, record)
-        _report(record)
+        # The baseline's pass also warms the model up, whichever strategy is timed first.
+        divergence, baseline_seconds = self._divergence
+        scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
+        started = time.perf_counter()
+        kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
+        seconds = time.perf_counter() - started + baseline_seconds
+        scored = replace(scored, items=scored.items.assign(kl=kl))
+        return scored.items, cell_record(
+            loaded, strategy, data, scored, config, divergence_seconds=seconds
+        )
 
 
-def _finished(
-    path: Path, routing: str, dataset: EvaluationSet, loaded: LoadedModel, config: StudyConfig
-) -> dict[str, tuple[pd.DataFrame, CellRecord]]:
-    """Return a cell that an earlier job wrote with the same provenance, by its routing, if any."""
-    if not path.with_suffix(".json").is_file():
-        return {}
-    record = CellRecord.read(path.with_suffix(".json"))
-    if record.provenance != _provenance(loaded, dataset, config):
-        return {}
-    return {routing: (pd.read_parquet(path.with_suffix(".parquet")), record)}
-
-
-def _report(record: CellRecord) -> None:
+def _report(record: CellRecord, cell: Cell) -> None:
     """Write to the log that a cell is done."""
     speed = f"{record.timings.tokens_per_second:,.0f} tokens/s"
-    cell = f"{record.strategy['id']} on {record.dataset}"
-    print(f"{cell}: {record.n_items:,} items, {speed}", file=sys.stderr, flush=True)
+    print(f"{cell.path}: {record.n_items:,} items, {speed}", file=sys.stderr, flush=True)
 
 
 def load_calibration(results: Path, *strategies: Strategy) -> Calibration | None:
@@ -287,7 +352,6 @@ def cell_record(
         dataset=dataset.name,
         task=dataset.task,
         n_items=len(scored.items),
-        metrics=_estimates(scored.items, dataset.task, config),
         routing=RoutingSummary.of(scored.statistics),
         timings=Timings(
             scored.seconds, scored.statistics.tokens / scored.seconds, divergence_seconds
@@ -302,23 +366,12 @@ def _provenance(loaded: LoadedModel, dataset: EvaluationSet, config: StudyConfig
         **loaded.provenance | {"experts_implementation": config.model.experts_implementation},
         token_budget=config.evaluation.token_budget,
         data_sha256=dataset.sha256,
-        **environment(config.seed),
+        **environment(config.seed, config.resources.threads),
     )
 
 
-def _estimates(frame: pd.DataFrame, task: str, config: StudyConfig) -> tuple[Estimate, ...]:
-    """Return every metric with its interval, and the divergence if it was measured."""
-    confidence, resamples = config.statistics.confidence, config.statistics.resamples
-    settings = {"confidence": confidence, "resamples": resamples}
-    metrics = metric_intervals(frame, task, **settings, rng=np.random.default_rng(config.seed))
-    if "kl" in frame:
-        rng = np.random.default_rng(config.seed)
-        metrics += divergence_interval(frame, **settings, rng=rng)
-    return tuple(metrics)
-
-
 def write_cell(path: Path, frame: pd.DataFrame, record: CellRecord) -> None:
-    """Write the items of a cell as Parquet and its record as JSON."""
-    with atomic_path(path.with_suffix(".parquet")) as temporary:
+    """Write the items of a cell as Parquet, and then its record as JSON."""
+    with atomic_path(with_suffix(path, ".parquet")) as temporary:
         frame.to_parquet(temporary, index=False)
-    record.write(path.with_suffix(".json"))
+    record.write(with_suffix(path, ".json"))

@@ -1,15 +1,25 @@
-"""All cells of a study as one table, and controls and levers beside them as others."""
+"""All cells of a study as one table, and controls and levers beside them as others.
+
+Metrics and their intervals are made here from the scored items, so that another number of resamples
+or another confidence scores nothing again.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from moe_routing.evaluation.record import CellRecord
+from moe_routing.evaluation.store import with_suffix
 from moe_routing.files import atomic_path
 from moe_routing.statistics.estimate import Estimate
+from moe_routing.statistics.intervals import divergence_interval, metric_intervals
+from moe_routing.statistics.mixture import differences
 from moe_routing.vocabulary import TASKS
 
 if TYPE_CHECKING:
@@ -23,41 +33,90 @@ ROUTING = (
 """Columns that are fields of :class:`moe_routing.evaluation.record.RoutingSummary`."""
 
 
-def collect_cells(config: StudyConfig, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the table of cells, one row each in config order, and the long table of metrics.
-
-    Controls and levers are among both, after the strategies.
+def read_cells(config: StudyConfig, results: Path) -> list[CellRecord]:
+    """Return the record of every cell in config order: strategies, then controls, then levers.
 
     Raises:
         InputError: a cell is missing, or its record lacks a key.
     """
+    return [
+        CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
+        for strategy in config.scored
+        for dataset in config.datasets
+    ]
+
+
+def collect_cells(
+    config: StudyConfig, results: Path, records: Sequence[CellRecord]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of cells, one row each in their order, and the long table of metrics.
+
+    Raises:
+        InputError: the items of a cell are missing; see also :func:`metric_intervals`.
+    """
     cells, metrics = [], []
-    for strategy in config.scored:
-        for dataset in config.datasets:
-            record = CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
-            cells.append(_cell_row(record, config.main_metrics[dataset]))
-            metrics += [
-                {"strategy": strategy, "dataset": dataset, **_interval(estimate)}
-                for estimate in record.metrics
-            ]
+    for record in records:
+        strategy = record.strategy["id"]
+        path = with_suffix(results / "cells" / strategy / record.dataset, ".parquet")
+        estimates = estimates_of(pd.read_parquet(path), record.task, config)
+        cells.append(_cell_row(record, estimates, config.main_metrics[record.dataset]))
+        metrics += [
+            {"strategy": strategy, "dataset": record.dataset, **_interval(estimate)}
+            for estimate in estimates
+        ]
     return pd.DataFrame(cells), pd.DataFrame(metrics)
+
+
+def estimates_of(items: pd.DataFrame, task: str, config: StudyConfig) -> list[Estimate]:
+    """Return every metric of a cell with its interval, and the divergence if it was measured."""
+    settings = {
+        "confidence": config.statistics.confidence,
+        "resamples": config.statistics.resamples,
+    }
+    metrics = metric_intervals(items, task, **settings, rng=np.random.default_rng(config.seed))
+    if "kl" in items:
+        rng = np.random.default_rng(config.seed)
+        metrics = [*metrics, *divergence_interval(items, **settings, rng=rng)]
+    return metrics
 
 
 def write_tables(config: StudyConfig, results: Path) -> None:
     """Write ``full_routing_results.csv``, ``controls.csv``, ``levers.csv``, ``all_metrics.csv``.
 
-    The last one is of all of them.
+    The last one is of all of them. ``provenance.csv`` says what each cell was made with; a warning
+    on standard error says if that differs.
     """
-    cells, metrics = collect_cells(config, results)
+    records = read_cells(config, results)
+    cells, metrics = collect_cells(config, results, records)
+    made_with = provenance_table(records)
+    for difference in differences(made_with):
+        print(f"warning: {difference}", file=sys.stderr)
     tables = {
         "full_routing_results": cells[cells["strategy"].isin(config.strategies)],
         "controls": cells[cells["strategy"].isin(config.controls)],
         "levers": cells[cells["strategy"].isin(config.levers)],
         "all_metrics": metrics,
+        "provenance": made_with,
     }
     for name, table in tables.items():
         with atomic_path(results / "comparison" / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
+
+
+def provenance_table(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """Return what each cell was made with: commit, code (a hash), threads, device, torch."""
+    return pd.DataFrame(
+        {
+            "strategy": record.strategy["id"],
+            "dataset": record.dataset,
+            "commit": record.provenance.commit,
+            "code": record.provenance.code,
+            "threads": record.provenance.threads,
+            "device": record.provenance.device,
+            "torch": record.provenance.packages.get("torch", "unknown"),
+        }
+        for record in records
+    )
 
 
 def _interval(estimate: Estimate) -> dict[str, object]:
@@ -70,12 +129,12 @@ def _interval(estimate: Estimate) -> dict[str, object]:
     }
 
 
-def _cell_row(record: CellRecord, main: str) -> dict[str, object]:
+def _cell_row(record: CellRecord, estimates: Sequence[Estimate], main: str) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
     strategy = record.strategy
     rule = strategy.get("base", strategy)  # a control has the counts of another strategy
     shown = TASKS[record.task].shown(main)
-    estimate = _interval(next(one for one in record.metrics if one.metric == shown))
+    estimate = _interval(next(one for one in estimates if one.metric == shown))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],

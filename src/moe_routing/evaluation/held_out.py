@@ -135,25 +135,23 @@ class Job:
             )
         return documents
 
-    def probes(self, text: str) -> list[Probe]:
-        """Draw the tokens of a text: always the same ones.
+    def draw(self, texts: Sequence[str], key: str, what: str) -> list[Probe]:
+        """Draw tokens of documents.
+
+        Args:
+            texts: the documents.
+            key: the setting that says how many.
+            what: the files that they are for, which seeds the draw.
 
         Raises:
-            InputError: the text has too few tokens.
+            InputError: the documents have too few tokens.
         """
-        tokens = self.config.analysis.held_out.tokens
-        return self.draw(self.texts(text), tokens, f"held-out text '{text}'", "tokens", text)
-
-    def draw(
-        self, texts: Sequence[str], tokens: int, source: str, key: str, what: str
-    ) -> list[Probe]:
-        """Draw tokens of documents; see :func:`choose_tokens`."""
         return choose_tokens(
             self.encoder,
             texts,
-            tokens,
+            getattr(self.config.analysis.held_out, key),
             self.rng(what),
-            source=source,
+            source=f"text of held_out/{what}",
             asked=f"analysis.held_out.{key} is",
         )
 
@@ -178,7 +176,8 @@ def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
     job = Job.load(results)
     arm = job.arm
     calibration = Calibration.for_strategies(results / "calibration", arm)
-    probes, model = job.probes(text), job.loaded.model
+    key = "tokens" if text == CALIBRATION else "dataset_tokens"
+    probes, model = job.draw(job.texts(text), key, f"toggles/{text}"), job.loaded.model
     nulls = [NeededId.parse(null) for null in (*job.config.calibration.nulls, arm.needs_null)]
     toggles = toggle_probes(
         model,
@@ -206,7 +205,7 @@ def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
 def toggle_routed_states(results: Path) -> None:
     """Remove experts that the study's BH routing keeps, in the states of the routed model.
 
-    The tokens are those of the toggles of the text ``calibration``. See :func:`toggle_routed`.
+    The documents are those of the text ``calibration``. See :func:`toggle_routed`.
 
     Raises:
         InputError: see :func:`toggle_held_out`.
@@ -214,7 +213,7 @@ def toggle_routed_states(results: Path) -> None:
     job = Job.load(results)
     arm = job.arm
     calibration = Calibration.for_strategies(results / "calibration", arm)
-    probes = job.probes(CALIBRATION)
+    probes = job.draw(job.texts(CALIBRATION), "dataset_tokens", "routed")
     with routed(job.loaded.model, arm, calibration=calibration):
         toggles = toggle_routed(
             job.loaded.model, probes, job.outputs, noise_documents=NOISE_DOCUMENTS
@@ -236,7 +235,7 @@ def toggle_dead(results: Path) -> pd.DataFrame:
             are offloaded; see :func:`toggle_probes`.
     """
     job = Job.load(results)
-    model, settings = job.loaded.model, job.config.analysis.held_out
+    model = job.loaded.model
     routers = find_routers(model)
     filled = job.config.analysis.of_model(routers[0].num_experts, routers[0].top_k)
     rng = job.rng("dead/experts")
@@ -251,7 +250,7 @@ def toggle_dead(results: Path) -> pd.DataFrame:
     outputs = replace(job.outputs, mean_LEH=mean_LEH)
     for part, documents in texts.items():
         name = f"dead/{part}"
-        probes = job.draw(documents, settings.dead_tokens, f"text of {name}", "dead_tokens", name)
+        probes = job.draw(documents, "dead_tokens", name)
         with dead_experts(model, dead):
             toggles = toggle_probes(
                 model,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
-from moe_routing.statistics.estimate import Estimate
+from moe_routing.files import atomic_path, read_json, sha256_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.strategies import Strategy
 
-SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "safetensors")
+STAGES = ("data", "routing", "engine", "evaluation")
+"""Parts of the package that make a cell."""
 
 Part = TypeVar("Part", bound="DataclassInstance")
 
@@ -81,7 +83,8 @@ class Timings:
 class Provenance:
     """What a cell was made with: the model, the settings, the items (hash) and the software.
 
-    ``revision`` is empty for a local model, ``commit`` is ``unknown`` outside a checkout.
+    ``revision`` is empty for a local model, ``commit`` is ``unknown`` outside a checkout. ``code``
+    is a hash of the package's stages up to the cell, and ``threads`` the number of CPU threads.
     """
 
     path: str
@@ -97,6 +100,8 @@ class Provenance:
     python: str
     packages: dict[str, str]
     commit: str
+    code: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,6 @@ class CellRecord:
         dataset: evaluation set.
         task: how its items were scored.
         n_items: number of items.
-        metrics: every metric with its interval.
         routing: how the strategy routed.
         timings: how long it took.
         provenance: what it was made with.
@@ -123,7 +127,6 @@ class CellRecord:
     dataset: str
     task: str
     n_items: int
-    metrics: tuple[Estimate, ...]
     routing: RoutingSummary
     timings: Timings
     provenance: Provenance
@@ -146,7 +149,6 @@ class CellRecord:
             KeyError: a key is missing.
         """
         parts = {
-            "metrics": tuple(_part(Estimate, estimate) for estimate in values["metrics"]),
             "routing": _part(RoutingSummary, values["routing"]),
             "timings": _part(Timings, values["timings"]),
             "provenance": _part(Provenance, values["provenance"]),
@@ -192,16 +194,19 @@ def specification(strategy: Strategy, rule: ModelRule) -> dict[str, Any]:
     return {**head, **resolved.model_dump(), "weighting": weighting}
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Return the versions of Python and packages, the commit of the checkout and the seed."""
+def environment(seed: int, threads: int) -> dict[str, Any]:
+    """Return the versions of Python, packages and code, the seed and the number of threads."""
     return {
         "seed": seed,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "commit": commit(),
+        "code": code_hash(),
+        "threads": threads,
     }
 
 
+@cache
 def commit() -> str:
     """Return the commit of the checkout this package runs from, or 'unknown' outside one."""
     result = subprocess.run(
@@ -212,3 +217,13 @@ def commit() -> str:
         check=False,
     )
     return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the code that a cell is made with: data, routing, engine, evaluation."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for stage in STAGES for path in (package / stage).rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0{sha256_of(path)}\n".encode())
+    return digest.hexdigest()[:16]

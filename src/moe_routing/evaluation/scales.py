@@ -6,17 +6,23 @@ rule that changes the output's size can therefore look better or worse for that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_routing.config.study import load_config
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
-from moe_routing.evaluation.calibration_job import load_calibration_job
-from moe_routing.routing.calibration import Calibration, save_scales
+from moe_routing.errors import InputError
+from moe_routing.evaluation.calibration_job import CalibrationJob, load_calibration_job
+from moe_routing.evaluation.pieces import scale_piece
+from moe_routing.evaluation.store import Piece, Store, eligible, with_suffix
+from moe_routing.routing.calibration import Calibration, save_scale
 from moe_routing.routing.strategies import Strategy
 
 TRIED = (0.85, 1.0, 1.2, 1.4, 1.6)
@@ -69,28 +75,43 @@ def fit_scale(
     return round(float(min(ends, key=curve)), 3)
 
 
-def scale_study(results: Path) -> dict[str, float]:
-    """Fit and write the scales of a study's strategies, and return them by id.
+def scale_study(results: Path, strategy_id: str) -> None:
+    """Write the fitted scale of a strategy, and fit others of the study in passing.
 
     Raises:
-        InputError: see :func:`fit_scale`.
+        InputError: the strategy has no scale; see :func:`fit_scale`.
     """
-    config, loaded, texts = load_calibration_job(results)
-    strategies = [config.parsed[name] for name in config.scaled]
-    calibration = Calibration.for_strategies(
-        results / "calibration", *strategies, fitted_by_running=False
-    )
-    scales = {
-        strategy.id: fit_scale(
-            loaded.model,
-            loaded.tokenizer,
-            texts[:DOCUMENTS],
+    config = load_config(results / "config.yaml")
+    if strategy_id not in config.scaled:
+        allowed = ", ".join(config.scaled) or "ids that end with scaled"
+        raise InputError(f"strategy '{strategy_id}' has no scale; allowed: {allowed}")
+    names = {scale_piece(config, name): name for name in (strategy_id, *config.scaled)}
+    own, *_ = names
+    store = Store(results)
+    others = [piece for piece in eligible(own, names, lambda _: False) if not store.has(piece)]
+
+    @cache
+    def shared() -> tuple[CalibrationJob, Calibration]:
+        strategies = [config.parsed[names[piece]] for piece in (own, *others)]
+        calibration = Calibration.for_strategies(
+            results / "calibration", *strategies, fitted_by_running=False
+        )
+        return load_calibration_job(results), calibration
+
+    def make(piece: Piece, path: Path) -> None:
+        job, calibration = shared()
+        strategy = config.parsed[names[piece]]
+        scale = fit_scale(
+            job.loaded.model,
+            job.loaded.tokenizer,
+            job.texts[:DOCUMENTS],
             strategy,
             calibration,
             window=config.evaluation.window,
             token_budget=config.evaluation.token_budget,
         )
-        for strategy in strategies
-    }
-    save_scales(scales, results / "calibration")
-    return scales
+        save_scale(strategy.id, scale, with_suffix(path, ".json"))
+        print(f"{strategy.id}: {scale:.3f}", file=sys.stderr, flush=True)
+
+    store.finish(own, others, make, config.resources.strategies_per_job)
+    store.deliver(own)

@@ -228,15 +228,52 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "markers for runs, a dotted vertical line at saturation.",
         "bh_saturation.csv",
     ),
+    "fig-rates": _analysis(
+        "validity",
+        "false_discoveries",
+        "Held-out false discovery rate of BH under `needed` by layer, for three alphas (dotted), "
+        "with intervals that resample documents: of the rule, and with floor and cap included. "
+        "Grey: smallest to largest rate of the rule over calibrations with resampled documents. "
+        "Bars of rare events are cut at the top of a panel.",
+        "One row of panels per text, one column per alpha: layer on the x-axis, false discovery "
+        "rate on the y-axis, filled and hollow markers with bars for intervals, a grey band on "
+        "calibration text and a dotted line at alpha.",
+        "false_discoveries.csv",
+        "resampled.csv",
+    ),
+    "fig-rates-level": _analysis(
+        "validity",
+        "false_discoveries_by_level",
+        "Held-out false discovery rate against alpha, mean over layers: BH, BY, and BH with "
+        "block-exact p-values. Filled: the rule; hollow: floor and cap included. Levels below the "
+        "resolution of a procedure's p-values are left out.",
+        "One panel per text: alpha on the x-axis, false discovery rate on the y-axis, both "
+        "logarithmic, one line per procedure and part with bars for intervals, and alpha as a "
+        "dotted line.",
+        "false_discoveries.csv",
+    ),
+    "fig-dead": _analysis(
+        "validity",
+        "dead_experts",
+        "Where experts are dead, for three alphas (dotted). Above: all experts of a layer are "
+        "dead, and any selection is false; below: some experts of every layer are dead, proportion "
+        "of the slots that BH keeps that are not needed, and that are dead; dashed: dead among all "
+        "experts.",
+        "Two rows of panels, one column per alpha: layer on the x-axis, proportion of tokens with "
+        "any selection above and proportion of kept slots below, with bars for intervals and alpha "
+        "as a dotted line.",
+        "dead_layers.csv",
+        "dead_experts.csv",
+    ),
     "fig-size": _analysis(
         "validity",
-        "size_by_layer",
-        "Size of BH where its null holds: proportion of tokens for which it selects anything, "
-        "largest over designs, at the alpha of the verdicts. Bold: more than allowed.",
-        "A heat map with one row per null and one column per layer; each cell has the largest size "
-        "over designs.",
-        "size.csv",
-        "verdict.csv",
+        "size_by_design",
+        "Size of BH where a null holds: proportion of tokens for which it selects anything, in the "
+        "worst layer, at the alpha of the verdicts. Bold: more than allowed. Right of the line: if "
+        "all of the real logits were noise, which takes no part in the verdicts.",
+        "A heat map with one row per null and one column per design; each cell has the largest "
+        "size over layers.",
+        "verdict_by_design.csv",
     ),
     "fig-bound": _analysis(
         "validity",
@@ -262,7 +299,7 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "validity",
         "simulation",
         "False discovery rate and power of the procedures where the truth is simulated.",
-        "One column per correlation, one line per procedure, alpha on the x-axis; for each number "
+        "One column per dependence, one line per procedure, alpha on the x-axis; for each number "
         "of signals one row for the false discovery rate, with alpha dotted, and one for power.",
         "simulation.csv",
     ),

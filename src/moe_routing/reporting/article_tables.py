@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import tables, tables_ablation, tables_levers, wording
+from moe_routing.reporting import (
+    tables,
+    tables_ablation,
+    tables_levers,
+    tables_validity,
+    wording,
+)
 from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
+from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_consequence import LAW_FILE
+from moe_routing.reporting.findings_needed import DEAD_EXPERTS, DEAD_LAYERS, RATES, WORST_EXPERTS
 from moe_routing.reporting.pages import (
     CELLS_FILE,
     CERTIFICATES,
@@ -218,6 +226,48 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "llrrrrr",
         lambda study: "bh" in study.families,
         "this run has no Benjamini-Hochberg routing",
+    ),
+    "tbl-rates": ArticleTable(
+        tables_validity.rates_table,
+        "Held-out false discovery rate under `needed`, in percent, with {confidence} intervals "
+        "that resample documents: mean over layers. Layers: those whose own interval has its lower "
+        "end at or below alpha; then the layer whose lower end is largest, and the widest half "
+        "interval of a layer. BY and BH with block-exact p-values stand beside; resolution: too "
+        "few calibration tokens for that level. Experts: what BH selects per token, without floor "
+        f"and cap. From `{RATES}`.",
+        "lrrlrrrrrr",
+        lambda study: not study.table(RATES).empty,
+        "the analysis validity/ was not run",
+    ),
+    "tbl-dead": ArticleTable(
+        tables_validity.dead_table,
+        "Where experts are dead, in percent, with {confidence} intervals. All dead: tokens for "
+        "which anything is selected in a layer without its experts (mean over layers; layers whose "
+        "own interval has its lower end at or below alpha), by procedure and score. Some dead: "
+        "false discovery rate of BH, likewise; dead slots: kept experts that are dead. From "
+        f"`{DEAD_LAYERS}` and `{DEAD_EXPERTS}`.",
+        "rrrrrrr",
+        lambda study: not (study.table(DEAD_LAYERS).empty or study.table(DEAD_EXPERTS).empty),
+        "the analysis validity/ was not run",
+    ),
+    "tbl-worst": ArticleTable(
+        tables_validity.worst_table,
+        "Experts whose own selected slots are needed least, in percent of the slots, with "
+        "{confidence} intervals of each and with intervals that hold for all experts at once. "
+        f"From `{WORST_EXPERTS}`.",
+        "rrrrrr",
+        lambda study: not study.table(WORST_EXPERTS).empty,
+        "the analysis validity/ was not run",
+    ),
+    "tbl-size": ArticleTable(
+        tables_validity.sizes_table,
+        "Size of BH under the complete null (weak control), in percent of the tokens, for the "
+        "nulls about the logits alone: in the designs that judge them, with simultaneous intervals "
+        "in the worst layer, and if all of the real logits were noise, which takes no part in the "
+        f"verdict. From `{VERDICT_TABLE}`.",
+        "llrrrr",
+        lambda study: not study.table(VERDICT_TABLE).empty,
+        "the analysis validity/ was not run",
     ),
 }
 """By cross-reference label."""

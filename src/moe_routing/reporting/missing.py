@@ -24,7 +24,7 @@ from moe_routing.vocabulary import DATASETS, TASKS
 
 def missing(study: StudyResults) -> list[Finding]:
     """State what the complete comparison has and this run lacks; empty if nothing is missing."""
-    return [*_parts(study), *_cells(study), *_tables(study), *_additional(study)]
+    return [*_parts(study), *_cells(study), *_tables(study), *_additional(study), *_mixed(study)]
 
 
 def _parts(study: StudyResults) -> Iterator[Finding]:
@@ -84,6 +84,12 @@ def _additional(study: StudyResults) -> Iterator[Finding]:
     if study.divergence.empty:
         text = "Divergence from the baseline's predictions was not measured."
         yield Finding(text, METRICS_FILE, "divergence")
+
+
+def _mixed(study: StudyResults) -> Iterator[Finding]:
+    """State what differs between the cells in how they were made."""
+    for difference in study.mixed:
+        yield Finding(f"Caution: {difference}.", "comparison/provenance.csv")
 
 
 def _cells(study: StudyResults) -> Iterator[Finding]:

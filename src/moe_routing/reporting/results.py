@@ -16,6 +16,7 @@ from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, static_families
 from moe_routing.statistics.lever_kinds import with_kinds
+from moe_routing.statistics.mixture import differences
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
 
 SMALL_MODEL = 100_000_000
@@ -230,6 +231,12 @@ class StudyResults:
         first = self.cells.iloc[0]
         path = self.folder / "cells" / first["strategy"] / f"{first['dataset']}.json"
         return read_json(path)["provenance"]
+
+    @property
+    def mixed(self) -> list[str]:
+        """What differs between the cells in how they were made, as sentences; usually nothing."""
+        made_with = self.table("comparison/provenance.csv")
+        return [] if made_with.empty else differences(made_with)
 
     def table(self, path: str) -> pd.DataFrame:
         """Read another table of the folder; empty if it was not written."""

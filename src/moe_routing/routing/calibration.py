@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLE_FILE = "router_logits.safetensors"
 OUTPUTS_FILE = "expert_outputs.safetensors"
-SCALES_FILE = "scales.json"
+SCALES_FOLDER = "scales"
 TOGGLES_FILE = "toggles.safetensors"
 
 
@@ -34,10 +34,28 @@ def certificate_path(folder: Path | str, strategy_id: str) -> Path:
     return Path(folder) / "certificates" / f"{strategy_id}.json"
 
 
-def save_scales(scales: Mapping[str, float], folder: Path | str) -> None:
-    """Write the fitted scales of strategies, by id."""
-    with atomic_path(Path(folder) / SCALES_FILE) as temporary:
-        temporary.write_text(json.dumps(scales, indent=2) + "\n", encoding="utf-8")
+def scale_path(folder: Path | str, strategy_id: str) -> Path:
+    """Return the file of a strategy's fitted scale."""
+    return Path(folder) / SCALES_FOLDER / f"{strategy_id}.json"
+
+
+def save_scale(strategy_id: str, scale: float, path: Path) -> None:
+    """Write the fitted scale of a strategy."""
+    with atomic_path(path) as temporary:
+        values = {"strategy": strategy_id, "scale": scale}
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_scale(path: Path) -> float:
+    """Read the fitted scale of a strategy.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    values = read_json(path)
+    if not isinstance(values.get("scale"), float):
+        raise InputError(f"{path}: key 'scale' is missing; remove the file and run again")
+    return values["scale"]
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -107,11 +125,11 @@ class Calibration:
         )
         paths = sorted((folder / "certificates").glob("*.json"))
         certificates = [Certificate.load(path) for path in paths]
-        scales = folder / SCALES_FILE
+        scales = sorted((folder / SCALES_FOLDER).glob("*.json"))
         return replace(
             found,
             certificates={one.strategy: one for one in certificates},
-            scales=read_json(scales) if scales.is_file() else {},
+            scales={path.name.removesuffix(".json"): load_scale(path) for path in scales},
         )
 
     def save(self, folder: Path | str) -> None:
@@ -130,8 +148,8 @@ class Calibration:
             save_null(null, self.sample, null_path(folder, name), self.toggles)
         for name, certificate in self.certificates.items():
             certificate.save(certificate_path(folder, name))
-        if self.scales:
-            save_scales(self.scales, folder)
+        for name, scale in self.scales.items():
+            save_scale(name, scale, scale_path(folder, name))
 
     def __str__(self) -> str:
         sample = self.sample
@@ -170,8 +188,9 @@ class Calibration:
         certificates = {
             name: Certificate.load(certificate_path(folder, name)) for name in certified
         }
-        scaled = any(one.needs_scale for one in strategies)
-        scales = read_json(Path(folder) / SCALES_FILE) if scaled else {}
+        scales = {
+            one.id: load_scale(scale_path(folder, one.id)) for one in strategies if one.needs_scale
+        }
         return replace(found, certificates=certificates, scales=scales)
 
     def null(self, null_id: str) -> Null:

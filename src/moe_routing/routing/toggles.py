@@ -85,8 +85,9 @@ class Toggles(TensorFile):
     @functools.cached_property
     def token_P(self) -> Tensor:
         """Index of the pair's token, in the order of ``logits_LTE``, int64."""
-        place_P2 = torch.stack([self.document_P, self.position_P], dim=1)
-        return place_P2.unique(dim=0, return_inverse=True)[1]
+        # One number per token: torch finds the unique rows of a matrix in a hundred times the time.
+        place_P = self.document_P * (self.position_P.max() + 1) + self.position_P
+        return place_P.unique(return_inverse=True)[1]
 
     @functools.cached_property
     def weight_LTE(self) -> Tensor:

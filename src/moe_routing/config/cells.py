@@ -1,0 +1,180 @@
+"""The cells of a study, and what each depends on: no more, lest edits score needlessly; no less.
+
+Paths are relative to the results folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import getitem
+from typing import NamedTuple
+
+from moe_routing.config.study import NumericsArm, StudyConfig
+from moe_routing.errors import InputError
+from moe_routing.vocabulary import NeededId
+
+CELLS, NUMERICS = "cells", "numerics"
+MODEL_FILE = "model.json"
+SCHEMA_VERSION = 2
+"""Version of the record of a cell; cells of another one are made again."""
+
+
+class Cell(NamedTuple):
+    """One strategy on one evaluation set, or the baseline under a numerics arm on one.
+
+    Attributes:
+        part: ``cells``, or ``numerics``.
+        name: the strategy's id, or the arm's name.
+        dataset: evaluation set.
+    """
+
+    part: str
+    name: str
+    dataset: str
+
+    @property
+    def path(self) -> str:
+        """Its path in the results folder, without suffix."""
+        return "/".join(self)
+
+
+def cells_of(study: StudyConfig) -> list[Cell]:
+    """Return every cell of a study, by evaluation set."""
+    names = [
+        *((CELLS, strategy) for strategy in study.scored),
+        *((NUMERICS, arm.name) for arm in study.numerics),
+    ]
+    return [Cell(part, name, dataset) for dataset in study.datasets for part, name in names]
+
+
+def parse_cell(study: StudyConfig, path: str) -> Cell:
+    """Return the cell with a path such as ``cells/stock/wikipedia``.
+
+    Raises:
+        InputError: the study has no such cell.
+    """
+    known = {cell.path: cell for cell in cells_of(study)}
+    if path not in known:
+        raise InputError(
+            f"cell '{path}'; allowed: cells/<strategy>/<data set> or numerics/<arm>/<data set> of "
+            "the study"
+        )
+    return known[path]
+
+
+def arm_of(study: StudyConfig, cell: Cell) -> NumericsArm | None:
+    """Return the numerics arm of a cell, None for a cell of the comparison."""
+    if cell.part == CELLS:
+        return None
+    return next(arm for arm in study.numerics if arm.name == cell.name)
+
+
+def study_of(study: StudyConfig, cell: Cell) -> StudyConfig:
+    """Return the study under the settings of a cell."""
+    arm = arm_of(study, cell)
+    return study if arm is None else study.under(arm)
+
+
+def strategy_of(study: StudyConfig, cell: Cell) -> str:
+    """Return the id of the strategy that a cell scores."""
+    return cell.name if cell.part == CELLS else study.statistics.baseline
+
+
+def cell_settings(study: StudyConfig, cell: Cell) -> dict[str, object]:
+    """Return the settings that determine a cell."""
+    changed = study_of(study, cell)
+    measured = ("evaluation",) if cell.part == CELLS else ()
+    settings = sections(
+        changed,
+        "model",
+        "evaluation.token_budget",
+        "evaluation.window",
+        *measured,
+        "seed",
+        "statistics.baseline",
+    )
+    arm = arm_of(study, cell)
+    routed = {"strategy": strategy_of(study, cell), "arm": arm and arm.changes}
+    return {"format": SCHEMA_VERSION, **settings, **routed}
+
+
+def cell_files(study: StudyConfig, cell: Cell) -> list[str]:
+    """Return the files that determine a cell, those of the calibration only if it uses them."""
+    used = [strategy_of(study, cell)]
+    if cell.part == CELLS:  # its divergence from the baseline is measured
+        used.append(study.statistics.baseline)
+    return [MODEL_FILE, f"data/{cell.dataset}.parquet", *calibration_files(study, used)]
+
+
+def uses_calibration(study: StudyConfig, cell: Cell) -> bool:
+    """Return whether a cell depends on calibration text."""
+    return len(cell_files(study, cell)) > 2
+
+
+def scale_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
+    """Return the settings that determine the fitted scale of a strategy."""
+    chosen = sections(study, "model", "evaluation.window", "evaluation.token_budget")
+    return {**chosen, "strategy": strategy}
+
+
+def scale_files(study: StudyConfig, strategy: str) -> list[str]:
+    """Return the files that determine the fitted scale of a strategy."""
+    used = calibration_files(study, [strategy], fitted_by_running=False)
+    return [MODEL_FILE, "data/calibration.parquet", *used]
+
+
+def scale_path(strategy: str) -> str:
+    """Return the path of a strategy's fitted scale, without suffix."""
+    return f"calibration/scales/{strategy}"
+
+
+def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
+    """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
+
+    A key is a path, such as ``model``, ``datasets.<name>`` or ``analysis.bh.tokens``.
+    """
+    values = study.model_dump(mode="json")
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
+
+
+def intervention_files(nulls: Iterable[str]) -> list[str]:
+    """Return the files of toggled experts and of expert outputs if a null needs them."""
+    if not any(NeededId.parse(null) for null in nulls):
+        return []
+    return [f"calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")]
+
+
+def null_files(nulls: Iterable[str]) -> list[str]:
+    """Return the files of fitted nulls, and those of interventions if a null is bound to them."""
+    names = list(nulls)
+    files = [f"calibration/nulls/{null}.safetensors" for null in names]
+    return [*files, *intervention_files(names)]
+
+
+def calibration_files(
+    study: StudyConfig, strategies: Sequence[str], *, fitted_by_running: bool = True
+) -> list[str]:
+    """Return the files of the calibration that strategies read; none if they do without.
+
+    Args:
+        study: the config.
+        strategies: ids.
+        fitted_by_running: with certificates and scales, which are fitted by running the strategies.
+    """
+    folder, parsed = "calibration", [study.parsed[name] for name in strategies]
+    if not any(strategy.uses_calibration for strategy in parsed):
+        return []
+    files = [f"{folder}/router_logits.safetensors", *null_files(study.nulls_of(*strategies))]
+    if any(strategy.needs_outputs for strategy in parsed):
+        files.append(f"{folder}/expert_outputs.safetensors")
+    if any(strategy.needs_toggles for strategy in parsed):
+        files.append(f"{folder}/toggles.safetensors")
+    if fitted_by_running:
+        files += [
+            f"{folder}/certificates/{strategy.id}.json"
+            for strategy in parsed
+            if strategy.needs_certificate
+        ]
+        files += [f"{scale_path(strategy.id)}.json" for strategy in parsed if strategy.needs_scale]
+    return list(dict.fromkeys(files))

@@ -1,0 +1,35 @@
+"""Cells and fitted scales as pieces of work for the store; no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe_routing.config.cells import (
+    Cell,
+    cell_files,
+    cell_settings,
+    scale_files,
+    scale_path,
+    scale_settings,
+)
+from moe_routing.evaluation.store import Piece, as_settings
+
+if TYPE_CHECKING:
+    from moe_routing.config.study import StudyConfig
+
+CELL_SUFFIXES = (".parquet", ".json")
+SCALE_SUFFIXES = (".json",)
+
+
+def cell_piece(study: StudyConfig, cell: Cell) -> Piece:
+    """Return a cell as a piece of work."""
+    settings = as_settings(cell_settings(study, cell))
+    return Piece(cell.path, CELL_SUFFIXES, settings, tuple(cell_files(study, cell)))
+
+
+def scale_piece(study: StudyConfig, strategy: str) -> Piece:
+    """Return the fitted scale of a strategy as a piece of work."""
+    settings = as_settings(scale_settings(study, strategy))
+    return Piece(
+        scale_path(strategy), SCALE_SUFFIXES, settings, tuple(scale_files(study, strategy))
+    )

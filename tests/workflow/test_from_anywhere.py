@@ -1,0 +1,121 @@
+"""The workflow from another folder, as a module, read-only, and on a machine with results only."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+from without_torch import without_torch
+from workflow_runs import make_checkout, offline, snakemake
+
+MODULE = """
+configfile: "my.yaml"
+
+module study:
+    snakefile: {snakefile!r}
+    config: config
+
+use rule * from study as study_*
+
+onstart:
+    study.onstart()
+
+rule all:
+    default_target: True
+    input: rules.study_all.input
+"""
+ITEMS = "results/smoke/data/lambada.parquet"
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A checkout in which nothing may change."""
+    folder = make_checkout(tmp_path / "somebody's $HOME" / "checkout")
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before
+
+
+def contents(folder):
+    found = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
+
+
+@pytest.fixture
+def here(tmp_path):
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    return folder
+
+
+def test_another_working_directory(read_only, here, tmp_path):
+    done = snakemake(
+        tmp_path, ITEMS, "-s", str(read_only / "Snakefile"), "-d", str(here), "--cores", "2",
+        "--configfile", str(read_only / "config/smoke.yaml"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (here / ITEMS).is_file()
+    assert (here / "results/smoke/run.json").read_text() == (
+        '{"config_file": "results/smoke/config.yaml"}\n'
+    )
+
+
+def test_another_working_directory_has_the_default_study(read_only, here):
+    done = snakemake(here, "-s", str(read_only / "Snakefile"), "-n")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Scoring absolute_k8_b3 on wikipedia" in done.stdout + done.stderr
+
+
+def test_a_module_of_another_workflow(read_only, here):
+    shutil.copy(read_only / "config/smoke.yaml", here / "my.yaml")
+    (here / "Snakefile").write_text(MODULE.format(snakefile=str(read_only / "Snakefile")))
+    planned = snakemake(here, "-n")
+    assert planned.returncode == 0, planned.stderr[-4000:]
+    assert "study_render_article" in planned.stdout + planned.stderr
+    done = snakemake(here, "--cores", "2", ITEMS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (here / ITEMS).is_file()
+
+
+def test_an_archive_makes_tables_and_article_without_torch(smoke_run, here, tmp_path):
+    """Unpacked beside nothing but a config; the tables come out as they were."""
+    folder = smoke_run[0]
+    subprocess.run(
+        ["python", "scripts/archive.py", "--results", "results/smoke", "--out", tmp_path / "a.tgz"],
+        cwd=folder, env=offline(PYTHONPATH=str(folder / "src")), check=True,
+    )  # fmt: skip
+    with tarfile.open(tmp_path / "a.tgz") as archive:
+        archive.extractall(here / "results", filter="data")
+    results = here / "results" / "smoke"
+    assert not list(results.rglob("*.safetensors"))
+    names = [
+        f"{folder.name}/{path.name}"
+        for folder in results.iterdir()
+        for path in folder.glob("*.csv")
+    ]
+    before = {name: (results / name).read_bytes() for name in names}
+    (tmp_path / "site").mkdir()
+    done = snakemake(
+        here, "-s", str(folder / "Snakefile"), "--configfile", "results/smoke/config.yaml",
+        "--cores", "2", "--forcerun", "collect", "plot_validity",
+        environment=without_torch(tmp_path / "site", folder / "src"),
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert (results / "report/index.html").stat().st_mtime > (
+        results / "model.json"
+    ).stat().st_mtime
+    assert {name: (results / name).read_bytes() for name in names} == before
+
+
+def test_results_without_their_model_are_not_made_again(smoke_run, tmp_path):
+    """A plain copy of them, in a checkout without the model: no metadata, other times."""
+    folder = make_checkout(tmp_path / "checkout")
+    (folder / "resources").unlink()
+    shutil.copytree(smoke_run[0] / "results", folder / "results", copy_function=shutil.copyfile)
+    done = snakemake(folder, "-n", "--configfile", "config/smoke.yaml")
+    plan = done.stdout + done.stderr
+    assert done.returncode == 0, plan[-4000:]
+    for rule in ("fetch_model", "sample_logits", "evaluate", "bh "):
+        assert f"\n{rule}" not in plan

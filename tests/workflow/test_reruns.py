@@ -1,0 +1,147 @@
+"""What an edit of the config makes again: planned on the finished smoke study, counted in cells."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import yaml
+from workflow_runs import snakemake
+
+SETS = ("wikipedia", "hellaswag", "lambada")
+STATIC = ("stock", "regular_k4", "regular_k8", "uniform_k4", "regular_k1")
+CALIBRATED = (
+    "adaptive_k8", "bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched",
+    "certified_k8_m005", "regular_k3_norm_own", "absolute_k8_b3_consequence_compensated_scaled",
+    "stock_scaled",
+)  # fmt: skip
+ARMS = ("bfloat16", "small_batches")
+TABLES = {"collect", "statistics", "render_article"}
+CALIBRATION = {"sample_logits", "toggle_experts", "fit_outputs", "fit_null", "fit_scale", "certify"}
+
+
+@pytest.fixture(scope="module")
+def plan(smoke_run):
+    """A function that plans the finished study under an edit: jobs by rule, and cells."""
+    folder = smoke_run[0]
+    config = yaml.safe_load((folder / "config/smoke.yaml").read_text())
+
+    def planned(edit):
+        edited = copy.deepcopy(config)
+        edit(edited)
+        (folder / "edited.yaml").write_text(yaml.safe_dump(edited, sort_keys=False))
+        done = snakemake(folder, "-n", "--configfile", "edited.yaml")
+        assert done.returncode == 0, done.stdout + done.stderr
+        text = done.stdout + done.stderr
+        jobs = dict(re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE))
+        cells = set(re.findall(r": Scoring (\S+) on (\w+) ", text))
+        assert len(cells) == int(jobs.get("evaluate", 0))
+        return set(jobs) - {"total"}, cells
+
+    return planned
+
+
+def cells_of(names, datasets=SETS):
+    return {(name, dataset) for name in names for dataset in datasets}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("resamples", 300), ("confidence", 0.9), ("margin_accuracy", 0.02)]
+)
+def test_statistics_score_nothing_again(plan, key, value):
+    jobs, cells = plan(lambda config: config["statistics"].update({key: value}))
+    assert cells == set()
+    assert "statistics" in jobs
+    assert not CALIBRATION & jobs
+
+
+def test_another_primary_contrast_scores_nothing_again(plan):
+    contrast = {"strategy": "bh_k64_a005", "dataset": "lambada"}
+    jobs, cells = plan(lambda config: config["statistics"].update(primary=contrast))
+    assert cells == set()
+    assert not (CALIBRATION | {"bh", "baseline", "ablation"}) & jobs
+    assert "statistics" in jobs
+
+
+def test_other_items_score_that_set_only(plan):
+    jobs, cells = plan(lambda config: config["datasets"]["lambada"].update(items=7))
+    assert cells == cells_of((*STATIC, *CALIBRATED, *ARMS), ["lambada"])
+    assert not (CALIBRATION | {"prepare_calibration"}) & jobs
+    assert TABLES | {"check_overlap"} <= jobs
+
+
+def test_a_set_more_scores_that_set_only(plan):
+    source = {"kind": "local", "path": "tests/data_files/wikitext.txt"}
+    jobs, cells = plan(
+        lambda config: config["datasets"].update(wikitext={"source": source, "items": 4})
+    )
+    assert cells == cells_of((*STATIC, *CALIBRATED, *ARMS), ["wikitext"])
+    assert not (CALIBRATION | {"prepare_calibration"}) & jobs
+    assert TABLES | {"check_overlap"} <= jobs
+
+
+@pytest.mark.parametrize("key", ["tokens", "source"])
+def test_other_calibration_scores_what_is_calibrated(plan, key):
+    values = {
+        "tokens": 2000,
+        "source": {"kind": "local", "path": "tests/data_files/wikitext.txt"},
+    }
+    jobs, cells = plan(lambda config: config["calibration"].update({key: values[key]}))
+    assert cells == cells_of(CALIBRATED)
+    assert jobs >= CALIBRATION
+
+
+def test_another_epsilon_scores_what_tests_against_it(plan):
+    jobs, cells = plan(lambda config: config["calibration"].update(epsilon=3e-5))
+    names = ("bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched")
+    assert cells == cells_of(names)
+    assert CALIBRATION & jobs == {"fit_null"}
+
+
+def test_other_toggled_tokens_leave_the_logits(plan):
+    jobs, cells = plan(lambda config: config["calibration"].update(toggled_tokens=24))
+    assert {("bh_k8_a005", "lambada")} <= cells
+    assert not cells & cells_of((*STATIC, "adaptive_k8"))
+    assert not {"sample_logits", "fit_outputs"} & jobs
+
+
+@pytest.mark.parametrize(
+    "resources", [{"strategies_per_job": 2}, {"mem_mb": 4000, "runtime": 9}, {"threads": 2}]
+)
+def test_grouping_resources_and_threads_make_nothing_again(plan, resources):
+    jobs, _ = plan(lambda config: config["resources"].update(resources))
+    assert jobs == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "made"),
+    [
+        ("strategies", "regular_k2", set()),
+        ("strategies", "bh_k16_a005", set()),
+        ("controls", "topp_k8_p050", set()),
+        ("levers", "regular_k4_scaled", {"fit_scale"}),
+    ],
+)
+def test_a_strategy_more_scores_that_strategy_only(plan, key, name, made):
+    jobs, cells = plan(lambda config: config[key].append(name))
+    assert cells == cells_of([name])
+    assert CALIBRATION & jobs == made
+    assert jobs >= TABLES
+
+
+def test_an_arm_more_scores_that_arm_only(plan):
+    arm = {"name": "eager", "experts_implementation": "eager"}
+    jobs, cells = plan(lambda config: config["numerics"].append(arm))
+    assert cells == cells_of(["eager"])
+    assert "statistics" in jobs
+
+
+def test_a_set_or_a_strategy_less_scores_nothing(plan):
+    def edit(config):
+        config["strategies"].remove("uniform_k4")
+        del config["datasets"]["lambada"]
+
+    jobs, cells = plan(edit)
+    assert cells == set()
+    assert not CALIBRATION & jobs
