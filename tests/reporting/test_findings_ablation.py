@@ -211,6 +211,44 @@ def test_a_score_that_helps_and_one_that_does_not(orders, verdict, said):
     assert findings.headroom(pd.DataFrame()) == []
 
 
+@pytest.mark.parametrize(
+    ("norms", "verdict", "where"),
+    [
+        ((0.3, 0.3), "better", "at every number."),
+        ((0.3, 0.6), "partly", "at 1 only."),
+        ((0.6, 0.6), "open", "at no number."),
+    ],
+)
+def test_orders_on_other_texts(norms, verdict, where):
+    orders = [{"effect": 0.0, "exact_norm": 0.1, "norm": x, "router": 0.6} for x in norms]
+    first, second = (planted.headroom_table(one) for one in orders)
+    other = pd.concat([first[first["k"] == 1], second[second["k"] == 2]]).assign(text="lambada")
+    *_, finding = findings.headroom(pd.concat([planted.headroom_table(), other]))
+    assert finding.verdict == verdict
+    assert finding.text.startswith("On contexts of LAMBADA, weight times predicted norm closes ")
+    assert finding.text.endswith(f"with 1 and 2 experts kept; it is demonstrably better than the "
+                                 f"router's order {where}")  # fmt: skip
+
+
+def test_another_text_without_room():
+    orders = {"effect": 0.0, "exact_norm": 0.1, "norm": 0.1, "router": -0.3}
+    other = planted.headroom_table(orders).assign(text="lambada")
+    *_, finding = findings.headroom(pd.concat([planted.headroom_table(), other]))
+    assert finding.verdict == "no room"
+
+
+def test_other_texts_are_named():
+    joint = pd.concat([planted.joint_table(), planted.joint_table(0.8).assign(text="hellaswag")])
+    finding = findings.joint(joint)
+    assert finding.verdict == "more"
+    assert finding.text.count("On contexts of HellaSwag it is ") == 1
+    assert finding.text.endswith("0.80] times the sum of the single effects.")
+    needed = planted.needs_tables()["needed_experts"]
+    other = needed.assign(text="lambada", mean=1.25)
+    finding = findings.needed(pd.concat([needed, other]))
+    assert finding.text.endswith(" At this epsilon it is 1.25 on contexts of LAMBADA.")
+
+
 def test_beside_the_rate_stand_three_findings():
     found = list(
         findings.beside(planted.left_out_table(), planted.joint_table(), planted.states_table())

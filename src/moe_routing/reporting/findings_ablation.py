@@ -2,7 +2,7 @@
 
 Pure functions from the tables of ``ablation/`` to sentences, as in
 :mod:`moe_routing.reporting.findings`. All of them are about held-out calibration text unless they
-name another.
+name another: the contexts of an evaluation set.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from moe_routing.analysis.together import ORACLE, ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
+from moe_routing.vocabulary import DATASETS
 
 DISCOVERIES = "ablation/ablation.csv"
 LEFT_OUT = "ablation/left_out.csv"
@@ -150,6 +151,12 @@ def _at_own_epsilon(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["epsilon"] == rows["epsilon"].iloc[0]]
 
 
+def _elsewhere(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the other texts, by name, and their rows."""
+    for text, rows in groups_of(table[table["text"] != CALIBRATION], "text"):
+        yield f"contexts of {DATASETS[text].label}", rows
+
+
 def _layers(names: pd.Series, total: int) -> str:
     if names.empty:
         return "no layer"
@@ -238,6 +245,12 @@ def joint(table: pd.DataFrame) -> Finding | None:
         f"{_interval(row, 'layers_ratio', _times)} times the sum of what the layers do alone; "
         f"within single layers it is {layers.min():.2f} to {layers.max():.2f} times the sum."
     )
+    for name, rows in _elsewhere(table):
+        other = _one(rows, "layer", ALL_LAYERS)
+        text += (
+            f" On {name} it is {_nats(other['kl'])} nats, {_interval(other, 'ratio', _times)} "
+            "times the sum of the single effects."
+        )
     return Finding(text, JOINT, verdict)
 
 
@@ -308,6 +321,12 @@ def needed(table: pd.DataFrame) -> Finding | None:
         f"{wording.percent(every['every'])} of the decisions all of the choice is needed, in "
         f"{wording.percent(every['none'])} none."
     )
+    others = [
+        f"{wording.experts(_one(_at_own_epsilon(rows), 'layer', ALL_LAYERS)['mean'])} on {name}"
+        for name, rows in _elsewhere(table[table["group"] == table["group"].iloc[0]])
+    ]
+    if others:
+        text += f" At this epsilon it is {wording.listed(others)}."
     return Finding(text, NEEDED, "counted")
 
 
@@ -384,7 +403,30 @@ def headroom(table: pd.DataFrame) -> list[Finding]:
     if table.empty:
         return []
     own = table[table["text"] == CALIBRATION]
-    return [_room(rows) for _, rows in groups_of(own, "k", sort=True)]
+    found = [_room(rows) for _, rows in groups_of(own, "k", sort=True)]
+    return [*found, *(_predicted(name, rows) for name, rows in _elsewhere(table))]
+
+
+def _predicted(name: str, rows: pd.DataFrame) -> Finding:
+    """State how much the order by predicted norm helps on another text."""
+    norm = rows[rows["order"] == "norm"].sort_values("k")
+    if norm["closed"].isna().any():
+        text = f"On {name}, the order by measured effect was not better than the router's."
+        return Finding(text, HEADROOM, "no room")
+    better = norm.loc[norm["over_router_high"] < 0, "k"].astype(str)
+    parts = [_interval(row, "closed", _percent) for _, row in norm.iterrows()]
+    if len(better) == len(norm):
+        verdict, where = "better", "at every number"
+    elif len(better):
+        verdict, where = "partly", f"at {wording.listed(list(better))} only"
+    else:
+        verdict, where = "open", "at no number"
+    kept = wording.listed([wording.count(k) for k in norm["k"]])
+    text = (
+        f"On {name}, weight times predicted norm closes {wording.listed(parts)} of the room with "
+        f"{kept} experts kept; it is demonstrably better than the router's order {where}."
+    )
+    return Finding(text, HEADROOM, verdict)
 
 
 def _room(rows: pd.DataFrame) -> Finding:
@@ -421,7 +463,7 @@ def _small(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return wording.percent(value, 0)
+    return wording.percent(value, 0).replace("-", wording.MINUS)
 
 
 def beside(

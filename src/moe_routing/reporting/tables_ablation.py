@@ -57,7 +57,10 @@ def headroom_table(study: StudyResults) -> pd.DataFrame:
         differences = (row.over_router, row.over_router_low, row.over_router_high)
         difference, least, most = (wording.signed(value, 4) for value in differences)
         is_router = row.order == ROUTER
-        closed = (wording.percent(x, 0) for x in (row.closed, row.closed_low, row.closed_high))
+        closed = (
+            wording.signed(100 * x, 0).removeprefix("+") + " %"
+            for x in (row.closed, row.closed_low, row.closed_high)
+        )
         lines.append(
             {
                 "Kept": wording.count(row.k),
