@@ -54,10 +54,10 @@ MinJobAge=${ONE_NODE_MIN_JOB_AGE:-300}
 OverTimeLimit=0
 ReturnToService=2
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=${ONE_NODE_CPUS:-$(nproc)} RealMemory=$((memory - 1000)) Gres=gpu:1
+NodeName=$host NodeAddr=127.0.0.1 CPUs=${ONE_NODE_CPUS:-$(nproc)} RealMemory=$((memory - 1000)) Gres=gpu:toy:1
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 EOF
-  echo "NodeName=$host Name=gpu Count=1 File=/dev/null" > "$folder/gres.conf"
+  echo "NodeName=$host Name=gpu Type=toy File=/dev/null" > "$folder/gres.conf"
   ln -sfn "$folder/slurm.conf" "$folder/gres.conf" /etc/slurm/
   munged --key-file "$folder/munge/key" --socket "$folder/munge/socket" \
     --pid-file "$folder/munge/pid" --log-file "$folder/munge/log" --seed-file "$folder/munge/seed" \

@@ -57,8 +57,11 @@ class Study:
         return lines[0].removeprefix("error: ")
 
     def evaluate(self, strategy="regular_k8"):
-        arguments = ("--results", self.results, "--strategy", strategy, "--dataset", "wikipedia")
-        return self.error_of("evaluate.py", *arguments)
+        config = yaml.safe_load((self.results / "config.yaml").read_text())
+        if strategy not in config["strategies"]:
+            self.configure("strategies", [*config["strategies"], strategy])
+        cell = f"cells/{strategy}/wikipedia"
+        return self.error_of("evaluate.py", "--results", self.results, "--cell", cell)
 
     def files(self):
         return {p: p.read_bytes() for p in sorted(self.results.rglob("*")) if p.is_file()}
@@ -67,7 +70,9 @@ class Study:
 @pytest.fixture
 def study(smoke_run, tmp_path, capsys, monkeypatch):
     results = tmp_path / "results"
-    ignore = shutil.ignore_patterns("cells", "logs", "benchmarks", "comparison")
+    ignore = shutil.ignore_patterns(
+        "cells", "numerics", "store", "logs", "benchmarks", "comparison"
+    )
     shutil.copytree(smoke_run[0] / "results" / "smoke", results, ignore=ignore)
     monkeypatch.chdir(smoke_run[0])
     return Study(results, capsys, monkeypatch)
@@ -81,11 +86,16 @@ def study(smoke_run, tmp_path, capsys, monkeypatch):
         ("bh_k8_a000", "strategy 'bh_k8_a000': alpha is 0.0; input should be greater than 0"),
         ("bh_k0_a005", "strategy 'bh_k0_a005': max_k is 0"),
         ("bh_k65_a005", "'bh_k65_a005' may select 65 experts; allowed: at most the model's 64"),
-        ("bh_k8_a005_per-expert", "per_expert.safetensors: missing or not a fitted null"),
     ],
 )
 def test_strategy(study, strategy, expected):
     assert expected in study.evaluate(strategy)
+
+
+def test_a_null_that_was_not_fitted(study):
+    study.configure("calibration.nulls", ["needed", "within_token", "pooled", "per_expert"])
+    message = study.evaluate("bh_k8_a005_per-expert")
+    assert "per_expert.safetensors: missing; cells/bh_k8_a005_per-expert/wikipedia" in message
 
 
 def test_missing_weights(study):
@@ -99,7 +109,7 @@ def test_missing_weights(study):
 def test_truncated_weights(study, script):
     weights = study.model() / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: 1 << 20])
-    extra = ("--strategy", "regular_k8") if script == "evaluate.py" else ()
+    extra = ("--cell", "cells/regular_k8/wikipedia") if script == "evaluate.py" else ()
     message = study.error_of(script, "--results", study.results, *extra)
     assert message.startswith(f"{weights}: truncated or not a safetensors file")
 
@@ -126,12 +136,12 @@ def describe_again(study):
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
-        ("evaluate.py", ["--strategy", "regular_k8"]),
+        ("evaluate.py", ["--cell", "cells/regular_k8/wikipedia"]),
+        ("evaluate.py", ["--cell", "numerics/bfloat16/wikipedia"]),
         ("sample_logits.py", []),
         ("analyse.py", ["baseline"]),
         ("analyse.py", ["ablation"]),
         ("analyse.py", ["bh"]),
-        ("numerics.py", []),
     ],
 )
 def test_weights_replaced_since_they_were_described(study, script, arguments):
@@ -257,7 +267,7 @@ def test_no_space_left(study, monkeypatch):
 
     monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
     message = study.evaluate()
-    assert message.endswith("wikipedia.parquet: cannot be written: No space left on device")
+    assert message.endswith(".parquet: cannot be written: No space left on device")
     assert not list(study.results.rglob("*.partial"))
 
 

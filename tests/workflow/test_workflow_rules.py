@@ -11,6 +11,7 @@ import pytest
 import yaml
 from workflow_runs import snakemake
 
+from moe_routing.config.cells import Cell, cell_files, uses_calibration
 from moe_routing.config.study import load_config
 from moe_routing.workflow import null_files, null_options
 
@@ -40,12 +41,11 @@ def test_real_study_is_planned_with_gpus(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     lines = plan.splitlines()
-    assert any(line.split() == ["numerics", "1"] for line in lines)
-    # The baseline, 23 strategies, 7 points of static curves, 5 controls of each of two BH
-    # strategies, 5 rivals, and the levers.
-    levers = load_config(ROOT / "config/olmoe-1b-7b.yaml").levers
+    # On each of three sets: the baseline, 23 strategies, 7 points of static curves, 5 controls of
+    # each of two BH strategies, 5 rivals, the levers, and the numerics arms.
+    study = load_config(ROOT / "config/olmoe-1b-7b.yaml")
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 46 + len(levers) + 1
+    assert len(scoring) == 3 * (46 + len(study.levers) + len(study.numerics))
     certified = [line for line in lines if "Certifying certified_k8_m001 on 32 documents" in line]
     assert len(certified) == 1
 
@@ -76,16 +76,8 @@ def test_study_without_controls_is_planned_without_their_jobs(checkout):
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     plan = done.stdout + done.stderr
-    # The baseline has a job of its own; others score one family, static top-k being one.
-    for strategies in (
-        "stock",
-        "regular_k4 regular_k8 uniform_k4",
-        "adaptive_k8",
-        "bh_k8_a005 bh_k64_a005",
-    ):
-        assert f"Scoring {strategies} on" in plan
-    assert plan.count("Scoring") == 4
-    assert "Scoring the baseline" not in plan
+    assert plan.count("Scoring") == 7 * 3
+    assert "Scoring bfloat16" not in plan
     assert "Certifying" not in plan
     assert "Fitting the scale" not in plan
 
@@ -191,3 +183,13 @@ def test_every_rule_says_what_it_does_and_what_it_needs():
                 for directive in ("log:", "conda:"):
                     assert directive in rule, f"{path.name}: {name}: {directive}"
                 assert "localrule: True" in rule or "resources:" in rule, f"{path.name}: {name}"
+
+
+def test_static_strategies_do_not_wait_for_the_calibration():
+    study = load_config(ROOT / "config/smoke.yaml")
+    for name, calibrated in (("stock", False), ("uniform_k4", False), ("adaptive_k8", True)):
+        cell = Cell("cells", name, "lambada")
+        assert uses_calibration(study, cell) == calibrated
+        expected = ["model.json", "data/lambada.parquet"]
+        expected += ["calibration/router_logits.safetensors"] * calibrated
+        assert cell_files(study, cell) == expected

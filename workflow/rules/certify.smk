@@ -53,7 +53,7 @@ rule fit_scale:
         gpu=study.resources.gpu,
     params:
         settings=lambda wildcards: scale_piece(study, wildcards.strategy).settings,
-        results=RESULTS,
+        results=subpath(output[0], ancestor=3),
     message:
         "Fitting the scale of the output under {wildcards.strategy}"
     shell:

@@ -31,7 +31,7 @@ rule evaluate:
         gpu=study.resources.gpu,
     params:
         settings=lambda wildcards: cell_piece(study, Cell(*wildcards)).settings,
-        results=RESULTS,
+        results=subpath(output[0], ancestor=3),
     message:
         "Scoring {wildcards.name} on {wildcards.dataset} ({threads} threads, gpu={resources.gpu})"
     shell:

@@ -13,6 +13,7 @@ ARCHIVED = "archived.txt"
 """In the results folder of an unpacked archive: nothing before the tables can be made again."""
 _LEFT_OUT = ("logs", "benchmarks", STORE, "data/raw")
 _SUFFIXES_LEFT_OUT = (".safetensors", ".partial")
+_KEPT = ("baseline/router_logits.safetensors",)  # a notebook reads it
 _NOTE = """This study was unpacked from an archive. Without this file, the workflow asks for the
 model, the data and the calibration as well, and makes them again.
 """
@@ -38,4 +39,4 @@ def write_archive(results: Path, out: Path) -> None:
 def _is_left_out(name: Path) -> bool:
     text = name.as_posix()
     folders = any(text.startswith(f"{folder}/") for folder in _LEFT_OUT)
-    return folders or name.suffix in _SUFFIXES_LEFT_OUT
+    return text not in _KEPT and (folders or name.suffix in _SUFFIXES_LEFT_OUT)
