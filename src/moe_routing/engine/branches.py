@@ -1,15 +1,15 @@
-"""Branches: continuations of documents from some of their tokens on, with the experts changed.
+"""Branches: tokens of documents, computed again with other experts.
 
 Branches are rows of the same packed batch as their documents. They enter at the first layer whose
-routing they change, as copies of the document's hidden states, and from there on go through the
-model's own layers like any other token: their attention reads the document's tokens before them,
-and their own. So nothing below that layer is computed again, and no key or value is copied.
+routing they change, as copies of the token's hidden state, and from there on go through the model's
+own layers like any other token: their attention reads the document's tokens before them, and
+themselves. So nothing below that layer is computed again, and no key or value is copied.
 
-Branches come in blocks of equal shape, by probed token, branch and position. A subclass of
+Branches come in blocks of equal shape, by probed token and branch. A subclass of
 :class:`BranchBatch` says which blocks enter in which layer, and what they change.
 
 Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a block, L
-blocks, S positions of a branch, R rows of a block, K slots, E experts, H hidden size, V vocabulary,
+blocks, S tokens of a document, R rows of a block, K slots, E experts, H hidden size, V vocabulary,
 N rows of logits, B branches of a probed token so far, D head dimension.
 """
 
@@ -62,7 +62,7 @@ class Probe:
     positions: tuple[int, ...]
 
 
-def batches(probes: Sequence[Probe], branches: int, steps: int = 1) -> Iterator[list[Probe]]:
+def batches(probes: Sequence[Probe], branches: int) -> Iterator[list[Probe]]:
     """Fill batches of at most ``BATCH_ROWS`` rows.
 
     A document with too many tokens is in several batches. One token makes a batch in any case.
@@ -70,14 +70,13 @@ def batches(probes: Sequence[Probe], branches: int, steps: int = 1) -> Iterator[
     Args:
         probes: documents and tokens.
         branches: branches of a token, in all layers.
-        steps: positions of a branch.
     """
     batch: list[Probe] = []
-    rows, most = 0, max(1, BATCH_ROWS // (branches * steps))
+    rows, most = 0, max(1, BATCH_ROWS // branches)
     for probe in probes:
         for start in range(0, len(probe.positions), most):
             positions = probe.positions[start : start + most]
-            own = positions[-1] + steps + len(positions) * branches * steps
+            own = positions[-1] + 1 + len(positions) * branches
             if batch and rows + own > BATCH_ROWS:
                 yield batch
                 batch, rows = [], 0
@@ -121,16 +120,15 @@ class Compared:
 
     Attributes:
         kl_LPA: KL(document || branch) of the next-token distribution at the token, nats, float64.
-        change_LPAS: loss of the realised next token at each position of the branch, minus that of
-            the document, nats, float64; 0 beyond the end of the document.
+        change_LPA: loss of the realised next token, branch minus document, nats, float64.
         loss_P: loss of the realised next token of the document's own token, nats, float64.
-        stock_PSH: final hidden states of the document's own tokens, on the model's device.
+        stock_PH: final hidden states of the document's own tokens, on the model's device.
     """
 
     kl_LPA: Tensor
-    change_LPAS: Tensor
+    change_LPA: Tensor
     loss_P: Tensor
-    stock_PSH: Tensor
+    stock_PH: Tensor
 
 
 class BranchBatch(ABC):
@@ -146,17 +144,16 @@ class BranchBatch(ABC):
     changed: frozenset[int]
     sole: str | None = None
 
-    def __init__(self, probes: Sequence[Probe], branches: int, steps: int = 1) -> None:
+    def __init__(self, probes: Sequence[Probe], branches: int) -> None:
         """Lay out the rows.
 
         Args:
             probes: documents and tokens.
             branches: branches of a probed token in a block.
-            steps: positions of a branch.
         """
-        self.branches, self.steps = branches, steps
+        self.branches = branches
         # Nothing reads what comes after the last branch.
-        ends = [min(p.positions[-1] + steps, p.ids_S.numel() - 1) for p in probes]
+        ends = [probe.positions[-1] + 1 for probe in probes]
         starts = list(accumulate(ends, initial=0))
         self.tokens = starts.pop()
         self.spans = [Span(s, (), end, ()) for s, end in zip(starts, ends, strict=True)]
@@ -166,16 +163,11 @@ class BranchBatch(ABC):
         count = [len(p.positions) for p in probes]
         self.document_P = [p.document for p in probes for _ in p.positions]
         self.position_P = torch.tensor([position for p in probes for position in p.positions])
-        start_P, end_P = (
-            torch.tensor(bound).repeat_interleave(torch.tensor(count)) for bound in (starts, ends)
-        )
-        position_PS = self.position_P[:, None] + torch.arange(steps)
-        self.inside_PS = position_PS < end_P[:, None]
-        # Positions beyond the end of a document repeat its last token; nothing else sees them.
-        self.source_PS = start_P[:, None] + position_PS.minimum(end_P[:, None] - 1)
-        self.prefixes = list(zip(start_P.tolist(), self.source_PS[:, 0].tolist(), strict=True))
-        # The rows of a block.
-        self.source_R = self.source_PS[:, None].expand(-1, branches, -1).flatten()
+        start_P = torch.tensor(starts).repeat_interleave(torch.tensor(count))
+        # The row of each probed token, and of the token that each row of a block is a branch of.
+        self.source_P = start_P + self.position_P
+        self.source_R = self.source_P.repeat_interleave(branches)
+        self.prefixes = list(zip(start_P.tolist(), self.source_P.tolist(), strict=True))
 
     @abstractmethod
     def route(
@@ -196,26 +188,25 @@ class BranchBatch(ABC):
             weight_TK: their weights.
         """
 
-    def run(self, model: PreTrainedModel, what: str, stock_PSH: Tensor | None = None) -> Compared:
+    def run(self, model: PreTrainedModel, what: str, stock_PH: Tensor | None = None) -> Compared:
         """Compute documents and branches, and compare their predictions.
 
         Args:
             model: a model that :func:`branching` has prepared.
             what: what branches, for errors.
-            stock_PSH: what to compare branches with, from another batch; None: from this one.
+            stock_PH: what to compare branches with, from another batch; None: from this one.
 
         Raises:
             InputError: a loss is not finite.
         """
         hidden_TH = self._final_states(model)
-        if stock_PSH is None:
-            stock_PSH = hidden_TH[self.source_PS.to(hidden_TH.device)]
+        if stock_PH is None:
+            stock_PH = hidden_TH[self.source_P.to(hidden_TH.device)]
         head = partial(logits_of, model)
-        compared = self._compare(head, stock_PSH, hidden_TH[self.tokens :])
+        compared = self._compare(head, stock_PH, hidden_TH[self.tokens :])
         kl, change, loss = zip(*compared, strict=True)
-        found = Compared(torch.stack(kl, 1), torch.stack(change, 1), torch.stack(loss), stock_PSH)
-        losses_LPAS = found.kl_LPA[..., None] + found.change_LPAS
-        finite_P = losses_LPAS.isfinite().all(-1).all(-1).all(0)
+        found = Compared(torch.stack(kl, 1), torch.stack(change, 1), torch.stack(loss), stock_PH)
+        finite_P = (found.kl_LPA + found.change_LPA).isfinite().all(-1).all(0)
         if not finite_P.all():
             index = int((~finite_P).nonzero()[0])
             raise InputError(
@@ -249,7 +240,7 @@ class BranchBatch(ABC):
                 input_ids=self.ids_T[None].to(device),
                 position_ids=self.position_T[None].to(device),
                 use_cache=False,
-                layout=BranchLayout(stock, self.tokens, self.prefixes, self.branches, self.steps),
+                layout=BranchLayout(stock, self.tokens, self.prefixes, self.branches),
             )
         return output.last_hidden_state[0]
 
@@ -290,23 +281,14 @@ class BranchBatch(ABC):
         return forward
 
     def _compare(
-        self, head: Callable[[Tensor], Tensor], stock_PSH: Tensor, rows_RH: Tensor
+        self, head: Callable[[Tensor], Tensor], stock_PH: Tensor, rows_RH: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield KL, (L, A), changes of losses, (L, A, S), and the loss of each probed token."""
-        shape = (-1, len(self.prefixes), self.branches, self.steps)
-        target_PS = self.next_T[self.source_PS]
-        for rows_LASH, stock_SH, target_S, inside_S in zip(
-            rows_RH.unflatten(0, shape).unbind(1), stock_PSH, target_PS, self.inside_PS, strict=True
-        ):
-            parts = [
-                compare(head, stock_H, rows_LAH.flatten(0, 1), int(target))
-                for stock_H, rows_LAH, target in zip(
-                    stock_SH, rows_LASH.unbind(2), target_S, strict=True
-                )
-            ]
-            kl, change, loss = zip(*parts, strict=True)
-            change_LAS = torch.stack([part.view(-1, self.branches) for part in change], -1)
-            yield kl[0].view(-1, self.branches), change_LAS.where(inside_S, 0.0), loss[0]
+        """Yield KL and change of the loss, (L, A), and the loss of each probed token."""
+        rows_LPAH = rows_RH.unflatten(0, (-1, len(self.prefixes), self.branches))
+        target_P = self.next_T[self.source_P].tolist()
+        for rows_LAH, stock_H, target in zip(rows_LPAH.unbind(1), stock_PH, target_P, strict=True):
+            kl_N, change_N, loss = compare(head, stock_H, rows_LAH.flatten(0, 1), target)
+            yield kl_N.view(-1, self.branches), change_N.view(-1, self.branches), loss
 
 
 def compare(
@@ -355,7 +337,7 @@ def would_weights(
 class BranchLayout:
     """Attention of documents as in a packed batch, and of branches after them.
 
-    Branches come in blocks of equal shape: by probed token, branch and position.
+    Branches come in blocks of equal shape, by probed token and branch.
     """
 
     def __init__(
@@ -364,7 +346,6 @@ class BranchLayout:
         tokens: int,
         prefixes: Sequence[tuple[int, int]],
         branches: int,
-        steps: int,
     ) -> None:
         """Keep the shape.
 
@@ -373,11 +354,10 @@ class BranchLayout:
             tokens: tokens of all documents.
             prefixes: for each probed token, the (start, end) of the tokens before it.
             branches: branches of a probed token in a block.
-            steps: positions of a branch.
         """
         self.longest = documents.longest
         self.documents, self.tokens, self.prefixes = documents, tokens, prefixes
-        self.block = (len(prefixes), branches, steps)
+        self.block = (len(prefixes), branches)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
@@ -394,35 +374,28 @@ class BranchLayout:
             past_key, past_value = key[0, :, start:end], value[0, :, start:end]
             own_query, own_key, own_value = (block[:, :, index].flatten(1, 2) for block in blocks)
             part = _branch_attention(own_query, own_key, own_value, past_key, past_value, scale)
-            rows[:, index] = part.unflatten(1, rows.shape[:1] + rows.shape[2:3]).permute(
-                1, 2, 3, 0, 4
-            )
+            rows[:, index] = part.transpose(0, 1).unflatten(0, (-1, self.block[1]))
         return out
 
 
 def _branch_attention(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, scale: float
 ) -> Tensor:
-    """Attend to a common past, and causally to the branch itself.
+    """Let each branch attend to a common past, and to itself.
 
     Args:
-        query: (heads, B, S, D).
-        key: (heads, B, S, D).
-        value: (heads, B, S, D).
+        query: (heads, B, D).
+        key: (heads, B, D).
+        value: (heads, B, D).
         past_key: (heads, past, D).
         past_value: (heads, past, D).
         scale: factor of the scores.
 
     Returns:
-        Outputs, (heads, B, S, D).
+        Outputs, (heads, B, D).
     """
-    query, steps = query * scale, query.shape[2]
-    flat = query.flatten(1, 2)
-    past = flat @ past_key.transpose(1, 2)
-    own = query @ key.transpose(2, 3)
-    if steps > 1:
-        later = torch.ones(steps, steps, dtype=torch.bool, device=query.device).triu(1)
-        own = own.masked_fill(later, -torch.inf)
-    score = torch.cat([past, own.flatten(1, 2)], -1).softmax(-1)
-    past, own = score.split([past.shape[-1], steps], -1)
-    return (past @ past_value).view_as(query) + own.reshape(*query.shape[:3], steps) @ value
+    query = query * scale
+    past = query @ past_key.transpose(1, 2)
+    own = (query * key).sum(-1, keepdim=True)
+    past, own = torch.cat([past, own], -1).softmax(-1).split([past.shape[-1], 1], -1)
+    return past @ past_value + own * value

@@ -97,7 +97,7 @@ class Remover:
         found = batch.run(self.model, self.what)
         # Blocks of one branch: those of all layers, then one for each layer.
         kl_BP, alone_kl_LP = found.kl_LPA[..., 0].tensor_split([batch.together])
-        change_BP, alone_change_LP = found.change_LPAS[..., 0, 0].tensor_split([batch.together])
+        change_BP, alone_change_LP = found.change_LPA[..., 0].tensor_split([batch.together])
         return Removed(alone_kl_LP, alone_change_LP, kl_BP.T, change_BP.T, found.loss_P)
 
 

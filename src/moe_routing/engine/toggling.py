@@ -8,8 +8,8 @@ The last branches of a token may be compensated: there the expert's mean output 
 the output of a removed expert, with the same weight.
 
 Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a layer, C
-compensated ones of them, L layers with branches, S positions of a branch, R rows of the branches of
-a layer, K slots, E experts, H hidden size.
+compensated ones of them, L layers with branches, R rows of the branches of a layer, K slots, E
+experts, H hidden size.
 """
 
 from __future__ import annotations
@@ -65,10 +65,9 @@ class Effects:
         own_LPE: whether an expert is of the model's own choice, or of that of its routing, bool.
         hidden_LPH: what the router reads at the probed tokens, float32.
         kl_LPA: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
-        change_LPAS: loss of the realised next token at each position of the branch, toggled minus
-            stock, nats, float64; 0 beyond the end of the document.
+        change_LPA: loss of the realised next token, toggled minus stock, nats, float64.
         loss_P: loss of the realised next token under stock, nats, float64.
-        stock_PSH: final hidden states of the document's own tokens, on the model's device.
+        stock_PH: final hidden states of the document's own tokens, on the model's device.
     """
 
     expert_LPA: Tensor
@@ -77,9 +76,9 @@ class Effects:
     own_LPE: Tensor
     hidden_LPH: Tensor
     kl_LPA: Tensor
-    change_LPAS: Tensor
+    change_LPA: Tensor
     loss_P: Tensor
-    stock_PSH: Tensor
+    stock_PH: Tensor
 
     @property
     def weight_LPA(self) -> Tensor:
@@ -132,9 +131,8 @@ class Toggler:
         probes: Sequence[Probe],
         rank_LPA: Mapping[int, Tensor],
         *,
-        steps: int = 1,
         weightless: bool = False,
-        stock_PSH: Tensor | None = None,
+        stock_PH: Tensor | None = None,
         substitutes: Substitutes | None = None,
     ) -> Effects:
         """Toggle experts of the probed tokens in one forward pass.
@@ -147,18 +145,17 @@ class Toggler:
             rank_LPA: by layer, the ranks of the experts to toggle, from 0, int64, (probed tokens in
                 order, branches). Those of the model's own choice come first, then by probability;
                 of equal ones, the lower index.
-            steps: positions whose next-token loss is followed, the probed token first.
             weightless: change no weight, and add experts with the weight 0: rounding only.
-            stock_PSH: what to compare branches with, from another batch; None: from this one.
+            stock_PH: what to compare branches with, from another batch; None: from this one.
             substitutes: what stands in for removed experts; None: nothing.
 
         Raises:
             InputError: a loss is not finite, or the model is routed and must not be.
         """
         rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
-        batch = _Toggles(probes, rank_LPA, steps, weightless, substitutes)
+        batch = _Toggles(probes, rank_LPA, weightless, substitutes)
         batch.sole = None if self.of_routed else "toggled"
-        found = batch.run(self.model, self.what, stock_PSH)
+        found = batch.run(self.model, self.what, stock_PH)
         columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
         seen = map(torch.stack, columns)
         return Effects(*seen, *(getattr(found, field.name) for field in fields(found)))
@@ -171,11 +168,10 @@ class _Toggles(BranchBatch):
         self,
         probes: Sequence[Probe],
         rank_LPA: Mapping[int, Tensor],
-        steps: int,
         weightless: bool,
         substitutes: Substitutes | None,
     ) -> None:
-        super().__init__(probes, next(iter(rank_LPA.values())).shape[1], steps)
+        super().__init__(probes, next(iter(rank_LPA.values())).shape[1])
         self.entering, self.changed = dict.fromkeys(rank_LPA, 1), frozenset(rank_LPA)
         self.rank_LPA, self.weightless, self.substitutes = rank_LPA, weightless, substitutes
         # By layer, on the host: experts, (P, A), weights and logits, (P, E), whether an expert is
@@ -193,14 +189,12 @@ class _Toggles(BranchBatch):
         weight_TK: Tensor,
     ) -> None:
         """Let the newest branches take over their tokens' routing, with one expert toggled."""
-        token_P = self.source_PS[:, 0].to(logits_TE.device)
+        token_P = self.source_P.to(logits_TE.device)
         index_PAK, weight_PAK = self._toggled(
             router, hidden_TH[token_P], logits_TE[token_P], index_TK[token_P], weight_TK[token_P]
         )
-        source_R = self.source_R.to(logits_TE.device)
         for rows, own in ((index_TK, index_PAK), (weight_TK, weight_PAK)):
-            rows[-source_R.numel() :] = rows[source_R]
-            rows[-source_R.numel() :: self.steps] = own.flatten(0, 1)
+            rows[-self.source_R.numel() :] = own.flatten(0, 1)
 
     def patches(
         self, router: RouterModule, experts: nn.Module
@@ -252,9 +246,8 @@ class _Toggles(BranchBatch):
 
         def forward(hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
             out_TH = compute(hidden_TH, index_TK, weight_TK)
-            shape = (-1, self.branches, self.steps)
-            newest_PASH = out_TH[-self.source_R.numel() :].unflatten(0, shape)
-            newest_PASH[:, -substitutes.branches :, 0] += self.added.pop(layer).to(out_TH)
+            newest_PAH = out_TH[-self.source_R.numel() :].unflatten(0, (-1, self.branches))
+            newest_PAH[:, -substitutes.branches :] += self.added.pop(layer).to(out_TH)
             return out_TH
 
         return forward

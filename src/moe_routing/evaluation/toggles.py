@@ -254,7 +254,7 @@ def _noise(toggle: Toggler, probes: Sequence[Probe], strata: Strata, effects: Ef
     quiet = min(strata.top_k, strata.bounds[-1] - 1)
     tokens = sum(len(probe.positions) for probe in probes)
     rank_LP1 = torch.full((effects.kl_LPA.shape[0], tokens, 1), quiet)
-    noise = _run(toggle, probes, rank_LP1, stock_PSH=effects.stock_PSH)
+    noise = _run(toggle, probes, rank_LP1, stock_PH=effects.stock_PH)
     return noise.kl_LPA[..., 0].quantile(NOISE_QUANTILE, dim=1)
 
 
@@ -353,7 +353,7 @@ def _columns(
         "expert_P": effects.expert_LPA[..., :toggles],
         "rank_P": rank_LPA,
     }
-    for name, effect_LPA in (("kl", effects.kl_LPA), ("loss_change", effects.change_LPAS[..., 0])):
+    for name, effect_LPA in (("kl", effects.kl_LPA), ("loss_change", effects.change_LPA)):
         plain_LPA, again_LPC = effect_LPA.tensor_split([toggles], -1)
         columns[f"{name}_P"] = plain_LPA
         # The first toggles are the removals; an added expert has no substitute.
@@ -368,24 +368,24 @@ def _run(
     probes: Sequence[Probe],
     rank_LPA: Tensor,
     *,
-    stock_PSH: Tensor | None = None,
+    stock_PH: Tensor | None = None,
     substitutes: Substitutes | None = None,
 ) -> Effects:
-    """Toggle experts of given ranks in batches; with ``stock_PSH``, with the weight zero."""
+    """Toggle experts of given ranks in batches; with ``stock_PH``, with the weight zero."""
     parts, first = [], 0
     layers, tokens, toggles = rank_LPA.shape
-    label = "toggle experts" if stock_PSH is None else "noise floor"
+    label = "toggle experts" if stock_PH is None else "noise floor"
     with tqdm(total=tokens, desc=label, unit="token") as bar:
         for batch in batches(probes, layers * toggles):
             last = first + sum(len(probe.positions) for probe in batch)
             ranks = dict(enumerate(rank_LPA[:, first:last]))
-            stock = None if stock_PSH is None else stock_PSH[first:last]
+            stock = None if stock_PH is None else stock_PH[first:last]
             parts.append(
                 toggle(
                     batch,
                     ranks,
                     weightless=stock is not None,
-                    stock_PSH=stock,
+                    stock_PH=stock,
                     substitutes=substitutes,
                 )
             )
