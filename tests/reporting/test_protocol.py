@@ -138,14 +138,15 @@ def test_limits_are_those_of_the_nulls_of_the_strategies(tmp_path):
     assert "toggled" not in Article(study).text("nulls")
 
 
-def test_nulls_without_designs_are_said_to_be_untested(planted, tmp_path):
+def test_nulls_about_logits_are_judged_by_weak_control(planted, tmp_path):
     fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
     study = type(planted)(**{**fields, "folder": tmp_path})
     (tmp_path / "validity").mkdir()
     pd.DataFrame({"null": ["pooled"]}).to_csv(tmp_path / "validity" / "verdict.csv", index=False)
     text = Article(study).text("examined")
-    assert "Each null that is about the logits alone was tested" in text
-    assert "so they cannot test `needed`, whose p-values" in text
+    assert text.startswith("Each null that is about the logits alone was tested in designs")
+    assert "To keep this size is weak control" in text
+    assert "They take no part in the verdict" in text
 
 
 def test_an_unknown_text_is_an_error(planted):

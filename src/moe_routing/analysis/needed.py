@@ -5,13 +5,14 @@ Shape letters: L layers, T tokens, E experts, P toggled pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_routing.analysis.held_out import (
@@ -157,7 +158,7 @@ class Verification:
     def _interval(self) -> dict[str, Any]:
         return {"confidence": self.confidence, "resamples": self.resamples, "rng": self.rng}
 
-    def resampled(self, tested: Judged) -> pd.DataFrame:
+    def resampled(self, judged: Judged) -> pd.DataFrame:
         """Return the rate of BH in calibrations whose documents are resampled.
 
         As many documents of the calibration as there are, drawn with replacement: the pairs of a
@@ -167,19 +168,25 @@ class Verification:
         fit, null = self.toggles, self.null
         statistic_LTE = statistics(fit, self.outputs, null.name, null.score)
         null_P = not_needed(fit, null.name, null.epsilon)
-        document_P = fit.document_P.unique(return_inverse=True)[1]
-        documents = int(document_P.max()) + 1
         tables = []
-        for number in range(CALIBRATIONS):
-            drawn = self.rng.multinomial(documents, np.full(documents, 1 / documents))
-            weight_P = fit.sampling_weight_P * torch.from_numpy(drawn)[document_P]
-            redrawn = self._judged(replace(fit, sampling_weight_P=weight_P), statistic_LTE, null_P)
-            for alpha, count_LT in PROCEDURES[0].counts(redrawn, tested, self.max_k).items():
+        for number, toggles in enumerate(self._redrawn()):
+            redrawn = self._judged(toggles, statistic_LTE, null_P)
+            for alpha, count_LT in PROCEDURES[0].counts(redrawn, judged, self.max_k).items():
                 table = pd.DataFrame({"layer": _layers(len(count_LT))})
-                table["fdr"] = with_mean(tested.proportion(count_LT)).mean(0)
+                table["fdr"] = with_mean(judged.proportion(count_LT)).mean(0)
                 table["mean_rejected"] = with_mean(count_LT).mean(0)
                 tables.append(table.assign(calibration=number, alpha=alpha))
         return _first(pd.concat(tables, ignore_index=True), "calibration", "alpha")
+
+    def _redrawn(self) -> Iterator[Toggles]:
+        """Yield the toggles of the calibration with the weights of resampled documents."""
+        fit = self.toggles
+        document_P = fit.document_P.unique(return_inverse=True)[1]
+        documents = int(document_P.max()) + 1
+        for _ in range(CALIBRATIONS):
+            drawn = self.rng.multinomial(documents, np.full(documents, 1 / documents))
+            weight_P = fit.sampling_weight_P * torch.from_numpy(drawn)[document_P]
+            yield replace(fit, sampling_weight_P=weight_P)
 
     def _judged(
         self,
@@ -255,7 +262,9 @@ class Verification:
         of the living experts, which do not know), ``procedure`` (BH and BY), ``alpha``, ``layer``
         (``all``: mean over layers, each dead in a model of its own), ``any_proportion`` with
         ``low`` and ``high`` (Wilson, at the design effect of documents; over all layers the
-        studentised bootstrap over documents), ``mean_rejected``, ``n_tokens``, ``n_documents``.
+        studentised bootstrap over documents), ``spread_low`` and ``spread_high`` (the smallest and
+        largest of BH over calibrations with resampled documents), ``mean_rejected``, ``n_tokens``,
+        ``n_documents``.
         """
         tables = []
         for score in dict.fromkeys(("probability", self.null.score)):
@@ -266,10 +275,28 @@ class Verification:
             null = self._judged(self.toggles, fitted_LTE, all_P, score)
             own = Judged.by(test_LTE, tested.toggles, tested.false_P)
             for procedure in PROCEDURES[:2]:
+                spread = self._spread(own, fitted_LTE, score) if procedure.name == BH_RULE else {}
                 for alpha, count_LT in procedure.counts(null, own, 1).items():
                     table = self._any(count_LT, own).assign(score=score, alpha=alpha)
+                    table[["spread_low", "spread_high"]] = spread.get(alpha, np.nan)
                     tables.append(table.assign(procedure=procedure.name))
         return _first(pd.concat(tables, ignore_index=True), "score", "procedure", "alpha")
+
+    def _spread(
+        self, own: Judged, fitted_LTE: Tensor, score: ExpertScore
+    ) -> dict[float, NDArray[np.float64]]:
+        """Return by level the smallest and largest proportion of tokens with any, (series, 2)."""
+        all_P = torch.ones_like(self.toggles.layer_P, dtype=torch.bool)
+        found: dict[float, list[NDArray[np.float64]]] = {alpha: [] for alpha in LEVELS}
+        for toggles in self._redrawn():
+            null = self._judged(toggles, fitted_LTE, all_P, score)
+            for alpha, count_LT in PROCEDURES[0].counts(null, own, 1).items():
+                found[alpha].append(with_mean(count_LT > 0).mean(0))
+        return {
+            alpha: np.stack([np.min(values, 0), np.max(values, 0)], axis=1)
+            for alpha, values in found.items()
+            if values
+        }
 
     def _any(self, count_LT: Tensor, tested: Judged) -> pd.DataFrame:
         any_TS = with_mean((count_LT > 0).double())

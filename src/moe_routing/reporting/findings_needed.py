@@ -69,8 +69,7 @@ def _rates(rows: pd.DataFrame, who: str, value: str = "fdr", *, what: str = "") 
 
 
 def _at_levels(rows: pd.DataFrame) -> pd.DataFrame:
-    kept = np.isclose(rows["alpha"].to_numpy()[:, None], LEVELS).any(1)
-    return rows.loc[kept]
+    return rows[rows["alpha"].round(6).isin(LEVELS)] if len(rows) else rows
 
 
 def _alphas(table: pd.DataFrame) -> str:
@@ -143,38 +142,41 @@ def _of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
 
 
 def shift(rates: pd.DataFrame) -> Finding | None:
-    """State whether the rate moves from calibration text to other texts.
+    """State whether the rate is above alpha on other texts, and whether it moves from calibration.
 
-    It is said to if the intervals over all layers do not overlap.
+    It is said to move if the intervals over all layers do not overlap.
 
     Args:
         rates: ``validity/false_discoveries.csv``.
     """
     rows = _of(rates, procedure=BH_RULE, part=RULE, layer=ALL_LAYERS)
-    own = _at_levels(_of(rows, text=CALIBRATION)).set_index("alpha") if len(rows) else rows
-    others = (
-        [text for text in rows["text"].drop_duplicates() if text != CALIBRATION]
-        if len(rows)
-        else []
-    )
-    if own.empty or not others:
+    if rows.empty:
         return None
-    moved = []
-    for text in others:
-        for row in rows_of(_at_levels(_of(rows, text=text))):
-            base = own.loc[row.alpha]
-            if row.low > base["high"] or row.high < base["low"]:
-                way = "higher" if row.low > base["high"] else "lower"
-                moved.append(f"{way} on {text_name(text)} at {row.alpha:g}")
-    where = wording.listed([text_name(text) for text in others])
+    rows = _at_levels(rows)
+    own = rows[rows["text"] == CALIBRATION].set_index("alpha")
+    others = rows[(rows["text"] != CALIBRATION) & rows["alpha"].isin(own.index)]
+    if others.empty:
+        return None
+    moved, above = [], []
+    for row in rows_of(others):
+        base = own.loc[row.alpha]
+        where = f"on {text_name(row.text)} at {row.alpha:g}"
+        if row.low > row.alpha:
+            above.append(where)
+        if row.low > base["high"] or row.high < base["low"]:
+            moved.append(f"{'higher' if row.low > base['high'] else 'lower'} {where}")
+    texts = wording.listed([text_name(text) for text in others["text"].drop_duplicates()])
     text = (
-        "The promise is about documents like those of the calibration. Compared with calibration "
-        f"text, the rate over all layers on {where} is "
+        "The promise is about documents like those of the calibration; other text shows how far it "
+        f"reaches. Over all layers the rate on {texts} is "
     )
-    if moved:
-        return Finding(f"{text}{wording.listed(moved)}.", RATES, "shifted")
-    return Finding(f"{text}not shown to differ at alpha {_alphas(own.reset_index())}.", RATES,
-                   "not shown")  # fmt: skip
+    text += f"above alpha {wording.listed(above)}" if above else "nowhere above alpha"
+    text += (
+        f". Against calibration text it is {wording.listed(moved)}."
+        if moved
+        else "; its intervals overlap those on calibration text."
+    )
+    return Finding(text, RATES, EXCEEDED if above else KEPT)
 
 
 def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
@@ -273,10 +275,11 @@ def worst_experts(table: pd.DataFrame) -> Finding | None:
         )
         return Finding(text, WORST_EXPERTS, "none")
     few = "at least " if len(above) == len(table) else ""
+    verb, pronoun = ("is", "itself") if len(above) == 1 else ("are", "themselves")
+    first_of = "first " if len(above) > NAMED else ""
     text += (
-        f"{few}{len(above)} {'is' if len(above) == 1 else 'are'} above alpha {first['alpha']:g} by "
-        f"themselves, {multiplicity}: {'first ' if len(above) > NAMED else ''}"
-        f"{wording.listed(names)}."
+        f"{few}{len(above)} {verb} above alpha {first['alpha']:g} by {pronoun}, {multiplicity}: "
+        f"{first_of}{wording.listed(names)}."
     )
     return Finding(text, WORST_EXPERTS, "named")
 
@@ -301,7 +304,14 @@ def _dead_layer(table: pd.DataFrame, score: str) -> Finding:
         f"{_rates(rows, f'BH by the score {word}', 'any_proportion', what=what)} of the tokens"
     ).replace(" over all layers of the tokens", " of the tokens, averaged over layers")
     above, verdict = _layers(rows, "any_proportion")
-    text += f". {above}"
+    ends = [
+        f"{wording.percent(row.spread_low)} to {wording.percent(row.spread_high)}"
+        for row in rows_of(_at_levels(_of(rows, layer=ALL_LAYERS)))
+    ]
+    text += (
+        f" (over calibrations with resampled documents, which the intervals leave out, "
+        f"{wording.listed(ends)}). {above}"
+    )
     attained = _at_levels(by)
     if len(attained):
         text += f" {_rates(by, 'BY', 'any_proportion', what=what)}."

@@ -1,4 +1,4 @@
-"""Toggled experts of calibration tokens, and what each changes in the model's predictions.
+"""Toggled experts of tokens, and what each changes in the model's predictions.
 
 A toggle switches one expert of one token in one layer: an expert of the model's own choice gets the
 weight 0 (nothing is renormalised), any other is added with the weight that the model would give it.
@@ -27,7 +27,7 @@ from moe_routing.routing.types import RouterInputs
 
 @dataclass(frozen=True)
 class Toggles(TensorFile):
-    """Toggled pairs of one model on calibration text, ordered by layer.
+    """Toggled pairs of one model on a text, ordered by layer.
 
     Attributes:
         document_P: index of the document, int64.
