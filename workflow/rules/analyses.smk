@@ -15,6 +15,8 @@ for analysis in ANALYSES:
             f"{RESULTS}/logs/{analysis.name}.log",
         benchmark:
             f"{RESULTS}/benchmarks/{analysis.name}.tsv"
+        # The longest jobs that nothing can be split off, so that they do not start last.
+        priority: 1
         conda:
             "../../envs/model.yaml"
         threads: study.resources.threads if analysis.runs_model else 1
