@@ -40,6 +40,7 @@ else:
         include: "workflow/rules/calibrate.smk"
         include: "workflow/rules/certify.smk"
         include: "workflow/rules/evaluate.smk"
+        include: "workflow/rules/held_out.smk"
         include: "workflow/rules/analyses.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"

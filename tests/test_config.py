@@ -16,7 +16,7 @@ from moe_routing.config.study import StudyConfig, as_control, load_config
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
-from moe_routing.schema import NAME, load_yaml
+from moe_routing.schema import NAME, load_yaml, parse, read_yaml
 from moe_routing.workflow import sections
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,6 +284,59 @@ def test_arms_that_differ_in_case_only_are_one_folder_for_some(values, tmp_path)
     assert "numerics has two arms 'half'; allowed: each name once" in message_of(values, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", True), ("seed", "8"), ("seed", 8.5), ("resources.threads", True),
+        ("datasets.lambada.items", "40"), ("statistics.confidence", "0.9"),
+        ("statistics.margin_nats", float("inf")), ("statistics.margin_nats", float("nan")),
+        ("study", 7), ("levers", "stock_scaled"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_not_converted(values, path, value):
+    with pytest.raises(InputError, match=f"^config: {re.escape(path)}"):
+        parse(StudyConfig, change(values, path, value), "config")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("window", "window: unknown key; it is a key of evaluation"),
+        ("evaluation.items", "evaluation.items: unknown key; it is a key of datasets.<name>"),
+        ("toggled_token", "did you mean 'calibration.toggled_tokens'?"),
+        ("qqqq", "qqqq: unknown key"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_shown_its_own(values, path, message):
+    with pytest.raises(InputError) as error:
+        parse(StudyConfig, change(values, path, 1), "config")
+    assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "key 'a' is given twice"),
+        ("a:\n  b: 1\n  b: 1\n", 3, "key 'b' is given twice"),
+        ("a: [1,\nb: 2\n", 3, "expected ',' or ']'"),
+        ("a: !!python/object:os.system x\n", 1, "could not determine a constructor"),
+    ],
+)
+def test_an_error_in_yaml_names_file_and_line(tmp_path, text, line, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}, line {line}: not valid YAML: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_may_replace_one_of_a_merged_mapping(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")
+    assert read_yaml(path)["b"] == {"x": 3, "y": 2}
+
+
 def test_missing_key(values, tmp_path):
     del values["study"]
     assert message_of(values, tmp_path) == "study: Field required"
@@ -316,3 +369,26 @@ REFERENCE = reference_files(PretrainConfig)
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_is_made_from_the_models(name):
     assert (ROOT / name).read_text(encoding="utf-8") == REFERENCE[name]
+
+
+def test_bh_is_examined_as_the_primary_strategy_or_at_its_own_k(values):
+    study = StudyConfig.model_validate(values)
+    assert study.bh_arm(8).id == "bh_k8_a005"
+    values["statistics"]["primary"]["strategy"] = "bh_k16_a005"
+    assert StudyConfig.model_validate(values).bh_arm(8).id == "bh_k16_a005"
+    values["statistics"]["primary"]["strategy"] = "regular_k4"
+    arm = StudyConfig.model_validate(values).bh_arm(4)
+    assert (arm.max_k, arm.alpha, arm.needs_null) == (4, 0.05, "needed")
+
+
+def test_held_out_texts_are_calibration_text_and_sets_with_a_context(values, tmp_path):
+    assert StudyConfig.model_validate(values).held_out_texts == [
+        "calibration", "hellaswag", "lambada",
+    ]  # fmt: skip
+    values["analysis"]["held_out"] = {"datasets": ["lambada"]}
+    assert StudyConfig.model_validate(values).held_out_texts == ["calibration", "lambada"]
+    values["analysis"]["held_out"] = {"datasets": ["wikipedia"]}
+    assert message_of(values, tmp_path) == (
+        "(top level): analysis.held_out.datasets has 'wikipedia'; allowed: evaluation sets whose "
+        "items have a context, hellaswag, lambada"
+    )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from packaging.utils import InvalidName, canonicalize_name
@@ -77,9 +80,11 @@ PackageVersion = Annotated[str, Field(max_length=64), AfterValidator(_package_ve
 
 
 class ClosedModel(BaseModel):
-    """A frozen model that rejects unknown keys."""
+    """A frozen model that rejects unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 Model = TypeVar("Model", bound=ClosedModel)
@@ -94,29 +99,73 @@ def load_yaml(model: type[Model], path: Path | str) -> Model:
     return parse(model, read_yaml(path), str(path))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without repeated keys, of which the loader would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice; allowed: each key once",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path | str) -> object:
     """Return the content of a YAML file: plain data, no Python objects.
 
     Raises:
-        InputError: the file is missing or not YAML.
+        InputError: the file is missing or cannot be read, is not YAML, or has a key twice.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506, a safe loader
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def parse(model: type[Model], values: object, origin: str) -> Model:
-    """Validate ``values``; ``origin`` names the file in errors.
+    """Validate ``values``, plain data; ``origin`` names the file in errors.
+
+    Types are strict: ``true`` is no number, and neither is the text ``"8"``.
 
     Raises:
         InputError: one line for the first problem: file, key, value, what is allowed.
     """
-    try:
+    # By way of JSON, whose strict validation makes models of mappings. YAML's dates are text.
+    text = json.dumps(values, default=str)
+    with _in_one_line(model, origin):
+        return model.model_validate_json(text, strict=True)
+
+
+def build(model: type[Model], values: Mapping[str, object], origin: str) -> Model:
+    """Make a model of values that are objects already; ``origin`` names it in errors.
+
+    Raises:
+        InputError: as in :func:`parse`.
+    """
+    with _in_one_line(model, origin):
         return model.model_validate(values)
+
+
+@contextmanager
+def _in_one_line(model: type[BaseModel], origin: str) -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         # A key or value in the config may contain line breaks.
         raise InputError(f"{origin}: {' '.join(_describe(error, model).split())}") from error
@@ -129,7 +178,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "(top level)"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(str(first['loc'][-1]), model)}{more}"
+        return f"{key}: unknown key{_suggestion(first['loc'], model)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}{more}"
@@ -141,25 +190,50 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 RENAMED = {"noise": "numerics", "audit": "ablation", "ragged": "dropless"}
 """Keys and values of earlier versions, and their current names."""
 
+_EVERY = "the ablation reads the toggled experts of analysis.held_out"
+REPLACED = {
+    "ablation.tokens": "it is now analysis.held_out.tokens",
+    "ablation.layers": f"{_EVERY}, in every layer",
+    "ablation.context": f"{_EVERY}, in contexts of at most evaluation.window tokens",
+    "ablation.horizon": f"{_EVERY}, and the loss of the next token only",
+}
+"""Keys of earlier versions without an equal, by the end of their path, and what replaced them."""
+
 
 def _new_name(word: object) -> str:
     new = RENAMED.get(word) if isinstance(word, str) else None
     return f"; it is now called '{new}'" if new else ""
 
 
-def _suggestion(word: str, model: type[BaseModel]) -> str:
+def _suggestion(loc: Sequence[str | int], model: type[BaseModel]) -> str:
+    """Return the key that was meant, or the section that an existing key belongs to."""
+    *above, word = map(str, loc)
+    if (replaced := REPLACED.get(".".join([*above[-1:], word]))) is not None:
+        return f"; {replaced}"
     if word in RENAMED:
         return _new_name(word)
-    known = set(_keys(model.model_json_schema()))
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    schema = model.model_json_schema()
+    found = [path.rpartition(".") for path in _paths(schema, schema.get("$defs", {}))]
+    if homes := [parent or "(top level)" for parent, _, key in found if key == word]:
+        return f"; it is a key of {homes[0]}"
+    section = next((part for part in reversed(above) if not part.isdigit()), "")
+    siblings = [key for parent, _, key in found if parent.rpartition(".")[2] == section]
+    if close := difflib.get_close_matches(word, siblings, n=1):
+        return f"; did you mean '{close[0]}'?"
+    others = {key: f"{parent}{dot}{key}" for parent, dot, key in reversed(found)}
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.8)
+    return f"; did you mean '{others[close[0]]}'?" if close else ""
 
 
-def _keys(schema: object) -> list[str]:
-    """Return every property name anywhere in a JSON schema."""
-    if isinstance(schema, list):
-        return [key for item in schema for key in _keys(item)]
-    if not isinstance(schema, dict):
-        return []
-    own = list(schema.get("properties", {}))
-    return own + [key for value in schema.values() for key in _keys(value)]
+def _paths(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the path of every key of a JSON schema, such as ``datasets.<name>.items``."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    for key, inner in schema.get("properties", {}).items():
+        yield key
+        yield from (f"{key}.{path}" for path in _paths(inner, definitions))
+    if isinstance(inner := schema.get("additionalProperties"), dict):
+        yield from (f"<name>.{path}" for path in _paths(inner, definitions))
+    parts = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]
+    for part in [*parts, *([schema["items"]] if "items" in schema else ())]:
+        yield from _paths(part, definitions)

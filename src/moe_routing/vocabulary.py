@@ -217,6 +217,23 @@ METRICS: Mapping[str, Metric] = _by_name(
             unit="nats per last word",
             noun="loss on the last word",
         ),
+        # A mean over items, so that every item counts alike (OLMo's task suites; Signal and Noise,
+        # 2508.13144). It moves where accuracy is at chance.
+        Metric(
+            "gold_bits_per_byte",
+            "bits per byte of the right continuation",
+            column="gold_bits_per_byte",
+            sign=1.0,
+            unit="bits per byte",
+        ),
+        Metric(
+            "gold_margin",
+            "margin of the right continuation",
+            column="gold_margin",
+            sign=1.0,
+            higher_is_better=True,
+            unit="nats",
+        ),
         Metric(
             "kl_from_baseline",
             "KL from the baseline, nats per token",
@@ -243,34 +260,25 @@ class Task:
     Attributes:
         name: value of the column ``task``.
         words: name in tables.
-        main_metric: metric that represents the task in the table of cells.
         metrics: metrics of each cell, proportions first.
-        compared: metrics by which strategies are compared, the main one first.
+        compared: metrics by which strategies are compared. The main one of a data set is one of
+            them, the first if its config does not say.
+        shown_as: the metric of a cell that shows a compared metric, where it is not the same.
         scoring: text on how it is scored; may contain ``{windows}``.
         absent: text for the kind of data missing from a study without such a set.
     """
 
     name: str
     words: str
-    main_metric: str
     metrics: tuple[str, ...]
     compared: tuple[str, ...]
     scoring: str
     absent: str
+    shown_as: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def measures(self) -> tuple[Metric, ...]:
-        """Metrics by which strategies are compared, the main one first."""
-        return tuple(METRICS[name] for name in self.compared)
-
-    @property
-    def main_measure(self) -> Metric:
-        """The metric of comparison where only one can be shown."""
-        return self.measures[0]
-
-    def is_main(self, measure: Metric) -> bool:
-        """Return whether a measure is the main one of the task."""
-        return measure == self.main_measure
+    def shown(self, measure: str) -> str:
+        """Return the metric of a cell that shows a compared metric."""
+        return self.shown_as.get(measure, measure)
 
     @property
     def examples(self) -> str:
@@ -284,32 +292,33 @@ TASKS: Mapping[str, Task] = _by_name(
         Task(
             "perplexity",
             words="perplexity",
-            main_metric="token_perplexity",
             metrics=("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
             compared=("nats_per_token",),
             scoring="Perplexity is the exponential of the mean negative log-likelihood per token, "
             "with documents scored in {windows}: every token is predicted once, and the last "
             "window of a document is filled with earlier tokens, which are not scored again.",
             absent="running text",
+            shown_as={"nats_per_token": "token_perplexity"},
         ),
         Task(
             "multiple_choice",
             words="multiple choice",
-            main_metric="accuracy_norm",
-            metrics=("accuracy", "accuracy_norm"),
-            compared=("accuracy_norm", "accuracy"),
+            metrics=("accuracy", "accuracy_norm", "gold_bits_per_byte", "gold_margin"),
+            compared=("accuracy_norm", "accuracy", "gold_bits_per_byte", "gold_margin"),
             scoring="Multiple choice takes the continuation with the largest log-likelihood per "
-            "character.",
+            "character. Bits per byte of the right continuation are averaged over items; its "
+            "margin is its log-likelihood minus that of the best wrong one.",
             absent="multiple choice",
         ),
         Task(
             "last_word",
             words="last word",
-            main_metric="accuracy",
-            metrics=("accuracy", "last_word_perplexity"),
-            compared=("accuracy", "nats_per_target"),
-            scoring="A last word counts as correct if greedy decoding produces it.",
+            metrics=("accuracy", "last_word_perplexity", "gold_bits_per_byte"),
+            compared=("accuracy", "gold_bits_per_byte", "nats_per_target"),
+            scoring="A last word counts as correct if greedy decoding produces it. Its bits per "
+            "byte are averaged over items.",
             absent="last words",
+            shown_as={"nats_per_target": "last_word_perplexity"},
         ),
     ]
 )

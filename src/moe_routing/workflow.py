@@ -22,12 +22,14 @@ from moe_routing.analysis.outputs import (
 from moe_routing.config import cells
 from moe_routing.config.cells import sections
 from moe_routing.config.limits import Limits, check_limits
-from moe_routing.config.study import LocalSource, Source, StudyConfig
+from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
+from moe_routing.data.prepare import CERTIFICATION_FILE
 from moe_routing.data.sources import raw_path, source_of
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
 from moe_routing.evaluation.archive import ARCHIVED
 from moe_routing.evaluation.calibration_tokens import check_tokens
+from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
 from moe_routing.vocabulary import NeededId, text_dataset
@@ -195,6 +197,27 @@ def in_results(results: str, files: Iterable[str]) -> list[str]:
     return [f"{results}/{file}" for file in files]
 
 
+def held_out_inputs(study: StudyConfig, text: str, results: str) -> list[str]:
+    """Return the files that held-out interventions on a text read, besides the model."""
+    # The null of the BH arm does not depend on the model's own k.
+    files = [
+        *held_out_documents(text, results),
+        f"{results}/calibration/router_logits.safetensors",
+        f"{results}/calibration/expert_outputs.safetensors",
+        *null_files([study.bh_arm(1).needs_null], results),
+    ]
+    return list(dict.fromkeys(files))
+
+
+def held_out_documents(text: str, results: str) -> list[str]:
+    """Return the files of calibration documents, and of the held-out ones of a text."""
+    names = (
+        "calibration.parquet",
+        CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet",
+    )
+    return [f"{results}/data/{name}" for name in names]
+
+
 def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
     """Return the options of ``fit_null.py`` for a null that is fitted on toggled experts.
 
@@ -214,6 +237,7 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
     calibration, model = f"{results}/calibration", f"{results}/model.json"
     toggled = [f"{calibration}/{name}.safetensors" for name in ("toggles", "expert_outputs")]
     sample = f"{calibration}/router_logits.safetensors"
+    held_out = HeldOutFiles(Path(results)).all(study)
 
     def fitted(nulls: list[str] | None) -> list[str]:
         names = nulls or study.calibration.nulls
@@ -223,8 +247,19 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
     files = {
         BASELINE: [model, *(f"{results}/data/{name}.parquet" for name in study.datasets)],
         BH: fitted(study.analysis.bh.nulls),
-        VALIDITY: [sample, f"{results}/baseline/router_logits.safetensors"],
-        ABLATION: fitted(study.analysis.ablation.nulls),
+        VALIDITY: [
+            sample,
+            f"{results}/baseline/router_logits.safetensors",
+            *toggled,
+            *held_out,
+            *null_files(study.calibration.nulls, results),
+        ],
+        ABLATION: [
+            sample,
+            *toggled,
+            *held_out,
+            *null_files(study.analysis.ablation.nulls or study.calibration.nulls, results),
+        ],
         CONSEQUENCE: toggled,
     }
     return files[analysis]

@@ -28,9 +28,21 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
         ({"validity": {"level": 0.2}}, "validity: level is 0.2; allowed: one of alpha"),
         ({"validity": {"nulls": ["x"]}}, "validity: nulls has 'x'"),
         (
-            {"ablation": {"horizon": 40}},
-            "ablation: horizon is 40; allowed: less than half of context",
+            {"ablation": {"tokens": 200}},
+            "ablation.tokens: unknown key; it is now analysis.held_out.tokens",
         ),
+        (
+            {"ablation": {"layers": 4}},
+            "ablation.layers: unknown key; the ablation reads the toggled experts of "
+            "analysis.held_out, in every layer",
+        ),
+        (
+            {"ablation": {"horizon": 4}},
+            "ablation.horizon: unknown key; the ablation reads the toggled experts of "
+            "analysis.held_out, and the loss of the next token only",
+        ),
+        ({"ablation": {"contxt": 4}}, "ablation.contxt: unknown key"),
+        ({"validity": {"layers": 4}}, "validity.layers: unknown key"),
         ({"ablation": {"epsilon": []}}, "ablation.epsilon is []"),
         (
             {"ablation": {"epsilon": [0.1, 0.5]}},
@@ -51,14 +63,11 @@ def test_defaults_are_those_of_the_study():
     assert bh.max_k == [8, 16, 32, 64]
     assert bh.alpha == [0.01, 0.05, 0.1]
     assert bh.prompt == "The theory of relativity fundamentally changed our understanding of"
-    assert AnalysisConfig().ablation.tokens >= 200
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml"])
-def test_studies_ablation_at_least_200_tokens_in_several_layers(name):
-    ablation = load_config(CONFIG / name).analysis.ablation
-    assert ablation.tokens >= 200
-    assert ablation.layers >= 4
+def test_studies_judge_discoveries_on_at_least_200_tokens(name):
+    assert load_config(CONFIG / name).analysis.held_out.tokens >= 200
 
 
 def test_the_default_study_runs_bh_under_seven_nulls_on_enough_text():

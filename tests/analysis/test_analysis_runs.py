@@ -14,20 +14,23 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from held_out_toggles import write_held_out_toggles
+from planted_ablation import write_held_out
 
-from moe_routing.analysis.ablation import choose_probes, write_ablation
+from moe_routing.analysis.ablation import write_ablation
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import run_arm, write_bh
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.analysis.telemetry import UnionRecorder
 from moe_routing.analysis.text import first_items, read_text
-from moe_routing.analysis.validity import design_tables, write_validity
+from moe_routing.analysis.validity import design_sizes, write_validity
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.config.study import load_config
 from moe_routing.data.items import Item, document_item, read_items, write_items
 from moe_routing.errors import InputError
 from moe_routing.evaluation.cells import score_items
+from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.evaluation.record import RoutingSummary
 from moe_routing.evaluation.study_model import write_model
 from moe_routing.figures.ablation import draw_ablation
@@ -48,11 +51,8 @@ ANALYSIS = {
         "fewer_k": [1], "new_tokens": 3, "union": 8,
     },
     "validity": {"tokens": 256, "nulls": ["pooled", "within_token"], "repeats": 100},
-    "ablation": {"tokens": 9, "layers": 2, "alpha": [0.01, 0.1], "nulls": ["pooled"], "horizon": 2},
+    "ablation": {"alpha": [0.01, 0.1]},
 }  # fmt: skip
-
-
-RUN = {"bh": "run_arm", "ablation": "run_ablation"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def results(tmp_path_factory, nano, calibration):
     sample.save(root / "calibration" / SAMPLE_FILE)
     toggles.save(root / "calibration" / TOGGLES_FILE)
     calibration.outputs.save(root / "calibration" / OUTPUTS_FILE)
+    write_held_out_toggles(root, toggles, ["calibration", "lambada"])
     for name in ("needed", "pooled"):
         path = null_path(root / "calibration", name)
         save_null(calibration.nulls[name], sample, path, toggles)
@@ -115,7 +116,9 @@ def bh(results, config):
 
 
 @pytest.fixture(scope="module")
-def ablation(results, config):
+def ablation(results, config, calibration):
+    files, texts = HeldOutFiles(results), config.held_out_texts
+    write_held_out(files, calibration.toggles, texts)
     return write_ablation(config, results)
 
 
@@ -313,74 +316,91 @@ def test_verdicts_cover_the_nulls_asked_for(results, validity):
     assert validity["null"].tolist() == ["pooled", "within_token"]
     assert validity.loc[0, "worst_size"] < 0.12  # a marginal null, whatever the weights
     designs = pd.read_csv(results / "validity" / "verdict_by_design.csv")
-    assert len(designs) == validity["n_designs"].sum()
+    assert (~designs["if_noise"]).sum() == validity["n_designs"].sum()
     assert (designs["layers"] == 16).all()
     broken = designs[designs["breaks"].notna()]
-    assert broken[["null", "design"]].to_numpy().tolist() == [
-        ["within_token", "real_marginal"],
-        ["within_token", "real_copula"],
+    assert broken[["null", "design", "if_noise"]].to_numpy().tolist() == [
+        ["within_token", "real_marginal", True],
+        ["within_token", "real_copula", True],
     ]
+
+
+def test_the_null_of_the_study_is_verified_on_every_text(results, validity):
+    rates = pd.read_csv(results / "validity" / "false_discoveries.csv")
+    assert rates["text"].unique().tolist() == ["calibration", "lambada"]
+    assert set(rates["procedure"]) == {"bh", "by", "block_exact"}
+    assert rates["layer"].nunique() == 17
+    # Tested on the very documents of the calibration.
+    rule = rates[(rates["part"] == "rule") & (rates["layer"] == "all")]
+    assert (rule["fdr"] <= rule["alpha"] * 1.3).all()
+    worst = pd.read_csv(results / "validity" / "worst_experts.csv")
+    assert set(worst["alpha"]) == {0.1}
+    assert set(worst["max_k"]) == {8}
+    dead = pd.read_csv(results / "validity" / "dead_experts.csv")
+    assert set(dead["dead"]) == {2 / 64}
+    assert (dead["dead_slots"] <= dead["fdr"] + 0.05).all()
 
 
 def test_too_few_tokens_for_a_verdict_are_one_line(config, calibration, rng):
     settings = config.analysis.validity.model_copy(update={"nulls": ["per_expert"]})
     analysis = config.analysis.model_copy(update={"validity": settings})
     with pytest.raises(InputError) as caught:
-        design_tables(config.model_copy(update={"analysis": analysis}), calibration.sample, rng)
+        design_sizes(config.model_copy(update={"analysis": analysis}), calibration.sample, rng)
     assert str(caught.value) == (
         "analysis.validity.tokens is 256; allowed: more, since null 'per_expert' then has 512 "
         "draws and a verdict at level 0.05 needs 1280"
     )
 
 
-def test_the_ablation_removes_every_selected_pair_of_the_stock_router_once(results, ablation):
-    removals = pd.read_parquet(results / "ablation" / "removals.parquet")
-    assert len(removals) == 9 * 2 * 8
-    assert not removals.duplicated(["document", "position", "layer", "expert"]).any()
-    assert set(removals["arm"]) == {"stock"}
-    assert set(removals["layer"]) == {0, 15}
-    overall = ablation[(ablation["layer"] == "all") & (ablation["scope"] == "own")]
-    assert set(overall["arm"]) == {"stock", "bh_k64_a001_pooled", "bh_k64_a010_pooled"}
-    # Every arm has the same removals, and calls some of them discoveries.
-    assert (overall["n_discoveries"] + overall["n_undiscovered"] == len(removals)).all()
-    found = pd.read_parquet(results / "ablation" / "discoveries.parquet")
-    for arm, rows in overall[overall["null"] != "none"].groupby("arm"):
-        own = found[found["arm"] == arm]
-        # The same for every epsilon.
-        assert set(rows["n_discoveries"] + rows["n_beyond"]) == {len(own)}
+def test_the_ablation_judges_every_null_by_the_same_toggles(results, calibration, ablation):
+    decisions = calibration.toggles.logits_LTE.shape[:2].numel()
+    overall = ablation[ablation["layer"] == "all"]
+    assert overall.groupby("null", sort=False)["alpha"].nunique().to_dict() == {
+        "none": 0, "needed": 2, "pooled": 2,
+    }  # fmt: skip
+    assert set(overall["n_decisions"]) == {decisions}
+    stock = overall[(overall["null"] == "none") & (overall["part"] == "removed")]
+    assert set(stock["n_discoveries"]) == {8 * decisions}
+    # Fitted on the same toggles, the null needed holds almost by construction.
+    rows = overall.query("null == 'needed' and part == 'all' and effect == 'kl' and primary")
+    assert (rows["fdr"] <= rows["alpha"] + 0.02).all()
+    assert (rows["n_discoveries"] > 0).all()
 
 
-def test_probes_are_drawn_by_the_seed(results, config, nano):
-    def draw(seed):
-        seeded = config.model_copy(update={"seed": seed})
-        return [(p.document, p.positions) for p in choose_probes(seeded, results, nano)]
+def test_the_other_tables_of_the_ablation_name_their_text(results, ablation):
+    tables = {
+        name: pd.read_csv(results / "ablation" / f"{name}.csv")
+        for name in ("needed_experts", "class_contrasts", "presence", "joint_removals", "headroom")
+    }
+    for table in tables.values():
+        assert table["text"].unique().tolist() == ["calibration", "lambada"]
+    states = pd.read_csv(results / "ablation" / "states.csv")
+    assert states.groupby("states", sort=False).size().to_dict() == {"stock": 17, "routed": 17}
+    assert set(states["strategy"]) == {"bh_k8_a010"}
+    missed = pd.read_csv(results / "ablation" / "left_out.csv")
+    arm = missed[missed["bounded"]]
+    assert set(arm["strategy"]) == {"bh_k8_a010"}
+    assert set(missed.loc[~missed["bounded"], "strategy"]) == {
+        "bh_k64_a001", "bh_k64_a010", "bh_k64_a001_pooled", "bh_k64_a010_pooled",
+    }  # fmt: skip
 
-    assert draw(0) == draw(0)
-    assert draw(0) != draw(1)
+
+def test_too_few_calibration_tokens_stop_the_ablation(results, config, ablation):
+    settings = config.analysis.ablation.model_copy(update={"alpha": [1e-6]})
+    analysis = config.analysis.model_copy(update={"ablation": settings})
+    with pytest.raises(InputError, match="calibration draws; allowed: at least 640") as caught:
+        write_ablation(config.model_copy(update={"analysis": analysis}), results)
+    assert "\n" not in str(caught.value)
 
 
-def test_more_tokens_than_the_text_has_is_one_line(results, config, nano):
-    ablation = config.analysis.ablation.model_copy(update={"tokens": 5000})
-    analysis = config.analysis.model_copy(update={"ablation": ablation})
-    greedy = config.model_copy(update={"analysis": analysis})
-    with pytest.raises(InputError, match=r"ablation\.tokens is 5000; allowed: at most \d+"):
-        choose_probes(greedy, results, nano)
-
-
-@pytest.mark.parametrize(
-    ("write", "section", "draws"),
-    [(write_bh, "bh", 112 * 64), (write_ablation, "ablation", 4096 * 64)],
-)
-def test_too_few_calibration_tokens_stop_before_any_text_is_scored(
-    results, config, monkeypatch, write, section, draws
-):
-    settings = getattr(config.analysis, section).model_copy(update={"alpha": [0.1, 1e-6]})
-    analysis = config.analysis.model_copy(update={section: settings})
-    monkeypatch.setattr(f"moe_routing.analysis.{section}.{RUN[section]}", _must_not_run)
+def test_too_few_calibration_tokens_stop_bh_before_any_text_is_scored(results, config, monkeypatch):
+    settings = config.analysis.bh.model_copy(update={"alpha": [0.1, 1e-6]})
+    analysis = config.analysis.model_copy(update={"bh": settings})
+    monkeypatch.setattr("moe_routing.analysis.bh.run_arm", _must_not_run)
     with pytest.raises(
-        InputError, match=f"has {draws} calibration draws; allowed: at least 640"
+        InputError, match=f"has {112 * 64} calibration draws; allowed: at least 640"
     ) as caught:
-        write(config.model_copy(update={"analysis": analysis}), results)
+        write_bh(config.model_copy(update={"analysis": analysis}), results)
     assert "\n" not in str(caught.value)
 
 

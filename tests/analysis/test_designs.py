@@ -11,7 +11,7 @@ from scipy import stats
 
 from moe_routing.analysis.designs import (
     DESIGNS,
-    ELSEWHERE,
+    DIRECTED,
     FIT_TIMES,
     copula_factor,
     from_grid,
@@ -46,7 +46,10 @@ def test_every_design_makes_two_samples_of_one_law(real, rng, name):
     assert second.logits_LTE.shape == (2, 200, 8)
     assert first.logits_LTE.shape == (2, 200 * FIT_TIMES, 8)
     for layer in range(2):
-        a, b = first.logits_LTE[layer].ravel().numpy(), second.logits_LTE[layer].ravel().numpy()
+        logits = [sample.logits_LTE[layer] for sample in (first, second)]
+        if name == "common_direction":  # a shift of each token's own, so that experts are alike
+            logits = [logits_TE - logits_TE.mean(1, keepdim=True) for logits_TE in logits]
+        a, b = (logits_TE.ravel().numpy() for logits_TE in logits)
         assert stats.ks_2samp(a, b).pvalue > 1e-4
         assert np.intersect1d(a, b).size < 0.1 * b.size
     for sample in (first, second):
@@ -162,6 +165,37 @@ def test_random_directions_are_those_of_real_random_vectors(real, rng):
     assert np.abs(cosine).max() <= 1 + 1e-6
 
 
+@pytest.fixture
+def wide(real):
+    """As many experts as two groups have, and rows of one length."""
+    return replace(
+        real,
+        logits_LTE=torch.zeros(2, 600, 16),
+        centred_norm_LE=torch.ones(2, 16),
+        hidden_size=64,
+    )
+
+
+@pytest.mark.parametrize("name", ["random_directions", "grouped_directions", "common_direction"])
+def test_centred_rows_have_the_lengths_of_the_model(wide, rng, name):
+    """What the null of random directions assumes: centred logits over length and norm are N(0, 1).
+
+    So they are where rows share a direction, or point the same way in groups.
+    """
+    found = samples(DESIGNS[name], wide, 6000, rng)[1]
+    centred_TE = found.logits_LTE[0] - found.logits_LTE[0].mean(1, keepdim=True)
+    z_TE = (centred_TE * np.sqrt(64) / found.input_norm_LT[0, :, None]).numpy()
+    assert z_TE.std() == pytest.approx(1, abs=0.02)
+    correlation_EE = np.corrcoef(z_TE.T)
+    if name == "grouped_directions":
+        assert correlation_EE[0, 1:8].min() > 0.15
+        assert correlation_EE[0, 8:].max() < -0.15
+    else:
+        assert np.abs(correlation_EE[0, 1:] + 1 / 15).max() < 0.05
+    shift_T = found.logits_LTE[0].mean(1)
+    assert (float(shift_T.std()) > 0.2) == (name == "common_direction")
+
+
 def test_permuted_contexts_split_the_sample_without_overlap(real, rng):
     first, second = samples(DESIGNS["permuted_contexts"], real, 10_000, rng)
     assert (first.logits_LTE.shape[1], second.logits_LTE.shape[1]) == (400, 200)
@@ -177,12 +211,16 @@ def test_h0_of_a_null_holds_where_it_is_said_to():
     assert not DESIGNS["permuted_contexts"].holds_for("within_token")
 
 
-def test_mismatched_contexts_are_tested_on_such_contexts_only():
-    """Simulated logits are no other text: the null would be ``per_expert`` under another name."""
-    assert "permuted_context" in ELSEWHERE
-    names = [design.name for design in DESIGNS.values() if design.holds_for("permuted_context")]
-    assert names == ["permuted_contexts"]
-    assert all(any(design.holds_for(null) for design in DESIGNS.values()) for null in NULLS)
+@pytest.mark.parametrize("null", NULLS)
+def test_every_null_is_judged_in_two_designs_besides_its_definition(null):
+    judging = [d for d in DESIGNS.values() if d.holds_for(null) and not d.if_noise]
+    assert sum(null not in design.own for design in judging) >= 2
+
+
+def test_designs_of_the_real_logits_judge_no_null():
+    names = {design.name for design in DESIGNS.values() if design.if_noise}
+    assert names == {"real_marginal", "real_copula", "symmetric_marginal", "symmetric_copula"}
+    assert not any(DESIGNS[name].holds_for(DIRECTED) for name in names)
 
 
 def test_broken_assumptions_are_those_of_nulls_that_are_tested_there():

@@ -1,40 +1,45 @@
-"""False discovery proportions equal a count by hand."""
+"""False, harmful and missing discoveries equal a count by hand."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
-import pandas as pd
 import pytest
+import torch
+from planted_pairs import EXPERTS, LAYERS, TOP_K, WEIGHT, planted_pairs
 
 from moe_routing.analysis.discoveries import (
+    COLUMNS,
+    Criterion,
+    Found,
     false_discoveries,
-    labelled,
-    weight_and_importance,
+    false_kept,
+    left_out,
+    own_choice,
+    selected,
 )
+from moe_routing.analysis.pairs import Pairs
+from moe_routing.errors import InputError
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.nulls import fit_null
+from moe_routing.routing.procedures import bh_levels, step_up
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies.testing import BH
 from moe_routing.statistics.proportions import wilson_interval
 
-
-def removal(document, layer, change, *, discovered=True, position=0, weight=0.1, beyond=0):
-    return {
-        "arm": "bh", "null": "pooled", "alpha": 0.05, "document": document, "position": position,
-        "layer": layer, "expert": 0, "rank": 0, "discovered": discovered, "weight": weight,
-        "change": change, "change_window": 2 * change, "noise_floor": 1e-6,
-        "beyond": beyond,
-    }  # fmt: skip
+KL, LOSS = Criterion("kl", 0.01), Criterion("loss", 0.01)
+PRIMARY = {"kl": 0.01, "loss": 0.01}
+SETTINGS = {"confidence": 0.95, "resamples": 300}
+SHAPE = (LAYERS, 40, EXPERTS)
 
 
-@pytest.fixture
-def removals():
-    return pd.DataFrame(
-        [
-            removal("a", 0, 0.001),
-            removal("a", 0, 0.5),
-            removal("a", 3, -0.2),
-            removal("b", 0, 0.009),
-            removal("b", 3, 0.0, discovered=False),
-            removal("c", 3, 0.3),
-        ]
-    )
+def found(selected_LTE, null="pooled", alpha=0.05):
+    return Found(null, alpha, selected_LTE, PRIMARY)
+
+
+def table_of(pairs, chosen, rng, criteria=(KL, LOSS)):
+    return false_discoveries(pairs, chosen, criteria, **SETTINGS, rng=rng)
 
 
 def pick(table, **keys):
@@ -44,113 +49,249 @@ def pick(table, **keys):
     return table.iloc[0]
 
 
-def test_proportion_and_rate_by_hand(removals):
-    table = false_discoveries(removals, [0.01, 0.25], confidence=0.95)
-    row = pick(table, scope="own", epsilon=0.01, layer="all")
-    assert row["n_discoveries"] == 5
-    assert row["n_undiscovered"] == 1
-    assert row["fdp"] == pytest.approx(2 / 5)
-    # Decisions: (a, 0) has 1 of 2, (a, 3) 0 of 1, (b, 0) 1 of 1, (b, 3) nothing found, (c, 3) 0.
-    assert row["n_decisions"] == 5
-    assert row["fdr"] == pytest.approx((0.5 + 0 + 1 + 0 + 0) / 5)
-    assert row["any_proportion"] == pytest.approx(4 / 5)
-    assert row["harmful"] == pytest.approx(1 / 5)
-    assert row["mean_change"] == pytest.approx((0.001 + 0.5 - 0.2 + 0.009 + 0.3) / 5)
-    wider = pick(table, scope="own", epsilon=0.25, layer="all")
-    assert wider["fdp"] == pytest.approx(3 / 5)
-    assert pick(table, scope="window", epsilon=0.01, layer="all")["fdp"] == pytest.approx(1 / 5)
+@pytest.fixture
+def effects(rng):
+    """KL and gain of every expert, log-normal, the sign of the gain at random."""
+    kl_LTE = 0.01 * np.exp(rng.normal(0, 2, SHAPE))
+    return kl_LTE, rng.choice([-1, 1], SHAPE) * kl_LTE
 
 
-def test_discoveries_beyond_what_was_selected_are_counted_once_a_decision():
-    rows = [
-        removal("a", 0, 0.0, beyond=3),
-        removal("a", 0, 0.5, beyond=3),  # the same decision
-        removal("a", 1, 0.5, beyond=1),
-        removal("b", 0, 0.5, beyond=2),
-    ]
-    table = false_discoveries(pd.DataFrame(rows), [0.01], confidence=0.95)
-    assert pick(table, scope="own", layer="all")["n_beyond"] == 6
-    assert pick(table, scope="own", layer=0)["n_beyond"] == 5
-    assert pick(table, scope="own", layer="all")["n_discoveries"] == 4
+def test_proportions_and_rates_by_hand(rng, effects):
+    """With every expert toggled, in loops."""
+    kl_LTE, gain_LTE = effects
+    pairs = planted_pairs(kl_LTE, gain_LTE, per_document=2, toggle_all=True)
+    chosen_LTE = rng.random(SHAPE) < 0.3
+    table = table_of(pairs, found(chosen_LTE), rng)
+    assert tuple(table) == COLUMNS
+    assert len(table) == 2 * 3 * (LAYERS + 1)
+    for part, experts in {"removed": range(TOP_K), "added": range(TOP_K, EXPERTS),
+                          "all": range(EXPERTS)}.items():  # fmt: skip
+        for name, layers in {"0": [0], "1": [1], "all": [0, 1]}.items():
+            for effect, value_LTE in {"kl": kl_LTE, "loss": gain_LTE}.items():
+                row = pick(table, part=part, layer=name, effect=effect)
+                rates, false, harmful, count = [], 0, 0, 0
+                for layer in layers:
+                    for token in range(SHAPE[1]):
+                        kept = [e for e in experts if chosen_LTE[layer, token, e]]
+                        wrong = sum(value_LTE[layer, token, e] < 0.01 for e in kept)
+                        harmful += sum(value_LTE[layer, token, e] <= -0.01 for e in kept)
+                        rates.append(wrong / max(1, len(kept)))
+                        false, count = false + wrong, count + len(kept)
+                assert row["n_discoveries"] == row["n_toggled"] == count
+                assert row["mean_discoveries"] == pytest.approx(count / len(rates))
+                assert row["false"] == pytest.approx(false / count)
+                assert row["false_low"] < row["false"] < row["false_high"]
+                assert row["fdr"] == pytest.approx(np.mean(rates))
+                assert row["fdr_low"] < row["fdr"] < row["fdr_high"]
+                if effect == "loss":
+                    assert row["harmful"] == pytest.approx(harmful / count)
+                else:
+                    assert np.isnan(row["harmful"])
+                assert (row["n_decisions"], row["n_documents"]) == (len(rates), 20)
 
 
-def test_one_set_of_removals_is_labelled_by_every_rule():
-    removals = pd.DataFrame(
-        [
-            {"arm": "stock", "document": name, "position": 9, "layer": layer, "expert": expert}
-            for name in "ab"
-            for layer in (0, 1)
-            for expert in (4, 7)
+def test_the_loss_is_one_sided(rng):
+    """An expert that raises the loss is a false discovery, however large its effect."""
+    kl_LTE, gain_LTE = np.ones(SHAPE), np.full(SHAPE, -1.0)
+    pairs = planted_pairs(kl_LTE, gain_LTE)
+    row = pick(table_of(pairs, found(pairs.own_LTE), rng), effect="loss", part="removed", layer="1")
+    assert (row["false"], row["harmful"]) == (1, 1)
+    gain_LTE[0] = 1.0
+    table = table_of(planted_pairs(kl_LTE, gain_LTE), found(pairs.own_LTE), rng)
+    assert pick(table, effect="loss", part="removed", layer="0")["false"] == 0
+    assert pick(table, effect="loss", part="removed", layer="all")["harmful"] == 0.5
+
+
+def test_sampled_experts_count_with_their_weight(rng):
+    """The rate of a sample of the added experts is that of all of them, on average."""
+    shape = (LAYERS, 3000, EXPERTS)
+    kl_LTE = np.where(rng.random(shape) < 0.3, 0.001, 0.1)
+    chosen_LTE = rng.random(shape) < 0.5
+    every, sample = (
+        table_of(planted_pairs(kl_LTE, toggle_all=flag), found(chosen_LTE), rng, [KL])
+        for flag in (True, False)
+    )
+    for part in ("added", "all"):
+        for layer in ("0", "1", "all"):
+            truth, guess = (pick(x, part=part, layer=layer) for x in (every, sample))
+            assert truth["n_discoveries"] == guess["n_discoveries"]
+            for name in ("fdr", "false"):
+                assert guess[name] == pytest.approx(truth[name], abs=0.03)
+                assert guess[f"{name}_low"] < truth[name] < guess[f"{name}_high"]
+    removed = [pick(table, part="removed", layer="all") for table in (every, sample)]
+    assert removed[0]["fdr"] == removed[1]["fdr"]
+    naive = pick(sample, part="added", layer="all")
+    assert naive["n_toggled"] == pytest.approx(naive["n_discoveries"] / WEIGHT, rel=0.05)
+
+
+def test_a_rule_without_discoveries_has_no_proportion_and_a_rate_of_zero(rng, effects):
+    pairs = planted_pairs(*effects)
+    row = pick(
+        table_of(pairs, found(np.zeros(SHAPE, dtype=bool)), rng),
+        effect="kl", part="all", layer="all",
+    )  # fmt: skip
+    assert row["n_discoveries"] == row["any_proportion"] == row["fdr"] == 0
+    assert np.isnan(row["false"])
+    # 40 documents without one: the exact limit of no success in 40 trials.
+    assert row["fdr_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+
+
+def test_the_own_choice_is_the_reference(rng, effects):
+    pairs = planted_pairs(*effects)
+    table = table_of(pairs, own_choice(pairs, PRIMARY), rng)
+    assert set(table["null"]) == {"none"}
+    assert table["alpha"].isna().all()
+    row = pick(table, effect="kl", part="removed", layer="all")
+    assert row["false"] == pytest.approx((effects[0][..., :TOP_K] < 0.01).mean())
+    assert pick(table, effect="kl", part="added", layer="all")["n_discoveries"] == 0
+
+
+def test_the_text_speaks_of_one_epsilon_per_effect(rng, effects):
+    pairs = planted_pairs(*effects)
+    criteria = [KL, Criterion("kl", 0.1), LOSS, Criterion("loss", 0.2)]
+    table = table_of(pairs, found(pairs.own_LTE), rng, criteria)
+    assert set(table.loc[table["primary"], "epsilon"]) == {0.01}
+    assert table.groupby("effect")["primary"].sum().tolist() == [9, 9]
+
+
+def test_equal_effects_within_documents_widen_the_intervals(rng):
+    kl_LTE = np.repeat(np.where(rng.random((LAYERS, 40, 1)) < 0.3, 0.001, 0.1), 10, axis=1)
+    kl_LTE = np.broadcast_to(kl_LTE, (LAYERS, 400, EXPERTS))
+    widths = []
+    for per_document in (10, 1):
+        pairs = planted_pairs(kl_LTE, per_document=per_document)
+        row = pick(table_of(pairs, found(pairs.own_LTE), rng), effect="kl", part="removed",
+                   layer="0")  # fmt: skip
+        widths.append([row[f"{x}_high"] - row[f"{x}_low"] for x in ("false", "fdr")])
+    assert (np.array(widths[0]) > 2 * np.array(widths[1])).all()
+
+
+def test_the_interval_is_wilsons_for_independent_pairs(rng):
+    kl_LTE = np.full((1, 300, EXPERTS), 0.1)
+    kl_LTE[..., 0] = np.where(rng.random((1, 300)) < 0.3, 0.001, 0.1)
+    chosen_LTE = np.zeros(kl_LTE.shape, dtype=bool)
+    chosen_LTE[..., 0] = True
+    row = pick(table_of(planted_pairs(kl_LTE), found(chosen_LTE), rng), effect="kl",
+               part="removed", layer="all")  # fmt: skip
+    limits = wilson_interval((kl_LTE[..., 0] < 0.01).sum(), 300, 0.95)
+    assert (row["false_low"], row["false_high"]) == pytest.approx(limits, abs=0.003)
+
+
+def test_needed_experts_that_are_left_out(rng, effects):
+    kl_LTE, _ = effects
+    pairs = planted_pairs(kl_LTE, toggle_all=True)
+    chosen_LTE = rng.random(SHAPE) < 0.6
+    table = left_out(pairs, found(chosen_LTE), [0.01, 0.05], confidence=0.95)
+    for epsilon in (0.01, 0.05):
+        needed_LTE = kl_LTE >= epsilon
+        for part, last in {"removed": TOP_K, "all": EXPERTS}.items():
+            wanted, lost = needed_LTE[..., :last], (needed_LTE & ~chosen_LTE)[..., :last]
+            row = pick(table, epsilon=epsilon, part=part, layer="1")
+            assert row["left_out"] == pytest.approx(lost[1].sum() / wanted[1].sum())
+            row = pick(table, epsilon=epsilon, part=part, layer="all")
+            assert row["left_out"] == pytest.approx(lost.sum() / wanted.sum())
+            assert row["low"] < row["left_out"] < row["high"]
+            assert row["mean_needed"] == pytest.approx(wanted.sum(-1).mean())
+            effect = kl_LTE[..., :last]
+            assert row["effect_left_out"] == pytest.approx(
+                effect[lost].sum() / effect[wanted].sum()
+            )
+
+
+def test_of_all_experts_by_weight(rng):
+    kl_LTE = np.full((LAYERS, 500, EXPERTS), 0.1)
+    pairs = planted_pairs(kl_LTE)
+    table = left_out(pairs, found(pairs.own_LTE), [0.01], confidence=0.95)
+    row = pick(table, part="all", layer="all")
+    assert row["mean_needed"] == pytest.approx(EXPERTS)
+    assert row["left_out"] == pytest.approx((EXPERTS - TOP_K) / EXPERTS)
+    assert pick(table, part="removed", layer="all")["left_out"] == 0
+
+
+def test_false_experts_among_those_kept(rng, effects):
+    kl_LTE, _ = effects
+    pairs = planted_pairs(kl_LTE, toggle_all=True)
+    kept_LTE = rng.random(SHAPE) < 0.7
+    table = false_kept(pairs, kept_LTE, 0.01, **SETTINGS, rng=rng).set_index("layer")
+    rates = []
+    for layer in range(LAYERS):
+        rate = [
+            np.sum((kl_E < 0.01) & kept_E) / max(1, kept_E.sum())
+            for kl_E, kept_E in zip(kl_LTE[layer], kept_LTE[layer], strict=True)
         ]
-    )
-    found = [("strict", "a", 0, 7), ("mild", "a", 0, 7), ("mild", "a", 0, 5), ("mild", "b", 1, 3)]
-    found += [("mild", "b", 0, 4), ("mild", "b", 0, 7)]
-    discoveries = pd.DataFrame(found, columns=["arm", "document", "layer", "expert"])
-    arms = [("strict", "pooled", 0.01), ("mild", "pooled", 0.1), ("silent", "within_token", 0.1)]
-    table = labelled(removals, discoveries.assign(position=9), arms)
-    assert table.groupby("arm").size().to_dict() == dict.fromkeys(
-        ["stock", "strict", "mild", "silent"], len(removals)
-    )
-    stock = table[table["arm"] == "stock"]
-    assert stock["discovered"].all()
-    assert set(stock["null"]) == {"none"}
-    for arm, *_ in arms:
-        for row in table[table["arm"] == arm].itertuples():
-            own = [x[3] for x in found if x[:3] == (arm, row.document, row.layer)]
-            assert row.discovered == (row.expert in own)
-            assert row.beyond == len(set(own) - {4, 7})
+        rates.append(np.mean(rate))
+        assert table.loc[str(layer), "fdr"] == pytest.approx(rates[-1])
+    row = table.loc["all"]
+    assert row["fdr"] == pytest.approx(np.mean(rates))
+    assert row["low"] < row["fdr"] < row["high"]
+    assert row["mean_kept"] == pytest.approx(kept_LTE.sum(-1).mean())
+    sample = false_kept(planted_pairs(kl_LTE), kept_LTE, 0.01, **SETTINGS, rng=rng)
+    guess = sample.set_index("layer").loc["all"]
+    assert guess["low"] < row["fdr"] < guess["high"]
 
 
-def test_layers_have_rows_of_their_own(removals):
-    table = false_discoveries(removals, [0.01], confidence=0.95)
-    assert pick(table, scope="own", layer=0)["fdp"] == pytest.approx(2 / 3)
-    assert pick(table, scope="own", layer=3)["fdp"] == 0.0
+NULLS = ["needed", "within_token", "pooled", "random_direction"]
 
 
-def test_an_arm_that_finds_nothing_has_no_proportion_and_a_rate_of_zero():
-    rows = [removal(name, 0, 0.0, discovered=False) for name in "abc"]
-    row = false_discoveries(pd.DataFrame(rows), [0.01], confidence=0.95).iloc[0]
-    assert row["n_discoveries"] == 0
-    assert np.isnan(row["fdp"])
-    assert row["fdr"] == 0.0
-    assert row["fdr_high"] > 0.3
+@pytest.fixture(scope="module")
+def toggled(tiny_calibration):
+    sample, toggles = tiny_calibration.sample, tiny_calibration.toggles
+    nulls = {name: fit_null(name, sample, toggles) for name in NULLS}
+    return Calibration(sample, nulls, toggles, tiny_calibration.outputs), toggles
 
 
-def test_the_interval_is_wilsons_for_independent_documents(rng):
-    changes = np.where(rng.random(300) < 0.3, 0.001, 0.5)
-    table = pd.DataFrame([removal(f"d{place}", 0, x) for place, x in enumerate(changes)])
-    row = false_discoveries(table, [0.01], confidence=0.9).iloc[0]
-    low, high = wilson_interval((changes < 0.01).sum(), 300, 0.9)
-    assert row["fdp_low"] == pytest.approx(low, abs=0.003)
-    assert row["fdp_high"] == pytest.approx(high, abs=0.003)
+@pytest.mark.parametrize("null", NULLS)
+def test_discoveries_are_those_of_the_definition(toggled, null):
+    """BH on the null's p-values, word for word, also for a null that does not rank by logits."""
+    calibration, toggles = toggled
+    experts = toggles.num_experts
+    rule = BH.against(null, max_k=experts, alpha=0.3)
+    chosen_LTE = selected(rule, calibration, toggles)
+    sizes = []
+    for layer in range(toggles.num_layers):
+        seen = toggles.inputs(layer, calibration.sample.centred_norm_LE)
+        p_TE = calibration.null(null).p_values(seen)
+        for p_E, chosen_E in zip(p_TE.tolist(), chosen_LTE[layer], strict=True):
+            order = sorted(range(experts), key=p_E.__getitem__)
+            passing = [i for i, e in enumerate(order, 1) if p_E[e] <= i * 0.3 / experts]
+            assert set(np.flatnonzero(chosen_E)) == set(order[: max(passing, default=0)])
+            sizes.append(int(chosen_E.sum()))
+    assert min(sizes) == 0 < max(sizes)
 
 
-def test_equal_changes_within_documents_widen_the_interval(rng):
-    changes = np.repeat(np.where(rng.random(30) < 0.3, 0.001, 0.5), 10)
-    documents = np.repeat(np.arange(30), 10)
-    rows = [
-        removal(document, 0, change, position=place)
-        for place, (document, change) in enumerate(zip(documents, changes, strict=True))
-    ]
-    table = pd.DataFrame(rows)
-    clustered = false_discoveries(table, [0.01], confidence=0.95).iloc[0]
-    table["document"] = np.arange(300)
-    independent = false_discoveries(table, [0.01], confidence=0.95).iloc[0]
-    assert clustered["fdp"] == independent["fdp"]
-    width = clustered["fdp_high"] - clustered["fdp_low"]
-    assert width > 2 * (independent["fdp_high"] - independent["fdp_low"])
+def test_floor_and_cap_are_discoveries_only_where_asked_for(toggled):
+    calibration, toggles = toggled
+    arm = parse_strategy("bh_k2_a030_pooled").model_copy(update={"min_k": 2})
+    bounded = selected(arm, calibration, toggles, bounded=True)
+    assert (bounded.sum(-1) == 2).all()
+    free = selected(BH.against("pooled", max_k=8, alpha=0.3), calibration, toggles)
+    seen = toggles.inputs(1, calibration.sample.centred_norm_LE)
+    p_TE, _ = calibration.null("pooled").p_values(seen).sort(-1)
+    assert free[1].sum(-1).tolist() == step_up(p_TE, bh_levels(8, 0.3)).tolist()
 
 
-def test_weight_that_predicts_the_change_is_found_by_layer(rng):
-    rows = []
-    for place in range(200):
-        weight = rng.random()
-        document = f"d{place % 20}"
-        rows.append(removal(document, 0, weight * rng.choice([-1, 1]), weight=weight))
-        rows.append(removal(document, 1, rng.normal(), weight=weight))
-    table = weight_and_importance(
-        pd.DataFrame(rows), confidence=0.95, resamples=300, rng=rng
-    ).set_index("layer")
-    assert table.loc[0, "rho"] == pytest.approx(1.0)
-    assert table.loc[1, "low"] < 0 < table.loc[1, "high"]
-    assert table.loc[1, "n_removals"] == 200
+def test_pairs_are_those_of_the_toggles(toggled):
+    _, toggles = toggled
+    pairs, compensated = Pairs.of(toggles), Pairs.of(toggles, compensated=True)
+    assert pairs.own_LTE.sum() == pairs.own_P.sum()
+    assert set(pairs.own_LTE.sum(-1).ravel()) == {toggles.rule.top_k}
+    assert np.array_equal(pairs.own_P, (toggles.rank_P < toggles.rule.top_k).numpy())
+    assert np.array_equal(pairs.document_T[pairs.token_P], toggles.document_P.numpy())
+    sign_P = np.where(pairs.own_P, 1, -1)
+    assert np.array_equal(pairs.gain_P, sign_P * toggles.loss_change_P.numpy())
+    assert np.array_equal(compensated.kl_P, toggles.compensated_kl_P.numpy())
+    assert not np.array_equal(compensated.kl_P, pairs.kl_P)
+    unmeasured = dataclasses.replace(toggles, compensated_kl_P=toggles.kl_P * torch.nan)
+    Pairs.of(unmeasured)
+    with pytest.raises(InputError, match="compensated effects of removed experts are not all"):
+        Pairs.of(unmeasured, compensated=True)
+    weights = pairs.weight_P[~pairs.own_P].sum() + pairs.own_P.sum()
+    assert weights == pytest.approx(pairs.own_LTE.size)
+
+
+def test_a_model_that_renormalises_is_read_with_its_own_weights(toggled):
+    _, toggles = toggled
+    rule = dataclasses.replace(toggles.rule, weighting="renormalised")
+    renormalised = dataclasses.replace(toggles, rule=rule)
+    top_TK = renormalised.inputs(0).own_weight_TE.topk(rule.top_k).values
+    torch.testing.assert_close(top_TK.sum(1), torch.ones(len(top_TK)))

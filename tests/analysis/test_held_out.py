@@ -3,74 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from planted_toggles import EPSILON, EXPERTS, LAYERS, TOKENS, simulate
 
 from moe_routing.analysis.held_out import held_out_fdr
 from moe_routing.analysis.null_size import Evidence
 from moe_routing.routing.nulls import fit_null, sample_inputs
 from moe_routing.routing.nulls.needed import Needed
 from moe_routing.routing.procedures import bh_levels, by_levels, step_up
-from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.sample import CalibrationSample
-from moe_routing.routing.toggles import Toggles
+from moe_routing.statistics.proportions import wilson_interval
 
-LAYERS, TOKENS, EXPERTS, EPSILON = 2, 1600, 16, 1e-4
 INTERVAL = {"confidence": 0.95, "resamples": 200}
 
 
 @pytest.fixture(scope="module")
 def simulated():
-    """Tokens, two per document, with the top 4 and a third of the other experts toggled."""
-    rng = np.random.default_rng(5)
-    logits_LTE = 1.5 * torch.from_numpy(rng.standard_normal((LAYERS, TOKENS, EXPERTS))).float()
-    probability_LTE = logits_LTE.softmax(-1)
-    document_T = torch.arange(TOKENS) // 2
-    token_T = torch.from_numpy(rng.normal(0, 1, TOKENS // 2))[document_T]
-    noise_LTE = token_T[:, None] + torch.from_numpy(rng.normal(0, 1, probability_LTE.shape))
-    kl_LTE = 0.01 * probability_LTE.double() ** 2 * noise_LTE.exp()
-    order_LTE = probability_LTE.argsort(-1, descending=True)
-    toggled_LTE = torch.ones(LAYERS, TOKENS, EXPERTS, dtype=torch.bool)
-    place_LTN = torch.from_numpy(rng.random((LAYERS, TOKENS, 12))).argsort(-1).argsort(-1)
-    toggled_LTE[..., 4:] = place_LTN < 4
-    layer_P, token_P, rank_P = toggled_LTE.nonzero().T
-    expert_P = order_LTE[layer_P, token_P, rank_P]
-    weight_E = torch.where(torch.arange(EXPERTS) < 4, 1.0, 3.0).double()
-    kl_P = kl_LTE[layer_P, token_P, expert_P]
-    toggles = Toggles(
-        document_P=document_T[token_P],
-        position_P=token_P % 2,
-        layer_P=layer_P,
-        expert_P=expert_P,
-        rank_P=rank_P,
-        weight_P=probability_LTE[layer_P, token_P, expert_P],
-        weight_LTE=probability_LTE,
-        hidden_LTH=torch.zeros(LAYERS, TOKENS, 1),
-        norm_LTE=torch.ones_like(probability_LTE),
-        deviation_LTE=torch.ones_like(probability_LTE),
-        kl_P=kl_P,
-        loss_change_P=kl_P,
-        compensated_kl_P=kl_P,
-        compensated_loss_change_P=kl_P,
-        sampling_weight_P=weight_E[rank_P],
-        rank_weight_E=weight_E,
-        noise_L=torch.zeros(LAYERS, dtype=torch.float64),
-        rule=ModelRule(4, "softmax"),
-        fingerprint="simulated",
-    )
-    sample = CalibrationSample(
-        logits_LTE,
-        logits_LTE,
-        torch.ones(LAYERS, TOKENS),
-        torch.ones(LAYERS, TOKENS),
-        torch.ones(LAYERS, EXPERTS),
-        hidden_size=8,
-        rule=ModelRule(4, "softmax"),
-        fingerprint="simulated",
-    )
-    return sample, toggles, probability_LTE, kl_LTE
+    return simulate()
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +86,40 @@ def test_the_rate_of_all_experts_is_their_share(simulated, fitted, held_out, rng
     share_L = (kl_LTE < EPSILON).double().mean((1, 2)).tolist()
     assert table["fdr"].tolist()[:2] == pytest.approx(share_L, abs=0.01)
     assert table["fdr"].iloc[2] == pytest.approx(np.mean(share_L), abs=0.01)
+
+
+def test_the_routed_set_has_a_floor_and_a_cap(fitted, held_out, rng):
+    """Against a loop over tokens; and nothing changes where neither binds."""
+    test, probability_LTE, _ = held_out
+    table = held_out_fdr(fitted, test, [0.05], max_k=3, **INTERVAL, rng=rng)
+    assert table["part"].tolist() == ["rule"] * 3 + ["routed"] * 3
+    rule, routed = (table[table["part"] == part].reset_index() for part in ("rule", "routed"))
+    critical = fitted.critical_values(0, bh_levels(EXPERTS, 0.05)).tolist()
+    pairs = list(zip(test.layer_P.tolist(), test.token_P.tolist(), test.rank_P.tolist(),
+                     test.sampling_weight_P.tolist(), test.kl_P.tolist(), strict=True))  # fmt: skip
+    false = {}
+    for layer, token, rank, weight, kl in pairs:
+        if layer == 0 and kl < EPSILON:
+            false.setdefault(token, []).append((rank, weight))
+    proportions, counts = [], []
+    for token, p_E in enumerate(probability_LTE[0].sort(descending=True).values.tolist()):
+        count = max((k + 1 for k in range(EXPERTS) if p_E[k] >= critical[k]), default=0)
+        counts.append(count)
+        kept = min(max(count, 1), 3)
+        proportions.append(sum(w for rank, w in false.get(token, []) if rank < kept) / kept)
+    assert routed["fdr"][0] == pytest.approx(np.mean(proportions))
+    assert routed["mean_rejected"][0] == pytest.approx(np.clip(counts, 1, 3).mean())
+    for part in (rule, routed):
+        assert part["empty_proportion"][0] == pytest.approx(np.mean([n == 0 for n in counts]))
+        assert part["cap_proportion"][0] == pytest.approx(np.mean([n > 3 for n in counts]))
+    assert routed["fdr"][0] > rule["fdr"][0]  # the floor adds experts that BH does not select
+
+
+def test_a_rate_of_zero_has_an_upper_limit(fitted, held_out, rng):
+    test = replace(held_out[0], kl_P=torch.ones_like(held_out[0].kl_P))
+    row = held_out_fdr(fitted, test, [0.1], **INTERVAL, rng=rng).iloc[0]
+    assert (row["fdr"], row["low"]) == (0, 0)
+    assert row["high"] == pytest.approx(wilson_interval(0, TOKENS // 4, 0.95)[1])
 
 
 def test_by_selects_fewer(fitted, held_out, rng):

@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from held_out_toggles import write_held_out_toggles
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
@@ -29,6 +30,7 @@ def study(tmp_path_factory, tiny, nano, tiny_calibration, texts):
     sample.save(root / "calibration" / SAMPLE_FILE)
     toggles.save(root / "calibration" / TOGGLES_FILE)
     tiny_calibration.outputs.save(root / "calibration" / OUTPUTS_FILE)
+    write_held_out_toggles(root, toggles, ["calibration"])
     for name, null in tiny_calibration.nulls.items():
         path = null_path(root / "calibration", name)
         save_null(null, sample, path, toggles)

@@ -49,7 +49,7 @@ def study(data_files: Path) -> Callable[..., StudyConfig]:
             "study": "test",
             "seed": 5,
             "model": {"path": "resources/none"},
-            "calibration": {"source": source, "tokens": tokens},
+            "calibration": {"source": source, "tokens": tokens, "documents": 2},
             "datasets": datasets,
             "strategies": ["stock"],
             "statistics": {"primary": {"strategy": "stock", "dataset": "hellaswag"}},
@@ -124,16 +124,17 @@ def test_calibration_from_the_same_source_takes_what_is_not_evaluated(
     study: Callable[..., StudyConfig], data_files: Path, tmp_path: Path
 ) -> None:
     manifest = _run(study(calibration="wikipedia.jsonl", tokens=200), tmp_path)
-    assert manifest["overlap"]["documents_checked"] == 12
-    assert manifest["documents"] == 8
-    texts = [row["text"] for row in pq.read_table(tmp_path / "calibration.parquet").to_pylist()]
+    assert manifest["overlap"]["documents_checked"] == 10
+    assert (manifest["documents"], manifest["documents_apart"]) == (6, 2)
+    files = [tmp_path / f"{name}.parquet" for name in ("calibration", "certification")]
+    texts = [row["text"] for file in files for row in pq.read_table(file).to_pylist()]
     evaluated = [item.continuations[0] for item in read_items(tmp_path / "wikipedia.parquet")]
     everything = load_items("wikipedia", data_files / "wikipedia.jsonl")
     assert sorted(texts + evaluated) == sorted(item.continuations[0] for item in everything)
 
 
 def test_too_little_text_names_the_key(study: Callable[..., StudyConfig], tmp_path: Path) -> None:
-    problem = r"^calibration.source: \S+calibration.txt: 6766 words .* calibration.tokens is 7000"
+    problem = r"^calibration.source: \S+calibration.txt: 6487 words .* calibration.tokens is 7000"
     with pytest.raises(InputError, match=problem):
         _run(study(tokens=7000), tmp_path)
     assert not (tmp_path / "calibration.parquet").exists()

@@ -7,9 +7,10 @@ import torch
 from whole_documents import losses, slow_change
 
 from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.branches import Probe
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.routed import routed
-from moe_routing.engine.toggling import Effects, Probe, Substitutes, toggling
+from moe_routing.engine.toggling import Effects, Substitutes, toggling
 from moe_routing.errors import InputError
 
 
@@ -137,6 +138,29 @@ def test_a_routed_model_is_refused(model):
         routed(model, "regular_k2"),
     ):
         toggle(PROBES, ranks(PROBES, (0,), 0))
+
+
+@pytest.mark.parametrize("strategy", ["minp_k4_t030", "minp_k8_t050_uniform", "uniform_k3"])
+def test_experts_are_removed_from_a_routed_model(model, strategy):
+    """Its own routing decides what a token has, and what later layers do."""
+    counts = set()
+    with routed(model, strategy), toggling(model, 20, "test", of_routed=True) as toggle:
+        found = toggle(PROBES, ranks(PROBES, (0, 1, 2), *range(4)))
+    probed = [(probe, position) for probe in PROBES for position in probe.positions]
+    with routed(model, strategy):
+        for index, (probe, position) in enumerate(probed):
+            for layer in range(3):
+                own_E = found.own_LPE[layer, index]
+                counts.add(int(own_E.sum()))
+                expert_A = found.expert_LPA[layer, index]
+                # Its own experts come first, by probability.
+                assert own_E[expert_A].tolist() == [rank < own_E.sum() for rank in range(4)]
+                for branch in range(min(4, int(own_E.sum()))):
+                    slow_S = slow_change(model, probe.ids_S, position, layer, int(expert_A[branch]))
+                    change = found.change_LPAS[layer, index, branch, 0]
+                    assert float(change) == pytest.approx(float(slow_S[position]), abs=2e-5)
+    assert len(counts) > 1 or strategy == "uniform_k3"
+    assert found.kl_LPA.max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "sliding"])

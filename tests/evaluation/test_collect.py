@@ -26,8 +26,8 @@ from moe_routing.routing.strategies import parse_strategy
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 METRIC = {
     "wikipedia": ("perplexity", "token_perplexity"),
-    "hellaswag": ("multiple_choice", "accuracy_norm"),
-    "lambada": ("last_word", "accuracy"),
+    "hellaswag": ("multiple_choice", "gold_bits_per_byte"),
+    "lambada": ("last_word", "gold_bits_per_byte"),
 }
 PROVENANCE = Provenance(
     path="model", revision="", dtype="float32", device="cpu", experts_implementation="dropless",
@@ -40,6 +40,7 @@ ITEMS = pd.DataFrame(
     {
         "cluster": range(7), "log_likelihood": [-3.0, -5, -4, -6, -2, -3, -4], "tokens": 3,
         "words": 2, "bytes": 12, "correct": [True, False] * 3 + [True], "correct_norm": True,
+        "gold_bits_per_byte": [1.0, 2, 1, 3, 1, 1, 2], "gold_margin": [0.1, -1, 2, -3, 1, 0.5, 1],
         "kl": [0.1, 0.2, 0.3, *[None] * 4],
     }
 )  # fmt: skip
@@ -178,3 +179,14 @@ def test_cells_of_other_code_are_named_in_a_warning_and_a_table(results, capsys)
     table = pd.read_csv(results / "comparison" / "provenance.csv", dtype=str)
     assert len(table) == n
     assert table.set_index(["strategy", "dataset"]).loc[("stock", "lambada"), "commit"] == "a1"
+
+
+@pytest.mark.parametrize("metric", ["accuracy_norm", "gold_margin"])
+def test_the_table_of_cells_shows_the_main_metric_of_the_config(results, metric):
+    datasets = load_config(CONFIG).datasets
+    hellaswag = datasets["hellaswag"].model_copy(update={"main_metric": metric})
+    _, cells, _, metrics = tables_of(results, datasets={**datasets, "hellaswag": hellaswag})
+    shown = cells[cells["dataset"] == "hellaswag"].iloc[0]
+    assert shown["metric"] == metric
+    of_cell = (metrics["strategy"] == shown["strategy"]) & (metrics["dataset"] == "hellaswag")
+    assert shown["value"] == metrics[of_cell].set_index("metric").loc[metric, "value"]

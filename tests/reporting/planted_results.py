@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from planted_items import with_gold
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
@@ -153,7 +154,8 @@ def write_results(
         for arm in config.numerics:
             path = folder / "numerics" / arm.name / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            _shake(base, DATASETS[name].task, NOISE[arm.name], rng).to_parquet(path, index=False)
+            shaken = _shake(base, DATASETS[name].task, NOISE[arm.name], rng)
+            with_gold(shaken).to_parquet(path, index=False)
     return folder
 
 
@@ -241,7 +243,7 @@ def _write_cell(
 ) -> None:
     strategy = parse_strategy(strategy_id).resolved(RULE)
     routing = _routing(strategy.min_experts, strategy.max_experts, int(items["tokens"].sum()))
-    items = items.assign(mean_experts=routing.mean_experts())
+    items = with_gold(items).assign(mean_experts=routing.mean_experts())
     if config.evaluation.kl_items:
         items = items.assign(kl=_divergences(items["tokens"], divergence))
     seconds = 0.5 + 0.05 * routing.mean_experts()

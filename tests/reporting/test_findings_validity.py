@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.reporting import findings_validity
 from moe_routing.reporting.article import Article
 
@@ -14,6 +15,7 @@ from moe_routing.reporting.article import Article
 def setting(procedure, fdr, *, alpha=0.05, correlation=0.0, error=0.002):
     return {
         "procedure": procedure, "alpha": alpha, "signals": 0, "correlation": correlation,
+        "dependence": SUM_TO_ZERO if correlation < 0 else f"correlation {correlation:g}",
         "fdr": fdr, "fdr_se": error, "repeats": 10000,
     }  # fmt: skip
 
@@ -32,8 +34,10 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
         setting("bh", 0.035, correlation=0.5),
         setting("storey", 0.1, correlation=0.5),
         setting("hc", 0.35, correlation=0.5),
+        setting("bh", 0.04, correlation=-1 / 63),
+        setting("hc", 0.35, correlation=-1 / 63),
     )
-    independent, correlated = findings_validity.procedures(table, 0.95)
+    independent, correlated, centred = findings_validity.procedures(table, 0.95)
     assert independent.text == (
         "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
         "at worst 30.0 % at alpha 0.1 (`hc`); the rate of `bh` and `storey` was not shown to be "
@@ -41,6 +45,9 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     )
     assert "that are all correlated by 0.5 were simulated, `storey` and `hc` had" in correlated.text
     assert "at worst 35.0 % at alpha 0.05 (`hc`); the rate of `bh` was not" in correlated.text
+    assert centred.text.startswith(
+        "Where p-values of statistics whose noise sums to zero in every token were simulated, `hc` "
+    )
     assert (independent.verdict, correlated.verdict) == ("some kept", "some kept")
 
 

@@ -241,10 +241,6 @@ def simulated_toggles(
 ) -> Toggles:
     """Toggle the model's own 8 experts of every token, and a sample of lower ranks in strata."""
     probability_LTE = torch.from_numpy(logits_LTE).float().softmax(-1)
-    weight_LTE = probability_LTE
-    if weighting == "renormalised":
-        sorted_LTE = probability_LTE.sort(-1, descending=True).values
-        weight_LTE = probability_LTE / sorted_LTE[..., :8].sum(-1, keepdim=True)
     layers, tokens, experts = logits_LTE.shape
     order_LTE = np.argsort(-probability_LTE.numpy(), axis=-1, kind="stable")
     rank_weight_E, toggled_LTE = np.ones(experts), np.zeros(logits_LTE.shape, dtype=bool)
@@ -265,11 +261,10 @@ def simulated_toggles(
         layer_P=layer_P,
         expert_P=expert_P,
         rank_P=rank_P,
-        weight_P=weight_LTE[layer_P, token_P, expert_P],
-        weight_LTE=weight_LTE,
+        logits_LTE=torch.from_numpy(logits_LTE).float(),
         hidden_LTH=torch.zeros(layers, tokens, 1),
-        norm_LTE=torch.ones_like(weight_LTE),
-        deviation_LTE=torch.ones_like(weight_LTE),
+        norm_LTE=torch.ones_like(probability_LTE),
+        deviation_LTE=torch.ones_like(probability_LTE),
         kl_P=kl_P,
         loss_change_P=loss_change_P,
         compensated_kl_P=kl_P.clone(),

@@ -37,16 +37,10 @@ def calibration(rng, rule):
     kl_LTE = 0.03 * np.exp(rng.normal(0, 1, logits_LTE.shape))
     strata = ((0, 8, 8), (8, 16, 8))
     toggles = simulated_toggles(logits_LTE, kl_LTE, rng, strata=strata, weighting=rule.weighting)
-    weight_LTE = torch.stack([
-        RouterInputs(layer, sample.logits_LTE[layer], rule=rule).own_weight_TE for layer in range(2)
-    ])  # fmt: skip
-    weight_P = weight_LTE[toggles.layer_P, toggles.token_P, toggles.expert_P]
     norm_LTE, deviation_LTE = 1 + torch.from_numpy(rng.random((2, *logits_LTE.shape), np.float32))
     toggles = dataclasses.replace(
         toggles,
         rule=rule,
-        weight_LTE=weight_LTE,
-        weight_P=weight_P,
         hidden_LTH=torch.from_numpy(rng.standard_normal((2, 400, HIDDEN), np.float32)),
         norm_LTE=norm_LTE,
         deviation_LTE=deviation_LTE,

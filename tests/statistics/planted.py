@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from planted_items import with_gold
 
 from moe_routing.config.study import Contrast, StatisticsConfig
 from moe_routing.routing.rule import ModelRule
@@ -110,7 +111,8 @@ def write_planted(
             frame = base
             if strategy != BASELINE:
                 frame = _apply(arm, frames.get((arm.base, dataset), base), TASK_OF[dataset], rng)
-            frame = frames[strategy, dataset] = frame.assign(mean_experts=arm.experts)
+            frame = with_gold(frame).assign(mean_experts=arm.experts)
+            frames[strategy, dataset] = frame
             _write_items(frame, folder / "cells" / strategy / f"{dataset}.parquet")
             rows.append(_overview_row(strategy, arm, dataset, frame))
         _write_items(base, folder / "numerics" / "same" / f"{dataset}.parquet")
@@ -136,7 +138,7 @@ def describe_model(folder: Path, rule: ModelRule) -> None:
 
 def _write_items(frame: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path, index=False)
+    with_gold(frame).to_parquet(path, index=False)
 
 
 def _coarse(base: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lm_eval.api import metrics as harness
+from planted_items import with_gold
 
 from moe_routing.errors import InputError
 from moe_routing.statistics.intervals import metric_intervals
@@ -23,7 +24,7 @@ def estimates(items, task, seed=0, confidence=0.95):
 @pytest.fixture
 def items(rng):
     n = 80
-    return pd.DataFrame(
+    made = pd.DataFrame(
         {
             "id": [f"i{i}" for i in range(n)],
             "cluster": [f"c{i}" for i in range(n)],
@@ -35,6 +36,7 @@ def items(rng):
             "correct_norm": rng.random(n) < 0.6,
         }
     )
+    return with_gold(made)
 
 
 def test_perplexities_equal_the_harness(items):
@@ -58,10 +60,21 @@ def test_last_word_perplexity_equals_the_harness(items):
 
 def test_multiple_choice_has_both_accuracies_with_wilson_limits(items):
     found = estimates(items, "multiple_choice")
-    assert set(found) == {"accuracy", "accuracy_norm"}
+    assert set(found) == {"accuracy", "accuracy_norm", "gold_bits_per_byte", "gold_margin"}
     expected = wilson_interval(items["correct_norm"].sum(), 80, 0.95)
     assert (found["accuracy_norm"].low, found["accuracy_norm"].high) == pytest.approx(expected)
     assert found["accuracy_norm"].n == 80
+
+
+def test_bits_per_byte_of_the_right_continuation_are_a_mean_over_items(items):
+    """Not a ratio of sums: a long continuation counts as much as a short one."""
+    items["gold_bytes"] = np.arange(80) % 7 + 3
+    items["gold_bits_per_byte"] = -items["log_likelihood"] / math.log(2) / items["gold_bytes"]
+    found = estimates(items, "multiple_choice")["gold_bits_per_byte"]
+    ratio = -items["log_likelihood"].sum() / math.log(2) / items["gold_bytes"].sum()
+    assert found.value == pytest.approx(items["gold_bits_per_byte"].mean())
+    assert abs(found.value - ratio) > 0.1
+    assert found.low < found.value < found.high
 
 
 def test_clusters_widen_the_interval_of_accuracy(items):

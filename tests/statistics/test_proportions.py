@@ -10,6 +10,8 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from moe_routing.statistics.proportions import (
+    clustered_ratio,
+    clustered_wilson,
     design_effect,
     exact_interval,
     exact_mcnemar,
@@ -116,3 +118,51 @@ def test_a_design_effect_is_a_smaller_sample():
     assert paired_noninferiority_p(60, 30, 600, 0.1, design_effect=3) == pytest.approx(
         paired_noninferiority_p(20, 10, 200, 0.1)
     )
+
+
+def test_a_clustered_ratio_is_wilsons_without_clusters_or_weights(rng):
+    values = (rng.random((300, 2)) < [0.2, 0.6]).astype(float)
+    value_S, low_S, high_S = clustered_ratio(
+        values, np.ones_like(values), range(300), [300, 300], 0.9
+    )
+    for found, value, *limits in zip(values.T, value_S, low_S, high_S, strict=True):
+        assert value == pytest.approx(found.mean())
+        assert limits == pytest.approx(clustered_wilson(found, range(300), 0.9))
+
+
+def test_a_clustered_ratio_is_that_of_its_values_where_weights_are_equal(rng):
+    cluster = np.repeat(range(30), 10)
+    values = (rng.random(30) < 0.4)[cluster].astype(float)[:, None]
+    value_S, *limits = clustered_ratio(values, np.ones_like(values), cluster, [300], 0.95)
+    assert value_S[0] == pytest.approx(values.mean())
+    expected = clustered_wilson(values[:, 0], cluster, 0.95)
+    assert [limit[0] for limit in limits] == pytest.approx(expected)
+    assert limits[1][0] - limits[0][0] > 2 * np.diff(wilson_interval(values.sum(), 300, 0.95))
+
+
+def test_clustered_ratios_at_their_ends_and_without_anything_to_count():
+    found = np.array([[0, 3, 0], [0, 1, 0], [0, 2, 0.0]])
+    total = np.array([[2, 3, 0], [1, 1, 0], [3, 2, 0.0]])
+    value_S, low_S, high_S = clustered_ratio(found, total, [0, 1, 2], [6, 6, 0], 0.95)
+    assert value_S[:2].tolist() == [0, 1]
+    assert low_S[0] == 0 < high_S[0] < 1
+    assert high_S[1] == 1 > low_S[1] > 0
+    assert np.isnan([value_S[2], low_S[2], high_S[2]]).all()
+    nothing = clustered_ratio(found[:, 2:], total[:, 2:], [0, 1, 2], [0], 0.95)
+    assert np.isnan(nothing).all()
+
+
+def test_limits_of_a_weighted_ratio_cover_it():
+    """Pairs drawn with unequal chances count with the inverse of their chance."""
+    inside = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        weight = rng.choice([1.0, 4.0], (60, 5))
+        hit = rng.random((60, 5)) < np.where(weight > 1, 0.5, 0.2)
+        truth = (0.5 * 4 + 0.2) / 5
+        size = weight.sum() ** 2 / (weight**2).sum()
+        _, low, high = clustered_ratio(
+            (weight * hit).sum(1)[:, None], weight.sum(1)[:, None], range(60), [size], 0.95
+        )
+        inside += low[0] <= truth <= high[0]
+    assert 275 <= inside <= 297

@@ -42,7 +42,7 @@ from moe_routing.statistics.intervals import metric_intervals
 from moe_routing.statistics.power import POWER
 from moe_routing.statistics.study_tables import study_tables, write_statistics
 from moe_routing.statistics.verdict import Verdict
-from moe_routing.vocabulary import TASKS
+from moe_routing.vocabulary import METRICS
 
 MAIN_METRICS = {"wikitext": "nats_per_token", "hellaswag": "accuracy_norm", "lambada": "accuracy"}
 
@@ -323,8 +323,8 @@ def test_controls_are_compared_by_the_functions_of_the_paired_table(small_tables
     pd.testing.assert_frame_equal(
         paired[exact].reset_index(drop=True), control[exact].reset_index(drop=True)
     )
-    # Shares have an exact interval; that of nats is resampled.
-    proportions = paired["higher_is_better"].to_numpy()
+    # Proportions have an exact interval; that of others is resampled.
+    proportions = paired["metric"].map(lambda name: METRICS[name].is_proportion).to_numpy()
     for name in ("low", "high"):
         one, other = paired[name].to_numpy(), control[name].to_numpy()
         np.testing.assert_array_equal(one[proportions], other[proportions])
@@ -523,7 +523,7 @@ def test_without_the_static_family_only_the_baseline_is_a_point_of_the_curve(tmp
     tables = tables_of(folder, datasets=("lambada",), dataset="lambada")
     assert set(tables["matched_compute"]["status"]) == {"outside the curve"}
     assert tables["friedman"].empty
-    assert tables["primary"]["matched_status"].tolist() == ["outside the curve"] * 2
+    assert tables["primary"]["matched_status"].tolist() == ["outside the curve"] * 3
 
 
 def test_a_lone_baseline_gives_empty_tables_with_headers(tmp_path):
@@ -701,8 +701,8 @@ def test_every_described_column_is_filled_somewhere(tables):
         if name != "missing"
         for column in tables[name].columns[tables[name].isna().all()]
     }
-    # The primary contrast here is one of shares.
-    assert never == {"primary.p_signed_rank", "primary.perplexity_ratio"}
+    # The primary contrast here is one of proportions, and no log-likelihood of it is compared.
+    assert never == {"primary.perplexity_ratio"}
 
 
 @pytest.mark.parametrize(
@@ -767,7 +767,7 @@ def test_panel_values_are_those_of_the_cell(planted_folder):
             "nats_per_token": "token_perplexity",
             "nats_per_target": "last_word_perplexity",
         }
-        for measure in TASKS[task].measures:
+        for measure in panel.measures:
             value = panel.value(measure, LOSS)
             if measure.name in perplexities:
                 assert np.exp(value) == pytest.approx(metrics[perplexities[measure.name]])
@@ -794,7 +794,7 @@ def test_script_writes_and_refuses_in_one_line(small_folder, tmp_path):
     shutil.copytree(small_folder, folder)
     (folder / "config.yaml").write_text(study_config().model_dump_json(), encoding="utf-8")
     subprocess.run(command, check=True)
-    assert len(pd.read_csv(folder / "statistics" / "primary.csv")) == 2
+    assert len(pd.read_csv(folder / "statistics" / "primary.csv")) == 4  # metrics
 
 
 def test_a_gain_hidden_by_long_documents_is_judged_by_tokens(tmp_path):

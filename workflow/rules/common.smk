@@ -54,6 +54,7 @@ wildcard_constraints:
     strategy="|".join(map(re.escape, study.scored)),
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
+    text="|".join(study.held_out_texts),
     file=r"[^/]+",
 
 

@@ -50,8 +50,9 @@ rule prepare_calibration:
         mem_mb=4000,
         runtime=15,
     params:
-        settings=sections(study, "calibration.source", "calibration.tokens", "seed"),
-        apart=study.calibration.documents if study.certified else 0,
+        settings=sections(
+            study, "calibration.source", "calibration.tokens", "calibration.documents", "seed"
+        ),
         raw=subpath(input.raw, parent=True),
         config=CONFIG,
     message:

@@ -47,15 +47,3 @@ def bh_arms(config: StudyConfig, null: str) -> Iterator[BH]:
     for max_k in present(config.analysis.bh.max_k):
         for alpha in config.analysis.bh.alpha:
             yield BH.against(null, max_k=max_k, alpha=alpha)
-
-
-def ablation_arms(config: StudyConfig, nulls: Sequence[str], experts: int) -> list[BH]:
-    """Return BH without a cap at every null and level.
-
-    A cap would leave out discoveries of the rule.
-    """
-    return [
-        BH.against(null, max_k=experts, alpha=alpha)
-        for null in nulls
-        for alpha in config.analysis.ablation.alpha
-    ]

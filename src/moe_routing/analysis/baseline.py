@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from moe_routing.analysis.capture import Capture, capture_texts, watch_ids
+from moe_routing.analysis.capture import capture_texts, watch_ids
+from moe_routing.analysis.captured import CAPTURE_FILE, Capture
 from moe_routing.analysis.findings import depth_trend, ease_and_weight, imbalance, loads_by_document
 from moe_routing.analysis.layers import expert_load, layer_table, token_statistics, top_experts
 from moe_routing.analysis.specialisation import (
@@ -31,7 +32,6 @@ from moe_routing.evaluation.study_model import load_study_model
 
 Array = NDArray[np.float32]
 
-CAPTURE_FILE = "router_logits.safetensors"
 HISTOGRAM_BINS = 80
 
 

@@ -6,79 +6,22 @@ Shape letters: L layers, T tokens, E experts, B windows, S positions, V vocabula
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_routing.analysis.captured import Capture
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.packable import rope_span
 from moe_routing.engine.requests import Encoder, TokenRequest, max_length
-from moe_routing.errors import InputError
 from moe_routing.evaluation.watch import watch_routers
-from moe_routing.files import atomic_path
 
 BATCH_TOKENS = 4096
 """Most tokens in a forward pass; their logits over the vocabulary are in memory at once."""
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What the routers and the head of the stock model returned for each token.
-
-    Attributes:
-        logits_LTE: float32 router logits, (layers, tokens, experts).
-        input_norm_LT: Euclidean norm of the router's input, (layers, tokens).
-        token_T: id of the token, int64.
-        next_T: id of the token that follows, int64.
-        predicted_T: id of the most likely next token, int64.
-        loss_T: negative log-likelihood of the following token, nats, float32.
-        document_T: index of the document, int64.
-    """
-
-    logits_LTE: Tensor
-    input_norm_LT: Tensor
-    token_T: Tensor
-    next_T: Tensor
-    predicted_T: Tensor
-    loss_T: Tensor
-    document_T: Tensor
-
-    FIELDS = (
-        "logits_LTE", "input_norm_LT", "token_T", "next_T", "predicted_T", "loss_T", "document_T",
-    )  # fmt: skip
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return self.loss_T.numel()
-
-    def save(self, path: Path | str) -> None:
-        """Write a safetensors file."""
-        tensors = {name: getattr(self, name).contiguous() for name in self.FIELDS}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
-
-    @classmethod
-    def load(cls, path: Path | str) -> Capture:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            InputError: the file is missing or not such a file.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                return cls(**{name: file.get_tensor(name) for name in cls.FIELDS})
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: missing or not a capture: {reason}") from error
 
 
 def documents_within(

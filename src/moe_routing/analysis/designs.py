@@ -2,35 +2,24 @@
 
 A design draws two independent samples from one distribution in which no expert deserves to be
 selected. Nulls are fitted on the first sample and tested on the second. All experts of a token are
-alike, so H0 is true for each of them and every selection is false. Whether a null then holds its
-size is another question: some calibrate their tail by an assumption on the distribution, which a
-design may violate.
+alike, so H0 is true for each of them and every selection is false: the proportion of tokens with a
+selection is the false discovery rate under the complete null, whose control is called weak. Whether
+a null then holds its size is another question: some calibrate their tail by an assumption on the
+distribution, which a design may violate.
 
-``real_marginal`` is the hardest design. It draws all logits of a layer independently from the
-layer's own distribution, skewness and upper tail included. For the marginal nulls that distribution
-*is* the null, and by exchangeability their p-values are superuniform whatever it looks like.
-``within_token`` has no such guarantee there: it is exact only if P(z >= x) = P(z <= -x) for all
-x > 0. If the distribution has the longer tail above, reflecting the lower one gives p-values that
-are too small; if below, too large. A real layer is skewed upwards where a few experts stand out,
-which is the signal that the router is there to find, and logits alone cannot tell such signal from
-a skewed bulk. This design therefore asks what happens if all of the skewness is noise, and a null
-that fails it is not called valid.
+Designs that judge a null draw noise of a known law: independent (``normal``, ``t4``), around a
+centre and in a spread of each token's own (``shared_centre``, strong positive dependence), or from
+router rows of random directions (alone, in groups that point the same way, around a common
+direction). For some nulls a design is their very definition (``own``); each is judged in at least
+two others.
 
-The experts of a real token are dependent. Three designs have dependence:
-
-- ``real_copula``: the layer's own distribution and the correlations of its experts (those of normal
-  scores, hence of ranks, by a Gaussian copula; further tail dependence is not kept). Every logit
-  has the marginal distribution that marginal nulls compare it with, so their H0 holds by design,
-  whatever the dependence. For the nulls within a token nothing holds by design: real correlations
-  contain the router's own decisions, and an expert whose whole group has large logits may deserve
-  it. As in ``real_marginal``, all that they select is counted as if it were noise.
-- ``symmetric_copula``: the same correlations and a symmetric distribution. A token's logits have
-  the same joint distribution as their reflection, and so has every z: the tails of z are symmetric,
-  which is all that ``within_token`` assumes, although the experts are not exchangeable. Single
-  p-values are then superuniform on average over a layer's experts. The size of BH depends on the
-  correlations too, and is measured.
-- ``shared_centre``: exchangeable experts around a centre and with a spread of each token's own. H0
-  of the nulls within a token holds by design; the logits have strong positive dependence.
+Designs that reshuffle the real logits judge no null (``if_noise``). They ask what BH would select
+if all of the real layer's law were noise: logits drawn independently from it (``real_marginal``) or
+with the correlations of the layer's experts (``real_copula``: those of normal scores, hence of
+ranks, by a Gaussian copula; further tail dependence is not kept), and the same from its lower half
+and the reflection (``symmetric_*``). The upper tail of a real layer is where the router's decisions
+are, and logits alone cannot tell them from a skewed bulk: a null that is monotone in the logits of
+a layer and has power on real text must fail there.
 
 Shape letters: L layers, T tokens, E experts, N quantile levels, F factors; 1 a kept axis.
 """
@@ -46,7 +35,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 from torch import Tensor
 
 from moe_routing.config.analyses import FIT_TIMES
@@ -56,10 +44,10 @@ from moe_routing.routing.sample import CalibrationSample
 SCORES = np.linspace(-5, 5, 1025)
 """Normal scores of the quantiles that represent a layer's distribution; logits are interpolated
 between them. Evenly spaced scores are dense in the tails, where BH decides."""
-ELSEWHERE = frozenset(("random_direction", "permuted_context"))
-"""Nulls whose H0 holds only in designs that name them. ``random_direction`` needs random vectors.
-``permuted_context`` needs another text; with simulated logits for both texts it would equal
-``per_expert``."""
+DIRECTED = "random_direction"
+"""Its H0 holds only in designs that name it, because it needs random vectors."""
+GROUP = 8
+"""Experts whose router rows point the same way in the design ``grouped_directions``."""
 
 
 Draw = Callable[[CalibrationSample, int, np.random.Generator], tuple[Tensor, Tensor]]
@@ -74,11 +62,12 @@ class Design:
     Attributes:
         name: id in tables.
         why: why H0 holds.
-        nulls: ids of the nulls for which it holds; None for every null that is not in
-            ``ELSEWHERE``.
+        nulls: ids of the nulls for which it holds; None for all but ``DIRECTED``.
         draw: draws the logits.
         breaks: nulls whose assumption on the distribution is violated here, and that assumption;
             their size is measured all the same.
+        own: nulls whose definition the design is.
+        if_noise: whether it reshuffles the real logits, and takes no part in the verdict.
     """
 
     name: str
@@ -86,10 +75,12 @@ class Design:
     nulls: frozenset[str] | None
     draw: Draw
     breaks: Mapping[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    if_noise: bool = False
 
     def holds_for(self, null: str) -> bool:
         """Return whether H0 of a null holds by design."""
-        return null not in ELSEWHERE if self.nulls is None else null in self.nulls
+        return null != DIRECTED if self.nulls is None else null in self.nulls
 
 
 def samples(
@@ -144,8 +135,11 @@ def copula_factor(logits_LTE: Tensor) -> NDArray[np.float64]:
     positive semidefinite by construction, which sines of rank correlations need not be.
     """
     factors = []
-    for logits_TE in logits_LTE.numpy():
-        score_TE = ndtri((rankdata(logits_TE, axis=0) - 0.5) / len(logits_TE))
+    for logits_TE in logits_LTE:
+        order_ET = torch.from_numpy(np.argsort(logits_TE.T.contiguous().numpy(), axis=1))
+        rank_ET = torch.empty_like(order_ET)
+        rank_ET.scatter_(1, order_ET, torch.arange(order_ET.shape[1]).expand_as(order_ET))
+        score_TE = ndtri((rank_ET.numpy().T + 0.5) / order_ET.shape[1])
         value_F, vector_EF = np.linalg.eigh(np.corrcoef(score_TE.T))
         factors.append(vector_EF * np.sqrt(value_F.clip(min=0)))
     return np.stack(factors)
@@ -192,24 +186,20 @@ def _empirical(*, symmetric: bool, copula: bool) -> Draw:
 def _shared_centre(
     real: CalibrationSample, tokens: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw a real token's mean and standard deviation for each token, and experts around them.
-
-    The experts' distribution is that of the layer's standardised logits, its lower half reflected.
-    """
+    """Draw a real token's mean and standard deviation for each token, and normal experts."""
     mean_LT1 = real.logits_LTE.mean(-1, keepdim=True)
-    sd_LT1 = real.logits_LTE.std(-1, keepdim=True).clamp(min=1e-30)
-    grid_LN = symmetric_grid(quantile_grid((real.logits_LTE - mean_LT1) / sd_LT1))
+    sd_LT1 = real.logits_LTE.std(-1, keepdim=True)
 
     def draw(count: int) -> Tensor:
         token_T = torch.from_numpy(rng.integers(real.num_tokens, size=count))
-        noise_LTE = from_grid(grid_LN, count, real.num_experts, rng)
-        return mean_LT1[:, token_T] + sd_LT1[:, token_T] * noise_LTE
+        noise_LTE = rng.standard_normal((real.num_layers, count, real.num_experts), np.float32)
+        return mean_LT1[:, token_T] + sd_LT1[:, token_T] * torch.from_numpy(noise_LTE)
 
     return _twice(draw, tokens)
 
 
 def _parametric(
-    draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]],
+    draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.floating]],
 ) -> Draw:
     """Return a design with the real layers' means and standard deviations, and other draws."""
 
@@ -228,28 +218,55 @@ def _parametric(
     return make
 
 
-def _random_directions(
-    real: CalibrationSample, tokens: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Replace every router row by a random vector, drawn anew for every token.
+def _directions(*, within: float = 0.0, common: float = 0.0) -> Draw:
+    """Return a design in which every router row is a random vector, drawn anew for every token.
 
-    <w, x> = |w| |x| c with c the cosine of a random direction: c = +-sqrt(b), b following
-    Beta(1/2, (H - 1)/2). Exact, and independent over experts given x. Subtracting the mean of E
-    independent rows shortens them by sqrt(1 - 1/E) (for equal lengths), so they are longer by its
-    inverse than the model's centred rows. Drawing rows anew for every token has the same average
-    size as one random router, with less noise.
+    <w, x> = |w| |x| c with c the cosine of a random direction, u_1 / |u| for a vector u of H
+    independent normals: exact, and independent over experts given x. Rows drawn anew for every
+    token have the same average size as one random router, with less noise.
+
+    Subtracting the mean of E rows of equal length shortens them by sqrt(1 - s), s the squared
+    length of the mean (1/E for independent rows), so they are longer by its inverse than the
+    model's centred rows.
+
+    Args:
+        within: correlation of u_1 between the rows of a group of ``GROUP`` experts.
+        common: length of a vector that all rows share, over the root mean square length of the
+            rows; softmax ignores it.
     """
-    experts = real.num_experts
-    norm_L1E = real.centred_norm_LE[:, None] * math.sqrt(experts / max(experts - 1, 1))
 
-    def draw(count: int) -> Tensor:
-        shape = (real.num_layers, count, real.num_experts)
-        square = rng.beta(0.5, (real.hidden_size - 1) / 2, shape)
-        cosine = np.sqrt(square) * rng.choice([-1.0, 1.0], shape)
-        norm_LT1 = _tiled(real.input_norm_LT, count)[..., None]
-        return norm_LT1 * norm_L1E * torch.from_numpy(cosine.astype(np.float32))
+    def make(
+        real: CalibrationSample, tokens: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        experts, hidden = real.num_experts, real.hidden_size
+        mean_square = (1 + (min(GROUP, experts) - 1) * within) / experts
+        norm_L1E = real.centred_norm_LE[:, None] / math.sqrt(max(1 - mean_square, 1 / experts))
+        length_L11 = common * norm_L1E.square().mean(-1, keepdim=True).sqrt()
 
-    return _twice(draw, tokens)
+        def draw(count: int) -> Tensor:
+            shape = (real.num_layers, count, experts)
+            first_LTE = rng.standard_normal(shape, np.float32)
+            if within:
+                groups = -(-experts // GROUP)
+                group_LTG = rng.standard_normal((*shape[:2], groups), np.float32)
+                group_LTE = group_LTG.repeat(GROUP, axis=-1)[..., :experts]
+                first_LTE = math.sqrt(within) * group_LTE + math.sqrt(1 - within) * first_LTE
+            rest_LTE = rng.chisquare(hidden - 1, shape).astype(np.float32)
+            cosine_LTE = torch.from_numpy(first_LTE / np.sqrt(first_LTE**2 + rest_LTE))
+            shared_LT1 = length_L11 * _cosines(rng, (*shape[:2], 1), hidden) if common else 0.0
+            return _tiled(real.input_norm_LT, count)[..., None] * (
+                norm_L1E * cosine_LTE + shared_LT1
+            )
+
+        return _twice(draw, tokens)
+
+    return make
+
+
+def _cosines(rng: np.random.Generator, shape: tuple[int, ...], hidden: int) -> Tensor:
+    """Return cosines of random directions and a fixed one, float32."""
+    first, rest = rng.standard_normal(shape), rng.chisquare(hidden - 1, shape)
+    return torch.from_numpy((first / np.sqrt(first**2 + rest)).astype(np.float32))
 
 
 def _permuted(
@@ -273,6 +290,7 @@ SELECTED = {"unselected": "draws that are not selected for being small"}
 NORMAL = {"within_token_efron": "normal tails"}
 SYMMETRIC = {"within_token": "symmetric tails", "within_token_split": "sides of the same shape"}
 ALL_NOISE = {name: f"{what}, no signal in correlations" for name, what in SYMMETRIC.items()}
+ALL_LOGITS = frozenset(("pooled", "pooled_kde", "per_expert", "per_expert_kde"))
 
 DESIGNS: Mapping[str, Design] = MappingProxyType(
     {
@@ -282,8 +300,9 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
                 "normal",
                 "independent normal logits with the layer's mean and standard deviation",
                 None,
-                _parametric(lambda rng, shape: rng.standard_normal(shape)),
+                _parametric(lambda rng, shape: rng.standard_normal(shape, np.float32)),
                 SELECTED,
+                own=frozenset(("within_token_efron",)),
             ),
             Design(
                 "t4",
@@ -293,47 +312,32 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
                 SELECTED | NORMAL,
             ),
             Design(
-                "symmetric_marginal",
-                "independent logits with the layer's law below its median, reflected above",
-                None,
-                _empirical(symmetric=True, copula=False),
-                SELECTED | NORMAL,
-            ),
-            Design(
-                "real_marginal",
-                "independent logits with the layer's own law, skewness included",
-                None,
-                _empirical(symmetric=False, copula=False),
-                SELECTED | NORMAL | SYMMETRIC,
-            ),
-            Design(
-                "symmetric_copula",
-                "the same symmetric law, and the real correlations between experts",
-                None,
-                _empirical(symmetric=True, copula=True),
-                SELECTED | NORMAL,
-            ),
-            Design(
-                "real_copula",
-                "the layer's own law, and the real correlations between experts",
-                None,
-                _empirical(symmetric=False, copula=True),
-                SELECTED | NORMAL | ALL_NOISE,
-            ),
-            Design(
                 "shared_centre",
-                "independent and symmetric experts around each token's own centre, in its own "
-                "spread",
+                "independent normal logits around each token's own centre, in its own spread",
                 None,
                 _shared_centre,
-                SELECTED | NORMAL,
+                SELECTED,
+                own=frozenset(("within_token", "within_token_split")),
             ),
             Design(
                 "random_directions",
                 "router rows replaced by random vectors of the same length",
                 frozenset(NULLS) - {"permuted_context"},
-                _random_directions,
-                SELECTED | NORMAL,
+                _directions(),
+                SELECTED,
+                own=frozenset((DIRECTED,)),
+            ),
+            Design(
+                "grouped_directions",
+                "the same, in groups of experts whose vectors point the same way",
+                frozenset((DIRECTED,)),
+                _directions(within=0.5),
+            ),
+            Design(
+                "common_direction",
+                "random vectors around one vector that all experts share and softmax ignores",
+                frozenset((DIRECTED,)),
+                _directions(common=2.0),
             ),
             Design(
                 "permuted_contexts",
@@ -341,6 +345,40 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
                 "about the tokens of this text)",
                 frozenset(("permuted_context",)),
                 _permuted,
+                own=frozenset(("permuted_context",)),
+            ),
+            Design(
+                "symmetric_marginal",
+                "independent logits with the layer's law below its median, reflected above",
+                None,
+                _empirical(symmetric=True, copula=False),
+                SELECTED | NORMAL,
+                if_noise=True,
+            ),
+            Design(
+                "real_marginal",
+                "independent logits with the layer's own law, skewness included",
+                None,
+                _empirical(symmetric=False, copula=False),
+                SELECTED | NORMAL | SYMMETRIC,
+                ALL_LOGITS,
+                if_noise=True,
+            ),
+            Design(
+                "symmetric_copula",
+                "the same symmetric law, and the real correlations between experts",
+                None,
+                _empirical(symmetric=True, copula=True),
+                SELECTED | NORMAL,
+                if_noise=True,
+            ),
+            Design(
+                "real_copula",
+                "the layer's own law, and the real correlations between experts",
+                None,
+                _empirical(symmetric=False, copula=True),
+                SELECTED | NORMAL | ALL_NOISE,
+                if_noise=True,
             ),
         )
     }

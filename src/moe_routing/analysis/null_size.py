@@ -1,4 +1,4 @@
-"""Calibration of p-values: uniformity, test size, the bound of marginal nulls, floor and cap.
+"""The size of nulls where they hold, the bound of marginal nulls, floor and cap.
 
 Shape letters: L layers, T tokens, E experts, N levels.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
@@ -23,10 +22,6 @@ from moe_routing.routing.ordering import sort_descending
 from moe_routing.routing.procedures import bh_levels, num_rejected_at
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
-
-BINS = 20
-EDGES = tuple(np.linspace(0, 1, BINS + 1).tolist())
-QQ_LEVELS = tuple(np.round(np.geomspace(1e-4, 1, 33), 8).tolist())
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,14 @@ class Evidence:
         So too if p-values depend on the rank: then there is no single critical value per level.
 
         Critical values give exactly the decisions of p-values (:meth:`Null.critical_values`)
-        without looking up every statistic in a table of a million draws. Those of BH at ``alphas``,
-        of the histogram and of the QQ plot are computed once.
+        without looking up every statistic in a table of a million draws. Those of BH at ``alphas``
+        are computed once.
         """
         inputs = sample_inputs(sample, layer)
         if not null.layer_monotone or null.by_rank:
             return cls.of_p_values(null.p_values(inputs))
         bh = [bh_levels(sample.num_experts, alpha) for alpha in alphas]
-        level_N = torch.cat([torch.tensor([*EDGES, *QQ_LEVELS], dtype=torch.float64), *bh]).unique()
+        level_N = torch.cat(bh).unique()
         critical_N = null.critical_values(layer, level_N)
         return cls(
             sort_descending(null.statistic(inputs)),
@@ -71,12 +66,6 @@ class Evidence:
     def of_p_values(cls, p_TE: Tensor) -> Evidence:
         """Use minus the p-values."""
         return cls(sort_descending(-p_TE), lambda level_N: -level_N)
-
-    def proportions(self, levels: Sequence[float]) -> NDArray[np.float64]:
-        """Return the proportion of p-values at or below each level; under H0, the level."""
-        critical_N = self.critical(torch.tensor(levels, dtype=torch.float64)).double().numpy()
-        ascending = np.sort(self.sorted_TE.numpy(), axis=None)
-        return 1 - np.searchsorted(ascending, critical_N) / ascending.size
 
     def rejections(self, alpha: float) -> Tensor:
         """Return how many experts BH selects for each token, without floor and cap, (tokens,)."""
@@ -91,17 +80,6 @@ def harmonic(experts: int) -> float:
     4.744
     """
     return float((1 / np.arange(1, experts + 1)).sum())
-
-
-def histogram_rows(evidence: Evidence) -> pd.DataFrame:
-    """Return the proportion of p-values in 20 equal bins: 1/20 each for uniform p-values."""
-    proportions = np.diff(evidence.proportions(EDGES))
-    return pd.DataFrame({"low": EDGES[:-1], "high": EDGES[1:], "proportion": proportions})
-
-
-def qq_rows(evidence: Evidence) -> pd.DataFrame:
-    """Return the proportion of p-values at or below log-spaced levels; under H0, the level."""
-    return pd.DataFrame({"level": QQ_LEVELS, "proportion": evidence.proportions(QQ_LEVELS)})
 
 
 def attainable(null: Null, alphas: Sequence[float], experts: int) -> list[float]:
@@ -128,19 +106,16 @@ def size_row(rejected_T: Tensor, confidence: float) -> dict[str, float]:
 
 def examine(
     null: Null, sample: CalibrationSample, alphas: Sequence[float], confidence: float
-) -> dict[str, pd.DataFrame]:
-    """Return ``size``, ``histogram`` and ``qq`` of a fitted null on a sample, by layer.
+) -> pd.DataFrame:
+    """Return the size of a fitted null on a sample, by level and layer.
 
-    ``size`` has a row ``all`` too, over the tokens of all layers. Levels without enough draws are
-    left out of it; see :func:`attainable`.
+    A row ``all`` is over the tokens of all layers. Levels without enough draws are left out; see
+    :func:`attainable`.
     """
     alphas = attainable(null, alphas, sample.num_experts)
-    histograms, qqs = [], []
     rejected: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
-    for layer in range(sample.num_layers):
+    for layer in range(sample.num_layers if alphas else 0):
         evidence = Evidence.of(null, sample, layer, alphas)
-        histograms.append(histogram_rows(evidence).assign(layer=layer))
-        qqs.append(qq_rows(evidence).assign(layer=layer))
         for alpha in alphas:
             rejected[alpha].append(evidence.rejections(alpha))
     sizes = [
@@ -148,11 +123,7 @@ def examine(
         for alpha, by_layer in rejected.items()
         for layer, rejected_T in [*enumerate(by_layer), (ALL_LAYERS, torch.cat(by_layer))]
     ]
-    return {
-        "size": pd.DataFrame(sizes),
-        "histogram": pd.concat(histograms, ignore_index=True),
-        "qq": pd.concat(qqs, ignore_index=True),
-    }
+    return pd.DataFrame(sizes)
 
 
 def binding_rows(
@@ -168,7 +139,7 @@ def binding_rows(
     """
     alphas = attainable(null, alphas, sample.num_experts)
     rows = []
-    for layer in range(sample.num_layers):
+    for layer in range(sample.num_layers if alphas else 0):
         evidence = Evidence.of(null, sample, layer, alphas)
         for alpha in alphas:
             rejected_T = evidence.rejections(alpha)
@@ -195,22 +166,25 @@ def call_designs(
     largest_size: float,
     confidence: float,
     breaks: Callable[[str, str], str] = lambda null, design: "",
+    if_noise: Callable[[str], bool] = lambda design: False,
 ) -> pd.DataFrame:
     """Return which nulls hold their size in which designs, one row per null and design.
 
-    The size is the proportion of tokens for which BH at ``level`` selects anything under H0. A
-    null is fitted, and used, layer by layer; so it must hold its size in each of them. Its ``call``
-    in a design is ``valid`` if no layer's size, as estimated, is above ``largest_size``; ``not
-    valid`` if a layer, or all of them together, is above it by more than chance; and else ``not
-    shown``. By chance: the lower limit of a Wilson interval that all layers and designs of the null
-    share (Bonferroni), so that a valid null fails with probability at most 1 - ``confidence``.
-    The variation of the fit is not included.
+    This is weak control: under the complete null, in which every selection is false. The size is
+    the proportion of tokens for which BH at ``level`` selects anything under H0. A null is fitted,
+    and used, layer by layer; so it must hold its size in each of them. Its ``call`` in a design is
+    ``valid`` if no layer's size, as estimated, is above ``largest_size``; ``not valid`` if a layer,
+    or all of them together, is above it by more than chance; and else ``not shown``. By chance: the
+    lower limit of a Wilson interval that all layers and designs of the null share (Bonferroni), so
+    that a valid null fails with probability at most 1 - ``confidence``. The variation of the fit is
+    not included.
 
-    Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``valid`` (whether
-    the call is that), ``size`` with ``low`` and ``high`` over all layers; ``worst_layer_*`` with
-    simultaneous limits; ``layer_fails_above``, the size above which a single layer fails;
-    ``failing_layers`` by number, and how many, ``layers_above``, of ``layers``;
-    ``unshown_layers``, above ``largest_size`` and not failing; ``n_tokens`` of a layer.
+    Columns: ``breaks`` (the null's assumption that the design breaks, if any), ``if_noise`` (the
+    design takes no part in the verdict on the null), ``valid`` (whether the call is that), ``size``
+    with ``low`` and ``high`` over all layers; ``worst_layer_*`` with simultaneous limits;
+    ``layer_fails_above``, the size above which a single layer fails; ``failing_layers`` by number,
+    and how many, ``layers_above``, of ``layers``; ``unshown_layers``, above ``largest_size`` and
+    not failing; ``n_tokens`` of a layer.
 
     Args:
         sizes: rows for which H0 holds; columns ``null``, ``design``, ``alpha``, ``layer``,
@@ -219,6 +193,7 @@ def call_designs(
         largest_size: most that a valid null may have.
         confidence: joint level of the intervals of single layers.
         breaks: maps null and design to the assumption that does not hold.
+        if_noise: whether a design reshuffles real logits, and takes no part in the verdict.
     """
     used = sizes[np.isclose(sizes["alpha"], level)].reset_index(drop=True)
     rows = []
@@ -229,6 +204,7 @@ def call_designs(
             row = _call_design(group, largest_size)
             edge = fails_above(largest_size, row["n_tokens"], joint)
             named = {"null": null, "design": design, "breaks": breaks(str(null), str(design))}
+            named |= {"if_noise": if_noise(str(design))}
             rows.append({**named, **row, "layer_fails_above": edge})
     return pd.DataFrame(rows).assign(level=level, largest_size=largest_size, confidence=confidence)
 
@@ -284,15 +260,23 @@ def _names(layers: Iterable[object]) -> str:
 def call_nulls(designs: pd.DataFrame) -> pd.DataFrame:
     """Return which nulls are valid, one row per null, from :func:`call_designs`.
 
-    Its ``call`` is the worst of its designs, including those that break its assumption, since real
-    logits may break it too. ``assumption_call`` leaves these out (empty: none is left).
-    ``valid`` and ``valid_under_assumption`` say whether they are ``valid``. ``worst_*`` is the
-    design with the largest size over all layers, ``worst_layer_*`` the layer of any design with the
-    largest, with its simultaneous limits, and ``layer_fails_above`` the size above which it would
-    fail. ``failing_layers`` and ``unshown_layers`` are those of any design; a layer that fails in
-    one is not among the latter.
+    Its ``call`` is the worst of the designs that judge it, including those that break its
+    assumption, since real logits may break it too. ``assumption_call`` leaves these out (empty:
+    none is left). ``valid`` and ``valid_under_assumption`` say whether they are ``valid``.
+    ``worst_*`` is the design with the largest size over all layers, ``worst_layer_*`` the layer of
+    any design with the largest, with its simultaneous limits, and ``layer_fails_above`` the size
+    above which it would fail. ``failing_layers`` and ``unshown_layers`` are those of any design; a
+    layer that fails in one is not among the latter.
+
+    ``noise_size`` and ``noise_design`` are the largest size over all layers, and where, in the
+    designs that take no part: how often BH would select anything if all of the real logits' law
+    were noise. They are empty for a null without such a design.
     """
-    rows = [_call_null(group) for _, group in designs.groupby("null", sort=False)]
+    rows = []
+    for _, group in designs.groupby("null", sort=False):
+        judging = group[~group["if_noise"]]
+        if len(judging):
+            rows.append(_call_null(judging, group[group["if_noise"]]))
     constants = designs[["level", "largest_size"]].iloc[0]
     return pd.DataFrame(rows).assign(**constants)
 
@@ -302,7 +286,7 @@ def _worst_call(calls: pd.Series) -> str:
     return ranked[0] if ranked else ""
 
 
-def _call_null(group: pd.DataFrame) -> dict[str, object]:
+def _call_null(group: pd.DataFrame, noise: pd.DataFrame) -> dict[str, object]:
     worst = largest(group, "size")
     layer = largest(group, "worst_layer_size")
     call = _worst_call(group["call"])
@@ -330,21 +314,36 @@ def _call_null(group: pd.DataFrame) -> dict[str, object]:
         "unshown_layers": _names(unshown),
         "n_layers": layer["layers"],
         "n_designs": len(group),
+        "noise_design": "",
+        "noise_size": np.nan,
     }
-    return {**row, "verdict": _verdict(row, layer, group)}
+    text = _verdict(row, layer, group)
+    if len(noise):
+        most = largest(noise, "size")
+        row |= {"noise_design": most["design"], "noise_size": most["size"]}
+        text += (
+            f" If all of the real logits were noise ({most['design']}), it would be "
+            f"{most['size']:.3f}; this takes no part in the verdict."
+        )
+    return {**row, "verdict": text}
 
 
 def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
-    words = {VALID: "valid", NOT_SHOWN: "not shown to be valid", NOT_VALID: "not valid"}
+    words = {
+        VALID: "keeps its size",
+        NOT_SHOWN: "was not shown to keep its size",
+        NOT_VALID: "does not keep its size",
+    }
     text = (
-        f"{row['null']} is {words[row['call']]}: where H0 holds, BH at {layer['level']:g} selects "
-        f"an expert for {row['worst_layer_size']:.3f} of the tokens in the worst layer (layer "
+        f"{row['null']} {words[row['call']]} under the complete null (weak control): where no "
+        f"expert deserves to be selected, BH at {layer['level']:g} selects one for "
+        f"{row['worst_layer_size']:.3f} of the tokens in the worst layer (layer "
         f"{row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
         f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
         f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
-        f"worst design ({row['worst_design']}); allowed: {layer['largest_size']:g}. At "
-        f"{layer['n_tokens']:,} tokens per layer is shown to fail above "
-        f"{row['layer_fails_above']:.3f}."
+        f"worst of {row['n_designs']} designs ({row['worst_design']}); allowed: "
+        f"{layer['largest_size']:g}. At {layer['n_tokens']:,} tokens per layer, only a size above "
+        f"{row['layer_fails_above']:.3f} is shown to fail."
     )
     if row["failing_layers"]:
         text += (

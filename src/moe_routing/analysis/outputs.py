@@ -13,8 +13,25 @@ ALL_LAYERS = "all"
 NO_NULL = "none"
 """In the column ``null``: what the stock router chose, without any test."""
 
+REMOVED, ADDED, EITHER = "removed", "added", "all"
+"""In the column ``part``: toggled experts of the model's own choice, the others, or both."""
+
+STOCK, ROUTED = "stock", "routed"
+"""In the column ``states``: experts were toggled in the states of the stock model, or of the model
+that a strategy routes."""
+
 NATS_PER_TOKEN = ("perplexity", "multiple_choice")
 """Tasks whose loss is in nats per token."""
+
+RULE, ROUTED = "rule", "routed"
+"""In the column ``part``: what a procedure selects, and what is routed, floor and cap included."""
+
+BH_RULE, BY_RULE, BLOCK_EXACT = "bh", "by", "block_exact"
+"""In the column ``procedure``: BH, BY, and BH with p-values that are valid at any number of
+calibration tokens."""
+
+SUM_TO_ZERO = "sum to zero"
+"""In the column ``dependence``: each token's noise is centred, as logits that softmax reads are."""
 
 VALID, NOT_SHOWN, NOT_VALID = "valid", "not shown", "not valid"
 """Outcomes of a verdict. Not shown: some layer was above the allowed size, but by no more than
@@ -108,28 +125,58 @@ VALIDITY = Analysis(
     "validity",
     "Checking the calibration of p-values and the error rates of procedures",
     "Validity",
-    ("analysis.validity", "statistics.confidence", "seed"),
+    ("analysis.validity", "calibration", "statistics", "seed"),
     (
         "verdict.csv",
         "verdict_by_design.csv",
         "designs.csv",
         "size.csv",
-        "pvalue_histogram.csv",
-        "pvalue_qq.csv",
         "binding.csv",
         "simulation.csv",
+        "false_discoveries.csv",
+        "resampled.csv",
+        "worst_experts.csv",
+        "dead_layers.csv",
+        "dead_experts.csv",
     ),
-    ("size_by_layer", "marginal_bound", "binding_by_layer", "simulation"),
+    (
+        "false_discoveries",
+        "false_discoveries_by_level",
+        "dead_experts",
+        "size_by_design",
+        "marginal_bound",
+        "binding_by_layer",
+        "simulation",
+    ),
     runs_model=False,
     mem_mb=6000,
 )
 ABLATION = Analysis(
     "ablation",
-    "Ablating selected experts, one at a time",
+    "Judging discoveries, and what is left out, by toggled experts",
     "Ablation",
-    (*_SCORED, "analysis.ablation"),
-    ("ablation.csv", "removals.parquet", "discoveries.parquet", "weight_importance.csv"),
-    ("false_discoveries",),
+    (
+        "analysis.ablation",
+        "analysis.held_out.datasets",
+        "calibration.epsilon",
+        "calibration.nulls",
+        "statistics.primary",
+        "statistics.confidence",
+        "statistics.resamples",
+        "seed",
+    ),
+    (
+        "ablation.csv",
+        "left_out.csv",
+        "states.csv",
+        "needed_experts.csv",
+        "class_contrasts.csv",
+        "presence.csv",
+        "joint_removals.csv",
+        "headroom.csv",
+    ),
+    ("false_discoveries", "needed_experts", "left_out"),
+    runs_model=False,
 )
 CONSEQUENCE = Analysis(
     "consequence",

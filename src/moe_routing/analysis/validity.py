@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from moe_routing.analysis.baseline import CAPTURE_FILE
-from moe_routing.analysis.capture import Capture
+from moe_routing.analysis.captured import CAPTURE_FILE, Capture
 from moe_routing.analysis.designs import DESIGNS, FIT_TIMES, samples, with_logits
+from moe_routing.analysis.needed import Verification
 from moe_routing.analysis.null_size import binding_rows, call_designs, call_nulls, examine
 from moe_routing.analysis.optional import present
 from moe_routing.analysis.simulation import simulate_procedures
@@ -19,11 +20,15 @@ from moe_routing.analysis.tables import write_csv
 from moe_routing.config.analyses import ValidityAnalysis
 from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.routing.calibration import SAMPLE_FILE
+from moe_routing.evaluation.held_out_files import HeldOutFiles
+from moe_routing.routing.calibration import OUTPUTS_FILE, SAMPLE_FILE, TOGGLES_FILE
 from moe_routing.routing.levels import min_draws
-from moe_routing.routing.nulls import NULLS, Null
+from moe_routing.routing.nulls import NULLS, Null, fit_null
+from moe_routing.routing.nulls.needed import Needed
+from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.vocabulary import hypothesis
+from moe_routing.routing.toggles import Toggles
+from moe_routing.vocabulary import NeededId, hypothesis
 
 MIN_K = 1
 """The floor of every BH arm."""
@@ -31,6 +36,8 @@ MARGINAL = ("pooled", "pooled_kde", "per_expert", "per_expert_kde")
 """Nulls that are the distribution of the logits themselves, so that the bound alpha * H_E holds on
 the tokens that they were fitted on: exactly for empirical distributions, approximately for kernel
 estimates."""
+NOISE_PART = 4
+"""Designs without a part in the verdict use the tokens of the others over this number."""
 CURVE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Levels of the curves of size against alpha, besides those of the config; each null is examined at
 those that it has enough draws for."""
@@ -48,14 +55,14 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
             a null that can reject at the level of the verdict.
     """
     sample = CalibrationSample.load(results / "calibration" / SAMPLE_FILE)
+    top_k = sample.rule.top_k
     config = config.of_model(sample.num_experts, sample.rule)
     settings = config.analysis.validity
     folder = results / "validity"
     rng = np.random.default_rng(config.seed)
     write_csv(binding_table(config, sample, text_sample(results, sample)), folder / "binding.csv")
-    tables = design_tables(config, sample, rng)
-    for name, file in (("histogram", "pvalue_histogram"), ("qq", "pvalue_qq"), ("size", "size")):
-        write_csv(tables[name], folder / f"{file}.csv")
+    sizes = design_sizes(config, sample, rng)
+    write_csv(sizes, folder / "size.csv")
     write_csv(designs_table(present(settings.nulls)), folder / "designs.csv")
     simulation = simulate_procedures(
         rng,
@@ -68,17 +75,52 @@ def write_validity(config: StudyConfig, results: Path) -> pd.DataFrame:
     )
     write_csv(simulation, folder / "simulation.csv")
     designs = call_designs(
-        tables["size"],
+        sizes,
         level=settings.level,
         largest_size=settings.largest_size,
         confidence=config.statistics.confidence,
         breaks=lambda null, design: DESIGNS[design].breaks.get(null, ""),
+        if_noise=lambda design: DESIGNS[design].if_noise,
     )
     write_csv(designs, folder / "verdict_by_design.csv")
     verdict = call_nulls(designs)
     verdict["hypothesis"] = [hypothesis(null) for null in verdict["null"]]
     write_csv(verdict, folder / "verdict.csv")
+    for name, table in verification(config, results, sample, top_k, rng).tables().items():
+        write_csv(table, folder / f"{name}.csv")
     return verdict
+
+
+def verification(
+    config: StudyConfig,
+    results: Path,
+    sample: CalibrationSample,
+    top_k: int,
+    rng: np.random.Generator,
+) -> Verification:
+    """Return what verifies the null of the study's BH arm, or ``needed`` if that is another null.
+
+    Raises:
+        InputError: no toggles, or no outputs of experts.
+    """
+    calibration, arm = results / "calibration", config.bh_arm(top_k)
+    toggles = Toggles.load(calibration / TOGGLES_FILE)
+    outputs = ExpertOutputs.load(calibration / OUTPUTS_FILE)
+    null_id = arm.null if NeededId.parse(arm.null) else str(NeededId())
+    null = fit_null(null_id, sample, toggles, config.calibration.epsilon, outputs)
+    return Verification(
+        sample,
+        toggles,
+        outputs,
+        cast("Needed", null),
+        arm.alpha,
+        arm.max_k,
+        HeldOutFiles(results),
+        config.held_out_texts,
+        config.statistics.confidence,
+        config.statistics.resamples,
+        rng,
+    )
 
 
 def binding_table(
@@ -94,34 +136,34 @@ def binding_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def design_tables(
+def design_sizes(
     config: StudyConfig, sample: CalibrationSample, rng: np.random.Generator
-) -> dict[str, pd.DataFrame]:
-    """Return ``size``, ``histogram`` and ``qq`` of every null in every design.
+) -> pd.DataFrame:
+    """Return the size of every null in every design, by level and layer.
 
     Only nulls whose H0 holds in a design are examined there, including those whose assumption it
     breaks. They are fitted on the first sample of the design and tested on the second, at the
-    levels that they have enough draws for.
+    levels that they have enough draws for. Designs that take no part in verdicts have one part in
+    ``NOISE_PART`` of the tokens.
 
     Raises:
         InputError: the level of the verdict is not among them.
     """
     settings = config.analysis.validity
-    tables: dict[str, list[pd.DataFrame]] = {"size": [], "histogram": [], "qq": []}
+    tables = []
     for design in tqdm(DESIGNS.values(), desc="designs", unit="design"):
         names = list(filter(design.holds_for, present(settings.nulls)))
         if not names:
             continue
-        first, second = samples(design, sample, settings.tokens, rng)
+        tokens = settings.tokens // NOISE_PART if design.if_noise else settings.tokens
+        first, second = samples(design, sample, tokens, rng)
         for null_id in names:
             null = NULLS[null_id].fit(first)
-            _check_verdict(settings, null, sample, first.num_tokens)
-            found = examine(null, second, levels(config), config.statistics.confidence)
-            for name, table in found.items():
-                tables[name].append(table.assign(null=null_id, design=design.name))
-    return {
-        name: _keys_first(pd.concat(parts, ignore_index=True)) for name, parts in tables.items()
-    }
+            if not design.if_noise:
+                _check_verdict(settings, null, sample, first.num_tokens)
+            table = examine(null, second, settings.alpha, config.statistics.confidence)
+            tables.append(table.assign(null=null_id, design=design.name))
+    return _keys_first(pd.concat(tables, ignore_index=True))
 
 
 def _check_verdict(
@@ -140,12 +182,18 @@ def _check_verdict(
 
 
 def designs_table(nulls: Sequence[str]) -> pd.DataFrame:
-    """Return what each design is, the nulls whose H0 holds in it, and the assumptions it breaks."""
+    """Return what each design is and whether it takes no part in verdicts (``if_noise``).
+
+    With the nulls whose H0 holds in it, those whose definition it is, and the assumptions that it
+    breaks.
+    """
     rows = [
         {
             "design": design.name,
             "why": design.why,
+            "if_noise": design.if_noise,
             "nulls": " ".join(filter(design.holds_for, nulls)),
+            "own": " ".join(null for null in nulls if null in design.own),
             "breaks": "; ".join(
                 f"{null}: {design.breaks[null]}" for null in design.breaks if null in nulls
             ),

@@ -97,15 +97,15 @@ class ValidityAnalysis(ClosedModel):
     """Whether the p-values are valid."""
 
     tokens: int = Field(
-        default=6144,
+        default=3072,
         ge=256,
-        description="Tokens to test on; twice as many are used to fit the nulls.",
+        description="Simulated tokens to test nulls on; twice as many are used to fit them.",
     )
     nulls: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Ids of the null hypotheses to check; null uses all that can be fitted for "
-        "the model.",
+        description="Ids of the null hypotheses to check in designs; null uses all that are fitted "
+        "on logits alone, except kernel estimates, which smooth those without _kde.",
     )
     alpha: list[Level] = _ALPHA
     level: Level = Field(
@@ -147,46 +147,60 @@ class ValidityAnalysis(ClosedModel):
 
 
 class AblationAnalysis(ClosedModel):
-    """Change in loss when one of the experts that the stock router selects is removed."""
+    """What discoveries are worth: toggled experts of held-out text, under every null and level."""
 
-    tokens: PositiveInt = Field(
-        default=200,
-        description="Number of tokens: four per document, or more if there are few documents.",
-    )
-    layers: PositiveInt = Field(
-        default=4,
-        description="Number of layers, evenly spaced and including the first and last; all "
-        "layers if the model has fewer.",
-    )
     alpha: list[Level] = _ALPHA
     nulls: list[str] | None = _NULLS
     epsilon: list[PositiveFloat] = Field(
         default=[0.001, 0.01, 0.1],
         min_length=1,
-        description="Changes in loss, in nats, below which removing an expert counts as having "
-        "no effect; one table and one panel per value.",
+        description="Losses, in nats: a discovery is false if its removal does not raise the loss "
+        "of the next token by this much, and harmful if it lowers the loss by this much.",
     )
     primary_epsilon: PositiveFloat = Field(
         default=0.01, description="Value of epsilon that the text of the report refers to, in nats."
-    )
-    context: int = Field(default=64, ge=16, description="Tokens read from each document.")
-    horizon: PositiveInt = Field(
-        default=4,
-        description="Number of consecutive tokens whose loss is measured, starting with the "
-        "ablated token.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationAnalysis:
         _check_nulls(self.nulls)
-        if self.horizon >= self.context // 2:
-            raise ValueError(f"horizon is {self.horizon}; allowed: less than half of context")
         if self.primary_epsilon not in self.epsilon:
             raise ValueError(
                 f"primary_epsilon is {self.primary_epsilon}; allowed: one of epsilon, "
                 f"{self.epsilon}"
             )
         return self
+
+
+class HeldOutAnalysis(ClosedModel):
+    """Toggled experts of text that nothing was fitted on, which validity and ablation read."""
+
+    tokens: PositiveInt = Field(
+        default=400,
+        description="Tokens of held-out calibration text whose experts are toggled, one at a time "
+        "and together.",
+    )
+    dataset_tokens: PositiveInt = Field(
+        default=120,
+        description="The same of each evaluation set, and of calibration text in the states of the "
+        "model under BH.",
+    )
+    datasets: list[str] | None = Field(
+        default=None,
+        description="Evaluation sets whose contexts are read beside calibration text; null uses "
+        "all whose items have a context.",
+    )
+    dead_experts: PositiveInt | None = Field(
+        default=None,
+        description="Experts of each layer, drawn at random, whose output is set to 0 to test the "
+        "null needed where it is true; null uses one eighth of the model's experts: 8 for OLMoE's "
+        "64.",
+    )
+    dead_tokens: PositiveInt = Field(
+        default=100,
+        description="Tokens whose experts are toggled in that model: as many to calibrate it as to "
+        "test it.",
+    )
 
 
 class AnalysisConfig(ClosedModel):
@@ -202,7 +216,11 @@ class AnalysisConfig(ClosedModel):
         default_factory=ValidityAnalysis, description="Size of the nulls and FDR of the procedures."
     )
     ablation: AblationAnalysis = Field(
-        default_factory=AblationAnalysis, description="Removal of selected experts."
+        default_factory=AblationAnalysis, description="What discoveries are worth."
+    )
+    held_out: HeldOutAnalysis = Field(
+        default_factory=HeldOutAnalysis,
+        description="Toggled experts of held-out text, for validity and ablation.",
     )
 
     def of_model(self, experts: int, top_k: int) -> AnalysisConfig:
@@ -215,11 +233,19 @@ class AnalysisConfig(ClosedModel):
         bh = {"max_k": doublings(top_k, experts), "fewer_k": [k for k in FEWER_K if k <= experts]}
         validity = {
             # A model that selects every expert has no rejected ones to fit ``unselected`` on.
-            "nulls": [name for name in LOGIT_NULLS if name != "unselected" or top_k < experts],
+            "nulls": [
+                name
+                for name in LOGIT_NULLS
+                if not name.endswith("_kde") and (name != "unselected" or top_k < experts)
+            ],
             "max_k": top_k,
             "signals": sorted({0, max(1, experts // 16), max(1, experts // 4)}),
         }
-        parts = {"bh": _filled(self.bh, bh), "validity": _filled(self.validity, validity)}
+        parts = {
+            "bh": _filled(self.bh, bh),
+            "validity": _filled(self.validity, validity),
+            "held_out": _filled(self.held_out, {"dead_experts": max(1, experts // 8)}),
+        }
         return self.model_copy(update=parts)
 
 

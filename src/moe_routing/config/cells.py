@@ -6,6 +6,8 @@ Paths are relative to the results folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import getitem
 from typing import NamedTuple
 
 from moe_routing.config.study import NumericsArm, StudyConfig
@@ -132,14 +134,10 @@ def scale_path(strategy: str) -> str:
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
     """Return the parts of a config that a rule depends on, so that only changes to them rerun it.
 
-    A key is a top-level name, or one inside it, such as ``datasets.<name>`` for one evaluation set.
+    A key is a path, such as ``model``, ``datasets.<name>`` or ``analysis.bh.tokens``.
     """
     values = study.model_dump(mode="json")
-    chosen: dict[str, object] = {}
-    for key in keys:
-        top, _, inner = key.partition(".")
-        chosen[key] = values[top][inner] if inner else values[top]
-    return chosen
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
 
 
 def intervention_files(nulls: Iterable[str]) -> list[str]:

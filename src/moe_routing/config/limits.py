@@ -95,3 +95,6 @@ def _numbers_of_experts(study: StudyConfig, rule: ModelRule) -> Iterator[tuple[s
     cap = study.analysis.validity.max_k
     if cap is not None:
         yield f"analysis.validity.max_k is {cap}", cap
+    dead = study.analysis.held_out.dead_experts
+    if dead is not None:
+        yield f"analysis.held_out.dead_experts is {dead}", dead

@@ -13,6 +13,7 @@ from moe_routing.errors import InputError
 from moe_routing.files import read_json
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_strategy
+from moe_routing.routing.strategies.testing import BH
 from moe_routing.schema import (
     HUB_ID,
     ArchiveMember,
@@ -34,7 +35,13 @@ from moe_routing.vocabulary import (
     STATIC_KIND,
     WEIGHTING_KIND,
     is_null,
+    task_of,
 )
+
+CALIBRATION = "calibration"
+"""Name of the calibration text, where the name of an evaluation set is allowed too."""
+ALPHA = 0.05
+"""Level of BH where a study's primary strategy is another."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -108,6 +115,13 @@ class DatasetConfig(ClosedModel):
         default=None,
         description="Size of a random subset drawn with the study's seed; null uses every item.",
     )
+    main_metric: str | None = Field(
+        default=None,
+        description="Metric that strategies are compared by first, declared before the run: "
+        "nats_per_token for running text; accuracy_norm, accuracy, gold_bits_per_byte (of the "
+        "right continuation) or gold_margin for hellaswag; accuracy, gold_bits_per_byte or "
+        "nats_per_target for lambada; null uses the first of these.",
+    )
 
 
 class CalibrationConfig(ClosedModel):
@@ -133,7 +147,7 @@ class CalibrationConfig(ClosedModel):
     documents: PositiveInt = Field(
         default=128,
         description="Documents, apart from those that everything else is fitted on, that certified "
-        "strategies are certified on; the others leave them unread.",
+        "strategies are certified on and that nulls are tested on; nothing else reads them.",
     )
 
 
@@ -281,6 +295,11 @@ class StudyConfig(ClosedModel):
         for name in value:
             if name not in DATASETS:
                 raise ValueError(f"unknown data set '{name}'; allowed: {', '.join(DATASETS)}")
+            main, allowed = value[name].main_metric, task_of(name).compared
+            if main is not None and main not in allowed:
+                raise ValueError(
+                    f"{name}.main_metric is '{main}'; allowed: {', '.join(allowed)}, null"
+                )
         return value
 
     @field_validator("calibration")
@@ -358,6 +377,17 @@ class StudyConfig(ClosedModel):
         return self
 
     @model_validator(mode="after")
+    def _consistent_held_out(self) -> StudyConfig:
+        allowed = self._with_context
+        for name in self.analysis.held_out.datasets or ():
+            if name not in allowed:
+                raise ValueError(
+                    f"analysis.held_out.datasets has '{name}'; allowed: evaluation sets whose "
+                    f"items have a context, {', '.join(allowed) or 'none in this study'}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _consistent_numerics(self) -> StudyConfig:
         names = [arm.name.lower() for arm in self.numerics]  # some file systems ignore case
         for arm in self.numerics:
@@ -369,6 +399,14 @@ class StudyConfig(ClosedModel):
                     "another value"
                 )
         return self
+
+    @property
+    def main_metrics(self) -> dict[str, str]:
+        """The metric that each data set is compared by first."""
+        return {
+            name: dataset.main_metric or task_of(name).compared[0]
+            for name, dataset in self.datasets.items()
+        }
 
     @property
     def scored(self) -> list[str]:
@@ -401,6 +439,33 @@ class StudyConfig(ClosedModel):
         parsed = self.parsed
         nulls = [parsed[name].needs_null for name in strategy_ids]
         return [null for null in dict.fromkeys(nulls) if null]
+
+    @property
+    def _with_context(self) -> list[str]:
+        """Every evaluation set whose items have a context."""
+        return [name for name in self.datasets if DATASETS[name].task != "perplexity"]
+
+    @property
+    def held_out_texts(self) -> list[str]:
+        """The texts of held-out interventions: calibration text, then evaluation sets."""
+        chosen = self.analysis.held_out.datasets
+        return [CALIBRATION, *(self._with_context if chosen is None else chosen)]
+
+    def bh_arm(self, top_k: int) -> BH:
+        """Return the BH routing that is examined with held-out interventions.
+
+        It is the primary strategy if that is BH. Otherwise it is BH at .05 with the model's own k
+        as its cap, under the null ``needed``, or the first of the study's nulls if it lacks that.
+
+        Args:
+            top_k: experts per token that the model was trained with.
+        """
+        primary = self.parsed[self.statistics.primary.strategy]
+        if isinstance(primary, BH):
+            return primary
+        nulls = self.calibration.nulls
+        null = "needed" if "needed" in nulls else nulls[0]
+        return BH.against(null, max_k=top_k, alpha=ALPHA)
 
     def of_model(self, experts: int, rule: ModelRule) -> StudyConfig:
         """Return this study with what it leaves to the model filled in, the baseline included.

@@ -102,12 +102,14 @@ def select_text(
     if result.n_words < tokens:
         raise InputError(
             f"{result.n_words} words are left in {len(kept)} documents ({n_dropped} of "
-            f"{len(pool)} overlap an evaluation set); calibration.tokens is {tokens}, and at least "
-            "as many words are needed"
+            f"{len(pool)} overlap an evaluation set, and {len(others)} are kept apart: "
+            f"calibration.documents is {apart}); calibration.tokens is {tokens}, and at least as "
+            "many words are needed"
         )
     if len(others) < apart:
         raise InputError(
-            f"{len(others)} documents are left to certify on; calibration.documents is {apart}"
+            f"{len(others)} documents are left to certify and to test on; "
+            f"calibration.documents is {apart}"
         )
     return result
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from moe_routing.config.study import StudyConfig
+from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
 from moe_routing.data.overlap import NGRAM, overlapping
 from moe_routing.data.rows import read_rows
-from moe_routing.data.sources import CALIBRATION, describe, raw_path
+from moe_routing.data.sources import describe, raw_path
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
@@ -53,7 +53,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         raw: folder of fetched files, of all sets and of the calibration text.
         prepared: folder of the prepared sets.
         out: Parquet file with columns ``id`` and ``text``; the manifest is ``.json`` beside it, and
-            the documents that strategies are certified on, if any are, ``certification.parquet``.
+            the documents that nothing is fitted on, ``certification.parquet``.
 
     Raises:
         InputError: a broken file, or too little text is left.
@@ -74,7 +74,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         }
     rng = data_rng(config.seed, CALIBRATION)
     try:
-        apart = config.calibration.documents if config.certified else 0
+        apart = config.calibration.documents
         result = select_text(texts, checked, config.calibration.tokens, rng, apart=apart)
     except InputError as error:
         raise InputError(f"calibration.source: {origin}: {error}") from error

@@ -5,15 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from moe_routing.config.study import LocalSource, Source, StudyConfig
+from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
 from moe_routing.data.archive import fetch_archive
 from moe_routing.data.hub import fetch_hub
 from moe_routing.data.rows import READERS, suffix_of
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
-
-CALIBRATION = "calibration"
-"""Name of the calibration text, where the name of an evaluation set is allowed too."""
 
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:

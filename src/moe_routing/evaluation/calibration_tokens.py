@@ -57,12 +57,15 @@ def check_tokens(study: StudyConfig, limits: Limits, origin: str) -> None:
 def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int, str]]:
     """Yield a key, its tokens, how many are needed, and for what."""
     validity, tokens = study.analysis.validity, study.calibration.tokens
-    for what, null, level in _levels(study, limits.experts):
+    for what, null, level in _levels(study, limits):
         if NeededId.parse(null):
             toggled = study.calibration.toggled_tokens
             yield "calibration.toggled_tokens", toggled, _needed("needed", level, limits), what
         else:
             yield "calibration.tokens", tokens, _needed(null, level, limits), what
+    what = f"analysis.validity.level {validity.level:g} of null 'needed'"
+    needed = _needed("needed", validity.level / limits.experts, limits)
+    yield "analysis.held_out.dead_tokens", study.analysis.held_out.dead_tokens, needed, what
     for null in cast("list[str]", validity.nulls):  # filled in from the model
         what = f"analysis.validity.level {validity.level:g} of null '{null}'"
         needed = -(-_needed(null, validity.level / limits.experts, limits) // FIT_TIMES)
@@ -71,13 +74,16 @@ def _demands(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, int, int
             yield "calibration.tokens", tokens, needed * (FIT_TIMES + 1), what
 
 
-def _levels(study: StudyConfig, experts: int) -> Iterator[tuple[str, str, float]]:
+def _levels(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, str, float]]:
     """Yield each use of a null, the null, and the smallest level that it is tested at."""
+    experts = limits.experts
     for name in study.scored:
         strategy = parse_strategy(name)
         rule = getattr(strategy, "base", strategy)
         if isinstance(rule, MultipleTesting):
             yield f"strategy '{name}'", rule.null, rule.smallest_level(experts)
+    arm = study.bh_arm(limits.top_k)
+    yield f"held-out interventions under '{arm.id}'", arm.needs_null, arm.smallest_level(experts)
     for key, part in (("bh", study.analysis.bh), ("ablation", study.analysis.ablation)):
         for null in part.nulls or study.calibration.nulls:
             for alpha in part.alpha:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -289,7 +290,9 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     """Return the item table by the definitions of lm-evaluation-harness.
 
     ``correct``: the best continuation by log-likelihood (multiple choice) or greedy decoding
-    (last word); ``correct_norm``: the best by log-likelihood per character of the continuation.
+    (last word); ``correct_norm``: the best by log-likelihood per character of the continuation;
+    ``gold_bits_per_byte``: -log2 likelihood of the right one per UTF-8 byte, without the delimiter
+    before it; ``gold_margin``: its log-likelihood minus that of the best wrong one.
     """
     rows = []
     for item, item_scores in zip(items, scores, strict=True):
@@ -306,9 +309,17 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
             "correct": None,
             "correct_norm": None,
             "greedy": item_scores[gold].greedy,
+            "gold_bytes": None,
+            "gold_bits_per_byte": None,
+            "gold_margin": None,
+            "log_likelihoods": likelihood.tolist(),
             "mean_experts": float(np.mean(experts)),
         }
+        if task != "perplexity":
+            row["gold_bytes"] = len(item.choices[gold].encode())
+            row["gold_bits_per_byte"] = -likelihood[gold] / math.log(2) / row["gold_bytes"]
         if task == "multiple_choice":
+            row["gold_margin"] = likelihood[gold] - np.delete(likelihood, gold).max()
             lengths = np.array([len(choice) for choice in item.choices])
             row["correct"] = bool(likelihood.argmax() == gold)
             row["correct_norm"] = bool((likelihood / lengths).argmax() == gold)

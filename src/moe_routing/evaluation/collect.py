@@ -59,7 +59,7 @@ def collect_cells(
         strategy = record.strategy["id"]
         path = with_suffix(results / "cells" / strategy / record.dataset, ".parquet")
         estimates = estimates_of(pd.read_parquet(path), record.task, config)
-        cells.append(_cell_row(record, estimates))
+        cells.append(_cell_row(record, estimates, config.main_metrics[record.dataset]))
         metrics += [
             {"strategy": strategy, "dataset": record.dataset, **_interval(estimate)}
             for estimate in estimates
@@ -129,12 +129,12 @@ def _interval(estimate: Estimate) -> dict[str, object]:
     }
 
 
-def _cell_row(record: CellRecord, estimates: Sequence[Estimate]) -> dict[str, object]:
+def _cell_row(record: CellRecord, estimates: Sequence[Estimate], main: str) -> dict[str, object]:
     """Return one row; timings come last, because only they differ between equal runs."""
     strategy = record.strategy
     rule = strategy.get("base", strategy)  # a control has the counts of another strategy
-    main = TASKS[record.task].main_metric
-    estimate = _interval(next(one for one in estimates if one.metric == main))
+    shown = TASKS[record.task].shown(main)
+    estimate = _interval(next(one for one in estimates if one.metric == shown))
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],

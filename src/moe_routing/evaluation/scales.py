@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from scipy.optimize import minimize_scalar
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.config.study import load_config
@@ -25,12 +25,12 @@ from moe_routing.evaluation.store import Piece, Store, eligible, with_suffix
 from moe_routing.routing.calibration import Calibration, save_scale
 from moe_routing.routing.strategies import Strategy
 
-SCALES = (0.6, 1.8)
-"""Smallest and largest scale."""
+TRIED = (0.85, 1.0, 1.2, 1.4, 1.6)
+"""Scales that are tried; a fitted one lies between the first and the last."""
+DEGREE = 3
+"""Degree of the polynomial through the losses, fewer than what it would take to meet them all."""
 DOCUMENTS = 24
 """Documents of a study's calibration text that scales are fitted on."""
-TOLERANCE = 0.02
-"""Scales are not told apart more finely: the loss is flat around the best one."""
 
 
 def fit_scale(
@@ -45,7 +45,9 @@ def fit_scale(
 ) -> float:
     """Return the factor of the experts' outputs with the smallest loss on some documents.
 
-    One factor for all layers, by Brent's method.
+    One factor for all layers: the minimum of the polynomial of least squares through the losses at
+    :data:`TRIED`. Near the best scale the loss itself is flat and not smooth, since a change of
+    scale also changes which experts later layers choose; a search would end in one of its dips.
 
     Args:
         model: the stock model.
@@ -67,8 +69,10 @@ def fit_scale(
             scores = scorer.score_rolling(texts, label=f"{strategy.id} at {scale:.3f}")
         return -sum(score.log_likelihood for score in scores)
 
-    found = minimize_scalar(loss, bounds=SCALES, method="bounded", options={"xatol": TOLERANCE})
-    return round(float(found.x), 3)
+    curve = np.polynomial.Polynomial.fit(TRIED, [loss(scale) for scale in TRIED], DEGREE)
+    turning = curve.deriv().roots()
+    ends = [*TRIED, *turning[np.isreal(turning)].real.clip(TRIED[0], TRIED[-1])]
+    return round(float(min(ends, key=curve)), 3)
 
 
 def scale_study(results: Path, strategy_id: str) -> None:

@@ -228,15 +228,52 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "markers for runs, a dotted vertical line at saturation.",
         "bh_saturation.csv",
     ),
+    "fig-rates": _analysis(
+        "validity",
+        "false_discoveries",
+        "Held-out false discovery rate of BH under `needed` by layer, for three alphas (dotted), "
+        "with intervals that resample documents: of the rule, and with floor and cap included. "
+        "Grey: smallest to largest rate of the rule over calibrations with resampled documents. "
+        "Bars of rare events are cut at the top of a panel.",
+        "One row of panels per text, one column per alpha: layer on the x-axis, false discovery "
+        "rate on the y-axis, filled and hollow markers with bars for intervals, a grey band on "
+        "calibration text and a dotted line at alpha.",
+        "false_discoveries.csv",
+        "resampled.csv",
+    ),
+    "fig-rates-level": _analysis(
+        "validity",
+        "false_discoveries_by_level",
+        "Held-out false discovery rate against alpha, mean over layers: BH, BY, and BH with "
+        "block-exact p-values. Filled: the rule; hollow: floor and cap included. Levels below the "
+        "resolution of a procedure's p-values are left out.",
+        "One panel per text: alpha on the x-axis, false discovery rate on the y-axis, both "
+        "logarithmic, one line per procedure and part with bars for intervals, and alpha as a "
+        "dotted line.",
+        "false_discoveries.csv",
+    ),
+    "fig-dead": _analysis(
+        "validity",
+        "dead_experts",
+        "Where experts are dead, for three alphas (dotted). Above: all experts of a layer are "
+        "dead, and any selection is false; below: some experts of every layer are dead, proportion "
+        "of the slots that BH keeps that are not needed, and that are dead; dashed: dead among all "
+        "experts.",
+        "Two rows of panels, one column per alpha: layer on the x-axis, proportion of tokens with "
+        "any selection above and proportion of kept slots below, with bars for intervals and alpha "
+        "as a dotted line.",
+        "dead_layers.csv",
+        "dead_experts.csv",
+    ),
     "fig-size": _analysis(
         "validity",
-        "size_by_layer",
-        "Size of BH where its null holds: proportion of tokens for which it selects anything, "
-        "largest over designs, at the alpha of the verdicts. Bold: more than allowed.",
-        "A heat map with one row per null and one column per layer; each cell has the largest size "
-        "over designs.",
-        "size.csv",
-        "verdict.csv",
+        "size_by_design",
+        "Size of BH where a null holds: proportion of tokens for which it selects anything, in the "
+        "worst layer, at the alpha of the verdicts. Bold: more than allowed. Right of the line: if "
+        "all of the real logits were noise, which takes no part in the verdicts.",
+        "A heat map with one row per null and one column per design; each cell has the largest "
+        "size over layers.",
+        "verdict_by_design.csv",
     ),
     "fig-bound": _analysis(
         "validity",
@@ -262,20 +299,53 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "validity",
         "simulation",
         "False discovery rate and power of the procedures where the truth is simulated.",
-        "One column per correlation, one line per procedure, alpha on the x-axis; for each number "
+        "One column per dependence, one line per procedure, alpha on the x-axis; for each number "
         "of signals one row for the false discovery rate, with alpha dotted, and one for power.",
         "simulation.csv",
     ),
     "fig-ablation": _analysis(
         "ablation",
         "false_discoveries",
-        "Expert ablation: of the experts that the stock router chose and a null calls discoveries, "
-        "the proportion whose removal from the stock model changes the loss by less than epsilon, "
-        "by alpha. Grey: all experts that the stock router chose.",
-        "One column per epsilon, one line per null: alpha on the x-axis, with bars for intervals; "
-        "above the false discovery proportion, below the false discovery rate; a grey band for the "
-        "stock router and a dotted line for alpha.",
+        "What discoveries are worth on held-out text, by null. Left: the false discovery rate by "
+        "KL, all discoveries. Middle and right: of the discoveries among the experts of the "
+        "model's own choice, the proportions whose removal does not raise the loss of the next "
+        "token, or lowers it (harmful); grey: of that whole choice. Above against alpha, with "
+        "intervals; below by layer, with the interval of the first null. Dotted: alpha. "
+        "Proportions of fewer than 30 discoveries are left out.",
+        "Two rows of three panels, one line per null: alpha on the x-axis above, layer below; the "
+        "false discovery rate by KL with alpha dotted, the proportion of false discoveries by "
+        "loss, and the proportion of harmful ones, both with a grey band for the model's own "
+        "choice.",
         "ablation.csv",
+        "states.csv",
+    ),
+    "fig-left-out": _analysis(
+        "ablation",
+        "left_out",
+        "Beside the false discovery rate. Left: the proportion of needed experts that the study's "
+        "BH arm, with floor and cap, leaves out, by layer, and the part of the sum of KLs that "
+        "those of the model's own choice have. Middle: KL when all it leaves out of that choice is "
+        "removed at once, in one layer or in all, against the sum of single removals. Right: KL at "
+        "equal number kept in all layers at one token, by what ranks the experts. Bands and bars: "
+        "intervals.",
+        "Three panels. Layer on the x-axis: proportion left out of the model's own choice, of all "
+        "experts, and of the effects. Layer and all layers on the x-axis: KL of joint removal and "
+        "sum of single ones. Experts kept on the x-axis: KL, one line for each of four orders.",
+        "left_out.csv",
+        "joint_removals.csv",
+        "headroom.csv",
+    ),
+    "fig-needed": _analysis(
+        "ablation",
+        "needed_experts",
+        "N(epsilon): experts of the model's own choice whose removal changes the prediction by a "
+        "KL of at least epsilon, per token and layer, on held-out calibration text. Classes are "
+        "thirds of the tokens by frequency in calibration text, by position, and by the loss of "
+        "the next token, and tokens at the start of a word or inside one. Bands and bars: "
+        "intervals.",
+        "Layer on the x-axis and needed experts on the y-axis, one line per epsilon; beside it "
+        "one row per class of tokens with needed experts on the x-axis, one marker per epsilon.",
+        "needed_experts.csv",
     ),
 }
 """By cross-reference label."""

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import tables, tables_levers, wording
+from moe_routing.reporting import (
+    tables,
+    tables_ablation,
+    tables_levers,
+    tables_validity,
+    wording,
+)
+from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
+from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_consequence import LAW_FILE
+from moe_routing.reporting.findings_needed import DEAD_EXPERTS, DEAD_LAYERS, RATES, WORST_EXPERTS
 from moe_routing.reporting.pages import (
     CELLS_FILE,
     CERTIFICATES,
@@ -65,6 +74,15 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "Every strategy on every data set, with {confidence} intervals. Bold: best in its column. "
         f"{tables.DAGGER}: significantly different from `{{baseline}}` after correction for "
         f"multiplicity. Mean experts are averaged over data sets. From `{CELLS_FILE}`.",
+    ),
+    "tbl-accuracy": ArticleTable(
+        tables.accuracy_table,
+        "Accuracy on the sets that are compared by another metric, with {confidence} intervals. "
+        "Grey: `{baseline}` itself cannot be distinguished from guessing, so this column cannot "
+        f"show what routing costs. From `{METRICS_FILE}`.",
+        None,
+        lambda study: not tables.accuracy_rows(study).empty,
+        "every set is compared by accuracy",
     ),
     "tbl-perplexity": ArticleTable(
         tables.perplexity_table,
@@ -151,6 +169,29 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         lambda study: bool(study.certificates),
         "no strategy was certified",
     ),
+    "tbl-discoveries": ArticleTable(
+        tables_ablation.discoveries_table,
+        "What discoveries are worth, over all layers, at the level nearest to that of the primary "
+        "strategy, with {confidence} intervals; rates in percent. Own, others: discoveries per "
+        "token and layer among the experts of the model's own choice and among all others. The "
+        "false discovery rate is about all discoveries, by KL and its epsilon in nats; false by "
+        "loss and harmful are proportions of those of the own choice. From "
+        f"`{DISCOVERIES}`.",
+        "lrrrrrr",
+        lambda study: not study.table(DISCOVERIES).empty,
+        "the analysis ablation/ was not run",
+    ),
+    "tbl-headroom": ArticleTable(
+        tables_ablation.headroom_table,
+        "Orders of the experts of the model's own choice at equal number kept in every layer, at "
+        "one token: mean KL from stock in nats, the difference from the router's order on the same "
+        "tokens, and the part of the distance to the order by measured effect that an order "
+        "closes, with {confidence} intervals. "
+        f"From `{HEADROOM}`.",
+        "rlrrr",
+        lambda study: not study.table(HEADROOM).empty,
+        "the analysis ablation/ was not run",
+    ),
     "tbl-controls": ArticleTable(
         tables.controls_table,
         "Each control against its base: difference, control minus base, with {confidence} "
@@ -185,6 +226,48 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "llrrrrr",
         lambda study: "bh" in study.families,
         "this run has no Benjamini-Hochberg routing",
+    ),
+    "tbl-rates": ArticleTable(
+        tables_validity.rates_table,
+        "Held-out false discovery rate under `needed`, in percent, with {confidence} intervals "
+        "that resample documents: mean over layers. Layers: those whose own interval has its lower "
+        "end at or below alpha; then the layer whose lower end is largest, and the widest half "
+        "interval of a layer. BY and BH with block-exact p-values stand beside; resolution: too "
+        "few calibration tokens for that level. Experts: what BH selects per token, without floor "
+        f"and cap. From `{RATES}`.",
+        "lrrlrrrrrr",
+        lambda study: not study.table(RATES).empty,
+        "the analysis validity/ was not run",
+    ),
+    "tbl-dead": ArticleTable(
+        tables_validity.dead_table,
+        "Where experts are dead, in percent, with {confidence} intervals. All dead: tokens for "
+        "which anything is selected in a layer without its experts (mean over layers; layers whose "
+        "own interval has its lower end at or below alpha), by procedure and score. Some dead: "
+        "false discovery rate of BH, likewise; dead slots: kept experts that are dead. From "
+        f"`{DEAD_LAYERS}` and `{DEAD_EXPERTS}`.",
+        "rrrrrrr",
+        lambda study: not (study.table(DEAD_LAYERS).empty or study.table(DEAD_EXPERTS).empty),
+        "the analysis validity/ was not run",
+    ),
+    "tbl-worst": ArticleTable(
+        tables_validity.worst_table,
+        "Experts whose own selected slots are needed least, in percent of the slots, with "
+        "{confidence} intervals of each and with intervals that hold for all experts at once. "
+        f"From `{WORST_EXPERTS}`.",
+        "rrrrrr",
+        lambda study: not study.table(WORST_EXPERTS).empty,
+        "the analysis validity/ was not run",
+    ),
+    "tbl-size": ArticleTable(
+        tables_validity.sizes_table,
+        "Size of BH under the complete null (weak control), in percent of the tokens, for the "
+        "nulls about the logits alone: in the designs that judge them, with simultaneous intervals "
+        "in the worst layer, and if all of the real logits were noise, which takes no part in the "
+        f"verdict. From `{VERDICT_TABLE}`.",
+        "llrrrr",
+        lambda study: not study.table(VERDICT_TABLE).empty,
+        "the analysis validity/ was not run",
     ),
 }
 """By cross-reference label."""

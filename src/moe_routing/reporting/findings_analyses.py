@@ -1,4 +1,4 @@
-"""Findings of the analyses: stock router, BH in depth, validity, ablation.
+"""Findings of the analyses: stock router, BH in depth, validity.
 
 The analyses write most of their own sentences. These functions read them, or make sentences from
 the tables.
@@ -9,17 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.analysis.tables import rows_of
-from moe_routing.config.study import StudyConfig
 from moe_routing.files import read_json
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
 
-ABLATION_TABLE = "ablation/ablation.csv"
 VERDICT_TABLE = "validity/verdict.csv"
 
 
@@ -85,75 +81,3 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
 
 def _as_code(text: str, null: str) -> str:
     return text.replace(null, f"`{null}`", 1)
-
-
-def ablation(table: pd.DataFrame, config: StudyConfig) -> list[Finding]:
-    """State for the stock router and each null how many of its experts could be removed.
-
-    The config declares threshold and level, so they are not chosen from the results: the threshold
-    is ``analysis.ablation.primary_epsilon``; the level is the one of the table nearest to that of
-    the primary strategy (the first, if that strategy has none). The scope is the first of
-    ``ablation/ablation.csv``, over all layers.
-    """
-    if table.empty:
-        return []
-    rows = table[
-        (table["layer"].astype(str) == ALL_LAYERS)
-        & np.isclose(table["epsilon"], config.analysis.ablation.primary_epsilon)
-        & (table["scope"] == table["scope"].iloc[0])
-    ]
-    wanted = getattr(config.parsed[config.statistics.primary.strategy], "alpha", None)
-    tested = rows[rows["alpha"].notna()]
-    stock = [_stock(row) for _, row in rows[rows["alpha"].isna()].iterrows()]
-    return stock + [
-        _discoveries(_at(group, wanted)) for _, group in tested.groupby("null", sort=False)
-    ]
-
-
-def _at(group: pd.DataFrame, alpha: float | None) -> pd.Series:
-    """Return the row whose level is nearest to ``alpha``; the first row without one."""
-    nearest = 0 if alpha is None else int((group["alpha"] - alpha).abs().argmin())
-    return group.iloc[nearest]
-
-
-def _stock(row: pd.Series) -> Finding:
-    text = (
-        f"Of {wording.count(row['n_discoveries'])} experts that the stock router had chosen, "
-        f"{_false(row)} could be removed with a change of less than {row['epsilon']:g} nats. The "
-        "same removals are used for every null."
-    )
-    return Finding(text, ABLATION_TABLE, "reference")
-
-
-def _discoveries(row: pd.Series) -> Finding:
-    alpha, null = f"{row['alpha']:g}", row["null"]
-    under = f"Under `{null}` at alpha {alpha},"
-    if not row["n_discoveries"]:
-        text = f"{under} BH discovered none of the stock router's experts on the tokens tested."
-        return Finding(text + _beyond(row), ABLATION_TABLE, "no discovery")
-    held = row["fdr_low"] <= row["alpha"]
-    exceeded = "not demonstrably above" if held else "demonstrably above"
-    text = (
-        f"{under} {_false(row)} of {wording.count(row['n_discoveries'])} of these experts that BH "
-        f"discovers could be removed with a change of less than {row['epsilon']:g} nats. The mean "
-        f"over decisions, those without discoveries included, is {wording.percent(row['fdr'])} "
-        f"[{wording.percent(row['fdr_low'])}, {wording.percent(row['fdr_high'])}], {exceeded} "
-        "alpha."
-    )
-    return Finding(text + _beyond(row), ABLATION_TABLE, "held" if held else "exceeded")
-
-
-def _false(row: pd.Series) -> str:
-    low, high = wording.percent(row["fdp_low"]), wording.percent(row["fdp_high"])
-    return f"{wording.percent(row['fdp'])} [{low}, {high}]"
-
-
-def _beyond(row: pd.Series) -> str:
-    """Say how many discoveries could not be tested by removal."""
-    if not row["n_beyond"]:
-        return ""
-    discoveries = "discovery" if row["n_beyond"] == 1 else "discoveries"
-    return (
-        f" {wording.count(row['n_beyond'])} further {discoveries} beyond the stock router's "
-        "experts could not be tested."
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
+from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.analysis.tables import groups_of, largest
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
@@ -30,7 +31,7 @@ TOGETHER = 0.5
 
 
 def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
-    """State which procedures kept the false discovery rate at alpha, one sentence per correlation.
+    """State which procedures kept the false discovery rate at alpha, one sentence per dependence.
 
     A procedure is above alpha if its rate is above alpha in any setting, tested one-sided with a
     Bonferroni correction over all settings (normal limits), to allow for Monte Carlo error.
@@ -44,13 +45,13 @@ def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
     z = stats.norm.ppf(1 - (1 - confidence) / len(simulation))
     excess = simulation["fdr"] - simulation["alpha"]
     table = simulation.assign(excess=excess, above=excess > z * simulation["fdr_se"])
-    return [_kept(rows, rho) for rho, rows in groups_of(table, "correlation", sort=True)]
+    return [_kept(rows, str(name)) for name, rows in groups_of(table, "dependence")]
 
 
-def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
+def _kept(rows: pd.DataFrame, dependence: str) -> Finding:
     above = rows.groupby("procedure", sort=False)["above"].any()
     kept, broke = list(above.index[~above]), list(above.index[above])
-    text = f"Where {_dependence(correlation)} were simulated, "
+    text = f"Where {_dependence(dependence, rows['correlation'].iloc[0])} were simulated, "
     if broke:
         worst = largest(rows[rows["above"]], "excess")
         text += (
@@ -67,7 +68,9 @@ def _kept(rows: pd.DataFrame, correlation: float) -> Finding:
     return Finding(text, SIMULATION, verdict)
 
 
-def _dependence(correlation: float) -> str:
+def _dependence(dependence: str, correlation: float) -> str:
+    if dependence == SUM_TO_ZERO:
+        return "p-values of statistics whose noise sums to zero in every token"
     if correlation == 0:
         return "independent p-values"
     return f"p-values of statistics that are all correlated by {correlation:g}"

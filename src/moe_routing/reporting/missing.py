@@ -40,9 +40,9 @@ def _parts(study: StudyResults) -> Iterator[Finding]:
         yield Finding(text, "config.yaml", "dataset")
     if "perplexity" not in present:
         text = (
-            "Without running text, the analyses of the router, of BH, of its nulls and of its "
-            f"discoveries read {DATASETS[text_dataset(study.config.datasets)].label} instead: each "
-            "context with its correct ending."
+            "Without running text, the analyses of the router, of BH and of its nulls read "
+            f"{DATASETS[text_dataset(study.config.datasets)].label} instead: each context with its "
+            "correct ending."
         )
         yield Finding(text, "config.yaml", "dataset")
     if "wikipedia" in study.datasets and "wikitext" not in study.datasets:

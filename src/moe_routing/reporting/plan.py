@@ -11,10 +11,12 @@ from types import MappingProxyType
 from moe_routing.errors import InputError
 from moe_routing.reporting import (
     findings,
+    findings_ablation,
     findings_analyses,
     findings_consequence,
     findings_controls,
     findings_levers,
+    findings_needed,
     findings_routing,
     findings_validity,
 )
@@ -55,6 +57,21 @@ def _specialisation(study: StudyResults) -> Iterable[Finding | None]:
     yield findings_validity.domains(study.table(findings_validity.DOMAINS))
     yield findings_validity.coactivation(study.table(findings_validity.COACTIVATION))
     yield findings_validity.vocabulary(study.table(findings_validity.VOCABULARY))
+
+
+def _held_out(study: StudyResults) -> Iterable[Finding | None]:
+    rates = study.table(findings_needed.RATES)
+    yield from findings_needed.held_out(rates)
+    yield findings_needed.shift(rates)
+    yield findings_needed.routed(rates)
+    yield findings_needed.guarantee(rates, study.model.experts)
+    yield findings_needed.spread(study.table(findings_needed.RESAMPLED))
+    yield findings_needed.worst_experts(study.table(findings_needed.WORST_EXPERTS))
+
+
+def _dead(study: StudyResults) -> Iterable[Finding | None]:
+    yield from findings_needed.dead_layers(study.table(findings_needed.DEAD_LAYERS))
+    yield findings_needed.dead_experts(study.table(findings_needed.DEAD_EXPERTS))
 
 
 TOPICS: Mapping[str, Topic] = MappingProxyType(
@@ -117,14 +134,29 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "router": lambda study: findings_analyses.router(study.folder),
         "specialisation": _specialisation,
         "recommendation": lambda study: findings_analyses.recommendation(study.folder),
+        "held_out": _held_out,
+        "dead": _dead,
         "validity": lambda study: findings_analyses.validity(
             study.table(findings_analyses.VERDICT_TABLE), study.cells["null"]
         ),
         "procedures": lambda study: findings_validity.procedures(
             study.table(findings_validity.SIMULATION), study.config.statistics.confidence
         ),
-        "ablation": lambda study: findings_analyses.ablation(
-            study.table(findings_analyses.ABLATION_TABLE), study.config
+        "ablation": lambda study: findings_ablation.discoveries(
+            study.table(findings_ablation.DISCOVERIES), study.config
+        ),
+        "left_out": lambda study: findings_ablation.beside(
+            study.table(findings_ablation.LEFT_OUT),
+            study.table(findings_ablation.JOINT),
+            study.table(findings_ablation.STATES),
+        ),
+        "needs": lambda study: [
+            findings_ablation.needed(study.table(findings_ablation.NEEDED)),
+            findings_ablation.contrasts(study.table(findings_ablation.CONTRASTS)),
+            findings_ablation.presence(study.table(findings_ablation.PRESENCE)),
+        ],
+        "headroom": lambda study: findings_ablation.headroom(
+            study.table(findings_ablation.HEADROOM)
         ),
         "missing": missing,
     }

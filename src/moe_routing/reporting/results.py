@@ -17,7 +17,7 @@ from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, static_families
 from moe_routing.statistics.lever_kinds import with_kinds
 from moe_routing.statistics.mixture import differences
-from moe_routing.vocabulary import DIVERGENCE, TASKS
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
 
 SMALL_MODEL = 100_000_000
 """Below this many parameters the text calls a model small; published MoE models are larger."""
@@ -168,9 +168,18 @@ class StudyResults:
 
     @property
     def main_measures(self) -> dict[str, str]:
-        """The main measure of each data set in tests: nats per token, or accuracy."""
-        tasks = zip(self.cells["dataset"], self.cells["task"], strict=True)
-        return {name: TASKS[task].main_measure.name for name, task in tasks}
+        """The main measure of each data set in tests, by the config."""
+        main = self.config.main_metrics
+        return {name: main[name] for name in self.datasets}
+
+    def at_chance(self, dataset: str, metric: str) -> bool:
+        """Return whether the baseline's accuracy cannot be distinguished from guessing."""
+        chance = DATASETS[dataset].chance
+        if not METRICS[metric].is_proportion or not chance:
+            return False
+        rows = self.metrics
+        own = rows[(rows["strategy"] == self.baseline) & (rows["dataset"] == dataset)]
+        return bool((own.loc[own["metric"] == metric, "ci_low"] <= chance).any())
 
     @property
     def static_curve(self) -> pd.DataFrame:

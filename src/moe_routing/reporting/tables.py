@@ -78,8 +78,41 @@ def results_table(study: StudyResults) -> pd.DataFrame:
     )
     for dataset in datasets_by_task(study):
         rows = cells[cells["dataset"] == dataset].set_index("strategy")
-        head = _head(dataset, rows["metric"].iloc[0])
-        table[head] = _column(rows.reindex(strategies.index), shown.get(dataset, set()))
+        metric = rows["metric"].iloc[0]
+        table[_head(dataset, metric)] = _column(
+            rows.reindex(strategies.index),
+            shown.get(dataset, set()),
+            grey=study.at_chance(dataset, metric),
+        )
+    return table
+
+
+def accuracy_rows(study: StudyResults) -> pd.DataFrame:
+    """Return the accuracies of compared strategies on sets that are compared by another metric."""
+    rows, main = study.compared_metrics, study.main_measures
+    proportions = {name for name, metric in METRICS.items() if metric.is_proportion}
+    other = [dataset for dataset, metric in main.items() if metric not in proportions]
+    return rows[rows["metric"].isin(proportions) & rows["dataset"].isin(other)]
+
+
+def accuracy_table(study: StudyResults) -> pd.DataFrame:
+    """Return accuracies that are not the main metric: a row per strategy, with intervals.
+
+    Grey where the baseline cannot be distinguished from guessing.
+    """
+    rows, same = accuracy_rows(study), study.duplicates
+    names = [name for name in rows["strategy"].drop_duplicates() if name not in same]
+    table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
+    for (dataset, metric), own in groups_of(rows, ["dataset", "metric"]):
+        chance = DATASETS[dataset].chance
+        head = _head(dataset, metric) + (
+            f" (guessing: {wording.percent(chance, 0)})" if chance else ""
+        )
+        table[head] = _column(
+            own.set_index("strategy").reindex(names),
+            set(),
+            grey=study.at_chance(dataset, metric),
+        )
     return table
 
 
@@ -111,7 +144,7 @@ def _divergence_entry(row: TableRow) -> str:
 def perplexity_rows(study: StudyResults) -> pd.DataFrame:
     """Return the measures of running text other than token perplexity, of compared strategies."""
     text = TASKS["perplexity"]
-    others = [name for name in text.metrics if name != text.main_metric]
+    others = [name for name in text.metrics if name not in text.shown_as.values()]
     rows = study.compared_metrics
     return rows[rows["metric"].isin(others)]
 
@@ -140,8 +173,10 @@ def static_table(study: StudyResults) -> pd.DataFrame:
     table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names], "k": map(str, map(int, ks))})
     for dataset in datasets_by_task(study):
         rows = curve[curve["dataset"] == dataset].drop_duplicates("k").set_index("k")
-        head = _head(dataset, study.cell(study.baseline, dataset)["metric"])
-        table[head] = _column(rows.reindex(ks), set())
+        metric = study.cell(study.baseline, dataset)["metric"]
+        table[_head(dataset, metric)] = _column(
+            rows.reindex(ks), set(), grey=study.at_chance(dataset, metric)
+        )
     return table
 
 
@@ -222,12 +257,15 @@ def _head(dataset: str, metric: str) -> str:
     return f"{DATASETS[dataset].label} {entry.label}{unit}\N{NO-BREAK SPACE}{entry.arrow}"
 
 
-def _column(rows: pd.DataFrame, shown: set[str]) -> list[str]:
+def _column(rows: pd.DataFrame, shown: set[str], *, grey: bool) -> list[str]:
+    """Return the entries of a column; the best is bold, unless all are grey."""
     higher = METRICS[rows["metric"].dropna().iloc[0]].higher_is_better
     best = rows["value"].max() if higher else rows["value"].min()
     if rows["value"].nunique() == 1:
         best = None  # all are equal
-    return [_entry(row, best, row.Index in shown) for row in rows_of(rows)]
+    if not grey:
+        return [_entry(row, best, row.Index in shown) for row in rows_of(rows)]
+    return [f"[{_entry(row, None, row.Index in shown)}]{{.at-chance}}" for row in rows_of(rows)]
 
 
 def _entry(row: TableRow, best: float | None, shown: bool) -> str:

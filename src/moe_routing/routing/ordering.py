@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def order_experts(value_TE: Tensor, tie_break_TE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def order_experts(
+    value_TE: Tensor, tie_break_TE: Tensor | None = None, *, num_ranks: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Sort each row in descending order.
 
     Equal values are ordered by the larger tie break, if one is given, then by the lower index.
@@ -17,12 +19,13 @@ def order_experts(value_TE: Tensor, tie_break_TE: Tensor | None = None) -> tuple
     Args:
         value_TE: float32, (tokens, experts); infinities are ordered, NaN is not allowed.
         tie_break_TE: a second key, any float dtype, (tokens, experts).
+        num_ranks: how many ranks to return, without a tie break; None: all.
 
     Returns:
-        The sorted values, float32, and the experts in that order, int64, both (tokens, experts).
+        The sorted values, float32, and the experts in that order, int64, both (tokens, ranks).
     """
     if tie_break_TE is None:
-        return _order_by_value(value_TE)
+        return _order_by_value(value_TE, num_ranks)
     # An accelerator would have to wait for the number of rows with ties; the CPU sorts only those
     # rows by both keys.
     if value_TE.device.type != "cpu":
@@ -35,7 +38,7 @@ def order_experts(value_TE: Tensor, tie_break_TE: Tensor | None = None) -> tuple
     return sorted_TE, order_TE
 
 
-def _order_by_value(value_TE: Tensor) -> tuple[Tensor, Tensor]:
+def _order_by_value(value_TE: Tensor, num_ranks: int | None = None) -> tuple[Tensor, Tensor]:
     # Value and index share one 64-bit key: the sort itself breaks ties by index, and the sorted key
     # contains the permutation. On the CPU numpy sorts such keys with vector instructions, several
     # times faster than torch.sort or torch.topk on rows of 64.
@@ -44,8 +47,9 @@ def _order_by_value(value_TE: Tensor) -> tuple[Tensor, Tensor]:
     index_bits = _index_bits(experts)
     key_TE = _descending_bits(value_TE).long().bitwise_left_shift_(index_bits)
     key_TE |= torch.arange(experts, device=value_TE.device)
-    order_TE = sort_ascending_(key_TE).bitwise_and_((1 << index_bits) - 1)
-    return value_TE.gather(1, order_TE), order_TE
+    # Only the ranks that are read are unpacked.
+    order_TN = sort_ascending_(key_TE)[:, :num_ranks] & ((1 << index_bits) - 1)
+    return value_TE.gather(1, order_TN), order_TN
 
 
 def _order_by_both(value_TE: Tensor, tie_break_TE: Tensor) -> tuple[Tensor, Tensor]:

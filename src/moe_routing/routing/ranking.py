@@ -97,15 +97,16 @@ def blocks_of(tokens: int, experts: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, max(1, tokens), rows)]
 
 
-def by_score(inputs: RouterInputs) -> tuple[Tensor, Tensor]:
+def by_score(inputs: RouterInputs, num_ranks: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the float32 scores in descending order and the experts in that order.
 
-    Masked experts, whose logit is minus infinity, come last with a score of minus infinity.
+    Masked experts come last with a score of minus infinity.
+
+    Args:
+        inputs: what the experts are ranked by.
+        num_ranks: how many ranks to return; None: all.
     """
-    if inputs.score_TE is None:
-        return order_experts(inputs.logits_TE.float())
-    masked_TE = inputs.logits_TE.isneginf()
-    return order_experts(inputs.score_TE.float().masked_fill(masked_TE, -math.inf))
+    return order_experts(inputs.ranked_by_TE.float(), num_ranks=num_ranks)
 
 
 def in_descending_order(weight_TE: Tensor, inputs: RouterInputs, order_TK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Toggled experts of calibration tokens, and what each changes in the model's predictions.
+"""Toggled experts of tokens, and what each changes in the model's predictions.
 
 A toggle switches one expert of one token in one layer: an expert of the model's own choice gets the
 weight 0 (nothing is renormalised), any other is added with the weight that the model would give it.
@@ -22,11 +22,12 @@ from torch import Tensor
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.tensors import TensorFile
+from moe_routing.routing.types import RouterInputs
 
 
 @dataclass(frozen=True)
 class Toggles(TensorFile):
-    """Toggled pairs of one model on calibration text, ordered by layer.
+    """Toggled pairs of one model on a text, ordered by layer.
 
     Attributes:
         document_P: index of the document, int64.
@@ -35,9 +36,7 @@ class Toggles(TensorFile):
         expert_P: expert, int64.
         rank_P: rank of the expert among the token's experts by probability, from 0, int64; of equal
             ones, those of the model's own choice come first, then the lower index.
-        weight_P: the weight that the model gives the expert, or would give it; float32. Where the
-            model uses raw softmax weights it is the router's probability.
-        weight_LTE: the same of every expert of the tokens, which are in order of document and
+        logits_LTE: router logits of all experts of the tokens, which are in order of document and
             position, float32, (layers, tokens, experts).
         hidden_LTH: router inputs of the tokens, in the same order, float32.
         norm_LTE: Euclidean norm of every expert's output for the tokens, not weighted, float32.
@@ -45,7 +44,7 @@ class Toggles(TensorFile):
         kl_P: KL(stock || toggled) of the next-token distribution at the token, nats, float64.
         loss_change_P: loss of the realised next token, toggled minus stock, nats, float64.
         compensated_kl_P: the KL if the mean output takes the place of a removed expert's output,
-            float64; that of an addition is ``kl_P``.
+            float64; NaN if that was not measured. That of an addition is ``kl_P``.
         compensated_loss_change_P: the change of the loss in that case, float64.
         sampling_weight_P: inverse of the chance that the pair was drawn, float64.
         rank_weight_E: the sampling weight of a pair by its rank, float64, (experts,).
@@ -61,8 +60,7 @@ class Toggles(TensorFile):
     layer_P: Tensor
     expert_P: Tensor
     rank_P: Tensor
-    weight_P: Tensor
-    weight_LTE: Tensor
+    logits_LTE: Tensor
     hidden_LTH: Tensor
     norm_LTE: Tensor
     deviation_LTE: Tensor
@@ -78,17 +76,32 @@ class Toggles(TensorFile):
 
     WHAT: ClassVar[str] = "a file of toggles"
     TENSORS: ClassVar[tuple[str, ...]] = (
-        "document_P", "position_P", "layer_P", "expert_P", "rank_P", "weight_P",
-        "weight_LTE", "hidden_LTH", "norm_LTE", "deviation_LTE",
+        "document_P", "position_P", "layer_P", "expert_P", "rank_P",
+        "logits_LTE", "hidden_LTH", "norm_LTE", "deviation_LTE",
         "kl_P", "loss_change_P", "compensated_kl_P", "compensated_loss_change_P",
         "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
 
     @functools.cached_property
     def token_P(self) -> Tensor:
-        """Index of the pair's token, in the order of ``weight_LTE``, int64."""
-        place_P2 = torch.stack([self.document_P, self.position_P], dim=1)
-        return place_P2.unique(dim=0, return_inverse=True)[1]
+        """Index of the pair's token, in the order of ``logits_LTE``, int64."""
+        # One number per token: torch finds the unique rows of a matrix in a hundred times the time.
+        place_P = self.document_P * (self.position_P.max() + 1) + self.position_P
+        return place_P.unique(return_inverse=True)[1]
+
+    @functools.cached_property
+    def weight_LTE(self) -> Tensor:
+        """The weight that the model gives, or would give, every expert of the tokens, float32.
+
+        Where the model uses raw softmax weights it is the router's probability.
+        """
+        layers = range(self.num_layers)
+        return torch.stack([self.inputs(layer).own_weight_TE for layer in layers])
+
+    @property
+    def weight_P(self) -> Tensor:
+        """The weight that the model gives, or would give, the pair's expert, float32."""
+        return self.weight_LTE[self.layer_P, self.token_P, self.expert_P]
 
     @property
     def norm_P(self) -> Tensor:
@@ -106,6 +119,8 @@ class Toggles(TensorFile):
         because the law holds on the log scale: errors are multiplied. Norms are those of the
         outputs, not predicted ones.
 
+        NaN where compensated removals were not measured.
+
         Raises:
             InputError: a layer has no such removal.
         """
@@ -116,6 +131,8 @@ class Toggles(TensorFile):
         )
 
     def _constants(self, kl_P: Tensor, norm_P: Tensor) -> Tensor:
+        if kl_P.isnan().any():
+            return torch.full_like(self.noise_L, torch.nan)
         size_P = self.weight_P.double() * norm_P.double()
         used_P = (self.rank_P < self.rule.top_k) & (kl_P > 0) & (size_P > 0)
         layer_P = self.layer_P[used_P]
@@ -139,6 +156,22 @@ class Toggles(TensorFile):
             self,
             **{name: getattr(self, name)[kept_P] for name in by_pair},
             **{name: getattr(self, name)[:, tokens] for name in by_token},
+        )
+
+    def inputs(self, layer: int, centred_norm_LE: Tensor | None = None) -> RouterInputs:
+        """Return what the router of a layer read of the tokens, and its logits.
+
+        Args:
+            layer: the layer.
+            centred_norm_LE: norms of the centred router vectors, as in the calibration sample of
+                the model, for nulls that use them.
+        """
+        return RouterInputs(
+            layer,
+            self.logits_LTE[layer],
+            hidden_TH=self.hidden_LTH[layer],
+            centred_norm_E=None if centred_norm_LE is None else centred_norm_LE[layer],
+            rule=self.rule,
         )
 
     @property

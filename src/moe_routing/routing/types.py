@@ -30,8 +30,9 @@ class RouterInputs:
             known; see :func:`centred_norms`.
         rule: the model's own routing rule; None: raw softmax weights.
         score_TE: what ranks the experts where it is not the logit, float, (tokens, experts), such
-            as a logit with a bias for balance, or a score of :mod:`moe_routing.routing.scores`. It
-            never enters the weights.
+            as a logit with a bias for balance, or a score of :mod:`moe_routing.routing.scores`.
+            Masked experts, whose logit is minus infinity, have a score of minus infinity. It never
+            enters the weights.
         log_size_TE: log of the norm of each expert's output, or of what a compensated strategy
             drops with it, float32, (tokens, experts), where it is not predicted from
             ``hidden_TH``.

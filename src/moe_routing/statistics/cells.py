@@ -15,7 +15,7 @@ import pandas as pd
 from moe_routing.errors import InputError
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.intervals import column, denominator
-from moe_routing.vocabulary import Metric
+from moe_routing.vocabulary import METRICS, TASKS, Metric
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,29 @@ class Panel:
         task: its task.
         strategies: strategy ids.
         items: item table of each strategy, in the order of ``strategies``.
+        main: name of the main metric of the data set.
     """
 
     dataset: str
     task: str
     strategies: tuple[str, ...]
     items: tuple[pd.DataFrame, ...]
+    main: str
+
+    @property
+    def measures(self) -> list[Metric]:
+        """Metrics by which strategies are compared, the main one first."""
+        names = TASKS[self.task].compared
+        return [METRICS[name] for name in dict.fromkeys((self.main, *names))]
+
+    @property
+    def main_measure(self) -> Metric:
+        """The metric of comparison where only one can be shown."""
+        return METRICS[self.main]
+
+    def is_main(self, measure: Metric) -> bool:
+        """Return whether a measure is the main one of the data set."""
+        return measure.name == self.main
 
     @property
     def n_items(self) -> int:
@@ -153,8 +170,12 @@ class Panel:
         return value_CS, np.broadcast_to(unit_C[:, None], value_CS.shape)
 
 
-def make_panel(cells: Iterable[Cell]) -> Panel:
+def make_panel(cells: Iterable[Cell], main: str | None = None) -> Panel:
     """Put the cells of one data set side by side, in the item order of the first.
+
+    Args:
+        cells: the cells.
+        main: main metric of the data set; None: the first that its task is compared by.
 
     Raises:
         InputError: the items of two cells are not the same, or their clusters differ.
@@ -162,7 +183,9 @@ def make_panel(cells: Iterable[Cell]) -> Panel:
     cells = list(cells)
     first = cells[0]
     aligned = tuple(_align(cell, first) for cell in cells)
-    return Panel(first.dataset, first.task, tuple(cell.strategy for cell in cells), aligned)
+    names = tuple(cell.strategy for cell in cells)
+    main = main or TASKS[first.task].compared[0]
+    return Panel(first.dataset, first.task, names, aligned, main)
 
 
 def _align(cell: Cell, first: Cell) -> pd.DataFrame:

@@ -269,6 +269,12 @@ ITEMS = {
     "correct": "whether the item is answered right; empty for documents",
     "correct_norm": "the same by log-likelihood per character; empty except for multiple choice",
     "greedy": "whether every scored token is the model's most likely one; empty for documents",
+    "gold_bytes": "UTF-8 bytes of the right continuation, without the space before it; empty for "
+    "documents",
+    "gold_bits_per_byte": "-log2 of its likelihood, per byte; empty for documents",
+    "gold_margin": "its log-likelihood minus that of the best wrong continuation, nats; empty "
+    "except for multiple choice",
+    "log_likelihoods": "log-likelihoods of all continuations, nats, in the order of the item",
     "mean_experts": "experts per token and layer over the tokens read for the item",
     "kl": "KL(baseline || strategy) of the next token's distribution, nats, summed over the scored "
     "tokens; empty where not measured; the mean per token is sum(kl) / sum(tokens) over the others",

@@ -24,7 +24,7 @@ from moe_routing.statistics.power import (
     detectable_difference,
 )
 from moe_routing.statistics.proportions import exact_mcnemar, paired_noninferiority_p
-from moe_routing.vocabulary import TASKS, Metric
+from moe_routing.vocabulary import Metric
 
 ResultRow = dict[str, Any]
 """One row of a table; columns differ in type."""
@@ -78,7 +78,7 @@ def contrasts(
     if not arms:
         return []
     found = []
-    for metric in TASKS[panel.task].measures:
+    for metric in panel.measures:
         value_NS = panel.values(metric)
         difference_NS = value_NS[:, list(arms)] - value_NS[:, [baseline]]
         rng = named_rng(seed, table, panel.dataset, metric.name)
@@ -100,7 +100,7 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
             "dataset": panel.dataset,
             "metric": metric.name,
             "task": panel.task,
-            "main": TASKS[panel.task].is_main(metric),
+            "main": panel.is_main(metric),
             "higher_is_better": metric.higher_is_better,
             "n_items": panel.n_items,
             "n_clusters": panel.n_clusters,
@@ -122,7 +122,8 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
         if metric.is_proportion:
             row |= _proportion_columns(contrast, value_NS[:, contrast.baseline], value_NS[:, arm])
         else:
-            row["perplexity_ratio"] = np.exp(difference)
+            if metric.column == "log_likelihood":
+                row["perplexity_ratio"] = np.exp(difference)
             row["p_signed_rank"] = signed_rank_p(comparison.sums_CS[:, s])
         rows.append(row)
     return rows
@@ -165,7 +166,7 @@ def noninferiority_rows(contrast: Contrasts) -> list[ResultRow]:
                 "strategy": panel.strategies[arm],
                 "dataset": panel.dataset,
                 "metric": metric.name,
-                "main": TASKS[panel.task].is_main(metric),
+                "main": panel.is_main(metric),
                 "margin": contrast.margin,
                 "loss": loss,
                 "upper_bound": upper_bound,

@@ -12,7 +12,6 @@ import numpy as np
 from moe_routing.config.study import Control, StatisticsConfig
 from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.contrasts import ResultRow, contrasts, noninferiority_rows, paired_rows
-from moe_routing.vocabulary import TASKS
 
 
 def control_rows(
@@ -86,6 +85,6 @@ def numerics_rows(
         for contrast in contrasts(panel, settings, seed, "numerics")
         for row in paired_rows(contrast)
     ]
-    measures = TASKS[panel.task].measures
+    measures = panel.measures
     order = [(name, metric.name) for name in changed for metric in measures]
     return sorted(rows, key=lambda row: order.index((row["arm"], row["metric"])))

@@ -20,7 +20,7 @@ from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
 from moe_routing.statistics.paired import PairedTable
 from moe_routing.statistics.proportions import exact_mcnemar, mixed_interval, p_of_interval
-from moe_routing.vocabulary import TASKS, Metric
+from moe_routing.vocabulary import Metric
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
 NO_CURVE = "no curve"
@@ -160,14 +160,14 @@ def matched_rows(
         name: bracket(mean_experts.get(name, np.nan), list(curves[name].values())) for name in arms
     }
     rows = []
-    for metric in TASKS[panel.task].measures:
+    for metric in panel.measures:
         gaps = _gaps(panel, metric, settings, seed, curves, brackets)
         for name in arms:
             row = {
                 "strategy": name,
                 "dataset": panel.dataset,
                 "metric": metric.name,
-                "main": TASKS[panel.task].is_main(metric),
+                "main": panel.is_main(metric),
                 "higher_is_better": metric.higher_is_better,
                 "mean_experts": mean_experts.get(name, np.nan),
                 "value": panel.value(metric, name),

@@ -14,7 +14,6 @@ from moe_routing.statistics.contrasts import ResultRow
 from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.proportions import clustered_wilson
 from moe_routing.statistics.ranks import friedman
-from moe_routing.vocabulary import TASKS
 
 FEW_DATASETS = 10
 """Below this many data sets the chi-squared approximation is poor (Demsar 2006, section 3.2.2)."""
@@ -56,7 +55,7 @@ def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[R
 
 
 def _main_loss(panel: Panel, strategy: str) -> float:
-    metric = TASKS[panel.task].main_measure
+    metric = panel.main_measure
     return metric.loss(panel.value(metric, strategy))
 
 
@@ -81,7 +80,7 @@ def pareto_rows(
         cost: cost of each strategy; strategies without one are off the front.
         name: column that holds the cost.
     """
-    metric = TASKS[panel.task].main_measure
+    metric = panel.main_measure
     value_NS = panel.values(metric)
     rng = named_rng(seed, "pareto", panel.dataset)
     boot = bootstrap_ratios(*panel.sums(value_NS, metric), resamples=settings.resamples, rng=rng)

@@ -50,6 +50,52 @@ def clustered_wilson(
     return wilson_interval(values.sum(), values.size, confidence, design_effect=effect)
 
 
+def clustered_ratio(
+    found_NS: ArrayLike,
+    total_NS: ArrayLike,
+    clusters: ArrayLike,
+    size_S: ArrayLike,
+    confidence: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return proportions of weighted counts, sum found / sum total, with Wilson limits, each (S,).
+
+    The limits are those of :func:`wilson_interval` at the design effect of clusters: the clustered
+    variance of the ratio over that of ``size`` independent observations, at least 1. A series
+    without anything to count has none of the three.
+
+    Args:
+        found_NS: weight of what was found in each item, (N, S), at most ``total_NS``.
+        total_NS: weight of everything in it.
+        clusters: cluster label of each item, (N,).
+        size_S: observations behind the total of each series; of unequal weights w, the effective
+            number (sum w)^2 / sum w^2 (Kish 1965).
+        confidence: level of the limits.
+
+    >>> value, low, high = clustered_ratio([[1]] * 7 + [[0]] * 3, [[1]] * 10, range(10), [10], 0.95)
+    >>> round(float(value[0]), 4), round(float(low[0]), 4), round(float(high[0]), 4)
+    (0.7, 0.3968, 0.8922)
+    """
+    found_CS, total_CS = cluster_sums(found_NS, clusters), cluster_sums(total_NS, clusters)
+    value_S, low_S, high_S = np.full((3, total_CS.shape[1]), np.nan)
+    some_S = total_CS.sum(0) > 0
+    if not some_S.any():
+        return value_S, low_S, high_S
+    ratio_S, error_S = ratio_with_error(found_CS[:, some_S], total_CS[:, some_S])
+    n_S = np.asarray(size_S, dtype=float)[some_S]
+    simple_S = ratio_S * (1 - ratio_S) / (n_S - 1).clip(min=1.0)
+    # Nothing varies at 0 and 1, and the error of a single cluster is not known.
+    known_S = (simple_S > 0) & np.isfinite(error_S)
+    effect_S = np.divide(error_S**2, simple_S, out=np.ones_like(n_S), where=known_S).clip(min=1.0)
+    n_S = n_S / effect_S
+    limits = proportion_confint(ratio_S * n_S, n_S, alpha=1 - confidence, method="wilson")
+    lower_S, upper_S = cast("tuple[np.ndarray, np.ndarray]", limits)
+    value_S[some_S] = ratio_S
+    # At 0 and 1 rounding can leave the estimate just outside its limits.
+    low_S[some_S] = np.minimum(lower_S.clip(0, 1), ratio_S)
+    high_S[some_S] = np.maximum(upper_S.clip(0, 1), ratio_S)
+    return value_S, low_S, high_S
+
+
 def exact_interval(successes: int, n: int, confidence: float) -> tuple[float, float]:
     """Return the exact interval of a proportion of independent items (Clopper & Pearson 1934).
 

@@ -74,6 +74,7 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         datasets={name: DATASETS[name].task for name in config.datasets},
         settings=config.statistics,
         seed=config.seed,
+        main=config.main_metrics,
         controls={
             name: control._replace(base=duplicates.get(control.base, control.base))
             for name, control in config.control_of.items()
@@ -114,6 +115,7 @@ def study_tables(
     datasets: Mapping[str, str],
     settings: StatisticsConfig,
     seed: int,
+    main: Mapping[str, str] | None = None,
     controls: Mapping[str, Control] | None = None,
     numerics: Mapping[str, str] | None = None,
     levers: Sequence[str] = (),
@@ -128,6 +130,7 @@ def study_tables(
         datasets: task of each data set.
         settings: baseline, primary contrast, levels and margins.
         seed: seed of the study.
+        main: main metric of data sets, where it is not the first of their task.
         controls: the controls by id; of the other tables they are in matched_compute and on the
             Pareto fronts only, as points of static curves and as rivals.
         numerics: what each numerics arm changes.
@@ -136,12 +139,12 @@ def study_tables(
     Raises:
         InputError: see :func:`write_statistics`.
     """
-    controls, numerics = controls or {}, numerics or {}
+    main, controls, numerics = main or {}, controls or {}, numerics or {}
     present, missing = find_cells(cells, [*strategies, *controls], datasets, settings.baseline)
     if not present:
         raise InputError(f"{cells}: no data set has a cell of the baseline '{settings.baseline}'")
     panels = [
-        make_panel(load_cells(cells, names, {dataset: datasets[dataset]}))
+        make_panel(load_cells(cells, names, {dataset: datasets[dataset]}), main.get(dataset))
         for dataset, names in present.items()
     ]
     costs = _Costs(overview)
@@ -150,7 +153,7 @@ def study_tables(
     margins = add_margin_verdicts(tables.pop("control_margins"), settings)
     tables["controls"] = add_verdicts(tables["controls"], settings, margins)
     with_baseline = {dataset: datasets[dataset] for dataset in present}
-    arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics)
+    arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics, main)
     tables["numerics"] = pd.DataFrame(arms)
     missing += missing_arms
     found, missing_levers = _levers(cells, with_baseline, settings, seed, levers, costs)
@@ -195,6 +198,7 @@ def _numerics(
     settings: StatisticsConfig,
     seed: int,
     numerics: Mapping[str, str],
+    main: Mapping[str, str],
 ) -> tuple[Rows, Rows]:
     """Return the rows of the numerics arms, and rows about what is missing."""
     folder, baseline = cells.parent / "numerics", settings.baseline
@@ -209,7 +213,8 @@ def _numerics(
         )
         if arms:
             usual = load_cells(cells, [baseline], {dataset: task})
-            panel = make_panel(usual + load_cells(folder, arms, {dataset: task}))
+            own = load_cells(folder, arms, {dataset: task})
+            panel = make_panel(usual + own, main.get(dataset))
             rows += numerics_rows(panel, numerics, settings, seed)
     return rows, missing
 

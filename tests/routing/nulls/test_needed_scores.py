@@ -73,11 +73,11 @@ def test_p_values_equal_a_loop_over_toggled_pairs(calibration, null_id):
     here = [(float(score_LTE[1, t, e]), w, n) for at, t, e, w, n in pairs if at == 1]
     logits_TE = calibration.sample.logits_LTE[1, :8].clone()
     logits_TE[2, :9] = -math.inf
-    score_TE = score_LTE[1, :8].clone()
+    score_TE = score_LTE[1, :8].where(logits_TE > -math.inf, -math.inf)
     inputs = RouterInputs(1, logits_TE, score_TE=score_TE)
     p_TE = null.p_values(inputs)
     for token in range(8):
-        score_E = score_TE[token].where(logits_TE[token] > -math.inf, -math.inf).tolist()
+        score_E = score_TE[token].tolist()
         order = sorted(range(EXPERTS), key=lambda e: (-score_E[e], e))
         for rank, expert in enumerate(order):
             own = float(toggles.rank_weight_E[rank])

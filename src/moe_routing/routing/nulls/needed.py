@@ -192,9 +192,32 @@ class Needed(Null):
         score: ExpertScore,
     ) -> Self:
         statistic_LTE = statistics(toggles, outputs, name, score)
+        null_P = not_needed(toggles, name, epsilon)
+        return cls.of_pairs(toggles, statistic_LTE, null_P, name=name, epsilon=epsilon, score=score)
+
+    @classmethod
+    def of_pairs(
+        cls,
+        toggles: Toggles,
+        statistic_LTE: Tensor,
+        null_P: Tensor,
+        *,
+        name: NeededId,
+        epsilon: float,
+        score: ExpertScore,
+    ) -> Self:
+        """Fit every layer on pairs that are already judged.
+
+        Args:
+            toggles: the toggled pairs.
+            statistic_LTE: test statistics of all experts of the toggled tokens.
+            null_P: whether H0 holds for each pair, bool.
+            name: id.
+            epsilon: effect below which an expert is not needed, in nats.
+            score: what the statistic is.
+        """
         statistic_P = statistic_LTE[toggles.layer_P, toggles.token_P, toggles.expert_P]
-        tables = _tables(toggles, statistic_P, not_needed(toggles, name, epsilon))
-        return cls(name, epsilon, score, tables)
+        return cls(name, epsilon, score, _tables(toggles, statistic_P, null_P))
 
     def conditional(self) -> Needed:
         """Return the null with the pairs that H0 holds for, not all, in the denominator.
@@ -223,15 +246,15 @@ class Needed(Null):
         Raises:
             InputError: the inputs have no scores, and the statistic is not the probability.
         """
-        masked_TE = inputs.logits_TE == -math.inf
         if self.score == "probability":
+            masked_TE = inputs.logits_TE == -math.inf
             return inputs.own_weight_TE.masked_fill(masked_TE, -math.inf)
         if inputs.score_TE is None:
             raise InputError(
                 f"null '{self.id}' tests the score '{self.score.replace('_', '-')}'; allowed: "
                 "router inputs that are scored by it"
             )
-        return inputs.score_TE.masked_fill(masked_TE, -math.inf)
+        return inputs.score_TE
 
     def order(self, inputs: RouterInputs, num_ranks: int | None = None) -> OrderedExperts:
         """Sort the scores, or the logits, whose order the weights have up to rounding."""

@@ -28,7 +28,7 @@ from moe_routing.routing.strategies.discovery import (
     static_families,
 )
 from moe_routing.routing.strategies.ranked import Ranked
-from moe_routing.schema import parse
+from moe_routing.schema import build
 
 __all__ = [
     "ControlStrategy",
@@ -56,7 +56,7 @@ def parse_strategy(strategy_id: str) -> Strategy:
     values = _parameters(head, cls, strategy_id)
     if dot:
         values["base"] = _base(base_id, strategy_id)
-    return parse(cls, values, f"strategy '{strategy_id}'")
+    return build(cls, values, f"strategy '{strategy_id}'")
 
 
 def _family(

@@ -58,9 +58,9 @@ class Regular(Strategy):
         def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
             if inputs.score_TE is None:
                 return Selection.fixed(top_experts(probability_TE, self.k))
-            score_TE, order_TE = by_score(inputs)
-            count_T = order_TE.new_full(order_TE.shape[:1], self.k)
-            kept = Ranking.counted(order_TE, score_TE, count_T, self.k)
+            score_TK, order_TK = by_score(inputs, self.k)
+            count_T = order_TK.new_full(order_TK.shape[:1], self.k)
+            kept = Ranking.counted(order_TK, score_TK, count_T, self.k)
             return Selection.prefix(kept.order_TK, kept.count_T, num_experts, kept.rejected_T)
 
         return select

@@ -1,0 +1,428 @@
+"""Branches: continuations of documents from some of their tokens on, with the experts changed.
+
+Branches are rows of the same packed batch as their documents. They enter at the first layer whose
+routing they change, as copies of the document's hidden states, and from there on go through the
+model's own layers like any other token: their attention reads the document's tokens before them,
+and their own. So nothing below that layer is computed again, and no key or value is copied.
+
+Branches come in blocks of equal shape, by probed token, branch and position. A subclass of
+:class:`BranchBatch` says which blocks enter in which layer, and what they change.
+
+Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a block, L
+blocks, S positions of a branch, R rows of a block, K slots, E experts, H hidden size, V vocabulary,
+N rows of logits, B branches of a probed token so far, D head dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_routing.engine.adapters import RouterModule, find_experts, find_routers
+from moe_routing.engine.attention import Layout, PaddedLayout, SlicedLayout, packed_attention
+from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
+from moe_routing.engine.head import logits_of
+from moe_routing.engine.kernels import fused_cpu_kernels
+from moe_routing.engine.offload import input_device
+from moe_routing.engine.packable import packable_attention
+from moe_routing.engine.packing import Span
+from moe_routing.engine.patching import Forward, patched_forward
+from moe_routing.engine.routed import chosen_experts
+from moe_routing.engine.upcast import upcast, wide_dtype
+from moe_routing.errors import InputError
+
+BATCH_ROWS = 8192
+"""Most rows of a forward pass: tokens of documents, and of branches of all layers."""
+LOGIT_NUMBERS = 1 << 21
+"""Most logits of branches at once; they are compared in double precision, which takes 40 MB."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A document and the tokens in it whose experts are toggled.
+
+    Attributes:
+        document: its index or id.
+        ids_S: its token ids, int64; the last one is only predicted.
+        positions: the tokens, in order; each has a token after it.
+    """
+
+    document: int | str
+    ids_S: Tensor
+    positions: tuple[int, ...]
+
+
+def batches(probes: Sequence[Probe], branches: int, steps: int = 1) -> Iterator[list[Probe]]:
+    """Fill batches of at most ``BATCH_ROWS`` rows.
+
+    A document with too many tokens is in several batches. One token makes a batch in any case.
+
+    Args:
+        probes: documents and tokens.
+        branches: branches of a token, in all layers.
+        steps: positions of a branch.
+    """
+    batch: list[Probe] = []
+    rows, most = 0, max(1, BATCH_ROWS // (branches * steps))
+    for probe in probes:
+        for start in range(0, len(probe.positions), most):
+            positions = probe.positions[start : start + most]
+            own = positions[-1] + steps + len(positions) * branches * steps
+            if batch and rows + own > BATCH_ROWS:
+                yield batch
+                batch, rows = [], 0
+            batch.append(replace(probe, positions=positions))
+            rows += own
+    yield batch
+
+
+@contextmanager
+def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[None]:
+    """Prepare a model for passes with branches, inside the context.
+
+    Everything is computed in float32 or better (:func:`~moe_routing.engine.upcast.upcast`).
+
+    Args:
+        model: the model; it may be routed.
+        longest: most tokens of a document that are read.
+        what: what branches, for errors.
+
+    Raises:
+        InputError: branches are not exact for the model.
+    """
+    exact = packable_attention(model)
+    if exact.longest < longest:
+        raise InputError(
+            f"{what}: documents of {longest} tokens; allowed: at most {exact.longest}, because "
+            f"{exact.reason}"
+        )
+    with (
+        packed_attention(model),
+        fused_cpu_kernels(model),
+        upcast(model),
+        chosen_experts(model, EXPERTS_IMPLEMENTATION),
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Predictions of branches against those of their documents.
+
+    Attributes:
+        kl_LPA: KL(document || branch) of the next-token distribution at the token, nats, float64.
+        change_LPAS: loss of the realised next token at each position of the branch, minus that of
+            the document, nats, float64; 0 beyond the end of the document.
+        loss_P: loss of the realised next token of the document's own token, nats, float64.
+        stock_PSH: final hidden states of the document's own tokens, on the model's device.
+    """
+
+    kl_LPA: Tensor
+    change_LPAS: Tensor
+    loss_P: Tensor
+    stock_PSH: Tensor
+
+
+class BranchBatch(ABC):
+    """The documents of one forward pass, and their branches.
+
+    Attributes:
+        entering: number of blocks that enter in each layer, by layer.
+        changed: layers in which branches change the routing.
+        sole: what a router does, if it takes only one such change, as for ``patched_forward``.
+    """
+
+    entering: Mapping[int, int]
+    changed: frozenset[int]
+    sole: str | None = None
+
+    def __init__(self, probes: Sequence[Probe], branches: int, steps: int = 1) -> None:
+        """Lay out the rows.
+
+        Args:
+            probes: documents and tokens.
+            branches: branches of a probed token in a block.
+            steps: positions of a branch.
+        """
+        self.branches, self.steps = branches, steps
+        # Nothing reads what comes after the last branch.
+        ends = [min(p.positions[-1] + steps, p.ids_S.numel() - 1) for p in probes]
+        starts = list(accumulate(ends, initial=0))
+        self.tokens = starts.pop()
+        self.spans = [Span(s, (), end, ()) for s, end in zip(starts, ends, strict=True)]
+        ids = [(p.ids_S[:end], p.ids_S[1 : end + 1]) for p, end in zip(probes, ends, strict=True)]
+        self.ids_T, self.next_T = (torch.cat(part) for part in zip(*ids, strict=True))
+        self.position_T = torch.cat([torch.arange(end) for end in ends])
+        count = [len(p.positions) for p in probes]
+        self.document_P = [p.document for p in probes for _ in p.positions]
+        self.position_P = torch.tensor([position for p in probes for position in p.positions])
+        start_P, end_P = (
+            torch.tensor(bound).repeat_interleave(torch.tensor(count)) for bound in (starts, ends)
+        )
+        position_PS = self.position_P[:, None] + torch.arange(steps)
+        self.inside_PS = position_PS < end_P[:, None]
+        # Positions beyond the end of a document repeat its last token; nothing else sees them.
+        self.source_PS = start_P[:, None] + position_PS.minimum(end_P[:, None] - 1)
+        self.prefixes = list(zip(start_P.tolist(), self.source_PS[:, 0].tolist(), strict=True))
+        # The rows of a block.
+        self.source_R = self.source_PS[:, None].expand(-1, branches, -1).flatten()
+
+    @abstractmethod
+    def route(
+        self,
+        router: RouterModule,
+        hidden_TH: Tensor,
+        logits_TE: Tensor,
+        index_TK: Tensor,
+        weight_TK: Tensor,
+    ) -> None:
+        """Change the experts and weights of branches in place.
+
+        Args:
+            router: of a layer in ``changed``.
+            hidden_TH: what it reads of all rows, those of the blocks after the tokens.
+            logits_TE: its logits.
+            index_TK: experts, the number of experts in empty slots; the last slot is empty.
+            weight_TK: their weights.
+        """
+
+    def run(self, model: PreTrainedModel, what: str, stock_PSH: Tensor | None = None) -> Compared:
+        """Compute documents and branches, and compare their predictions.
+
+        Args:
+            model: a model that :func:`branching` has prepared.
+            what: what branches, for errors.
+            stock_PSH: what to compare branches with, from another batch; None: from this one.
+
+        Raises:
+            InputError: a loss is not finite.
+        """
+        hidden_TH = self._final_states(model)
+        if stock_PSH is None:
+            stock_PSH = hidden_TH[self.source_PS.to(hidden_TH.device)]
+        head = partial(logits_of, model)
+        compared = self._compare(head, stock_PSH, hidden_TH[self.tokens :])
+        kl, change, loss = zip(*compared, strict=True)
+        found = Compared(torch.stack(kl, 1), torch.stack(change, 1), torch.stack(loss), stock_PSH)
+        losses_LPAS = found.kl_LPA[..., None] + found.change_LPAS
+        finite_P = losses_LPAS.isfinite().all(-1).all(-1).all(0)
+        if not finite_P.all():
+            index = int((~finite_P).nonzero()[0])
+            raise InputError(
+                f"{what}: a loss at position {int(self.position_P[index])} of document "
+                f"{self.document_P[index]} is not finite; allowed: numbers (check the weights and "
+                "the dtype)"
+            )
+        return found
+
+    def patches(self, router: RouterModule, experts: nn.Module) -> Iterator[AbstractContextManager]:
+        """Yield what replaces forwards in a layer whose routing is changed."""
+        yield patched_forward(router.module, partial(self._router, router), self.sole)
+
+    def _final_states(self, model: PreTrainedModel) -> Tensor:
+        """Return the final hidden states of documents and branches, (T, H)."""
+        routers, experts = find_routers(model), find_experts(model)
+        device, dtype = input_device(model), wide_dtype(model.dtype)
+        on_cpu = model.device.type == "cpu"  # that of a model with offloaded weights is meta
+        stock = (SlicedLayout if on_cpu else PaddedLayout)(self.spans, dtype, device)
+        with ExitStack() as stack:
+            for layer in cast("nn.ModuleList", model.base_model.layers):
+                inside = {id(module) for module in layer.modules()}
+                router = next((r for r in routers if id(r.module) in inside), None)
+                blocks = 0 if router is None else self.entering.get(router.layer, 0)
+                stack.enter_context(patched_forward(layer, partial(self._layer, blocks)))
+            for router, module in zip(routers, experts, strict=True):
+                if router.layer in self.changed:
+                    for patch in self.patches(router, module):
+                        stack.enter_context(patch)
+            output = model.base_model(
+                input_ids=self.ids_T[None].to(device),
+                position_ids=self.position_T[None].to(device),
+                use_cache=False,
+                layout=BranchLayout(stock, self.tokens, self.prefixes, self.branches, self.steps),
+            )
+        return output.last_hidden_state[0]
+
+    def _layer(self, entering: int, inner: Forward) -> Callable[..., object]:
+        """Return the forward of a decoder layer in which blocks may enter."""
+
+        def forward(
+            hidden_1TH: Tensor,
+            *args: object,
+            position_embeddings: tuple[Tensor, ...],
+            **kwargs: object,
+        ) -> object:
+            source_R = self.source_R.to(hidden_1TH.device)
+            if entering:
+                block_1RH = hidden_1TH[:, source_R]
+                hidden_1TH = torch.cat([hidden_1TH, *[block_1RH] * entering], 1)
+            blocks = (hidden_1TH.shape[1] - self.tokens) // source_R.numel()
+            rope = tuple(
+                torch.cat([part, part[:, source_R].repeat(1, blocks, 1)], 1)
+                for part in position_embeddings
+            )
+            return inner(hidden_1TH, *args, position_embeddings=rope, **kwargs)
+
+        return forward
+
+    def _router(self, router: RouterModule, inner: Forward) -> Callable[..., object]:
+        """Return the forward of a router that changes the routing of branches."""
+        route = cast("Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]", inner)
+
+        def forward(hidden_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits_TE, weight_TK, index_TK = route(hidden_TH)
+            # One more slot, for an expert that is added; empty in all other rows.
+            index_TK = F.pad(index_TK, (0, 1), value=router.num_experts)
+            weight_TK = F.pad(weight_TK, (0, 1))
+            self.route(router, hidden_TH, logits_TE, index_TK, weight_TK)
+            return logits_TE, weight_TK, index_TK
+
+        return forward
+
+    def _compare(
+        self, head: Callable[[Tensor], Tensor], stock_PSH: Tensor, rows_RH: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield KL, (L, A), changes of losses, (L, A, S), and the loss of each probed token."""
+        shape = (-1, len(self.prefixes), self.branches, self.steps)
+        target_PS = self.next_T[self.source_PS]
+        for rows_LASH, stock_SH, target_S, inside_S in zip(
+            rows_RH.unflatten(0, shape).unbind(1), stock_PSH, target_PS, self.inside_PS, strict=True
+        ):
+            parts = [
+                compare(head, stock_H, rows_LAH.flatten(0, 1), int(target))
+                for stock_H, rows_LAH, target in zip(
+                    stock_SH, rows_LASH.unbind(2), target_S, strict=True
+                )
+            ]
+            kl, change, loss = zip(*parts, strict=True)
+            change_LAS = torch.stack([part.view(-1, self.branches) for part in change], -1)
+            yield kl[0].view(-1, self.branches), change_LAS.where(inside_S, 0.0), loss[0]
+
+
+def compare(
+    head: Callable[[Tensor], Tensor], stock_H: Tensor, rows_NH: Tensor, target: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare the predictions of rows with that of the stock model; on the host, nats, float64.
+
+    Effects may be a millionth of a nat: logits differ in float32, everything after is float64.
+
+    Returns:
+        KL(stock || row), (N,); the change of the loss of the target, (N,); the stock's loss.
+    """
+    log_p_V = head(stock_H[None])[0].double().log_softmax(-1)
+    p_V, rows = log_p_V.exp(), max(1, LOGIT_NUMBERS // log_p_V.numel())
+    entropy = p_V @ log_p_V
+    kl, change = [], []
+    for part_NH in rows_NH.split(rows):
+        log_q_NV = head(part_NH).double().log_softmax(-1)
+        kl.append(entropy - log_q_NV @ p_V)
+        change.append(log_p_V[target] - log_q_NV[:, target])
+    # Divergences are not negative, but rounding errors may be.
+    return torch.cat(kl).clamp_(min=0).cpu(), torch.cat(change).cpu(), -log_p_V[target].cpu()
+
+
+def would_weights(
+    probability_TE: Tensor, index_TK: Tensor, weight_TK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weight that a router gives, or would give, every expert, and whether it is chosen.
+
+    A weight is the probability, scaled as the router scales those of its own choice.
+
+    Args:
+        probability_TE: softmax over all experts.
+        index_TK: experts of the router's choice, the number of experts in empty slots.
+        weight_TK: their weights.
+    """
+    experts = probability_TE.shape[1]
+    own_TE = F.pad(torch.zeros_like(probability_TE), (0, 1)).scatter(1, index_TK, 1)[:, :-1]
+    chosen_TK = probability_TE.gather(1, index_TK.where(index_TK < experts, 0))
+    chosen_TK = chosen_TK * (index_TK < experts)
+    scale_T1 = weight_TK.sum(1, keepdim=True) / chosen_TK.sum(1, keepdim=True)
+    weight_TE = F.pad(probability_TE * scale_T1, (0, 1)).scatter(1, index_TK, weight_TK)[:, :-1]
+    return weight_TE, own_TE
+
+
+class BranchLayout:
+    """Attention of documents as in a packed batch, and of branches after them.
+
+    Branches come in blocks of equal shape: by probed token, branch and position.
+    """
+
+    def __init__(
+        self,
+        documents: Layout,
+        tokens: int,
+        prefixes: Sequence[tuple[int, int]],
+        branches: int,
+        steps: int,
+    ) -> None:
+        """Keep the shape.
+
+        Args:
+            documents: the layout of the first ``tokens`` tokens.
+            tokens: tokens of all documents.
+            prefixes: for each probed token, the (start, end) of the tokens before it.
+            branches: branches of a probed token in a block.
+            steps: positions of a branch.
+        """
+        self.longest = documents.longest
+        self.documents, self.tokens, self.prefixes = documents, tokens, prefixes
+        self.block = (len(prefixes), branches, steps)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        given, tokens = (query, key, value), self.tokens
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        query_1, key_1, value_1 = (rows[:, :, :tokens] for rows in given)
+        out[:, :tokens] = self.documents.attend(query_1, key_1, value_1, scaling)
+        if query.shape[2] == tokens:
+            return out
+        blocks = [rows[0, :, tokens:].unflatten(1, (-1, *self.block)) for rows in given]
+        rows = out[0, self.tokens :].unflatten(0, (-1, *self.block))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        for index, (start, end) in enumerate(self.prefixes):
+            past_key, past_value = key[0, :, start:end], value[0, :, start:end]
+            own_query, own_key, own_value = (block[:, :, index].flatten(1, 2) for block in blocks)
+            part = _branch_attention(own_query, own_key, own_value, past_key, past_value, scale)
+            rows[:, index] = part.unflatten(1, rows.shape[:1] + rows.shape[2:3]).permute(
+                1, 2, 3, 0, 4
+            )
+        return out
+
+
+def _branch_attention(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, scale: float
+) -> Tensor:
+    """Attend to a common past, and causally to the branch itself.
+
+    Args:
+        query: (heads, B, S, D).
+        key: (heads, B, S, D).
+        value: (heads, B, S, D).
+        past_key: (heads, past, D).
+        past_value: (heads, past, D).
+        scale: factor of the scores.
+
+    Returns:
+        Outputs, (heads, B, S, D).
+    """
+    query, steps = query * scale, query.shape[2]
+    flat = query.flatten(1, 2)
+    past = flat @ past_key.transpose(1, 2)
+    own = query @ key.transpose(2, 3)
+    if steps > 1:
+        later = torch.ones(steps, steps, dtype=torch.bool, device=query.device).triu(1)
+        own = own.masked_fill(later, -torch.inf)
+    score = torch.cat([past, own.flatten(1, 2)], -1).softmax(-1)
+    past, own = score.split([past.shape[-1], steps], -1)
+    return (past @ past_value).view_as(query) + own.reshape(*query.shape[:3], steps) @ value
