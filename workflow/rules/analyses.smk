@@ -22,7 +22,7 @@ for analysis in ANALYSES:
         threads: study.resources.threads if analysis.runs_model else 1
         resources:
             mem_mb=doubled(max(study.resources.mem_mb, analysis.mem_mb)),
-            runtime=study.resources.runtime,
+            runtime=doubled(study.resources.runtime),
             gpu=study.resources.gpu * analysis.runs_model,
         params:
             settings=sections(study, *analysis.settings),
