@@ -115,7 +115,7 @@ def _record(number: str) -> Path:
 
 def main() -> None:
     """Parse arguments and do it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     submitting = commands.add_parser("submit")
     submitting.add_argument("--system", choices=("pbs", "sge", "lsf"), required=True)

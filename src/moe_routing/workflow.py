@@ -23,8 +23,7 @@ from moe_routing.config import cells
 from moe_routing.config.cells import sections
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
-from moe_routing.data.prepare import CERTIFICATION_FILE
-from moe_routing.data.sources import raw_path, source_of
+from moe_routing.data.sources import CERTIFICATION_FILE, raw_path, source_of
 from moe_routing.engine.weights import file_hashes
 from moe_routing.errors import InputError
 from moe_routing.evaluation.archive import ARCHIVED

@@ -15,6 +15,9 @@ from moe_routing.data.tasks import load_items
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.errors import InputError
 from moe_routing.evaluation import cells
+from moe_routing.evaluation.pieces import scale_piece
+from moe_routing.evaluation.store import Store, with_suffix
+from moe_routing.routing.calibration import save_scale
 
 SOURCE = {"kind": "local", "path": "unused"}
 DATASETS = ("hellaswag", "lambada")
@@ -206,3 +209,31 @@ def test_another_model_or_other_items_are_scored_again(tmp_path, study, scored, 
 def test_an_unknown_cell_is_named(study):
     with pytest.raises(InputError, match="cell 'cells/regular_k3/lambada'; allowed: cells/"):
         parse_cell(study, "cells/regular_k3/lambada")
+
+
+def test_scaled_cells_are_scored_in_passing_once_their_scales_are_up_to_date(tmp_path, study):
+    """Calibration text is up to date for a job if the logits that were sampled on it are."""
+    levers = ["regular_k1_scaled", "regular_k2_scaled", "absolute_k2_b1"]
+    config = study.model_copy(update={"levers": levers})
+    for name in (
+        "model.json", "data/lambada.parquet", "data/calibration.parquet",
+        "calibration/router_logits.safetensors",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def names(cell):
+        job = cells.ScoringJob(config, tmp_path, parse_cell(config, cell))
+        return {piece.path.split("/")[1] for piece in job.others}
+
+    static = {"regular_k1", "regular_k2", "stock", "normalized_k2"}
+    assert names("cells/regular_k1/lambada") == static - {"regular_k1"} | {"eager"}
+    assert names("cells/absolute_k2_b1/lambada") == static | {"eager"}
+    store, scale = Store(tmp_path), scale_piece(config, "regular_k2_scaled")
+    store.finish(scale, [], lambda _, path: save_scale("x", 1.5, with_suffix(path, ".json")), 1)
+    assert names("cells/absolute_k2_b1/lambada") == static | {"eager"}
+    store.deliver(scale)
+    assert names("cells/absolute_k2_b1/lambada") == static | {"eager", "regular_k2_scaled"}
+    assert "regular_k2_scaled" not in names("cells/regular_k1/lambada")
+    (tmp_path / "data/calibration.parquet").write_text("other text")
+    assert names("cells/absolute_k2_b1/lambada") == static | {"eager"}

@@ -15,12 +15,14 @@ for analysis in ANALYSES:
             f"{RESULTS}/logs/{analysis.name}.log",
         benchmark:
             f"{RESULTS}/benchmarks/{analysis.name}.tsv"
+        # The longest jobs that nothing can be split off, so that they do not start last.
+        priority: 1
         conda:
             "../../envs/model.yaml"
         threads: study.resources.threads if analysis.runs_model else 1
         resources:
             mem_mb=doubled(max(study.resources.mem_mb, analysis.mem_mb)),
-            runtime=study.resources.runtime,
+            runtime=doubled(study.resources.runtime),
             gpu=study.resources.gpu * analysis.runs_model,
         params:
             settings=sections(study, *analysis.settings),

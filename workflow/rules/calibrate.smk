@@ -17,7 +17,7 @@ rule sample_logits:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -47,7 +47,7 @@ rule fit_outputs:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -78,7 +78,7 @@ rule toggle_experts:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(study, "model", "calibration.toggled_tokens", "evaluation.window", "seed"),

@@ -24,7 +24,7 @@ rule certify:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(study, "model", "evaluation.window", "evaluation.token_budget"),

@@ -20,8 +20,6 @@ rule evaluate:
         record=f"{RESULTS}/{{part}}/{{name}}/{{dataset}}.json",
     log:
         f"{RESULTS}/logs/evaluate/{{part}}/{{name}}/{{dataset}}.log",
-    # Controls with many experts, levers and numerics take longest, so that they start first.
-    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: study.resources.threads

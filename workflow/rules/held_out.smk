@@ -20,7 +20,7 @@ rule toggle_held_out:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -37,7 +37,7 @@ rule toggle_held_out:
     message:
         "Toggling and removing experts of held-out tokens: {wildcards.text}"
     shell:
-        "python scripts/held_out.py --results {params.results:q} --text {wildcards.text:q} "
+        'python "$SCRIPTS/held_out.py" --results {params.results:q} --text {wildcards.text:q} '
         "2> {log:q}"
 
 
@@ -56,7 +56,7 @@ rule toggle_routed:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -67,7 +67,7 @@ rule toggle_routed:
     message:
         "Removing experts of held-out tokens in the states of BH routing"
     shell:
-        "python scripts/held_out.py --results {params.results:q} --routed 2> {log:q}"
+        'python "$SCRIPTS/held_out.py" --results {params.results:q} --routed 2> {log:q}'
 
 
 rule toggle_dead:
@@ -86,7 +86,7 @@ rule toggle_dead:
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=study.resources.runtime,
+        runtime=doubled(study.resources.runtime),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -101,4 +101,4 @@ rule toggle_dead:
     message:
         "Toggling experts of a model with dead experts"
     shell:
-        "python scripts/held_out.py --results {params.results:q} --dead 2> {log:q}"
+        'python "$SCRIPTS/held_out.py" --results {params.results:q} --dead 2> {log:q}'

@@ -16,6 +16,8 @@ from moe_routing.vocabulary import NeededId
 
 CELLS, NUMERICS = "cells", "numerics"
 MODEL_FILE = "model.json"
+CALIBRATION_TEXT = "data/calibration.parquet"
+SAMPLE = "calibration/router_logits.safetensors"
 SCHEMA_VERSION = 2
 """Version of the record of a cell; cells of another one are made again."""
 
@@ -121,7 +123,7 @@ def scale_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
 def scale_files(study: StudyConfig, strategy: str) -> list[str]:
     """Return the files that determine the fitted scale of a strategy."""
     used = calibration_files(study, [strategy], fitted_by_running=False)
-    return [MODEL_FILE, "data/calibration.parquet", *used]
+    return [MODEL_FILE, CALIBRATION_TEXT, *used]
 
 
 def scale_path(strategy: str) -> str:
@@ -165,7 +167,7 @@ def calibration_files(
     folder, parsed = "calibration", [study.parsed[name] for name in strategies]
     if not any(strategy.uses_calibration for strategy in parsed):
         return []
-    files = [f"{folder}/router_logits.safetensors", *null_files(study.nulls_of(*strategies))]
+    files = [SAMPLE, *null_files(study.nulls_of(*strategies))]
     if any(strategy.needs_outputs for strategy in parsed):
         files.append(f"{folder}/expert_outputs.safetensors")
     if any(strategy.needs_toggles for strategy in parsed):

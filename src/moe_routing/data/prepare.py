@@ -13,13 +13,11 @@ from moe_routing.data.documents import read_documents
 from moe_routing.data.items import Item, fingerprint, read_items, write_items
 from moe_routing.data.overlap import NGRAM, overlapping
 from moe_routing.data.rows import read_rows
-from moe_routing.data.sources import describe, raw_path
+from moe_routing.data.sources import CERTIFICATION_FILE, describe, raw_path
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-
-CERTIFICATION_FILE = "certification.parquet"
 
 
 def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> None:

@@ -12,6 +12,9 @@ from moe_routing.data.rows import READERS, suffix_of
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
 
+CERTIFICATION_FILE = "certification.parquet"
+"""Documents of the calibration source that nothing is fitted on."""
+
 
 def raw_path(folder: Path | str, name: str, source: Source) -> Path:
     """Return the path for :func:`fetch`: ``name`` with the suffix of the source.

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.config.cells import (
+    CALIBRATION_TEXT,
     CELLS,
+    SAMPLE,
     SCHEMA_VERSION,
     Cell,
     arm_of,
@@ -127,6 +129,8 @@ class ScoringJob:
             cell_piece(config, other): other for other in (*cells[place:], *cells[:place])
         }
         self.own, *_ = self._cells
+        # The text is up to date if the logits sampled on it are.
+        known = {*self.own.files, *([CALIBRATION_TEXT] if SAMPLE in self.own.files else [])}
         scales = {
             f"{piece.path}.json": piece
             for piece in (scale_piece(config, strategy) for strategy in config.scaled)
@@ -134,8 +138,9 @@ class ScoringJob:
 
         def current(name: str) -> bool:
             piece = scales.get(name)
-            inputs = piece is not None and eligible(self.own, [piece], lambda _: False)
-            return piece is not None and bool(inputs) and self.store.is_current(piece)
+            return (
+                piece is not None and known.issuperset(piece.files) and self.store.is_current(piece)
+            )
 
         self.others = [
             piece

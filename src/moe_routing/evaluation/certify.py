@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.config.study import load_config
-from moe_routing.data.prepare import CERTIFICATION_FILE
+from moe_routing.data.sources import CERTIFICATION_FILE
 from moe_routing.engine.adapters import model_fingerprint
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError

@@ -18,7 +18,7 @@ import pandas as pd
 
 from moe_routing.config.study import CALIBRATION, load_config
 from moe_routing.data.items import read_items
-from moe_routing.data.prepare import CERTIFICATION_FILE
+from moe_routing.data.sources import CERTIFICATION_FILE
 from moe_routing.data.subset import data_rng
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.branches import Probe

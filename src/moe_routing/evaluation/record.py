@@ -70,8 +70,8 @@ class Timings:
     Attributes:
         wall_seconds: scoring.
         tokens_per_second: scoring speed.
-        divergence_seconds: measuring the divergence from the baseline, with an equal part of the
-            baseline's own pass; None where it was not measured.
+        divergence_seconds: measuring the divergence from the baseline, with the baseline's own
+            pass, which the cells of a job share; None where it was not measured.
     """
 
     wall_seconds: float
