@@ -257,7 +257,15 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
             sample,
             *toggled,
             *held_out,
-            *null_files(study.analysis.ablation.nulls or study.calibration.nulls, results),
+            *null_files(
+                dict.fromkeys(
+                    [
+                        *(study.analysis.ablation.nulls or study.calibration.nulls),
+                        study.bh_arm(1).needs_null,
+                    ]
+                ),
+                results,
+            ),
         ],
         CONSEQUENCE: toggled,
     }
