@@ -123,7 +123,7 @@ BH = Analysis(
 )
 VALIDITY = Analysis(
     "validity",
-    "Checking the calibration of p-values and the error rates of procedures",
+    "Verifying the nulls and the error rates of the procedures",
     "Validity",
     ("analysis.validity", "calibration", "statistics", "seed"),
     (
