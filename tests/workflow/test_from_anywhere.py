@@ -7,10 +7,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from without_torch import without_torch
-from workflow_runs import make_checkout, offline, snakemake
+from workflow_runs import ROOT, make_checkout, offline, snakemake
+
+from moe_routing.config.study import load_config
+from moe_routing.workflow import checkout_of, finished_elsewhere, located
 
 MODULE = """
 configfile: "my.yaml"
@@ -128,3 +132,39 @@ def test_results_without_their_model_are_not_made_again(smoke_run, tmp_path):
     assert done.returncode == 0, plan[-4000:]
     for rule in ("fetch_model", "sample_logits", "evaluate", "bh "):
         assert f"\n{rule}" not in plan
+
+
+def test_relative_paths_are_looked_up_here_and_then_in_the_checkout(tmp_path, monkeypatch):
+    study = load_config(ROOT / "config/smoke.yaml")
+    monkeypatch.chdir(tmp_path)
+    found = located(study, ROOT)
+    assert found.model.path == str(ROOT / study.model.path)
+    lambada = "tests/data_files/lambada.jsonl"
+    assert found.datasets["lambada"].source.path == str(ROOT / lambada)
+    Path(lambada).parent.mkdir(parents=True)
+    Path(lambada).touch()
+    assert located(study, ROOT).datasets["lambada"].source.path == lambada
+    assert located(study, tmp_path / "nowhere") == study  # the job reports what is missing
+
+
+def test_a_checkout_in_the_working_directory_is_named_relative_to_it(tmp_path, monkeypatch):
+    rules = tmp_path / "checkout" / "workflow" / "rules"
+    rules.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "checkout")
+    assert checkout_of(str(rules)) == Path()
+    monkeypatch.chdir(rules)
+    assert checkout_of(str(rules)) == tmp_path / "checkout"
+
+
+def test_unfinished_results_are_never_taken_for_finished_ones(smoke_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_routing.workflow.find_spec", lambda name: None)
+    monkeypatch.chdir(smoke_run[0])
+    study = load_config("config/smoke.yaml")
+    results = tmp_path / "smoke"
+    shutil.copytree("results/smoke", results, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert finished_elsewhere(study, results, own_python=True)
+    assert not finished_elsewhere(study, results, own_python=False)  # jobs may have torch
+    (results / "cells/stock/lambada.json").unlink()
+    assert not finished_elsewhere(study, results, own_python=True)
+    (results / "archived.txt").touch()
+    assert finished_elsewhere(study, results, own_python=False)

@@ -78,7 +78,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SetEstimate:
     """The cells of one evaluation set: how many, of how many tokens, and how long they take."""
 
     dataset: str
@@ -109,7 +109,7 @@ def experts_of(study: StudyConfig, cell: Cell, top_k: int) -> int:
     return min(strategy.max_experts, top_k)
 
 
-def estimate(study: StudyConfig, model: Architecture, teraflops: float) -> list[Estimate]:
+def estimate(study: StudyConfig, model: Architecture, teraflops: float) -> list[SetEstimate]:
     """Return the time of scoring, by evaluation set.
 
     Args:
@@ -127,5 +127,5 @@ def estimate(study: StudyConfig, model: Architecture, teraflops: float) -> list[
             for cell in cells_of(study)
             if cell.dataset == name
         ]  # fmt: skip
-        found.append(Estimate(name, len(hours), tokens, sum(hours), max(hours)))
+        found.append(SetEstimate(name, len(hours), tokens, sum(hours), max(hours)))
     return found
