@@ -40,7 +40,6 @@ def main(clock: JobClock) -> None:
     from moe_routing.evaluation.cells import complete_cell
 
     clock.started()
-    clock.started()
     config = load_config(results / "config.yaml")
     complete_cell(config, results, parse_cell(config, arguments.cell))
 
