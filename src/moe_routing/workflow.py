@@ -100,7 +100,15 @@ def finished_elsewhere(study: StudyConfig, results: Path, *, own_python: bool) -
     if not (results / cells.MODEL_FILE).is_file() or not all(file.is_file() for file in files):
         return False
     without_model = study.model.revision is None and not Path(study.model.path).is_dir()
-    return without_model or (own_python and find_spec("torch") is None)
+    return without_model or (own_python and not _has_torch())
+
+
+def _has_torch() -> bool:
+    """Return whether torch is installed, without importing it."""
+    try:
+        return find_spec("torch") is not None
+    except ModuleNotFoundError:  # from a finder that hides it
+        return False
 
 
 def refuse_templates(files: Iterable[Path | str]) -> None:

@@ -56,11 +56,14 @@ def test_statistics_score_nothing_again(plan, key, value):
     assert not CALIBRATION & jobs
 
 
-def test_another_primary_contrast_scores_nothing_again(plan):
-    contrast = {"strategy": "bh_k64_a005", "dataset": "lambada"}
+@pytest.mark.parametrize("strategy", ["bh_k8_a005", "bh_k64_a005"])
+def test_another_primary_contrast_scores_nothing_again(plan, strategy):
+    contrast = {"strategy": strategy, "dataset": "lambada"}
     jobs, cells = plan(lambda config: config["statistics"].update(primary=contrast))
     assert cells == set()
-    assert not (CALIBRATION | {"bh", "baseline", "ablation"}) & jobs
+    assert not (CALIBRATION | {"bh", "baseline"}) & jobs
+    # The held-out interventions are on the experts that the primary strategy keeps.
+    assert ("toggle_routed" in jobs) == (strategy == "bh_k64_a005")
     assert "statistics" in jobs
 
 
@@ -141,6 +144,7 @@ def test_a_set_or_a_strategy_less_scores_nothing(plan):
     def edit(config):
         config["strategies"].remove("uniform_k4")
         del config["datasets"]["lambada"]
+        config["analysis"]["held_out"]["datasets"] = ["hellaswag"]
 
     jobs, cells = plan(edit)
     assert cells == set()
