@@ -8,7 +8,7 @@ from planted_pairs import EXPERTS, TOP_K, planted_pairs
 
 from moe_routing.analysis.discoveries import (
     Criterion,
-    Found,
+    SelectedByRule,
     false_discoveries,
     false_kept,
     left_out,
@@ -55,8 +55,8 @@ def ablation_table(false=0.02, *, alphas=(0.01, 0.05), useful=0.5):
     nothing_LTE = np.zeros_like(found_LTE)
     rules = [own_choice(pairs, PRIMARY)]
     for alpha in alphas:
-        rules.append(Found("needed", alpha, found_LTE, PRIMARY))
-        rules.append(Found("pooled", alpha, nothing_LTE, PRIMARY))
+        rules.append(SelectedByRule("needed", alpha, found_LTE, PRIMARY))
+        rules.append(SelectedByRule("pooled", alpha, nothing_LTE, PRIMARY))
     tables = [false_discoveries(pairs, rule, criteria, **settings()) for rule in rules]
     return pd.concat(tables, ignore_index=True)
 
@@ -72,7 +72,7 @@ def left_out_table(*, small=True):
     chosen_LTE = above_LTE if small else ~above_LTE
     pairs = planted_pairs(kl_LTE, per_document=2)
     table = left_out(
-        pairs, Found("needed", 0.05, chosen_LTE, PRIMARY), [EPSILON, 1e-4], confidence=0.95
+        pairs, SelectedByRule("needed", 0.05, chosen_LTE, PRIMARY), [EPSILON, 1e-4], confidence=0.95
     )
     named = {"strategy": "bh_k8_a005", "null": "needed", "alpha": 0.05}
     return pd.concat([table.assign(bounded=flag, **named) for flag in (False, True)])

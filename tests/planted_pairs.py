@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_routing.analysis.pairs import Pairs
+from moe_routing.analysis.pairs import ToggledPairs
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 3
 WEIGHT = (EXPERTS - TOP_K) / 2
 """Of the experts that the model did not choose, two of five are toggled."""
 
 
-def planted_pairs(kl_LTE, gain_LTE=None, *, per_document=1, seed=0, toggle_all=False) -> Pairs:
+def planted_pairs(
+    kl_LTE, gain_LTE=None, *, per_document=1, seed=0, toggle_all=False
+) -> ToggledPairs:
     """Return pairs of a model whose own choice are the first three experts.
 
     Args:
@@ -30,7 +32,7 @@ def planted_pairs(kl_LTE, gain_LTE=None, *, per_document=1, seed=0, toggle_all=F
     toggled_LTE[..., TOP_K:] = toggle_all | (rank_LTN < 2)
     layer_P, token_P, expert_P = toggled_LTE.nonzero()
     own_P = own_LTE[toggled_LTE]
-    return Pairs(
+    return ToggledPairs(
         layer_P, token_P, expert_P, own_P,
         weight_P=np.where(own_P | toggle_all, 1.0, WEIGHT),
         kl_P=kl_LTE[toggled_LTE],

@@ -12,14 +12,14 @@ from planted_pairs import EXPERTS, LAYERS, TOP_K, WEIGHT, planted_pairs
 from moe_routing.analysis.discoveries import (
     COLUMNS,
     Criterion,
-    Found,
+    SelectedByRule,
     false_discoveries,
     false_kept,
     left_out,
     own_choice,
     selected,
 )
-from moe_routing.analysis.pairs import Pairs
+from moe_routing.analysis.pairs import ToggledPairs
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
@@ -35,7 +35,7 @@ SHAPE = (LAYERS, 40, EXPERTS)
 
 
 def found(selected_LTE, null="pooled", alpha=0.05):
-    return Found(null, alpha, selected_LTE, PRIMARY)
+    return SelectedByRule(null, alpha, selected_LTE, PRIMARY)
 
 
 def table_of(pairs, chosen, rng, criteria=(KL, LOSS)):
@@ -272,7 +272,7 @@ def test_floor_and_cap_are_discoveries_only_where_asked_for(toggled):
 
 def test_pairs_are_those_of_the_toggles(toggled):
     _, toggles = toggled
-    pairs, compensated = Pairs.of(toggles), Pairs.of(toggles, compensated=True)
+    pairs, compensated = ToggledPairs.of(toggles), ToggledPairs.of(toggles, compensated=True)
     assert pairs.own_LTE.sum() == pairs.own_P.sum()
     assert set(pairs.own_LTE.sum(-1).ravel()) == {toggles.rule.top_k}
     assert np.array_equal(pairs.own_P, (toggles.rank_P < toggles.rule.top_k).numpy())
@@ -282,9 +282,9 @@ def test_pairs_are_those_of_the_toggles(toggled):
     assert np.array_equal(compensated.kl_P, toggles.compensated_kl_P.numpy())
     assert not np.array_equal(compensated.kl_P, pairs.kl_P)
     unmeasured = dataclasses.replace(toggles, compensated_kl_P=toggles.kl_P * torch.nan)
-    Pairs.of(unmeasured)
+    ToggledPairs.of(unmeasured)
     with pytest.raises(InputError, match="compensated effects of removed experts are not all"):
-        Pairs.of(unmeasured, compensated=True)
+        ToggledPairs.of(unmeasured, compensated=True)
     weights = pairs.weight_P[~pairs.own_P].sum() + pairs.own_P.sum()
     assert weights == pytest.approx(pairs.own_LTE.size)
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from moe_routing.analysis.discoveries import (
     Criterion,
-    Found,
+    SelectedByRule,
     false_discoveries,
     false_kept,
     left_out,
@@ -26,7 +26,7 @@ from moe_routing.analysis.discoveries import (
 )
 from moe_routing.analysis.needs import class_contrasts, needed_experts, presence
 from moe_routing.analysis.outputs import ROUTED, STOCK
-from moe_routing.analysis.pairs import Pairs
+from moe_routing.analysis.pairs import ToggledPairs
 from moe_routing.analysis.tables import write_csv
 from moe_routing.analysis.together import headroom, joint_removals
 from moe_routing.config.study import CALIBRATION, StudyConfig
@@ -131,14 +131,14 @@ class _Judge:
     def rules(self, rules: list[BH], arm: BH, toggles: Toggles) -> dict[str, pd.DataFrame]:
         """Return the false discoveries of rules and the model's own choice, and what they miss."""
         flags = {null.compensated for null in self.calibration.nulls.values()} | {False}
-        pairs = {flag: Pairs.of(toggles, compensated=flag) for flag in flags}
+        pairs = {flag: ToggledPairs.of(toggles, compensated=flag) for flag in flags}
         own = own_choice(pairs[False], {"kl": self.epsilons[0], "loss": self.losses[0]})
         tables = [false_discoveries(pairs[False], own, self.criteria, **self.settings)]
         missed = []
         for rule, bounded in [*((rule, False) for rule in rules), (arm, True)]:
             null = rule.needs_null
             chosen_LTE = selected(rule, self.calibration, toggles, bounded=bounded)
-            found = Found(null, rule.alpha, chosen_LTE, self.primary(null))
+            found = SelectedByRule(null, rule.alpha, chosen_LTE, self.primary(null))
             own_pairs = pairs[self.calibration.null(null).compensated]
             named = {"strategy": rule.id, "null": null, "alpha": rule.alpha, "bounded": bounded}
             lost = left_out(own_pairs, found, self.epsilons, confidence=self.confidence)
@@ -156,7 +156,7 @@ class _Judge:
         """
         epsilon, parts = self.primary(arm.needs_null)["kl"], []
         for states, one in toggles.items():
-            pairs = Pairs.of(one)
+            pairs = ToggledPairs.of(one)
             kept_LTE = selected(arm, self.calibration, one, bounded=True)
             if states == ROUTED:
                 kept_LTE &= pairs.own_LTE
@@ -171,7 +171,7 @@ class _Judge:
         Raises:
             InputError: the files are not about the same tokens.
         """
-        pairs = Pairs.of(Toggles.load(files.toggles(text)))
+        pairs = ToggledPairs.of(Toggles.load(files.toggles(text)))
         tokens = pd.read_parquet(files.tokens(text))
         together = pd.read_parquet(files.together(text))
         document_T = tokens["document"].to_numpy()

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from moe_routing.analysis.outputs import ADDED, ALL_LAYERS, EITHER, NO_NULL, REMOVED
-from moe_routing.analysis.pairs import Array, Mask, Pairs, with_all_layers
+from moe_routing.analysis.pairs import Array, Mask, ToggledPairs, with_all_layers
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies.testing import MultipleTesting
@@ -52,11 +52,11 @@ class Criterion:
     effect: str
     epsilon: float
 
-    def false_P(self, pairs: Pairs) -> Mask:
+    def false_P(self, pairs: ToggledPairs) -> Mask:
         """Return which pairs would be false discoveries."""
         return (pairs.kl_P if self.effect == "kl" else pairs.gain_P) < self.epsilon
 
-    def harmful_P(self, pairs: Pairs) -> Mask:
+    def harmful_P(self, pairs: ToggledPairs) -> Mask:
         """Return which experts raise the realised loss by at least epsilon; none for KL."""
         if self.effect == "kl":
             return np.zeros_like(pairs.own_P)
@@ -64,7 +64,7 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Found:
+class SelectedByRule:
     """What a rule selects.
 
     Attributes:
@@ -109,14 +109,14 @@ def selected(
     return torch.stack(parts).numpy()
 
 
-def own_choice(pairs: Pairs, primary: Mapping[str, float]) -> Found:
+def own_choice(pairs: ToggledPairs, primary: Mapping[str, float]) -> SelectedByRule:
     """Return the model's own choice as if a rule had discovered all of it."""
-    return Found(NO_NULL, np.nan, pairs.own_LTE, primary)
+    return SelectedByRule(NO_NULL, np.nan, pairs.own_LTE, primary)
 
 
 def false_discoveries(
-    pairs: Pairs,
-    found: Found,
+    pairs: ToggledPairs,
+    found: SelectedByRule,
     criteria: Sequence[Criterion],
     *,
     confidence: float,
@@ -188,7 +188,7 @@ def rate_limits(boot: RatioBootstrap, confidence: float) -> tuple[Array, Array]:
 
 
 def _counts(
-    pairs: Pairs, count_TL1: Array, weight_P: Array, criteria: Sequence[Criterion]
+    pairs: ToggledPairs, count_TL1: Array, weight_P: Array, criteria: Sequence[Criterion]
 ) -> pd.DataFrame:
     """Return the columns of a part that no criterion changes, by layer and criterion."""
     toggled_TL1 = pairs.sums((weight_P > 0).astype(float))
@@ -213,7 +213,7 @@ def _counts(
 
 
 def pooled(
-    pairs: Pairs, part_TLC: Array, weight_P: Array, confidence: float
+    pairs: ToggledPairs, part_TLC: Array, weight_P: Array, confidence: float
 ) -> tuple[Array, Array, Array]:
     """Return proportions of pairs over all tokens, by layer and column, with Wilson limits.
 
@@ -246,7 +246,7 @@ def layer_names(layers: int) -> list[str]:
 
 
 def left_out(
-    pairs: Pairs, found: Found, epsilons: Sequence[float], *, confidence: float
+    pairs: ToggledPairs, found: SelectedByRule, epsilons: Sequence[float], *, confidence: float
 ) -> pd.DataFrame:
     """Return how many of the needed experts a rule leaves out, by epsilon, layer and part.
 
@@ -288,7 +288,7 @@ def left_out(
 
 
 def false_kept(
-    pairs: Pairs,
+    pairs: ToggledPairs,
     kept_LTE: Mask,
     epsilon: float,
     *,

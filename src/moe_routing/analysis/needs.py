@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from moe_routing.analysis.discoveries import layer_names, pooled
 from moe_routing.analysis.outputs import ADDED, REMOVED
-from moe_routing.analysis.pairs import Array, Mask, Pairs, with_all_layers
+from moe_routing.analysis.pairs import Array, Mask, ToggledPairs, with_all_layers
 from moe_routing.statistics.bootstrap import (
     bootstrap_items,
     bootstrap_ratios,
@@ -56,14 +56,14 @@ def token_classes(tokens: pd.DataFrame) -> dict[str, dict[str, Mask]]:
     return groups
 
 
-def counts(pairs: Pairs, epsilons: Sequence[float]) -> Array:
+def counts(pairs: ToggledPairs, epsilons: Sequence[float]) -> Array:
     """Return how many experts of the model's own choice are needed, (T, L, N)."""
     needed_PN = pairs.own_P[:, None] & (pairs.kl_P[:, None] >= np.asarray(epsilons))
     return pairs.sums(needed_PN.astype(float))
 
 
 def needed_experts(
-    pairs: Pairs,
+    pairs: ToggledPairs,
     tokens: pd.DataFrame,
     epsilons: Sequence[float],
     *,
@@ -122,7 +122,7 @@ def _classes(tokens: pd.DataFrame) -> Iterator[tuple[str, str, Mask]]:
 
 
 def class_contrasts(
-    pairs: Pairs,
+    pairs: ToggledPairs,
     tokens: pd.DataFrame,
     epsilons: Sequence[float],
     *,
@@ -167,7 +167,7 @@ def _pseudo_values(mean_TN: Array, one_T: Mask, other_T: Mask, document_T: NDArr
     return value_DN
 
 
-def presence(pairs: Pairs, epsilons: Sequence[float], *, confidence: float) -> pd.DataFrame:
+def presence(pairs: ToggledPairs, epsilons: Sequence[float], *, confidence: float) -> pd.DataFrame:
     """Return what consequential experts do to the loss of the realised next token.
 
     Columns: ``epsilon``, ``part`` (removed: experts of the model's own choice, which are needed;

@@ -19,7 +19,7 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ToggledPairs:
     """Toggled pairs of some text.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pairs:
     own_LTE: Mask
 
     @classmethod
-    def of(cls, toggles: Toggles, *, compensated: bool = False) -> Pairs:
+    def of(cls, toggles: Toggles, *, compensated: bool = False) -> ToggledPairs:
         """Return the pairs of a file of toggles.
 
         Args:
