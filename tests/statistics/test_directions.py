@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moe_routing.config.study import StatisticsConfig
-from moe_routing.statistics.cells import Cell, make_panel
+from moe_routing.statistics.cells import ScoredCell, make_panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import Contrasts, noninferiority_rows
 from moe_routing.vocabulary import METRICS
@@ -36,7 +36,7 @@ def items(proportion, nats):
 
 
 def noninferiority(measure):
-    cells = [Cell(name, "lambada", "last_word", items(*given))
+    cells = [ScoredCell(name, "lambada", "last_word", items(*given))
              for name, given in {"a": (0.6, 3.0), "b": (0.55, 3.04)}.items()]  # fmt: skip
     panel = make_panel(cells)
     value_NS = panel.values(measure)

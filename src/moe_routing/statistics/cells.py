@@ -19,7 +19,7 @@ from moe_routing.vocabulary import METRICS, TASKS, Metric
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoredCell:
     """One strategy on one data set.
 
     Attributes:
@@ -42,7 +42,7 @@ def cell_path(folder: Path | str, strategy: str, dataset: str) -> Path:
 
 def load_cells(
     folder: Path | str, strategies: Iterable[str], datasets: Mapping[str, str]
-) -> list[Cell]:
+) -> list[ScoredCell]:
     """Read cells, data set by data set.
 
     Args:
@@ -55,7 +55,7 @@ def load_cells(
     """
     strategies = list(strategies)
     return [
-        Cell(strategy, dataset, task, _read_items(cell_path(folder, strategy, dataset)))
+        ScoredCell(strategy, dataset, task, _read_items(cell_path(folder, strategy, dataset)))
         for dataset, task in datasets.items()
         for strategy in strategies
     ]
@@ -170,7 +170,7 @@ class Panel:
         return value_CS, np.broadcast_to(unit_C[:, None], value_CS.shape)
 
 
-def make_panel(cells: Iterable[Cell], main: str | None = None) -> Panel:
+def make_panel(cells: Iterable[ScoredCell], main: str | None = None) -> Panel:
     """Put the cells of one data set side by side, in the item order of the first.
 
     Args:
@@ -188,7 +188,7 @@ def make_panel(cells: Iterable[Cell], main: str | None = None) -> Panel:
     return Panel(first.dataset, first.task, names, aligned, main)
 
 
-def _align(cell: Cell, first: Cell) -> pd.DataFrame:
+def _align(cell: ScoredCell, first: ScoredCell) -> pd.DataFrame:
     label = f"{cell.strategy} and {first.strategy} on {first.dataset}"
     only_one = set(cell.items["id"]) ^ set(first.items["id"])
     if only_one:
