@@ -182,7 +182,7 @@ def measure_model(config: PretrainConfig, folder: Path, corpus_folder: Path) -> 
         "routing": _routing(recorder.statistics()),
         "static_k": {str(k): float(loss_W.sum() / tokens) for k, loss_W in static.items()},
         "random_experts": {"loss": float(random_W.sum() / tokens), "difference": difference},
-        "provenance": {**loaded.provenance, **environment(config.seed)},
+        "provenance": {**loaded.provenance, **environment(config.seed, torch.get_num_threads())},
     }
 
 

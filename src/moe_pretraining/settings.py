@@ -257,7 +257,7 @@ class PretrainConfig(ClosedModel):
         return [source.path for source in chosen if source.kind == "local"]
 
 
-def validate_pretrain_config(values: dict) -> PretrainConfig:
+def validate_pretrain_config(values: object) -> PretrainConfig:
     """Validate the merged config of a workflow run.
 
     Raises:

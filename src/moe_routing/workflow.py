@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,13 +36,41 @@ from moe_routing.vocabulary import NeededId, text_dataset
 __all__ = ["sections"]  # for the rules
 
 
-def validate_config(values: dict) -> StudyConfig:
+def validate_config(values: dict, given: dict | None = None) -> StudyConfig:
     """Validate the merged config of a workflow run.
+
+    Args:
+        values: the config.
+        given: the part of it that was given on the command line.
 
     Raises:
         InputError: see :func:`moe_routing.schema.parse`.
     """
-    return parse(StudyConfig, values, "config")
+    return parse(StudyConfig, typed(values, given or {}), "config")
+
+
+def typed(values: object, given: object) -> object:
+    """Return a config in which what the command line gave has types.
+
+    Snakemake leaves numbers inside mappings and lists of ``--config`` as text.
+
+    >>> typed({"a": {"b": "1", "c": "1"}}, {"a": {"b": "1"}})
+    {'a': {'b': 1, 'c': '1'}}
+    """
+    if isinstance(values, Mapping) and isinstance(given, Mapping):
+        return {
+            key: typed(value, given[key]) if key in given else value
+            for key, value in values.items()
+        }
+    if isinstance(values, list) and values == given:
+        return [typed(value, value) for value in values]
+    if not isinstance(values, str) or values != given:
+        return values
+    try:
+        value = yaml.safe_load(values)
+    except yaml.YAMLError:
+        return values
+    return value if isinstance(value, int | float | None) else values
 
 
 def checkout_of(rules: str) -> Path:

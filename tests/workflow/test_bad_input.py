@@ -140,7 +140,6 @@ def describe_again(study):
         ("evaluate.py", ["--cell", "numerics/bfloat16/wikipedia"]),
         ("sample_logits.py", []),
         ("analyse.py", ["baseline"]),
-        ("analyse.py", ["ablation"]),
         ("analyse.py", ["bh"]),
     ],
 )

@@ -27,7 +27,7 @@ CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True
 
 try:
     refuse_templates(workflow.configfiles)
-    study = located(validate_config(config), CHECKOUT)
+    study = located(validate_config(config, workflow.config_settings.config), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), "config")
 except InputError as error:
     sys.exit(f"error: {error}")

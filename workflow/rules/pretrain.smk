@@ -5,11 +5,18 @@ import sys
 
 from moe_routing.errors import InputError
 from moe_pretraining.settings import validate_pretrain_config
-from moe_routing.workflow import checkout_of, job_prefix, refuse_templates, sections, write_config
+from moe_routing.workflow import (
+    checkout_of,
+    job_prefix,
+    refuse_templates,
+    sections,
+    typed,
+    write_config,
+)
 
 try:
     refuse_templates(workflow.configfiles)
-    pretraining = validate_pretrain_config(config)
+    pretraining = validate_pretrain_config(typed(config, workflow.config_settings.config))
 except InputError as error:
     sys.exit(f"error: {error}")
 

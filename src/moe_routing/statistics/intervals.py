@@ -31,7 +31,7 @@ def metric_intervals(
 
     Args:
         items: one row per item; columns cluster, log_likelihood, tokens, words, bytes, correct,
-            correct_norm, as far as the task needs them.
+            correct_norm, gold_bits_per_byte, gold_margin, as far as the task needs them.
         task: perplexity, multiple_choice or last_word.
         confidence: level of the intervals.
         resamples: number of bootstrap resamples.
@@ -41,12 +41,14 @@ def metric_intervals(
         InputError: unknown task, no item, a single document, a missing column or value.
 
     >>> items = pd.DataFrame({"cluster": range(40), "correct": [1, 1, 1, 0] * 10,
-    ...                       "log_likelihood": [-1.0, -2.0, -3.0, -2.0] * 10})
+    ...                       "log_likelihood": [-1.0, -2.0, -3.0, -2.0] * 10,
+    ...                       "gold_bits_per_byte": [0.5, 1.0, 1.5, 1.0] * 10})
     >>> rng = np.random.default_rng(0)
     >>> for e in metric_intervals(items, "last_word", confidence=0.95, resamples=999, rng=rng):
     ...     print(e.metric, round(e.value, 2), e.low < e.value < e.high, e.n)
     accuracy 0.75 True 40
     last_word_perplexity 7.39 True 40
+    gold_bits_per_byte 1.0 True 40
     """
     if task not in TASKS:
         raise InputError(f"unknown task '{task}'; allowed: {', '.join(TASKS)}")
