@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import first_line, run
-from moe_routing.evaluation.store import deliver_finished
+from moe_routing.evaluation.store import CELL_SUFFIXES, add_piece_arguments, deliver_finished
 from moe_routing.usage import JobClock
 
 
@@ -21,17 +21,12 @@ def main(clock: JobClock) -> None:
     parser.add_argument(
         "--cell", required=True, metavar="PART/NAME/DATASET", help="such as cells/stock/wikipedia"
     )
-    parser.add_argument(
-        "--settings", help="what determines the cell, as JSON (default: by the config)"
-    )
-    parser.add_argument(
-        "--inputs", nargs="+", default=[], help="files that determine it (default: by the config)"
-    )
+    add_piece_arguments(parser, "cell")
     arguments = parser.parse_args()
     results = arguments.results
 
     clock.started()
-    asked = (arguments.cell, (".parquet", ".json"), arguments.settings, arguments.inputs)
+    asked = (arguments.cell, CELL_SUFFIXES, arguments.settings, arguments.inputs)
     if deliver_finished(results, *asked):
         return
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import first_line, run
-from moe_routing.evaluation.store import deliver_finished
+from moe_routing.evaluation.store import SCALE_SUFFIXES, add_piece_arguments, deliver_finished
 from moe_routing.usage import JobClock
 
 
@@ -18,23 +18,17 @@ def main(clock: JobClock) -> None:
     parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument("--strategy", required=True, metavar="ID", help="such as stock_scaled")
-    parser.add_argument(
-        "--settings", help="what determines the scale, as JSON (default: by the config)"
-    )
-    parser.add_argument(
-        "--inputs", nargs="+", default=[], help="files that determine it (default: by the config)"
-    )
+    add_piece_arguments(parser, "scale")
     arguments = parser.parse_args()
     results = arguments.results
 
     clock.started()
     path = f"calibration/scales/{arguments.strategy}"
-    if deliver_finished(results, path, (".json",), arguments.settings, arguments.inputs):
+    if deliver_finished(results, path, SCALE_SUFFIXES, arguments.settings, arguments.inputs):
         return
 
     from moe_routing.evaluation.scales import scale_study
 
-    clock.started()
     clock.started()
     scale_study(results, arguments.strategy)
 

@@ -30,7 +30,7 @@ from moe_routing.analysis.optional import present
 from moe_routing.analysis.recommend import Arm, recommend
 from moe_routing.analysis.tables import markdown, write_csv, write_json
 from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
-from moe_routing.analysis.text import first_items, read_text, text_dataset
+from moe_routing.analysis.text import first_items, read_text
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.engine.loading import LoadedModel
@@ -46,6 +46,7 @@ from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
+from moe_routing.vocabulary import text_dataset
 
 TOP_K = "topk"
 

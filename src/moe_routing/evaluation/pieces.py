@@ -12,13 +12,10 @@ from moe_routing.config.cells import (
     scale_path,
     scale_settings,
 )
-from moe_routing.evaluation.store import Piece, as_settings
+from moe_routing.evaluation.store import CELL_SUFFIXES, SCALE_SUFFIXES, Piece, as_settings
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
-
-CELL_SUFFIXES = (".parquet", ".json")
-SCALE_SUFFIXES = (".json",)
 
 
 def cell_piece(study: StudyConfig, cell: Cell) -> Piece:

@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, sha256_of
 
 FOLDER = "store"
+CELL_SUFFIXES = (".parquet", ".json")
+SCALE_SUFFIXES = (".json",)
 BEAT = 15.0
 """Seconds after which the holder of a claim says again that it is alive."""
 SILENCE = 180.0
@@ -150,6 +153,16 @@ class Store:
                 return False
             make(piece, path)
             return True
+
+
+def add_piece_arguments(parser: ArgumentParser, what: str) -> None:
+    """Add the options by which the workflow says what determines a piece."""
+    parser.add_argument(
+        "--settings", help=f"what determines the {what}, as JSON (default: by the config)"
+    )
+    parser.add_argument(
+        "--inputs", nargs="+", default=[], help="files that determine it (default: by the config)"
+    )
 
 
 def deliver_finished(

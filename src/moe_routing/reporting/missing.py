@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pandas as pd
 
 from moe_routing.analysis.tables import rows_of
-from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings import Finding
 from moe_routing.reporting.pages import (
@@ -19,7 +18,7 @@ from moe_routing.reporting.pages import (
 )
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, families
-from moe_routing.vocabulary import DATASETS, TASKS
+from moe_routing.vocabulary import DATASETS, TASKS, text_dataset
 
 
 def missing(study: StudyResults) -> list[Finding]:

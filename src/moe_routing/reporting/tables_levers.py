@@ -5,13 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from moe_routing.analysis.tables import TableRow, rows_of
-from moe_routing.analysis.text import text_dataset
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings_consequence import LAW_FILE
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.certificate import Certificate
 from moe_routing.statistics.lever_kinds import CERTIFIED, OMITTED, SCALED, UNSCALED
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, text_dataset
 
 
 def levers_set(study: StudyResults) -> str:
