@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from shared import shared_folder
 
-# Tests run in as many processes as there are cores. More threads in each would compete for the cores,
+# Tests run in as many processes as there are cores. More threads in each would compete for these,
 # and a thread that waits for another one would keep its core busy. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

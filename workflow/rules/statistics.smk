@@ -1,5 +1,6 @@
 # Paired tests: every strategy against the baseline, every control against what it takes apart, every
 # lever as is and at fitted scale, the baseline against itself.
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 
 
 rule statistics:
@@ -17,6 +18,7 @@ rule statistics:
             arm=[arm.name for arm in study.numerics],
             dataset=study.datasets,
         ),
+        efficiency=[f"{RESULTS}/{file}" for file in (TIMING_FILE, UNIQUE_FILE)],
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:

@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 from moe_routing.config.study import NumericsArm, StudyConfig
 from moe_routing.errors import InputError
+from moe_routing.routing.strategies import ControlStrategy
 from moe_routing.vocabulary import NeededId
 
 CELLS, NUMERICS = "cells", "numerics"
 MODEL_FILE = "model.json"
 CALIBRATION_TEXT = "data/calibration.parquet"
 SAMPLE = "calibration/router_logits.safetensors"
+TIMING_FILE = "efficiency/timing.csv"
+UNIQUE_FILE = "efficiency/unique_experts.csv"
 SCHEMA_VERSION = 2
 """Version of the record of a cell; cells of another one are made again."""
 
@@ -112,6 +115,16 @@ def cell_files(study: StudyConfig, cell: Cell) -> list[str]:
 def uses_calibration(study: StudyConfig, cell: Cell) -> bool:
     """Return whether a cell depends on calibration text."""
     return len(cell_files(study, cell)) > 2
+
+
+def measured(study: StudyConfig) -> list[str]:
+    """Return the ids of the strategies whose time is measured, the baseline first.
+
+    Controls that take over another strategy's choices are no methods of their own.
+    """
+    parsed = study.parsed
+    names = dict.fromkeys([study.statistics.baseline, *study.scored])
+    return [name for name in names if not isinstance(parsed[name], ControlStrategy)]
 
 
 def scale_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
