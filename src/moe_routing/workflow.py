@@ -31,7 +31,7 @@ from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
-from moe_routing.vocabulary import NeededId, text_dataset
+from moe_routing.vocabulary import text_dataset
 
 __all__ = ["sections"]  # for the rules
 
@@ -251,20 +251,6 @@ def held_out_documents(text: str, results: str) -> list[str]:
         CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet",
     )
     return [f"{results}/data/{name}" for name in names]
-
-
-def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
-    """Return the options of ``fit_null.py`` for a null that is fitted on toggled experts.
-
-    They are also what the rule depends on: another epsilon fits only nulls without their own again.
-    """
-    name = NeededId.parse(null)
-    if name is None:
-        return []
-    epsilon = study.calibration.epsilon if name.epsilon is None else None
-    chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
-    toggles, outputs = intervention_files([null], results)
-    return ["--toggles", toggles, "--outputs", outputs, *chosen]
 
 
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:

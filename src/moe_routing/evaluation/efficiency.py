@@ -40,10 +40,8 @@ if TYPE_CHECKING:
     from moe_routing.engine.loading import LoadedModel
     from moe_routing.routing.calibration import Calibration
 
-CONTEXT = 32
+CONTEXT = 16
 """Tokens of each document that are read for batches; each after the first may be in a batch."""
-WARM_UP = 8
-"""Tokens of a pass before each timed one, which copies what the strategy needs to the device."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,7 @@ def one_per_family(
 ) -> list[str]:
     """Return for each kind of rule the strategy whose mean experts are nearest to a number.
 
-    A kind is a family with its score and what stands in for dropped experts. Strategies at a fitted
-    scale select nearly as without it, and are left out.
+    A kind is a family with its score and what stands in for dropped experts.
 
     Args:
         strategies: the strategies, by id.
@@ -172,8 +169,6 @@ def one_per_family(
         return abs(used_LDE[name].sum(2).mean() - experts)
 
     for name, strategy in strategies.items():
-        if strategy.needs_scale:
-            continue
         kind = (strategy.family.name, getattr(strategy, "score", None), strategy.dropped)
         if kind not in best or distance(name) < distance(best[kind]):
             best[kind] = name
@@ -263,7 +258,8 @@ class _Passes:
     def seconds(self, strategy: Strategy, timed_BS: Tensor) -> float:
         """Return the wall-clock time of one pass over a text."""
         with self._reader(strategy) as read:
-            read(timed_BS[:1, :WARM_UP])
+            if self.loaded.model.device.type != "cpu":
+                read(timed_BS[:1])  # copies what the strategy needs to the device
             started = time.perf_counter()
             read(timed_BS)
             return time.perf_counter() - started
