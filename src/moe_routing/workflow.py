@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,17 +36,26 @@ from moe_routing.vocabulary import NeededId, text_dataset
 __all__ = ["sections"]  # for the rules
 
 
-def validate_config(values: dict, given: dict | None = None) -> StudyConfig:
+def validate_config(
+    values: dict, given: dict | None = None, files: Sequence[Path | str] = ()
+) -> StudyConfig:
     """Validate the merged config of a workflow run.
 
     Args:
         values: the config.
         given: the part of it that was given on the command line.
+        files: the config files, of which the last one is named in errors.
 
     Raises:
         InputError: see :func:`moe_routing.schema.parse`.
     """
-    return parse(StudyConfig, typed(values, given or {}), "config")
+    return parse(StudyConfig, typed(values, given or {}), config_origin(given, files))
+
+
+def config_origin(given: Mapping | None, files: Sequence[Path | str]) -> str:
+    """Return what errors call a config: its last file, and the command line if that changed it."""
+    named = [str(file) for file in files[-1:]] + ["--config"] * bool(given)
+    return " and ".join(named) or "config"
 
 
 def typed(values: object, given: object) -> object:

@@ -4,9 +4,11 @@ import re
 import sys
 
 from moe_routing.errors import InputError
-from moe_pretraining.settings import validate_pretrain_config
+from moe_pretraining.settings import PretrainConfig
+from moe_routing.schema import parse
 from moe_routing.workflow import (
     checkout_of,
+    config_origin,
     job_prefix,
     refuse_templates,
     sections,
@@ -16,7 +18,8 @@ from moe_routing.workflow import (
 
 try:
     refuse_templates(workflow.configfiles)
-    pretraining = validate_pretrain_config(typed(config, workflow.config_settings.config))
+    given, files = workflow.config_settings.config, workflow.configfiles
+    pretraining = parse(PretrainConfig, typed(config, given), config_origin(given, files))
 except InputError as error:
     sys.exit(f"error: {error}")
 
