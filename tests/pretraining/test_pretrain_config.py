@@ -62,10 +62,10 @@ def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
             {"continue_from": {"weights": "w", "sha256": "0" * 64, "steps": 10}},
             "config: (top level): steps is 10; allowed: more than continue_from.steps = 10",
         ),
-        ({"steps": 0}, "config: steps is 0; input should be greater than 0"),
+        ({"steps": 0}, "config: steps is 0; input should be greater than or equal to 1"),
         (
             {"batch_warmup": [{"steps": 5, "batch_size": 0}]},
-            "config: batch_warmup.0.batch_size is 0; input should be greater than 0",
+            "config: batch_warmup.0.batch_size is 0; input should be greater than or equal to 1",
         ),
         ({"optimizer": "sgd"}, "config: optimizer is 'sgd'; "),
         ({"recurrence_start": -1}, "config: recurrence_start is -1; "),

@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
@@ -29,7 +30,7 @@ CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True
 try:
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
-    study = located(validate_config(config, given, files), CHECKOUT)
+    study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
 except InputError as error:
     sys.exit(f"error: {error}")

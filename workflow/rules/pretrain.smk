@@ -5,21 +5,19 @@ import sys
 
 from moe_routing.errors import InputError
 from moe_pretraining.settings import PretrainConfig
-from moe_routing.schema import parse
 from moe_routing.workflow import (
     checkout_of,
-    config_origin,
     job_prefix,
     refuse_templates,
     sections,
-    typed,
+    validate_config,
     write_config,
 )
 
 try:
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
-    pretraining = parse(PretrainConfig, typed(config, given), config_origin(given, files))
+    pretraining = validate_config(PretrainConfig, config, given, files)
 except InputError as error:
     sys.exit(f"error: {error}")
 
