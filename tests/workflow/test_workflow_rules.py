@@ -109,10 +109,13 @@ EVIL = {"kind": "archive", "package": "./evil", "version": "1.0", "sha256": "0" 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"study": ".."}, "error: config: study is '..'; allowed: a letter or digit, then at most"),
+        (
+            {"study": ".."},
+            "error: hostile.yaml: study is '..'; allowed: a letter or digit",
+        ),
         (
             {"datasets": {"lambada": {"source": {**EVIL, "member": "a.jsonl"}}}},
-            "error: config: datasets.lambada.source.archive.package is './evil'; allowed: a letter",
+            "error: hostile.yaml: datasets.lambada.source.archive.package is './evil'",
         ),
         ({"__use_yte__": True}, "hostile.yaml: __use_yte__ makes it a template, whose code Snake"),
     ],
@@ -160,7 +163,7 @@ def test_a_study_that_asks_too_much_of_a_known_model_is_not_even_planned(smoke_r
     expected = asking_for_too_much(smoke_run[0])
     done = snakemake(smoke_run[0], "-n", "--configfile", "asking.yaml")
     assert done.returncode != 0
-    assert f"error: config: {expected}" in done.stderr
+    assert f"error: asking.yaml: {expected}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -170,8 +173,8 @@ def test_too_few_toggled_tokens_for_a_known_model_are_not_even_planned(smoke_run
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
-        "error: config: calibration.toggled_tokens is 19; allowed: at least 20, for strategy "
-        "'bh_k8_a005' with the model's 64 experts"
+        "error: config/smoke.yaml and --config: calibration.toggled_tokens is 19; allowed: at "
+        "least 20, for strategy 'bh_k8_a005' with the model's 64 experts"
     ]
     assert "Traceback" not in done.stderr
 

@@ -32,6 +32,7 @@ from moe_routing.analysis.together import headroom, joint_removals
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.evaluation.held_out_files import HeldOutFiles
+from moe_routing.files import read_parquet
 from moe_routing.routing.calibration import SAMPLE_FILE, Calibration
 from moe_routing.routing.nulls.needed import Needed, default_epsilon
 from moe_routing.routing.sample import CalibrationSample
@@ -172,8 +173,8 @@ class _Judge:
             InputError: the files are not about the same tokens.
         """
         pairs = ToggledPairs.of(Toggles.load(files.toggles(text)))
-        tokens = pd.read_parquet(files.tokens(text))
-        together = pd.read_parquet(files.together(text))
+        tokens = read_parquet(files.tokens(text))
+        together = read_parquet(files.together(text))
         document_T = tokens["document"].to_numpy()
         if not np.array_equal(document_T, pairs.document_T) or together["token"].max() >= len(
             tokens

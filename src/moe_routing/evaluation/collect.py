@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.errors import InputError
 from moe_routing.evaluation.record import CellRecord
 from moe_routing.evaluation.store import with_suffix
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_parquet
 from moe_routing.statistics.estimate import Estimate
 from moe_routing.statistics.intervals import divergence_interval, metric_intervals
 from moe_routing.statistics.mixture import differences
@@ -37,13 +38,23 @@ def read_cells(config: StudyConfig, results: Path) -> list[CellRecord]:
     """Return the record of every cell in config order: strategies, then controls, then levers.
 
     Raises:
-        InputError: a cell is missing, or its record lacks a key.
+        InputError: a cell is missing, its record lacks a key, or it is another cell's.
     """
     return [
-        CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
+        _read_cell(results / "cells" / strategy / f"{dataset}.json", strategy, dataset)
         for strategy in config.scored
         for dataset in config.datasets
     ]
+
+
+def _read_cell(path: Path, strategy: str, dataset: str) -> CellRecord:
+    record = CellRecord.read(path)
+    found = (record.strategy.get("id"), record.dataset)
+    if found != (strategy, dataset):
+        raise InputError(
+            f"{path}: is the cell of {found[0]} on {found[1]}; remove it and run the workflow again"
+        )
+    return record
 
 
 def collect_cells(
@@ -58,7 +69,7 @@ def collect_cells(
     for record in records:
         strategy = record.strategy["id"]
         path = with_suffix(results / "cells" / strategy / record.dataset, ".parquet")
-        estimates = estimates_of(pd.read_parquet(path), record.task, config)
+        estimates = estimates_of(read_parquet(path), record.task, config)
         cells.append(_cell_row(record, estimates, config.main_metrics[record.dataset]))
         metrics += [
             {"strategy": strategy, "dataset": record.dataset, **_interval(estimate)}

@@ -10,7 +10,7 @@ import pandas as pd
 from moe_routing.analysis.tables import read_csv, rows_of
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
-from moe_routing.files import read_json
+from moe_routing.files import read_json, reading
 from moe_routing.reporting.pages import CERTIFICATES
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.rule import ModelRule
@@ -278,7 +278,10 @@ def read_model(path: Path) -> Model:
 
 
 def _optional(path: Path) -> pd.DataFrame:
-    try:
-        return read_csv(path)
-    except (InputError, pd.errors.EmptyDataError):
+    if not path.is_file():
         return pd.DataFrame()
+    with reading(path, "a CSV table") as present:
+        # What pandas writes of a table without columns.
+        if present.read_bytes() == b"\n":
+            return pd.DataFrame()
+    return read_csv(path)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
+from moe_routing.files import read_parquet
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.intervals import column, denominator
 from moe_routing.vocabulary import METRICS, TASKS, Metric
@@ -62,15 +63,9 @@ def load_cells(
 
 
 def _read_items(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such cell")
-    try:
-        items = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
-    for name in ("id", "cluster"):
-        if name not in items:
-            raise InputError(f"{path}: column '{name}' is missing")
+    items = read_parquet(path, "id", "cluster")
+    if items.empty:
+        raise InputError(f"{path}: no items; remove it and run the workflow again")
     repeated = items["id"][items["id"].duplicated()]
     if len(repeated):
         raise InputError(f"{path}: id '{repeated.iloc[0]}' occurs more than once")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import atomic_path, read_json, reading
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import control_kinds, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
@@ -415,9 +415,8 @@ class _Costs:
 
 
 def _read_overview(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; the statistics need the table of cells")
-    table = pd.read_csv(path)
+    with reading(path, "the table of cells"):
+        table = pd.read_csv(path)
     for name in ("strategy", "family", "k", "weighting", "dataset", "mean_experts"):
         if name not in table:
             raise InputError(f"{path}: column '{name}' is missing")
