@@ -15,6 +15,8 @@ from moe_routing.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_PREFIX = "the tokenizer has neither a bos nor an eos token; allowed: one with either of them"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,7 +59,7 @@ class Encoder:
         prefix = tokenizer.bos_token_id
         prefix = cast("int | None", tokenizer.eos_token_id if prefix is None else prefix)
         if prefix is None:
-            raise InputError("the tokenizer has neither a bos nor an eos token; one is needed")
+            raise InputError(NO_PREFIX)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.prefix_token = int(prefix)
