@@ -1,14 +1,10 @@
-"""Fixtures of the console command: how it is run, and the embedded model with local files."""
+"""Fixtures of the console command: how it is run."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
-from documents import ROOT
-
-MODEL = str(ROOT / "resources" / "olmoe-nano")
-FILES = ROOT / "tests" / "data_files"
 
 
 @pytest.fixture
