@@ -96,9 +96,7 @@ class RoutedLM(_HFLM):
             return adapted
         if adapted.active_peft_config.is_prompt_learning:
             kind = adapted.active_peft_config.peft_type
-            raise InputError(
-                f"peft is an adapter of type {kind}; allowed: those that change layers"
-            )
+            raise InputError(f"peft has an adapter of type {kind}; allowed: adapters of layers")
         return adapted.get_base_model()
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

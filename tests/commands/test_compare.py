@@ -110,8 +110,8 @@ def test_gains_are_measured(receipt):
     gains = record_of(receipt)["gains"]
     stock, four = gains["stock"], gains["regular_k4"]
     assert (stock["decode_experts"], four["decode_experts"]) == (8, 4)
-    # 8 of 64 experts in each of 16 layers: gate, up and down, 128 x 16 each, in float32.
-    assert stock["decode_expert_bytes"] == 8 * 16 * 3 * 128 * 16 * 4
+    # 8 of 64 experts in each of 16 layers: gate, up and down, 128 x 32 each, in float32.
+    assert stock["decode_expert_bytes"] == 8 * 16 * 3 * 128 * 32 * 4
     assert four["decode_expert_bytes"] == stock["decode_expert_bytes"] / 2
     assert min(gain["decode_tokens_per_second"] for gain in gains.values()) > 0
 

@@ -142,7 +142,8 @@ def test_the_cache_keeps_strategies_apart(plug_in, double, tokenizer, ask, tmp_p
 
 
 def test_the_cache_keeps_calibrations_apart(plug_in, calibration, ask, tmp_path):
-    other = replace(calibration, sample=replace(calibration.sample, logits_LTE=-calibration.sample.logits_LTE))  # fmt: skip
+    sample = calibration.sample
+    other = replace(calibration, sample=replace(sample, logits_LTE=-sample.logits_LTE))
     keys = []
     for used in (calibration, other, calibration):
         lm = plug_in("adaptive_k8", calibration=used)
@@ -153,22 +154,18 @@ def test_the_cache_keeps_calibrations_apart(plug_in, calibration, ask, tmp_path)
 
 @pytest.mark.parametrize("strategy", ["stock", "regular_k3"])
 def test_mixed_precision_is_that_of_the_harness(model, tokenizer, ask, choice_requests, strategy):
-    """Scores differ from float32, and from the harness's by rounding alone."""
-    arguments = [(r.context, r.continuation) for r in choice_requests[:4]]
+    """Scores differ from float32, and from the harness's, which rounds them, by rounding alone."""
+    asked = ask("loglikelihood", [(r.context, r.continuation) for r in choice_requests[:4]])
     model = copy.deepcopy(model)
-    options = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": "bfloat16"}
-    plain, mixed = (
-        RoutedLM(model, strategy, tokenizer=tokenizer),
-        RoutedLM(**options, strategy=strategy),
-    )
-    full, half = (
-        np.array([value for value, _ in lm.loglikelihood(ask("loglikelihood", arguments), True)])
-        for lm in (plain, mixed)
-    )
+    options = {"pretrained": model, "tokenizer": tokenizer}
+    mixed = {**options, "mixed_precision_dtype": "bfloat16"}
     with routed(model, strategy):
-        expected = [value for value, _ in HFLM(**options).loglikelihood(ask("loglikelihood", arguments), True)]  # fmt: skip
-    assert np.abs(half - full).max() > 1e-3
-    np.testing.assert_allclose(half, expected, rtol=5e-3)
+        expected = HFLM(**mixed).loglikelihood(asked, True)
+    ours = RoutedLM(**mixed, strategy=strategy).loglikelihood(asked, True)
+    full = RoutedLM(**options, strategy=strategy).loglikelihood(asked, True)
+    expected, ours, full = (np.array([v for v, _ in found]) for found in (expected, ours, full))
+    assert np.abs(ours - full).max() > 1e-3
+    np.testing.assert_allclose(ours, expected, rtol=1e-2)
 
 
 def test_a_continuation_without_a_token_is_an_error(plug_in):
@@ -185,7 +182,7 @@ def test_a_continuation_longer_than_the_window_is_an_error(plug_in):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pretrained": "no/such/folder"}, "model_args: OSError: no/such/folder"),
+        ({"pretrained": "no/such/folder"}, "model_args: OSError: .*no/such/folder"),
         ({"parallelize": True}, "model_args: AssertionError: `parallelize=True` is not compatible"),
         (
             {"calibration": "nowhere", "strategy": "adaptive_k8"},
@@ -249,7 +246,7 @@ def test_an_adapter_is_scored(double, tokenizer, ask, choice_requests):
 
 def test_an_adapter_of_the_prompt_is_refused(double, tokenizer):
     model = Adapted(double, is_prompt_learning=True)
-    with pytest.raises(InputError, match="type PREFIX_TUNING; allowed: those that change layers"):
+    with pytest.raises(InputError, match="type PREFIX_TUNING; allowed: adapters of layers"):
         RoutedLM(pretrained=model, tokenizer=tokenizer, backend="causal")
 
 

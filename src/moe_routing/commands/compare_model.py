@@ -99,8 +99,8 @@ def receipt_of_model(arguments: argparse.Namespace) -> Receipt:
     parsed_model(model)
     planned = plan(arguments, model)
     loaded = loaded_model(parsed_model(model))
-    _check_model(planned, loaded)
     planned, same = _distinct(planned, loaded)
+    _check_model(planned, loaded)
     calibration = planned.calibration
     if planned.texts:
         needing = [one for one in planned.strategies.values() if one.uses_calibration]
@@ -251,7 +251,20 @@ def _distinct(planned: Plan, loaded: LoadedModel) -> tuple[Plan, list[str]]:
             same.append(f"`{name}` is the routing of `{standing}` on this model.")
     if len(kept) < 2:
         raise InputError(f"--strategies: {same[0]} Allowed: at least one other routing")
-    return replace(planned, strategies=kept), same
+    return replace(planned, strategies=kept, **_settings(planned, list(kept))), same
+
+
+def _settings(planned: Plan, kept: Sequence[str]) -> dict[str, Any]:
+    """Return config and tests without the strategies that are not kept."""
+    settings, study = planned.settings, planned.study
+    compared = [name for name in kept if study is None or name in study.strategies]
+    primary = settings.primary.model_copy(update={"strategy": compared[:2][-1]})
+    settings = settings.model_copy(update={"primary": primary})
+    if study is not None:
+        levers = [name for name in kept if name in study.levers]
+        update = {"strategies": compared, "levers": levers, "statistics": settings}
+        study = study.model_copy(update=update)
+    return {"settings": settings, "study": study}
 
 
 def _apart(texts: Sequence[str], sets: Sequence[EvaluationSet]) -> list[str]:
