@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ def _decode_experts(
 def _decode(model: PreTrainedModel, state: CausalLMOutputWithPast, tokens: int) -> None:
     """Decode greedily from what a forward pass with a cache returned."""
     for _ in range(tokens):
-        next_B1 = state.logits[:, -1:].argmax(-1)
+        next_B1 = cast("Tensor", state.logits)[:, -1:].argmax(-1)
         state = model(input_ids=next_B1, past_key_values=state.past_key_values, use_cache=True)
 
 
