@@ -21,6 +21,7 @@ LAYERS = (
     {"figures"},
     {"reporting"},
     {"workflow", "lm_eval_plugin", "__init__"},
+    {"commands"},
 )
 """From the bottom up. Within a layer, packages do not import each other."""
 

@@ -55,6 +55,19 @@ def snapshot(
         )
 
 
+def current_revision(where: str, repository: str) -> str:
+    """Return the commit that a model's main branch is at; offline, that of the Hub's cache.
+
+    Raises:
+        InputError: see :func:`snapshot`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with explained(where):  # the smallest file that every model has
+        path = Path(hf_hub_download(repository, "config.json"))
+    return path.parent.name  # a folder of the cache is named by its commit
+
+
 @contextmanager
 def explained(where: str) -> Iterator[None]:
     """Turn errors of the Hub's client into one-line errors that begin with ``where``.

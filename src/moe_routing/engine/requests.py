@@ -15,6 +15,8 @@ from moe_routing.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_PREFIX = "the tokenizer has neither a bos nor an eos token; allowed: one with either of them"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,7 +59,7 @@ class Encoder:
         prefix = tokenizer.bos_token_id
         prefix = cast("int | None", tokenizer.eos_token_id if prefix is None else prefix)
         if prefix is None:
-            raise InputError("the tokenizer has neither a bos nor an eos token; one is needed")
+            raise InputError(NO_PREFIX)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.prefix_token = int(prefix)
@@ -119,13 +121,7 @@ class Encoder:
             # An empty context becomes the prefix token, unless the text starts with it.
             starts_with_it = request.context == "" and targets[:1] == [self.prefix_token]
             context, targets = [self.prefix_token], targets[1:] if starts_with_it else targets
-        if not targets:
-            raise InputError(f"continuation {request.continuation!r} has no token to score")
-        if len(targets) > self.max_length:
-            raise InputError(
-                f"continuation {request.continuation[:40]!r} has {len(targets)} tokens; allowed: "
-                f"at most the window of {self.max_length}"
-            )
+        check_continuation(request.continuation, len(targets), self.max_length)
         # The model reads the context's own tokens, even if the whole text begins with others.
         return TokenRequest((context + targets)[-(self.max_length + 1) :][:-1], targets)
 
@@ -143,6 +139,26 @@ class Encoder:
                 if text.startswith(self._prefix_text):
                     ids[index] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def check_continuation(text: str, tokens: int, longest: int) -> None:
+    """Check that a continuation can be scored.
+
+    Args:
+        text: the continuation.
+        tokens: number of its tokens.
+        longest: most input tokens of a request.
+
+    Raises:
+        InputError: it has no token, or more than fit into the window.
+    """
+    if tokens == 0:
+        raise InputError(f"continuation {text!r} has no token to score")
+    if tokens > longest:
+        raise InputError(
+            f"continuation {text[:40]!r} has {tokens} tokens; allowed: at most the window of "
+            f"{longest}"
+        )
 
 
 def max_length(config: object, window: int | None) -> int:

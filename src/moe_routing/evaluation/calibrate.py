@@ -5,8 +5,10 @@ Shape letters: L layers, T tokens, E experts, B batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,15 +18,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
+from moe_routing.engine.upcast import upcast
 from moe_routing.errors import InputError
 from moe_routing.evaluation.certify import certify, check_documents
 from moe_routing.evaluation.outputs import fit_expert_outputs
+from moe_routing.evaluation.scales import DOCUMENTS, fit_scale
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
 from moe_routing.evaluation.windows import calibration_window, cut_windows, run_windows
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.strategies import Strategy, parse_strategy
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
 from moe_routing.vocabulary import NeededId
@@ -76,12 +81,15 @@ def calibrate(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
-    nulls: tuple[str, ...] = ("needed",),
+    strategies: Sequence[Strategy | str] = (),
+    nulls: Sequence[str] | None = None,
     tokens: int = 8192,
     toggled_tokens: int = 400,
     epsilon: float | None = None,
     margin: float | None = None,
     documents: int = 128,
+    window: int | None = None,
+    dtype: torch.dtype | str | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Calibrate a model on your own text, for :func:`moe_routing.routed`.
@@ -94,46 +102,94 @@ def calibrate(
         model: a transformers model with supported routers.
         tokenizer: its tokenizer.
         texts: documents that are not evaluated on; at least ``tokens`` tokens.
-        nulls: ids of the nulls to fit.
+        strategies: strategies, or their ids, to prepare; without ``nulls``, only what they need is
+            fitted.
+        nulls: ids of the nulls to fit; None: ``needed``, or those of the strategies.
         tokens: tokens whose router logits are kept, and on which the outputs of experts are
-            measured, if there is a margin or one of the nulls is ``needed``.
+            measured, if there is a margin, a strategy needs them or one of the nulls is ``needed``.
         toggled_tokens: tokens whose experts are toggled, in the same cases.
         epsilon: what the id ``needed`` stands for, in nats; see :func:`fit_null`.
         margin: largest expected KL from the model's own predictions, nats per token, to certify.
         documents: texts to certify on, the last ones, at most half of them; nothing else is fitted
             on these.
+        window: most tokens of a context; None: the model's longest sequence, and no more than
+            ``tokens``.
+        dtype: precision of the forward passes that router logits and expert outputs are taken from:
+            ``float32``, also for a model of half precision, or None for the model's own. Toggles
+            are computed in float32 in any case, and certificates in the model's own precision.
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: see :func:`sample_router_logits`, :func:`fit_expert_outputs`,
-            :func:`toggle_experts`, :func:`fit_null` and :func:`certify`.
+        InputError: ``texts`` is a single text, an unknown dtype; see :func:`sample_router_logits`,
+            :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`certify`
+            and :func:`fit_scale`.
     """
-    texts, window = list(texts), calibration_window(model, None)
-    apart = texts[len(texts) - min(documents, len(texts) // 2) :] if margin is not None else []
+    if isinstance(texts, str):
+        raise InputError("texts is a str; allowed: a list of documents, such as [text]")
+    texts, passes = list(texts), _precision(model, dtype)
+    parsed = [parse_strategy(one) if isinstance(one, str) else one for one in strategies]
+    if nulls is None:
+        nulls = [] if parsed else ["needed"]
+    names = dict.fromkeys([*nulls, *(one.needs_null for one in parsed if one.needs_null)])
+    rule = find_routers(model)[0].rule
+    certified = {one.id: one for one in parsed if isinstance(one, Certified)}
+    if margin is not None:
+        own = Certified(max_k=rule.top_k, margin=margin)
+        certified.setdefault(own.id, own)
+    apart = texts[len(texts) - min(documents, len(texts) // 2) :] if certified else []
     texts = texts[: len(texts) - len(apart)]
-    if margin is not None:  # before time is spent on the rest
-        check_documents(len(apart), margin)
-    sample = sample_router_logits(
-        model, tokenizer, texts, tokens=tokens, window=window, rng=np.random.default_rng(seed)
-    )
+    for strategy in certified.values():  # before time is spent on the rest
+        check_documents(len(apart), strategy.margin)
+    longest = calibration_window(model, window or tokens)
+    with passes():
+        sample = sample_router_logits(
+            model, tokenizer, texts, tokens=tokens, window=longest, rng=np.random.default_rng(seed)
+        )
     toggles = outputs = None
-    if margin is not None or any(NeededId.parse(name) for name in nulls):
-        outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=window)
+    toggled = certified or any(map(NeededId.parse, names)) or any(p.needs_toggles for p in parsed)
+    if toggled or any(one.needs_outputs for one in parsed):
+        with passes():
+            outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=longest)
+    if toggled and outputs is not None:
         toggles = toggle_experts(
             model,
             tokenizer,
             texts,
             outputs,
             tokens=toggled_tokens,
+            window=window,
             rng=np.random.default_rng(seed),
         )
-    fitted = {name: fit_null(name, sample, toggles, epsilon, outputs) for name in nulls}
+    fitted = {name: fit_null(name, sample, toggles, epsilon, outputs) for name in names}
     calibration = Calibration(sample, fitted, toggles, outputs)
-    if margin is None:
-        return calibration
-    strategy = Certified(max_k=sample.top_k, margin=margin)
-    certificate = certify(model, tokenizer, apart, strategy, calibration)
-    return replace(calibration, certificates={strategy.id: certificate})
+    certificates = {
+        name: certify(model, tokenizer, apart, strategy, calibration, window=window)
+        for name, strategy in certified.items()
+    }
+    calibration = replace(calibration, certificates=certificates)
+    scales = {
+        one.id: fit_scale(model, tokenizer, texts[:DOCUMENTS], one, calibration, window=window)
+        for one in parsed
+        if one.needs_scale
+    }
+    return replace(calibration, scales=scales)
+
+
+def _precision(
+    model: PreTrainedModel, dtype: torch.dtype | str | None
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context for forward passes in a precision.
+
+    Raises:
+        InputError: it is neither float32 nor the model's own.
+    """
+    name = str(dtype or model.dtype).removeprefix("torch.")
+    own = str(model.dtype).removeprefix("torch.")
+    if name == own:
+        return nullcontext
+    if name != "float32":
+        raise InputError(f"dtype is '{name}'; allowed: float32, or the model's own {own}")
+    return partial(upcast, model)
 
 
 def _collect(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.engine.offload import input_device
+from moe_routing.engine.requests import NO_PREFIX
 from moe_routing.errors import InputError
 
 
@@ -27,16 +28,21 @@ def cut_windows(
 ) -> Tensor:
     """Join texts by the end-of-text token, and cut them into whole windows.
 
+    A tokenizer without such a token gives its beginning-of-sequence token.
+
     Returns:
         Token ids, int64, (windows, ``window``), at least ``tokens`` in all.
 
     Raises:
-        InputError: the texts hold too few tokens.
+        InputError: the texts hold too few tokens, or the tokenizer has neither token.
     """
     ids: list[int] = []
+    between = tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if between is None:
+        raise InputError(NO_PREFIX)
     needed = -(-tokens // window) * window
     for text in texts:
-        ids += [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids += [between, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         if len(ids) >= needed:
             return torch.tensor(ids[:needed]).view(-1, window)
     raise InputError(
