@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from moe_routing.routing.scores import ExpertScorer
 
 
-def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: ModelRule) -> Tensor:
+def weigh(
+    kind: Weighting,
+    probability_TE: Tensor,
+    selection: Selection,
+    rule: ModelRule,
+    own_TK: Tensor | None = None,
+) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
+
+    All kinds are multiplied by the constant factor of the model's own weights.
 
     Args:
         kind: ``model`` (as the model weights the experts that it selects), ``softmax`` (the
@@ -34,7 +42,19 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
         rule: the model's own rule.
+        own_TK: the experts of the model's own choice, where they are not the most probable.
     """
+    weight_TK = _unscaled(kind, probability_TE, selection, rule, own_TK)
+    return weight_TK if rule.factor == 1.0 else weight_TK * rule.factor
+
+
+def _unscaled(
+    kind: Weighting,
+    probability_TE: Tensor,
+    selection: Selection,
+    rule: ModelRule,
+    own_TK: Tensor | None,
+) -> Tensor:
     if kind == "model":
         kind = rule.weighting
     experts = probability_TE.shape[1]
@@ -50,7 +70,7 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
     renormalises = rule.weighting == "renormalised"
     if kind == "renormalised" or (kind == "mass_matched" and renormalises):
         return normalised_TK  # a model that renormalises gives its top k a total weight of 1
-    mass_T1 = own_mass(probability_TE, rule.top_k)
+    mass_T1 = own_mass(probability_TE, rule.top_k, own_TK)
     if kind == "mass_matched":
         return normalised_TK * mass_T1
     own_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
@@ -113,7 +133,8 @@ class Router:
 
     def _weights(self, inputs: RouterInputs, selection: Selection) -> tuple[Tensor, Tensor | None]:
         if not self.compensated:
-            return weigh(self.weighting, inputs.softmax_TE, selection, self.rule), None
+            probability_TE, own_TK = inputs.softmax_TE, inputs.own_TK
+            return weigh(self.weighting, probability_TE, selection, self.rule, own_TK), None
         own_weight_TE = inputs.own_weight_TE
         own_TK = inputs.own_TK
         if own_TK is None:
