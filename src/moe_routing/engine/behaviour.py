@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_routing.engine.patching import Forward
+from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
 from moe_routing.vocabulary import OwnWeighting
 
@@ -162,14 +163,18 @@ def bias_of(module: nn.Module, place: str, args: tuple[Tensor, ...]) -> Tensor |
 Plain = str | int | float | bool | None
 
 
+Shapes = tuple[tuple[str, tuple[int, ...] | None], ...]
+"""Names and shapes of tensors; None for one that is absent."""
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A module without the values of its tensors; equal for modules that compute the same way."""
 
     kind: type[nn.Module]
     settings: tuple[tuple[str, Plain], ...]
-    parameters: tuple[tuple[str, tuple[int, ...]], ...]
-    buffers: tuple[tuple[str, tuple[int, ...]], ...]
+    parameters: Shapes
+    buffers: Shapes
     children: tuple[tuple[str, Blueprint], ...]
 
     @classmethod
@@ -183,8 +188,8 @@ class Blueprint:
         return cls(
             type(module),
             tuple(sorted(settings.items())),
-            tuple((n, tuple(t.shape)) for n, t in module._parameters.items() if t is not None),
-            tuple((n, tuple(t.shape)) for n, t in module._buffers.items() if t is not None),
+            _shapes(module._parameters),
+            _shapes(module._buffers),
             tuple((n, cls.of(child)) for n, child in module._modules.items() if child is not None),
         )
 
@@ -194,12 +199,11 @@ class Blueprint:
         nn.Module.__init__(module)
         vars(module).update(dict(self.settings))
         for name, shape in self.parameters:
-            scale = 1.5 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.3
-            tensor = torch.randn(shape, generator=generator, device="cpu") * scale
-            module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            tensor = _random(shape, generator)
+            parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            module.register_parameter(name, parameter)
         for name, shape in self.buffers:
-            tensor = torch.randn(shape, generator=generator, device="cpu") * 0.3
-            module.register_buffer(name, tensor)
+            module.register_buffer(name, _random(shape, generator))
         for name, child in self.children:
             module.add_module(name, child.build(generator))
         return module.eval()
@@ -207,7 +211,7 @@ class Blueprint:
     def matrices(self, path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the place and shape of each matrix called ``weight``."""
         for name, shape in self.parameters:
-            if name == "weight" and len(shape) == 2:
+            if name == "weight" and shape and len(shape) == 2:
                 yield path, shape
         for name, child in self.children:
             yield from child.matrices(f"{path}.{name}".lstrip("."))
@@ -217,6 +221,18 @@ class Blueprint:
         own = (name for name, _ in (*self.parameters, *self.buffers) if name == BIAS)
         inside = (child.bias(f"{path}{name}.") for name, child in self.children)
         return next((f"{path}{name}" for name in own), next(filter(None, inside), ""))
+
+
+def _shapes(tensors: Mapping[str, Tensor | None]) -> Shapes:
+    return tuple((n, None if t is None else tuple(t.shape)) for n, t in tensors.items())
+
+
+def _random(shape: tuple[int, ...] | None, generator: torch.Generator) -> Tensor | None:
+    """Return random numbers: of a matrix, so that logits differ by about 1."""
+    if shape is None:
+        return None
+    scale = 1.5 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.3
+    return torch.randn(shape, generator=generator, device="cpu") * scale
 
 
 class Seen(NamedTuple):
@@ -230,17 +246,30 @@ class Seen(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def observe(blueprint: Blueprint) -> Behaviour | str:
-    """Return what a router does, or why it is none that this package knows."""
+    """Return what a router does, or why it is none that this package knows.
+
+    Raises:
+        InputError: it selects no expert, or more than there are.
+    """
     matrices = list(blueprint.matrices())
     if len(matrices) != 1:
-        return f"it has {len(matrices)} weight matrices; allowed: one, (experts, hidden size)"
+        return (
+            f"it has {len(matrices)} weight matrices; allowed: one, (experts, hidden size), not "
+            "divided among processes"
+        )
     ((weight, (experts, hidden)),) = matrices
     settings = dict(blueprint.settings)
     top_k = settings.get("top_k")
-    if not isinstance(top_k, int) or not 1 <= top_k <= experts:
-        return f"num_experts_per_tok is {top_k}; allowed: 1 to {experts}, the experts of a layer"
-    # Of one expert, a renormalised weight says nothing about its score.
-    settings["top_k"] = max(top_k, min(2, experts))
+    if not isinstance(top_k, int):
+        return "it does not say how many experts it selects"
+    if not 1 <= top_k <= experts:
+        raise InputError(
+            f"num_experts_per_tok is {top_k}; allowed: 1 to {experts}, the experts of a layer"
+        )
+    # Of one expert, a renormalised weight says nothing about its score; with fewer experts than
+    # groups, groups say nothing about the selection.
+    groups = [g.kept * experts // g.groups for g in _groupings(settings) if g is not None]
+    settings["top_k"] = max(top_k, min(2, experts), *groups)
     twin = replace(blueprint, settings=tuple(settings.items()))
     generator = torch.Generator("cpu").manual_seed(0)
     hidden_TH = torch.randn(TOKENS, hidden, generator=generator, device="cpu")
@@ -250,9 +279,9 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
             seen = _run(module, hidden_TH, experts, blueprint.bias())
             place = "" if seen.bias_E is None else blueprint.bias() or ARGUMENT
             rule = _rule(seen, place, settings)
-            half = _run(module.bfloat16(), hidden_TH.bfloat16(), experts, blueprint.bias())
         except Exception as error:  # whatever the code of a model raises
             return f"its router failed on random tokens: {_line(error)}"
+        linear, rounds = _in_half_precision(module, hidden_TH, experts, blueprint.bias())
     if isinstance(rule, str):
         return rule
     score, place, grouping, weighting, factor = rule
@@ -264,8 +293,8 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
         weight,
         place,
         grouping,
-        linear=plain and _is_product(module, hidden_TH.bfloat16(), half.raw_TE),
-        rounds=half.weight_TK.dtype == torch.bfloat16,
+        linear=plain and linear,
+        rounds=rounds,
     )
 
 
@@ -298,9 +327,18 @@ def _run(module: nn.Module, hidden_TH: Tensor, experts: int, bias: str) -> Seen:
     return Seen(raw_TE, weight_TK, own_TK, bias_of(module, ARGUMENT if args else bias, args))
 
 
-def _is_product(module: nn.Module, hidden_TH: Tensor, raw_TE: Tensor) -> bool:
-    product_TE = F.linear(hidden_TH, module.weight)
-    return product_TE.dtype == raw_TE.dtype and torch.equal(product_TE, raw_TE)
+def _in_half_precision(
+    module: nn.Module, hidden_TH: Tensor, experts: int, bias: str
+) -> tuple[bool, bool]:
+    """Return whether logits are a product in half precision too, and weights are rounded to it."""
+    hidden_TH = hidden_TH.bfloat16()
+    try:
+        seen = _run(module.bfloat16(), hidden_TH, experts, bias)
+        product_TE = F.linear(hidden_TH, module.weight)
+    except (RuntimeError, AttributeError):  # it needs single precision, or its weight is elsewhere
+        return False, False
+    same = product_TE.dtype == seen.raw_TE.dtype and torch.equal(product_TE, seen.raw_TE)
+    return same, seen.weight_TK.dtype == torch.bfloat16
 
 
 Rule = tuple[Score, str, Grouping | None, OwnWeighting, float]

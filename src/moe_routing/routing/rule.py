@@ -49,21 +49,20 @@ class ModelRule:
         """Return the factor from softmax probabilities to the model's own weights.
 
         The weight that the model gives, or would give, an expert is its probability times this
-        factor. Thresholds and test statistics on this scale mean the same on every model.
+        factor. Thresholds and test statistics on this scale mean the same on every model, so the
+        constant ``factor`` of the rule is left out; it multiplies the weights at the very end.
 
         Args:
             probability_TE: float32 softmax over all experts, (tokens, experts).
             own_TK: the experts of the model's own choice, where they are not the most probable.
 
         Returns:
-            (tokens, 1), the factor over the total probability of the token's own top k; None where
+            (tokens, 1), the inverse of the total probability of the token's own top k; None where
             the model uses raw probabilities.
         """
         if self.weighting == "softmax":
-            same = self.factor == 1.0
-            return None if same else probability_TE.new_full((len(probability_TE), 1), self.factor)
-        mass_T1 = own_mass(probability_TE, self.top_k, own_TK)
-        return mass_T1.reciprocal() if self.factor == 1.0 else self.factor / mass_T1
+            return None
+        return own_mass(probability_TE, self.top_k, own_TK).reciprocal()
 
 
 def own_mass(probability_TE: Tensor, top_k: int, own_TK: Tensor | None = None) -> Tensor:

@@ -32,8 +32,6 @@ def weigh(
 ) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
-    All kinds are multiplied by the constant factor of the model's own weights.
-
     Args:
         kind: ``model`` (as the model weights the experts that it selects), ``softmax`` (the
             probability), ``renormalised`` (to sum 1), ``uniform`` (1/count), ``mass_matched``
@@ -44,17 +42,6 @@ def weigh(
         rule: the model's own rule.
         own_TK: the experts of the model's own choice, where they are not the most probable.
     """
-    weight_TK = _unscaled(kind, probability_TE, selection, rule, own_TK)
-    return weight_TK if rule.factor == 1.0 else weight_TK * rule.factor
-
-
-def _unscaled(
-    kind: Weighting,
-    probability_TE: Tensor,
-    selection: Selection,
-    rule: ModelRule,
-    own_TK: Tensor | None,
-) -> Tensor:
     if kind == "model":
         kind = rule.weighting
     experts = probability_TE.shape[1]
@@ -73,8 +60,8 @@ def _unscaled(
     mass_T1 = own_mass(probability_TE, rule.top_k, own_TK)
     if kind == "mass_matched":
         return normalised_TK * mass_T1
-    own_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
-    return own_TK * (mass_T1 / total_T1).sqrt()
+    weight_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
+    return weight_TK * (mass_T1 / total_T1).sqrt()
 
 
 def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
@@ -125,10 +112,11 @@ class Router:
             inputs = self.scorer(inputs)
         selection = self.select(inputs, probability_TE)
         weight_TK, dropped_weight_TE = self._weights(inputs, selection)
-        if self.scale is not None:
-            weight_TK = weight_TK * self.scale
+        scale = self.rule.factor * (1.0 if self.scale is None else self.scale)
+        if scale != 1.0:
+            weight_TK = weight_TK * scale
             if dropped_weight_TE is not None:
-                dropped_weight_TE = dropped_weight_TE * self.scale
+                dropped_weight_TE = dropped_weight_TE * scale
         return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE, dropped_weight_TE)
 
     def _weights(self, inputs: RouterInputs, selection: Selection) -> tuple[Tensor, Tensor | None]:
