@@ -112,7 +112,7 @@ REFUSED = {
     "deepseek_v4": ("DeepseekV4", LATENT, "it takes input_ids beside hidden states"),
     "dots1, weights not renormalised": (
         "Dots1",
-        {**FAMILIES["dots1"].settings, "norm_topk_prob": False},
+        {**FAMILIES["dots1"].settings, "norm_topk_prob": False, "num_experts_per_tok": 2},
         "its weights are sigmoid scores that are not renormalised",
     ),
     "inkling_text": ("InklingText", {}, "it returns 4 values"),

@@ -24,12 +24,13 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_routing.engine.module_types import LinearRouter
 from moe_routing.engine.patching import Forward
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
@@ -126,11 +127,12 @@ class Behaviour:
             *args: its further arguments.
         """
         if self.linear:
-            weight_EH = module.weight
+            weight_EH = cast("LinearRouter", module).weight
             logits_TE = F.linear(hidden.reshape(-1, hidden.shape[-1]), weight_EH)
             dtype = weight_EH.dtype if self.rounds else torch.float32
             return Reading(logits_TE, logits_TE, None, None, dtype)
-        raw_TE, weight_TK, own_TK = own(hidden, *args)
+        returned = cast("tuple[Tensor, Tensor, Tensor]", own(hidden, *args))
+        raw_TE, weight_TK, own_TK = returned
         choice_TE = self.choice(module, raw_TE, *args)
         logits_TE = self.logits(raw_TE)
         return Reading(
@@ -334,7 +336,7 @@ def _in_half_precision(
     hidden_TH = hidden_TH.bfloat16()
     try:
         seen = _run(module.bfloat16(), hidden_TH, experts, bias)
-        product_TE = F.linear(hidden_TH, module.weight)
+        product_TE = F.linear(hidden_TH, cast("LinearRouter", module).weight)
     except (RuntimeError, AttributeError):  # it needs single precision, or its weight is elsewhere
         return False, False
     same = product_TE.dtype == seen.raw_TE.dtype and torch.equal(product_TE, seen.raw_TE)
@@ -352,17 +354,20 @@ def _rule(seen: Seen, place: str, settings: Mapping[str, Plain]) -> Rule | str:
         get_args(Score), _groupings(settings), (True, False) if place else (False,)
     ):
         score_TE = scores(score, seen.raw_TE)
-        choice_TE = score_TE + seen.bias_E.flatten() if biased else score_TE
+        choice_TE = score_TE
+        if biased and seen.bias_E is not None:
+            choice_TE = score_TE + seen.bias_E.flatten()
         if grouping is not None:
             choice_TE = grouping.mask(choice_TE)
         index_TK = choice_TE.topk(own_TK.shape[1], 1).indices.sort(1).values
         if not torch.equal(index_TK, own_TK):
             continue
         raw_TK = score_TE.gather(1, seen.own_TK)
-        for weighting, weight_TK in (
-            ("softmax", raw_TK),
-            ("renormalised", raw_TK / raw_TK.sum(1, keepdim=True)),
-        ):
+        weights: dict[OwnWeighting, Tensor] = {
+            "softmax": raw_TK,
+            "renormalised": raw_TK / raw_TK.sum(1, keepdim=True),
+        }
+        for weighting, weight_TK in weights.items():
             ratio_TK = seen.weight_TK / weight_TK
             factor = float(ratio_TK.mean())
             if float((ratio_TK - factor).abs().max()) <= TOLERANCE * factor:

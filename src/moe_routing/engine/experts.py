@@ -23,7 +23,7 @@ Three kernels compute the same sum. Which one is used follows from measurements
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -211,9 +211,9 @@ def supports_dropless(module: nn.Module) -> TypeGuard[Experts]:
     marks = ("has_gate", "has_bias", "is_transposed", "config")  # set by transformers' decorator
     if not all(hasattr(module, mark) for mark in marks) or module.has_post_expert_norm:
         return False
-    up, down = (getattr(module, name, None) for name in tensor_names(module)[:2])
-    tensors = isinstance(up, Tensor) and isinstance(down, Tensor)
-    return tensors and {up.dtype, down.dtype} <= FLOATS and up.ndim == down.ndim == 3
+    names = tensor_names(cast("Experts", module))[:2]
+    tensors = [getattr(module, name, None) for name in names]
+    return all(isinstance(t, Tensor) and t.dtype in FLOATS and t.ndim == 3 for t in tensors)
 
 
 def tensor_names(module: Experts) -> tuple[str, ...]:
