@@ -203,7 +203,7 @@ class HeldOutAnalysis(ClosedModel):
 class EfficiencyAnalysis(ClosedModel):
     """Time of a fixed text under every strategy, and the experts that batches of tokens need."""
 
-    tokens: PositiveInt = Field(
+    tokens: Count = Field(
         default=8192,
         description="Tokens of running text that are timed under every strategy, in rows of the "
         "window.",
@@ -214,7 +214,7 @@ class EfficiencyAnalysis(ClosedModel):
         description="Times that each strategy reads them, all strategies once per repeat in random "
         "order.",
     )
-    batch_sizes: list[PositiveInt] = Field(
+    batch_sizes: Distinct[Count] = Field(
         default=[1, 2, 4, 8, 16, 32, 64],
         min_length=1,
         description="Tokens of different documents in a batch, as in decoding, for counting the "
