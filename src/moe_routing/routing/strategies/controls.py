@@ -267,57 +267,6 @@ class EqualBudget(ControlStrategy):
         return proportion_LC @ np.arange(proportion_LC.shape[1])
 
 
-class StaticMixture(EqualBudget):
-    """Static top-k at the base's mean: k or k + 1 experts, drawn at random per token and layer.
-
-    Of the base it has nothing but the mean and the weighting: experts are ranked by probability,
-    nothing stands in for dropped ones, and no scale is fitted.
-    """
-
-    family: ClassVar[Family] = replace(
-        Mixture.family,
-        control=ControlKind(
-            "mixture",
-            absent="the static mixture at the same mean",
-            short="static mixture",
-            done="With k or k + 1 experts for every token, drawn at random with the mean of {base}",
-            meanings={
-                "worse": "the rule is better than static top-k at its number of experts",
-                "better": "static top-k is better at that number of experts",
-                "none": "nothing shows that the rule is better than static top-k at its number of "
-                "experts",
-            },
-        ),
-    )
-    inherited: ClassVar[tuple[str, ...]] = ()
-    needs_null: ClassVar[None] = None
-    needs_budget: ClassVar[None] = None
-    needs_calibration: ClassVar[bool] = False
-    needs_outputs: ClassVar[bool] = False
-
-    def score_of(self, calibration: Calibration | None) -> ExpertScore:
-        """Return the model's own ranking."""
-        del calibration
-        return "probability"
-
-    def fitted(self, calibration: Calibration | None) -> Self:
-        """Return itself: nothing of the base is fitted."""
-        del calibration
-        return self
-
-    def certificate_of(self, calibration: Calibration) -> None:
-        """Return None: nothing of the base is certified."""
-
-    def output_scale(self, calibration: Calibration | None) -> None:
-        """Return None: no scale is fitted."""
-
-    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
-        """Return the static selection."""
-        mixture = Mixture(budget=1, seed=self.seed, weighting=self.weighting_kind)
-        mean = float(self.mean_L.mean())
-        return mixture.model_copy(update={"budget": mean}).selector(calibration, num_experts)
-
-
 class CountedControl(EqualBudget):
     """Experts in the base's order, as many as are drawn for the token."""
 
@@ -344,6 +293,38 @@ class CountedControl(EqualBudget):
             return Selection.prefix(ranking.order_TK, count_T, num_experts, count_T)
 
         return select
+
+
+class DrawnCounts(CountedControl):
+    """Counts drawn at random from those of the base in the same layer.
+
+    If this is as good as the base, it does not matter which token gets how many experts.
+    """
+
+    family: ClassVar[Family] = Family(
+        "counts",
+        label="Control: counts drawn",
+        look=Look("#7A2E39", (7, 2, 0)),
+        definition="Control: counts drawn at random, at most {k}, weights {weighting}",
+        selection="counts drawn from those of another strategy in the layer",
+        words="counts drawn at random",
+        control=ControlKind(
+            "counts",
+            absent="counts drawn at random",
+            short="counts drawn at random",
+            done="With counts drawn at random from those of {base} in the same layer",
+            meanings={
+                "worse": "which tokens get more experts matters",
+                "better": "tokens drawn at random use the same experts better than those of the "
+                "rule",
+                "none": "nothing shows that it matters which tokens get more experts",
+            },
+        ),
+    )
+
+    def cumulative_LC(self) -> NDArray[np.float64]:
+        """Return the base's law."""
+        return self.proportion_LC.cumsum(1)
 
 
 class LayerMean(CountedControl):
@@ -380,36 +361,56 @@ class LayerMean(CountedControl):
         return (np.arange(self.proportion_LC.shape[1]) + 1 - mean_L1).clip(0, 1)
 
 
-class DrawnCounts(CountedControl):
-    """Counts drawn at random from those of the base in the same layer.
+class StaticMixture(EqualBudget):
+    """Static top-k at the base's mean: k or k + 1 experts, drawn at random per token and layer.
 
-    If this is as good as the base, it does not matter which token gets how many experts.
+    Of the base it has nothing but the mean and the weighting: experts are ranked by probability,
+    nothing stands in for dropped ones, and no scale is fitted.
     """
 
-    family: ClassVar[Family] = Family(
-        "counts",
-        label="Control: counts drawn",
-        look=Look("#7A2E39", (7, 2, 0)),
-        definition="Control: counts drawn at random, at most {k}, weights {weighting}",
-        selection="counts drawn from those of another strategy in the layer",
-        words="counts drawn at random",
+    family: ClassVar[Family] = replace(
+        Mixture.family,
         control=ControlKind(
-            "counts",
-            absent="counts drawn at random",
-            short="counts drawn at random",
-            done="With counts drawn at random from those of {base} in the same layer",
+            "mixture",
+            absent="the static mixture at the same mean",
+            short="static mixture",
+            done="With k or k + 1 experts for every token, drawn at random with the mean of {base}",
             meanings={
-                "worse": "which tokens get more experts matters",
-                "better": "tokens drawn at random use the same experts better than those of the "
-                "rule",
-                "none": "nothing shows that it matters which tokens get more experts",
+                "worse": "the rule is better than static top-k at its number of experts",
+                "better": "static top-k is better at that number of experts",
+                "none": "nothing shows that the rule is better than static top-k at its number of "
+                "experts",
             },
         ),
     )
+    inherited: ClassVar[tuple[str, ...]] = ()
+    score: ExpertScore | None = Field(default="probability", description="What ranks experts.")
+    needs_null: ClassVar[None] = None
+    needs_budget: ClassVar[None] = None
+    needs_calibration: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False
 
-    def cumulative_LC(self) -> NDArray[np.float64]:
-        """Return the base's law."""
-        return self.proportion_LC.cumsum(1)
+    def score_of(self, calibration: Calibration | None) -> ExpertScore:
+        """Return the model's own ranking."""
+        del calibration
+        return "probability"
+
+    def fitted(self, calibration: Calibration | None) -> Self:
+        """Return itself: nothing of the base is fitted."""
+        del calibration
+        return self
+
+    def certificate_of(self, calibration: Calibration) -> None:
+        """Return None: nothing of the base is certified."""
+
+    def output_scale(self, calibration: Calibration | None) -> None:
+        """Return None: no scale is fitted."""
+
+    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
+        """Return the static selection."""
+        mixture = Mixture(budget=1, seed=self.seed, weighting=self.weighting_kind)
+        mean = float(self.mean_L.mean())
+        return mixture.model_copy(update={"budget": mean}).selector(calibration, num_experts)
 
 
 class RandomIdentity(RandomControl):
