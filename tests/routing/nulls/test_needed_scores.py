@@ -162,21 +162,6 @@ def test_a_compensated_null_has_the_effect_of_the_substitute(calibration):
     assert "replacing the expert by its mean output" in compensated.hypothesis
 
 
-def test_the_layer_mean_of_a_chosen_score_is_that_of_the_scored_sample(calibration):
-    null = fitted("needed_e1e4", calibration)
-    known = dataclasses.replace(calibration, nulls={null.id: null})
-    base = parse_strategy("bh_k16_a030_needed-e1e4")
-    control = parse_strategy(f"layermean.{base.id}")
-    assert control.score_of(known) == "norm"
-    rank = base.ranker(known, EXPERTS)
-    counts = [
-        round(float(rank(inputs, inputs.softmax_TE).count_T.double().mean()))
-        for inputs in scored_sample(base, known)
-    ]
-    assert control.counts(rank, known) == counts
-    assert max(counts) > 1
-
-
 def test_diagnostics_describe_the_score(calibration):
     table = diagnose(fitted("needed_e1e4_norm", calibration), calibration)
     assert (table["score"] == "norm").all()
