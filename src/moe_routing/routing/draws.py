@@ -1,8 +1,8 @@
 """Uniform numbers for each token that depend on the text read so far, not on how it is batched.
 
 A token's key is a hash of the input ids of its request up to it, and of the first ids of the
-request, lest the first tokens of all documents draw alike. The draws of a layer are a hash of the key, a
-seed and the layer, so that forward passes may run in any order.
+request, lest the first tokens of all documents draw alike. The draws of a layer are a hash of the
+key, a seed and the layer, so that forward passes may run in any order.
 
 Shape letters: T tokens, E experts.
 """

@@ -15,8 +15,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
 from moe_routing.routing.nulls.needed import FREE_SCORES, choose_score, mean_kept, statistics
-from moe_routing.routing.scores import ExpertScorer, scored_sample
-from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 from moe_routing.routing.types import RouterInputs
 from moe_routing.vocabulary import NeededId
