@@ -94,8 +94,9 @@ def routed(
     strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
+    fitted = strategy.fitted(calibration)
     # Layers that agree on the rule share a selector, which may be expensive to build.
-    resolved = {router.rule: strategy.resolved(router.rule) for router in routers}
+    resolved = {router.rule: fitted.resolved(router.rule) for router in routers}
     _warn_of_weighting(strategy, routers[0].rule)
     # Errors name the strategy as given; static top-k has no errors, and may get its k here.
     static = strategy.family.static_weighting is not None
@@ -103,7 +104,7 @@ def routed(
     compensated = strategy.dropped == "compensated"
     built = {
         (rule, experts): Router(
-            (resolved[rule] if static else strategy).selector(calibration, experts),
+            (resolved[rule] if static else fitted).selector(calibration, experts),
             resolved[rule].weighting_kind,
             rule,
             scorer,
@@ -305,7 +306,8 @@ class RouterForward:
         router, strategy = self.router, self.strategy
         read = router.behaviour.read(router.module, self.below, hidden_states, *args)
         hidden_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
-        mask_T = current_context().mask_T
+        context = current_context()
+        mask_T = context.mask_T
         log_size_TE = None if self.sizes is None else self.sizes(hidden_TH).log()
         inputs = RouterInputs(
             router.layer,
@@ -316,6 +318,7 @@ class RouterForward:
             score_TE=read.choice_TE,
             log_size_TE=log_size_TE,
             own_TK=read.own_TK,
+            key_T=context.key_T,
         )
         routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
