@@ -1,4 +1,4 @@
-# From cells to one table, and from controls and levers to others.
+# From cells to one table, and from controls, levers and budgets to others.
 
 
 rule collect:
@@ -29,6 +29,7 @@ rule collect:
             "strategies",
             "controls",
             "levers",
+            "budgets",
             "seed",
             "statistics.confidence",
             "statistics.resamples",

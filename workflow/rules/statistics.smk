@@ -1,5 +1,5 @@
 # Paired tests: every strategy against the baseline, every control against what it takes apart, every
-# lever as is and at fitted scale, the baseline against itself.
+# rule at its budget against a fixed number of experts, the baseline against itself.
 
 
 rule statistics:
@@ -31,7 +31,14 @@ rule statistics:
         runtime=60,
     params:
         settings=sections(
-            study, "statistics", "seed", "strategies", "controls", "levers", "numerics"
+            study,
+            "statistics",
+            "seed",
+            "strategies",
+            "controls",
+            "levers",
+            "budgets",
+            "numerics",
         ),
         results=subpath(output[0], ancestor=2),
     message:

@@ -199,10 +199,24 @@ class NumericsArm(ClosedModel):
         return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
 
 
-class Contrast(ClosedModel):
-    """One comparison against the baseline strategy, declared before the run."""
+class LaterContrast(ClosedModel):
+    """One comparison, declared before the run."""
 
     strategy: str = Field(description="Strategy id.")
+    against: str | None = Field(
+        default=None,
+        description="Strategy id that it is compared with; `mixture`: fixed numbers of experts "
+        "mixed at random to the same mean on that set. null: the baseline.",
+    )
+    dataset: str | None = Field(
+        default=None, description="Evaluation set. null: that of the primary contrast."
+    )
+    metric: str | None = Field(default=None, description="Metric. null: the set's main one.")
+
+
+class Contrast(LaterContrast):
+    """The primary contrast."""
+
     dataset: str = Field(description="Evaluation set.")
 
 
@@ -213,12 +227,23 @@ class StatisticsConfig(ClosedModel):
         default="stock", description="Strategy that all others are compared with."
     )
     primary: Contrast = Field(description="The primary contrast.")
+    sequence: list[LaterContrast] = Field(
+        default=[],
+        description="Contrasts that are tested after the primary one, in this order, as long as "
+        "each shows a difference.",
+    )
     confidence: Fraction = Field(default=0.95, description="Confidence level of intervals.")
     resamples: int = Field(default=2000, ge=100, description="Number of bootstrap resamples.")
     margin_accuracy: Fraction = Field(default=0.01, description="Non-inferiority margin, accuracy.")
     margin_nats: PositiveFloat = Field(
         default=0.01, description="Non-inferiority margin, nats per token."
     )
+
+    def against(self, contrast: LaterContrast) -> str:
+        """Return the id of what a declared contrast is compared with."""
+        if contrast.against == "mixture":
+            return f"mixture.{contrast.strategy}"
+        return contrast.against or self.baseline
 
 
 class Control(NamedTuple):
@@ -276,6 +301,11 @@ class StudyConfig(ClosedModel):
         "what ranks experts, in which tokens get them, in what stands in for dropped ones or in "
         "the scale of the output; and certified strategies.",
     )
+    budgets: list[Name] = Field(
+        default=[],
+        description="Ids of strategies at a budget of experts per token, compared with a fixed "
+        "number of experts at the same mean; an id may also be in levers.",
+    )
     numerics: list[NumericsArm] = Field(
         default=[], description="Reruns of the baseline with one numerical setting changed."
     )
@@ -330,7 +360,7 @@ class StudyConfig(ClosedModel):
         contrast = self.statistics.primary
         for key, value, allowed in (
             ("baseline", self.statistics.baseline, self.strategies),
-            ("primary.strategy", contrast.strategy, self.strategies),
+            ("primary.strategy", contrast.strategy, self.scored),
             ("primary.dataset", contrast.dataset, list(self.datasets)),
         ):
             if value not in allowed:
@@ -410,8 +440,8 @@ class StudyConfig(ClosedModel):
 
     @property
     def scored(self) -> list[str]:
-        """Every strategy that is scored: those compared, then the controls and the levers."""
-        return [*self.strategies, *self.controls, *self.levers]
+        """Every strategy that is scored: those compared, then controls, levers and budgets."""
+        return list(dict.fromkeys([*self.strategies, *self.controls, *self.levers, *self.budgets]))
 
     @property
     def parsed(self) -> dict[str, Strategy]:

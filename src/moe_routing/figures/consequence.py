@@ -22,7 +22,7 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
-from moe_routing.statistics.lever_kinds import OMITTED
+from moe_routing.statistics.rules import OMITTED
 
 PREDICTORS = {
     "weight": "router weight",
