@@ -1,5 +1,5 @@
 # Paired tests: every strategy against the baseline, every control against what it takes apart, every
-# lever as is and at fitted scale, the baseline against itself.
+# rule at its budget against a fixed number of experts, the baseline against itself.
 from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 
 
@@ -8,7 +8,7 @@ rule statistics:
         cells=rules.collect.output.cells,
         controls=rules.collect.output.controls,
         levers=rules.collect.output.levers,
-        budgets=rules.collect.output.budgets,
+        budgets=rules.collect.input.budgets,
         tables=compared_cells("parquet"),
         numerics=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",

@@ -23,7 +23,7 @@ from moe_routing.figures.series import (
 )
 from moe_routing.figures.style import WIDTH, use_style
 from moe_routing.files import read_parquet
-from moe_routing.statistics.lever_kinds import OMITTED
+from moe_routing.statistics.rules import OMITTED
 
 PREDICTORS = {
     "weight": "router weight",

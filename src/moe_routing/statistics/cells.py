@@ -126,6 +126,33 @@ class Panel:
         names = tuple(strategies)
         return replace(self, strategies=names, items=tuple(items[name] for name in names))
 
+    def joined(self, other: Panel | None) -> Panel:
+        """Return this panel with the further strategies of another one of the same items."""
+        if other is None:
+            return self
+        more = [name for name in other.strategies if name not in self.strategies]
+        items = dict(zip(other.strategies, other.items, strict=True))
+        return replace(
+            self,
+            strategies=(*self.strategies, *more),
+            items=(*self.items, *(items[name] for name in more)),
+        )
+
+    @property
+    def same_as(self) -> dict[str, str]:
+        """Strategies whose items all have the log-likelihoods and experts of an earlier one.
+
+        They route every token alike, and are counted once.
+        """
+        first: dict[bytes, str] = {}
+        found = {}
+        for name, items in zip(self.strategies, self.items, strict=True):
+            columns = [c for c in ("log_likelihood", "mean_experts") if c in items]
+            key = items[columns].to_numpy(dtype=float).tobytes()
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+        return found
+
     def values(self, metric: Metric) -> Array:
         """Return the numerator of a metric for each item and strategy, (N, S)."""
         columns = [
