@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -139,7 +139,7 @@ class _Judge:
         for rule, bounded in [*((rule, False) for rule in rules), (arm, True)]:
             null = rule.needs_null
             chosen_LTE = selected(rule, self.calibration, toggles, bounded=bounded)
-            found = SelectedByRule(null, rule.alpha, chosen_LTE, self.primary(null))
+            found = SelectedByRule(null, cast("float", rule.alpha), chosen_LTE, self.primary(null))
             own_pairs = pairs[self.calibration.null(null).compensated]
             named = {"strategy": rule.id, "null": null, "alpha": rule.alpha, "bounded": bounded}
             lost = left_out(own_pairs, found, self.epsilons, confidence=self.confidence)

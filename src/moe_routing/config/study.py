@@ -409,7 +409,9 @@ class StudyConfig(ClosedModel):
             ),
         ]
         if contrast.metric is not None and contrast.dataset in datasets:
-            named.append(("primary.metric", contrast.metric, task_of(contrast.dataset).compared))
+            named.append(
+                ("primary.metric", contrast.metric, list(task_of(contrast.dataset).compared))
+            )
         for key, value, allowed in named:
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")

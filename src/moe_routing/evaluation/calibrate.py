@@ -21,8 +21,9 @@ from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.upcast import upcast
 from moe_routing.errors import InputError
 from moe_routing.evaluation.certify import certify, check_documents
+from moe_routing.evaluation.fitting import DOCUMENTS
 from moe_routing.evaluation.outputs import fit_expert_outputs
-from moe_routing.evaluation.scales import DOCUMENTS, fit_scale
+from moe_routing.evaluation.scales import fit_scale
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
 from moe_routing.evaluation.windows import calibration_window, cut_windows, run_windows

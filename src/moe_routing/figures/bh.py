@@ -215,7 +215,7 @@ def _cells(axis: Axes, cells: pd.DataFrame, vmin: float, vmax: float) -> None:
     """
     colours = axis.pcolormesh(cells, cmap="cividis", vmin=vmin, vmax=vmax)
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
-        dark = colours.norm(value) < 0.5
+        dark = (value - vmin) < 0.5 * (vmax - vmin)
         axis.text(column + 0.5, row + 0.5, f"{value:.4g}", ha="center", va="center", size=8,
                   color="white" if dark else "black")  # fmt: skip
     axis.set_xticks(np.arange(cells.shape[1]) + 0.5, [f"{name:g}" for name in cells.columns])
