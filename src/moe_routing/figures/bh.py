@@ -213,7 +213,7 @@ def _cells(axis: Axes, cells: pd.DataFrame, vmin: float, vmax: float) -> None:
 
     seaborn's heatmap does that, too, but draws the whole figure for each panel.
     """
-    colours = axis.pcolormesh(cells, cmap="cividis", vmin=vmin, vmax=vmax)
+    axis.pcolormesh(cells, cmap="cividis", vmin=vmin, vmax=vmax)
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
         dark = (value - vmin) < 0.5 * (vmax - vmin)
         axis.text(column + 0.5, row + 0.5, f"{value:.4g}", ha="center", va="center", size=8,

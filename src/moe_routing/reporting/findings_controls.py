@@ -62,10 +62,9 @@ def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Findi
         return []
     kinds = control_kinds()
     rows = main_measure_rows(table, main)
-    rows = rows[(rows["base"] == base) & rows["kind"].isin([kind for kind, one in kinds.items() if one.short])]
-    parts = [
-        f"with {kinds[kind].short}, {by_set(own)}" for kind, own in groups_of(rows, "kind")
-    ]
+    named = [name for name, kind in kinds.items() if kind.short]
+    rows = rows[(rows["base"] == base) & rows["kind"].isin(named)]
+    parts = [f"with {kinds[kind].short}, {by_set(own)}" for kind, own in groups_of(rows, "kind")]
     if not parts:
         return []
     text = f"Compared with `{base}`: {'; '.join(parts)}."
