@@ -151,12 +151,9 @@ class Article:
     @property
     def primary_contrast(self) -> Markdown:
         """The contrasts declared before the run, in their order."""
-        settings = self.study.config.statistics
-        first = settings.primary.dataset
         parts = [
-            f"`{one.strategy}` against `{settings.against(one)}` on "
-            f"{DATASETS[one.dataset or first].label}"
-            for one in (settings.primary, *settings.sequence)
+            f"`{one.strategy}` against `{one.against}` on {DATASETS[one.dataset].label}"
+            for one in self.study.config.statistics.contrasts
         ]
         return Markdown(", then ".join(parts))
 

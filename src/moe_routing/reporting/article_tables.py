@@ -142,8 +142,8 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         tables_budgets.main_table,
         "Loss over `{baseline}` at a budget of {budget} experts per token, as is, with "
         "{confidence} intervals: a fixed number, then the rules of lowest loss. "
-        f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the set). From "
-        f"`{BUDGETS_FILE}`.",
+        f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the "
+        f"set). From `{BUDGETS_FILE}`.",
         None,
         lambda study: not study.budgets.empty,
         "no rules were compared at matched budgets",

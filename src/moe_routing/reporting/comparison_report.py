@@ -99,6 +99,6 @@ def _files() -> str:
     return (
         "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells of "
         "controls), `comparison/levers.csv` (cells at budgets), `comparison/all_metrics.csv` "
-        "(every metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every column), "
-        "`cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
+        "(every metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every "
+        "column), `cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
     )

@@ -13,8 +13,9 @@ import pandas as pd
 from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
+from moe_routing.routing.budget import left_out
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.strategies import control_kinds, static_families
+from moe_routing.routing.strategies import control_kinds, parse_strategy, static_families
 from moe_routing.statistics.budgets import budget_rows, lever_rows, reference_of
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
@@ -61,20 +62,21 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """
     results = Path(results_dir)
     comparison = results / "comparison"
-    overview = [_read_overview(comparison / "full_routing_results.csv")]
-    for name, part in (
-        ("controls", config.controls),
-        ("levers", [*config.levers, *config.budgets]),
-    ):
-        if part:
-            overview.append(_read_overview(comparison / f"{name}.csv"))
+    contrasted = [name for names in config.contrasted.values() for name in names]
+    parts = {
+        "full_routing_results": config.strategies,
+        "controls": [*config.controls, *contrasted],
+        "levers": config.levers,
+        "budgets": config.budgets,
+    }
+    overview = [_read_overview(comparison / f"{name}.csv") for name, ids in parts.items() if ids]
     rule = ModelRule.of(read_json(results / "model.json"))
     duplicates = config.duplicates(rule)
     times = results / TIMING_FILE
     settings = [*static_points(config, rule), *config.levers, *config.budgets]
     tables = study_tables(
         results / "cells",
-        pd.concat(overview, ignore_index=True),
+        pd.concat(overview, ignore_index=True).drop_duplicates(["strategy", "dataset"]),
         strategies=[name for name in config.strategies if name not in duplicates],
         datasets={name: DATASETS[name].task for name in config.datasets},
         settings=config.statistics,
@@ -94,6 +96,10 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         declared=_declared(config),
         times=pd.read_csv(times) if times.is_file() else pd.DataFrame(),
     )
+    absent = tables["missing"]
+    planned = {(name, dataset) for dataset in config.datasets for name in config.scored_on(dataset)}
+    pairs = zip(absent["strategy"], absent["dataset"], strict=True)
+    tables["missing"] = absent[np.array([pair in planned for pair in pairs], bool)]
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
             # Ten digits hide the last bits, in which linear algebra libraries differ.
@@ -102,16 +108,12 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
 
 def _declared(config: StudyConfig) -> list[Declared]:
     """Return the primary contrast, then the sequence after it."""
-    settings = config.statistics
     main = config.main_metrics
     return [
         Declared(
-            one.strategy,
-            settings.against(one),
-            one.dataset or settings.primary.dataset,
-            one.metric or main[one.dataset or settings.primary.dataset],
+            one.strategy, str(one.against), one.dataset, one.metric or main[one.dataset], one.margin
         )
-        for one in (settings.primary, *settings.sequence)
+        for one in config.statistics.contrasts
     ]
 
 
@@ -199,7 +201,7 @@ def study_tables(
     scored = {panel.dataset: panel for panel in found}
     for name, table in _budgets(found, settings, seed, costs, own_weighting, fits or {}).items():
         tables[name] = pd.DataFrame(table)
-    missing += missing_arms + missing_budgets + _left_out(fits or {})
+    missing += missing_arms + missing_budgets
     tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"])
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings)
@@ -209,7 +211,7 @@ def study_tables(
         primary_rows(everything, declared, controls, settings, seed, experts)
     )
     tables["timing"] = pd.DataFrame(timed)
-    tables["missing"] = pd.DataFrame(missing)
+    tables["missing"] = pd.DataFrame(missing).drop_duplicates()
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
 
 
@@ -220,15 +222,6 @@ def _times(times: pd.DataFrame | None, settings: StatisticsConfig, seed: int) ->
     return timing_rows(times, settings.baseline, settings.confidence, settings.resamples, seed)
 
 
-def _left_out(fits: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """Return rows about budgets that could not be fitted."""
-    return [
-        {"dataset": None, "strategy": name, "reason": fit.get("reason", "left out")}
-        for name, fit in fits.items()
-        if fit.get("status") == "left out"
-    ]
-
-
 def find_cells(
     cells: Path, strategies: Sequence[str], datasets: Mapping[str, str], baseline: str
 ) -> tuple[dict[str, list[str]], Rows]:
@@ -237,8 +230,13 @@ def find_cells(
     A data set without its baseline is left out as a whole.
     """
     present, missing = {}, []
+    absent = left_out(cells.parent / "calibration", map(parse_strategy, strategies))
     for dataset in datasets:
-        names = [name for name in strategies if cell_path(cells, name, dataset).is_file()]
+        names = [
+            name
+            for name in strategies
+            if name not in absent and cell_path(cells, name, dataset).is_file()
+        ]
         usable = baseline in names
         if usable:
             present[dataset] = names
@@ -246,7 +244,7 @@ def find_cells(
             {
                 "dataset": dataset,
                 "strategy": name,
-                "reason": "baseline has no cell" if name in names else "no cell",
+                "reason": "baseline has no cell" if name in names else absent.get(name, "no cell"),
             }
             for name in strategies
             if not usable or name not in names
