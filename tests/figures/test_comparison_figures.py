@@ -130,12 +130,6 @@ def test_front_follows_the_orientation_of_the_metric(cells):
     assert list(front[high].get_xdata()) == [2.0, 3.0]
 
 
-def test_speed_starts_at_zero_and_cuts_no_marker(cells):
-    axis = comparison.speed(cells, "regular_k8").axes[0]
-    assert axis.get_ylim() == (0, pytest.approx(550))
-    assert (2.0, 500.0) in points(axis)
-
-
 def test_sweeps_need_two_caps_at_equal_alpha(cells):
     assert set(comparison.max_k_sweeps(cells)["strategy"]) == {"bh_k8_a005", "bh_k16_a005"}
     assert comparison.max_k_sweeps(cells[cells["strategy"] != "bh_k16_a005"]).empty
@@ -154,7 +148,6 @@ def test_quality_by_max_k_writes_the_experts_used(cells):
 def test_one_data_set_is_enough(cells):
     one = cells[cells["dataset"] == "lambada"]
     assert len(comparison.pareto(one, "regular_k8").axes) == 1
-    assert len(comparison.speed(one, "regular_k8").axes) == 1
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3])
@@ -249,42 +242,6 @@ def test_forest_without_margins(paired):
     assert not figure.axes[0].patches
 
 
-def test_critical_difference_band_is_around_the_baseline():
-    table = pd.DataFrame(
-        {
-            "strategy": ["regular_k8", "regular_k4", "bh_k8_a005"], "average_rank": [2.0, 1.5, 2.5],
-            "critical_difference": 0.4, "n_datasets": 3,
-        }
-    )  # fmt: skip
-    axis = comparison_statistics.critical_difference(table, FAMILIES, "regular_k8").axes[0]
-    band = axis.patches[0]
-    assert (band.get_x(), band.get_x() + band.get_width()) == (
-        pytest.approx(1.6), pytest.approx(2.4),
-    )  # fmt: skip
-    labels = [text.get_text() for text in axis.get_yticklabels()]
-    assert labels == ["regular_k4", "regular_k8", "bh_k8_a005"]
-
-
-def test_critical_difference_bars_join_what_cannot_be_told_apart():
-    names = ["regular_k8", "regular_k4", "bh_k8_a005", "bh_k16_a005"]
-    table = pd.DataFrame(
-        {
-            "strategy": names, "average_rank": [1.0, 1.8, 2.4, 4.0], "critical_difference": 1.0,
-            "n_datasets": 3,
-        }
-    )  # fmt: skip
-    axis = comparison_statistics.critical_difference(table, FAMILIES, "regular_k8").axes[0]
-    bars = [
-        [round(float(y)) for y in line.get_ydata()]
-        for line in axis.get_lines()
-        if len(line.get_xdata()) == 2 and min(line.get_xdata()) > 4.5
-    ]
-    assert bars == [[0, 1], [1, 2]]
-    everything = table.assign(critical_difference=9.0)
-    axis = comparison_statistics.critical_difference(everything, FAMILIES, "regular_k8").axes[0]
-    assert sum(min(line.get_xdata()) > 4.5 for line in axis.get_lines()) == 1
-
-
 @pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 2.3])
 def test_cliques_equal_a_loop(distance):
     ranks = pd.Series([1.0, 1.5, 1.5, 2.5, 4.0, 4.2])
@@ -324,14 +281,10 @@ def test_every_family_is_drawn_with_its_own_marker_in_every_figure(cells, paired
     )
     test = paired[paired["dataset"] == "hellaswag"].iloc[[0]]
     tests = pd.concat([test.assign(strategy=name) for name in names])
-    ranks = pd.DataFrame({"strategy": names, "average_rank": range(1, len(names) + 1)})
-    ranks = ranks.assign(critical_difference=1.0, n_datasets=3)
     of = dict(zip(names, names, strict=True))
     for figure in (
         comparison.pareto(own, "regular"),
-        comparison.speed(own, "regular"),
         comparison_statistics.forest(tests, margins(), of, "regular"),
-        comparison_statistics.critical_difference(ranks, of, "regular"),
     ):
         drawn = {(line.get_marker(), line.get_color()) for line in figure.axes[0].get_lines()}
         assert {(look(name).marker, look(name).colour) for name in names} <= drawn
@@ -344,7 +297,7 @@ def test_a_family_that_is_not_installed_is_an_error_and_no_grey_mark():
 
 def test_saved_figures_are_equal_files(tmp_path, cells):
     for name in ("one", "two"):
-        save(comparison.speed(cells, "regular_k8"), tmp_path / name)
+        save(comparison.pareto(cells, "regular_k8"), tmp_path / name)
     for suffix in ("png", "svg"):
         first, second = (tmp_path / f"{name}.{suffix}" for name in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from planted_levers import correlation_table, law_table, removals
+from planted_consequence import correlation_table, law_table, removals
 
 from moe_routing.figures.consequence import consequence_law
 from moe_routing.figures.style import save, use_style

@@ -85,8 +85,12 @@ def planted_config(
     study: str = "planted",
     nulls: tuple[str, ...] = ("needed",),
     beside: bool = False,
+    **parts: object,
 ) -> StudyConfig:
-    """A valid config; its sources are never read. With ``beside``: controls and numerics arms."""
+    """A valid config; its sources are never read. With ``beside``: controls and numerics arms.
+
+    ``parts`` replace parts of it: controls, levers, budgets, statistics, datasets.
+    """
     local = {"kind": "local", "path": "nowhere.jsonl"}
     values = {
         "study": study,
@@ -107,7 +111,7 @@ def planted_config(
             {"name": "eager", "experts_implementation": "eager"},
             {"name": "bfloat16", "dtype": "bfloat16"},
         ]
-    return parse(StudyConfig, values, "planted config")
+    return parse(StudyConfig, values | parts, "planted config")
 
 
 def make_study(folder, config, effects=None, **options):
@@ -146,7 +150,7 @@ def write_results(
     for name in config.datasets:
         base = _base_items(name, items, rng)
         _write_json(folder / "data" / f"{name}.json", {"items": len(base)})
-        for strategy_id in config.scored:
+        for strategy_id in config.scored_on(name):
             effect = (CONTROLS | (effects or {})).get(strategy_id, 0.0)
             same = config.parsed[strategy_id].resolved(RULE) == baseline
             shifted = base if same else _shift(base, DATASETS[name].task, effect, numerics, rng)

@@ -85,7 +85,8 @@ def settings(
 ) -> StatisticsConfig:
     """Return the statistics section of a config."""
     contrast = Contrast(strategy=strategy, dataset=dataset)
-    return StatisticsConfig(primary=contrast, **{"baseline": BASELINE, "resamples": 999, **changes})
+    usual = {"baseline": BASELINE, "resamples": 999, "margin_accuracy": 0.012}
+    return StatisticsConfig(primary=contrast, **usual | changes)
 
 
 def write_planted(

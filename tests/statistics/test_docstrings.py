@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["bootstrap", "proportions", "paired", "multiplicity", "power", "ranks", "pareto"],
+    ["bootstrap", "proportions", "paired", "multiplicity", "power", "pareto", "timing", "chance"],
 )
 def test_pure_functions_have_examples(name):
     module = importlib.import_module(f"moe_routing.statistics.{name}")

@@ -1,4 +1,4 @@
-"""Paired tests, corrections, ranks, power, fronts, brackets, verdicts."""
+"""Paired tests, corrections, power, fronts, brackets, verdicts."""
 
 from __future__ import annotations
 
@@ -14,54 +14,26 @@ from statsmodels.stats.multitest import multipletests
 from moe_routing.statistics.comparison import named_rng
 from moe_routing.statistics.matched import Bracket, bracket, interpolate
 from moe_routing.statistics.multiplicity import adjust
-from moe_routing.statistics.paired import count_flips, sign_flip_p, signed_rank_p
+from moe_routing.statistics.paired import PairedTable, count_flips, signed_rank_p
 from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.power import detectable_accuracy, detectable_difference
-from moe_routing.statistics.proportions import exact_mcnemar
-from moe_routing.statistics.ranks import critical_difference, friedman, iman_davenport
 from moe_routing.statistics.verdict import Verdict, verdict
 
 
-def test_sign_flips_equal_scipys_exact_permutation_test(rng):
-    difference = rng.normal(0.4, 1, 12)
-    exact = stats.permutation_test(
-        (difference, np.zeros(12)),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=np.inf,
-    ).pvalue
-    p = sign_flip_p(difference, permutations=40_000, rng=rng)
-    assert p[0] == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 40_000))
-
-
-def test_sign_flips_of_shares_equal_mcnemar(rng):
-    difference = np.repeat([-1.0, 1.0, 0.0], [14, 5, 60])
-    p = sign_flip_p(difference, permutations=40_000, rng=rng)
-    assert p[0] == pytest.approx(exact_mcnemar(14, 5), abs=0.005)
-
-
-def test_sign_flips_keep_their_size_on_skewed_differences():
-    rng = np.random.default_rng(5)
-    p = np.concatenate(
-        [
-            sign_flip_p(rng.gamma(1.5, size=(80, 200)) - 1.5, permutations=500, rng=rng)
-            for _ in range(10)
-        ]
-    )
-    assert 0.03 <= np.mean(p <= 0.05) <= 0.08
-
-
-def test_sign_flips_follow_the_seed_and_never_reach_zero(rng):
-    difference = rng.normal(0.1, 1, (40, 3))
-
-    def p_values(seed):
-        return sign_flip_p(difference, permutations=200, rng=np.random.default_rng(seed))
-
-    np.testing.assert_array_equal(p_values(1), p_values(1))
-    assert (p_values(1) != p_values(2)).any()
-    assert sign_flip_p(np.ones(50), permutations=99, rng=rng)[0] == 0.01
-    assert sign_flip_p(np.zeros(50), permutations=99, rng=rng)[0] == 1
+@pytest.mark.parametrize(("lost", "gained"), [(14, 5), (9, 1), (3, 3), (0, 0), (30, 55)])
+def test_the_score_test_is_mcnemars_and_the_inverse_of_its_interval(lost, gained):
+    n = 400
+    reference = np.repeat([1.0, 0.0, 1.0], [lost, gained, n - lost - gained])
+    arm = np.repeat([0.0, 1.0, 1.0], [lost, gained, n - lost - gained])
+    table = PairedTable.of(reference, arm, np.arange(n))
+    if lost + gained:
+        chi2 = (lost - gained) ** 2 / (lost + gained)  # McNemar without continuity correction
+        assert table.p_value == pytest.approx(stats.chi2.sf(chi2, 1))
+    else:
+        assert table.p_value == 1
+    for confidence in (0.5, 0.8, 0.95, 0.99):
+        low, high = table.interval(confidence)
+        assert (low > 0 or high < 0) == (table.p_value < 1 - confidence)
 
 
 def test_signed_rank_equals_scipy(rng):
@@ -83,40 +55,6 @@ def test_adjustment_is_within_families_and_skips_missing(rng):
     np.testing.assert_allclose(ours[[0, 1, 2, 4]], multipletests(p[[0, 1, 2, 4]], method="holm")[1])
     np.testing.assert_allclose(ours[5:], multipletests(p[5:], method="fdr_bh")[1])
     assert np.isnan(ours[3])
-
-
-def test_friedman_equals_scipy_and_demsar(rng):
-    loss = rng.normal(size=(7, 5)) + np.arange(5) / 2
-    result = friedman(loss)
-    expected = stats.friedmanchisquare(*loss.T)
-    assert (result.chi2, result.p_value) == pytest.approx(tuple(expected))
-    assert (result.f, result.p_value_f) == iman_davenport(result.chi2, 7, 5)
-    np.testing.assert_array_equal(result.average_rank_S, stats.rankdata(loss, axis=1).mean(0))
-
-
-def test_numbers_of_demsars_example():
-    # Demsar (2006), section 3.2.2: 14 data sets, 4 classifiers; F(3, 39) at 0.05 is 2.85.
-    assert critical_difference(14, 4) == pytest.approx(1.25, abs=0.005)
-    f, p_value = iman_davenport(9.28, 14, 4)
-    assert f == pytest.approx(3.69, abs=0.005)
-    assert p_value == pytest.approx(stats.f.sf(3.69, 3, 39), abs=1e-4)
-
-
-@pytest.mark.parametrize(("strategies", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
-def test_critical_values_equal_demsars_table_5(strategies, q):
-    root = math.sqrt(strategies * (strategies + 1) / 6)
-    assert critical_difference(1, strategies) / root == pytest.approx(q, abs=6e-4)
-
-
-def test_friedman_of_the_same_order_everywhere_and_of_ties():
-    same = friedman(np.tile([1.0, 2.0, 3.0], (6, 1)))
-    assert same.p_value_f == 0
-    assert same.p_value < 0.01
-    tied = friedman(np.ones((4, 3)))
-    assert (tied.p_value, tied.p_value_f) == (1, 1)
-    assert tied.average_rank_S.tolist() == [2, 2, 2]
-    with pytest.raises(ValueError, match="at least 2 data sets"):
-        friedman([[1, 2, 3]])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from moe_routing.statistics.bootstrap import bootstrap_ratios, percentile_interval
 from moe_routing.statistics.matched import Bracket, bracket, chord_excess, proportion_columns
-from moe_routing.statistics.paired import sign_flip_p
 from moe_routing.statistics.proportions import mixed_interval, paired_score_interval
 
 LEVEL = 0.95
@@ -52,20 +50,9 @@ def test_intervals_of_few_discordant_items_cover_their_level(
     assert np.mean(covered) >= 0.925  # three standard errors below the level, at most
 
 
-def test_the_percentile_bootstrap_would_not(rng):
-    """What these intervals replace: of 80 items and 3 % discordant it covers far too little."""
-    rng, covered = np.random.default_rng(17), []
-    for _ in range(200):
-        arm_N, static_N2 = study(rng, 80, 0.02, 0.01, 0.0)
-        boot = bootstrap_ratios(arm_N - static_N2[:, 0], np.ones(80), resamples=400, rng=rng)
-        (low,), (high,) = percentile_interval(boot, LEVEL)
-        covered.append(low - 1e-12 <= -0.01 <= high + 1e-12)
-    assert np.mean(covered) < 0.85
-
-
 @pytest.mark.parametrize("n", [80, 120, 400])
 def test_no_difference_is_rarely_called_one_between_two_points(monkeypatch, n):
-    """Rare items gained whole, many lost by the weight: permutation rejects in a tenth and more."""
+    """Rare items gained whole, many lost by the weight."""
     cached = lru_cache(None)(paired_score_interval)
     monkeypatch.setattr("moe_routing.statistics.paired.paired_score_interval", cached)
     rng, place, studies = np.random.default_rng(18), Bracket(0, 1, 0.1), 150
@@ -78,10 +65,6 @@ def test_no_difference_is_rarely_called_one_between_two_points(monkeypatch, n):
         ]
     )
     assert np.mean(p <= 0.05) <= 0.08
-    if n == 80:
-        line = table[:, 0] - 0.9 * table[:, 1] - 0.1 * table[:, 2]
-        flipped = sign_flip_p(line[kind].T, permutations=499, rng=rng)
-        assert np.mean(flipped <= 0.05) > 0.1
 
 
 def test_p_is_the_inverse_of_the_interval_and_finds_a_difference(rng):

@@ -8,7 +8,8 @@ rule statistics:
         cells=rules.collect.output.cells,
         controls=rules.collect.output.controls,
         levers=rules.collect.output.levers,
-        budgets=rules.collect.input.budgets,
+        budgets=rules.collect.output.budgets,
+        fits=rules.collect.input.budgets,
         tables=compared_cells("parquet"),
         numerics=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",

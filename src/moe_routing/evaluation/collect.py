@@ -98,10 +98,10 @@ def estimates_of(items: pd.DataFrame, task: str, config: StudyConfig) -> list[Es
 def write_tables(config: StudyConfig, results: Path) -> None:
     """Write ``full_routing_results.csv`` and the other tables of cells, and ``all_metrics.csv``.
 
-    A cell is in every table whose section of the config has its strategy; those of budgets are in
-    ``levers.csv``, and ``controls.csv`` also has the static mixtures that a contrast needs.
-    ``all_metrics.csv`` is of all of them. ``provenance.csv`` says what each cell was made with.
-    Warnings on standard error say if that differs, and if a declared main metric is at chance.
+    A cell is in every table whose section of the config has its strategy; ``controls.csv`` also has
+    the static mixtures that a contrast needs. ``all_metrics.csv`` is of all of them.
+    ``provenance.csv`` says what each cell was made with. Warnings on standard error say if that
+    differs, and if a declared main metric is at chance.
     """
     records = read_cells(config, results)
     cells, metrics = collect_cells(config, results, records)
@@ -112,7 +112,8 @@ def write_tables(config: StudyConfig, results: Path) -> None:
     tables = {
         "full_routing_results": cells[cells["strategy"].isin(config.strategies)],
         "controls": cells[cells["strategy"].isin([*config.controls, *contrasted])],
-        "levers": cells[cells["strategy"].isin({*config.levers, *config.budgets})],
+        "levers": cells[cells["strategy"].isin(config.levers)],
+        "budgets": cells[cells["strategy"].isin(config.budgets)],
         "all_metrics": metrics,
         "provenance": made_with,
     }

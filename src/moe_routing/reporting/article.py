@@ -151,10 +151,9 @@ class Article:
     @property
     def primary_contrast(self) -> Markdown:
         """The contrasts declared before the run, in their order."""
-        settings = self.study.config.statistics
         parts = [
             f"`{one.strategy}` against `{one.against}` on {DATASETS[one.dataset].label}"
-            for one in settings.contrasts
+            for one in self.study.config.statistics.contrasts
         ]
         return Markdown(", then ".join(parts))
 

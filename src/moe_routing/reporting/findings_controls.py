@@ -257,7 +257,11 @@ def beyond_noise_floor(
     within = rows[rows["difference"].abs() <= rows["dataset"].map(limits)]
     total = wording.plural(len(rows), "difference")
     if within.empty:
-        text = f"Every one of the {total} shown against the baseline is larger than that."
+        text = f"All {total} shown against the baseline exceed the numerical noise floor."
+        if len(rows) == 1:
+            text = (
+                "The one difference shown against the baseline exceeds the numerical noise floor."
+            )
         return [Finding(text, PAIRED_FILE, "beyond")]
     names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in rows_of(within)]
     which = f" ({wording.listed(names)})" if len(names) <= NAMED else ""

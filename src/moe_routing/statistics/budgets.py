@@ -144,7 +144,7 @@ def budget_rows(
         compared = {
             name: curve
             for name, one in scene.settings.items()
-            if one.kind not in (None, PLAIN) and name not in curve
+            if one.kind not in (None, PLAIN) and set(curve) - {scene.reference}
         }
         versus = _gaps(scene, settings, seed, f"budgets {scale} static", compared)
         same = panel.same_as

@@ -17,7 +17,6 @@ from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.contrasts import (
     ResultRow,
     contrasts,
-    margin_of,
     noninferiority_rows,
     paired_rows,
 )
@@ -38,12 +37,14 @@ class Declared:
         against: what it is compared with.
         dataset: evaluation set.
         metric: what is compared.
+        margin: key of the margin in the config; None: that of the metric.
     """
 
     strategy: str
     against: str
     dataset: str
     metric: str
+    margin: str | None = None
 
 
 def primary_rows(
@@ -91,7 +92,11 @@ def primary_rows(
 
 
 def _row(panel: Panel, one: Declared, settings: StatisticsConfig, seed: int) -> ResultRow:
-    against = settings.model_copy(update={"baseline": one.against})
+    changes: dict[str, object] = {"baseline": one.against}
+    if one.margin:  # a margin of the config in place of that of the metric
+        name = "margin_accuracy" if METRICS[one.metric].margin == "accuracy" else "margin_nats"
+        changes[name] = getattr(settings, one.margin)
+    against = settings.model_copy(update=changes)
     pair = panel.only([one.against, one.strategy])
     (contrast,) = [
         found
@@ -152,5 +157,4 @@ def _planned(
         "pilot": pair,
         "pilot_standard_error": error,
         "minimum_detectable_difference": detectable,
-        "margin": margin_of(metric, settings),
     }

@@ -62,20 +62,21 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     """
     results = Path(results_dir)
     comparison = results / "comparison"
-    overview = [_read_overview(comparison / "full_routing_results.csv")]
-    for name, part in (
-        ("controls", [*config.controls, *config.contrasted]),
-        ("levers", [*config.levers, *config.budgets]),
-    ):
-        if part:
-            overview.append(_read_overview(comparison / f"{name}.csv"))
+    contrasted = [name for names in config.contrasted.values() for name in names]
+    parts = {
+        "full_routing_results": config.strategies,
+        "controls": [*config.controls, *contrasted],
+        "levers": config.levers,
+        "budgets": config.budgets,
+    }
+    overview = [_read_overview(comparison / f"{name}.csv") for name, ids in parts.items() if ids]
     rule = ModelRule.of(read_json(results / "model.json"))
     duplicates = config.duplicates(rule)
     times = results / TIMING_FILE
     settings = [*static_points(config, rule), *config.levers, *config.budgets]
     tables = study_tables(
         results / "cells",
-        pd.concat(overview, ignore_index=True),
+        pd.concat(overview, ignore_index=True).drop_duplicates(["strategy", "dataset"]),
         strategies=[name for name in config.strategies if name not in duplicates],
         datasets={name: DATASETS[name].task for name in config.datasets},
         settings=config.statistics,
@@ -107,16 +108,12 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
 
 def _declared(config: StudyConfig) -> list[Declared]:
     """Return the primary contrast, then the sequence after it."""
-    settings = config.statistics
     main = config.main_metrics
     return [
         Declared(
-            one.strategy,
-            one.against or settings.baseline,
-            one.dataset,
-            one.metric or main[one.dataset],
+            one.strategy, str(one.against), one.dataset, one.metric or main[one.dataset], one.margin
         )
-        for one in settings.contrasts
+        for one in config.statistics.contrasts
     ]
 
 
@@ -204,7 +201,7 @@ def study_tables(
     scored = {panel.dataset: panel for panel in found}
     for name, table in _budgets(found, settings, seed, costs, own_weighting, fits or {}).items():
         tables[name] = pd.DataFrame(table)
-    missing += missing_arms + missing_budgets + _left_out(fits or {})
+    missing += missing_arms + missing_budgets
     tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"])
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings)
@@ -214,7 +211,7 @@ def study_tables(
         primary_rows(everything, declared, controls, settings, seed, experts)
     )
     tables["timing"] = pd.DataFrame(timed)
-    tables["missing"] = pd.DataFrame(missing)
+    tables["missing"] = pd.DataFrame(missing).drop_duplicates()
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
 
 
@@ -223,15 +220,6 @@ def _times(times: pd.DataFrame | None, settings: StatisticsConfig, seed: int) ->
     if times is None or times.empty:
         return []
     return timing_rows(times, settings.baseline, settings.confidence, settings.resamples, seed)
-
-
-def _left_out(fits: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """Return rows about budgets that could not be fitted."""
-    return [
-        {"dataset": None, "strategy": name, "reason": fit.get("reason", "left out")}
-        for name, fit in fits.items()
-        if fit.get("status") == "left out"
-    ]
 
 
 def find_cells(
