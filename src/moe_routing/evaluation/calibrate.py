@@ -120,7 +120,8 @@ def calibrate(
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: ``texts`` is a single text, an unknown dtype; see :func:`sample_router_logits`,
+        InputError: ``texts`` is a single text, an unknown dtype, a model without the output layer
+            that toggles, certificates and scales need; see :func:`sample_router_logits`,
             :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`certify`
             and :func:`fit_scale`.
     """
@@ -140,13 +141,18 @@ def calibrate(
     texts = texts[: len(texts) - len(apart)]
     for strategy in certified.values():  # before time is spent on the rest
         check_documents(len(apart), strategy.margin)
+    toggled = certified or any(map(NeededId.parse, names)) or any(p.needs_toggles for p in parsed)
+    if (toggled or any(p.needs_scale for p in parsed)) and model.get_output_embeddings() is None:
+        raise InputError(
+            f"{type(model).__name__} has no output layer; allowed: a model with one, such as "
+            "AutoModelForCausalLM loads, or nulls and strategies that need no predictions"
+        )
     longest = calibration_window(model, window or tokens)
     with passes():
         sample = sample_router_logits(
             model, tokenizer, texts, tokens=tokens, window=longest, rng=np.random.default_rng(seed)
         )
     toggles = outputs = None
-    toggled = certified or any(map(NeededId.parse, names)) or any(p.needs_toggles for p in parsed)
     if toggled or any(one.needs_outputs for one in parsed):
         with passes():
             outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=longest)
