@@ -398,7 +398,8 @@ class StudyConfig(ClosedModel):
             ),
         ]
         if contrast.metric is not None and contrast.dataset in datasets:
-            named.append(("primary.metric", contrast.metric, task_of(contrast.dataset).compared))
+            allowed = list(task_of(contrast.dataset).compared)
+            named.append(("primary.metric", contrast.metric, allowed))
         for key, value, allowed in named:
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
