@@ -21,7 +21,8 @@ CONTRASTED = {("mixture.bh_k8_a005", "hellaswag"), ("mixture.certified_k8_m005",
 ARMS = ("bfloat16", "small_batches")
 TABLES = {"collect", "statistics", "render_article"}
 CALIBRATION = {
-    "sample_logits", "toggle_experts", "fit_outputs", "fit_null", "fit_budget", "fit_scale", "certify",
+    "sample_logits", "toggle_experts", "fit_outputs", "fit_null", "fit_budget", "fit_scale",
+    "certify",
 }  # fmt: skip
 
 
