@@ -103,3 +103,27 @@ def test_conda_environments_pin_the_constraints_versions(path: Path):
             assert version, f"{name} is not pinned"
             pinned = constraints()[canonical(CONDA_NAMES.get(name, name))]
             assert f"{pinned}.".startswith(f"{version}."), name
+
+
+def locked() -> dict[str, tuple[str, int]]:
+    """Return version and number of hashes of each package in the lock file."""
+    text = (ROOT / "lock.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w.-]+)==([^\s;]+)[^\n]*((?:\n    --hash=\S+(?: \\)?)+)", text, re.M)
+    return {
+        canonical(name): (version, hashes.count("sha256:")) for name, version, hashes in entries
+    }
+
+
+def test_lock_has_the_versions_of_the_constraints_with_hashes_and_no_build_of_torch():
+    found, pins = locked(), constraints()
+    text = (ROOT / "lock.txt").read_text(encoding="utf-8")
+    assert len(found) == len(re.findall(r"^[\w.-]+==", text, re.M)) > 100
+    assert all(hashes > 0 for _, hashes in found.values())
+    other = {
+        name: version for name, (version, _) in found.items() if pins.get(name, version) != version
+    }
+    assert other == {}
+    assert not [name for name in found if re.match(r"torch$|nvidia-|cuda-|triton$", name)]
+    extras = project()["optional-dependencies"]
+    needed = [*project()["dependencies"], *extras["workflow"], *extras["report"]]
+    assert {requirement_name(r) for r in needed} - {"torch"} <= found.keys()

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moe_routing.errors import InputError
-from moe_routing.schema import ClosedModel, Commit, Device, FilePath, HubId, Name, Sha256, parse
+from moe_routing.schema import (
+    MOST,
+    ClosedModel,
+    Commit,
+    Count,
+    Device,
+    FilePath,
+    HubId,
+    Name,
+    Positive,
+    Sha256,
+)
 
 
 class _TextSource(ClosedModel):
     name: Name = Field(description="Short name, used in the names of the token files.")
-    weight: PositiveFloat = Field(
+    weight: Positive = Field(
         default=1.0, description="Relative weight of the source in the training windows."
     )
-    max_documents: PositiveInt | None = Field(
+    max_documents: Count | None = Field(
         default=None,
         description="Maximum number of documents to read, from the start; null reads all.",
     )
@@ -53,16 +64,16 @@ class ModelShape(ClosedModel):
     vocab_size: int = Field(
         default=8192, ge=300, le=65536, description="Size of the BPE vocabulary."
     )
-    hidden_size: PositiveInt = Field(default=128, description="Width of the residual stream.")
-    intermediate_size: PositiveInt = Field(
+    hidden_size: Count = Field(default=128, description="Width of the residual stream.")
+    intermediate_size: Count = Field(
         default=32, description="Intermediate (hidden) width of each expert."
     )
-    num_hidden_layers: PositiveInt = Field(default=16, description="Number of layers.")
-    num_attention_heads: PositiveInt = Field(default=4, description="Number of attention heads.")
-    num_experts: PositiveInt = Field(default=64, description="Experts per layer.")
-    num_experts_per_tok: PositiveInt = Field(default=8, description="Experts per token (top-k).")
-    max_position_embeddings: PositiveInt = Field(default=256, description="Longest sequence.")
-    initializer_range: PositiveFloat = Field(
+    num_hidden_layers: Count = Field(default=16, description="Number of layers.")
+    num_attention_heads: Count = Field(default=4, description="Number of attention heads.")
+    num_experts: Count = Field(default=64, description="Experts per layer.")
+    num_experts_per_tok: Count = Field(default=8, description="Experts per token (top-k).")
+    max_position_embeddings: Count = Field(default=256, description="Longest sequence.")
+    initializer_range: Positive = Field(
         default=0.02, description="Standard deviation of the initial weights."
     )
 
@@ -88,10 +99,10 @@ class ContinueFrom(ClosedModel):
         description="Weights exported by that run (safetensors), relative to the repository."
     )
     sha256: Sha256 = Field(description="Expected SHA-256 hash of the file.")
-    steps: PositiveInt = Field(
+    steps: Count = Field(
         description="Steps done in that run; this run continues in the data after them."
     )
-    sequences: PositiveInt | None = Field(
+    sequences: Count | None = Field(
         default=None, description="Training windows read in that run; null: steps times batch_size."
     )
 
@@ -99,8 +110,8 @@ class ContinueFrom(ClosedModel):
 class BatchStage(ClosedModel):
     """A number of steps with their own batch size."""
 
-    steps: PositiveInt = Field(description="Number of steps.")
-    batch_size: PositiveInt = Field(description="Sequences per step.")
+    steps: Count = Field(description="Number of steps.")
+    batch_size: Count = Field(description="Sequences per step.")
 
 
 class PretrainConfig(ClosedModel):
@@ -109,43 +120,44 @@ class PretrainConfig(ClosedModel):
     name: Name = Field(description="Name of the run and of its folder under results/.")
     sources: list[TextSource] = Field(min_length=1, description="Text to train on.")
     model: ModelShape = Field(default_factory=ModelShape, description="Architecture.")
-    tokenizer_bytes: PositiveInt = Field(
+    tokenizer_bytes: Count = Field(
         default=20_000_000,
         description="Bytes of text from each source that the tokenizer is trained on.",
     )
     seed: int = Field(
         default=0,
         ge=0,
+        le=MOST,
         description="Seed for initialisation, the validation split and the order of the data.",
     )
     device: Device = Field(default="cpu", description="torch device, such as cpu or cuda.")
-    threads: PositiveInt | None = Field(
+    threads: Count | None = Field(
         default=None, description="CPU threads; null uses torch's default."
     )
     continue_from: ContinueFrom | None = Field(
         default=None,
         description="Earlier run whose weights to start from; null starts from random weights.",
     )
-    steps: PositiveInt = Field(description="Optimiser steps, including those of an earlier run.")
-    batch_size: PositiveInt = Field(default=16, description="Sequences per step.")
+    steps: Count = Field(description="Optimiser steps, including those of an earlier run.")
+    batch_size: Count = Field(default=16, description="Sequences per step.")
     batch_warmup: list[BatchStage] = Field(
         default=[],
         description="Consecutive stages with other batch sizes at the start of this run; "
         "batch_size applies after them.",
     )
-    sequence_length: PositiveInt = Field(default=256, description="Tokens per sequence.")
+    sequence_length: Count = Field(default=256, description="Tokens per sequence.")
     repeat_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
         description="Proportion of the training windows that repeat their first tokens to the end.",
     )
-    repeat_steps: PositiveInt | None = Field(
+    repeat_steps: Count | None = Field(
         default=None,
         description="Number of steps, at the start of this run, that include such windows; "
         "null: all.",
     )
-    recurrence_weight: PositiveFloat = Field(
+    recurrence_weight: Positive = Field(
         default=1.0,
         description="Weight, in the training loss, of the first token of an uncommon word that has "
         "occurred in its window before; all other tokens have weight 1.",
@@ -153,6 +165,7 @@ class PretrainConfig(ClosedModel):
     recurrence_start: int = Field(
         default=0,
         ge=0,
+        le=MOST,
         description="Step from which this weight applies, such as the first step of the decay.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
@@ -160,8 +173,8 @@ class PretrainConfig(ClosedModel):
         description="adamw for all parameters, or muon for the matrices of attention and "
         "experts and adamw for the rest.",
     )
-    learning_rate: PositiveFloat = Field(default=4e-3, description="Peak learning rate.")
-    warmup_steps: PositiveInt = Field(default=100, description="Steps of linear warm-up.")
+    learning_rate: Positive = Field(default=4e-3, description="Peak learning rate.")
+    warmup_steps: Count = Field(default=100, description="Steps of linear warm-up.")
     decay_share: float = Field(
         default=0.25,
         ge=0,
@@ -169,30 +182,28 @@ class PretrainConfig(ClosedModel):
         description="Proportion of this run's steps in which the learning rate decays.",
     )
     weight_decay: float = Field(
-        default=0.1, ge=0, description="Weight decay, applied to matrices only."
+        default=0.1, ge=0, le=1e6, description="Weight decay, applied to matrices only."
     )
-    gradient_clip: PositiveFloat = Field(
+    gradient_clip: Positive = Field(
         default=1.0, description="Gradient norm at which gradients are clipped."
     )
     load_balancing_coefficient: float = Field(
-        default=0.01, ge=0, description="Weight of the load-balancing loss."
+        default=0.01, ge=0, le=1e6, description="Weight of the load-balancing loss."
     )
     z_loss_coefficient: float = Field(
-        default=0.001, ge=0, description="Weight of the router z-loss."
+        default=0.001, ge=0, le=1e6, description="Weight of the router z-loss."
     )
     validation_share: float = Field(
         default=0.005, gt=0, lt=1, description="Proportion of documents held out for validation."
     )
-    validation_interval: PositiveInt = Field(default=250, description="Steps between validations.")
-    validation_batches: PositiveInt = Field(
-        default=8, description="Number of batches per validation."
-    )
-    checkpoint_interval: PositiveInt = Field(default=250, description="Steps between checkpoints.")
-    card_tokens: PositiveInt = Field(
+    validation_interval: Count = Field(default=250, description="Steps between validations.")
+    validation_batches: Count = Field(default=8, description="Number of batches per validation.")
+    checkpoint_interval: Count = Field(default=250, description="Steps between checkpoints.")
+    card_tokens: Count = Field(
         default=100_000,
         description="Validation tokens used for the measurements in the model card.",
     )
-    max_weights_bytes: PositiveInt | None = Field(
+    max_weights_bytes: Count | None = Field(
         default=None, description="Largest size of the exported weights; null sets no limit."
     )
 
@@ -255,12 +266,3 @@ class PretrainConfig(ClosedModel):
         """Return the files of the named sources (default: all); a Hub source has none."""
         chosen = [self.source(name) for name in names] or self.sources
         return [source.path for source in chosen if source.kind == "local"]
-
-
-def validate_pretrain_config(values: object) -> PretrainConfig:
-    """Validate the merged config of a workflow run.
-
-    Raises:
-        InputError: see :func:`moe_routing.schema.parse`.
-    """
-    return parse(PretrainConfig, values, "config")

@@ -79,6 +79,33 @@ PackageVersion = Annotated[str, Field(max_length=64), AfterValidator(_package_ve
 """A public PEP 440 version, in its normal form."""
 
 
+MOST = 10**9
+"""Bound of whole numbers that have no smaller one: what is larger is a slip."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""A number of things, at least one."""
+
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+"""A number of things, possibly none, or a seed."""
+
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+"""A quantity above 0."""
+
+
+Item = TypeVar("Item")
+
+
+def _distinct(values: list[Item]) -> list[Item]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"has {value!r:.120} twice; allowed: each value once")
+    return values
+
+
+Distinct = Annotated[list[Item], AfterValidator(_distinct)]
+"""A list without repeated values."""
+
+
 class ClosedModel(BaseModel):
     """A frozen model that rejects unknown keys, and numbers that are not finite."""
 
@@ -134,7 +161,7 @@ def read_yaml(path: Path | str) -> object:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -147,7 +174,10 @@ def parse(model: type[Model], values: object, origin: str) -> Model:
         InputError: one line for the first problem: file, key, value, what is allowed.
     """
     # By way of JSON, whose strict validation makes models of mappings. YAML's dates are text.
-    text = json.dumps(values, default=str)
+    try:
+        text = json.dumps(values, default=str)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin}: not plain data: {error}") from error
     with _in_one_line(model, origin):
         return model.model_validate_json(text, strict=True)
 

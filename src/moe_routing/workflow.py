@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,23 +30,46 @@ from moe_routing.evaluation.archive import ARCHIVED
 from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.files import atomic_path, read_json
-from moe_routing.schema import parse, read_yaml
-from moe_routing.vocabulary import NeededId, text_dataset
+from moe_routing.schema import Model, parse, read_yaml
+from moe_routing.vocabulary import text_dataset
 
 __all__ = ["sections"]  # for the rules
 
 
-def validate_config(values: dict, given: dict | None = None) -> StudyConfig:
+def validate_config(
+    model: type[Model],
+    values: Mapping[str, object],
+    given: Mapping[str, object],
+    files: Sequence[Path | str],
+) -> Model:
     """Validate the merged config of a workflow run.
 
     Args:
+        model: what it configures.
         values: the config.
         given: the part of it that was given on the command line.
+        files: the config files.
 
     Raises:
         InputError: see :func:`moe_routing.schema.parse`.
     """
-    return parse(StudyConfig, typed(values, given or {}), "config")
+    return parse(model, typed(values, given), config_origin(given, files))
+
+
+def config_origin(given: Mapping[str, object], files: Sequence[Path | str]) -> str:
+    """Return what errors call a config: its last file, and the command line if that changed it.
+
+    >>> config_origin({}, ["config/config.yaml"]), config_origin({"seed": "1"}, ["mine.yaml"])
+    ('config/config.yaml', 'mine.yaml and --config')
+    """
+    named = [_from_here(Path(file)).as_posix() for file in files[-1:]]
+    return " and ".join(named + ["--config"] * bool(given)) or "config"
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path relative to the working directory, if it is in there."""
+    here = Path.cwd().resolve()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
 
 
 def typed(values: object, given: object) -> object:
@@ -251,20 +274,6 @@ def held_out_documents(text: str, results: str) -> list[str]:
         CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet",
     )
     return [f"{results}/data/{name}" for name in names]
-
-
-def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
-    """Return the options of ``fit_null.py`` for a null that is fitted on toggled experts.
-
-    They are also what the rule depends on: another epsilon fits only nulls without their own again.
-    """
-    name = NeededId.parse(null)
-    if name is None:
-        return []
-    epsilon = study.calibration.epsilon if name.epsilon is None else None
-    chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
-    toggles, outputs = intervention_files([null], results)
-    return ["--toggles", toggles, "--outputs", outputs, *chosen]
 
 
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:

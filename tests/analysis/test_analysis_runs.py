@@ -410,7 +410,7 @@ def _must_not_run(*_):
 
 @pytest.mark.parametrize("draw", [draw_baseline, draw_bh, draw_validity, draw_ablation])
 def test_figures_before_their_tables_are_an_error(tmp_path, draw):
-    with pytest.raises(InputError, match="no such table; run the workflow to make it"):
+    with pytest.raises(InputError, match="no such file"):
         draw(tmp_path)
 
 

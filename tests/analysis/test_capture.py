@@ -173,7 +173,7 @@ def test_a_missing_or_wrong_file_is_one_line(tmp_path):
         path = tmp_path / name
         if content:
             path.write_bytes(content)
-        with pytest.raises(InputError, match="missing or not a capture") as caught:
+        with pytest.raises(InputError, match=r"no such file|not a capture") as caught:
             Capture.load(path)
         assert "\n" not in str(caught.value)
 

@@ -52,7 +52,7 @@ def test_member_is_extracted_and_nothing_else(source: ArchiveSource, tmp_path: P
     out = tmp_path / "raw" / "set.jsonl"
     fetch(source, out, tmp_path / "cache")
     assert out.read_bytes() == CONTENT
-    assert list(out.parent.iterdir()) == [out]
+    assert list(out.parent.glob("[!.]*")) == [out]
 
 
 @pytest.mark.parametrize("setting", ["mirror", "no_binary", "constraint", "config_file"])

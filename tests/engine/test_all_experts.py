@@ -7,6 +7,7 @@ import torch
 
 from moe_routing.engine.adapters import find_experts
 from moe_routing.engine.all_experts import CHUNK, DenseExperts
+from moe_routing.errors import InputError
 
 FAMILIES = ("Olmoe", "FlexOlmo", "Mixtral", "Qwen2Moe", "Qwen3Moe")
 
@@ -55,8 +56,8 @@ def test_half_precision_experts_run_in_single_precision(make_model, hidden):
     torch.testing.assert_close(first_ETH, wide_ETH[:, :CHUNK])
 
 
-def test_experts_with_a_bias_are_refused(make_model):
+def test_experts_with_a_norm_are_refused(make_model):
     module = find_experts(make_model("Olmoe"))[0]
-    module.has_bias = True
-    with pytest.raises(NotImplementedError, match="OlmoeExperts: dropless experts need gated"):
+    module.has_post_expert_norm = True
+    with pytest.raises(InputError, match="OlmoeExperts: experts that cannot be computed one by"):
         DenseExperts.load(module)

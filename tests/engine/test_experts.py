@@ -11,6 +11,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from moe_routing.engine import experts as implementation
 from moe_routing.engine.context import ForwardContext, forward_context
+from moe_routing.errors import InputError
 
 E, H, I = 64, 16, 8  # noqa: E741 (shape letters)
 KERNELS = ("grouped", "grouped_tiled", "loop_tiled", "dense")
@@ -19,7 +20,7 @@ KERNELS = ("grouped", "grouped_tiled", "loop_tiled", "dense")
 def run(kernel, module, hidden, index, weight):
     """Compute with a given kernel, whichever would be selected."""
     pairs = implementation.select_pairs(index, weight, module.num_experts)
-    weights = implementation.right_hand_weights(module, module.gate_up_proj, module.down_proj)
+    weights = implementation.right_hand_weights(module, [module.gate_up_proj, module.down_proj])
     return getattr(implementation, f"_{kernel}")(module, hidden, pairs, weights)
 
 
@@ -288,7 +289,7 @@ def test_tiles_do_not_change_the_sum(kernel, drop):
         module,
         hidden,
         pairs,
-        implementation.right_hand_weights(module, module.gate_up_proj, module.down_proj),
+        implementation.right_hand_weights(module, [module.gate_up_proj, module.down_proj]),
     )
     assert len(sizes) == max(1, -(-pairs.expert_P.numel() // 300))
     assert sum(sizes) == pairs.expert_P.numel()
@@ -339,6 +340,6 @@ def test_a_gate_of_the_class_s_own_is_used(kernel):
 
 def test_unsupported_experts_are_refused():
     module = make_experts()
-    module.has_bias = True
-    with pytest.raises(NotImplementedError, match="OlmoeExperts"):
+    module.has_post_expert_norm = True
+    with pytest.raises(InputError, match="OlmoeExperts"):
         module(*make_routing(4, 2))

@@ -20,6 +20,7 @@ from moe_routing.evaluation.record import (
     Timings,
     specification,
 )
+from moe_routing.files import atomic_path
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 
@@ -120,19 +121,32 @@ def test_a_rule_with_a_mean_number_of_experts_has_a_k(results):
 
 def test_a_missing_control_is_one_line(results):
     (results / "cells" / "regular_k1" / "lambada.json").unlink()
-    with pytest.raises(InputError, match="no such cell; run the workflow again"):
+    with pytest.raises(InputError, match=r"regular_k1/lambada\.json: no such file"):
         tables_of(results)
+
+
+def test_a_cell_of_another_strategy_is_refused(results):
+    path = cell_file(results, "regular_k1", "lambada")
+    values = json.loads(path.read_text())
+    rewrite(path, {**values, "strategy": {**values["strategy"], "id": "regular_k2"}})
+    with pytest.raises(InputError, match="is the cell of regular_k2 on lambada; remove it"):
+        tables_of(results)
+
+
+def rewrite(path, values):
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values))
 
 
 def test_a_record_that_lacks_a_key_is_one_line(results):
     path = cell_file(results, "regular_k1", "lambada")
     values = json.loads(path.read_text())
     del values["provenance"]["data_sha256"]
-    path.write_text(json.dumps(values))
+    rewrite(path, values)
     with pytest.raises(InputError) as caught:
         tables_of(results)
     assert str(caught.value) == (
-        f"{path}: key 'data_sha256' is missing; remove the file and run again"
+        f"{path}: key 'data_sha256' is missing; remove it and run the workflow again"
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moe_pretraining.corpus import tokenize_source
-from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
+from moe_pretraining.settings import PretrainConfig
 from moe_pretraining.tokenizer import train_on_sources
+from moe_routing.schema import parse
 
 WORDS = ("Ein", "Wort", "the", "of", "naïve", "rain", "and", "tea", "for", "two", "kettle", "—")
 
@@ -40,7 +41,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
                 "url": "https://example.org",
             }
         )
-    return validate_pretrain_config(
+    return parse(
+        PretrainConfig,
         {
             "name": "tiny",
             "sources": sources,
@@ -64,7 +66,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
             "validation_batches": 2,
             "checkpoint_interval": 8,
             "card_tokens": 600,
-        }
+        },
+        "config",
     )
 
 

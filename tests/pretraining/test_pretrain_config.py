@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from moe_pretraining.schedule import sequences_before
-from moe_pretraining.settings import PretrainConfig, validate_pretrain_config
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.errors import InputError
-from moe_routing.schema import load_yaml
+from moe_routing.schema import load_yaml, parse
 
 ROOT = Path(__file__).parents[2]
 SOURCE = {"kind": "local", "name": "a", "path": "a.txt", "license": "CC0", "url": "here"}
@@ -62,10 +62,10 @@ def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
             {"continue_from": {"weights": "w", "sha256": "0" * 64, "steps": 10}},
             "config: (top level): steps is 10; allowed: more than continue_from.steps = 10",
         ),
-        ({"steps": 0}, "config: steps is 0; input should be greater than 0"),
+        ({"steps": 0}, "config: steps is 0; input should be greater than or equal to 1"),
         (
             {"batch_warmup": [{"steps": 5, "batch_size": 0}]},
-            "config: batch_warmup.0.batch_size is 0; input should be greater than 0",
+            "config: batch_warmup.0.batch_size is 0; input should be greater than or equal to 1",
         ),
         ({"optimizer": "sgd"}, "config: optimizer is 'sgd'; "),
         ({"recurrence_start": -1}, "config: recurrence_start is -1; "),
@@ -118,7 +118,7 @@ def test_config_of_hub_text_trains_the_same_architecture_from_pinned_sources():
 )
 def test_bad_config_is_one_line_naming_the_key(changes: dict, message: str):
     with pytest.raises(InputError) as error:
-        validate_pretrain_config(values(**changes))
+        parse(PretrainConfig, values(**changes), "config")
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 

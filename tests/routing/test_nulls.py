@@ -591,7 +591,7 @@ def test_files_that_are_no_nulls_are_refused_in_one_line(tmp_path, sample):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "lacking.safetensors", {"null": "pooled"})
     for name in ("missing", "text", "other.safetensors", "lacking.safetensors"):
-        with pytest.raises(InputError, match="missing or not a fitted null") as error:
+        with pytest.raises(InputError, match=r"no such file|not a fitted null") as error:
             load_null(tmp_path / name, sample)
         assert "\n" not in str(error.value)
 

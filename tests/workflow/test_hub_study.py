@@ -41,6 +41,7 @@ SMALLER = {
         "validity": {"tokens": 256, "nulls": NULLS, "alpha": [0.05], "repeats": 200},
         "ablation": {"alpha": [0.05], "epsilon": [0.01]},
         "held_out": {"tokens": 24, "dataset_tokens": 12, "dead_tokens": 20},
+        "efficiency": {"tokens": 64},
     },
     "statistics": {"resamples": 200},
     "resources": {"threads": 1, "mem_mb": 1000, "gpu": 0, "strategies_per_job": 20},

@@ -75,7 +75,7 @@ def test_bad_config_is_one_line_before_any_job(checkout):
     write_config(checkout, stepz=3)
     done = pretrain(checkout)
     assert done.returncode != 0
-    assert "error: config: stepz: unknown key; did you mean 'steps'?" in done.stderr
+    assert "error: toy.yaml: stepz: unknown key; did you mean 'steps'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (checkout / "results").exists()
 

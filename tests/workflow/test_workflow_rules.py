@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 import yaml
 from workflow_runs import snakemake
 
-from moe_routing.config.cells import Cell, cell_files, uses_calibration
+from moe_routing.config.cells import SAMPLE, Cell, cell_files, uses_calibration
 from moe_routing.config.study import load_config
-from moe_routing.workflow import null_files, null_options
+from moe_routing.evaluation.pieces import null_piece
+from moe_routing.workflow import null_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,17 +52,19 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert len(certified) == 1
 
 
-def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
+def test_nulls_on_toggled_experts_depend_on_their_files_and_the_epsilon():
     study = load_config(ROOT / "config/smoke.yaml")
     calibration = study.calibration.model_copy(update={"epsilon": 3e-5})
     study = study.model_copy(update={"calibration": calibration})
     toggles, outputs = (
         f"r/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")
     )
-    assert null_options(study, "pooled", "r") == []
-    files = ["--toggles", toggles, "--outputs", "r/calibration/expert_outputs.safetensors"]
-    assert null_options(study, "needed_e1e4", "r") == files
-    assert null_options(study, "needed_loss", "r") == [*files, "--epsilon", "3e-05"]
+    pieces = {name: null_piece(study, name) for name in ("pooled", "needed_e1e4", "needed_loss")}
+    epsilons = {name: json.loads(piece.settings)["epsilon"] for name, piece in pieces.items()}
+    assert epsilons == {"pooled": None, "needed_e1e4": None, "needed_loss": 3e-5}
+    assert pieces["pooled"].files == (SAMPLE,)
+    files = (SAMPLE, *(name.removeprefix("r/") for name in (toggles, outputs)))
+    assert pieces["needed_e1e4"].files == pieces["needed_loss"].files == files
     pooled, needed = (f"r/calibration/nulls/{name}.safetensors" for name in ("pooled", "needed"))
     assert null_files(["pooled"], "r") == [pooled]
     assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles, outputs]
@@ -105,10 +109,13 @@ EVIL = {"kind": "archive", "package": "./evil", "version": "1.0", "sha256": "0" 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"study": ".."}, "error: config: study is '..'; allowed: a letter or digit, then at most"),
+        (
+            {"study": ".."},
+            "error: hostile.yaml: study is '..'; allowed: a letter or digit",
+        ),
         (
             {"datasets": {"lambada": {"source": {**EVIL, "member": "a.jsonl"}}}},
-            "error: config: datasets.lambada.source.archive.package is './evil'; allowed: a letter",
+            "error: hostile.yaml: datasets.lambada.source.archive.package is './evil'",
         ),
         ({"__use_yte__": True}, "hostile.yaml: __use_yte__ makes it a template, whose code Snake"),
     ],
@@ -156,7 +163,7 @@ def test_a_study_that_asks_too_much_of_a_known_model_is_not_even_planned(smoke_r
     expected = asking_for_too_much(smoke_run[0])
     done = snakemake(smoke_run[0], "-n", "--configfile", "asking.yaml")
     assert done.returncode != 0
-    assert f"error: config: {expected}" in done.stderr
+    assert f"error: asking.yaml: {expected}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -166,8 +173,8 @@ def test_too_few_toggled_tokens_for_a_known_model_are_not_even_planned(smoke_run
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
-        "error: config: calibration.toggled_tokens is 19; allowed: at least 20, for strategy "
-        "'bh_k8_a005' with the model's 64 experts"
+        "error: config/smoke.yaml and --config: calibration.toggled_tokens is 19; allowed: at "
+        "least 20, for strategy 'bh_k8_a005' with the model's 64 experts"
     ]
     assert "Traceback" not in done.stderr
 

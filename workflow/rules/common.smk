@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from moe_routing.config.cells import CELLS, cells_of
+from moe_routing.config.study import StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
     check_known_model,
     checkout_of,
+    config_origin,
     dataset_of,
     finished_elsewhere,
     job_prefix,
@@ -28,8 +30,9 @@ CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True
 
 try:
     refuse_templates(workflow.configfiles)
-    study = located(validate_config(config, workflow.config_settings.config), CHECKOUT)
-    check_known_model(study, Path(f"results/{study.study}"), "config")
+    given, files = workflow.config_settings.config, workflow.configfiles
+    study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
+    check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
 except InputError as error:
     sys.exit(f"error: {error}")
 # Captions of the report read the raw config, which may leave this key to its default.

@@ -11,7 +11,6 @@ rule collect:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
         controls=f"{RESULTS}/comparison/controls.csv",
         levers=f"{RESULTS}/comparison/levers.csv",
-        budgets=f"{RESULTS}/comparison/budgets.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
         provenance=f"{RESULTS}/comparison/provenance.csv",
     log:

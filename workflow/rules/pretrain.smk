@@ -4,19 +4,20 @@ import re
 import sys
 
 from moe_routing.errors import InputError
-from moe_pretraining.settings import validate_pretrain_config
+from moe_pretraining.settings import PretrainConfig
 from moe_routing.workflow import (
     checkout_of,
     job_prefix,
     refuse_templates,
     sections,
-    typed,
+    validate_config,
     write_config,
 )
 
 try:
     refuse_templates(workflow.configfiles)
-    pretraining = validate_pretrain_config(typed(config, workflow.config_settings.config))
+    given, files = workflow.config_settings.config, workflow.configfiles
+    pretraining = validate_config(PretrainConfig, config, given, files)
 except InputError as error:
     sys.exit(f"error: {error}")
 

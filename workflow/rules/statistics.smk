@@ -1,5 +1,6 @@
 # Paired tests: every strategy against the baseline, every control against what it takes apart, every
-# lever as is and at fitted scale, the baseline against itself.
+# rule at its budget against a fixed number of experts, the baseline against itself.
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 
 
 rule statistics:
@@ -7,13 +8,14 @@ rule statistics:
         cells=rules.collect.output.cells,
         controls=rules.collect.output.controls,
         levers=rules.collect.output.levers,
-        budgets=rules.collect.output.budgets,
+        budgets=rules.collect.input.budgets,
         tables=compared_cells("parquet"),
         numerics=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",
             arm=[arm.name for arm in study.numerics],
             dataset=study.datasets,
         ),
+        efficiency=[f"{RESULTS}/{file}" for file in (TIMING_FILE, UNIQUE_FILE)],
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from moe_routing.analysis.together import headroom, joint_removals
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.evaluation.held_out_files import HeldOutFiles
+from moe_routing.files import read_parquet
 from moe_routing.routing.calibration import SAMPLE_FILE, Calibration
 from moe_routing.routing.nulls.needed import Needed, default_epsilon
 from moe_routing.routing.sample import CalibrationSample
@@ -138,7 +139,7 @@ class _Judge:
         for rule, bounded in [*((rule, False) for rule in rules), (arm, True)]:
             null = rule.needs_null
             chosen_LTE = selected(rule, self.calibration, toggles, bounded=bounded)
-            found = SelectedByRule(null, rule.alpha, chosen_LTE, self.primary(null))
+            found = SelectedByRule(null, cast("float", rule.alpha), chosen_LTE, self.primary(null))
             own_pairs = pairs[self.calibration.null(null).compensated]
             named = {"strategy": rule.id, "null": null, "alpha": rule.alpha, "bounded": bounded}
             lost = left_out(own_pairs, found, self.epsilons, confidence=self.confidence)
@@ -172,8 +173,8 @@ class _Judge:
             InputError: the files are not about the same tokens.
         """
         pairs = ToggledPairs.of(Toggles.load(files.toggles(text)))
-        tokens = pd.read_parquet(files.tokens(text))
-        together = pd.read_parquet(files.together(text))
+        tokens = read_parquet(files.tokens(text))
+        together = read_parquet(files.together(text))
         document_T = tokens["document"].to_numpy()
         if not np.array_equal(document_T, pairs.document_T) or together["token"].max() >= len(
             tokens

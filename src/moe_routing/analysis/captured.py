@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, reading
 
 CAPTURE_FILE = "router_logits.safetensors"
 
@@ -62,9 +61,5 @@ class Capture:
         Raises:
             InputError: the file is missing or not such a file.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                return cls(**{name: file.get_tensor(name) for name in cls.FIELDS})
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: missing or not a capture: {reason}") from error
+        with reading(path, "a capture"), safe_open(path, "pt") as file:
+            return cls(**{name: file.get_tensor(name) for name in cls.FIELDS})

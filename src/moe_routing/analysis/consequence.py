@@ -19,7 +19,7 @@ from moe_routing.routing.calibration import OUTPUTS_FILE, TOGGLES_FILE
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.toggles import Toggles
 from moe_routing.statistics.law import consequence_law, spearman
-from moe_routing.statistics.lever_kinds import COMPENSATED, OMITTED
+from moe_routing.statistics.rules import COMPENSATED, OMITTED
 
 PREDICTORS = ("weight", "norm", "weight_norm", "predicted")
 """What is compared with the effects: the weight, the norm of the output, their product, and the

@@ -26,6 +26,7 @@ from moe_routing.analysis.held_out import (
     with_mean,
 )
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RULE
+from moe_routing.analysis.tables import read_csv
 from moe_routing.config.study import CALIBRATION
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.routing.nulls.needed import Needed, not_needed, statistics
@@ -323,7 +324,7 @@ class Verification:
         null = Needed.fit(self.sample, fit, self.null.name, self.null.epsilon, self.outputs)
         tested = Judged.of(null, test, self.outputs)
         table = self._estimates(null, tested)
-        dead_LE = _dead(pd.read_csv(self.files.dead_experts), test)
+        dead_LE = _dead(read_csv(self.files.dead_experts), test)
         dead_LTN = dead_LE[:, None].expand_as(tested.order_LTN).gather(2, tested.order_LTN)
         dead_LTN = torch.nn.functional.pad(dead_LTN.cumsum(2), (1, 0))
         slots = []

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, reading
 
 WIDEST = 34
 """Characters that a column of a Markdown table may claim before its text wraps."""
@@ -38,11 +37,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read a table of a study; the word ``none`` is kept as text.
 
     Raises:
-        InputError: no such file.
+        InputError: the file is missing, damaged or not a table.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such table; run the workflow to make it")
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    with reading(path, "a CSV table"):
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def markdown(table: pd.DataFrame, align: str | None = None) -> str:

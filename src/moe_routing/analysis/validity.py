@@ -113,7 +113,7 @@ def verification(
         toggles,
         outputs,
         cast("Needed", null),
-        arm.alpha,
+        cast("float", arm.alpha),
         arm.max_k,
         HeldOutFiles(results),
         config.held_out_texts,

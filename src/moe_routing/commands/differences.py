@@ -50,7 +50,7 @@ def differences(panels: Sequence[Panel], settings: StatisticsConfig, seed: int) 
         for contrast in contrasts(panel, settings, seed):
             paired += paired_rows(contrast)
             margins += noninferiority_rows(contrast)
-    noninferiority = add_margin_verdicts(pd.DataFrame(margins), settings)
+    noninferiority = add_margin_verdicts(pd.DataFrame(margins))
     return Differences(add_verdicts(pd.DataFrame(paired), settings, noninferiority), noninferiority)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from itertools import count, takewhile
 from typing import Annotated, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from moe_routing.schema import ClosedModel
+from moe_routing.schema import MOST, ClosedModel, Count, Distinct, Natural, Positive
 from moe_routing.vocabulary import LOGIT_NULLS, NULL_IDS, is_null
 
 Part = TypeVar("Part", bound=ClosedModel)
@@ -42,15 +42,13 @@ def _check_nulls(names: list[str] | None) -> None:
 class BaselineAnalysis(ClosedModel):
     """Measurements of the stock model with its routing unchanged."""
 
-    tokens: PositiveInt = Field(
-        default=4096, description="Minimum number of tokens of evaluation text."
-    )
-    domain_tokens: PositiveInt = Field(
+    tokens: Count = Field(default=4096, description="Minimum number of tokens of evaluation text.")
+    domain_tokens: Count = Field(
         default=2048,
         description="Tokens from each of the other evaluation sets, for the analysis of domain "
         "specialisation.",
     )
-    prompts: list[str] = Field(
+    prompts: Distinct[str] = Field(
         default=list(PROMPTS),
         min_length=1,
         description="Prompts for which a separate table is written.",
@@ -60,18 +58,16 @@ class BaselineAnalysis(ClosedModel):
 class BHAnalysis(ClosedModel):
     """Benjamini-Hochberg routing over a grid of max_k and alpha, compared with top-k."""
 
-    tokens: PositiveInt = Field(
-        default=6144, description="Minimum number of tokens of evaluation text."
-    )
-    max_k: list[PositiveInt] | None = Field(
+    tokens: Count = Field(default=6144, description="Minimum number of tokens of evaluation text.")
+    max_k: Distinct[Count] | None = Field(
         default=None,
         min_length=1,
         description="Values of max_k, also used as k for top-k; null uses the model's own k "
         "and its doublings up to the number of experts: 8, 16, 32, 64 for OLMoE.",
     )
-    alpha: list[Level] = _ALPHA
-    nulls: list[str] | None = _NULLS
-    fewer_k: list[PositiveInt] | None = Field(
+    alpha: Distinct[Level] = _ALPHA
+    nulls: Distinct[str] | None = _NULLS
+    fewer_k: Distinct[Count] | None = Field(
         default=None,
         description="Additional values of static k that BH must beat to be recommended; null "
         "uses 1, 2, 3, 4 and 6, up to the number of experts.",
@@ -79,10 +75,8 @@ class BHAnalysis(ClosedModel):
     prompt: str = Field(
         default=GENERATION_PROMPT, min_length=1, description="Prompt for text generation."
     )
-    new_tokens: PositiveInt = Field(
-        default=32, description="Number of tokens to generate greedily."
-    )
-    union: PositiveInt = Field(
+    new_tokens: Count = Field(default=32, description="Number of tokens to generate greedily.")
+    union: Count = Field(
         default=16,
         description="Batch size, in tokens, for counting the distinct experts that a batch uses.",
     )
@@ -99,15 +93,16 @@ class ValidityAnalysis(ClosedModel):
     tokens: int = Field(
         default=3072,
         ge=256,
+        le=MOST,
         description="Simulated tokens to test nulls on; twice as many are used to fit them.",
     )
-    nulls: list[str] | None = Field(
+    nulls: Distinct[str] | None = Field(
         default=None,
         min_length=1,
         description="Ids of the null hypotheses to check in designs; null uses all that are fitted "
         "on logits alone, except kernel estimates, which smooth those without _kde.",
     )
-    alpha: list[Level] = _ALPHA
+    alpha: Distinct[Level] = _ALPHA
     level: Level = Field(
         default=0.05, description="Significance level at which a null is judged valid or invalid."
     )
@@ -116,22 +111,24 @@ class ValidityAnalysis(ClosedModel):
         description="Largest proportion of pure-noise tokens with a selection, in any layer, "
         "at which a null is still judged valid.",
     )
-    max_k: PositiveInt | None = Field(
+    max_k: Count | None = Field(
         default=None,
         description="Value of max_k for counting how often the cap binds; null uses the "
         "model's own k.",
     )
-    repeats: int = Field(default=10000, ge=100, description="Simulated tokens per setting.")
-    signals: list[NonNegativeInt] | None = Field(
+    repeats: int = Field(
+        default=10000, ge=100, le=10_000_000, description="Simulated tokens per setting."
+    )
+    signals: Distinct[Natural] | None = Field(
         default=None,
         min_length=1,
         description="Numbers of experts with a true effect in the simulation; null uses none, one "
         "sixteenth and one quarter of the model's experts: 0, 4, 16 for OLMoE's 64.",
     )
-    effect: PositiveFloat = Field(
+    effect: Positive = Field(
         default=3.0, description="Mean of the simulated effects, in standard deviations."
     )
-    correlation: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+    correlation: Distinct[Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=[0.0, 0.5], description="Correlations between experts in the simulation."
     )
 
@@ -149,15 +146,15 @@ class ValidityAnalysis(ClosedModel):
 class AblationAnalysis(ClosedModel):
     """What discoveries are worth: toggled experts of held-out text, under every null and level."""
 
-    alpha: list[Level] = _ALPHA
-    nulls: list[str] | None = _NULLS
-    epsilon: list[PositiveFloat] = Field(
+    alpha: Distinct[Level] = _ALPHA
+    nulls: Distinct[str] | None = _NULLS
+    epsilon: Distinct[Positive] = Field(
         default=[0.001, 0.01, 0.1],
         min_length=1,
         description="Losses, in nats: a discovery is false if its removal does not raise the loss "
         "of the next token by this much, and harmful if it lowers the loss by this much.",
     )
-    primary_epsilon: PositiveFloat = Field(
+    primary_epsilon: Positive = Field(
         default=0.01, description="Value of epsilon that the text of the report refers to, in nats."
     )
 
@@ -175,31 +172,53 @@ class AblationAnalysis(ClosedModel):
 class HeldOutAnalysis(ClosedModel):
     """Toggled experts of text that nothing was fitted on, which validity and ablation read."""
 
-    tokens: PositiveInt = Field(
+    tokens: Count = Field(
         default=400,
         description="Tokens of held-out calibration text whose experts are toggled, one at a time "
         "and together.",
     )
-    dataset_tokens: PositiveInt = Field(
+    dataset_tokens: Count = Field(
         default=120,
         description="The same of each evaluation set, and of calibration text in the states of the "
         "model under BH.",
     )
-    datasets: list[str] | None = Field(
+    datasets: Distinct[str] | None = Field(
         default=None,
         description="Evaluation sets whose contexts are read beside calibration text; null uses "
         "all whose items have a context.",
     )
-    dead_experts: PositiveInt | None = Field(
+    dead_experts: Count | None = Field(
         default=None,
         description="Experts of each layer, drawn at random, whose output is set to 0 to test the "
         "null needed where it is true; null uses one eighth of the model's experts: 8 for OLMoE's "
         "64.",
     )
-    dead_tokens: PositiveInt = Field(
+    dead_tokens: Count = Field(
         default=100,
         description="Tokens whose experts are toggled in that model: as many to calibrate it as to "
         "test it.",
+    )
+
+
+class EfficiencyAnalysis(ClosedModel):
+    """Time of a fixed text under every strategy, and the experts that batches of tokens need."""
+
+    tokens: Count = Field(
+        default=8192,
+        description="Tokens of running text that are timed under every strategy, in rows of the "
+        "window.",
+    )
+    repeats: int = Field(
+        default=5,
+        ge=5,
+        description="Times that each strategy reads them, all strategies once per repeat in random "
+        "order.",
+    )
+    batch_sizes: Distinct[Count] = Field(
+        default=[1, 2, 4, 8, 16, 32, 64],
+        min_length=1,
+        description="Tokens of different documents in a batch, as in decoding, for counting the "
+        "distinct experts that it needs; sizes above the number of documents are left out.",
     )
 
 
@@ -221,6 +240,10 @@ class AnalysisConfig(ClosedModel):
     held_out: HeldOutAnalysis = Field(
         default_factory=HeldOutAnalysis,
         description="Toggled experts of held-out text, for validity and ablation.",
+    )
+    efficiency: EfficiencyAnalysis = Field(
+        default_factory=EfficiencyAnalysis,
+        description="Time of each strategy, and distinct experts of batches.",
     )
 
     def of_model(self, experts: int, top_k: int) -> AnalysisConfig:

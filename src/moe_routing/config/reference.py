@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moe_routing.config.study import StudyConfig
+from moe_routing.schema import MOST
 
 INTRODUCTION = """# Configuration
 
@@ -27,8 +28,9 @@ INTRODUCTION = """# Configuration
 
 `snakemake --configfile FILE` replaces the default file; it does not extend it. A config is checked
 before any job runs: an unknown key, a wrong type or a value out of range ends the run with one
-line. The first job downloads the model, checks its files, and checks that it meets the demands of
-the config, such as having `max_k` experts. `python scripts/config_reference.py` generates the
+line. Whole numbers are at most 10⁹, others at most 10⁶, unless a smaller bound is given. The first
+job downloads the model, checks its files, and checks that it meets the demands of the config, such
+as having `max_k` experts. `python scripts/config_reference.py` generates the
 tables below from the code.
 
 A name (of a study, a pretraining run, a numerics arm, a text source) begins with a letter or digit
@@ -114,7 +116,8 @@ def _type(field: FieldInfo) -> str:
         str(item) for item in field.metadata if type(item).__name__ in ("Ge", "Gt", "Le", "Lt")
     ]
     limits = [b.split("(")[1].rstrip(")").replace("ge=", "≥ ").replace("gt=", "> ")
-              .replace("le=", "≤ ").replace("lt=", "< ") for b in bounds]  # fmt: skip
+              .replace("le=", "≤ ").replace("lt=", "< ") for b in bounds
+              if b not in (f"Le(le={MOST})", "Le(le=1000000.0)")]  # fmt: skip
     return " ".join([name(field.annotation), *limits])
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moe_routing.config.analyses import AnalysisConfig
 from moe_routing.errors import InputError
@@ -16,15 +16,20 @@ from moe_routing.routing.strategies import ControlStrategy, Strategy, parse_stra
 from moe_routing.routing.strategies.testing import BH
 from moe_routing.schema import (
     HUB_ID,
+    MOST,
     ArchiveMember,
     ClosedModel,
     Commit,
+    Count,
     Device,
+    Distinct,
     FilePath,
     HubId,
     Name,
+    Natural,
     PackageName,
     PackageVersion,
+    Positive,
     Sha256,
     load_yaml,
 )
@@ -113,7 +118,7 @@ class DatasetConfig(ClosedModel):
     """One evaluation set."""
 
     source: Source = Field(description="Where the items come from.")
-    items: PositiveInt | None = Field(
+    items: Count | None = Field(
         default=None,
         description="Size of a random subset drawn with the study's seed; null uses every item.",
     )
@@ -130,13 +135,13 @@ class CalibrationConfig(ClosedModel):
     """Text that nulls and thresholds are fitted on; disjoint from every evaluation set."""
 
     source: Source = Field(description="Text documents.")
-    tokens: PositiveInt = Field(default=8192, description="Tokens whose router logits are sampled.")
-    nulls: list[str] = Field(
+    tokens: Count = Field(default=8192, description="Tokens whose router logits are sampled.")
+    nulls: Distinct[str] = Field(
         default=["needed"],
         min_length=1,
         description="Ids of the null hypotheses to fit.",
     )
-    toggled_tokens: PositiveInt = Field(
+    toggled_tokens: Count = Field(
         default=400,
         description="Tokens whose experts are toggled, one at a time, for the nulls needed.",
     )
@@ -146,7 +151,7 @@ class CalibrationConfig(ClosedModel):
         "null needed without an epsilon of their own (needed_e1e4 has 1e-4); null uses 0.01 / "
         "(layers x experts).",
     )
-    documents: PositiveInt = Field(
+    documents: Count = Field(
         default=128,
         description="Documents, apart from those that everything else is fitted on, that certified "
         "strategies are certified on and that nulls are tested on; nothing else reads them.",
@@ -156,13 +161,17 @@ class CalibrationConfig(ClosedModel):
 class EvaluationConfig(ClosedModel):
     """How strategies are scored on the evaluation sets."""
 
-    token_budget: int = Field(default=8192, ge=128, description="Tokens in one forward pass.")
-    window: int | None = Field(
-        default=None, ge=16, description="Longest context; null uses the model's own limit."
+    token_budget: int = Field(
+        default=8192, ge=128, le=MOST, description="Tokens in one forward pass."
     )
-    kl_items: int = Field(
+    window: int | None = Field(
+        default=None,
+        ge=16,
+        le=MOST,
+        description="Longest context; null uses the model's own limit.",
+    )
+    kl_items: Natural = Field(
         default=24,
-        ge=0,
         description="Number of items per set, the same for every strategy, on which the KL "
         "divergence from the baseline's next-token distribution is measured; 0 "
         "turns it off.",
@@ -184,7 +193,7 @@ class NumericsArm(ClosedModel):
     )
     dtype: Dtype | None = Field(default=None, description="Replaces model.dtype.")
     token_budget: int | None = Field(
-        default=None, ge=128, description="Replaces evaluation.token_budget."
+        default=None, ge=128, le=MOST, description="Replaces evaluation.token_budget."
     )
 
     @model_validator(mode="after")
@@ -250,9 +259,11 @@ class StatisticsConfig(ClosedModel):
         "and by its metric and margin, each at the whole level if all before it were significant.",
     )
     confidence: Fraction = Field(default=0.95, description="Confidence level of intervals.")
-    resamples: int = Field(default=2000, ge=100, description="Number of bootstrap resamples.")
+    resamples: int = Field(
+        default=2000, ge=100, le=100_000, description="Number of bootstrap resamples."
+    )
     margin_accuracy: Fraction = Field(default=0.01, description="Non-inferiority margin, accuracy.")
-    margin_nats: PositiveFloat = Field(
+    margin_nats: Positive = Field(
         default=0.01, description="Non-inferiority margin, nats per token."
     )
 
@@ -281,18 +292,18 @@ class Control(NamedTuple):
 class ResourcesConfig(ClosedModel):
     """Resources that one model job requests from the scheduler."""
 
-    threads: PositiveInt = Field(
+    threads: Count = Field(
         default=1,
         description="CPU threads. Their number changes how sums are rounded on a CPU; a change "
         "scores nothing again, and the article says if cells mix numbers of threads.",
     )
-    mem_mb: PositiveInt = Field(default=3000, description="Memory in MB; doubled on every retry.")
-    runtime: PositiveInt = Field(
+    mem_mb: Count = Field(default=3000, description="Memory in MB; doubled on every retry.")
+    runtime: Count = Field(
         default=60,
         description="Time limit for one strategy on one set, in minutes; doubled on every retry.",
     )
-    gpu: int = Field(default=0, ge=0, description="Number of GPUs.")
-    strategies_per_job: PositiveInt = Field(
+    gpu: int = Field(default=0, ge=0, le=1024, description="Number of GPUs.")
+    strategies_per_job: Count = Field(
         default=1,
         description="Most strategies that one job scores on an evaluation set, loading the model "
         "once: its own, and others whose own jobs then find them scored. With many GPUs 1; on one "
@@ -304,7 +315,7 @@ class StudyConfig(ClosedModel):
     """A complete study."""
 
     study: Name = Field(description="Name of the study and of its folder under results/.")
-    seed: int = Field(default=0, ge=0, description="Seed for subsets, samples and resampling.")
+    seed: Natural = Field(default=0, description="Seed for subsets, samples and resampling.")
     model: ModelConfig = Field(description="The model under study.")
     calibration: CalibrationConfig = Field(description="Text for fitting nulls and thresholds.")
     datasets: dict[str, DatasetConfig] = Field(
@@ -398,8 +409,9 @@ class StudyConfig(ClosedModel):
             ),
         ]
         if contrast.metric is not None and contrast.dataset in datasets:
-            allowed = list(task_of(contrast.dataset).compared)
-            named.append(("primary.metric", contrast.metric, allowed))
+            named.append(
+                ("primary.metric", contrast.metric, list(task_of(contrast.dataset).compared))
+            )
         for key, value, allowed in named:
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, reading
 
 TARGET_DELIMITER = " "
 """The text between a context and a choice in lm-evaluation-harness."""
@@ -115,20 +115,49 @@ def read_items(path: Path | str) -> list[Item]:
     """Read the items that :func:`write_items` wrote, in their order.
 
     Raises:
-        InputError: no such file, not Parquet, or a missing column.
+        InputError: the file is missing, damaged, not Parquet, lacks a column, or has no items; an
+            id occurs twice; an item lacks continuations, or its label is not the index of one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
+    with reading(path, "a Parquet table"):
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a readable .parquet file: {error}") from error
     names = [field.name for field in fields(Item)]
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise InputError(f"{path}: column '{missing[0]}' is missing; needed: {', '.join(names)}")
-    return [
-        Item(**{**row, "continuations": tuple(row["continuations"])})
-        for row in table.select(names).to_pylist()
-    ]
+    with reading(path, "a table of items"):
+        items = [
+            Item(**{**row, "continuations": tuple(row["continuations"])})
+            for row in table.select(names).to_pylist()
+        ]
+    check_items(items, str(path))
+    return items
+
+
+def check_items(items: Sequence[Item], origin: str) -> None:
+    """Check that items can be scored; ``origin`` names their file in errors.
+
+    Raises:
+        InputError: there are none, an id occurs twice, an item has no continuation or an empty one,
+            or its label is not the index of a continuation.
+    """
+    if not items:
+        raise InputError(f"{origin}: no items; allowed: at least one")
+    seen: set[str] = set()
+    for item in items:
+        count = len(item.continuations)
+        if item.id in seen:
+            raise InputError(f"{origin}: id '{item.id}' occurs more than once")
+        seen.add(item.id)
+        if not all(isinstance(text, str) and text.strip() for text in item.continuations):
+            raise InputError(f"{origin}: item '{item.id}' has an empty continuation")
+        if not count:
+            raise InputError(f"{origin}: item '{item.id}' has no continuation")
+        if item.label is None:
+            continue
+        if not 0 <= item.label < count:
+            raise InputError(
+                f"{origin}: item '{item.id}' has label {item.label}; allowed: 0 to {count - 1}"
+            )
+        if count > 1 and len(set(item.continuations)) == 1:
+            raise InputError(f"{origin}: all continuations of item '{item.id}' are the same")

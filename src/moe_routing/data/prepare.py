@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.data.calibration import select_text, write_documents
 from moe_routing.data.documents import read_documents
@@ -17,7 +15,7 @@ from moe_routing.data.sources import CERTIFICATION_FILE, describe, raw_path
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_parquet
 
 
 def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> None:
@@ -115,7 +113,7 @@ def check_overlap(config: StudyConfig, name: str, raw: Path, prepared: Path, out
     evaluated = read_items(prepared / f"{name}.parquet")
     items = _items_to_check(config, name, raw, evaluated)
     files = (prepared / f"{CALIBRATION}.parquet", prepared / CERTIFICATION_FILE)
-    texts = [text for file in files for text in pd.read_parquet(file)["text"]]
+    texts = [text for file in files for text in read_parquet(file, "text")["text"]]
     found = overlapping(texts, items)
     if found:
         (prepared / f"{CALIBRATION}.json").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_routing.errors import InputError
+from moe_routing.files import reading
 
 NumberedValues = tuple[int, Mapping[str, object]]
 
@@ -92,13 +93,11 @@ def read_rows(path: Path | str, origin: str | None = None) -> list[Row]:
     suffix = suffix_of(path.name)
     if suffix is None:
         raise InputError(f"{origin}: unknown format; allowed: {', '.join(READERS)}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        rows = [Row(origin, number, values) for number, values in READERS[suffix](path)]
-    # Arrow's errors and JSONDecodeError are ValueErrors.
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{origin}: not a readable {suffix} file: {error}") from error
+    with reading(path, f"a readable {suffix} file", origin):
+        try:
+            rows = [Row(origin, number, values) for number, values in READERS[suffix](path)]
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
     if not rows:
         raise InputError(f"{origin}: no rows")
     return rows

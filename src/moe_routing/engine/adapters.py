@@ -7,29 +7,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe_routing.engine.behaviour import Behaviour, Blueprint, observe
+from moe_routing.engine.experts import supports_dropless
 from moe_routing.engine.module_types import Experts, LinearRouter
 from moe_routing.engine.offload import own_tensors, weight_of
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
-
-ROUTER_CLASSES = (
-    "OlmoeTopKRouter",
-    "FlexOlmoTopKRouter",
-    "MixtralTopKRouter",
-    "Qwen2MoeTopKRouter",
-    "Qwen3MoeTopKRouter",
-)
-"""Routers of transformers 5 that return (logits, weights, indices) of a linear softmax top-k.
-
-To support another family with such a router, add the name of its class.
-"""
-
 
 CHECKSUM_WORDS = 1 << 20
 """Words of a weight that are summed at once."""
@@ -37,55 +26,83 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer dtypes by bytes."""
 
 
+ROUTERS = ("gate", "router")
+"""Names that transformers gives to the router beside a module ``experts``."""
+
+
 @dataclass(frozen=True)
 class RouterModule:
     """One layer's router.
 
     Attributes:
-        layer: index among the model's routers, from the input.
+        layer: index among the model's routers, from the input; layers without experts do not count.
         module: the router.
+        behaviour: what it does.
+        experts: the experts of the layer.
     """
 
     layer: int
-    module: LinearRouter
+    module: nn.Module
+    behaviour: Behaviour
+    experts: nn.Module
+
+    @property
+    def linear(self) -> LinearRouter:
+        """The module that holds the router's weight, (experts, hidden size)."""
+        return cast("LinearRouter", self.module.get_submodule(self.behaviour.weight))
 
     @property
     def num_experts(self) -> int:
         """Number of experts of the layer."""
-        return self.module.weight.shape[0]
+        return self.behaviour.num_experts
 
     @property
     def top_k(self) -> int:
         """Experts per token that the model was trained with."""
-        return self.module.top_k
+        return self.rule.top_k
 
     @property
     def rule(self) -> ModelRule:
         """The model's own routing rule in this layer."""
-        renormalises = getattr(self.module, "norm_topk_prob", True)  # Mixtral always does
-        return ModelRule(self.top_k, "renormalised" if renormalises else "softmax")
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """The dtype of the weights that the router returns."""
-        # The others round to the model's dtype; Mixtral's keeps the float32 of the softmax.
-        rounds = hasattr(self.module, "norm_topk_prob")
-        return self.module.weight.dtype if rounds else torch.float32
+        return self.behaviour.rule
 
 
 def find_routers(model: nn.Module) -> list[RouterModule]:
     """Return the routers of a model, in layer order.
 
     Raises:
-        InputError: the model has no router of a supported class.
+        InputError: the model has no experts, or a router that this package does not know.
     """
-    modules = [module for module in model.modules() if _is_router(module)]
-    if not modules:
-        raise InputError(
-            f"model class {type(model).__name__} has no supported router; "
-            f"allowed: {', '.join(ROUTER_CLASSES)}"
-        )
-    return [RouterModule(layer, module) for layer, module in enumerate(modules)]
+    routers = []
+    for router, experts in _layers(model):
+        found = observe(Blueprint.of(router)) if router else "no router stands beside its experts"
+        count = getattr(experts, "num_experts", None)
+        if isinstance(found, Behaviour) and count not in (None, found.num_experts):
+            found = f"it selects among {found.num_experts} experts, and {count} compute something"
+        if isinstance(found, str):
+            raise InputError(_unsupported(model, found, type(router).__name__ if router else ""))
+        routers.append(RouterModule(len(routers), cast("nn.Module", router), found, experts))
+    if not routers:
+        raise InputError(_unsupported(model, "none of its layers has a module 'experts'"))
+    return routers
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
+    """Yield router and experts of each layer that has experts."""
+    for module in model.modules():
+        if experts := module._modules.get("experts"):
+            beside = filter(None, map(module._modules.get, ROUTERS))
+            yield next(beside, None), experts
+
+
+def _unsupported(model: nn.Module, reason: str, router: str = "") -> str:
+    """Return the one line that says why a model cannot be routed."""
+    kind = getattr(getattr(model, "config", None), "model_type", "none")
+    of = f" {router}:" if router else ""
+    return (
+        f"model class {type(model).__name__} has no supported router (model type '{kind}'):{of} "
+        f"{reason}; allowed: the families of docs/families.md"
+    )
 
 
 @contextmanager
@@ -98,36 +115,49 @@ def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Ite
             experts).
 
     Raises:
-        InputError: the model has no router of a supported class.
+        InputError: see :func:`find_routers`.
     """
     thread = threading.get_ident()
 
-    def hook_of(layer: int) -> Callable[..., None]:
+    def hook_of(router: RouterModule) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
             if threading.get_ident() == thread:
-                see(layer, inputs[0].reshape(-1, inputs[0].shape[-1]), output[0])
+                hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
+                see(router.layer, hidden_TH, router.behaviour.logits(output[0]))
 
         return hook
 
     with ExitStack() as stack:
         for router in find_routers(model):
-            handle = router.module.register_forward_hook(hook_of(router.layer))
+            handle = router.module.register_forward_hook(hook_of(router))
             stack.callback(handle.remove)
         yield
 
 
 def find_experts(model: nn.Module) -> list[Experts]:
-    """Return the experts whose implementation can be chosen in transformers, in layer order."""
-    return [module for module in model.modules() if _is_experts(module)]
+    """Return the experts that :mod:`moe_routing.engine.experts` computes, in layer order."""
+    return [experts for _, experts in _layers(model) if supports_dropless(experts)]
 
 
-def _is_router(module: nn.Module) -> TypeGuard[LinearRouter]:
-    return type(module).__name__ in ROUTER_CLASSES
+def experts_of_routers(model: nn.Module, what: str) -> list[Experts]:
+    """Return the experts of each router, in layer order.
 
+    Args:
+        model: the model.
+        what: what needs to compute experts one by one, for errors.
 
-def _is_experts(module: nn.Module) -> TypeGuard[Experts]:
-    marks = ("has_gate", "is_transposed", "config")  # set by transformers' decorator of experts
-    return all(hasattr(module, mark) for mark in marks)
+    Raises:
+        InputError: those of a layer cannot be computed one by one, because they are quantised, say.
+    """
+    experts = [router.experts for router in find_routers(model)]
+    for layer, module in enumerate(experts):
+        if not supports_dropless(module):
+            raise InputError(
+                f"{what}: the experts of layer {layer} are {type(module).__name__}, which cannot "
+                "be computed one by one; allowed: experts that are not quantised, without a norm "
+                "after them"
+            )
+    return cast("list[Experts]", experts)
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:
@@ -138,9 +168,12 @@ def router_fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     for router in find_routers(model):
-        weight_EH = weight_of(router.module).float().cpu().contiguous()
+        weight_EH = weight_of(router.linear).float().cpu().contiguous()
         digest.update(str(tuple(weight_EH.shape)).encode())
         digest.update(weight_EH.numpy().tobytes())
+        for name, tensor in sorted(own_tensors(router.module).items()):
+            if name != "weight":
+                digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

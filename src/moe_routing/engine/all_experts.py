@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_routing.engine.experts import Weights, right_hand_weights
+from moe_routing.engine.experts import Weights, activate, right_hand_weights, tensor_names
 from moe_routing.engine.module_types import Experts
 from moe_routing.engine.offload import own_tensors
 from moe_routing.engine.upcast import wide_dtype
@@ -39,13 +39,12 @@ class DenseExperts:
         """Load the weights of experts, also those that accelerate has offloaded.
 
         Raises:
-            InputError: weights without values.
-            NotImplementedError: see :func:`right_hand_weights`.
+            InputError: weights without values; see also :func:`right_hand_weights`.
         """
         own = own_tensors(module)
-        gate_up_proj, down_proj = own["gate_up_proj"], own["down_proj"]
-        dtype = wide_dtype(down_proj.dtype)
-        return cls(module, right_hand_weights(module, gate_up_proj.to(dtype), down_proj.to(dtype)))
+        tensors = [own[name] for name in tensor_names(module)]
+        dtype = wide_dtype(tensors[0].dtype)
+        return cls(module, right_hand_weights(module, [tensor.to(dtype) for tensor in tensors]))
 
     def inputs(self, hidden_TH: Tensor) -> Tensor:
         """Return hidden states on the device and in the dtype of the weights."""
@@ -60,12 +59,15 @@ class DenseExperts:
         # The down projection is linear, so the mean passes through it once.
         sums = (inner_ETI.sum(1, dtype=torch.float64) for inner_ETI in self._inner(hidden_TH))
         mean_EI = functools.reduce(torch.add, sums) / len(hidden_TH)
-        return torch.einsum("ei,eih->eh", self.inputs(mean_EI), self.weights.down_EIH)
+        mean_EH = torch.einsum("ei,eih->eh", self.inputs(mean_EI), self.weights.down_EIH)
+        bias_EH = self.weights.down_bias_EH
+        return mean_EH if bias_EH is None else mean_EH + bias_EH
 
     def outputs(self, hidden_TH: Tensor) -> Iterator[Tensor]:
         """Yield the outputs of all experts for some tokens at a time, (E, T, H)."""
         for inner_ETI in self._inner(hidden_TH):
-            yield inner_ETI @ self.weights.down_EIH
+            out_ETH, bias_EH = inner_ETI @ self.weights.down_EIH, self.weights.down_bias_EH
+            yield out_ETH if bias_EH is None else out_ETH + bias_EH[:, None]
 
     def norms(self, hidden_TH: Tensor, mean_EH: Tensor) -> tuple[Tensor, Tensor]:
         """Return |o| and |o - mean| of all experts' outputs o, (tokens, experts).
@@ -86,4 +88,7 @@ class DenseExperts:
         """Yield what the down projections of all experts read, (E, T, I)."""
         for part_TH in self.inputs(hidden_TH).split(CHUNK):
             up_ETI = part_TH.expand(self.module.num_experts, -1, -1) @ self.weights.up_EHI
-            yield self.module._apply_gate(up_ETI)
+            bias_EI = self.weights.up_bias_EI
+            if bias_EI is not None:
+                up_ETI = up_ETI + bias_EI[:, None]
+            yield activate(self.module, up_ETI)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe_routing.engine.adapters import RouterModule, find_experts, find_routers
+from moe_routing.engine.adapters import RouterModule, experts_of_routers, find_routers
 from moe_routing.engine.attention import Layout, PaddedLayout, SlicedLayout, packed_attention
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.head import logits_of
@@ -105,6 +105,7 @@ def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[None]
             f"{what}: documents of {longest} tokens; allowed: at most {exact.longest}, because "
             f"{exact.reason}"
         )
+    experts_of_routers(model, what)
     with (
         packed_attention(model),
         fused_cpu_kernels(model),
@@ -216,13 +217,13 @@ class BranchBatch(ABC):
             )
         return found
 
-    def patches(self, router: RouterModule, experts: nn.Module) -> Iterator[AbstractContextManager]:
+    def patches(self, router: RouterModule) -> Iterator[AbstractContextManager]:
         """Yield what replaces forwards in a layer whose routing is changed."""
         yield patched_forward(router.module, partial(self._router, router), self.sole)
 
     def _final_states(self, model: PreTrainedModel) -> Tensor:
         """Return the final hidden states of documents and branches, (T, H)."""
-        routers, experts = find_routers(model), find_experts(model)
+        routers = find_routers(model)
         device, dtype = input_device(model), wide_dtype(model.dtype)
         on_cpu = model.device.type == "cpu"  # that of a model with offloaded weights is meta
         stock = (SlicedLayout if on_cpu else PaddedLayout)(self.spans, dtype, device)
@@ -232,9 +233,9 @@ class BranchBatch(ABC):
                 router = next((r for r in routers if id(r.module) in inside), None)
                 blocks = 0 if router is None else self.entering.get(router.layer, 0)
                 stack.enter_context(patched_forward(layer, partial(self._layer, blocks)))
-            for router, module in zip(routers, experts, strict=True):
+            for router in routers:
                 if router.layer in self.changed:
-                    for patch in self.patches(router, module):
+                    for patch in self.patches(router):
                         stack.enter_context(patch)
             output = model.base_model(
                 input_ids=self.ids_T[None].to(device),
@@ -268,15 +269,16 @@ class BranchBatch(ABC):
 
     def _router(self, router: RouterModule, inner: Forward) -> Callable[..., object]:
         """Return the forward of a router that changes the routing of branches."""
-        route = cast("Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]", inner)
+        route = cast("Callable[..., tuple[Tensor, Tensor, Tensor]]", inner)
 
-        def forward(hidden_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits_TE, weight_TK, index_TK = route(hidden_TH)
+        def forward(hidden: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raw_TE, weight_TK, index_TK = route(hidden, *args)
+            hidden_TH, logits_TE = hidden.flatten(0, -2), router.behaviour.logits(raw_TE)
             # One more slot, for an expert that is added; empty in all other rows.
             index_TK = F.pad(index_TK, (0, 1), value=router.num_experts)
             weight_TK = F.pad(weight_TK, (0, 1))
             self.route(router, hidden_TH, logits_TE, index_TK, weight_TK)
-            return logits_TE, weight_TK, index_TK
+            return raw_TE, weight_TK, index_TK
 
         return forward
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from moe_routing.engine.adapters import find_experts
+from moe_routing.engine.adapters import experts_of_routers
 from moe_routing.engine.offload import is_offloaded
 from moe_routing.errors import InputError
 
@@ -28,7 +28,7 @@ def dead_experts(model: nn.Module, dead: Sequence[Sequence[int]]) -> Iterator[No
         InputError: another number of layers than the model has, an expert that it lacks, or weights
             that accelerate offloads.
     """
-    modules = find_experts(model)
+    modules = experts_of_routers(model, "dead experts")
     if len(dead) != len(modules):
         raise InputError(f"dead experts of {len(dead)} layers; allowed: of {len(modules)} layers")
     for layer, (module, experts) in enumerate(zip(modules, dead, strict=True)):

@@ -22,20 +22,23 @@ Three kernels compute the same sum. Which one is used follows from measurements
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeGuard, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_routing.engine.context import current_context
 from moe_routing.engine.linear import linear, prefers_onednn
 from moe_routing.engine.module_types import Experts
+from moe_routing.errors import InputError
 
 EXPERTS_IMPLEMENTATION = "dropless"
+FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+"""Dtypes of weights that are not quantised."""
 ROWS_STEP = 64
 """Rows of an expert are padded to a multiple of this: oneDNN prepares each new size anew."""
 MIN_PAIRS_PER_EXPERT = 192
@@ -188,39 +191,78 @@ class _Combine(torch.autograd.Function):
 
 
 class Weights(NamedTuple):
-    """The experts' weights as right-hand factors: gate and up concatenated, and down."""
+    """The experts' weights as right-hand factors: gate and up concatenated, and down.
+
+    Biases, (experts, outputs), where the experts have some.
+    """
 
     up_EHI: Tensor
     down_EIH: Tensor
+    up_bias_EI: Tensor | None = None
+    down_bias_EH: Tensor | None = None
 
 
-def right_hand_weights(module: Experts, gate_up_proj: Tensor, down_proj: Tensor) -> Weights:
-    """Return the given weights of a module as right-hand factors.
+def supports_dropless(module: nn.Module) -> TypeGuard[Experts]:
+    """Return whether the experts of a module can be computed here.
+
+    Not those of other classes than transformers' experts interface dispatches, such as those of
+    quantised checkpoints, and not those with a norm after the experts.
+    """
+    marks = ("has_gate", "has_bias", "is_transposed", "config")  # set by transformers' decorator
+    if not all(hasattr(module, mark) for mark in marks) or module.has_post_expert_norm:
+        return False
+    names = tensor_names(cast("Experts", module))[:2]
+    tensors = [getattr(module, name, None) for name in names]
+    return all(isinstance(t, Tensor) and t.dtype in FLOATS and t.ndim == 3 for t in tensors)
+
+
+def tensor_names(module: Experts) -> tuple[str, ...]:
+    """Return the names of a module's tensors, in the order of :class:`Weights`."""
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    biases = (f"{up}_bias", "down_proj_bias") if module.has_bias else ()
+    return (up, "down_proj", *biases)
+
+
+def right_hand_weights(module: Experts, tensors: Sequence[Tensor]) -> Weights:
+    """Return tensors of a module, in the order of :func:`tensor_names`, as right-hand factors.
 
     Raises:
-        NotImplementedError: the experts have a bias, no gate, or a norm after the experts.
+        InputError: see :func:`supports_dropless`.
     """
-    if module.has_bias or not module.has_gate or module.has_post_expert_norm:
-        name = type(module).__name__
-        raise NotImplementedError(
-            f"{name}: dropless experts need gated experts without bias or norm"
+    if not supports_dropless(module):
+        raise InputError(
+            f"{type(module).__name__}: experts that cannot be computed one by one; allowed: "
+            "experts of transformers' experts interface, not quantised, without a norm after them"
         )
+    up, down, *biases = tensors
     if module.is_transposed:
-        return Weights(gate_up_proj, down_proj)
-    return Weights(gate_up_proj.transpose(1, 2), down_proj.transpose(1, 2))
+        return Weights(up, down, *biases)
+    return Weights(up.transpose(1, 2), down.transpose(1, 2), *biases)
+
+
+def activate(module: Experts, up: Tensor) -> Tensor:
+    """Return what the down projections read, from the outputs of the up projections."""
+    return module._apply_gate(up) if module.has_gate else module.act_fn(up)
 
 
 def _grouped(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -> Tensor:
     """Compute all experts in two grouped products."""
     order_S = _order(pairs.expert_P, module.num_experts)
+    expert_S, weight_S1 = pairs.expert_P[order_S], pairs.weight_P[order_S, None]
     expert_E = torch.arange(module.num_experts, device=order_S.device)
-    ends_E = torch.searchsorted(pairs.expert_P[order_S], expert_E, right=True).to(torch.int32)
+    ends_E = torch.searchsorted(expert_S, expert_E, right=True).to(torch.int32)
     where = (pairs.token_P[order_S], _inverse(order_S), pairs.bound_B, pairs.slots)
     rows_SH = _Dispatch.apply(hidden_TH, *where)
-    inner_SI = module._apply_gate(_grouped_product(rows_SH, weights.up_EHI, ends_E))
-    # Applying the weight here costs I products per pair; after the down projection, H.
-    inner_SI = inner_SI * pairs.weight_P[order_S].unsqueeze(1).to(inner_SI.dtype)
+    up_SI = _grouped_product(rows_SH, weights.up_EHI, ends_E)
+    if weights.up_bias_EI is not None:
+        up_SI = up_SI + weights.up_bias_EI[expert_S]
+    inner_SI = activate(module, up_SI)
+    # Applying the weight here costs I products per pair; after the down projection, H. Weights that
+    # the router does not round are not rounded here either.
+    inner_SI = (inner_SI * weight_S1).to(inner_SI.dtype)
     out_SH = _grouped_product(inner_SI, weights.down_EIH, ends_E)
+    if weights.down_bias_EH is not None:
+        out_SH = out_SH + (weights.down_bias_EH[expert_S] * weight_S1).to(out_SH.dtype)
     return _Combine.apply(out_SH, *where)
 
 
@@ -277,7 +319,7 @@ def _grouped_rows(
     """Compute all experts in two grouped products."""
     ends_E = count_E.cumsum(0).to(torch.int32)
     up_SI = _grouped_product(hidden_TH.index_select(0, token_S), weights.up_EHI, ends_E)
-    return _grouped_product(module._apply_gate(up_SI), weights.down_EIH, ends_E)
+    return _grouped_product(activate(module, up_SI), weights.down_EIH, ends_E)
 
 
 def _loop_rows(
@@ -288,12 +330,12 @@ def _loop_rows(
     rows_SH = hidden_TH.new_empty(token_S.numel(), hidden_TH.shape[1])
     # Rows after an expert's own are left from an earlier expert; their outputs are dropped.
     picked_NH = hidden_TH.new_zeros(_rounded(max(counts)), hidden_TH.shape[1])
-    work = zip(token_S.split(counts), rows_SH.split(counts), *weights, strict=True)
+    work = zip(token_S.split(counts), rows_SH.split(counts), *weights[:2], strict=True)
     for token_N, out_NH, up_HI, down_IH in work:
         if size := token_N.numel():
             torch.index_select(hidden_TH, 0, token_N, out=picked_NH[:size])
             up_NI = linear(picked_NH[: _rounded(size)], up_HI.t())[:size]
-            torch.mm(module._apply_gate(up_NI), down_IH, out=out_NH)
+            torch.mm(activate(module, up_NI), down_IH, out=out_NH)
     return rows_SH
 
 
@@ -316,7 +358,7 @@ def _dense(module: Experts, hidden_TH: Tensor, pairs: Pairs, weights: Weights) -
     for start in range(0, hidden_TH.shape[0], DENSE_TILE):
         part = slice(start, start + DENSE_TILE)
         up_TJ = linear(hidden_TH[part], up_JH)
-        inner_TEI = module._apply_gate(up_TJ.view(up_TJ.shape[0], experts, -1))
+        inner_TEI = activate(module, up_TJ.view(up_TJ.shape[0], experts, -1))
         inner_TEI = inner_TEI * weight_TE[part, :, None]
         torch.mm(inner_TEI.flatten(1), down_JH, out=out_TH[part])
     return out_TH
@@ -326,7 +368,7 @@ def select_kernel(module: Experts, hidden_TH: Tensor, pairs: int) -> Kernel:
     """Select by device, dtype, processor, concurrency and the number of selected pairs."""
     inference = not (torch.is_grad_enabled() and _needs_grad(module, hidden_TH))
     on_cpu = hidden_TH.device.type == "cpu" and hidden_TH.dtype in (torch.float32, torch.float64)
-    if not (inference and on_cpu):
+    if not (inference and on_cpu) or module.has_bias:
         return _grouped
     tokens, experts = hidden_TH.shape[0], module.num_experts
     if pairs >= DENSE_PROPORTION * tokens * experts and tokens >= MIN_DENSE_TOKENS:
@@ -351,7 +393,7 @@ def dropless_experts_forward(
     grouped products cannot be traced in single precision.
 
     Args:
-        module: an experts module of transformers (fused 3-D weights, gated, no bias).
+        module: an experts module of transformers, with fused 3-D weights.
         hidden_TH: hidden states, (tokens, hidden).
         index_TK: expert ids, (tokens, slots); the id E marks a padded slot.
         weight_TK: routing weights, (tokens, slots); ignored at padded slots.
@@ -360,14 +402,15 @@ def dropless_experts_forward(
         The weighted sum of expert outputs, (tokens, hidden), in the dtype of ``hidden_TH``.
 
     Raises:
-        NotImplementedError: the experts have a bias, no gate, or a norm after the experts.
+        InputError: see :func:`supports_dropless`.
     """
-    weights = right_hand_weights(module, module.gate_up_proj, module.down_proj)
+    weights = right_hand_weights(module, [getattr(module, n) for n in tensor_names(module)])
     dtype, device = hidden_TH.dtype, hidden_TH.device.type
     if torch.is_autocast_enabled(device):
         # Autocast does not cover grouped products.
         lower = torch.get_autocast_dtype(device)
-        hidden_TH, weights = hidden_TH.to(lower), Weights(*(part.to(lower) for part in weights))
+        hidden_TH = hidden_TH.to(lower)
+        weights = Weights(*(part.to(lower) for part in weights if part is not None))
     pairs = select_pairs(index_TK, weight_TK, module.num_experts)
     if pairs.expert_P.numel() == 0:
         return torch.zeros_like(hidden_TH, dtype=dtype)

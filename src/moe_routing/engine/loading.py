@@ -78,34 +78,67 @@ def outline_checkpoint(config: ModelConfig) -> Outline:
         InputError: no such folder; no or truncated safetensors; weights of another model or with
             tensors missing; quantised weights; an invalid config; no supported router.
     """
+    model = skeleton(config_file(config))
     folder = checkpoint_folder(config, download=True)
     _check_files(folder)
     _load_tokenizer(folder)
-    model = _load_weights(folder, config, "meta")
-    model.tie_weights()  # a tensor that a file holds under two names is one tensor
+    if not _is_quantised(folder):  # only loading shows whether quantised weights fit
+        model = _load_weights(folder, config, "meta")
+        model.tie_weights()  # a tensor that a file holds under two names is one tensor
     return Outline(folder, model)
+
+
+def config_file(config: ModelConfig) -> Path:
+    """Return the ``config.json`` of a model; of a hub id it alone is downloaded, a few kilobytes.
+
+    Raises:
+        InputError: see :func:`checkpoint_folder`.
+    """
+    return checkpoint_folder(config, download=True, files=("config.json",)) / "config.json"
+
+
+def skeleton(path: Path) -> PreTrainedModel:
+    """Return the model of a ``config.json`` on the meta device, without values.
+
+    Raises:
+        InputError: an invalid config, or one of a model without supported routers.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    read_json(path)
+    with _refusing(f"{path}: transformers cannot use it"):
+        config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+    with _refusing(f"{path}: cannot be loaded"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    _check_model(model, path)
+    return model
 
 
 def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
     """Describe a checkpoint.
 
     Returns:
-        ``path``, ``revision``, ``architecture``, ``num_layers``, ``num_experts``, ``top_k`` and
-        ``weighting`` (:class:`moe_routing.routing.rule.ModelRule`), ``parameters``,
+        ``path``, ``revision``, ``architecture``, ``num_layers`` (with experts), ``dense_layers``
+        (without), ``num_experts`` (of the layer with most), ``experts_by_layer``, the fields of
+        :class:`moe_routing.routing.rule.ModelRule`, ``parameters``,
         ``weights_sha256`` (one hash over the hashes of the weights), ``files`` (name to hash of the
         loaded files) and ``settings`` (the same for config and tokenizer).
     """
     from moe_routing.engine.adapters import find_routers
 
-    model, router = outline.model, find_routers(outline.model)[0]
+    model, routers = outline.model, find_routers(outline.model)
+    experts = [router.num_experts for router in routers]
     files = file_hashes(outline.folder, weight_files(outline.folder))
     return {
         "path": config.path,
         "revision": config.revision,
         "architecture": type(model).__name__,
-        "num_layers": model.config.num_hidden_layers,
-        "num_experts": router.num_experts,
-        **asdict(router.rule),
+        "num_layers": len(routers),
+        "dense_layers": model.config.get_text_config().num_hidden_layers - len(routers),
+        "num_experts": max(experts),
+        "experts_by_layer": experts,
+        **asdict(routers[0].rule),
         "parameters": model.num_parameters(),
         "weights_sha256": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         "files": files,
@@ -133,8 +166,18 @@ def architecture(config: ModelConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(values, dtype=getattr(torch, config.dtype))
 
 
-def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
+def checkpoint_folder(
+    config: ModelConfig,
+    *,
+    download: bool = False,
+    files: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt"),
+) -> Path:
     """Return the local folder of a checkpoint; a hub id is looked up in the hub's cache.
+
+    Args:
+        config: the model.
+        download: whether to download what is missing there.
+        files: patterns of the files that are needed.
 
     Raises:
         InputError: the folder does not exist; see also :func:`moe_routing.hub.snapshot`.
@@ -150,7 +193,7 @@ def checkpoint_folder(config: ModelConfig, *, download: bool = False) -> Path:
         f"model.path: {config.path}@{config.revision}",
         config.path,
         config.revision,
-        ["*.json", "*.safetensors", "*.txt"],
+        list(files),
         kind="model",
         cached_only=not download,
     )
@@ -167,7 +210,7 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     """
     import torch
 
-    from moe_routing.engine.adapters import router_fingerprint
+    from moe_routing.engine.adapters import find_experts, find_routers, router_fingerprint
 
     if threads:
         torch.set_num_threads(threads)
@@ -178,9 +221,13 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     model = _load_weights(folder, config, config.device_map)
     if config.device_map is None:
         model.to(config.device)  # pyright: ignore[reportArgumentType] (decorated: self is bound)
-    from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION  # noqa: F401 (registers it)
+    from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 
-    model.set_experts_implementation(config.experts_implementation)
+    # Quantised experts are of classes that know nothing of ours; they keep their own.
+    if config.experts_implementation != EXPERTS_IMPLEMENTATION or len(find_experts(model)) == len(
+        find_routers(model)
+    ):
+        model.set_experts_implementation(config.experts_implementation)
     provenance = {
         "path": config.path,
         "revision": config.revision or "",
@@ -219,14 +266,13 @@ def _check_files(folder: Path) -> None:
     """Check the files of a checkpoint without loading it.
 
     Raises:
-        InputError: see :func:`weight_files` and :func:`check_weights`; or quantised weights, from
-            which a router cannot be read.
+        InputError: see :func:`weight_files` and :func:`check_weights`.
     """
-    quantised = read_json(folder / "config.json").get("quantization_config")
-    if quantised is not None:
-        said = textwrap.shorten(str(quantised), 80)
-        raise InputError(f"{folder / 'config.json'}: quantization_config is {said}; allowed: none")
-    check_weights(weight_files(folder))
+    check_weights(weight_files(folder), codes=_is_quantised(folder))
+
+
+def _is_quantised(folder: Path) -> bool:
+    return read_json(folder / "config.json").get("quantization_config") is not None
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -258,7 +304,7 @@ def _load_weights(folder: Path, config: ModelConfig, device_map: str | None) -> 
     # With the loading report it is a pair, which transformers does not declare.
     model, found = cast("tuple[PreTrainedModel, dict[str, set]]", loaded)
     _check_complete(found, config.path)
-    _check_numbers(model, folder / "config.json")
+    _check_model(model, folder / "config.json")
     return model
 
 
@@ -305,20 +351,26 @@ def _check_complete(found: dict[str, set], path: str) -> None:
         )
 
 
-def _check_numbers(model: PreTrainedModel, path: Path) -> None:
-    """Check numbers that tensor shapes do not determine.
+def _check_model(model: PreTrainedModel, path: Path) -> None:
+    """Check what tensor shapes do not determine.
 
     Raises:
-        InputError: no supported router, or an invalid number in config.json.
+        InputError: no supported router, router weights in codes, or an invalid number in
+            config.json.
     """
     from moe_routing.engine.adapters import find_routers
 
-    for router in find_routers(model):
-        if not 1 <= router.top_k <= router.num_experts:
+    try:
+        routers = find_routers(model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for router in routers:
+        dtype = router.linear.weight.dtype
+        if not dtype.is_floating_point or dtype.itemsize == 1:
             raise InputError(
-                f"{path}: num_experts_per_tok is {router.top_k}; allowed: 1 to "
-                f"{router.num_experts}, the experts of a layer"
+                f"{path}: quantization_config: the router of layer {router.layer} is in {dtype}; "
+                "allowed: routers that are not quantised"
             )
-    longest = model.config.max_position_embeddings
-    if longest < 1:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and longest < 1:
         raise InputError(f"{path}: max_position_embeddings is {longest}; allowed: at least 1")

@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
 
 class LinearRouter(nn.Module):
-    """A linear router.
+    """A module that holds the weight of a router.
 
     Attributes:
         weight: (experts, hidden size).
-        top_k: experts per token that the model was trained with.
     """
 
     weight: Tensor
-    top_k: int
 
 
 class Experts(nn.Module):
@@ -33,12 +31,14 @@ class Experts(nn.Module):
     Attributes:
         config: the config that names the experts implementation.
         num_experts: number of experts.
-        gate_up_proj: gate and up projections of all experts, in one tensor.
+        gate_up_proj: gate and up projections of all experts, in one tensor; experts without a gate
+            have an ``up_proj``.
         down_proj: down projections of all experts.
         is_transposed: whether the weights are right-hand factors.
         has_gate: whether the up projection is gated.
         has_bias: whether projections have a bias.
         has_post_expert_norm: whether a norm follows the down projection.
+        act_fn: activation of experts without a gate.
     """
 
     config: PreTrainedConfig
@@ -49,4 +49,5 @@ class Experts(nn.Module):
     has_gate: bool
     has_bias: bool
     has_post_expert_norm: bool
+    act_fn: Callable[[Tensor], Tensor]
     _apply_gate: Callable[[Tensor], Tensor]

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import (
     RouterModule,
+    experts_of_routers,
     find_experts,
     find_routers,
     model_fingerprint,
@@ -53,10 +53,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Function = TypeVar("Function", bound=Callable)
-
-SKIPS_PADDED_SLOTS = (EXPERTS_IMPLEMENTATION, "eager", None)
-"""Experts implementations that skip the sentinel id E. The others index out of range or leave
-uninitialised rows; they get a valid id with weight 0 instead."""
 
 
 @contextmanager
@@ -101,7 +97,6 @@ def routed(
     strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
-    skips_padded_slots = _skips(model, experts_implementation)
     fitted = strategy.fitted(calibration)
     # Layers that agree on the rule share a selector, which may be expensive to build.
     resolved = {router.rule: fitted.resolved(router.rule) for router in routers}
@@ -111,15 +106,15 @@ def routed(
     scorer = ExpertScorer.of(strategy, calibration)
     compensated = strategy.dropped == "compensated"
     built = {
-        rule: Router(
-            (own if static else fitted).selector(calibration, routers[0].num_experts),
-            own.weighting_kind,
+        (rule, experts): Router(
+            (resolved[rule] if static else fitted).selector(calibration, experts),
+            resolved[rule].weighting_kind,
             rule,
             scorer,
             compensated,
             strategy.output_scale(calibration),
         )
-        for rule, own in resolved.items()
+        for rule, experts in {(router.rule, router.num_experts) for router in routers}
     }
     if _is_foreign(strategy):
         built = {
@@ -127,7 +122,12 @@ def routed(
             for key, router in built.items()
         }
     exact = scorer is not None and scorer.score == "exact_norm"
-    experts = _experts(model, strategy, routers) if compensated or exact else []
+    part = "compensated" if compensated else "exact-norm"
+    experts = (
+        experts_of_routers(model, f"strategy '{strategy.id}', part '{part}'")
+        if compensated or exact
+        else []
+    )
     outputs = calibration.outputs if calibration else None
     mean_LEH = outputs.mean_LEH if outputs and compensated else None
     with ExitStack() as stack:
@@ -137,12 +137,15 @@ def routed(
             rule, layer = router.rule, router.layer
             mean_EH = None if mean_LEH is None else mean_LEH[layer]
             sizes = partial(_exact_sizes, experts[layer], mean_EH) if exact else None
-            forward = RouterForward(
-                router, built[rule], resolved[rule], recorder, skips_padded_slots, sizes
+            forward = partial(
+                RouterForward,
+                router,
+                built[rule, router.num_experts],
+                resolved[rule],
+                recorder,
+                sizes,
             )
-            new = patched_forward(
-                router.module, lambda _, new=forward: new, f"routed by '{strategy.id}'"
-            )
+            new = patched_forward(router.module, forward, f"routed by '{strategy.id}'")
             stack.enter_context(new)
             if mean_EH is not None:
                 add_means = partial(CompensatedForward, mean_EH)
@@ -158,14 +161,14 @@ def _check(
     routers: list[RouterModule],
     calibration: Calibration | Path | str | None,
 ) -> Calibration | None:
-    experts = routers[0].num_experts
+    experts = min(router.num_experts for router in routers)
     most = max(strategy.resolved(router.rule).max_experts for router in routers)
     if most > experts:
         raise InputError(
             f"strategy '{strategy.id}' may select {most} experts; "
             f"allowed: at most the model's {experts}"
         )
-    weight_of(routers[0].module)  # raises if it cannot be read
+    weight_of(routers[0].linear)  # raises if it cannot be read
     for router in routers if strategy.dropped == "compensated" else ():
         kind = strategy.resolved(router.rule).weighting_kind
         if kind not in ("model", router.rule.weighting):
@@ -210,21 +213,6 @@ def _check_weights(model: PreTrainedModel, strategy: Strategy, calibration: Cali
                 f"strategy '{strategy.id}': the calibration {did} of a model with other weights or "
                 "of another dtype; make a calibration on this one"
             )
-
-
-def _experts(
-    model: PreTrainedModel, strategy: Strategy, routers: list[RouterModule]
-) -> list[Experts]:
-    """Return the experts modules, one per router, in layer order."""
-    experts = find_experts(model)
-    if len(experts) != len(routers):
-        part = "compensated" if strategy.dropped == "compensated" else "exact-norm"
-        raise InputError(
-            f"strategy '{strategy.id}': {type(model).__name__} has {len(routers)} routers and "
-            f"{len(experts)} experts modules whose output can be changed; allowed: one for each "
-            f"router, or a strategy without '{part}'"
-        )
-    return experts
 
 
 def _exact_sizes(experts: Experts, mean_EH: Tensor | None, hidden_TH: Tensor) -> Tensor:
@@ -301,16 +289,20 @@ class _Setting:
 
 @contextmanager
 def chosen_experts(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Choose the experts implementation; the exclusive patch of the routers guards it."""
+    """Choose the experts implementation; the exclusive patch of the routers guards it.
+
+    Experts that :mod:`moe_routing.engine.experts` cannot compute, such as quantised ones, keep
+    their own.
+    """
     try:
         implementation = model.get_correct_experts_implementation(implementation)
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from error
     experts = find_experts(model)
-    if not experts:
+    if not experts and implementation != EXPERTS_IMPLEMENTATION:
         raise InputError(
             f"{type(model).__name__} has no experts whose implementation can be chosen; allowed: "
-            "experts_implementation=None"
+            f"experts_implementation='{EXPERTS_IMPLEMENTATION}' or None"
         )
     configs = [module.config for module in experts]
     for module, config in zip(experts, configs, strict=True):
@@ -322,11 +314,13 @@ def chosen_experts(model: PreTrainedModel, implementation: str) -> Iterator[None
             module.config = config
 
 
-def _skips(model: PreTrainedModel, implementation: str | None) -> Callable[[], bool]:
-    """Return a function that says if experts skip padded slots; the setting may change."""
-    if implementation is not None:
-        return lambda: implementation in SKIPS_PADDED_SLOTS
-    return lambda: model.config._experts_implementation in SKIPS_PADDED_SLOTS
+def _skips_padded_slots(experts: nn.Module) -> bool:
+    """Return whether experts skip the sentinel id E, as only ours do for every family.
+
+    Others index out of range, or leave uninitialised rows.
+    """
+    config = getattr(experts, "config", None)
+    return getattr(config, "_experts_implementation", None) == EXPERTS_IMPLEMENTATION
 
 
 def _untraced(function: Function) -> Function:
@@ -339,30 +333,37 @@ class RouterForward:
     """The forward of a router under a strategy: hidden states to (logits, weights, expert ids).
 
     ``strategy`` is resolved: it leaves nothing to the model. ``sizes`` returns the exact norms of
-    all experts' outputs, (tokens, experts), for the strategies that rank by them.
+    all experts' outputs, (tokens, experts), for the strategies that rank by them. ``below`` is the
+    router's present forward.
     """
 
     router: RouterModule
     route: Router
     strategy: Strategy
     recorder: Recorder | None
-    skips_padded_slots: Callable[[], bool]
-    sizes: Callable[[Tensor], Tensor] | None = None
+    sizes: Callable[[Tensor], Tensor] | None
+    below: Forward
 
     @_untraced  # sizes depend on the routing, and numpy sorts
-    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, hidden_states: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Route tokens."""
         router, strategy = self.router, self.strategy
-        weight_EH = router.module.weight
-        hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
-        logits_TE = F.linear(hidden_TH, weight_EH)
+        read = router.behaviour.read(router.module, self.below, hidden_states, *args)
+        hidden_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         context = current_context()
         mask_T = context.mask_T
         log_size_TE = None if self.sizes is None else self.sizes(hidden_TH).log()
         inputs = RouterInputs(
-            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, log_size_TE=log_size_TE,
+            router.layer,
+            read.logits_TE,
+            hidden_TH,
+            router.linear.weight,
+            mask_T,
+            score_TE=read.choice_TE,
+            log_size_TE=log_size_TE,
+            own_TK=read.own_TK,
             key_T=context.key_T,
-        )  # fmt: skip
+        )
         routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         dropped_TE = routing.dropped_weight_TE
@@ -376,9 +377,11 @@ class RouterForward:
                 dropped_TE = dropped_TE.masked_fill(padding_T1, 0.0)
         if dropped_TE is not None:
             pass_dropped_weights(dropped_TE)
-        if not self.skips_padded_slots():
-            index_TK = index_TK.where(index_TK < router.num_experts, 0)
-        return logits_TE, weight_TK.to(router.weight_dtype), index_TK
+        if not _skips_padded_slots(router.experts):
+            # A padded slot repeats the token's first expert; without any, it is expert 0.
+            first_T1 = index_TK[:, :1].where(index_TK[:, :1] < router.num_experts, 0)
+            index_TK = index_TK.where(index_TK < router.num_experts, first_T1)
+        return read.raw_TE, weight_TK.to(read.dtype), index_TK
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule
@@ -196,14 +196,12 @@ class _Toggles(BranchBatch):
         for rows, own in ((index_TK, index_PAK), (weight_TK, weight_PAK)):
             rows[-self.source_R.numel() :] = own.flatten(0, 1)
 
-    def patches(
-        self, router: RouterModule, experts: nn.Module
-    ) -> Iterator[AbstractContextManager[None]]:
+    def patches(self, router: RouterModule) -> Iterator[AbstractContextManager[None]]:
         """Yield what replaces forwards in a layer: of the router, and to add substitutes."""
-        yield from super().patches(router, experts)
+        yield from super().patches(router)
         if self.substitutes is not None:
             compensate = partial(self._experts, router.layer, self.substitutes)
-            yield patched_forward(experts, compensate)
+            yield patched_forward(router.experts, compensate)
 
     def _toggled(
         self,

@@ -60,8 +60,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def check_weights(files: Iterable[Path]) -> None:
+def check_weights(files: Iterable[Path], *, codes: bool = False) -> None:
     """Check the headers of weight files.
+
+    Args:
+        files: the files.
+        codes: whether tensors may be codes, in a quantised checkpoint.
 
     Raises:
         InputError: a truncated file, a tensor that is not floating-point, or a tensor in two files,
@@ -70,7 +74,7 @@ def check_weights(files: Iterable[Path]) -> None:
     found: dict[str, Path] = {}
     for path in files:
         for name, dtype in _tensors(path):
-            if dtype not in FLOATS:
+            if not codes and dtype not in FLOATS:
                 raise InputError(
                     f"{path}: tensor '{name}' is of type {dtype}; allowed: {', '.join(FLOATS)}"
                 )

@@ -66,7 +66,7 @@ def sample_router_logits(
     permuted_LTE, permuted_norm_LT = _collect(
         model, shuffled_BS, tokens, batch_size, "mismatched context"
     )
-    weights = [weight_of(router.module).float().cpu() for router in routers]
+    weights = [weight_of(router.linear).float().cpu() for router in routers]
     return CalibrationSample(
         logits_LTE=logits_LTE,
         permuted_LTE=permuted_LTE,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
-
 from moe_routing.config.study import load_config
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.files import read_parquet
 
 if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
@@ -34,5 +33,5 @@ def load_calibration_job(results: Path) -> CalibrationJob:
     """
     config = load_config(results / "config.yaml")
     loaded = load_study_model(config.model, results, config.resources.threads)
-    texts = pd.read_parquet(results / "data" / "calibration.parquet")["text"]
+    texts = read_parquet(results / "data" / "calibration.parquet", "text")["text"]
     return CalibrationJob(config, loaded, list(texts))

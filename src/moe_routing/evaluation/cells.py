@@ -44,7 +44,7 @@ from moe_routing.evaluation.record import (
 )
 from moe_routing.evaluation.store import Piece, Store, currency, eligible, with_suffix
 from moe_routing.evaluation.study_model import load_study_model
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_parquet
 from moe_routing.routing.budget import left_out
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
@@ -187,7 +187,7 @@ class ScoringJob:
         same = self._same_routing(piece, cell, strategy)
         if same is not None:
             path_of_same = self.store.path(same)
-            items = pd.read_parquet(with_suffix(path_of_same, ".parquet"))
+            items = read_parquet(with_suffix(path_of_same, ".parquet"))
             record = CellRecord.read(with_suffix(path_of_same, ".json"))
             own = specification(strategy, self._loaded.rule, self._calibration)
             record = replace(record, strategy=own)

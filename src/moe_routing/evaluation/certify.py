@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
 from moe_routing.evaluation.damage import Damage, Documents
 from moe_routing.evaluation.study_model import load_study_model
+from moe_routing.files import read_parquet
 from moe_routing.routing.calibration import Calibration, certificate_path
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.strategies import parse_strategy
@@ -119,7 +119,7 @@ def certify_study(results: Path, strategy_ids: Sequence[str]) -> Iterator[Certif
     calibration = Calibration.for_strategies(
         results / "calibration", *strategies, fitted_by_running=False
     )
-    texts = list(pd.read_parquet(results / "data" / CERTIFICATION_FILE)["text"])
+    texts = list(read_parquet(results / "data" / CERTIFICATION_FILE, "text")["text"])
     for strategy in strategies:
         check_documents(len(texts), strategy.margin)
     loaded = load_study_model(config.model, results, config.resources.threads)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from moe_routing.errors import InputError
 from moe_routing.evaluation.record import CellRecord
 from moe_routing.evaluation.store import with_suffix
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_parquet
 from moe_routing.routing.budget import left_out
+from moe_routing.statistics.chance import chance_warnings
 from moe_routing.statistics.estimate import Estimate
 from moe_routing.statistics.intervals import divergence_interval, metric_intervals
 from moe_routing.statistics.mixture import differences
@@ -38,15 +40,25 @@ def read_cells(config: StudyConfig, results: Path) -> list[CellRecord]:
     """Return the record of every cell in config order, without those that are left out.
 
     Raises:
-        InputError: a cell is missing, or its record lacks a key.
+        InputError: a cell is missing, its record lacks a key, or it is another cell's.
     """
     absent = left_out(results / "calibration", config.parsed.values())
     return [
-        CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
+        _read_cell(results / "cells" / strategy / f"{dataset}.json", strategy, dataset)
         for strategy in config.parsed
         for dataset in config.datasets
         if strategy in config.scored_on(dataset) and strategy not in absent
     ]
+
+
+def _read_cell(path: Path, strategy: str, dataset: str) -> CellRecord:
+    record = CellRecord.read(path)
+    found = (record.strategy.get("id"), record.dataset)
+    if found != (strategy, dataset):
+        raise InputError(
+            f"{path}: is the cell of {found[0]} on {found[1]}; remove it and run the workflow again"
+        )
+    return record
 
 
 def collect_cells(
@@ -61,7 +73,7 @@ def collect_cells(
     for record in records:
         strategy = record.strategy["id"]
         path = with_suffix(results / "cells" / strategy / record.dataset, ".parquet")
-        estimates = estimates_of(pd.read_parquet(path), record.task, config)
+        estimates = estimates_of(read_parquet(path), record.task, config)
         cells.append(_cell_row(record, estimates, config.main_metrics[record.dataset]))
         metrics += [
             {"strategy": strategy, "dataset": record.dataset, **_interval(estimate)}
@@ -86,28 +98,38 @@ def estimates_of(items: pd.DataFrame, task: str, config: StudyConfig) -> list[Es
 def write_tables(config: StudyConfig, results: Path) -> None:
     """Write ``full_routing_results.csv`` and the other tables of cells, and ``all_metrics.csv``.
 
-    A cell is in every table whose section of the config has its strategy; ``controls.csv`` also has
-    the static mixtures that a contrast needs. ``all_metrics.csv`` is of all of them.
-    ``provenance.csv`` says what each cell was made with; a warning on standard error says if that
-    differs.
+    A cell is in every table whose section of the config has its strategy; those of budgets are in
+    ``levers.csv``, and ``controls.csv`` also has the static mixtures that a contrast needs.
+    ``all_metrics.csv`` is of all of them. ``provenance.csv`` says what each cell was made with.
+    Warnings on standard error say if that differs, and if a declared main metric is at chance.
     """
     records = read_cells(config, results)
     cells, metrics = collect_cells(config, results, records)
     made_with = provenance_table(records)
     contrasted = [name for names in config.contrasted.values() for name in names]
-    for difference in differences(made_with):
-        print(f"warning: {difference}", file=sys.stderr)
+    for warning in (*differences(made_with), *_at_chance(config, metrics)):
+        print(f"warning: {warning}", file=sys.stderr)
     tables = {
         "full_routing_results": cells[cells["strategy"].isin(config.strategies)],
         "controls": cells[cells["strategy"].isin([*config.controls, *contrasted])],
-        "levers": cells[cells["strategy"].isin(config.levers)],
-        "budgets": cells[cells["strategy"].isin(config.budgets)],
+        "levers": cells[cells["strategy"].isin({*config.levers, *config.budgets})],
         "all_metrics": metrics,
         "provenance": made_with,
     }
     for name, table in tables.items():
         with atomic_path(results / "comparison" / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
+
+
+def _at_chance(config: StudyConfig, metrics: pd.DataFrame) -> list[str]:
+    """Return a warning for each declared main metric at which the baseline guesses."""
+    own = metrics[metrics["strategy"] == config.statistics.baseline]
+    baseline: dict[str, dict[str, Estimate]] = {}
+    for dataset, metric, value, low, high, n in own[
+        ["dataset", "metric", "value", "ci_low", "ci_high", "n"]
+    ].itertuples(index=False):
+        baseline.setdefault(dataset, {})[metric] = Estimate(metric, value, low, high, n)
+    return chance_warnings(baseline, config.main_metrics)
 
 
 def provenance_table(records: Sequence[CellRecord]) -> pd.DataFrame:

@@ -42,7 +42,7 @@ from moe_routing.evaluation.toggles import (
     toggle_probes,
     toggle_routed,
 )
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, read_parquet
 from moe_routing.routing.calibration import OUTPUTS_FILE, Calibration
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.vocabulary import NeededId
@@ -95,7 +95,7 @@ class Job:
     @cached_property
     def calibration_texts(self) -> list[str]:
         """The documents that everything is fitted on."""
-        return list(pd.read_parquet(self.results / "data" / "calibration.parquet")["text"])
+        return list(read_parquet(self.results / "data" / "calibration.parquet", "text")["text"])
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -123,7 +123,7 @@ class Job:
             raise InputError(f"text '{text}' is unknown; allowed: {', '.join(allowed)}")
         if text == CALIBRATION:
             path = self.results / "data" / CERTIFICATION_FILE
-            documents = list(pd.read_parquet(path)["text"])
+            documents = list(read_parquet(path, "text")["text"])
         else:
             path = self.results / "data" / f"{text}.parquet"
             documents = [item.context for item in read_items(path)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import find_experts, find_routers, model_fingerprint, watched
+from moe_routing.engine.adapters import experts_of_routers, find_routers, model_fingerprint, watched
 from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.module_types import Experts
 from moe_routing.engine.patching import sole_replacement
@@ -65,7 +65,7 @@ def fit_expert_outputs(
         raise InputError(f"expert outputs: the model is {routing}; allowed: the stock model")
     ids_BS = cut_windows(tokenizer, texts, tokens, window)
     inputs = _router_inputs(model, ids_BS, tokens, batch_size)
-    layers = tqdm(find_experts(model), desc="expert outputs", unit="layer")
+    layers = tqdm(experts_of_routers(model, "expert outputs"), desc="expert outputs", unit="layer")
     found = [
         [value.cpu() for value in _fit_layer(layer, module, hidden_TH, window)]
         for layer, (module, hidden_TH) in enumerate(zip(layers, inputs, strict=True))

@@ -166,16 +166,14 @@ class CellRecord:
         """Read a record.
 
         Raises:
-            InputError: the file is missing, not JSON, or lacks a key.
+            InputError: the file is missing, damaged, not JSON, or lacks a key.
         """
-        if not path.is_file():
-            raise InputError(f"{path}: no such cell; run the workflow again to make it")
+        values = read_json(path)
         try:
-            return cls.from_json(read_json(path))
-        except KeyError as error:
-            raise InputError(
-                f"{path}: key {error} is missing; remove the file and run again"
-            ) from error
+            return cls.from_json(values)
+        except (KeyError, TypeError) as error:
+            reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{path}: {reason}; remove it and run the workflow again") from error
 
 
 def _part(cls: type[Part], values: Mapping[str, Any]) -> Part:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_routing.engine.adapters import find_experts, find_routers, model_fingerprint
+from moe_routing.engine.adapters import experts_of_routers, find_routers, model_fingerprint
 from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.branches import Probe, batches
 from moe_routing.engine.patching import sole_replacement
@@ -283,7 +283,9 @@ def _toggles(
 def _norms(model: PreTrainedModel, hidden_LTH: Tensor, mean_LEH: Tensor) -> tuple[Tensor, Tensor]:
     """Return |o| and |o - mean| of every expert's output o, float32, (layers, tokens, experts)."""
     norms = []
-    for module, hidden_TH, mean_EH in zip(find_experts(model), hidden_LTH, mean_LEH, strict=True):
+    for module, hidden_TH, mean_EH in zip(
+        experts_of_routers(model, "toggled experts"), hidden_LTH, mean_LEH, strict=True
+    ):
         norms.append([x.float().cpu() for x in DenseExperts.load(module).norms(hidden_TH, mean_EH)])
     norm_LTE, deviation_LTE = map(torch.stack, zip(*norms, strict=True))
     return norm_LTE, deviation_LTE

@@ -1,10 +1,12 @@
-"""Figures of the comparison of strategies: quality against experts, max_k, and time.
+"""Figures of the comparison of strategies: quality against experts and max_k.
 
 Every function takes the table of cells (``comparison/full_routing_results.csv``), one row per
 strategy and data set, and returns a figure. Nothing is read or written here.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from moe_routing.analysis.tables import groups_of
-from moe_routing.figures.series import error_bars, experts_axis, legend_in_spare_panel, panels
+from moe_routing.figures.series import (
+    REFERENCE,
+    error_bars,
+    experts_axis,
+    legend_in_spare_panel,
+    panels,
+)
 from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry, static_families
 from moe_routing.statistics.pareto import pareto_front
@@ -61,34 +69,6 @@ def pareto(
         experts = pd.concat([rows["mean_experts"], inside["mean_experts"]])
         experts_axis(axis, experts.min(), experts.max())
         axis.set_xlabel("Mean experts per token")
-    _legend(figure, axes, cells)
-    return figure
-
-
-def speed(cells: pd.DataFrame, baseline: str) -> Figure:
-    """Draw measured tokens per second against mean experts for each data set.
-
-    Each cell was run once on a machine that may be shared, so there are no intervals.
-    """
-    figure, axes = _panels(cells)
-    for dataset, rows in groups_of(cells, "dataset"):
-        axis = axes[dataset]
-        for family, group in groups_of(_by_weighting(rows), "family"):
-            ordered = group.sort_values("mean_experts")
-            style = look(family)
-            axis.plot(
-                ordered["mean_experts"], ordered["tokens_per_second"], ls=style.dash, lw=0.8,
-                marker=style.marker, color=style.colour, label=family_entry(family).label,
-            )  # fmt: skip
-        _ring(axis, rows[rows["strategy"] == baseline], "mean_experts", "tokens_per_second")
-        axis.set(
-            title=_title(dataset, rows),
-            xlabel="Mean experts per token",
-            ylabel="Tokens per second",
-            ylim=(0, _HEADROOM * rows["tokens_per_second"].max()),
-        )
-        axis.yaxis.set_major_formatter("{x:,.0f}")
-        experts_axis(axis, rows["mean_experts"].min(), rows["mean_experts"].max())
     _legend(figure, axes, cells)
     return figure
 
@@ -167,12 +147,25 @@ def _points(
 ) -> None:
     style = look(family)
     error = error_bars(rows, "value", "ci_low", "ci_high")
+    axis.plot(*_chords(rows, x), color=style.colour, ls=style.dash, lw=0.9)
     axis.errorbar(
-        rows[x], rows["value"], yerr=error, marker=style.marker, color=style.colour, ls=style.dash,
-        lw=0.9, elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
+        rows[x], rows["value"], yerr=error, marker=style.marker, color=style.colour, ls="",
+        elinewidth=0.7, capsize=1.2, ecolor=(style.colour, 0.5),
         label=label or family_entry(family).label,
         mfc="white" if hollow else style.colour, mec=style.colour, mew=0.9,
     )  # fmt: skip
+
+
+def _chords(rows: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lines between points as comparisons at equal experts take them.
+
+    They are straight in experts and in nats, so that they bend on logarithmic axes of experts.
+    """
+    at, value = (rows[name].to_numpy(float) for name in (x, "value"))
+    dense = np.unique(np.concatenate([np.linspace(a, b, 30) for a, b in pairwise(at)] or [at]))
+    if METRICS[rows["metric"].iloc[0]].scale == "exp":
+        return dense, np.exp(np.interp(dense, at, np.log(value)))
+    return dense, np.interp(dense, at, value)
 
 
 def _front(axis: Axes, rows: pd.DataFrame, x: str, metric: str) -> None:
@@ -220,6 +213,10 @@ def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
         title=_title(dataset, rows), ylabel=f"{metric.label.capitalize()}{unit} {metric.arrow}"
     )
     low, high = rows["ci_low"].min(), rows["ci_high"].max()
+    chance = metric.percent * DATASETS[dataset].chance
+    if metric.is_proportion and chance:
+        axis.axhline(chance, label="Guessing", **REFERENCE)
+        low, high = min(low, chance), max(high, chance)
     if metric.scale == "exp":
         axis.set_yscale("log")
         room = (high / low) ** 0.06
@@ -251,6 +248,6 @@ def _legend_entries(axes: dict[str, Axes]) -> dict[str, Artist]:
 def _legend(figure: Figure, axes: dict[str, Axes], cells: pd.DataFrame) -> None:
     found = _legend_entries(axes)
     order = [family_entry(family).label for family in cells["family"].drop_duplicates()]
-    order += [label for label in ("Baseline", "Pareto front") if label in found]
+    order += [label for label in ("Baseline", "Pareto front", "Guessing") if label in found]
     entries = {label: found[label] for label in order if label in found}
     legend_in_spare_panel(figure, entries, 2 * len(axes))

@@ -5,7 +5,6 @@ Shape letters: L layers, C counts of experts (0 ... E).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_routing.errors import InputError
 from moe_routing.figures.series import place, unmarked
 from moe_routing.figures.style import WIDTH
+from moe_routing.files import read_json
 from moe_routing.vocabulary import DATASETS
 
 
@@ -39,9 +38,7 @@ def read_counts(results: Path, cells: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for strategy, dataset in zip(cells["strategy"], cells["dataset"], strict=True):
         path = Path(results) / "cells" / strategy / f"{dataset}.json"
-        if not path.is_file():
-            raise InputError(f"{path}: no such cell; run the workflow again to make it")
-        tables.append(_counts_of(json.loads(path.read_text(encoding="utf-8"))))
+        tables.append(_counts_of(read_json(path)))
     return pd.concat(tables, ignore_index=True)
 
 

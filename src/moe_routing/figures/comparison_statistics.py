@@ -1,4 +1,4 @@
-"""Figures of the tests: paired differences against the margin, and ranks over data sets."""
+"""The figure of the tests: paired differences against the margin."""
 
 from __future__ import annotations
 
@@ -83,62 +83,3 @@ def _shade(axis: Axes, edge: float) -> None:
     axis.axvspan(*((edge, high) if edge > 0 else (low, edge)), color="#BBBBBB", alpha=0.35, lw=0)
     axis.axvline(edge, color="#777777", lw=0.8, ls="--")
     axis.set_xlim(low, high)
-
-
-def critical_difference(friedman: pd.DataFrame, families: dict[str, str], baseline: str) -> Figure:
-    """Draw average ranks over data sets, with a bar for each group without significant differences.
-
-    A critical-difference diagram (Demsar 2006, figure 1) with a row per strategy: the bars on the
-    right join the largest groups whose average ranks differ by no more than Nemenyi's critical
-    difference. The shaded band is one critical difference on either side of the baseline.
-
-    Args:
-        friedman: ``statistics/friedman.csv``.
-        families: family of each strategy.
-        baseline: the strategy compared with.
-    """
-    ranked = friedman.sort_values("average_rank", kind="stable").reset_index(drop=True)
-    distance, last = float(ranked["critical_difference"].iloc[0]), len(ranked)
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 1.5 + 0.19 * last), layout="constrained")
-    own = ranked.loc[ranked["strategy"] == baseline, "average_rank"]
-    if len(own):
-        axis.axvspan(
-            own.iloc[0] - distance, own.iloc[0] + distance, color="#BBBBBB", alpha=0.35, lw=0,
-            label=f"{baseline} \N{PLUS-MINUS SIGN} critical difference ({distance:.1f})",
-        )  # fmt: skip
-        axis.axvline(own.iloc[0], color="#777777", lw=0.8, ls="--")
-    points = zip(ranked["strategy"], ranked["average_rank"], strict=True)
-    for index, (strategy, rank) in enumerate(points):
-        style = look(families[strategy])
-        axis.plot(rank, index, marker=style.marker, color=style.colour, ls="none")
-    bars = cliques(ranked["average_rank"], distance)
-    step = 0.03 * last
-    for number, (first, end) in enumerate(bars):
-        axis.plot(
-            [last + 0.5 + (number + 1) * step] * 2, [first - 0.25, end + 0.25], color="#222222",
-            lw=2.5, solid_capstyle="butt", label=None if number else "Not significantly different",
-        )  # fmt: skip
-    axis.set_yticks(range(last), ranked["strategy"])
-    axis.set_ylim(last - 0.4, -0.6)  # the best on top, no marker cut
-    axis.set(
-        xlabel=f"Average rank over {int(ranked['n_datasets'].iloc[0])} data sets (1 is best)",
-        xlim=(0.5, last + 0.5 + (len(bars) + 1) * step),
-    )
-    figure.legend(loc="outside lower center", frameon=False, ncols=2)
-    return figure
-
-
-def cliques(ranks: pd.Series, distance: float) -> list[tuple[int, int]]:
-    """Return the largest groups of two or more ranks that span no more than a distance.
-
-    Args:
-        ranks: average ranks, ascending.
-        distance: critical difference.
-
-    Returns:
-        First and last position of each group; none lies within another.
-    """
-    values = ranks.to_numpy()
-    ends = np.searchsorted(values, values + distance + 1e-9, side="right") - 1
-    before = np.concatenate([[-1], ends[:-1]])
-    return [(i, int(end)) for i, end in enumerate(ends) if end > i and end > before[i]]

@@ -22,7 +22,8 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
-from moe_routing.statistics.lever_kinds import OMITTED
+from moe_routing.files import read_parquet
+from moe_routing.statistics.rules import OMITTED
 
 PREDICTORS = {
     "weight": "router weight",
@@ -38,7 +39,7 @@ def draw_consequence(folder: Path) -> None:
     """Draw the figure of ``consequence/`` into ``consequence/consequence_plots/``."""
     use_style()
     figure = consequence_law(
-        pd.read_parquet(folder / "removals.parquet"),
+        read_parquet(folder / "removals.parquet"),
         read_csv(folder / "consequence_law.csv"),
         read_csv(folder / "rank_correlations.csv"),
     )

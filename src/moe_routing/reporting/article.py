@@ -19,7 +19,8 @@ from moe_routing.errors import InputError
 from moe_routing.reporting import tables, wording
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
-from moe_routing.reporting.findings import WEIGHTS, Finding
+from moe_routing.reporting.claims import Finding
+from moe_routing.reporting.findings import WEIGHTS
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
@@ -149,9 +150,22 @@ class Article:
 
     @property
     def primary_contrast(self) -> Markdown:
-        """The contrast declared before the run."""
-        contrast = self.study.config.statistics.primary
-        return Markdown(f"`{contrast.strategy}` on {DATASETS[contrast.dataset].label}")
+        """The contrasts declared before the run, in their order."""
+        settings = self.study.config.statistics
+        parts = [
+            f"`{one.strategy}` against `{one.against}` on {DATASETS[one.dataset].label}"
+            for one in settings.contrasts
+        ]
+        return Markdown(", then ".join(parts))
+
+    @property
+    def main_metrics(self) -> Markdown:
+        """The main metric of each set."""
+        parts = [
+            f"{wording.measure_words(metric)} on {DATASETS[name].label}"
+            for name, metric in self.study.main_measures.items()
+        ]
+        return Markdown(wording.listed(parts))
 
     @property
     def margins(self) -> Markdown:
@@ -206,9 +220,17 @@ class Article:
         found = findings_on(self.study, topics.split())
         if not found:
             return Markdown(otherwise)
-        text = _nonbreaking(" ".join(finding.text for finding in found))
         sources = ", ".join(dict.fromkeys(finding.source for finding in found))
-        return Markdown(f"{text} {self._source(sources)}")
+        return Markdown(f"{self.plain(topics)} {self._source(sources)}")
+
+    def plain(self, topics: str) -> Markdown:
+        """Return the findings on topics as running text, without the files of their numbers.
+
+        Raises:
+            InputError: there is no such topic.
+        """
+        found = findings_on(self.study, topics.split())
+        return Markdown(_nonbreaking(" ".join(finding.text for finding in found)))
 
     def listing(self, topic: str, otherwise: str = "Nothing.") -> Markdown:
         """Return the findings on a topic as a list, each with the file of its numbers.
@@ -229,7 +251,7 @@ class Article:
         """Return what limits the findings, as a list."""
         found = [
             Finding(str(self.scope), "model.json"),
-            *findings_on(self.study, ["chance", "power", "binding"]),
+            *findings_on(self.study, ["chance", "binding"]),
         ]
         about_line = (
             "- Interpolation between static settings stands for a random mixture of them. Where "
@@ -237,7 +259,7 @@ class Article:
         )
         fixed = _about_bh(nulls(self.study)) if has_bh(self.study) else []
         fixed += [about_line] * (not self.study.statistics["matched_compute"].empty)
-        fixed += [_ABOUT_LEVERS] * (not self.study.lever_rows.empty)
+        fixed += [_ABOUT_LEVERS] * (not self.study.budgets.empty)
         return Markdown("\n".join([*map(self._bullet, found), *fixed]))
 
     # Tables and figures.

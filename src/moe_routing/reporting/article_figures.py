@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_routing.analysis.outputs import NATS_PER_TOKEN
 from moe_routing.config.study import StudyConfig
-from moe_routing.reporting.pages import CELLS_FILE, LEVERS_FILE
-from moe_routing.vocabulary import DATASETS
+from moe_routing.reporting.pages import BUDGETS_FILE, CELLS_FILE, UNIQUE_EXPERTS
 
 COMPARISON = "comparison/comparison_plots"
 
@@ -59,10 +57,9 @@ def _has_sweep(config: StudyConfig) -> bool:
     return len(set(rest)) < len(rest)
 
 
-def _has_levers(config: StudyConfig) -> bool:
-    """Return whether levers are scored on a data set whose loss is in nats per token."""
-    tasks = {DATASETS[name].task for name in config.datasets}
-    return bool(config.levers) and bool(tasks & set(NATS_PER_TOKEN))
+def _has_budgets(config: StudyConfig) -> bool:
+    """Return whether rules are scored at budgets."""
+    return bool(config.levers or config.budgets)
 
 
 def _comparison(
@@ -98,20 +95,38 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "baseline.",
         (CELLS_FILE,),
     ),
-    "fig-levers": _comparison(
-        "levers",
-        "Loss over the reference against mean experts per token, with intervals: as is, over the "
-        "baseline, and with one scale of the experts' output fitted on calibration text for each "
-        "setting, over the baseline at its own fitted scale. Lines connect the budgets of a kind "
-        "of rule; hollow markers: dropped experts are replaced by their mean output. Stars: "
-        "certified strategies. Dotted: the non-inferiority margin.",
-        "One row of panels per data set, as is on the left and at fitted scale on the right: mean "
-        "experts per token on the x-axis, loss over the reference on the y-axis, one marker and "
-        "line per kind of rule, vertical bars for intervals, stars for certified strategies, a "
-        "dotted line for the margin.",
-        (LEVERS_FILE,),
-        "this run has no levers whose loss is in nats per token",
-        _has_levers,
+    "fig-budgets": _comparison(
+        "budgets",
+        "What each rule costs at its mean experts per token: loss over the stock model in the main "
+        "metric of each set, as is, with intervals. Black: a fixed number of experts, with the "
+        "straight line that rules are compared with. Hollow: the mean output stands in for a "
+        "dropped expert. Star: certified. Dotted: the margin.",
+        "One panel per data set: mean experts per token on the x-axis, loss over the stock model "
+        "on the y-axis, a black line for fixed numbers of experts, one marker and line per rule, "
+        "vertical bars for intervals.",
+        (BUDGETS_FILE,),
+        "this run has no rules at matched budgets",
+        _has_budgets,
+    ),
+    "fig-budgets-fitted": _comparison(
+        "budgets_fitted",
+        "As @fig-budgets, with the experts' output multiplied by one number fitted on calibration "
+        "text for each setting, the stock model included.",
+        "One panel per data set: mean experts per token on the x-axis, loss over the stock model "
+        "at its own fitted scale on the y-axis, markers and lines as in the figure as is.",
+        (BUDGETS_FILE,),
+        "no rule was scored at fitted scale",
+        lambda config: any(name.endswith("_scaled") for name in (*config.levers, *config.budgets)),
+    ),
+    "fig-unique": _comparison(
+        "unique_experts",
+        "Distinct experts that a batch of tokens from different documents needs in a layer, mean "
+        "over layers and random batches: in decoding, the weights that are read.",
+        "Batch size on the x-axis, logarithmic; distinct experts per layer on the y-axis; one line "
+        "per strategy.",
+        (UNIQUE_EXPERTS,),
+        "distinct experts per batch were not measured",
+        lambda _: False,
     ),
     "fig-law": _analysis(
         "consequence",
@@ -169,26 +184,6 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         (CELLS_FILE,),
         "this run has no BH settings that differ in max_k alone",
         _has_sweep,
-    ),
-    "fig-ranks": _comparison(
-        "critical_difference",
-        "Average ranks over data sets. Strategies joined by a bar on the right "
-        "do not differ significantly by Nemenyi's test; those inside the band do not differ "
-        "significantly from the baseline.",
-        "One row per strategy, average rank on the x-axis, with a band of one critical difference "
-        "on either side of the baseline, and bars that join strategies that do not differ "
-        "significantly.",
-        ("statistics/friedman.csv",),
-        "ranks need at least two data sets and three strategies",
-        lambda config: len(config.strategies) > 2 and len(config.datasets) > 1,
-    ),
-    "fig-speed": _comparison(
-        "speed",
-        "Measured tokens per second against mean experts per token: one run per cell, not "
-        "repeated.",
-        "One panel per data set: mean experts per token on the x-axis, tokens per second on the "
-        "y-axis, one marker and line per family, a ring around the baseline.",
-        (CELLS_FILE,),
     ),
     "fig-usage": _analysis(
         "baseline",

@@ -10,24 +10,26 @@ import pandas as pd
 from moe_routing.reporting import (
     tables,
     tables_ablation,
-    tables_levers,
+    tables_budgets,
     tables_validity,
     wording,
 )
 from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
+from moe_routing.reporting.findings_budgets import middle_budget
 from moe_routing.reporting.findings_consequence import LAW_FILE
 from moe_routing.reporting.findings_needed import DEAD_EXPERTS, DEAD_LAYERS, RATES, WORST_EXPERTS
 from moe_routing.reporting.pages import (
+    BUDGETS_FILE,
     CELLS_FILE,
     CERTIFICATES,
     CONTROLS_FILE,
     LEVERS_FILE,
     METRICS_FILE,
     NUMERICS_FILE,
+    TIMING_FILE,
 )
 from moe_routing.reporting.results import StudyResults
-from moe_routing.statistics.power import POWER
 from moe_routing.vocabulary import DATASETS
 
 
@@ -54,7 +56,7 @@ class ArticleTable:
         sets = tables.perplexity_rows(study)["dataset"].drop_duplicates()
         return self.text.format(
             baseline=study.baseline,
-            levers_set=tables_levers.levers_set(study),
+            budget=wording.experts(middle_budget(study.budgets)),
             confidence=wording.percent(study.config.statistics.confidence, 0),
             perplexity_sets=wording.listed([DATASETS[name].label for name in sets]),
         )
@@ -130,26 +132,50 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     ),
     "tbl-primary": ArticleTable(
         tables.contrast_table,
-        "The primary contrast. Lost and gained: items that only the baseline or only the strategy "
-        "gets right. A difference as large as the minimum detectable one is found in "
-        f"{wording.percent(POWER, 0)} of runs. From `statistics/primary.csv` and "
-        "`statistics/power.csv`.",
-        "ll",
+        "The declared contrasts in their order, with {confidence} intervals; p of equivalence is "
+        "that of both one-sided tests at the margin. From `statistics/primary.csv`.",
+        "lllrrrrl",
         lambda study: not study.statistics["primary"].empty,
-        "the primary contrast was not computed",
+        "the declared contrasts were not computed",
+    ),
+    "tbl-budgets": ArticleTable(
+        tables_budgets.main_table,
+        "Loss over `{baseline}` at a budget of {budget} experts per token, as is, with "
+        "{confidence} intervals: a fixed number, then the rules of lowest loss. "
+        f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the "
+        f"set). From `{BUDGETS_FILE}`.",
+        None,
+        lambda study: not study.budgets.empty,
+        "no rules were compared at matched budgets",
+    ),
+    "tbl-budgets-all": ArticleTable(
+        tables_budgets.budgets_table,
+        "Every setting at a budget, with {confidence} intervals, in the main metric of each set: "
+        "loss over `{baseline}` (at fitted scale, over `{baseline}` at its own fitted scale), and "
+        f"against a fixed number of experts at the same mean. From `{BUDGETS_FILE}`.",
+        "llllrrrl",
+        lambda study: not study.budgets.empty,
+        "no rules were compared at matched budgets",
     ),
     "tbl-levers": ArticleTable(
-        tables_levers.levers_table,
-        "Loss over the reference on {levers_set}, with {confidence} intervals. As is: over "
-        "`{baseline}`. At fitted scale: one factor of the experts' output is fitted on calibration "
-        "text for each setting, and the loss is over `{baseline}` with its own factor; the first "
-        f"row is what that factor alone changes. Other data sets: `{LEVERS_FILE}`, the source.",
-        "lrrr",
-        lambda study: not study.lever_rows.empty,
-        "no levers were scored",
+        tables_budgets.levers_table,
+        "Each setting against the rule without one lever at the same mean experts, with "
+        "{confidence} intervals; negative is better. "
+        f"{tables.DAGGER}: significant (Holm within the set). From `{LEVERS_FILE}`.",
+        None,
+        lambda study: _has(study, "levers"),
+        "no two rules differ in one lever alone",
+    ),
+    "tbl-timing": ArticleTable(
+        tables_budgets.timing_table,
+        "Measured time for a fixed text, with {confidence} intervals over interleaved repeats. "
+        f"From `{TIMING_FILE}`.",
+        "lrr",
+        lambda study: _has(study, "timing"),
+        "time was not measured in repeats",
     ),
     "tbl-law": ArticleTable(
-        tables_levers.law_table,
+        tables_budgets.law_table,
         "The consequence law by layer, for removed experts with nothing in their place: slopes of "
         "log KL on log weight and log norm, with the variance that they explain (R²); the constant "
         "$c_l$ of the law, and the variance that it explains without fitted slopes; of what it "
@@ -160,11 +186,11 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "the analysis consequence/ was not run",
     ),
     "tbl-certified": ArticleTable(
-        tables_levers.certified_table,
+        tables_budgets.certified_table,
         "Certified strategies: the promise for text like the calibration documents, and KL from "
         "the predictions of `{baseline}`, in nats per token, on those documents and held out, with "
         "{confidence} intervals; n is the number of documents or items. From "
-        f"`{CERTIFICATES}/<strategy>.json`, `{METRICS_FILE}` and `{LEVERS_FILE}`.",
+        f"`{CERTIFICATES}/<strategy>.json`, `{METRICS_FILE}` and `{BUDGETS_FILE}`.",
         "llrrr",
         lambda study: bool(study.certificates),
         "no strategy was certified",

@@ -16,7 +16,11 @@ FILE = "comparison/ROUTING_COMPARISON_REPORT.md"
 
 SECTIONS = {
     "Results": "tbl-results",
-    "Fewer experts": "tbl-levers",
+    "Declared contrasts": "tbl-primary",
+    "Rules at matched budgets": "tbl-budgets",
+    "All settings at budgets": "tbl-budgets-all",
+    "Levers": "tbl-levers",
+    "Measured time": "tbl-timing",
     "Certified strategies": "tbl-certified",
     "The consequence law": "tbl-law",
     "Static top-k": "tbl-static",
@@ -94,7 +98,7 @@ def _figures(study: StudyResults) -> str:
 def _files() -> str:
     return (
         "`comparison/full_routing_results.csv` (cells), `comparison/controls.csv` (cells of "
-        "controls), `comparison/levers.csv` (cells of levers), `comparison/all_metrics.csv` (every "
-        "metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every column), "
-        "`cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
+        "controls), `comparison/levers.csv` (cells at budgets), `comparison/all_metrics.csv` "
+        "(every metric), `statistics/*.csv` (tests; `statistics/columns.csv` explains every "
+        "column), `cells/<strategy>/<dataset>.json` (routing by layer, timings, provenance)."
     )

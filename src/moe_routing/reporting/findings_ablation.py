@@ -25,7 +25,7 @@ from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.analysis.together import ORACLE, ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
 
 DISCOVERIES = "ablation/ablation.csv"

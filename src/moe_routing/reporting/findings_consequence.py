@@ -9,10 +9,10 @@ import pandas as pd
 from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.analysis.tables import TableRow, rows_of
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import METRICS_FILE
 from moe_routing.routing.certificate import Certificate
-from moe_routing.statistics.lever_kinds import OMITTED
+from moe_routing.statistics.rules import OMITTED
 from moe_routing.vocabulary import DATASETS, DIVERGENCE
 
 LAW_FILE = "consequence/consequence_law.csv"
@@ -33,29 +33,29 @@ def certified(
     Args:
         certificates: by strategy.
         metrics: ``comparison/all_metrics.csv``.
-        rows: ``statistics/levers.csv``, for the mean experts.
+        rows: ``statistics/matched_budgets.csv``, for the mean experts.
     """
     return [_certified(one, metrics, rows) for one in certificates.values()]
 
 
 def _certified(one: Certificate, metrics: pd.DataFrame, rows: pd.DataFrame) -> Finding:
     text = (
-        f"`{one.strategy}` is certified for an expected damage of at most {one.margin:g} nats per "
-        f"token (KL from stock) on documents like the {wording.count(one.documents)} of the "
-        f"calibration, where it uses {wording.experts(one.mean_experts)} experts per token"
+        f"`{one.strategy}` uses {wording.experts(one.mean_experts)} experts per token and promises "
+        f"an expected KL from stock of at most {one.margin:g} nats per token, on documents like "
+        f"the {wording.count(one.documents)} of its calibration"
     )
     held_out = metrics[
         (metrics["strategy"] == one.strategy) & (metrics["metric"] == DIVERGENCE.name)
     ]
     if held_out.empty:
         return Finding(
-            f"{text}. Its damage was not measured on held-out text.", METRICS_FILE, "unmeasured"
+            f"{text}. Its KL was not measured on held-out text.", METRICS_FILE, "unmeasured"
         )
     parts = [
         f"{_kl(row)} on {DATASETS[row.dataset].label}{_used(rows, one.strategy, row.dataset)}"
         for row in rows_of(held_out)
     ]
-    text += f". Held out, the damage is {wording.listed(parts)}."
+    text += f". Held out, KL is {wording.listed(parts)}."
     verdicts = {
         "exceeded": held_out["ci_low"] > one.margin,
         "kept": held_out["ci_high"] <= one.margin,
@@ -77,14 +77,11 @@ def _kept(names: Mapping[str, list[str]]) -> str:
     if names["kept"]:
         text += f" On {wording.listed(names['kept'])} the interval is within the promise."
     if names["open"]:
-        text += (
-            f" On {wording.listed(names['open'])} the interval contains the promise: no difference "
-            "from it could be shown."
-        )
+        text += f" On {wording.listed(names['open'])} the interval contains the promise."
     if names["exceeded"]:
         text += (
-            f" On {wording.listed(names['exceeded'])} the damage exceeds the promise, which does "
-            "not cover text of another kind than the calibration documents."
+            f" On {wording.listed(names['exceeded'])} it exceeds the promise, which does not cover "
+            "text of another kind."
         )
     return text
 

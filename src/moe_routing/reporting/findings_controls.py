@@ -14,7 +14,9 @@ import pandas as pd
 
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import NAMED, Finding, main_measure_rows, main_row, set_names
+from moe_routing.reporting.claims import Finding, claims
+from moe_routing.reporting.findings import NAMED, main_measure_rows, set_names
+from moe_routing.reporting.findings_budgets import by_set
 from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
@@ -31,21 +33,44 @@ def controls(
 
     Args:
         table: ``statistics/controls.csv``; differences are control minus base.
-        main: main measure of each data set; rows of other measures are ignored.
+        main: main measure of each data set; rows of other measures are told where they show the
+            opposite.
         strategies: every strategy by id, bases included.
     """
     if table.empty:
         return []
-    rows = main_measure_rows(table, main)
-    rows = rows[~_has_rescaled_twin(rows, strategies)]
+    rows = table[~_has_rescaled_twin(table, strategies)]
     return [
-        _control(kind, group, strategies[group["base"].iloc[0]])
+        _control(kind, group, main, strategies[group["base"].iloc[0]])
         for kind in control_kinds().values()
         if kind.done
         for _, group in rows[rows["kind"] == kind.name].groupby(
             "strategy" if kind.on_curves else "base", sort=False
         )
     ]
+
+
+def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Finding]:
+    """State for each control of a strategy on which data sets it was better, worse or neither.
+
+    Args:
+        table: ``statistics/controls.csv``.
+        main: main measure of each data set.
+        base: the strategy.
+    """
+    if table.empty:
+        return []
+    kinds = control_kinds()
+    rows = main_measure_rows(table, main)
+    rows = rows[
+        (rows["base"] == base)
+        & rows["kind"].isin([kind for kind, one in kinds.items() if one.short])
+    ]
+    parts = [f"with {kinds[kind].short}, {by_set(own)}" for kind, own in groups_of(rows, "kind")]
+    if not parts:
+        return []
+    text = f"Compared with `{base}`: {'; '.join(parts)}."
+    return [Finding(text, CONTROLS_FILE, "", claims(rows, CONTROLS_FILE, "base"))]
 
 
 def _has_rescaled_twin(rows: pd.DataFrame, strategies: Mapping[str, Strategy]) -> pd.Series:
@@ -72,7 +97,10 @@ def _rule(strategy: Strategy) -> tuple:
     return strategy.family.name, tuple(sorted(values.items()))
 
 
-def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> Finding:
+def _control(
+    kind: ControlKind, table: pd.DataFrame, main: dict[str, str], base_strategy: Strategy
+) -> Finding:
+    rows = main_measure_rows(table, main)
     worse, better = (_difference_by_set(rows, which) for which in (LOSSES, (Verdict.BETTER,)))
     identical = set_names(rows, (Verdict.IDENTICAL,))
     non_inferior = set_names(rows, (Verdict.NON_INFERIOR,))
@@ -88,29 +116,33 @@ def _control(kind: ControlKind, rows: pd.DataFrame, base_strategy: Strategy) -> 
         )
     if inconclusive:
         clauses.append(f"no difference could be shown on {wording.listed(inconclusive)}")
-    outcome = "mixed" if worse and better else "worse" if worse else "better" if better else "none"
+    opposite = _opposite(table.drop(rows.index), worse=bool(worse), better=bool(better))
+    if len(opposite):
+        clauses.append(f"other metrics disagree ({wording.listed(_by_metric(opposite))})")
+    mixed = (worse and better) or len(opposite)
+    outcome = "mixed" if mixed else "worse" if worse else "better" if better else "none"
     control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
     done = kind.done.format(control=control, base=base)
     text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
-    meanings = {"mixed": "the data sets disagree, so there is no general answer", **kind.meanings}
+    meanings = {"mixed": "there is no general answer", **kind.meanings}
     if base_strategy.weighting_kind == RAW_WEIGHTING:
         meanings |= kind.raw_meanings
-    return Finding(
-        f"{text}: {meanings[outcome]}.{_unmatched(kind.name, rows)}", CONTROLS_FILE, outcome
-    )
+    found = claims(pd.concat([rows, opposite]), CONTROLS_FILE, "base")
+    return Finding(f"{text}: {meanings[outcome]}.", CONTROLS_FILE, outcome, found)
 
 
-def _unmatched(kind: str, rows: pd.DataFrame) -> str:
-    """Say so if layer means, which are rounded, do not match the compute of their base."""
-    own, base = (
-        wording.experts(rows[name].mean()) for name in ("control_mean_experts", "base_mean_experts")
-    )
-    if kind != "layermean" or own == base:
-        return ""
-    return (
-        f" Rounded by layer, the numbers average {own} instead of {base} experts per token: "
-        "compute is not matched here."
-    )
+def _opposite(others: pd.DataFrame, *, worse: bool, better: bool) -> pd.DataFrame:
+    """Return the rows of other metrics that show what the main ones do not."""
+    wanted = [*(() if worse else LOSSES), *(() if better else (Verdict.BETTER,))]
+    return others[others["verdict"].isin(wanted)]
+
+
+def _by_metric(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{'better' if row.verdict == Verdict.BETTER else 'worse'} by "
+        f"{wording.measure_words(row.metric)} on {DATASETS[row.dataset].label}"
+        for row in rows_of(rows)
+    ]
 
 
 def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
@@ -152,13 +184,15 @@ def static_curve(
         clauses = [_static_side(word, side) for word, side in sides.items() if len(side)]
         if not clauses:
             continue
-        lead = f"On {DATASETS[dataset].label}, compared with `{group['base'].iloc[0]}`"
+        noun = wording.measure_words(main[dataset])
+        lead = f"On {DATASETS[dataset].label} in {noun}, compared with `{group['base'].iloc[0]}`"
         text = f"{lead}, {'; '.join(clauses)}."
         shown = set(sides["more"]["verdict"])
         outcome = (
             "worse" if shown & set(LOSSES) else "better" if Verdict.BETTER in shown else "none"
         )
-        findings.append(Finding(text, CONTROLS_FILE, f"more {outcome}"))
+        found = claims(group, CONTROLS_FILE, "base")
+        findings.append(Finding(text, CONTROLS_FILE, f"more {outcome}", found))
     return findings
 
 
@@ -225,11 +259,7 @@ def beyond_noise_floor(
     within = rows[rows["difference"].abs() <= rows["dataset"].map(limits)]
     total = wording.plural(len(rows), "difference")
     if within.empty:
-        text = f"All {total} shown against the baseline exceed the numerical noise floor."
-        if len(rows) == 1:
-            text = (
-                "The one difference shown against the baseline exceeds the numerical noise floor."
-            )
+        text = f"Every one of the {total} shown against the baseline is larger than that."
         return [Finding(text, PAIRED_FILE, "beyond")]
     names = [f"`{row.strategy}` on {DATASETS[row.dataset].label}" for row in rows_of(within)]
     which = f" ({wording.listed(names)})" if len(names) <= NAMED else ""
@@ -240,28 +270,6 @@ def beyond_noise_floor(
         f"{'an effect' if len(names) == 1 else 'effects'} of routing."
     )
     return [Finding(text, PAIRED_FILE, "within")]
-
-
-def primary_noise_floor(
-    primary: pd.DataFrame, table: pd.DataFrame, main: dict[str, str]
-) -> Finding | None:
-    """State whether the primary difference exceeds the numerical noise floor.
-
-    None if either is missing, or if no difference was shown.
-    """
-    limits = noise_floor_by_dataset(table, main)
-    if primary.empty:
-        return None
-    row = main_row(primary)
-    if row["dataset"] not in limits or row["verdict"] not in SHOWN:
-        return None
-    limit = limits[row["dataset"]]
-    size = wording.small_difference(limit, row["metric"])
-    if abs(row["difference"]) > limit:
-        text = f"Numerical noise alone changes the baseline by at most {size} there."
-        return Finding(text, NUMERICS_FILE, "beyond")
-    text = f"Numerical noise alone changes the baseline by {size} there, so this is not a finding."
-    return Finding(text, NUMERICS_FILE, "within")
 
 
 def divergence(values: pd.Series, baseline: str) -> Finding | None:

@@ -14,7 +14,7 @@ from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RU
 from moe_routing.analysis.tables import groups_of, rows_of
 from moe_routing.config.study import CALIBRATION
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
 
 RATES = "validity/false_discoveries.csv"
@@ -47,6 +47,30 @@ def held_out(rates: pd.DataFrame) -> list[Finding]:
         return []
     own = rates[(rates["procedure"] == BH_RULE) & (rates["part"] == RULE)]
     return [_held_out(rows, str(text)) for text, rows in groups_of(own, "text")]
+
+
+MIDDLE = 0.05
+"""The level of the sentence in short."""
+
+
+def in_short(rates: pd.DataFrame) -> list[Finding]:
+    """State in one sentence the rate of BH at the middle level over all layers, by text."""
+    if rates.empty:
+        return []
+    own = rates[(rates["procedure"] == BH_RULE) & (rates["part"] == RULE)]
+    own = own[(own["layer"].astype(str) == ALL_LAYERS) & np.isclose(own["alpha"], MIDDLE)]
+    if own.empty:
+        return []
+    parts = [f"{_share(row, 'fdr')} on {text_name(str(row['text']))}" for _, row in own.iterrows()]
+    above = [text_name(str(name)) for name in own.loc[own["low"] > MIDDLE, "text"]]
+    shown = f"It is above alpha on {wording.listed(above)}." if above else (
+        "None of them was shown to be above alpha."
+    )  # fmt: skip
+    text = (
+        f"At alpha {MIDDLE:g}, the false discovery rate of BH on held-out documents is "
+        f"{wording.listed(parts)}. {shown}"
+    )
+    return [Finding(text, RATES, EXCEEDED if above else KEPT)]
 
 
 def _held_out(rows: pd.DataFrame, text: str) -> Finding:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import NAMED, Finding, beyond_line, static_words
+from moe_routing.reporting.claims import Finding, claims
+from moe_routing.reporting.findings import NAMED, beyond_line, static_words
 from moe_routing.reporting.pages import CELLS_FILE, MATCHED_FILE
 from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
@@ -29,9 +30,6 @@ COSTS = {
     "seconds_per_1000_tokens": ("measured time", "statistics/pareto_time.csv"),
 }
 """The costs of Pareto fronts by column: in words, and the file of the front."""
-
-LITTLE_POWER_UP_TO = 3
-"""Up to this many data sets, the text says that the test of ranks has little power."""
 
 
 def matched_summary(table: pd.DataFrame, families: dict[str, str]) -> list[Finding]:
@@ -80,11 +78,15 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
     if unsure:
         gains = "gain" if better == 1 else wording.plural(better, "gain")
         which = f"{wording.count(unsure)} of the {gains}" if unsure < better else f"the {gains}"
-        text += f"; {which} may be explained by the linear interpolation between measured k"
+        text += (
+            f". We did not measure every fixed k and interpolated; interpolation can overstate the "
+            f"loss of a fixed k by more than the gain, so {which} "
+            f"{'is' if unsure == 1 else 'are'} not evidence"
+        )
     outside = len(rows) - len(inside)
     if outside:
         text += f" ({wording.plural(outside, 'more cell')} had no static neighbours on both sides)"
-    return Finding(f"{text}.", MATCHED_FILE, verdict)
+    return Finding(f"{text}.", MATCHED_FILE, verdict, claims(inside, MATCHED_FILE))
 
 
 def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding | None:
@@ -144,28 +146,6 @@ def cap(cells: pd.DataFrame) -> Finding | None:
     return Finding(text, CELLS_FILE, "inert" if inert else "binds")
 
 
-def ranks(friedman: pd.DataFrame, confidence: float) -> Finding | None:
-    """State Friedman's test over data sets at level 1 - confidence; None if it was not made."""
-    if friedman.empty:
-        return None
-    row = friedman.iloc[0]
-    different = row["p_iman_davenport"] <= 1 - confidence
-    verb = "differ" if different else "could not be shown to differ"
-    beyond = friedman.loc[truth_values(friedman["beyond_critical_difference"]), "strategy"]
-    text = (
-        f"Over {wording.count(row['n_datasets'])} data sets, average ranks of "
-        f"{wording.count(row['n_strategies'])} strategies {verb} (Iman-Davenport "
-        f"{wording.p_value(row['p_iman_davenport'])}); "
-    )
-    many = "1 strategy lies" if len(beyond) == 1 else f"{wording.count(len(beyond))} strategies lie"
-    text += many if len(beyond) else "none lies"
-    text += " beyond the critical difference from the baseline"
-    text += "." if different or beyond.empty else ", which by itself shows nothing."
-    if row["n_datasets"] <= LITTLE_POWER_UP_TO:
-        text += " With so few data sets this test has little power."
-    return Finding(text, "statistics/friedman.csv", "different" if different else "not shown")
-
-
 def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> list[Finding]:
     """State for each data set which strategies are on the Pareto front of cost and quality.
 
@@ -211,18 +191,3 @@ def _which(strategies: list[str], n: int) -> str:
     if len(strategies) > NAMED:
         return f"{wording.count(len(strategies))} of them"
     return wording.code(strategies) if strategies else "none of them"
-
-
-def speed(cells: pd.DataFrame, baseline: str) -> Finding | None:
-    """State measured speed relative to the baseline over all data sets; None without a baseline."""
-    totals = cells.groupby("strategy", sort=False)[["tokens", "wall_seconds"]].sum()
-    if baseline not in totals.index or len(totals) < 2:
-        return None
-    rate = totals["tokens"] / totals["wall_seconds"]
-    ratio = (rate / rate[baseline]).drop(baseline)
-    text = (
-        "Measured once on one machine, without repetition and hence without intervals: the fastest "
-        f"setting was `{ratio.idxmax()}` at {ratio.max():.2f} times the tokens per second of "
-        f"`{baseline}`, the slowest `{ratio.idxmin()}` at {ratio.min():.2f} times."
-    )
-    return Finding(text, CELLS_FILE, "faster" if ratio.max() > 1 else "not faster")

@@ -12,7 +12,7 @@ from scipy import stats
 from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.analysis.tables import groups_of, largest
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
 
 SIMULATION = "validity/simulation.csv"

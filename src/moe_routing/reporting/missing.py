@@ -8,13 +8,14 @@ import pandas as pd
 
 from moe_routing.analysis.tables import rows_of
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import (
+    BUDGETS_FILE,
     CERTIFICATES,
     CONTROLS_FILE,
-    LEVERS_FILE,
     METRICS_FILE,
     NUMERICS_FILE,
+    TIMING_FILE,
 )
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, families
@@ -60,12 +61,12 @@ def _additional(study: StudyResults) -> Iterator[Finding]:
     if absent:
         text = f"Of the controls, this run lacks {wording.listed(absent)}."
         yield Finding(text, CONTROLS_FILE, "control")
-    if study.statistics["levers"].empty:
-        text = (
-            "No levers were scored: rules that rank experts by anything but the probability, or "
-            "that put something in place of dropped experts."
-        )
-        yield Finding(text, LEVERS_FILE, "lever")
+    if study.statistics["matched_budgets"].empty:
+        text = "No rules were compared at matched budgets."
+        yield Finding(text, BUDGETS_FILE, "budget")
+    if study.statistics["timing"].empty:
+        text = "Time was not measured in repeats, so nothing is said about it."
+        yield Finding(text, TIMING_FILE, "time")
     if not study.certificates:
         text = "No strategy was certified, so none has a bound on its damage."
         yield Finding(text, CERTIFICATES, "lever")
@@ -93,7 +94,8 @@ def _mixed(study: StudyResults) -> Iterator[Finding]:
 
 def _cells(study: StudyResults) -> Iterator[Finding]:
     for row in rows_of(study.statistics.get("missing", pd.DataFrame())):
-        text = f"`{row.strategy}` on {DATASETS[row.dataset].label}: {row.reason}."
+        where = "" if pd.isna(row.dataset) else f" on {DATASETS[row.dataset].label}"
+        text = f"`{row.strategy}`{where}: {row.reason}."
         yield Finding(text, "statistics/missing.csv", "cell")
 
 

@@ -13,38 +13,19 @@ from moe_routing.reporting import (
     findings,
     findings_ablation,
     findings_analyses,
+    findings_budgets,
     findings_consequence,
     findings_controls,
-    findings_levers,
     findings_needed,
     findings_routing,
     findings_validity,
+    summary,
 )
-from moe_routing.reporting.findings import Finding
+from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.results import StudyResults
 
 Topic = Callable[[StudyResults], Iterable[Finding | None]]
-
-
-def _primary(study: StudyResults) -> Finding:
-    return findings.primary(study.statistics["primary"], study.config.statistics.confidence)
-
-
-def _headline(study: StudyResults) -> Iterable[Finding | None]:
-    """Yield what was found on the primary contrast: difference, compute, matched compute.
-
-    A difference within the numerical noise floor is said to be so at once.
-    """
-    table = study.statistics["primary"]
-    yield _primary(study)
-    noise_floor = findings_controls.primary_noise_floor(
-        table, study.statistics["numerics"], study.main_measures
-    )
-    if noise_floor and noise_floor.verdict == "within":
-        yield noise_floor
-    yield findings.compute(table)
-    yield findings.matched(table)
 
 
 def _numerics(study: StudyResults) -> Iterable[Finding]:
@@ -76,33 +57,38 @@ def _dead(study: StudyResults) -> Iterable[Finding | None]:
 
 TOPICS: Mapping[str, Topic] = MappingProxyType(
     {
-        "headline": _headline,
-        "primary": lambda study: [_primary(study)],
-        "compute": lambda study: [findings.compute(study.statistics["primary"])],
-        "matched": lambda study: [findings.matched(study.statistics["primary"])],
-        "power": lambda study: [findings.detectable(study.statistics["primary"])],
+        "primary": lambda study: findings.primary(
+            study.statistics["primary"], study.model.rule.weighting
+        ),
+        "power": lambda study: [findings.power(study.statistics["primary"])],
+        "answer": lambda study: [findings_budgets.answer(study.budgets)],
+        "in_short": summary.in_short,
+        "abstract": summary.abstract,
+        "conclusion": summary.conclusion,
+        "budgets": lambda study: findings_budgets.budgets(study.budgets),
+        "levers": lambda study: findings_budgets.levers(study.statistics["levers"]),
+        "time": lambda study: findings_budgets.time(
+            study.statistics["timing"], study.baseline, study.duplicates
+        ),
         "chance": lambda study: findings.chance(
             study.cells, study.baseline, study.config.statistics.margin_accuracy
         ),
         "baseline": lambda study: findings.against_baseline(
-            study.statistics["paired"],
-            study.statistics["noninferiority"],
-            study.family_of,
-            study.baseline,
+            study.statistics["paired"], study.statistics["noninferiority"]
         ),
         "matched_summary": lambda study: findings_routing.matched_summary(
             study.statistics["matched_compute"], study.family_of
         ),
+        "controls_short": lambda study: findings_controls.in_short(
+            study.statistics["controls"],
+            study.main_measures,
+            study.config.statistics.primary.strategy,
+        ),
         "controls": lambda study: findings_controls.controls(
             study.statistics["controls"], study.main_measures, study.strategies
         ),
-        "levers": lambda study: findings_levers.cheapest(study.lever_rows, study.model.top_k),
-        "lever_factors": lambda study: findings_levers.factors(study.lever_rows, study.model.top_k),
-        "plain_experts": lambda study: findings_levers.plain_experts(
-            study.lever_rows, study.model.top_k
-        ),
         "certified": lambda study: findings_consequence.certified(
-            study.certificates, study.metrics, study.lever_rows
+            study.certificates, study.metrics, study.budgets
         ),
         "law": lambda study: [
             findings_consequence.law(study.table(findings_consequence.LAW_FILE)),
@@ -124,10 +110,6 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "binding": lambda study: [findings_routing.binding(study.cells, study.strategies)],
         "cap": lambda study: [findings_routing.cap(study.cells)],
         "pareto": lambda study: findings_routing.pareto(study.statistics["pareto"], study.baseline),
-        "ranks": lambda study: [
-            findings_routing.ranks(study.statistics["friedman"], study.config.statistics.confidence)
-        ],
-        "speed": lambda study: [findings_routing.speed(study.distinct_cells, study.baseline)],
         "pareto_time": lambda study: findings_routing.pareto(
             study.statistics["pareto_time"], study.baseline, "seconds_per_1000_tokens"
         ),
@@ -135,6 +117,9 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "specialisation": _specialisation,
         "recommendation": lambda study: findings_analyses.recommendation(study.folder),
         "held_out": _held_out,
+        "held_out_short": lambda study: findings_needed.in_short(
+            study.table(findings_needed.RATES)
+        ),
         "dead": _dead,
         "validity": lambda study: findings_analyses.validity(
             study.table(findings_analyses.VERDICT_TABLE), study.cells["null"]
@@ -164,10 +149,9 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
 """By name; in a page: ``a.say("primary")`` or ``a.listing("primary")``."""
 
 SHORT_REPORT = (
-    "headline", "power", "chance", "levers", "lever_factors", "plain_experts", "certified", "law",
-    "baseline", "matched_summary", "controls", "static_curve",
-    "numerics", "divergence", "fewest", "weighting", "binding", "cap", "pareto", "ranks", "speed",
-    "pareto_time",
+    "primary", "power", "answer", "budgets", "levers", "chance", "certified", "law", "baseline",
+    "matched_summary", "controls", "static_curve", "numerics", "divergence", "fewest", "weighting",
+    "binding", "cap", "pareto", "time", "pareto_time",
 )  # fmt: skip
 """The topics of the short report, in its order."""
 

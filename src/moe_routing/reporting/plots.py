@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_routing.figures import comparison, comparison_routing, comparison_statistics, levers
+from moe_routing.figures import budgets, comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
+from moe_routing.reporting.pages import UNIQUE_EXPERTS
 from moe_routing.reporting.results import StudyResults
+from moe_routing.statistics.rules import FITTED
 
 
 def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
@@ -19,7 +21,8 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
     families = study.family_of
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(study.config)
-    rows = levers.drawn(study.lever_rows)
+    rows, unique = study.budgets, study.table(UNIQUE_EXPERTS)
+    top_k, margin = study.model.top_k, study.config.statistics.margin_nats
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),
         "forest": lambda: comparison_statistics.forest(
@@ -30,21 +33,18 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
         ),
         "experts_per_token": lambda: comparison_routing.experts_per_token(counts, strategies),
         "quality_by_max_k": lambda: comparison.quality_by_max_k(cells),
-        "critical_difference": lambda: comparison_statistics.critical_difference(
-            tables["friedman"], families, baseline
-        ),
-        "speed": lambda: comparison.speed(cells, baseline),
-        "levers": lambda: levers.levers(
-            rows, study.config.statistics.margin_nats, study.model.top_k
-        ),
+        "budgets": lambda: budgets.budgets(rows, top_k, margin),
+        "budgets_fitted": lambda: budgets.budgets(rows, top_k, margin, FITTED),
+        "unique_experts": lambda: budgets.unique_experts(unique),
     }
     absent = {
         "forest": tables["paired"].empty,
         "experts_by_layer": not strategies,
         "experts_per_token": not strategies,
         "quality_by_max_k": comparison.max_k_sweeps(cells).empty,
-        "critical_difference": tables["friedman"].empty,
-        "levers": rows.empty,
+        "budgets": rows.empty,
+        "budgets_fitted": rows.empty or not (rows["scale"] == FITTED).any(),
+        "unique_experts": unique.empty,
     }
     return {name: figures[name] for name in CAPTIONS if not absent.get(name, False)}
 

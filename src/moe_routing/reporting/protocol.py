@@ -11,7 +11,7 @@ import pandas as pd
 
 from moe_routing.reporting import wording
 from moe_routing.reporting.results import StudyResults
-from moe_routing.vocabulary import TASKS, NeededId
+from moe_routing.vocabulary import DATASETS, TASKS, NeededId
 
 ROUTING = "baseline/baseline_routing_stats.csv"
 
@@ -74,10 +74,21 @@ def _rule(study: StudyResults) -> str:
     return "One such rule, BH routing, which is not among the strategies compared here, takes"
 
 
+def _same_source(study: StudyResults) -> str:
+    """Return which evaluation sets have other documents of the calibration's own source."""
+    own = study.config.calibration.source
+    sets = [
+        DATASETS[name].label
+        for name, dataset in study.config.datasets.items()
+        if dataset.source == own
+    ]
+    return f", though of the same source as those of {wording.listed(sets)}" if sets else ""
+
+
 def _nulls(study: StudyResults) -> str:
     text = (
-        f"calibrated on {wording.count(study.config.calibration.tokens)} tokens of text that does "
-        "not overlap with the evaluation sets."
+        f"calibrated on {wording.count(study.config.calibration.tokens)} tokens of documents that "
+        f"are in no evaluation set{_same_source(study)}."
     )
     if needed(study.config.calibration.nulls):
         toggled = wording.count(study.config.calibration.toggled_tokens)
@@ -111,15 +122,6 @@ def _divergence(study: StudyResults) -> str:
     return (
         "For the same reason, we measure the Kullback-Leibler divergence of a strategy's "
         "next-token predictions from the baseline's."
-    )
-
-
-def _ranks(study: StudyResults) -> str:
-    if study.statistics["friedman"].empty:
-        return ""
-    return (
-        "Ranks over data sets are compared by Friedman's test and Nemenyi's critical difference "
-        "[@friedman1937; @demsar2006]."
     )
 
 
@@ -177,7 +179,6 @@ PROSE: dict[str, Callable[[StudyResults], str]] = {
     "nulls": _nulls,
     "scoring": _scoring,
     "divergence": _divergence,
-    "ranks": _ranks,
     "bh_in_depth": _bh_in_depth,
     "examined": _examined,
     "verified": _verified,

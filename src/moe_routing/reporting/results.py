@@ -10,21 +10,22 @@ import pandas as pd
 from moe_routing.analysis.tables import read_csv, rows_of
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.errors import InputError
-from moe_routing.files import read_json
+from moe_routing.files import read_json, reading
 from moe_routing.reporting.pages import CERTIFICATES
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Strategy, static_families
-from moe_routing.statistics.lever_kinds import with_kinds
+from moe_routing.statistics.chance import at_chance
 from moe_routing.statistics.mixture import differences
-from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
+from moe_routing.statistics.rules import with_kinds
+from moe_routing.vocabulary import DIVERGENCE
 
 SMALL_MODEL = 100_000_000
 """Below this many parameters the text calls a model small; published MoE models are larger."""
 
 STATISTICS = (
-    "paired", "noninferiority", "matched_compute", "friedman", "pareto", "pareto_time", "power",
-    "primary", "missing", "controls", "numerics", "levers",
+    "paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power",
+    "primary", "missing", "controls", "numerics", "matched_budgets", "levers", "timing",
 )  # fmt: skip
 
 
@@ -174,12 +175,10 @@ class StudyResults:
 
     def at_chance(self, dataset: str, metric: str) -> bool:
         """Return whether the baseline's accuracy cannot be distinguished from guessing."""
-        chance = DATASETS[dataset].chance
-        if not METRICS[metric].is_proportion or not chance:
-            return False
         rows = self.metrics
         own = rows[(rows["strategy"] == self.baseline) & (rows["dataset"] == dataset)]
-        return bool((own.loc[own["metric"] == metric, "ci_low"] <= chance).any())
+        low = own.loc[own["metric"] == metric, "ci_low"]
+        return any(at_chance(dataset, metric, value) for value in low)
 
     @property
     def static_curve(self) -> pd.DataFrame:
@@ -192,9 +191,10 @@ class StudyResults:
         return both.sort_values("k", kind="stable").reset_index(drop=True)
 
     @property
-    def lever_rows(self) -> pd.DataFrame:
-        """``statistics/levers.csv`` with the kind and the budget of each row."""
-        return with_kinds(self.statistics.get("levers", pd.DataFrame()), self.model.rule.weighting)
+    def budgets(self) -> pd.DataFrame:
+        """``statistics/matched_budgets.csv`` with the kind of each row, stock left out."""
+        table = self.statistics.get("matched_budgets", pd.DataFrame())
+        return with_kinds(table, self.model.rule.weighting)
 
     @property
     def certificates(self) -> dict[str, Certificate]:
@@ -278,7 +278,10 @@ def read_model(path: Path) -> Model:
 
 
 def _optional(path: Path) -> pd.DataFrame:
-    try:
-        return read_csv(path)
-    except (InputError, pd.errors.EmptyDataError):
+    if not path.is_file():
         return pd.DataFrame()
+    with reading(path, "a CSV table") as present:
+        # What pandas writes of a table without columns.
+        if present.read_bytes() == b"\n":
+            return pd.DataFrame()
+    return read_csv(path)

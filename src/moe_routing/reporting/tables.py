@@ -7,7 +7,7 @@ import pandas as pd
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.config.study import Source
 from moe_routing.reporting import wording
-from moe_routing.reporting.findings import main_measure_rows, main_row
+from moe_routing.reporting.findings import main_measure_rows
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
@@ -315,52 +315,26 @@ def source_words(source: Source) -> str:
 
 
 def contrast_table(study: StudyResults) -> pd.DataFrame:
-    """Return the primary contrast, one row per quantity."""
-    row = main_row(study.statistics["primary"])
-    metric = row["metric"]
-    lines = {
-        "Strategy": f"`{row['strategy']}` against `{row['baseline']}`",
-        "Data set": DATASETS[row["dataset"]].label,
-        "Metric": METRICS[metric].label,
-        "Difference": wording.difference(row["difference"], row["low"], row["high"], metric),
-        **_flips(row),
-        "p, two-sided, of a single test": _bare_p(row["p_adjusted"]),
-        "Non-inferiority margin": wording.magnitude(row["margin"], metric),
-        "Upper limit of the loss": wording.magnitude(max(row["upper_bound"], 0), metric),
-        "p of non-inferiority": _bare_p(row["p_noninferiority"]),
-        "Minimum detectable difference": _detectable(study.statistics["power"], row),
-        "Verdict": row["verdict"],
-    }
-    return pd.DataFrame({"": lines.keys(), "Primary contrast": lines.values()})
+    """Return the declared contrasts in their order."""
+    return pd.DataFrame(
+        [
+            {
+                "Strategy": f"`{row.strategy}`",
+                "Against": f"`{row.against}`",
+                "Data set": DATASETS[row.dataset].label,
+                "Experts": wording.experts(row.mean_experts),
+                "Difference": wording.difference(row.difference, row.low, row.high, row.metric),
+                "p": _bare_p(row.p_value),
+                "p, equivalence": "" if pd.isna(row.p_tost) else _bare_p(row.p_tost),
+                "Verdict": row.verdict,
+            }
+            for row in rows_of(study.statistics["primary"])
+        ]
+    )
 
 
 def _bare_p(value: float) -> str:
     return wording.p_value(value).removeprefix("p = ").removeprefix("p ")
-
-
-def _flips(row: pd.Series) -> dict[str, str]:
-    """Return the row of flipped items; none for measures without right and wrong items."""
-    if not METRICS[row["metric"]].is_proportion:
-        return {}
-    counts = f"{wording.count(row['lost'])} and {wording.count(row['gained'])}"
-    return {"Items lost and gained": f"{counts} of {wording.count(row['n_items'])}"}
-
-
-def _detectable(power: pd.DataFrame, row: pd.Series) -> str:
-    """Return the minimum detectable difference: as observed, and at assumed discordances."""
-    name = "minimum_detectable_difference"
-    text = "not known, because no item differs"
-    if pd.notna(row[name]):
-        text = f"{wording.magnitude(row[name], row['metric'])} at the spread observed"
-    if power.empty:
-        return text
-    rows = power[(power["dataset"] == row["dataset"]) & (power["metric"] == row["metric"])]
-    assumed = rows[rows["basis"] == "assumed discordance"]
-    if assumed.empty:
-        return text
-    sizes = wording.listed([f"{100 * size:.2g}" for size in assumed[name]])
-    proportions = wording.listed([f"{100 * proportion:g}" for proportion in assumed["discordance"]])
-    return f"{text}; {sizes} if {proportions} % of items flip"
 
 
 def routing_table(study: StudyResults) -> pd.DataFrame:

@@ -158,7 +158,9 @@ class ExpertScorer:
         if self.candidates == "own":
             # The probabilities stay those of all experts.
             probability_TE = inputs.softmax_TE
-            own_TK = top_experts(probability_TE, cast("ModelRule", inputs.rule).top_k)
+            own_TK = inputs.own_TK
+            if own_TK is None:
+                own_TK = top_experts(probability_TE, cast("ModelRule", inputs.rule).top_k)
             own_TE = _only(inputs.logits_TE, own_TK)
             inputs = replace(inputs, logits_TE=own_TE, probability_TE=probability_TE, own_TK=own_TK)
         if self.score == "probability":
@@ -256,7 +258,8 @@ def _log_weight(inputs: RouterInputs) -> Tensor:
     """
     logits_TE, probability_TE = inputs.logits_TE.detach().float(), inputs.softmax_TE.detach()
     shift_T1 = probability_TE.amax(1, keepdim=True).log_() - logits_TE.amax(1, keepdim=True)
-    if inputs.rule is not None and (scale_T1 := inputs.rule.scale(probability_TE)) is not None:
+    scale_T1 = inputs.rule.scale(probability_TE, inputs.own_TK) if inputs.rule else None
+    if scale_T1 is not None:
         shift_T1 += scale_T1.log_()
     return logits_TE + shift_T1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, cast
@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, reading
 from moe_routing.routing.rule import ModelRule
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings"
 """The one entry of metadata: the format writes several in random order."""
-UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
-"""What reading a damaged or foreign file raises."""
 
 
 def write_tensors(
@@ -35,17 +32,28 @@ def write_tensors(
     """
     held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(held, temporary, {SETTINGS: json.dumps(settings)})
+        try:
+            save_file(held, temporary, {SETTINGS: json.dumps(settings)})
+        except SafetensorError as error:  # of a full disk, for one
+            raise OSError(str(error)) from error
 
 
-def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+def read_tensors(path: Path | str, partial: Collection[str] = ()) -> tuple[dict[str, Tensor], dict]:
     """Read the tensors and settings of a file that :func:`write_tensors` has written.
 
-    A missing, damaged or foreign file raises one of ``UNREADABLE``: the caller knows what it is.
+    To be called in :func:`moe_routing.files.reading`, with which the caller says what the file is.
+
+    Args:
+        path: the file.
+        partial: tensors that may have NaN.
     """
     with safe_open(path, "pt") as file:
         settings = json.loads((file.metadata() or {})[SETTINGS])
-        return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if name not in partial and tensor.isnan().any():
+            raise ValueError(f"tensor '{name}' has NaN")
+    return tensors, settings
 
 
 class TensorFile:
@@ -53,10 +61,12 @@ class TensorFile:
 
     Attributes:
         TENSORS: the fields that are tensors.
+        PARTIAL: those of them that may have NaN where something was not measured.
         WHAT: what the file is, for errors.
     """
 
     TENSORS: ClassVar[tuple[str, ...]]
+    PARTIAL: ClassVar[tuple[str, ...]] = ()
     WHAT: ClassVar[str]
 
     def save(self, path: Path | str) -> None:
@@ -77,10 +87,7 @@ class TensorFile:
         Raises:
             InputError: the file is missing or not such a file.
         """
-        try:
-            tensors, settings = read_tensors(path)
+        with reading(path, cls.WHAT):
+            tensors, settings = read_tensors(path, cls.PARTIAL)
             values = {name: tensors[name] for name in cls.TENSORS} | settings
             return cls(**values | {"rule": ModelRule(**settings["rule"])})
-        except UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not {cls.WHAT}: {reason}") from error

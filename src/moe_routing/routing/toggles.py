@@ -81,6 +81,7 @@ class Toggles(TensorFile):
         "kl_P", "loss_change_P", "compensated_kl_P", "compensated_loss_change_P",
         "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
+    PARTIAL: ClassVar[tuple[str, ...]] = ("compensated_kl_P", "compensated_loss_change_P")
 
     @functools.cached_property
     def token_P(self) -> Tensor:

@@ -36,7 +36,8 @@ class RouterInputs:
         log_size_TE: log of the norm of each expert's output, or of what a compensated strategy
             drops with it, float32, (tokens, experts), where it is not predicted from
             ``hidden_TH``.
-        own_TK: the experts of the model's own choice, int64, (tokens, top k), if they are known.
+        own_TK: the experts of the model's own choice, int64, (tokens, top k), where they are not
+            the most probable ones, or known anyway.
         key_T: a hash of the text up to each token, int64, (tokens,), for random draws; see
             :mod:`moe_routing.routing.draws`.
     """
@@ -65,7 +66,7 @@ class RouterInputs:
     def own_weight_TE(self) -> Tensor:
         """The weight that the model gives, or would give, every expert, float32."""
         probability_TE = self.softmax_TE
-        scale_T1 = self.rule.scale(probability_TE) if self.rule else None
+        scale_T1 = self.rule.scale(probability_TE, self.own_TK) if self.rule else None
         return probability_TE if scale_T1 is None else probability_TE * scale_T1
 
     @property

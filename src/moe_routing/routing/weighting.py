@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from moe_routing.routing.scores import ExpertScorer
 
 
-def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: ModelRule) -> Tensor:
+def weigh(
+    kind: Weighting,
+    probability_TE: Tensor,
+    selection: Selection,
+    rule: ModelRule,
+    own_TK: Tensor | None = None,
+) -> Tensor:
     """Return float32 weights (tokens, slots), 0 at padded slots.
 
     Args:
@@ -34,6 +40,7 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
         probability_TE: float32 softmax over all experts, (tokens, experts).
         selection: the selected experts.
         rule: the model's own rule.
+        own_TK: the experts of the model's own choice, where they are not the most probable.
     """
     if kind == "model":
         kind = rule.weighting
@@ -50,11 +57,11 @@ def weigh(kind: Weighting, probability_TE: Tensor, selection: Selection, rule: M
     renormalises = rule.weighting == "renormalised"
     if kind == "renormalised" or (kind == "mass_matched" and renormalises):
         return normalised_TK  # a model that renormalises gives its top k a total weight of 1
-    mass_T1 = own_mass(probability_TE, rule.top_k)
+    mass_T1 = own_mass(probability_TE, rule.top_k, own_TK)
     if kind == "mass_matched":
         return normalised_TK * mass_T1
-    own_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
-    return own_TK * (mass_T1 / total_T1).sqrt()
+    weight_TK = softmax_TK / mass_T1 if renormalises else softmax_TK
+    return weight_TK * (mass_T1 / total_T1).sqrt()
 
 
 def selected_probability(probability_TE: Tensor, index_TK: Tensor) -> Tensor:
@@ -105,15 +112,17 @@ class Router:
             inputs = self.scorer(inputs)
         selection = self.select(inputs, probability_TE)
         weight_TK, dropped_weight_TE = self._weights(inputs, selection)
-        if self.scale is not None:
-            weight_TK = weight_TK * self.scale
+        scale = self.rule.factor * (1.0 if self.scale is None else self.scale)
+        if scale != 1.0:
+            weight_TK = weight_TK * scale
             if dropped_weight_TE is not None:
-                dropped_weight_TE = dropped_weight_TE * self.scale
+                dropped_weight_TE = dropped_weight_TE * scale
         return Routing(selection, weight_TK, probability_TE, inputs.ranked_by_TE, dropped_weight_TE)
 
     def _weights(self, inputs: RouterInputs, selection: Selection) -> tuple[Tensor, Tensor | None]:
         if not self.compensated:
-            return weigh(self.weighting, inputs.softmax_TE, selection, self.rule), None
+            probability_TE, own_TK = inputs.softmax_TE, inputs.own_TK
+            return weigh(self.weighting, probability_TE, selection, self.rule, own_TK), None
         own_weight_TE = inputs.own_weight_TE
         own_TK = inputs.own_TK
         if own_TK is None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moe_routing.errors import InputError
+from moe_routing.files import read_parquet
 from moe_routing.statistics.bootstrap import Array, cluster_sums
 from moe_routing.statistics.intervals import column, denominator
 from moe_routing.vocabulary import METRICS, TASKS, Metric
@@ -62,15 +63,9 @@ def load_cells(
 
 
 def _read_items(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such cell")
-    try:
-        items = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
-    for name in ("id", "cluster"):
-        if name not in items:
-            raise InputError(f"{path}: column '{name}' is missing")
+    items = read_parquet(path, "id", "cluster")
+    if items.empty:
+        raise InputError(f"{path}: no items; remove it and run the workflow again")
     repeated = items["id"][items["id"].duplicated()]
     if len(repeated):
         raise InputError(f"{path}: id '{repeated.iloc[0]}' occurs more than once")
@@ -130,6 +125,33 @@ class Panel:
         items = dict(zip(self.strategies, self.items, strict=True))
         names = tuple(strategies)
         return replace(self, strategies=names, items=tuple(items[name] for name in names))
+
+    def joined(self, other: Panel | None) -> Panel:
+        """Return this panel with the further strategies of another one of the same items."""
+        if other is None:
+            return self
+        more = [name for name in other.strategies if name not in self.strategies]
+        items = dict(zip(other.strategies, other.items, strict=True))
+        return replace(
+            self,
+            strategies=(*self.strategies, *more),
+            items=(*self.items, *(items[name] for name in more)),
+        )
+
+    @property
+    def same_as(self) -> dict[str, str]:
+        """Strategies whose items all have the log-likelihoods and experts of an earlier one.
+
+        They route every token alike, and are counted once.
+        """
+        first: dict[bytes, str] = {}
+        found = {}
+        for name, items in zip(self.strategies, self.items, strict=True):
+            columns = [c for c in ("log_likelihood", "mean_experts") if c in items]
+            key = items[columns].to_numpy(dtype=float).tobytes()
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+        return found
 
     def values(self, metric: Metric) -> Array:
         """Return the numerator of a metric for each item and strategy, (N, S)."""

@@ -17,10 +17,9 @@ _ABOUT = {
     "n_clusters": "clusters of items, the resampling unit",
 }
 _FAMILY = {
-    "family": "primary (the contrast declared in the config, on its data set's main metric: one "
-    "test per table) or exploratory (all others, those of matched_compute.csv included)",
-    "p_adjusted": "p_value adjusted within its family of this table: Holm (of a single test: "
-    "p_value itself) or Benjamini-Hochberg",
+    "family": "tests that are corrected together: the data set, for its main metric (Holm), or "
+    "exploratory, all other metrics (Benjamini-Hochberg)",
+    "p_adjusted": "p_value adjusted within its family of this table",
 }
 _VERDICT = {"verdict": "conclusion from p_adjusted and the non-inferiority test"}
 
@@ -34,20 +33,19 @@ _PAIRED = {
     "low": "lower limit of the difference, by the method in `interval`",
     "high": "upper limit of the difference",
     "interval": "score (Tango 1998, at the effective sample size) or bootstrap-t over clusters",
-    "bootstrap_low": "lower limit, cluster bootstrap (proportions: percentile; nats: bootstrap-t)",
-    "bootstrap_high": "upper limit, cluster bootstrap",
     "standard_error": "clustered standard error of the difference",
     "design_effect": "proportions: variance of the difference over that of independent items, >= 1",
     "perplexity_ratio": "exp(difference) for nats: perplexity of the strategy over the baseline's",
     "lost": "items that only the baseline gets right",
     "gained": "items that only the strategy gets right",
     "flip_proportion": "proportion of items that are lost or gained",
-    "p_mcnemar": "exact McNemar test, which takes items as independent",
-    "p_sign_flip": "permutation of names within clusters",
-    "p_signed_rank": "Wilcoxon signed-rank test, clusters counting equally",
-    "test": "which of them is p_value: McNemar for proportions if each item is a cluster",
-    "p_value": "two-sided p-value of no difference",
+    "p_mcnemar": "exact McNemar test, which takes items as independent, as a check",
+    "p_signed_rank": "Wilcoxon signed-rank test, clusters counting equally, as a check",
+    "p_value": "two-sided p-value of no difference, by the procedure in `interval`: at most 1 - "
+    "confidence exactly where the interval leaves 0 out",
     **_FAMILY,
+    "same_as": "earlier strategy with the same result and the same experts on every item: the same "
+    "routing, counted once",
     **_VERDICT,
 }
 
@@ -94,27 +92,9 @@ _MATCHED = {
     "loss is convex in k: down to its neighbouring chords; 0 on a point of the curve; empty where "
     "no chord is beside it",
     "standard_error": "clustered standard error of the difference",
-    "p_value": "two-sided p-value of no difference; for proportions exact McNemar on a point of "
-    "the curve if items are their own clusters, and the inverse of the interval between two "
-    "points; else permutation of names within clusters",
+    "p_value": "two-sided p-value of no difference, the inverse of the interval",
     **_FAMILY,
     "verdict": "better or worse than the static curve, identical to it, or inconclusive",
-}
-
-_FRIEDMAN = {
-    "strategy": "strategy id",
-    "average_rank": "mean rank over data sets on their main metrics; 1 is best",
-    "p_nemenyi": "Nemenyi test against the baseline",
-    "beyond_critical_difference": "whether the average rank differs from the baseline's by more "
-    "than critical_difference",
-    "n_datasets": "data sets ranked",
-    "n_strategies": "strategies ranked: those with every data set",
-    "chi2": "Friedman's statistic",
-    "p_friedman": "its p-value, chi-squared with n_strategies - 1 degrees of freedom",
-    "f": "Iman and Davenport's statistic",
-    "p_iman_davenport": "its p-value",
-    "critical_difference": "Nemenyi's critical difference of average ranks",
-    "warning": "low power where data sets are few",
 }
 
 _FRONT = {
@@ -133,47 +113,56 @@ _ON_FRONT = {
 _PARETO = {**_FRONT, "mean_experts": "mean experts per token, the cost", **_ON_FRONT}
 _PARETO_TIME = {
     **_FRONT,
-    "seconds_per_1000_tokens": "measured scoring time, the cost; differs between equal runs",
+    "seconds_per_1000_tokens": "median time of timing.csv, the cost; differs between equal runs",
     **_ON_FRONT,
 }
 
+_DETECTABLE = {
+    "minimum_detectable_difference": "true difference found with a probability of 80 %",
+}
 _POWER = {
     "dataset": "evaluation set",
-    "metric": "metric that is compared",
-    "basis": "assumed discordance, or the standard error observed for `strategy`",
-    "strategy": "strategy id where the basis is observed",
-    "discordance": "proportion of items on which baseline and strategy disagree",
+    "metric": "metric that is compared, a proportion",
+    "discordance": "assumed proportion of items on which baseline and strategy disagree",
     "n_items": _ABOUT["n_items"],
     "n_clusters": _ABOUT["n_clusters"],
-    "standard_error": "clustered standard error, where observed",
-    "minimum_detectable_difference": "true difference found with probability `power`",
+    **_DETECTABLE,
     "margin": "non-inferiority margin, for comparison",
     "power": "probability of finding it",
-    "alpha": "two-sided level: the one at which the primary contrast is tested; correction for "
-    "multiplicity makes exploratory contrasts need more",
+    "alpha": "two-sided level of a single test; correction for multiplicity needs more",
 }
 
 _PRIMARY = {
-    **_PAIRED,
+    "order": "place in the declared sequence, 1 for the primary contrast",
+    "confirmatory": "whether every earlier contrast showed a difference; else exploratory",
+    **_KEY,
+    "against": "strategy compared with",
+    "n_items": _ABOUT["n_items"],
+    "n_clusters": _ABOUT["n_clusters"],
+    "higher_is_better": _ABOUT["higher_is_better"],
+    "mean_experts": "mean experts per token of the strategy, every token that was processed",
+    "against_mean_experts": "the same for the strategy compared with",
+    "against_value": "value of the strategy compared with",
+    "value": "value of the strategy",
+    "difference": "value minus against_value",
+    "low": "lower limit of the difference, by the method in `interval`",
+    "high": "upper limit of the difference",
+    "interval": _PAIRED["interval"],
+    "standard_error": _PAIRED["standard_error"],
+    "lost": "items that only the strategy compared with gets right",
+    "gained": _PAIRED["gained"],
+    "p_value": _PAIRED["p_value"],
     "margin": _NONINFERIORITY["margin"],
-    "loss": _NONINFERIORITY["loss"],
-    "upper_bound": _NONINFERIORITY["upper_bound"],
-    "p_noninferiority": "p_adjusted of noninferiority.csv",
-    "noninferior": _NONINFERIORITY["noninferior"],
-    "equivalent": _NONINFERIORITY["equivalent"],
-    "mean_experts": "mean experts per token of the strategy on this data set",
-    "baseline_mean_experts": "the same for the baseline",
-    "matched_status": "status of matched_compute.csv; empty for a point of a static curve",
-    "matched_static_family": "static_family of matched_compute.csv",
-    "matched_k_low": "experts of the static strategy below",
-    "matched_k_high": "experts of the static strategy above",
-    "matched_difference": "difference from the static curve at mean_experts",
-    "matched_low": "its lower limit",
-    "matched_high": "its upper limit",
-    "matched_p_adjusted": "p_adjusted of matched_compute.csv",
-    "matched_chord_excess": "chord_excess of matched_compute.csv",
-    "matched_verdict": "verdict of matched_compute.csv",
-    "minimum_detectable_difference": "from the observed standard error, power.csv",
+    "p_noninferior": "one-sided p-value of a loss of at least the margin",
+    "p_tost": _NONINFERIORITY["p_tost"],
+    "equivalent": "whether p_tost is at most half of 1 - confidence: a difference of the margin is "
+    "ruled out in both directions",
+    "identical": "whether every item has the same result",
+    "verdict": "conclusion from p_value and p_noninferior",
+    "pilot": "two controls at the same mean experts, whose differences give the spread under small "
+    "effects",
+    "pilot_standard_error": "clustered standard error of their difference",
+    **_DETECTABLE,
 }
 
 _CONTROLS = {
@@ -193,8 +182,8 @@ _CONTROLS = {
     "low": "lower limit of the difference, by the method of paired.csv",
     "high": "upper limit of the difference",
     "standard_error": "clustered standard error of the difference",
-    "p_value": "two-sided p-value of no difference, by the test of paired.csv",
-    "p_adjusted": "p_value adjusted over this table: Benjamini-Hochberg",
+    "p_value": "two-sided p-value of no difference, as in paired.csv",
+    **_FAMILY,
     "higher_is_better": _ABOUT["higher_is_better"],
     "identical": "whether every item has the same result",
     "verdict": "conclusion about the control against its base, as in paired.csv",
@@ -217,28 +206,76 @@ _NUMERICS = {
     "largest_item_difference": "largest change of an item's log-likelihood, nats",
 }
 
-_LEVERS = {
-    **_KEY,
-    "reference": "strategy compared with: the baseline, scaled too where the strategy is; of the "
-    "scaled baseline, the baseline",
+_BUDGETS = {
+    "strategy": "strategy id",
+    "dataset": "evaluation set",
+    "rule": "how the number of experts is chosen",
     "score": "what ranks experts",
     "candidates": "which experts may be selected: all, or the model's own choice",
     "dropped": "what stands in for an expert of the model's own choice that is not selected",
-    "scale": "whether the experts' output is multiplied by one number fitted on calibration text",
-    "mean_experts": "mean experts per token and layer",
-    "value": "loss of the strategy; of a multiple choice, that of the right one",
-    "reference_value": "loss of the reference",
-    "difference": "value minus reference_value",
-    "low": "lower limit of the difference, bootstrap-t over clusters",
-    "high": "upper limit of the difference",
-    "p_value": "two-sided p-value of no difference, permutation of names within clusters; not "
-    "adjusted",
+    "scale": "as is, or fitted: the experts' output multiplied by one number fitted on calibration "
+    "text, the reference's too",
+    "budget": "experts per token and layer in the id; empty where it names none",
+    "parameter": "parameter of the rule that was fitted to the budget on calibration text",
+    "fitted_value": "its value",
+    "realised_calibration": "mean experts per token and layer there",
+    "mean_experts": "mean experts per token and layer on this data set, every processed token",
+    "metric": "main metric of the data set",
+    "reference": "what the loss is over: the baseline, at its own fitted scale for fitted rows; "
+    "for the scaled baseline, the baseline",
+    "value": "value of the strategy",
+    "loss_over_stock": "how much worse than the reference; negative if better",
+    "low": "lower limit of that loss: bootstrap-t over clusters, for proportions score",
+    "high": "upper limit of that loss",
+    "p_stock": "two-sided p-value of no difference from the reference, the inverse of the interval",
+    "p_stock_adjusted": "p_stock adjusted by Holm within the data set",
+    "versus_static": "how much worse than a fixed number of experts at the same mean experts, on "
+    "the straight line between its settings; negative if better; empty for fixed numbers",
+    "static_low": "lower limit of versus_static",
+    "static_high": "upper limit of versus_static",
+    "chord_excess": _MATCHED["chord_excess"],
+    "p_value": "two-sided p-value of no difference from the fixed number",
+    "p_adjusted": "p_value adjusted by Holm within the data set",
+    "verdict": "better or worse than the fixed number, identical to it, or inconclusive",
+    "same_as": _PAIRED["same_as"],
     "n_items": _ABOUT["n_items"],
     "n_clusters": _ABOUT["n_clusters"],
 }
 
-_MISSING = {
+_LEVERS = {
+    "lever": "what is changed: score (which experts), tokens (for which tokens), substitute (what "
+    "stands in for a dropped one), weights",
+    "strategy": "strategy id, with the lever",
+    "without": "the rule without the lever, in words",
     "dataset": "evaluation set",
+    "metric": "main metric of the data set",
+    "scale": _BUDGETS["scale"],
+    "budget": _BUDGETS["budget"],
+    "mean_experts": _BUDGETS["mean_experts"],
+    "difference": "how much worse with the lever than without it at the same mean experts, on the "
+    "straight line between settings; negative if better",
+    "low": "lower limit of the difference, as in matched_budgets.csv",
+    "high": "upper limit of the difference",
+    "chord_excess": _MATCHED["chord_excess"],
+    "p_value": "two-sided p-value of no difference",
+    "p_adjusted": "p_value adjusted by Holm within the data set",
+    "verdict": "better or worse with the lever, identical, or inconclusive",
+}
+
+_TIMING = {
+    "strategy": "strategy id",
+    "repeats": "interleaved repeats",
+    "median_seconds": "median seconds for the fixed text",
+    "low": "lower limit, percentile bootstrap over repeats",
+    "high": "upper limit",
+    "seconds_per_1000_tokens": "median seconds per 1,000 tokens",
+    "ratio": "median over repeats of the ratio to the baseline in the same repeat",
+    "ratio_low": "lower limit of the ratio",
+    "ratio_high": "upper limit of the ratio",
+}
+
+_MISSING = {
+    "dataset": "evaluation set; empty if it lacks on all of them",
     "strategy": "strategy id",
     "reason": "why it is not in the tables",
 }
@@ -247,14 +284,15 @@ TABLES = {
     "paired": _PAIRED,
     "noninferiority": _NONINFERIORITY,
     "matched_compute": _MATCHED,
-    "friedman": _FRIEDMAN,
     "pareto": _PARETO,
     "pareto_time": _PARETO_TIME,
     "power": _POWER,
     "primary": _PRIMARY,
     "controls": _CONTROLS,
     "numerics": _NUMERICS,
+    "matched_budgets": _BUDGETS,
     "levers": _LEVERS,
+    "timing": _TIMING,
     "missing": _MISSING,
 }
 """Every table under ``statistics/``: its columns in order, and what each means."""

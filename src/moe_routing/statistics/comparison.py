@@ -15,14 +15,11 @@ from moe_routing.statistics.bootstrap import (
     Array,
     RatioBootstrap,
     bootstrap_ratios,
-    percentile_interval,
     studentised_interval,
+    two_sided_p,
 )
 from moe_routing.statistics.cells import Panel
-from moe_routing.statistics.paired import sign_flip_p
 from moe_routing.vocabulary import Metric
-
-PERMUTATIONS = 9_999
 
 
 def named_rng(seed: int, *labels: str) -> np.random.Generator:
@@ -46,9 +43,9 @@ class Comparison:
         difference_NS: numerators, item by item.
         sums_CS: the same, summed within clusters.
         boot: bootstrap of the differences (a ratio of sums each).
-        low_S: lower limits by the cluster bootstrap.
+        low_S: lower limits by the bootstrap-t over clusters.
         high_S: upper limits.
-        p_sign_flip_S: two-sided p-values.
+        p_S: two-sided p-values by the same, which never disagree with the limits.
     """
 
     difference_NS: Array
@@ -56,7 +53,7 @@ class Comparison:
     boot: RatioBootstrap
     low_S: Array
     high_S: Array
-    p_sign_flip_S: Array
+    p_S: Array
 
 
 def compare(
@@ -66,10 +63,7 @@ def compare(
     settings: StatisticsConfig,
     rng: np.random.Generator,
 ) -> Comparison:
-    """Resample and permute the differences of all arms of a panel together.
-
-    Limits are those of the cluster bootstrap that cover best for a kind of metric: bootstrap-t for
-    nats, percentiles for proportions.
+    """Resample the differences of all arms of a panel together.
 
     Args:
         panel: gives units and clusters.
@@ -80,8 +74,5 @@ def compare(
     """
     sums_CS, unit_CS = panel.sums(difference_NS, metric)
     boot = bootstrap_ratios(sums_CS, unit_CS, resamples=settings.resamples, rng=rng)
-    # With few discordant items, resamples without any have no t.
-    interval = percentile_interval if metric.is_proportion else studentised_interval
-    low_S, high_S = interval(boot, settings.confidence)
-    p_S = sign_flip_p(sums_CS, permutations=PERMUTATIONS, rng=rng)
-    return Comparison(difference_NS, sums_CS, boot, low_S, high_S, p_S)
+    low_S, high_S = studentised_interval(boot, settings.confidence)
+    return Comparison(difference_NS, sums_CS, boot, low_S, high_S, two_sided_p(boot))

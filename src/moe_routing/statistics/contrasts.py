@@ -21,7 +21,6 @@ from moe_routing.statistics.power import (
     DISCORDANCES,
     POWER,
     detectable_accuracy,
-    detectable_difference,
 )
 from moe_routing.statistics.proportions import exact_mcnemar, paired_noninferiority_p
 from moe_routing.vocabulary import Metric
@@ -55,11 +54,16 @@ class Contrasts:
     @property
     def margin(self) -> float:
         """The non-inferiority margin; NaN where none applies."""
-        margins: dict[str | None, float] = {
-            "accuracy": self.settings.margin_accuracy,
-            "nats": self.settings.margin_nats,
-        }
-        return margins.get(self.metric.margin, np.nan)
+        return margin_of(self.metric, self.settings)
+
+
+def margin_of(metric: Metric, settings: StatisticsConfig) -> float:
+    """Return the non-inferiority margin of a metric; NaN where none applies."""
+    margins: dict[str | None, float] = {
+        "accuracy": settings.margin_accuracy,
+        "nats": settings.margin_nats,
+    }
+    return margins.get(metric.margin, np.nan)
 
 
 def contrasts(
@@ -92,6 +96,7 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
     panel, metric, comparison = contrast.panel, contrast.metric, contrast.comparison
     value_NS = panel.values(metric)
     value_S = value_NS.sum(0) / panel.units(metric).sum()
+    same = panel.same_as
     rows = []
     for s, arm in enumerate(contrast.arms):
         difference = float(comparison.boot.ratio_S[s])
@@ -111,13 +116,10 @@ def paired_rows(contrast: Contrasts) -> list[ResultRow]:
             "low": comparison.low_S[s],
             "high": comparison.high_S[s],
             "interval": BOOTSTRAP_T,
-            "bootstrap_low": comparison.low_S[s],
-            "bootstrap_high": comparison.high_S[s],
             "standard_error": comparison.boot.error_S[s],
-            "p_sign_flip": comparison.p_sign_flip_S[s],
-            "p_value": comparison.p_sign_flip_S[s],
-            "test": "sign flip",
+            "p_value": comparison.p_S[s],
             "identical": not comparison.difference_NS[:, s].any(),
+            "same_as": same.get(panel.strategies[arm]),
         }
         if metric.is_proportion:
             row |= _proportion_columns(contrast, value_NS[:, contrast.baseline], value_NS[:, arm])
@@ -133,8 +135,7 @@ def _proportion_columns(contrast: Contrasts, baseline: np.ndarray, arm: np.ndarr
     table = PairedTable.of(baseline, arm, contrast.panel.clusters)
     low, high = table.interval(contrast.settings.confidence)
     flips = table.flips
-    mcnemar = exact_mcnemar(flips.lost, flips.gained)
-    row = {
+    return {
         "low": low,
         "high": high,
         "interval": SCORE,
@@ -142,11 +143,9 @@ def _proportion_columns(contrast: Contrasts, baseline: np.ndarray, arm: np.ndarr
         "lost": flips.lost,
         "gained": flips.gained,
         "flip_proportion": flips.proportion,
-        "p_mcnemar": mcnemar,
+        "p_mcnemar": exact_mcnemar(flips.lost, flips.gained),
+        "p_value": table.p_value,
     }
-    if contrast.panel.n_clusters == contrast.panel.n_items:
-        row |= {"p_value": mcnemar, "test": "McNemar"}
-    return row
 
 
 def noninferiority_rows(contrast: Contrasts) -> list[ResultRow]:
@@ -216,40 +215,27 @@ def _bootstrap_tests(contrast: Contrasts) -> list[tuple[float, float, float]]:
     return [(float(high), float(loss), float(gain)) for high, loss, gain in columns]
 
 
-def power_rows(contrast: Contrasts) -> list[ResultRow]:
-    """Return the minimum detectable differences: at assumed discordances, and as observed."""
-    panel, metric, confidence = contrast.panel, contrast.metric, contrast.settings.confidence
-    common = {
-        "dataset": panel.dataset,
-        "metric": metric.name,
-        "n_items": panel.n_items,
-        "n_clusters": panel.n_clusters,
-        "margin": contrast.margin,
-        "power": POWER,
-        "alpha": 1 - confidence,
-    }
-    detectable = "minimum_detectable_difference"
-    assumed = [
+def power_rows(panel: Panel, settings: StatisticsConfig) -> list[ResultRow]:
+    """Return the minimum detectable differences of a data set at assumed discordances.
+
+    Only proportions have them; what a difference of nats needs is planned from a pilot, for the
+    declared contrasts (:func:`moe_routing.statistics.primary.primary_rows`).
+    """
+    return [
         {
-            **common,
-            "basis": "assumed discordance",
+            "dataset": panel.dataset,
+            "metric": metric.name,
+            "n_items": panel.n_items,
+            "n_clusters": panel.n_clusters,
+            "margin": margin_of(metric, settings),
+            "power": POWER,
+            "alpha": 1 - settings.confidence,
             "discordance": proportion,
-            detectable: detectable_accuracy(panel.n_items, proportion, confidence=confidence),
+            "minimum_detectable_difference": detectable_accuracy(
+                panel.n_items, proportion, confidence=settings.confidence
+            ),
         }
-        for proportion in (DISCORDANCES if metric.is_proportion else ())
+        for metric in panel.measures
+        if metric.is_proportion
+        for proportion in DISCORDANCES
     ]
-    observed = []
-    for s, arm in enumerate(contrast.arms):
-        error = float(contrast.comparison.boot.error_S[s])
-        row = {
-            **common,
-            "basis": "observed standard error",
-            "strategy": panel.strategies[arm],
-            "standard_error": error,
-            # An arm that changes nothing shows no spread to plan with.
-            detectable: detectable_difference(error or np.nan, confidence=confidence),
-        }
-        if metric.is_proportion:
-            row["discordance"] = float(np.mean(contrast.comparison.difference_NS[:, s] != 0))
-        observed.append(row)
-    return assumed + observed

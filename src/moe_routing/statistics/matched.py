@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from moe_routing.statistics.cells import Panel
 from moe_routing.statistics.comparison import compare, named_rng
 from moe_routing.statistics.contrasts import BOOTSTRAP_T, SCORE
 from moe_routing.statistics.paired import PairedTable
-from moe_routing.statistics.proportions import exact_mcnemar, mixed_interval, p_of_interval
+from moe_routing.statistics.proportions import mixed_interval, p_of_interval
 from moe_routing.vocabulary import Metric
 
 MATCHED, OUTSIDE, UNKNOWN = "matched", "outside the curve", "unknown experts"
@@ -45,12 +46,14 @@ class Bracket:
     weight: float
 
 
-def bracket(mean_experts: float, ks: Sequence[float]) -> Bracket | None:
+def bracket(mean_experts: float, ks: Sequence[float], beyond: float = 0.0) -> Bracket | None:
     """Find where a mean number of experts lies on a static curve.
 
     Args:
         mean_experts: mean experts per token.
         ks: numbers of experts of the static curve, ascending.
+        beyond: part of the experts at an end by which a mean may lie beyond it and still be
+            compared with that end.
 
     Returns:
         None if ``mean_experts`` lies outside the curve.
@@ -64,7 +67,9 @@ def bracket(mean_experts: float, ks: Sequence[float]) -> Bracket | None:
         return Bracket(int(exact[0]), int(exact[0]), 0.0)
     high = int(np.searchsorted(ks_K, mean_experts))
     if high in (0, len(ks_K)) or not np.isfinite(mean_experts):
-        return None
+        near = np.abs(ks_K - mean_experts) <= beyond * ks_K
+        end = int(np.argmax(near)) if near.any() else None
+        return None if end is None else Bracket(end, end, 0.0)
     low = high - 1
     return Bracket(low, high, float((mean_experts - ks_K[low]) / (ks_K[high] - ks_K[low])))
 
@@ -161,7 +166,8 @@ def matched_rows(
     }
     rows = []
     for metric in panel.measures:
-        gaps = _gaps(panel, metric, settings, seed, curves, brackets)
+        rng = named_rng(seed, "matched", panel.dataset, metric.name)
+        found = gaps(panel, metric, settings, rng, curves, brackets)
         for name in arms:
             row = {
                 "strategy": name,
@@ -176,14 +182,14 @@ def matched_rows(
             }
             at = brackets[name]
             if at is not None:
-                row |= gaps[name] | _bracket_columns(panel, metric, curves[name], at)
+                row |= found[name] | bracket_columns(panel, metric, curves[name], at)
                 row["status"] = MATCHED
                 row["static_value"] = row["value"] - row["difference"]
             rows.append(row)
     return rows
 
 
-def _bracket_columns(
+def bracket_columns(
     panel: Panel, metric: Metric, curve: Mapping[str, float], at: Bracket
 ) -> dict[str, float]:
     """Return where a strategy lies on its curve, and the chord excess there."""
@@ -210,15 +216,24 @@ def _unmatched(name: str, curve_of: Mapping[str, str], mean_experts: Mapping[str
     return OUTSIDE if name in curve_of else NO_CURVE
 
 
-def _gaps(
+def gaps(
     panel: Panel,
     metric: Metric,
     settings: StatisticsConfig,
-    seed: int,
+    rng: np.random.Generator,
     curves: Mapping[str, Mapping[str, float]],
     brackets: Mapping[str, Bracket | None],
-) -> dict[str, dict[str, object]]:
-    """Return difference, interval and test of every strategy inside the curve."""
+) -> dict[str, dict[str, Any]]:
+    """Return difference, interval and test of every strategy that lies on its curve.
+
+    Args:
+        panel: the cells of one data set.
+        metric: what is compared.
+        settings: level and resamples.
+        rng: source of randomness.
+        curves: for each strategy, the points of its curve and their experts, ascending.
+        brackets: where each strategy lies on its curve; None: outside, and left out.
+    """
     inside = {name: at for name, at in brackets.items() if at is not None}
     if not inside:
         return {}
@@ -228,24 +243,23 @@ def _gaps(
     static_NK = {name: value_NS[:, list(map(column, curves[name]))] for name in inside}
     line_NS = np.stack([interpolate(static_NK[name], at) for name, at in inside.items()], axis=1)
     difference_NS = arm_NS - line_NS
-    rng = named_rng(seed, "matched", panel.dataset, metric.name)
     comparison = compare(panel, metric, difference_NS, settings, rng)
-    gaps = {}
+    found: dict[str, dict[str, Any]] = {}
     for s, (name, at) in enumerate(inside.items()):
-        gaps[name] = {
+        found[name] = {
             "difference": comparison.boot.ratio_S[s],
             "low": comparison.low_S[s],
             "high": comparison.high_S[s],
             "interval": BOOTSTRAP_T,
             "standard_error": comparison.boot.error_S[s],
-            "p_value": comparison.p_sign_flip_S[s],
+            "p_value": comparison.p_S[s],
             "identical": bool((np.abs(difference_NS[:, s]) <= ROUNDING).all()),
         }
         if metric.is_proportion:
-            gaps[name] |= proportion_columns(
+            found[name] |= proportion_columns(
                 arm_NS[:, s], static_NK[name], at, panel.clusters, settings.confidence
             )
-    return gaps
+    return found
 
 
 def proportion_columns(
@@ -253,13 +267,10 @@ def proportion_columns(
 ) -> dict[str, object]:
     """Return interval and p-value of a proportion.
 
-    Neither bootstrap nor permutation is valid here. With few discordant items bootstrap intervals
-    undercover, because many resamples contain none. Between two points, where a few differences are
-    large and many are small, the permutation test rejects too often. On a point the interval is
-    Tango's and, if items are their own clusters, the test is McNemar's. Between two points the
-    interval combines those of both points
-    (:func:`moe_routing.statistics.proportions.mixed_interval`) with the correlation of the two
-    differences over clusters, and the test is its inverse.
+    With few discordant items bootstrap intervals undercover, because many resamples contain none.
+    On a point the interval is Tango's and the test its inverse. Between two points the interval
+    combines those of both points (:func:`moe_routing.statistics.proportions.mixed_interval`) with
+    the correlation of the two differences over clusters, and the test is its inverse too.
 
     Args:
         arm_N: zeros and ones of the strategy.
@@ -269,8 +280,7 @@ def proportion_columns(
         confidence: level.
 
     Returns:
-        low, high, interval and discordant; p_value, except on a point if clusters have several
-        items.
+        low, high, interval, discordant and p_value.
     """
     found: dict[str, object] = {
         "discordant": int((np.abs(arm_N - interpolate(static_NK, at)) > ROUNDING).sum())
@@ -279,9 +289,7 @@ def proportion_columns(
     first = PairedTable.of(low_N, arm_N, clusters)
     if at.low == at.high:
         found["low"], found["high"] = first.interval(confidence)
-        found["interval"] = SCORE
-        if clusters.max() + 1 == len(arm_N):
-            found["p_value"] = exact_mcnemar(first.flips.lost, first.flips.gained)
+        found["interval"], found["p_value"] = SCORE, first.p_value
         return found
     second = PairedTable.of(high_N, arm_N, clusters)
     r = _correlation(cluster_sums(np.stack([arm_N - low_N, arm_N - high_N], axis=1), clusters))

@@ -1,8 +1,8 @@
-"""All strategies at once: ranks over data sets, and fronts of quality against cost."""
+"""All strategies at once: fronts of quality against cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,59 +13,9 @@ from moe_routing.statistics.comparison import named_rng
 from moe_routing.statistics.contrasts import ResultRow
 from moe_routing.statistics.pareto import front_proportion, pareto_front
 from moe_routing.statistics.proportions import clustered_wilson
-from moe_routing.statistics.ranks import friedman
-
-FEW_DATASETS = 10
-"""Below this many data sets the chi-squared approximation is poor (Demsar 2006, section 3.2.2)."""
 
 TIE_DIGITS = 12
 """Losses that agree to this many decimals are equal: the rest is rounding."""
-
-
-def friedman_rows(panels: Sequence[Panel], settings: StatisticsConfig) -> list[ResultRow]:
-    """Rank the strategies that every data set has; no rows with too few of either."""
-    if len(panels) < 2:
-        return []
-    names = [
-        name for name in panels[0].strategies if all(name in panel.strategies for panel in panels)
-    ]
-    if len(names) < 3:
-        return []
-    loss_DS = np.array([[_main_loss(panel, name) for name in names] for panel in panels])
-    result = friedman(np.round(loss_DS, TIE_DIGITS), confidence=settings.confidence)
-    baseline = names.index(settings.baseline)
-    distance_S = np.abs(result.average_rank_S - result.average_rank_S[baseline])
-    return [
-        {
-            "strategy": name,
-            "average_rank": result.average_rank_S[s],
-            "p_nemenyi": result.nemenyi_p_SS[s, baseline],
-            "beyond_critical_difference": bool(distance_S[s] > result.critical_difference),
-            "n_datasets": len(panels),
-            "n_strategies": len(names),
-            "chi2": result.chi2,
-            "p_friedman": result.p_value,
-            "f": result.f,
-            "p_iman_davenport": result.p_value_f,
-            "critical_difference": result.critical_difference,
-            "warning": _warning(len(panels), len(names), result.critical_difference),
-        }
-        for s, name in enumerate(names)
-    ]
-
-
-def _main_loss(panel: Panel, strategy: str) -> float:
-    metric = panel.main_measure
-    return metric.loss(panel.value(metric, strategy))
-
-
-def _warning(sets: int, strategies: int, distance: float) -> str:
-    if sets >= FEW_DATASETS:
-        return "none"
-    return (
-        f"low power: with {sets} data sets only average ranks more than {distance:.1f} apart "
-        f"differ significantly; the largest possible difference is {strategies - 1}"
-    )
 
 
 def pareto_rows(

@@ -12,10 +12,11 @@ import pandas as pd
 
 from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import atomic_path, read_json, reading
 from moe_routing.routing.budget import left_out
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import control_kinds, parse_strategy, static_families
+from moe_routing.statistics.budgets import budget_rows, lever_rows, reference_of
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
@@ -26,18 +27,17 @@ from moe_routing.statistics.contrasts import (
     power_rows,
 )
 from moe_routing.statistics.controls import control_rows, numerics_rows
-from moe_routing.statistics.levers import lever_rows, reference_of
 from moe_routing.statistics.matched import matched_rows
-from moe_routing.statistics.multiplicity import adjust
-from moe_routing.statistics.overview import friedman_rows, pareto_rows
+from moe_routing.statistics.multiplicity import EXPLORATORY, adjust
+from moe_routing.statistics.overview import pareto_rows
+from moe_routing.statistics.primary import Declared, primary_rows
+from moe_routing.statistics.rules import SCALED, UNSCALED
+from moe_routing.statistics.timing import seconds_of, timing_rows
 from moe_routing.statistics.verdict import verdict
-from moe_routing.vocabulary import DATASETS
+from moe_routing.vocabulary import DATASETS, RAW_WEIGHTING
 
-MATCHED_COLUMNS = (
-    "status", "static_family", "k_low", "k_high", "difference", "low", "high", "p_adjusted",
-    "chord_excess", "verdict",
-)  # fmt: skip
-"""What ``primary.csv`` takes from ``matched_compute.csv``, under names with ``matched_``."""
+TIMING_FILE = "efficiency/timing.csv"
+"""Measured times; a study without them has no tables of time."""
 
 Rows = list[ResultRow]
 _KEY = ["strategy", "dataset", "metric"]
@@ -49,8 +49,8 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     Needs ``comparison/full_routing_results.csv``, and ``controls.csv`` and ``levers.csv`` if there
     are any, for families and costs, and ``model.json``: strategies that are the same routing on
     this model are tested once (:meth:`moe_routing.config.study.StudyConfig.duplicates`). Cells of
-    the config that do not exist are left out and listed in ``missing.csv``. Of the tables only
-    ``pareto_time.csv`` depends on timings.
+    the config that do not exist are left out and listed in ``missing.csv``. Only ``timing.csv`` and
+    ``pareto_time.csv`` depend on measured times, those of ``efficiency/timing.csv``.
 
     Args:
         config: the study.
@@ -63,11 +63,16 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     results = Path(results_dir)
     comparison = results / "comparison"
     overview = [_read_overview(comparison / "full_routing_results.csv")]
-    for name in ("controls", "levers"):
-        if getattr(config, name):
+    for name, part in (
+        ("controls", [*config.controls, *config.contrasted]),
+        ("levers", [*config.levers, *config.budgets]),
+    ):
+        if part:
             overview.append(_read_overview(comparison / f"{name}.csv"))
     rule = ModelRule.of(read_json(results / "model.json"))
     duplicates = config.duplicates(rule)
+    times = results / TIMING_FILE
+    settings = [*static_points(config, rule), *config.levers, *config.budgets]
     tables = study_tables(
         results / "cells",
         pd.concat(overview, ignore_index=True),
@@ -82,7 +87,13 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
             if name not in duplicates
         },
         numerics={arm.name: arm.changed for arm in config.numerics},
-        levers=[*static_points(config, rule), *config.levers] if config.levers else (),
+        budgets=[name for name in dict.fromkeys(settings) if name not in duplicates]
+        if config.levers or config.budgets
+        else (),
+        own_weighting=rule.weighting,
+        fits=_fits(results / "calibration" / "budgets"),
+        declared=_declared(config),
+        times=pd.read_csv(times) if times.is_file() else pd.DataFrame(),
     )
     absent = tables["missing"]
     planned = {(name, dataset) for dataset in config.datasets for name in config.scored_on(dataset)}
@@ -94,8 +105,28 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
             table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
 
 
+def _declared(config: StudyConfig) -> list[Declared]:
+    """Return the primary contrast, then the sequence after it."""
+    settings = config.statistics
+    main = config.main_metrics
+    return [
+        Declared(
+            one.strategy,
+            one.against or settings.baseline,
+            one.dataset,
+            one.metric or main[one.dataset],
+        )
+        for one in settings.contrasts
+    ]
+
+
+def _fits(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what was fitted for each budget, by strategy."""
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+
+
 def static_points(config: StudyConfig, rule: ModelRule) -> list[str]:
-    """Return the strategies and controls that levers start from: the model's top k with fewer k.
+    """Return the strategies and controls that budgets are judged by: the model's rule at fewer k.
 
     Args:
         config: the study.
@@ -123,7 +154,11 @@ def study_tables(
     main: Mapping[str, str] | None = None,
     controls: Mapping[str, Control] | None = None,
     numerics: Mapping[str, str] | None = None,
-    levers: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    own_weighting: str = RAW_WEIGHTING,
+    fits: Mapping[str, Mapping[str, Any]] | None = None,
+    declared: Sequence[Declared] = (),
+    times: pd.DataFrame | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Return every table by name, with the columns of :mod:`moe_routing.statistics.columns`.
 
@@ -133,13 +168,17 @@ def study_tables(
             mean_experts and, if measured, tokens_per_second.
         strategies: strategy ids, in the order of the tables.
         datasets: task of each data set.
-        settings: baseline, primary contrast, levels and margins.
+        settings: baseline, levels and margins.
         seed: seed of the study.
         main: main metric of data sets, where it is not the first of their task.
         controls: the controls by id; of the other tables they are in matched_compute and on the
             Pareto fronts only, as points of static curves and as rivals.
         numerics: what each numerics arm changes.
-        levers: strategies of the table ``levers``.
+        budgets: strategies of the tables ``matched_budgets`` and ``levers``.
+        own_weighting: the model's own weighting.
+        fits: what was fitted for the budget of a strategy.
+        declared: the declared contrasts, in their order.
+        times: measured times: strategy, repeat, seconds, tokens.
 
     Raises:
         InputError: see :func:`write_statistics`.
@@ -153,23 +192,46 @@ def study_tables(
         for dataset, names in present.items()
     ]
     costs = _Costs(overview)
-    rows = _all_rows(panels, costs, settings, seed, controls)
+    timed = _times(times, settings, seed)
+    rows = _all_rows(panels, costs, settings, seed, controls, seconds_of(timed))
     tables = {name: pd.DataFrame(rows[name]) for name in rows}
-    margins = add_margin_verdicts(tables.pop("control_margins"), settings)
+    margins = add_margin_verdicts(tables.pop("control_margins"))
     tables["controls"] = add_verdicts(tables["controls"], settings, margins)
     with_baseline = {dataset: datasets[dataset] for dataset in present}
     arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics, main)
     tables["numerics"] = pd.DataFrame(arms)
-    missing += missing_arms
-    found, missing_levers = _levers(cells, with_baseline, settings, seed, levers, costs)
-    tables["levers"] = pd.DataFrame(found)
-    missing += missing_levers
-    tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"], settings)
+    found, missing_budgets = _budget_panels(cells, with_baseline, settings, budgets, main)
+    scored = {panel.dataset: panel for panel in found}
+    for name, table in _budgets(found, settings, seed, costs, own_weighting, fits or {}).items():
+        tables[name] = pd.DataFrame(table)
+    missing += missing_arms + missing_budgets + _left_out(fits or {})
+    tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"])
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
-    tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings, secondary=True)
-    tables["primary"] = _primary(tables, costs, settings)
+    tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings)
+    everything = {panel.dataset: panel.joined(scored.get(panel.dataset)) for panel in panels}
+    experts = {name: costs.experts(name) for name in everything}
+    tables["primary"] = pd.DataFrame(
+        primary_rows(everything, declared, controls, settings, seed, experts)
+    )
+    tables["timing"] = pd.DataFrame(timed)
     tables["missing"] = pd.DataFrame(missing)
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
+
+
+def _times(times: pd.DataFrame | None, settings: StatisticsConfig, seed: int) -> Rows:
+    """Return the rows of measured times; none without them."""
+    if times is None or times.empty:
+        return []
+    return timing_rows(times, settings.baseline, settings.confidence, settings.resamples, seed)
+
+
+def _left_out(fits: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Return rows about budgets that could not be fitted."""
+    return [
+        {"dataset": None, "strategy": name, "reason": fit.get("reason", "left out")}
+        for name, fit in fits.items()
+        if fit.get("status") == "left out"
+    ]
 
 
 def find_cells(
@@ -229,24 +291,48 @@ def _numerics(
     return rows, missing
 
 
-def _levers(
+def _budget_panels(
     cells: Path,
     datasets: Mapping[str, str],
     settings: StatisticsConfig,
-    seed: int,
-    levers: Sequence[str],
-    costs: _Costs,
-) -> tuple[Rows, Rows]:
-    """Return the rows of the levers, and rows about what is missing."""
-    if not levers:
+    budgets: Sequence[str],
+    main: Mapping[str, str],
+) -> tuple[list[Panel], Rows]:
+    """Return the cells of budgets and of their references, and rows about what is missing."""
+    if not budgets:
         return [], []
-    present, missing = find_cells(cells, [settings.baseline, *levers], datasets, settings.baseline)
-    references = {name: reference_of(name, settings.baseline) for name in levers}
-    rows: Rows = []
+    references = [reference_of(scale, settings.baseline) for scale in (UNSCALED, SCALED)]
+    wanted = list(dict.fromkeys([settings.baseline, *budgets]))
+    present, missing = find_cells(cells, wanted, datasets, settings.baseline)
+    panels = []
     for dataset, names in present.items():
-        panel = make_panel(load_cells(cells, names, {dataset: datasets[dataset]}))
-        rows += lever_rows(panel, references, settings, seed, costs.experts(dataset))
-    return rows, missing
+        extra = [
+            name
+            for name in references
+            if name not in names and cell_path(cells, name, dataset).is_file()
+        ]
+        loaded = load_cells(cells, [*names, *extra], {dataset: datasets[dataset]})
+        panels.append(make_panel(loaded, main.get(dataset)))
+    return panels, missing
+
+
+def _budgets(
+    panels: Sequence[Panel],
+    settings: StatisticsConfig,
+    seed: int,
+    costs: _Costs,
+    own_weighting: str,
+    fits: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Rows]:
+    """Return the rows of rules at matched budgets, and of their levers."""
+    tables: dict[str, Rows] = {"matched_budgets": [], "levers": []}
+    for panel in panels:
+        experts = costs.experts(panel.dataset)
+        tables["matched_budgets"] += budget_rows(
+            panel, settings, seed, experts, own_weighting, fits
+        )
+        tables["levers"] += lever_rows(panel, settings, seed, experts, own_weighting)
+    return tables
 
 
 def data_dictionary() -> pd.DataFrame:
@@ -261,23 +347,17 @@ def data_dictionary() -> pd.DataFrame:
 
 
 def add_verdicts(
-    table: pd.DataFrame,
-    settings: StatisticsConfig,
-    margins: pd.DataFrame | None = None,
-    *,
-    secondary: bool = False,
+    table: pd.DataFrame, settings: StatisticsConfig, margins: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Add family, adjusted p-value and verdict to a table of differences.
+    """Add adjusted p-values and verdicts to a table of differences.
 
     Args:
         table: columns strategy, dataset, metric, main, difference, p_value, higher_is_better,
             identical.
-        settings: the primary contrast and the level.
+        settings: the level.
         margins: the table of non-inferiority with its adjusted p-values, if verdicts depend on it.
-        secondary: whether the table is about another question than the primary contrast, so that
-            all of it is exploratory.
     """
-    table = _with_families(table, settings, secondary=secondary)
+    table = _adjusted(table)
     if table.empty:
         return table
     if margins is None or margins.empty:
@@ -304,9 +384,9 @@ def add_verdicts(
     return table
 
 
-def add_margin_verdicts(table: pd.DataFrame, settings: StatisticsConfig) -> pd.DataFrame:
-    """Add family, adjusted p-values and conclusions to the table of non-inferiority."""
-    table = _with_families(table, settings)
+def add_margin_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Add adjusted p-values and conclusions to the table of non-inferiority."""
+    table = _adjusted(table)
     if not table.empty:
         table["p_tost_adjusted"] = adjust(table["p_tost"], table["family"])
         table["noninferior"] = table["p_adjusted"] <= table["alpha"]
@@ -314,36 +394,20 @@ def add_margin_verdicts(table: pd.DataFrame, settings: StatisticsConfig) -> pd.D
     return table
 
 
-def _with_families(
-    table: pd.DataFrame, settings: StatisticsConfig, *, secondary: bool = False
-) -> pd.DataFrame:
+def _adjusted(table: pd.DataFrame) -> pd.DataFrame:
     """Add the family of each row and the p-value adjusted within it.
 
-    The primary family is a single test, at the whole level: the paired difference of the primary
-    contrast on the main metric of its data set. Its test of non-inferiority costs no level: "no
-    difference" and "a loss of the margin or more" cannot both be true, so at most one of the two
-    can be rejected wrongly (Shaffer 1986). Its comparison at matched compute is about another
-    difference and is exploratory.
+    The main metric of a data set is corrected by Holm within that data set; all other metrics
+    together by the method of Benjamini and Hochberg. Declared contrasts are in ``primary.csv``.
     """
     if table.empty:
         return table
     table = table.copy()
-    primary = _is_primary(table, settings) & (not secondary)
-    table["family"] = np.where(primary, "primary", "exploratory")
+    table["family"] = np.where(table["main"].astype(bool), table["dataset"], EXPLORATORY)
     if "p_value" not in table:  # every strategy lies outside the curve
         table["p_value"] = np.nan
     table["p_adjusted"] = adjust(table["p_value"], table["family"])
     return table
-
-
-def _is_primary(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
-    return _in_contrast(table, settings) & table["main"].astype(bool)
-
-
-def _in_contrast(table: pd.DataFrame, settings: StatisticsConfig) -> pd.Series:
-    """Mark strategy and data set of the primary contrast, with every metric."""
-    contrast = settings.primary
-    return (table["strategy"] == contrast.strategy) & (table["dataset"] == contrast.dataset)
 
 
 def _all_rows(
@@ -352,19 +416,19 @@ def _all_rows(
     settings: StatisticsConfig,
     seed: int,
     controls: Mapping[str, Control],
+    seconds: Mapping[str, float],
 ) -> dict[str, Rows]:
     """Return the rows of every table; ``control_margins`` are the non-inferiority of controls."""
     names = ("paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power")
     rows: dict[str, Rows] = {name: [] for name in (*names, "controls", "control_margins")}
-    compared, kinds = [], control_kinds()
+    kinds = control_kinds()
     for everything in panels:
         panel = everything.only(s for s in everything.strategies if s not in controls)
-        compared.append(panel)
         for contrast in contrasts(panel, settings, seed):
             rows["paired"] += paired_rows(contrast)
             rows["noninferiority"] += noninferiority_rows(contrast)
-            rows["power"] += power_rows(contrast)
-        experts, seconds = costs.experts(panel.dataset), costs.seconds(panel.dataset)
+        rows["power"] += power_rows(panel, settings)
+        experts = costs.experts(panel.dataset)
         on_curves = everything.only(
             s
             for s in everything.strategies
@@ -379,7 +443,6 @@ def _all_rows(
         rows["pareto"] += pareto_rows(on_curves, settings, seed, experts, "mean_experts")
         time = "seconds_per_1000_tokens"
         rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
-    rows["friedman"] = friedman_rows(compared, settings)
     return rows
 
 
@@ -412,12 +475,6 @@ class _Costs:
         """Mean experts per token of each strategy."""
         return self._column(dataset, self.table["mean_experts"])
 
-    def seconds(self, dataset: str) -> dict[str, float]:
-        """Seconds per 1,000 tokens of each strategy."""
-        if "tokens_per_second" not in self.table:
-            return {}
-        return self._column(dataset, 1000 / self.table["tokens_per_second"])
-
     def _column(self, dataset: str, values: pd.Series) -> dict[str, float]:
         chosen = (self.table["dataset"] == dataset) & np.isfinite(values.astype(float))
         names = self.table.loc[chosen, "strategy"]
@@ -425,39 +482,9 @@ class _Costs:
 
 
 def _read_overview(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; the statistics need the table of cells")
-    table = pd.read_csv(path)
+    with reading(path, "the table of cells"):
+        table = pd.read_csv(path)
     for name in ("strategy", "family", "k", "weighting", "dataset", "mean_experts"):
         if name not in table:
             raise InputError(f"{path}: column '{name}' is missing")
     return table
-
-
-def _primary(
-    tables: Mapping[str, pd.DataFrame], costs: _Costs, settings: StatisticsConfig
-) -> pd.DataFrame:
-    """Return what all tables say about the primary contrast, on every metric of its data set."""
-    paired = tables["paired"]
-    if paired.empty:
-        return paired
-    chosen = paired[_in_contrast(paired, settings)]
-    experts = costs.experts(settings.primary.dataset)
-    chosen = chosen.assign(
-        mean_experts=experts.get(settings.primary.strategy, np.nan),
-        baseline_mean_experts=experts.get(settings.baseline, np.nan),
-    )
-    margins = {
-        **{n: n for n in ("margin", "loss", "upper_bound", "noninferior", "equivalent")},
-        "p_adjusted": "p_noninferiority",
-    }
-    matched = {name: f"matched_{name}" for name in MATCHED_COLUMNS}
-    detectable = "minimum_detectable_difference"
-    for table, renamed in (
-        ("noninferiority", margins),
-        ("matched_compute", matched),
-        ("power", {detectable: detectable}),
-    ):
-        part = tables[table].reindex(columns=[*_KEY, *renamed]).rename(columns=renamed)
-        chosen = chosen.merge(part, on=_KEY, how="left")
-    return chosen

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moe_routing.errors import InputError
+from moe_routing.files import reading
 from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.diagnostics import diagnose
 from moe_routing.routing.nulls.marginal import (
@@ -26,7 +27,7 @@ from moe_routing.routing.nulls.within_token import (
 )
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.sample import CalibrationSample, sample_inputs
-from moe_routing.routing.tensors import UNREADABLE, read_tensors, write_tensors
+from moe_routing.routing.tensors import read_tensors, write_tensors
 from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NULL_IDS, NeededId
 
@@ -99,14 +100,11 @@ def load_null(path: Path | str, sample: CalibrationSample, toggles: Toggles | No
         InputError: the file is missing, not a fitted null, or fitted for another model, number of
             layers or number of experts.
     """
-    try:
+    with reading(path, "a fitted null"):
         tensors, metadata = read_tensors(path)
         null_id = metadata["null"]
         fitted = Needed if NeededId.parse(null_id) else NULLS[null_id]
         null = fitted.from_tensors(tensors)
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: missing or not a fitted null: {reason}") from error
     for key, expected in _identity(null, sample, toggles).items():
         if metadata.get(key) != expected:
             raise InputError(

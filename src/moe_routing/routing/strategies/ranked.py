@@ -172,8 +172,9 @@ class Budgeted(Ranked):
                 found = mean_at(_from_logit(position)) - wanted
                 return 0.0 if abs(found) < CLOSE else found  # the search ends at a zero
 
-            found = brentq(excess, _to_logit(low), _to_logit(high), xtol=1e-4)
-            return _from_logit(cast("float", found))
+            # Its stub allows for the full output.
+            root = cast("float", brentq(excess, _to_logit(low), _to_logit(high), xtol=1e-4))
+            return _from_logit(root)
 
         return value_for
 

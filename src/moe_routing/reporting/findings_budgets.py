@@ -1,0 +1,284 @@
+"""Findings at matched budgets: what a rule costs, against stock and against a fixed number.
+
+Pure functions from ``statistics/matched_budgets.csv``, ``levers.csv`` and ``timing.csv`` to
+sentences, as in :mod:`moe_routing.reporting.findings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from moe_routing.analysis.tables import groups_of
+from moe_routing.reporting import wording
+from moe_routing.reporting.claims import DIRECTIONS, Claim, Finding, claims, directions, distinct
+from moe_routing.reporting.findings import NAMED, beyond_line
+from moe_routing.reporting.names import rule_words
+from moe_routing.reporting.pages import BUDGETS_FILE, LEVERS_FILE, TIMING_FILE
+from moe_routing.statistics.rules import AS_IS, FITTED, PLAIN
+from moe_routing.statistics.verdict import Verdict
+from moe_routing.vocabulary import DATASETS, METRICS, text_dataset
+
+SCALE_WORDS = {AS_IS: "as is", FITTED: "at fitted scale"}
+LEVER_WORDS = {
+    "score": ("ranking by predicted norm or consequence instead of probability", "which experts"),
+    "tokens": ("one threshold instead of one number for every token", "for which tokens"),
+    "substitute": ("the mean output in a dropped expert's place", "what stands in"),
+    "weights": ("weights rescaled to the mass of the model's own choice", "which weights"),
+}
+
+
+def compared(rows: pd.DataFrame, scale: str = AS_IS) -> pd.DataFrame:
+    """Return the rows at a scale that are compared with a fixed number, each routing once.
+
+    Args:
+        rows: ``statistics/matched_budgets.csv`` with kinds.
+        scale: as is or fitted.
+    """
+    if rows.empty:
+        return rows
+    chosen = distinct(rows[(rows["scale"] == scale) & rows["verdict"].notna()])
+    return chosen[[kind != PLAIN for kind in chosen["kind"]]]
+
+
+def middle_budget(rows: pd.DataFrame) -> float:
+    """Return the budget in the middle of those of adaptive rules, at which the text is exact."""
+    budgets = sorted(compared(rows)["budget"].dropna().unique())
+    return float(budgets[(len(budgets) - 1) // 2]) if budgets else float("nan")
+
+
+def leader(rows: pd.DataFrame) -> pd.Series | None:
+    """Return the row of lowest loss at the middle budget on the text set; None without rows.
+
+    The rule is chosen from these results; other sets show whether the choice carries over.
+    """
+    own = compared(rows)
+    own = own[own["budget"] == middle_budget(rows)] if len(own) else own
+    if own.empty:
+        return None
+    text = own[own["dataset"] == text_dataset(own["dataset"].drop_duplicates())]
+    return text.iloc[int(text["loss_over_stock"].argmin())]
+
+
+def answer(rows: pd.DataFrame) -> Finding | None:
+    """State what the best rule at the middle budget costs, and whether it beats a fixed number."""
+    row = leader(rows)
+    if row is None:
+        return None
+    own = compared(rows)
+    own = own[own["strategy"] == row["strategy"]]
+    n = compared(rows)["kind"].nunique()
+    metric = METRICS[row["metric"]]
+    loss = wording.difference(row["loss_over_stock"], row["low"], row["high"], row["metric"])
+    text = (
+        f"Of {wording.plural(n, 'rule')} at a budget of {wording.experts(row['budget'])} experts "
+        f"per token, {rule_words(row['kind'])} lost least on {DATASETS[row['dataset']].label}: "
+        f"{loss} over the stock model"
+    )
+    versus = wording.difference(
+        row["versus_static"], row["static_low"], row["static_high"], row["metric"]
+    ).replace(f" {metric.unit}", "")
+    text += f", and {versus} against a fixed number of experts at the same mean"
+    others = own[own["dataset"] != row["dataset"]]
+    if len(others):
+        text += f"; against that number it was {by_set(others)}"
+    found = claims(own, BUDGETS_FILE, "scale")
+    return Finding(f"{text}.", BUDGETS_FILE, DIRECTIONS[Verdict(row["verdict"])], found)
+
+
+def by_set(rows: pd.DataFrame) -> str:
+    """Return on which data sets a comparison was better, worse or open."""
+    words = {"better": "better", "worse": "worse", "open": "not shown to differ", "same": "equal"}
+    found = rows["verdict"].map(lambda verdict: DIRECTIONS[Verdict(verdict)])
+    parts = [
+        f"{word} on "
+        + wording.listed([DATASETS[name].label for name in rows.loc[found == one, "dataset"]])
+        for one, word in words.items()
+        if (found == one).any()
+    ]
+    return wording.listed(parts)
+
+
+def budgets(rows: pd.DataFrame) -> list[Finding]:
+    """State for each data set which rules beat a fixed number of experts, as is and fitted.
+
+    Args:
+        rows: ``statistics/matched_budgets.csv`` with kinds.
+    """
+    if rows.empty:
+        return []
+    return [_budgets(own, str(dataset)) for dataset, own in groups_of(rows, "dataset")]
+
+
+def _budgets(rows: pd.DataFrame, dataset: str) -> Finding:
+    clauses: list[str] = []
+    found: list[Claim] = []
+    for scale in SCALE_WORDS:
+        own = compared(rows, scale)
+        if own.empty:
+            continue
+        found += claims(own, BUDGETS_FILE, "scale")
+        start = "at fitted scale, " if clauses else ""
+        against = "" if clauses else " than a fixed number of experts at the same mean"
+        clauses.append(f"{start}{_counted(own, against)}{_unsure(own)}")
+    noun = wording.measure_words(rows["metric"].iloc[0])
+    text = f"On {DATASETS[dataset].label}, by {noun}, "
+    if not clauses:
+        text += "no rule could be compared with a fixed number of experts."
+        return Finding(text, BUDGETS_FILE, "missing")
+    text += f"{'; '.join(clauses)}.{_by_rule(compared(rows))}"
+    return Finding(text, BUDGETS_FILE, outcome(found), tuple(found))
+
+
+def outcome(found: Iterable[Claim]) -> str:
+    """Return what claims show together: mixed, better, worse or none."""
+    shown = directions(found)
+    if {"better", "worse"} <= shown:
+        return "mixed"
+    return next((one for one in ("better", "worse") if one in shown), "none")
+
+
+def _counted(rows: pd.DataFrame, against: str) -> str:
+    """Return how many settings were better and worse, the others being not shown to differ."""
+    counts = _counts(rows)
+    total = len(rows)
+    shown = [one for one in ("better", "worse") if counts.get(one)]
+    if not shown:
+        return f"none of {wording.plural(total, 'setting')} was shown to differ from a fixed number"
+    parts = [
+        f"{_of(counts[one], total)}{'' if n else ' settings'} {_was(counts[one])} {one}"
+        for n, one in enumerate(shown)
+    ]
+    return f"{wording.listed(parts)}{against}"
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, int]:
+    found = rows["verdict"].map(lambda verdict: DIRECTIONS[Verdict(verdict)])
+    return {str(name): int(n) for name, n in found.value_counts().items()}
+
+
+def _of(n: int, total: int) -> str:
+    return f"all {wording.count(total)}" if n == total else f"{wording.count(n)} of {total}"
+
+
+def _was(n: int) -> str:
+    return "was" if n == 1 else "were"
+
+
+def _unsure(rows: pd.DataFrame) -> str:
+    """Return how many gains a chord of the fixed numbers may explain."""
+    better = rows[rows["verdict"] == Verdict.BETTER]
+    limits = better.assign(low=better["static_low"], high=better["static_high"])
+    unsure = len(better) - int(beyond_line(limits, losses=True).sum())
+    if not unsure:
+        return ""
+    return f" ({wording.count(unsure)} of these gains may come from interpolation)"
+
+
+def _by_rule(rows: pd.DataFrame) -> str:
+    """Return the rules whose settings were all better, and those whose settings were all worse."""
+    groups = {
+        kind: {DIRECTIONS[Verdict(verdict)] for verdict in own["verdict"]}
+        for kind, own in groups_of(rows, "kind")
+    }
+    text = ""
+    for direction in ("better", "worse"):
+        names = [kind.words for kind, shown in groups.items() if shown == {direction}]
+        if names and len(names) < len(groups) and len(names) <= NAMED:
+            text += f" {direction.capitalize()} at every budget: {'; '.join(names)}."
+    return text
+
+
+def levers(table: pd.DataFrame) -> list[Finding]:
+    """State for each lever where it lowered and where it raised the loss, at fitted scale.
+
+    A lever without rows at fitted scale is stated as is, where scale may explain the difference.
+
+    Args:
+        table: ``statistics/levers.csv``.
+    """
+    if table.empty:
+        return []
+    return [
+        _lever(str(lever), rows)
+        for lever, rows in groups_of(table[table["verdict"].notna()], "lever")
+    ]
+
+
+def _lever(lever: str, rows: pd.DataFrame) -> Finding:
+    done, question = LEVER_WORDS[lever]
+    fitted = rows[rows["scale"] == FITTED]
+    own = rows if fitted.empty else fitted
+    found = claims(own, LEVERS_FILE, "scale", "lever")
+    scale = "as is, where scale may explain it" if fitted.empty else "at fitted scale"
+    sets: dict[str, list[str]] = {}
+    for dataset, part in groups_of(own, "dataset"):
+        sets.setdefault(_tally(part), []).append(DATASETS[dataset].label)
+    parts = [f"{words} on {wording.listed(names)}" for words, names in sets.items()]
+    text = f"{question.capitalize()}: {done} {scale} was {wording.listed(parts)}."
+    return Finding(text, LEVERS_FILE, outcome(found), found)
+
+
+def _tally(rows: pd.DataFrame) -> str:
+    """Return in how many comparisons a lever was better and worse."""
+    counts = _counts(rows)
+    parts = [
+        f"{one}{f' in {_of(counts[one], len(rows))}' if len(rows) > 1 else ''}"
+        for one in ("better", "worse")
+        if counts.get(one)
+    ]
+    return wording.listed(parts) if parts else "not shown to differ"
+
+
+def lever_sets(rows: pd.DataFrame, direction: str) -> list[str]:
+    """Return the data sets on which a lever was shown in a direction, at fitted scale if scored.
+
+    Args:
+        rows: rows of one lever in ``statistics/levers.csv``.
+        direction: better or worse.
+    """
+    fitted = rows[rows["scale"] == FITTED]
+    own = rows if fitted.empty else fitted
+    found = own["verdict"].map(lambda verdict: DIRECTIONS[Verdict(verdict)])
+    names = own.loc[found == direction, "dataset"].drop_duplicates()
+    return [DATASETS[name].label for name in names]
+
+
+def time(table: pd.DataFrame, baseline: str, duplicates: dict[str, str]) -> list[Finding]:
+    """State the measured time of settings against the baseline's, and the noise of the measure.
+
+    Args:
+        table: ``statistics/timing.csv``.
+        baseline: the strategy that ratios are over.
+        duplicates: strategies that are the same routing as another.
+    """
+    if table.empty:
+        return []
+    others = table[(table["strategy"] != baseline) & ~table["strategy"].isin(duplicates)]
+    if others.empty:
+        return []
+    faster = others[others["ratio_high"] < 1]
+    slower = others[others["ratio_low"] > 1]
+    repeats = wording.count(table["repeats"].iloc[0])
+    text = (
+        f"Over {repeats} interleaved repeats of one text, {wording.count(len(faster))} of "
+        f"{wording.plural(len(others), 'setting')} took less time than `{baseline}` and "
+        f"{wording.count(len(slower))} took more."
+    )
+    if len(faster):
+        best = faster.iloc[int(faster["ratio"].argmin())]
+        text += (
+            f" The shortest median was that of `{best['strategy']}`: {best['ratio']:.2f} "
+            f"[{best['ratio_low']:.2f}, {best['ratio_high']:.2f}] of the baseline's time."
+        )
+    same = table[table["strategy"].isin(duplicates)]
+    same = same[same["strategy"].map(duplicates) == baseline]
+    if len(same):
+        apart = same[(same["ratio_low"] > 1) | (same["ratio_high"] < 1)]
+        text += (
+            " The same routing under another id did not differ."
+            if apart.empty
+            else " The same routing under another id differed too, so the measure is not reliable."
+        )
+    return [Finding(text, TIMING_FILE, "faster" if len(faster) else "not faster")]

@@ -1,0 +1,61 @@
+"""The names of strategies in words."""
+
+from __future__ import annotations
+
+from moe_routing.errors import InputError
+from moe_routing.routing.strategies import parse_strategy
+from moe_routing.statistics.rules import CERTIFIED, STATIC, THRESHOLD, RuleKind, kind_of
+
+MIXTURE_OF = "mixture."
+_SCORES = {
+    "mean_norm": "probability times mean output norm",
+    "norm": "probability times predicted output norm",
+    "consequence": "predicted consequence",
+    "exact_norm": "probability times output norm",
+}
+
+
+def rule_words(kind: RuleKind) -> str:
+    """Return a rule in words that need no table.
+
+    >>> rule_words(RuleKind("absolute", "consequence", "compensated"))
+    "one threshold on predicted consequence with the mean output in a dropped expert's place"
+    >>> rule_words(RuleKind("static"))
+    'a fixed number of experts'
+    """
+    names = {
+        STATIC: "a fixed number of experts",
+        CERTIFIED: "certified routing",
+        THRESHOLD: "one threshold",
+        "bh": "BH routing",
+    }
+    text = names.get(kind.rule, kind.name)
+    if kind.score in _SCORES:
+        text += f" {'ranked by' if kind.rule == STATIC else 'on'} {_SCORES[kind.score]}"
+    elif kind.rule == THRESHOLD:
+        text += " on the probability"
+    if kind.dropped == "compensated":
+        text += " with the mean output in a dropped expert's place"
+    if kind.weighting != "own":
+        text += f" with {kind.weighting.replace('_', '-')} weights"
+    return text
+
+
+def in_words(strategy_id: str, own_weighting: str) -> str:
+    """Return what a strategy is in words, for a sentence.
+
+    >>> in_words("stock", "softmax"), in_words("bh_k8_a005", "softmax")
+    ('the stock model', 'BH routing')
+    >>> in_words("mixture.bh_k8_a005", "softmax")
+    'fixed numbers of experts mixed to the same mean'
+    """
+    if strategy_id.startswith(MIXTURE_OF):
+        return "fixed numbers of experts mixed to the same mean"
+    try:
+        strategy = parse_strategy(strategy_id)
+    except InputError:
+        return f"`{strategy_id}`"
+    if strategy.family.control:
+        return f"`{strategy_id}`"
+    kind = kind_of(strategy, own_weighting)
+    return "the stock model" if kind is None else rule_words(kind)
