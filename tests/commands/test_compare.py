@@ -22,6 +22,7 @@ from moe_routing.workflow import write_config
 
 TASKS = ("wikipedia", "lambada")
 STRATEGIES = ("regular_k4", "uniform_k4")
+MIXTURE = "mixture.topp_k8_p050"
 LIMIT = 8
 COMPARED = ["value", "difference", "low", "high", "p_value", "p_adjusted", "lost", "gained"]
 
@@ -153,6 +154,14 @@ def test_the_pages_say_the_same_and_load_nothing(receipt):
             "error: --tasks has 'gsm8k=none.txt'; allowed with a file: ",
         ),
         (
+            [MODEL, "--strategies", MIXTURE],
+            f"error: strategy '{MIXTURE}' has as many experts as 'topp_k8_p050'; allowed: both",
+        ),
+        (
+            [MODEL, "--strategies", MIXTURE, "topp_k8_p050", "--tasks", "gsm8k"],
+            f"error: strategy '{MIXTURE}': --tasks has 'gsm8k'; allowed with it: wikitext",
+        ),
+        (
             [MODEL, "--strategies", "stock_k4", "--revision", "abc"],
             f"error: --revision is 'abc', and {MODEL} is a folder; allowed: none",
         ),
@@ -181,6 +190,18 @@ def test_the_same_routing_under_another_id_is_said(refused):
     tasks = f"wikipedia={FILES / 'wikipedia.jsonl'}"
     line = refused("compare", MODEL, "--strategies", "stock_k8", "--tasks", tasks)
     assert "`stock_k8` is the routing of `stock` on this model" in line
+
+
+def test_the_static_mixture_has_the_experts_of_its_base(command, tmp_path):
+    tasks = f"lambada={FILES / 'lambada.jsonl'}"
+    code, _, err = command(
+        "compare", MODEL, "--strategies", MIXTURE, "topp_k8_p050", "--tasks", tasks, "--limit", 4,
+        "--kl-items", 2, "--turns", 0, "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    cells = {cell["strategy"]["id"]: cell["routing"] for cell in record_of(tmp_path)["cells"]}
+    mean, base = (cells[name]["mean_experts"] for name in (MIXTURE, "topp_k8_p050"))
+    assert mean == pytest.approx(base, abs=0.1)
 
 
 def test_text_that_is_evaluated_is_not_calibrated_on(capsys):

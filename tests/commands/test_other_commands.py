@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 from commands_shared import FILES, MODEL
+from documents import text
 
+from moe_routing.commands.main import make_parser
 from moe_routing.commands.new_study import strategies_for
 from moe_routing.config.study import load_config
 from moe_routing.routing.calibration import Calibration
@@ -103,3 +108,14 @@ def test_help_has_examples(command, name):
     code, out, _ = command(name, "--help")
     assert code == 0
     assert f"examples:\n  moe-routing {name} " in out
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/command-line.md"])
+def test_documented_command_lines_parse(file):
+    lines = re.sub(r"\\\n\s*", "", text(file)).splitlines()
+    documented = [line.strip() for line in lines if line.startswith("    moe-routing ")]
+    assert documented
+    for line in documented:
+        arguments = make_parser().parse_args(shlex.split(line)[1:])
+        for name in getattr(arguments, "strategies", []):
+            assert parse_strategy(name).id == name

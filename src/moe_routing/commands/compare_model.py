@@ -40,9 +40,10 @@ from moe_routing.evaluation.divergence import BaselineDivergence, divergence_sub
 from moe_routing.evaluation.record import CellRecord, environment
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.strategies.controls import EqualBudget
 from moe_routing.schema import parse
 from moe_routing.statistics.cells import Panel, ScoredCell, make_panel
-from moe_routing.vocabulary import DIVERGENCE, METRICS
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
 
 if TYPE_CHECKING:
     from moe_routing.data.items import Item
@@ -107,7 +108,8 @@ def receipt_of_model(arguments: argparse.Namespace) -> Receipt:
         calibration = calibrated(loaded.model, loaded.tokenizer, planned.texts, needing, arguments)
         if arguments.out is not None:
             calibration.save(arguments.out / "calibration")
-    for strategy in planned.strategies.values():
+    own = [one for one in planned.strategies.values() if not isinstance(one, EqualBudget)]
+    for strategy in own:
         with routed(loaded.model, strategy, calibration=calibration):
             pass  # errors are raised before anything is scored
     scored = {data.name: score_set(planned, data, loaded, calibration) for data in planned.sets}
@@ -128,7 +130,7 @@ def receipt_of_model(arguments: argparse.Namespace) -> Receipt:
         texts = [_text(item) for data in planned.sets for item in data.items]
         gains = measure_gains(
             loaded,
-            list(planned.strategies.values()),
+            own,
             texts or _texts_of(logged),
             calibration,
             turns=arguments.turns,
@@ -149,6 +151,8 @@ def plan(arguments: argparse.Namespace, model: Mapping[str, Any]) -> Plan:
     parsed = {
         one.id: one for one in map(parse_strategy, [arguments.baseline, *arguments.strategies])
     }
+    for strategy in parsed.values():
+        _check_base(strategy, list(parsed), arguments.tasks)
     if len(parsed) < 2:
         raise InputError(
             f"--strategies has none but the baseline '{arguments.baseline}'; allowed: at least one"
@@ -192,6 +196,27 @@ def plan(arguments: argparse.Namespace, model: Mapping[str, Any]) -> Plan:
     return Plan(parsed, study, sets, harness, saved, texts, settings)
 
 
+def _check_base(strategy: Strategy, names: Sequence[str], tasks: Sequence[str]) -> None:
+    """Check that a control at equal budget can be scored.
+
+    Raises:
+        InputError: its base is not compared, or a task is the harness's, which logs no counts.
+    """
+    if not isinstance(strategy, EqualBudget):
+        return
+    if strategy.base.id not in names:
+        raise InputError(
+            f"strategy '{strategy.id}' has as many experts as '{strategy.base.id}'; allowed: both "
+            "in --strategies"
+        )
+    foreign = [task for task in tasks if task.partition("=")[0] not in DATASETS]
+    if foreign:
+        raise InputError(
+            f"strategy '{strategy.id}': --tasks has '{foreign[0]}'; allowed with it: "
+            f"{', '.join(DATASETS)}"
+        )
+
+
 def read_set(study: StudyConfig, name: str, limit: int | None) -> EvaluationSet:
     """Return a set, or as many of its items as a study with ``items: limit`` draws.
 
@@ -212,12 +237,19 @@ def score_set(
     assert config is not None  # noqa: S101 (there are sets)
     subset = divergence_subset(data.items, data.name, config)
     divergence = BaselineDivergence(loaded, subset, data.task, config, calibration)
-    for name, strategy in planned.strategies.items():
+    # Controls at equal budget read what their base has used.
+    ordered = sorted(planned.strategies.values(), key=lambda one: isinstance(one, EqualBudget))
+    for strategy in ordered:
+        if isinstance(strategy, EqualBudget):
+            base = found.records[strategy.base.id].routing
+            strategy = strategy.like(base.by_layer["count_histogram"])
         scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
         kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
         scored = replace(scored, items=scored.items.assign(kl=kl))
-        found.items[name] = scored.items
-        found.records[name] = cell_record(loaded, strategy, data, scored, config)
+        found.items[strategy.id] = scored.items
+        found.records[strategy.id] = cell_record(
+            loaded, strategy, data, scored, config, calibration
+        )
     return found
 
 

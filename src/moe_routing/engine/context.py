@@ -24,8 +24,8 @@ class ForwardContext:
     """State of one forward pass.
 
     Attributes:
-        mask_T: which tokens are real, bool, (batch * sequence,); None if all are. Padding gets no
-            experts and is left out of the statistics.
+        mask_T: which tokens are real, (batch * sequence,), bool or numbers as in an attention mask;
+            None if all are. Padding gets no experts and is left out of the statistics.
         concurrent: whether other forward passes run on the same processor at the same time.
         sums: where a recorder adds the statistics of this pass; None adds to the recorder's own.
         counts_T: experts of each token summed over layers, float32; filled in by a recorder.
@@ -38,6 +38,11 @@ class ForwardContext:
     sums: Sums | None = None
     counts_T: Tensor | None = None
     key_T: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Take numbers, as attention masks hold them, as truth values."""
+        if self.mask_T is not None:
+            self.mask_T = self.mask_T.bool()
 
 
 _DROPPED: ContextVar[Tensor | None] = ContextVar("dropped_weights", default=None)
@@ -52,6 +57,11 @@ def forward_context(context: ForwardContext) -> Iterator[ForwardContext]:
         yield context
     finally:
         _CURRENT.reset(token)
+
+
+def is_in_context() -> bool:
+    """Return whether the state of the present forward pass was set."""
+    return _CURRENT.get() is not None
 
 
 def current_context() -> ForwardContext:

@@ -116,6 +116,7 @@ class Recorder:
             for key, value in sums.items():
                 _add(self._sums, key, value)
 
+    @torch.no_grad()  # sums must not keep the graphs of all passes alive
     def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
         """Add the routing of one layer in one forward pass."""
         probability_TE, selection = routing.probability_TE, routing.selection
@@ -164,7 +165,16 @@ class Recorder:
         return {layer: self._sums[key, layer] for key, layer in sorted(self._sums) if key == name}
 
     def statistics(self) -> RoutingStatistics:
-        """Copy the sums to the host and normalise them."""
+        """Copy the sums to the host and normalise them.
+
+        Raises:
+            InputError: nothing was recorded.
+        """
+        if not self._sums:
+            raise InputError(
+                "the recorder saw no forward pass; allowed: one or more inside the context of "
+                "routed(model, strategy, recorder=recorder)"
+            )
         names = ("rows", "histogram", "load", "unique", "forwards")
         rows, histogram, load, unique, forwards = (
             np.stack([np.asarray(torch.as_tensor(v).cpu()) for v in self._by_layer(name).values()])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -28,7 +28,10 @@ from moe_routing.engine.adapters import (
 )
 from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.context import (
+    ForwardContext,
     current_context,
+    forward_context,
+    is_in_context,
     pass_dropped_weights,
     take_dropped_weights,
 )
@@ -42,7 +45,7 @@ from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies import Strategy, parse_strategy
-from moe_routing.routing.types import RouterInputs
+from moe_routing.routing.types import RouterInputs, Selection, Selector
 from moe_routing.routing.weighting import Router
 from moe_routing.vocabulary import NeededId
 
@@ -113,6 +116,11 @@ def routed(
         )
         for rule, experts in {(router.rule, router.num_experts) for router in routers}
     }
+    if _is_foreign(strategy):
+        built = {
+            key: replace(router, select=distinct(router.select, strategy.id))
+            for key, router in built.items()
+        }
     exact = scorer is not None and scorer.score == "exact_norm"
     part = "compensated" if compensated else "exact-norm"
     experts = (
@@ -123,6 +131,8 @@ def routed(
     outputs = calibration.outputs if calibration else None
     mean_LEH = outputs.mean_LEH if outputs and compensated else None
     with ExitStack() as stack:
+        if recorder is not None:
+            stack.enter_context(patched_forward(_decoder(model), UnpaddedForward))
         for router in routers:
             rule, layer = router.rule, router.layer
             mean_EH = None if mean_LEH is None else mean_LEH[layer]
@@ -214,6 +224,40 @@ def _exact_sizes(experts: Experts, mean_EH: Tensor | None, hidden_TH: Tensor) ->
         no_mean_EH = hidden_TH.new_zeros(experts.num_experts, hidden_TH.shape[1])
         return DenseExperts.load(experts).norms(hidden_TH.detach(), no_mean_EH)[0].float()
     return DenseExperts.load(experts).norms(hidden_TH.detach(), mean_EH)[1].float()
+
+
+def _is_foreign(strategy: Strategy) -> bool:
+    """Return whether a strategy, or the one that it is a control of, is of another package."""
+    rules = (strategy, getattr(strategy, "base", strategy))
+    return any(not type(rule).__module__.startswith("moe_routing.") for rule in rules)
+
+
+def distinct(select: Selector, strategy_id: str) -> Selector:
+    """Return a selector that checks what another one selects.
+
+    Raises:
+        InputError: when called, for ids that are no experts or repeated, or wrong counts.
+    """
+
+    def checked(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+        selection, experts = select(inputs, probability_TE), probability_TE.shape[1]
+        id_TK = selection.index_TK.sort(1).values
+        real_TK = id_TK < experts
+        wrong = {
+            "an id that is no expert": ((id_TK < 0) | (id_TK > experts)).any(),
+            "an expert twice for one token": (real_TK & (id_TK == id_TK.roll(1, 1)))[:, 1:].any(),
+            "a count that is not that of its ids": (real_TK.sum(1) != selection.count_T).any(),
+        }
+        for what, found in wrong.items():
+            if bool(found):
+                raise InputError(
+                    f"strategy '{strategy_id}' selected {what} in layer {inputs.layer}; allowed: "
+                    f"distinct ids from 0 to {experts - 1}, {experts} in empty slots, and their "
+                    "count"
+                )
+        return selection
+
+    return checked
 
 
 def _warn_of_weighting(strategy: Strategy, rule: ModelRule) -> None:
@@ -324,8 +368,7 @@ class RouterForward:
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         dropped_TE = routing.dropped_weight_TE
         if self.recorder is not None:
-            with torch.no_grad():  # sums must not keep the graphs of all passes alive
-                self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
+            self.recorder.add(router.layer, routing, strategy.min_experts, strategy.max_experts)
         if mask_T is not None:
             padding_T1 = ~mask_T.to(index_TK.device)[:, None]
             index_TK = index_TK.masked_fill(padding_T1, router.num_experts)
@@ -339,6 +382,43 @@ class RouterForward:
             first_T1 = index_TK[:, :1].where(index_TK[:, :1] < router.num_experts, 0)
             index_TK = index_TK.where(index_TK < router.num_experts, first_T1)
         return read.raw_TE, weight_TK.to(read.dtype), index_TK
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a model that holds the layers, whatever head or adapter is around it."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+
+
+class UnpaddedForward:
+    """The forward of a decoder that tells routers and recorders which tokens are padding.
+
+    It reads the attention mask, (batch, tokens so far), unless the state of the pass is set.
+    """
+
+    def __init__(self, below: Forward) -> None:
+        """Keep the forward to call."""
+        self._below = below
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Run the decoder."""
+        mask_T = None if is_in_context() else _real_tokens(args, kwargs)
+        if mask_T is None:
+            return self._below(*args, **kwargs)
+        with forward_context(ForwardContext(mask_T=mask_T)):
+            return self._below(*args, **kwargs)
+
+
+def _real_tokens(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor | None:
+    """Return which tokens of a decoder's pass are real, (batch * tokens,); None if it is not said.
+
+    With a cache the mask covers earlier tokens too.
+    """
+    mask_BS = kwargs.get("attention_mask")
+    given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    read = next((one for one in given if isinstance(one, Tensor)), None)
+    if read is None or not isinstance(mask_BS, Tensor) or mask_BS.ndim != 2:
+        return None
+    return mask_BS[:, -read.shape[1] :].flatten()
 
 
 class CompensatedForward:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.upcast import upcast
 from moe_routing.errors import InputError
+from moe_routing.evaluation.budgets import fit_budget
 from moe_routing.evaluation.certify import certify, check_documents
 from moe_routing.evaluation.fitting import DOCUMENTS
 from moe_routing.evaluation.outputs import fit_expert_outputs
@@ -27,10 +29,10 @@ from moe_routing.evaluation.scales import fit_scale
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
 from moe_routing.evaluation.windows import calibration_window, cut_windows, run_windows
-from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.calibration import Calibration, budgets_of
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
-from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.strategies import Budgeted, Strategy, parse_strategy
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
 from moe_routing.vocabulary import NeededId
@@ -121,9 +123,10 @@ def calibrate(
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: ``texts`` is a single text, an unknown dtype; see :func:`sample_router_logits`,
-            :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`certify`
-            and :func:`fit_scale`.
+        InputError: ``texts`` is a single text, an unknown dtype, a model without the output layer
+            that toggles, certificates and scales need; see :func:`sample_router_logits`,
+            :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`certify`,
+            :func:`fit_budget` and :func:`fit_scale`.
     """
     if isinstance(texts, str):
         raise InputError("texts is a str; allowed: a list of documents, such as [text]")
@@ -141,13 +144,18 @@ def calibrate(
     texts = texts[: len(texts) - len(apart)]
     for strategy in certified.values():  # before time is spent on the rest
         check_documents(len(apart), strategy.margin)
+    toggled = certified or any(map(NeededId.parse, names)) or any(p.needs_toggles for p in parsed)
+    if (toggled or any(p.needs_scale for p in parsed)) and model.get_output_embeddings() is None:
+        raise InputError(
+            f"{type(model).__name__} has no output layer; allowed: a model with one, such as "
+            "AutoModelForCausalLM loads, or nulls and strategies that need no predictions"
+        )
     longest = calibration_window(model, window or tokens)
     with passes():
         sample = sample_router_logits(
             model, tokenizer, texts, tokens=tokens, window=longest, rng=np.random.default_rng(seed)
         )
     toggles = outputs = None
-    toggled = certified or any(map(NeededId.parse, names)) or any(p.needs_toggles for p in parsed)
     if toggled or any(one.needs_outputs for one in parsed):
         with passes():
             outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=longest)
@@ -167,11 +175,22 @@ def calibrate(
         name: certify(model, tokenizer, apart, strategy, calibration, window=window)
         for name, strategy in certified.items()
     }
-    calibration = replace(calibration, certificates=certificates)
+    budgets = {
+        name: fit_budget(
+            model,
+            tokenizer,
+            texts[:DOCUMENTS],
+            cast("Budgeted", parse_strategy(name)),
+            calibration,
+            window=window,
+        )
+        for name in budgets_of(parsed)
+    }
+    calibration = replace(calibration, certificates=certificates, budgets=budgets)
     scales = {
         one.id: fit_scale(model, tokenizer, texts[:DOCUMENTS], one, calibration, window=window)
         for one in parsed
-        if one.needs_scale
+        if one.needs_scale and not (one.needs_budget and budgets[one.needs_budget].left_out)
     }
     return replace(calibration, scales=scales)
 
