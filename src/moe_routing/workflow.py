@@ -273,7 +273,6 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
             f"{results}/baseline/router_logits.safetensors",
             *toggled,
             *held_out,
-            *null_files(study.calibration.nulls, results),
         ],
         ABLATION: [
             sample,

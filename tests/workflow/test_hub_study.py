@@ -35,6 +35,7 @@ SMALLER = {
     "levers": LEVERS,
     "evaluation": {"window": 256, "kl_items": 2},
     "analysis": {
+        "resamples": 200,
         "baseline": {"tokens": 256, "domain_tokens": 128},
         "bh": {**BH, "fewer_k": [4], "new_tokens": 4},
         "validity": {"tokens": 256, "nulls": NULLS, "alpha": [0.05], "repeats": 200},
