@@ -181,6 +181,21 @@ def refuse_templates(files: Iterable[Path | str]) -> None:
             )
 
 
+def refuse_dollar(folder: Path) -> None:
+    """Reject a working directory with a dollar sign, for jobs that a cluster runs.
+
+    Snakemake's commands there have paths in double quotes, in which a shell expands it.
+
+    Raises:
+        InputError: there is one.
+    """
+    if "$" in str(folder):
+        raise InputError(
+            f"{folder}: has a dollar sign, which Snakemake's commands on a cluster would expand; "
+            "allowed there: folders without"
+        )
+
+
 def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
     """Check a study against its model, if an earlier run has described the model.
 
@@ -296,7 +311,6 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
             f"{results}/baseline/router_logits.safetensors",
             *toggled,
             *held_out,
-            *null_files(study.calibration.nulls, results),
         ],
         ABLATION: [
             sample,

@@ -92,10 +92,8 @@ def _write_config(root, analysis):
         "calibration": {"source": local, "nulls": ["needed", "pooled"]},
         "datasets": {"wikipedia": {"source": local}, "lambada": {"source": local}},
         "strategies": ["stock", "bh_k8_a010"],
-        "statistics": {
-            "primary": {"strategy": "bh_k8_a010", "dataset": "lambada"}, "resamples": 100,
-        },
-        "analysis": analysis,
+        "statistics": {"primary": {"strategy": "bh_k8_a010", "dataset": "lambada"}},
+        "analysis": {"resamples": 100, **analysis},
     }  # fmt: skip
     (root / "config.yaml").write_text(yaml.safe_dump(config))
 

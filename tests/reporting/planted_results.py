@@ -96,7 +96,7 @@ def planted_config(
         "study": study,
         "seed": 3,
         "model": model or {"path": str(ROOT / "resources" / "olmoe-nano")},
-        "analysis": {**ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
+        "analysis": {"resamples": 400, **ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
         "calibration": {"source": local, "tokens": 1024, "nulls": list(nulls)},
         "datasets": {name: {"source": local} for name in datasets},
         "strategies": list(strategies),

@@ -243,7 +243,7 @@ def measure(
         sums,
         items["tokens"],
         items["cluster"].to_numpy(),
-        resamples=config.statistics.resamples,
+        resamples=config.analysis.resamples,
         rng=rng,
     )
     low_S, high_S = studentised_interval(boot, config.statistics.confidence)
@@ -405,6 +405,6 @@ def _advice(runs: dict[str, ArmRun], config: StudyConfig) -> dict[str, object]:
         config.statistics.baseline,
         margin=config.statistics.margin_nats,
         confidence=config.statistics.confidence,
-        resamples=config.statistics.resamples,
+        resamples=config.analysis.resamples,
         rng=np.random.default_rng(config.seed),
     )

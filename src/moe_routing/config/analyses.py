@@ -225,6 +225,12 @@ class EfficiencyAnalysis(ClosedModel):
 class AnalysisConfig(ClosedModel):
     """Settings of the analyses that accompany the comparison of strategies."""
 
+    resamples: int = Field(
+        default=2000,
+        ge=100,
+        description="Bootstrap resamples of the analyses; statistics.resamples are those of the "
+        "comparison.",
+    )
     baseline: BaselineAnalysis = Field(
         default_factory=BaselineAnalysis, description="Statistics of the stock router."
     )
