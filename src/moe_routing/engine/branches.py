@@ -357,22 +357,30 @@ class BranchLayout:
             prefixes: for each probed token, the (start, end) of the tokens before it.
             branches: branches of a probed token in a block.
         """
-        self.longest = documents.longest
         self.documents, self.tokens, self.prefixes = documents, tokens, prefixes
         self.block = (len(prefixes), branches)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
         given, tokens = (query, key, value), self.tokens
-        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         query_1, key_1, value_1 = (rows[:, :, :tokens] for rows in given)
-        out[:, :tokens] = self.documents.attend(query_1, key_1, value_1, scaling)
+        out[:, :tokens] = self.documents.attend(query_1, key_1, value_1, scaling, window)
         if query.shape[2] == tokens:
             return out
         blocks = [rows[0, :, tokens:].unflatten(1, (-1, *self.block)) for rows in given]
         rows = out[0, self.tokens :].unflatten(0, (-1, *self.block))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         for index, (start, end) in enumerate(self.prefixes):
+            if window:
+                start = max(start, end - window + 1)
             past_key, past_value = key[0, :, start:end], value[0, :, start:end]
             own_query, own_key, own_value = (block[:, :, index].flatten(1, 2) for block in blocks)
             part = _branch_attention(own_query, own_key, own_value, past_key, past_value, scale)
