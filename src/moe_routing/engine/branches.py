@@ -153,6 +153,9 @@ class BranchBatch(ABC):
             branches: branches of a probed token in a block.
         """
         self.branches = branches
+        # By layer, on the host: what ranks the experts of the probed tokens, (P, E), if that is
+        # not the logit.
+        self.choices: dict[int, Tensor] = {}
         # Nothing reads what comes after the last branch.
         ends = [probe.positions[-1] + 1 for probe in probes]
         starts = list(accumulate(ends, initial=0))
@@ -274,6 +277,9 @@ class BranchBatch(ABC):
         def forward(hidden: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raw_TE, weight_TK, index_TK = route(hidden, *args)
             hidden_TH, logits_TE = hidden.flatten(0, -2), router.behaviour.logits(raw_TE)
+            choice_TE = router.behaviour.choice(router.module, raw_TE, *args)
+            if choice_TE is not None:
+                self.choices[router.layer] = choice_TE[self.source_P.to(choice_TE.device)].cpu()
             # One more slot, for an expert that is added; empty in all other rows.
             index_TK = F.pad(index_TK, (0, 1), value=router.num_experts)
             weight_TK = F.pad(weight_TK, (0, 1))
