@@ -41,11 +41,13 @@ def test_real_study_is_planned_with_gpus(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     lines = plan.splitlines()
-    # On each of three sets: the baseline, 23 strategies, 7 points of static curves, 5 controls of
-    # each of two BH strategies, 5 rivals, the levers, and the numerics arms.
+    # On each of three sets: the baseline, 23 strategies, 7 points of static curves, 7 controls of
+    # each of two BH strategies, adaptive top-k with other weights, 5 rivals, the levers and budgets,
+    # and the numerics arms; and on one set the static mixture at the mean of certified routing.
     study = load_config(ROOT / "config/olmoe-1b-7b.yaml")
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    assert len(scoring) == 3 * (46 + len(study.levers) + len(study.numerics))
+    others = {*study.levers, *study.budgets} - {*study.strategies, *study.controls}
+    assert len(scoring) == 3 * (51 + len(others) + len(study.numerics)) + 1
     certified = [line for line in lines if "Certifying certified_k8_m001 on 32 documents" in line]
     assert len(certified) == 1
 
