@@ -42,8 +42,8 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert done.returncode == 0, plan
     lines = plan.splitlines()
     # On each of three sets: the baseline, 23 strategies, 7 points of static curves, 7 controls of
-    # each of two BH strategies, adaptive top-k with other weights, 5 rivals, the levers and budgets,
-    # and the numerics arms; and on one set the static mixture at the mean of certified routing.
+    # each of two BH strategies, adaptive top-k with other weights, 5 rivals, the levers and the
+    # budgets, and the numerics arms; on one set also the mixture at the mean of certified routing.
     study = load_config(ROOT / "config/olmoe-1b-7b.yaml")
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
     others = {*study.levers, *study.budgets} - {*study.strategies, *study.controls}
