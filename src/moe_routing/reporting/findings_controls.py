@@ -62,7 +62,9 @@ def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Findi
         return []
     kinds = control_kinds()
     rows = main_measure_rows(table, main)
-    rows = rows[(rows["base"] == base) & rows["kind"].map(lambda kind: bool(kinds[kind].short))]
+    rows = rows[
+        (rows["base"] == base) & rows["kind"].map(lambda kind: bool(kinds[str(kind)].short))
+    ]
     parts = [f"with {kinds[kind].short}, {by_set(own)}" for kind, own in groups_of(rows, "kind")]
     if not parts:
         return []

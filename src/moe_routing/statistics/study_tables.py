@@ -429,8 +429,9 @@ def _all_rows(
         rows["controls"] += found
         rows["control_margins"] += margins
         rows["pareto"] += pareto_rows(on_curves, settings, seed, experts, "mean_experts")
-        time = "seconds_per_1000_tokens"
-        rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
+        if seconds:
+            time = "seconds_per_1000_tokens"
+            rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
     return rows
 
 
