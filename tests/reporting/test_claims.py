@@ -32,8 +32,9 @@ VALUE = {
 """The column of the difference, where it is not ``difference``; losses are turned already."""
 LOSSES = ("statistics/matched_budgets.csv", "statistics/levers.csv")
 
-# In nats, 4 experts for every token lose .10 and 4.5, between 4 and 8 (0), lose .0875; the thresholds
-# use 4, the others 4.5. LAMBADA shows the reverse of the other sets. On HellaSwag only the likelihood moves: accuracy is at chance.
+# In nats, 4 experts for every token lose .10 and 4.5, between 4 and 8 (0), lose .0875. The
+# thresholds use 4, the others 4.5. LAMBADA shows the reverse of the other sets. On HellaSwag only
+# the likelihood moves: accuracy is at chance.
 BETTER, EQUAL, WORSE = "absolute_k8_b3_consequence", "absolute_k8_b3", "topp_k8_b3"
 FIXED = 0.0875
 LOSS = {BETTER: 0.02, EQUAL: 0.10, WORSE: 0.20, "regular_k4": 0.10, "bh_k8_b4": 0.05,
