@@ -191,10 +191,11 @@ def specification(
 ) -> dict[str, Any]:
     """Return id, family, parameters and weighting of a strategy on a model with this rule.
 
-    With a budget, the parameters are those that were fitted to it, and ``fitted`` names them.
+    With a calibration, a parameter that a budget stands for has its fitted value, and ``fitted``
+    names it.
     """
     head = {"id": strategy.id, "family": strategy.family.name}
-    resolved = strategy.fitted(calibration).resolved(rule)
+    resolved = (strategy.fitted(calibration) if calibration else strategy).resolved(rule)
     kind = resolved.weighting_kind
     weighting = rule.weighting if kind == "model" else kind
     values = {**head, **resolved.model_dump(), "weighting": weighting}

@@ -1,7 +1,8 @@
 """Uniform numbers for each token that depend on the text read so far, not on how it is batched.
 
-A token's key is a hash of the input ids of its request up to it. The draws of a layer are a hash of
-the key, a seed and the layer, so that forward passes may run in any order.
+A token's key is a hash of the input ids of its request up to it, and of the first ids of the
+request, lest the first tokens of all documents draw alike. The draws of a layer are a hash of the
+key, a seed and the layer, so that forward passes may run in any order.
 
 Shape letters: T tokens, E experts.
 """
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from moe_routing.routing.types import RouterInputs
 
+FIRST = 8
+"""Ids of a request that all its keys depend on; requests that share a context share as many."""
 FACTOR = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
 INVERSE = pow(FACTOR, -1, 1 << 64)
@@ -26,20 +29,20 @@ MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def prefix_keys(ids_T: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a hash of the first t + 1 ids for each position t.
+    """Return a hash of the first ids and of the first t + 1 ids for each position t.
 
-    The polynomial sum_s (id_s + 1) FACTOR^(t - s) modulo 2^64.
+    The polynomial sum_s (id_s + 1) FACTOR^(t - s) modulo 2^64 over these ids.
 
     Args:
         ids_T: input ids of one request, (tokens,).
     """
-    size = len(ids_T)
-    powers = [np.full(size, base, np.uint64) for base in (FACTOR, INVERSE)]
+    read = np.concatenate([ids_T[:FIRST], ids_T]).astype(np.uint64) + np.uint64(1)
+    powers = [np.full(len(read), base, np.uint64) for base in (FACTOR, INVERSE)]
     for power in powers:
         power[:1] = 1
     up, down = (np.cumprod(power, dtype=np.uint64) for power in powers)
-    total = np.cumsum((ids_T.astype(np.uint64) + np.uint64(1)) * down, dtype=np.uint64)
-    return (total * up).view(np.int64)
+    keys = np.cumsum(read * down, dtype=np.uint64) * up
+    return keys[len(ids_T[:FIRST]) :].view(np.int64)
 
 
 def uniform(inputs: RouterInputs, seed: int) -> Tensor:

@@ -172,7 +172,8 @@ class Budgeted(Ranked):
                 found = mean_at(_from_logit(position)) - wanted
                 return 0.0 if abs(found) < CLOSE else found  # the search ends at a zero
 
-            return _from_logit(brentq(excess, _to_logit(low), _to_logit(high), xtol=1e-4))
+            found = brentq(excess, _to_logit(low), _to_logit(high), xtol=1e-4)
+            return _from_logit(cast("float", found))
 
         return value_for
 
