@@ -28,7 +28,7 @@ from moe_routing.engine.loading import load_model
 from moe_routing.evaluation.certify import CLIP
 from moe_routing.evaluation.damage import Documents
 from moe_routing.routing.calibration import Calibration
-from moe_routing.routing.strategies import Strategy, parse_strategy
+from moe_routing.routing.strategies import Budgeted, Strategy, parse_strategy
 from moe_routing.statistics.risk_control import risk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +65,18 @@ def read_documents(results: Path) -> list[str]:
 def damages(
     documents: Documents, settings: Sequence[Strategy], calibration: Calibration
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the damage of each setting to each document, (settings, n), and its mean experts."""
-    runs = [documents.damage(strategy, calibration) for strategy in settings]
+    """Return the damage of each setting to each document, (settings, n), and its mean experts.
+
+    A threshold keeps its budget on the calibration sample, as in a certificate.
+    """
+    experts = calibration.sample.num_experts
+    given = [
+        one.at(one.on_sample(calibration, experts)([one.budget]))
+        if isinstance(one, Budgeted) and one.budget is not None
+        else one
+        for one in settings
+    ]
+    runs = [documents.damage(strategy, calibration) for strategy in given]
     return (
         np.stack([run.kl_n for run in runs]),
         np.array([run.statistics.mean_experts() for run in runs]),
@@ -115,7 +125,9 @@ def certificates(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     for name, settings in rules(top_k, budgets).items():
         if arguments.rule and name not in arguments.rule:
             continue
-        calibration = Calibration.for_strategies(results / "calibration", *settings)
+        calibration = Calibration.for_strategies(
+            results / "calibration", *settings, fitted_by_running=False
+        )
         loss_ln, experts_l = damages(documents, settings, calibration)
         for margin in arguments.margin:
             found = over_splits(loss_ln, experts_l, margin, arguments.splits)

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from moe_routing.cli import first_line, run
-from moe_routing.evaluation.store import SCALE_SUFFIXES, add_piece_arguments, deliver_finished
+from moe_routing.evaluation.store import FITTED_SUFFIXES, add_piece_arguments, deliver_finished
 from moe_routing.usage import JobClock
 
 
@@ -24,7 +24,7 @@ def main(clock: JobClock) -> None:
 
     clock.started()
     path = f"calibration/scales/{arguments.strategy}"
-    if deliver_finished(results, path, SCALE_SUFFIXES, arguments.settings, arguments.inputs):
+    if deliver_finished(results, path, FITTED_SUFFIXES, arguments.settings, arguments.inputs):
         return
 
     from moe_routing.evaluation.scales import scale_study

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from moe_routing.routing.budget import Budget
+from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.strategies import parse_strategy
 
 
 def shared_folder(
@@ -30,3 +35,18 @@ def shared_folder(
             make(folder)
             made.touch()
     return folder
+
+
+def with_budgets(calibration: Calibration, *strategy_ids: str) -> Calibration:
+    """Return a calibration with budgets that are kept on its sample, without running a model."""
+    budgets = {}
+    for name in strategy_ids:
+        strategy = parse_strategy(name)
+        sample, budget = calibration.sample, strategy.budget
+        size = sample.num_layers if strategy.by_layer else 1
+        value = strategy.on_sample(calibration, sample.num_experts)([budget] * size)
+        budgets[name] = Budget(
+            name, strategy.free, value, budget, budget, (budget,) * sample.num_layers,
+            sample.num_tokens, "fitted",
+        )  # fmt: skip
+    return replace(calibration, budgets=budgets)

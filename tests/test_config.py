@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from moe_pretraining.settings import PretrainConfig
+from moe_routing.config.cells import cells_of
 from moe_routing.config.reference import reference_files
 from moe_routing.config.study import StudyConfig, as_control, load_config
 from moe_routing.errors import InputError
@@ -58,7 +59,9 @@ def test_full_studies_have_69_cells_beside_the_baseline(name):
     assert config.strategies.count("stock") == 1
     assert (len(config.strategies) - 1) * len(config.datasets) == 69
     assert config.duplicates(ModelRule(8, "softmax")) == {"regular_k8": "stock"}
-    assert config.duplicates(ModelRule(8, "renormalised")) == {"normalized_k8": "stock"}
+    assert config.duplicates(ModelRule(8, "renormalised")) == {
+        "normalized_k8": "stock", "adaptive_k8_model": "adaptive_k8",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,9 @@ def test_full_studies_have_69_cells_beside_the_baseline(name):
         ("regular_k1", "static", "stock"),
         ("shuffle.bh_k8_a005", "shuffle", "bh_k8_a005"),
         ("layermean.bh_k8_a005_pooled", "layermean", "bh_k8_a005_pooled"),
+        ("mixture.bh_k8_b4", "mixture", "bh_k8_b4"),
+        ("counts.certified_k8_m001", "counts", "certified_k8_m001"),
+        ("adaptive_k8_model", "weighting", "adaptive_k8"),
         ("randomid_s3.adaptive_k8", "randomid", "adaptive_k8"),
         ("bh_k8_a005_pooled_mass-matched", "weighting", "bh_k8_a005_pooled"),
         ("topp_k8_p050", "rival", "stock"),
@@ -100,6 +106,7 @@ def test_a_strategy_s_nulls_are_those_it_and_its_baseline_test_against(values):
 
 
 def test_levers_are_apart_from_strategies_and_controls(values):
+    values["statistics"]["sequence"] = []
     both = {**values, "levers": ["regular_k4"]}
     with pytest.raises(ValidationError, match="levers has 'regular_k4', which is also in"):
         StudyConfig.model_validate(both)
@@ -115,6 +122,73 @@ def test_what_is_fitted_by_running_strategies(values):
     assert study.certified == ["certified_k8_m001"]
     assert study.scaled
     assert all(name.endswith("_scaled") for name in study.scaled)
+
+
+def test_what_is_fitted_to_a_budget_is_fitted_once(values):
+    study = StudyConfig.model_validate(values)
+    assert "bh_k8_b4" in study.budgeted
+    assert len(study.budgeted) == len(set(study.budgeted))
+    # Controls take over their base's, and a scale is fitted after it.
+    assert not any("." in name or name.endswith("_scaled") for name in study.budgeted)
+
+
+def test_an_id_of_several_sections_is_scored_once(values):
+    study = StudyConfig.model_validate(values)
+    shared = set(study.budgets) & {*study.strategies, *study.controls, *study.levers}
+    assert {"regular_k2", "regular_k3", "absolute_k8_b3"} <= shared
+    assert len(study.scored) == len(set(study.scored))
+    paths = [cell.path for cell in cells_of(study)]
+    assert len(paths) == len(set(paths))
+
+
+def test_a_contrast_scores_what_it_is_made_against(values):
+    study = StudyConfig.model_validate(values)
+    primary, second = study.statistics.contrasts
+    assert (primary.strategy, primary.against) == ("bh_k8_b4", "mixture.bh_k8_b4")
+    assert (second.strategy, second.against) == ("certified_k8_m001", "mixture.certified_k8_m001")
+    assert (second.dataset, second.metric, second.margin) == (
+        "wikipedia", "nats_per_token", "margin_nats",
+    )  # fmt: skip
+    assert study.contrasted == {"wikipedia": ["mixture.certified_k8_m001"]}
+    sets = [cell.dataset for cell in cells_of(study) if cell.name == "mixture.certified_k8_m001"]
+    assert sets == ["wikipedia"]
+    plain = {**values["statistics"], "sequence": [], "primary": {
+        "strategy": "bh_k8_a005", "dataset": "lambada",
+    }}  # fmt: skip
+    study = StudyConfig.model_validate({**values, "statistics": plain})
+    assert study.contrasted == {}
+    assert [one.against for one in study.statistics.contrasts] == ["stock"]
+
+
+def test_scaled_strategies_are_scored_where_the_study_says(values):
+    study = StudyConfig.model_validate(values)
+    scaled = {cell.dataset for cell in cells_of(study) if cell.name.endswith("_scaled")}
+    assert scaled == {"wikipedia"}
+    values["evaluation"]["scaled_on"] = None
+    study = StudyConfig.model_validate(values)
+    scaled = {cell.dataset for cell in cells_of(study) if cell.name.endswith("_scaled")}
+    assert scaled == set(study.datasets)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("budgets", ["topp_k8_b4_p050"], "mass (p) and budget (b): both are given"),
+        ("budgets", ["topp_k8_b4", "topp_k8_b4"], "strategy 'topp_k8_b4' is listed twice"),
+        ("statistics.primary.strategy", "bh_k8_b1", "statistics.primary.strategy is 'bh_k8_b1'; a"),
+        ("statistics.primary.against", "mixed", "statistics.primary.against is 'mixed'; allowed: "),
+        ("statistics.primary.metric", "accuracy", "statistics.primary.metric is 'accuracy'; allow"),
+        ("statistics.primary.margin", "nats", "input should be 'margin_accuracy' or 'margin_nats'"),
+        ("statistics.sequence.0.strategy", "stock_k3", "statistics.sequence.0.strategy is 'stock_"),
+        ("statistics.sequence.0.strategy", "regular_k4", "'regular_k4' cannot have controls"),
+        ("evaluation.scaled_on", ["wikitext"], "evaluation.scaled_on has 'wikitext'; allowed: wik"),
+        ("controls.7", "mixture.bh_k8_b5", "compared with 'bh_k8_b5'; allowed: controls of ids in"),
+    ],
+)
+def test_bad_budgets_and_contrasts_are_named(values, key, value, line):
+    with pytest.raises(InputError, match=re.escape(line)) as error:
+        parse(StudyConfig, change(values, key, value), "config.yaml")
+    assert "\n" not in str(error.value)
 
 
 def change(values, key, value):
@@ -374,7 +448,7 @@ def test_reference_is_made_from_the_models(name):
 def test_bh_is_examined_as_the_primary_strategy_or_at_its_own_k(values):
     study = StudyConfig.model_validate(values)
     assert study.bh_arm(8).id == "bh_k8_a005"
-    values["statistics"]["primary"]["strategy"] = "bh_k16_a005"
+    values["statistics"]["primary"] = {"strategy": "bh_k16_a005", "dataset": "wikipedia"}
     assert StudyConfig.model_validate(values).bh_arm(8).id == "bh_k16_a005"
     values["statistics"]["primary"]["strategy"] = "regular_k4"
     arm = StudyConfig.model_validate(values).bh_arm(4)

@@ -364,11 +364,11 @@ WEIGHTING_KIND = ControlKind(
     "weighting",
     absent="mass-matched weights",
     short="other weights",
-    done="With the weights of {base} rescaled to the mass of the token's own top experts",
+    done="With other weights than {base} ({control})",
     meanings={
-        "worse": "the rescaled weights cost quality",
-        "better": "part of what the strategy loses is due to its smaller weights",
-        "none": "nothing shows that the smaller weights matter",
+        "worse": "these weights are worse than the strategy's own",
+        "better": "these weights are better than the strategy's own",
+        "none": "nothing shows that the weights matter",
     },
 )
 RIVAL_KIND = ControlKind(

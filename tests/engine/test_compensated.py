@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from shared import with_budgets
 
 from moe_routing import Recorder, routed
 from moe_routing.engine.adapters import (
@@ -36,6 +37,12 @@ NAMES = [
     "stock_k1_compensated", "stock_k2_norm_compensated", "stock_k2_norm", "stock_k2_exact-norm",
     "stock_k2_exact-norm_compensated", "stock_k2_mean-norm_own_compensated_scaled",
     "absolute_k3_b15_norm_compensated", "absolute_k4_b2_norm_all_compensated", "absolute_k3_b035",
+]  # fmt: skip
+
+
+BUDGETED = [
+    *(name for name in NAMES if name.startswith("absolute")), "absolute_k3_b035_compensated",
+    "absolute_k3_b1_compensated",
 ]  # fmt: skip
 
 
@@ -96,7 +103,7 @@ def calibration_for(model, tokens=200):
         fingerprint=model_fingerprint(model),
     )
     scales = {name: 1.1 for name in NAMES if name.endswith("scaled")}
-    return Calibration(sample, {}, None, outputs, scales)
+    return with_budgets(Calibration(sample, {}, None, outputs, scales), *BUDGETED)
 
 
 @torch.inference_mode()

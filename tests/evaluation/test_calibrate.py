@@ -137,3 +137,19 @@ def test_at_most_half_of_the_texts_are_certified_on(nano, rows):
             nano.model, nano.tokenizer, texts,
             nulls=(), tokens=512, toggled_tokens=8, margin=0.01,
         )  # fmt: skip
+
+
+def test_budgets_are_fitted_and_route(nano, rows, tmp_path):
+    texts = [row["passage"] for row in rows("wikipedia")]
+    with pytest.raises(InputError, match="budgets has 'topp_k8_b3_scaled'; allowed: ids with a"):
+        calibrate(nano.model, nano.tokenizer, texts, budgets=["topp_k8_b3_scaled"])
+    calibration = calibrate(
+        nano.model, nano.tokenizer, texts, nulls=(), tokens=512, budgets=["topp_k8_b3"]
+    )
+    assert calibration.toggles is None
+    calibration.save(tmp_path)
+    recorder = Recorder()
+    with routed(nano.model, "topp_k8_b3", calibration=tmp_path, recorder=recorder):
+        ids = nano.tokenizer(texts[0])["input_ids"]
+        nano.model(torch.tensor([ids]))
+    assert 2 < recorder.statistics().mean_experts() < 4

@@ -15,8 +15,10 @@ from moe_routing.data.tasks import load_items
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.errors import InputError
 from moe_routing.evaluation import cells
+from moe_routing.evaluation.collect import read_cells
 from moe_routing.evaluation.pieces import scale_piece
 from moe_routing.evaluation.store import Store, with_suffix
+from moe_routing.routing.budget import Budget, budget_path
 from moe_routing.routing.calibration import save_scale
 
 SOURCE = {"kind": "local", "path": "unused"}
@@ -237,3 +239,45 @@ def test_scaled_cells_are_scored_in_passing_once_their_scales_are_up_to_date(tmp
     assert "regular_k2_scaled" not in names("cells/regular_k1/lambada")
     (tmp_path / "data/calibration.parquet").write_text("other text")
     assert names("cells/absolute_k2_b1/lambada") == static | {"eager"}
+
+
+def test_a_control_at_equal_budget_takes_its_number_from_the_cell_of_its_base(
+    tmp_path, study, scored
+):
+    base, controls = "minp_k2_t090", ["mixture.minp_k2_t090", "counts.minp_k2_t090"]
+    config = study.model_copy(update={"controls": [base, *controls]})
+    with pytest.raises(InputError, match=r"cells/minp_k2_t090/lambada.json: missing; cells/"):
+        complete(config, tmp_path, f"cells/{controls[0]}/lambada")
+    complete(config, tmp_path, f"cells/{base}/lambada", most=9)
+    assert not {name for name, _ in scored} & set(controls)  # the base was not delivered yet
+    complete(config, tmp_path, f"cells/{controls[0]}/lambada", most=2)
+    assert [name for name, _ in scored[-2:]] == controls
+    complete(config, tmp_path, f"cells/{controls[1]}/lambada")
+    own = cell(tmp_path, base, "lambada")[1]["routing"]["mean_experts"]
+    for name in controls:
+        _, record = cell(tmp_path, name, "lambada")
+        assert 1 < own < 2
+        assert record["routing"]["mean_experts"] == pytest.approx(own, abs=0.05)
+        assert record["strategy"]["base"]["ratio"] == 0.9
+        assert "histogram" not in record["strategy"]
+
+
+def test_what_is_left_out_has_no_items(tmp_path, study, scored):
+    name = "minp_k2_b15"
+    config = study.model_copy(update={"budgets": [name], "controls": [f"mixture.{name}"]})
+    for file in ("data/calibration.parquet", "calibration/router_logits.safetensors"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    budget = Budget(
+        name, "ratio", None, 1.5, 1.9, (1.9,), 100, "left out", "no ratio keeps 1.5 experts"
+    )
+    budget.save(budget_path(tmp_path / "calibration", name))
+    complete(config, tmp_path, f"cells/{name}/lambada", f"cells/mixture.{name}/lambada")
+    for one in (name, f"mixture.{name}"):
+        assert pd.read_parquet(tmp_path / "cells" / one / "lambada.parquet").empty
+        record = json.loads((tmp_path / "cells" / one / "lambada.json").read_text())
+        assert record == {"left_out": "left out: no ratio keeps 1.5 experts"}
+    assert scored == []
+    complete(config, tmp_path, *(f"cells/{one}/lambada" for one in study.strategies))
+    alone = config.model_copy(update={"datasets": {"lambada": config.datasets["lambada"]}})
+    assert [record.strategy["id"] for record in read_cells(alone, tmp_path)] == study.strategies

@@ -42,7 +42,7 @@ def slow_damage(model, tokenizer, text, strategy, calibration):
 
 
 def test_damage_is_that_of_whole_forward_passes(model, tokenizer, calibration, texts):
-    strategy = parse_strategy("absolute_k8_b2_consequence_compensated")
+    strategy = parse_strategy("absolute_k8_t00002_consequence_compensated")
     documents = Documents(model, tokenizer, texts[:3], window=WINDOW)
     slow = [slow_damage(model, tokenizer, text, strategy, calibration) for text in texts[:3]]
     np.testing.assert_allclose(documents.damage(strategy, calibration).kl_n, slow, rtol=1e-3)

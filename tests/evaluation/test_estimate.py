@@ -78,5 +78,5 @@ def test_the_script_says_what_a_study_takes(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "lambada: 16 cells of 0.00 million tokens" in done.stdout
+    assert "lambada: 19 cells of 0.00 million tokens" in done.stdout
     assert "GPU hours at 30 teraflops, loading included" in done.stdout

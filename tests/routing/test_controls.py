@@ -8,7 +8,9 @@ import torch
 from scipy import stats
 from slow_loops import router_inputs
 
+from moe_routing.errors import InputError
 from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies.controls import EqualBudget
 from moe_routing.routing.types import RouterInputs, Selection
 
 BASES = ["bh_k16_a010", "threshold_k16_a030_random-direction", "topp_k16_p050", "adaptive_k8"]
@@ -21,12 +23,20 @@ def inputs(rng) -> RouterInputs:
     return router_inputs(torch.from_numpy(rng.permuted(logits_TE, axis=1)), layer=1)
 
 
+def histogram_of(selection: Selection) -> list[list[int]]:
+    """Return the decisions by number of experts, alike in both layers."""
+    return [torch.bincount(selection.count_T, minlength=65).tolist()] * 2
+
+
 @pytest.fixture
 def select(calibration_of, inputs):
-    """Route the inputs by an id, in a context of its own."""
+    """Route the inputs by an id, in a context of its own; equal budgets are those of the base."""
 
     def run(strategy_id: str, used: RouterInputs = inputs, passes: int = 1) -> Selection:
-        selector = parse_strategy(strategy_id).selector(calibration_of(64), 64)
+        strategy = parse_strategy(strategy_id)
+        if isinstance(strategy, EqualBudget):
+            strategy = strategy.like(histogram_of(run(strategy.base.id)))
+        selector = strategy.selector(calibration_of(64), 64)
         for _ in range(passes):
             selection = selector(used, used.logits_TE.softmax(-1))
         return selection
@@ -99,7 +109,7 @@ def test_random_identity_takes_no_masked_expert(inputs, select):
     logits_TE = inputs.logits_TE.clone()
     logits_TE[:, 10:] = -torch.inf
     masked = dataclasses.replace(inputs, logits_TE=logits_TE)
-    for control in ("randomid", "shuffle", "layermean"):
+    for control in ("randomid", "shuffle", "layermean", "counts"):
         index_TK = select(f"{control}.topp_k16_p090", masked).index_TK
         assert set(index_TK.unique().tolist()) <= {*range(10), 64}
 
@@ -114,22 +124,67 @@ def test_shuffle_gives_no_token_more_experts_than_it_has(inputs, select):
     assert set(control.index_TK[::2].unique().tolist()) == {0, 1, 2, 64}
 
 
-@pytest.mark.parametrize("base_id", BASES[2:])
-def test_layer_mean_gives_every_token_the_rounded_mean(calibration_of, select, base_id):
-    calibration = calibration_of(64)
-    selector = parse_strategy(base_id).selector(calibration, 64)
-    logits_TE = calibration.sample.logits_LTE[1]
-    on_calibration = selector(router_inputs(logits_TE, layer=1), logits_TE.softmax(-1))
-    mean = round(float(on_calibration.count_T.double().mean()))
-    control = select(f"layermean.{base_id}")
-    assert mean > 1
-    assert (control.count_T == mean).all()
-    assert (control.rejected_T == mean).all()
+@pytest.mark.parametrize("base_id", BASES)
+def test_layer_mean_rounds_the_mean_of_the_layer_at_random(select, base_id):
+    base, control = select(base_id), select(f"layermean.{base_id}")
+    mean = float(base.count_T.double().mean())
+    low, high = int(np.floor(mean)), int(np.ceil(mean))
+    assert set(control.count_T.tolist()) == {low, high}
+    # Two binomial standard errors of 2,500 tokens are at most .02.
+    assert float(control.count_T.double().mean()) == pytest.approx(mean, abs=0.03)
+
+
+@pytest.mark.parametrize("base_id", BASES)
+def test_drawn_counts_have_the_law_of_the_base_and_not_its_tokens(select, inputs, base_id):
+    base, control = select(base_id), select(f"counts.{base_id}")
+    observed, expected = (
+        torch.bincount(one.count_T, minlength=17).numpy() for one in (control, base)
+    )
+    assert not observed[expected == 0].any()
+    common = expected >= 20
+    rest = (observed[~common].sum(), expected[~common].sum())
+    table = [np.r_[one[common], tail] for one, tail in zip((observed, expected), rest, strict=True)]
+    assert stats.chi2_contingency(np.array(table)[:, np.array(table).sum(0) > 0]).pvalue > 1e-4
+    assert abs(stats.spearmanr(base.count_T, control.count_T).statistic) < 0.08
+
+
+@pytest.mark.parametrize("base_id", BASES)
+def test_the_static_mixture_has_the_mean_of_the_base_and_the_models_order(select, inputs, base_id):
+    base, control = select(base_id), select(f"mixture.{base_id}")
+    mean = float(base.count_T.double().mean())
+    assert set(control.count_T.tolist()) == {int(np.floor(mean)), int(np.ceil(mean))}
+    assert float(control.count_T.double().mean()) == pytest.approx(mean, abs=0.03)
+    top_TK = inputs.logits_TE.topk(control.index_TK.shape[1]).indices
+    for index_K, top_K, count in zip(control.index_TK, top_TK, control.count_T, strict=True):
+        assert index_K[:count].tolist() == top_K[:count].tolist()
+
+
+@pytest.mark.parametrize("control", ["mixture", "counts", "layermean"])
+def test_draws_at_equal_budget_belong_to_the_token(inputs, select, control):
+    name = "topp_k16_p050"
+    keyed = dataclasses.replace(inputs, key_T=torch.arange(2500) * 12345)
+    first = select(f"{control}.{name}", keyed).count_T
+    assert torch.equal(first, select(f"{control}.{name}", keyed, passes=2).count_T)
+    order_T = torch.randperm(2500)
+    other = keyed.rows(order_T)
+    assert torch.equal(select(f"{control}.{name}", other).count_T, first[order_T])
+    for different in (
+        select(f"{control}_s1.{name}", keyed),
+        select(f"{control}.{name}", dataclasses.replace(keyed, layer=0)),
+        select(f"{control}.{name}", dataclasses.replace(keyed, key_T=keyed.key_T + 1)),
+    ):
+        assert (different.count_T != first).double().mean() > 0.2
+
+
+def test_a_control_at_equal_budget_has_to_know_the_base(calibration_of):
+    strategy = parse_strategy("mixture.topp_k16_p050")
+    with pytest.raises(InputError, match=r"'topp_k16_p050' uses on the same text; none given"):
+        strategy.selector(calibration_of(64), 64)
 
 
 def test_controls_inherit_everything_else():
     base = parse_strategy("bh_k16_a005_pooled_renormalised")
-    for family in ("shuffle", "layermean", "randomid"):
+    for family in ("shuffle", "layermean", "counts", "randomid"):
         control = parse_strategy(f"{family}.{base.id}")
         assert control.needs_null == "pooled"
         assert control.needs_calibration
@@ -137,4 +192,3 @@ def test_controls_inherit_everything_else():
         assert (control.min_experts, control.max_experts) == (1, 16)
         assert control.model_dump()["base"] == base.model_dump()
     assert not parse_strategy("shuffle.topp_k8_p050").needs_calibration
-    assert parse_strategy("layermean.topp_k8_p050").needs_calibration

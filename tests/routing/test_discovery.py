@@ -51,7 +51,7 @@ def test_every_strategy_of_the_package_is_found():
         if cls.__module__.startswith(package) and not cls.__abstractmethods__
     }
     assert found == concrete
-    assert len(found) == 21
+    assert len(found) == 25
     assert all(issubclass(cls, ControlStrategy) for cls in controls().values())
 
 
@@ -63,8 +63,15 @@ def test_static_curves_come_first_and_the_kinds_in_the_order_of_the_texts():
     }  # fmt: skip
     assert set(curves) < set(WEIGHTINGS)
     assert list(control_kinds()) == [
-        "static", "shuffle", "layermean", "randomid", "weighting", "rival",
+        "static", "shuffle", "counts", "layermean", "mixture", "randomid", "weighting", "rival",
     ]  # fmt: skip
+
+
+def test_a_control_may_share_the_entry_of_a_rule():
+    rule, control = families()["mixture"].family, controls()["mixture"].family
+    assert rule.control is None
+    assert control.control is not None
+    assert (rule.label, rule.look) == (control.label, control.look)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in control_kinds().values() if kind.done])

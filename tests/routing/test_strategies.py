@@ -17,6 +17,7 @@ from moe_routing.routing.procedures import bh_levels
 from moe_routing.routing.ranking import BLOCK
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import Ranked, families, parse_strategy
+from moe_routing.routing.strategies.controls import EqualBudget
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 from moe_routing.routing.weighting import Router
 
@@ -91,7 +92,8 @@ def test_every_strategy_equals_a_loop_over_tokens(calibration_of, template, logi
 def test_the_loops_cover_every_family():
     covered = {template.split("_")[0] for template in IDS}
     fixed = {"regular", "normalized", "uniform", "stock"}
-    assert covered == set(families()) - fixed - {"certified"}  # see test_scores
+    # See test_scores and test_equal_budgets.
+    assert covered == set(families()) - fixed - {"certified", "layered", "mixture"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -243,14 +245,16 @@ def test_entropy_and_confidence_move_the_count_the_right_way(calibration_of):
 
 def test_ranked_strategies_are_all_but_the_fixed_ones():
     fixed = [name for name, cls in families().items() if not issubclass(cls, Ranked)]
-    assert fixed == ["regular", "normalized", "uniform", "stock"]
+    assert fixed == ["regular", "normalized", "uniform", "stock", "mixture"]
 
 
-@pytest.mark.parametrize("template", [*IDS, "regular_k{k}", "layermean.bh_k{k}_a005"])
+@pytest.mark.parametrize("template", [*IDS, "regular_k{k}", "mixture_b25", "counts.bh_k{k}_a005"])
 def test_no_strategy_waits_for_the_device(calibration_of, template):
     # Tensors of the meta device have no values: asking for one on the host raises.
     calibration = calibration_of(64)
     strategy = parse_strategy(template.format(k=8, half=4))
+    if isinstance(strategy, EqualBudget):
+        strategy = strategy.like([[0, 3, 1], [0, 1, 1]])
     router = Router(
         strategy.selector(calibration, 64), strategy.weighting_kind, ModelRule(8, "softmax")
     )

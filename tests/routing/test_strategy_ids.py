@@ -17,19 +17,21 @@ def strategy_objects(draw: st.DrawFn):
     """Any strategy with any legal parameters, made without an id."""
     cls = draw(st.sampled_from(list(families().values())))
     values = {}
-    left_out = draw(st.sampled_from(["threshold", "budget"]))  # absolute takes one of them
+    # One of a free parameter and a budget is given; layered has no other than a budget.
+    free = getattr(cls, "free", None)
+    left_out = draw(st.sampled_from([free, "budget"])) if free in cls.codes else free
     for name in cls.codes:
-        if name == left_out:
+        if name == left_out and free is not None:
             continue
         if name == "budget":
-            values[name] = draw(st.integers(1, 199)) / 100
+            values[name] = draw(st.integers(200, 999)) / 100
         elif cls.is_fraction(name):
             digits = draw(st.integers(1, 5))
             values[name] = draw(st.integers(1, 10**digits - 1)) / 10**digits
         elif name == "min_k":
             values[name] = draw(st.integers(1, 2))
         else:
-            values[name] = draw(st.integers(2, 128))
+            values[name] = draw(st.integers(10, 128))
     for word in (*cls.words, *cls.common_words):
         values[word] = draw(st.sampled_from(cls.choices(word)))
     if not values.get("null", "needed").startswith("needed"):
@@ -72,6 +74,22 @@ def test_every_id_names_its_strategy_and_fits_a_file_name(strategy):
         ("certified_k8_m001", {"margin": 0.01, "score": "consequence", "candidates": "own"}),
         ("certified_k8_m001_probability_all_omitted", {"score": "probability"}),
         ("shuffle.absolute_k8_b4_norm", {"score": "norm", "candidates": "own"}),
+        ("bh_k8_b4", {"budget": 4.0, "alpha": None, "null": "needed"}),
+        ("topp_k8_b25", {"budget": 2.5, "mass": None}),
+        ("minp_k8_b3_m2", {"budget": 3.0, "ratio": None, "min_k": 2}),
+        ("entropy_k8", {"budget": None, "lowest": None, "min_experts": 4}),
+        ("entropy_k8_b3_m1", {"budget": 3.0, "lowest": None, "min_experts": 1}),
+        ("dynskip_k8_b3_renormalised", {"budget": 3.0, "proportion": None}),
+        ("threshold_k8_b3_per-expert", {"budget": 3.0, "alpha": None, "null": "per_expert"}),
+        ("layered_k8_b4_norm", {"budget": 4.0, "thresholds": None, "candidates": "own"}),
+        ("mixture_b35", {"budget": 3.5, "min_experts": 3, "max_experts": 4, "seed": 0}),
+        ("mixture_b35_s2_norm_own", {"seed": 2, "score": "norm"}),
+        ("mixture_s1.bh_k8_b4_norm", {"needs_cell": "bh_k8_b4_norm", "score": "probability"}),
+        ("counts.absolute_k8_b4_norm", {"needs_cell": "absolute_k8_b4_norm", "score": "norm"}),
+        ("layermean.topp_k8_b2", {"needs_budget": "topp_k8_b2", "needs_calibration": False}),
+        ("absolute_k8_b4_norm_scaled", {"needs_budget": "absolute_k8_b4_norm"}),
+        ("mixture.bh_k8_b4", {"needs_budget": None, "needs_null": None, "uses_calibration": False}),
+        ("adaptive_k8_model", {"weighting": "model"}),
     ],
 )
 def test_ids_mean_what_they_say(strategy_id, meaning):
@@ -116,17 +134,27 @@ def test_every_null_and_weighting_can_be_named():
         ("bhh_k8_a005", "unknown strategy 'bhh_k8_a005'; did you mean 'bh'?; allowed families:"),
         ("top_k8", "unknown strategy 'top_k8'; did you mean 'topp'?"),
         ("shufle.bh_k8_a005", "did you mean 'shuffle'?; allowed controls (before the dot): shuf"),
-        ("bh.bh_k8_a005", "allowed controls (before the dot): shuffle, layermean, randomid"),
+        ("bh.bh_k8_a005", "allowed controls (before the dot): shuffle, counts, layermean, mixture"),
         ("shuffle", "unknown strategy 'shuffle'; allowed families:"),
         ("shuffle.regular_k8", "'regular_k8' cannot have controls; allowed families after the"),
         ("shuffle.shuffle.bh_k8_a005", "'shuffle.bh_k8_a005' cannot have controls"),
-        ("layermean_s1.bh_k8_a005", "unknown part 's1'; allowed: none"),
-        ("bh_k8", "strategy 'bh_k8': alpha: Field required"),
+        ("layermean_k1.bh_k8_a005", "unknown part 'k1'; allowed: s<number>"),
+        ("bh_k8", "alpha (a) and budget (b): neither is given; allowed: one of them"),
+        ("bh_k8_a005_b4", "alpha (a) and budget (b): both are given; allowed: one of them"),
+        ("topp_k8_p050_b4", "mass (p) and budget (b): both are given; allowed: one of them"),
+        ("entropy_k8_q050_b5", "lowest (q) and budget (b): both are given; allowed: one of them"),
+        ("topp_k8_b85", "budget is 8.5; allowed: at most max_k = 8"),
+        ("bh_k8_b3_m4", "budget is 3; allowed: at least 4, the fewest experts that it keeps"),
+        ("minp_k8_b05", "budget is 0.5; allowed: at least 1, the fewest experts that it keeps"),
+        ("entropy_k8_b3", "budget is 3; allowed: at least 4, the fewest experts that it keeps"),
+        ("layered_k8", "thresholds and budget (b): neither is given; allowed: one of them"),
+        ("regular_k8_b4", "unknown part 'b4'; allowed: k<number>, probability"),
+        ("mixture.regular_k8", "'regular_k8' cannot have controls; allowed families after the"),
         ("bh_k8_a000", "strategy 'bh_k8_a000': alpha is 0.0; input should be greater than 0"),
         ("bh_k8_a1", "strategy 'bh_k8_a1': alpha is 1.0; input should be less than 1"),
         ("bh_k0_a005", "strategy 'bh_k0_a005': max_k is 0; input should be greater than or equal"),
         ("bh_k2_a005_m4", "max_k is 2; allowed: at least min_k = 4"),
-        ("bh_k8_a005_poold", "unknown part 'poold'; allowed: k<number>, a<number>, m<number>, wi"),
+        ("bh_k8_a005_poold", "unknown part 'poold'; allowed: k<number>, a<number>, b<number>, m<n"),
         ("bh_k8_k9_a005", "max_k is given twice; allowed: once"),
         ("minp_k8_t000", "ratio is 0.0; input should be greater than 0"),
         ("dynskip_k1_q050", "max_k is 1; input should be greater than or equal to 2"),

@@ -12,13 +12,18 @@ from workflow_runs import snakemake
 SETS = ("wikipedia", "hellaswag", "lambada")
 STATIC = ("stock", "regular_k4", "regular_k8", "uniform_k4", "regular_k1")
 CALIBRATED = (
-    "adaptive_k8", "bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched",
-    "certified_k8_m005", "regular_k3_norm_own", "absolute_k8_b3_consequence_compensated_scaled",
-    "stock_scaled",
+    "adaptive_k8", "bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "counts.bh_k8_a005",
+    "bh_k8_a005_mass-matched", "certified_k8_m005", "regular_k3_norm_own", "stock_scaled",
+    "absolute_k8_b3_consequence_compensated_scaled", "topp_k8_b4", "bh_k8_b2",
 )  # fmt: skip
+CONTRASTED = {("mixture.bh_k8_a005", "hellaswag"), ("mixture.certified_k8_m005", "hellaswag")}
+"""Scored where the contrasts are, with the mean experts of other cells."""
 ARMS = ("bfloat16", "small_batches")
 TABLES = {"collect", "statistics", "render_article"}
-CALIBRATION = {"sample_logits", "toggle_experts", "fit_outputs", "fit_null", "fit_scale", "certify"}
+CALIBRATION = {
+    "sample_logits", "toggle_experts", "fit_outputs", "fit_null", "fit_budget", "fit_scale",
+    "certify",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,8 @@ def test_resamples_of_the_analyses_make_nothing_else_again(plan):
 def test_another_primary_contrast_scores_nothing_again(plan, strategy):
     contrast = {"strategy": strategy, "dataset": "lambada"}
     jobs, cells = plan(lambda config: config["statistics"].update(primary=contrast))
-    assert cells == set()
+    # What the sequence compares is scored on the set of the primary contrast.
+    assert cells == {("mixture.certified_k8_m005", "lambada")}
     assert not (CALIBRATION | {"bh", "baseline"}) & jobs
     # The held-out interventions are on the experts that the primary strategy keeps.
     assert ("toggle_routed" in jobs) == (strategy == "bh_k64_a005")
@@ -101,15 +107,18 @@ def test_other_calibration_scores_what_is_calibrated(plan, key):
         "source": {"kind": "local", "path": "tests/data_files/wikitext.txt"},
     }
     jobs, cells = plan(lambda config: config["calibration"].update({key: values[key]}))
-    assert cells == cells_of(CALIBRATED)
+    assert cells == cells_of(CALIBRATED) | CONTRASTED
     assert jobs >= CALIBRATION
 
 
 def test_another_epsilon_scores_what_tests_against_it(plan):
     jobs, cells = plan(lambda config: config["calibration"].update(epsilon=3e-5))
-    names = ("bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched")
-    assert cells == cells_of(names)
-    assert CALIBRATION & jobs == {"fit_null"}
+    names = (
+        "bh_k8_a005", "bh_k64_a005", "shuffle.bh_k8_a005", "counts.bh_k8_a005",
+        "bh_k8_a005_mass-matched", "bh_k8_b2",
+    )  # fmt: skip
+    assert cells == cells_of(names) | {("mixture.bh_k8_a005", "hellaswag")}
+    assert CALIBRATION & jobs == {"fit_null", "fit_budget"}
     assert "validity" in jobs  # it fits the null itself
 
 
@@ -135,6 +144,8 @@ def test_grouping_resources_and_threads_make_nothing_again(plan, resources):
         ("strategies", "bh_k16_a005", set()),
         ("controls", "topp_k8_p050", set()),
         ("levers", "regular_k4_scaled", {"fit_scale"}),
+        ("budgets", "minp_k8_b3", {"fit_budget"}),
+        ("budgets", "topp_k8_b4_scaled", {"fit_scale"}),
     ],
 )
 def test_a_strategy_more_scores_that_strategy_only(plan, key, name, made):
@@ -142,6 +153,12 @@ def test_a_strategy_more_scores_that_strategy_only(plan, key, name, made):
     assert cells == cells_of([name])
     assert CALIBRATION & jobs == made
     assert jobs >= TABLES
+
+
+def test_a_control_at_equal_budget_waits_for_its_base(plan):
+    jobs, cells = plan(lambda config: config["controls"].append("layermean.topp_k8_b4"))
+    assert cells == cells_of(["layermean.topp_k8_b4"])
+    assert not CALIBRATION & jobs
 
 
 def test_an_arm_more_scores_that_arm_only(plan):

@@ -11,9 +11,20 @@ import pytest
 from without_torch import without_torch
 from workflow_runs import SMOKE, make_checkout, snakemake
 
+LEFT_OUT = "bh_k8_b2"
+"""No level that 32 toggled tokens allow keeps so few experts."""
+MIXTURES = ("mixture.bh_k8_a005", "mixture.certified_k8_m005")
+"""What the contrasts are against, on HellaSwag alone."""
+
 
 def cells_of(folder):
     return pd.read_csv(folder / "results/smoke/comparison/full_routing_results.csv")
+
+
+def items_of(folder, dataset):
+    """Return the items of every cell of a set that is not left out."""
+    paths = sorted((folder / "results/smoke/cells").glob(f"*/{dataset}.parquet"))
+    return [pd.read_parquet(path) for path in paths if path.parent.name != LEFT_OUT]
 
 
 def test_one_row_a_cell_and_no_empty_value(smoke_run):
@@ -37,10 +48,9 @@ def test_static_strategies_spend_exactly_k(smoke_run):
 
 
 def test_every_strategy_saw_the_same_items(smoke_run):
-    cells = smoke_run[0] / "results/smoke/cells"
     for dataset in ("wikipedia", "hellaswag", "lambada"):
-        ids = [pd.read_parquet(p / f"{dataset}.parquet")["id"].tolist() for p in cells.iterdir()]
-        assert len(ids) == 7 + 3 + 4
+        ids = [items["id"].tolist() for items in items_of(smoke_run[0], dataset)]
+        assert len(ids) == 7 + 4 + 4 + 1 + len(MIXTURES) * (dataset == "hellaswag")
         assert all(other == ids[0] for other in ids)
 
 
@@ -51,13 +61,18 @@ def test_controls_stand_beside_the_cells(smoke_run):
         for name in ("full_routing_results", "controls", "all_metrics")
     )
     assert list(controls.columns) == list(cells.columns)
-    names = ["regular_k1", "shuffle.bh_k8_a005", "bh_k8_a005_mass-matched"]
-    assert controls["strategy"].tolist() == [name for name in names for _ in range(3)]
-    levers = pd.read_csv(comparison / "levers.csv", keep_default_na=False)
-    assert list(levers.columns) == list(cells.columns)
-    every = pd.concat([cells, controls, levers])["strategy"]
+    names = ["regular_k1", "shuffle.bh_k8_a005", "counts.bh_k8_a005", "bh_k8_a005_mass-matched"]
+    expected = [name for name in names for _ in range(3)]
+    assert controls["strategy"].tolist() == [*expected, *MIXTURES]
+    levers, budgets = (
+        pd.read_csv(comparison / f"{name}.csv", keep_default_na=False)
+        for name in ("levers", "budgets")
+    )
+    assert list(levers.columns) == list(budgets.columns) == list(cells.columns)
+    every = pd.concat([cells, controls, levers, budgets])["strategy"]
     assert set(metrics["strategy"]) == set(every)
     assert not levers["strategy"].isin([*cells["strategy"], *names]).any()
+    assert set(budgets["strategy"]) == {"regular_k4", "topp_k8_b4"}
     # Static, shuffled and reweighted: the same numbers of experts as their bases.
     experts = pd.concat([cells, controls]).pivot(
         index="strategy", columns="dataset", values="mean_experts"
@@ -67,6 +82,7 @@ def test_controls_stand_beside_the_cells(smoke_run):
     assert table.groupby("strategy")["kind"].unique().map(list).to_dict() == {
         "regular_k1": ["static"],
         "shuffle.bh_k8_a005": ["shuffle"],
+        "counts.bh_k8_a005": ["counts"],
         "bh_k8_a005_mass-matched": ["weighting"],
     }
     assert (table.query("base == 'bh_k8_a005'")["base_mean_experts"] < 8).all()
@@ -88,21 +104,51 @@ def test_levers_use_what_was_certified_and_fitted(smoke_run):
     assert (levers["difference"] <= levers["high"]).all()
 
 
+def test_budgets_are_kept_or_left_out_with_a_reason(smoke_run):
+    results = smoke_run[0] / "results/smoke"
+    budgets = {
+        path.stem: json.loads(path.read_text())
+        for path in (results / "calibration/budgets").iterdir()
+    }
+    scaled = "absolute_k8_b3_consequence_compensated"  # of which only the scaled one is scored
+    assert set(budgets) == {"topp_k8_b4", LEFT_OUT, scaled}
+    for name in ("topp_k8_b4", scaled):
+        assert budgets[name]["status"] == "fitted"
+        assert abs(budgets[name]["realised"] - budgets[name]["budget"]) <= 0.1
+    record = json.loads((results / "cells/topp_k8_b4/lambada.json").read_text())
+    assert record["strategy"]["fitted"] == {"mass": budgets["topp_k8_b4"]["value"]}
+    assert 2.5 < record["routing"]["mean_experts"] < 5.5
+    assert budgets[LEFT_OUT]["status"] == "left out"
+    reason = f"left out: {budgets[LEFT_OUT]['reason']}"
+    for dataset in ("wikipedia", "hellaswag", "lambada"):
+        file = results / f"cells/{LEFT_OUT}/{dataset}.json"
+        assert json.loads(file.read_text()) == {"left_out": reason}
+
+
+def test_the_contrasts_are_scored_at_equal_budget(smoke_run):
+    cells = smoke_run[0] / "results/smoke/cells"
+    for name in MIXTURES:
+        assert [path.stem for path in sorted((cells / name).glob("*.json"))] == ["hellaswag"]
+        base = cells / name.removeprefix("mixture.")
+        mixed, own = (
+            json.loads((folder / "hellaswag.json").read_text())["routing"]["mean_experts"]
+            for folder in (cells / name, base)
+        )
+        assert mixed == pytest.approx(own, abs=0.05)
+
+
 def test_divergence_from_the_baseline(smoke_run):
     results = smoke_run[0] / "results/smoke"
     metrics = pd.read_csv(results / "comparison/all_metrics.csv")
     kl = metrics[metrics["metric"] == "kl_from_baseline"].set_index(["strategy", "dataset"])
-    assert len(kl) == (10 + 4) * 3
+    assert len(kl) == (7 + 4 + 4 + 1) * 3 + len(MIXTURES)
     assert (kl["n"] == 4).all()
     same = ["stock", "regular_k8"]
     assert (kl.loc[same, ["value", "ci_low", "ci_high"]] == 0).all(axis=None)
     assert (kl.drop(same, level="strategy")["value"] > 1e-4).all()
     assert (kl["ci_low"] <= kl["value"]).all()
     for dataset in ("wikipedia", "hellaswag", "lambada"):
-        measured = [
-            pd.read_parquet(folder / f"{dataset}.parquet").dropna(subset="kl")
-            for folder in (results / "cells").iterdir()
-        ]
+        measured = [items.dropna(subset="kl") for items in items_of(smoke_run[0], dataset)]
         assert len({tuple(items["id"]) for items in measured}) == 1
     items = pd.read_parquet(results / "cells/regular_k4/wikipedia.parquet").dropna(subset="kl")
     mean = items["kl"].sum() / items["tokens"].sum()
@@ -222,6 +268,8 @@ def test_a_run_after_a_killed_one_scores_no_cell_twice(smoke_run):
     assert len(scored) == len(set(scored)) > 0
     kept = {path.relative_to(results / "store").as_posix() for path in results.glob("store/*/*/*")}
     cells = {name.split("/", 1)[0] + "/" + name.split("/")[1] for name in kept}
-    assert len([name for name in kept if name.endswith(".json")]) == 16 * 3 + 2
-    assert cells >= {"cells/stock", "numerics/bfloat16", "calibration/scales"}
+    # Cells and numerics arms, mixtures, scales, budgets.
+    assert len([name for name in kept if name.endswith(".json")]) == 19 * 3 + 2 + 2 + 3
+    fitted = {"calibration/scales", "calibration/budgets"}
+    assert cells >= {"cells/stock", "numerics/bfloat16", *fitted}
     assert not [name for name in kept if "claim" in name]

@@ -1,6 +1,7 @@
-# What strategies need that is fitted by running them: certificates, and scales of the output.
-from moe_routing.config.cells import calibration_files, scale_files
-from moe_routing.evaluation.pieces import scale_piece
+# What strategies need that is fitted by running them: certificates, the free parameters of those with
+# a budget of experts per token, and then scales of the output.
+from moe_routing.config.cells import budget_files, calibration_files, scale_files
+from moe_routing.evaluation.pieces import budget_piece, scale_piece
 from moe_routing.workflow import in_results
 
 
@@ -34,6 +35,33 @@ rule certify:
     shell:
         'python "$SCRIPTS/certify.py" --results {params.results:q} --strategy {wildcards.strategy:q} '
         "> {log:q} 2>&1"
+
+
+rule fit_budget:
+    input:
+        lambda wildcards: in_results(RESULTS, budget_files(study, wildcards.budgeted)),
+    output:
+        f"{RESULTS}/calibration/budgets/{{budgeted}}.json",
+    log:
+        f"{RESULTS}/logs/fit_budget/{{budgeted}}.log",
+    # Scales, and the cells at equal budgets, wait for it.
+    priority: 1
+    conda:
+        "../../envs/model.yaml"
+    threads: study.resources.threads
+    resources:
+        mem_mb=doubled(study.resources.mem_mb),
+        runtime=doubled(study.resources.runtime * study.resources.strategies_per_job),
+        gpu=study.resources.gpu,
+    params:
+        settings=lambda wildcards: budget_piece(study, wildcards.budgeted).settings,
+        results=subpath(output[0], ancestor=3),
+    message:
+        "Fitting the budget of {wildcards.budgeted}"
+    shell:
+        'python "$SCRIPTS/fit_budgets.py" --results {params.results:q} '
+        "--strategy {wildcards.budgeted:q} --settings {params.settings:q} --inputs {input:q} "
+        "2> {log:q}"
 
 
 rule fit_scale:

@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+from moe_routing.config.cells import CELLS, cells_of
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
@@ -49,10 +50,17 @@ def doubled(amount):
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
+def compared_cells(*kinds):
+    """Return the files of all cells of the comparison, with these suffixes."""
+    cells = [cell.path for cell in cells_of(study) if cell.part == CELLS]
+    return expand(f"{RESULTS}/{{cell}}.{{kind}}", cell=cells, kind=kinds)
+
+
 wildcard_constraints:
     part="cells|numerics",
-    name="|".join(map(re.escape, [*study.scored, *(arm.name for arm in study.numerics)])),
-    strategy="|".join(map(re.escape, study.scored)),
+    name="|".join(map(re.escape, [*study.parsed, *(arm.name for arm in study.numerics)])),
+    strategy="|".join(map(re.escape, study.parsed)),
+    budgeted="|".join(map(re.escape, study.budgeted)) or "none",
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
     text="|".join(study.held_out_texts),

@@ -1,18 +1,17 @@
-# From cells to one table, and from controls and levers to others.
+# From cells to one table, and from controls, levers and budgets to others.
+from moe_routing.config.cells import budget_path
+from moe_routing.workflow import in_results
 
 
 rule collect:
     input:
-        expand(
-            f"{RESULTS}/cells/{{strategy}}/{{dataset}}.{{kind}}",
-            strategy=study.scored,
-            dataset=study.datasets,
-            kind=["parquet", "json"],
-        ),
+        compared_cells("parquet", "json"),
+        budgets=in_results(RESULTS, [f"{budget_path(name)}.json" for name in study.budgeted]),
     output:
         cells=f"{RESULTS}/comparison/full_routing_results.csv",
         controls=f"{RESULTS}/comparison/controls.csv",
         levers=f"{RESULTS}/comparison/levers.csv",
+        budgets=f"{RESULTS}/comparison/budgets.csv",
         metrics=f"{RESULTS}/comparison/all_metrics.csv",
         provenance=f"{RESULTS}/comparison/provenance.csv",
     log:
@@ -29,7 +28,10 @@ rule collect:
             "strategies",
             "controls",
             "levers",
+            "budgets",
             "seed",
+            "statistics.primary",
+            "statistics.sequence",
             "statistics.confidence",
             "statistics.resamples",
         ),

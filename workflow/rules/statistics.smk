@@ -8,11 +8,8 @@ rule statistics:
         cells=rules.collect.output.cells,
         controls=rules.collect.output.controls,
         levers=rules.collect.output.levers,
-        tables=expand(
-            f"{RESULTS}/cells/{{strategy}}/{{dataset}}.parquet",
-            strategy=study.scored,
-            dataset=study.datasets,
-        ),
+        budgets=rules.collect.output.budgets,
+        tables=compared_cells("parquet"),
         numerics=expand(
             f"{RESULTS}/numerics/{{arm}}/{{dataset}}.parquet",
             arm=[arm.name for arm in study.numerics],
@@ -33,7 +30,7 @@ rule statistics:
         runtime=60,
     params:
         settings=sections(
-            study, "statistics", "seed", "strategies", "controls", "levers", "numerics"
+            study, "statistics", "seed", "strategies", "controls", "levers", "budgets", "numerics"
         ),
         results=subpath(output[0], ancestor=2),
     message:

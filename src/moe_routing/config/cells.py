@@ -46,11 +46,14 @@ class Cell(NamedTuple):
 
 def cells_of(study: StudyConfig) -> list[Cell]:
     """Return every cell of a study, by evaluation set."""
-    names = [
-        *((CELLS, strategy) for strategy in study.scored),
-        *((NUMERICS, arm.name) for arm in study.numerics),
+    return [
+        Cell(part, name, dataset)
+        for dataset in study.datasets
+        for part, name in (
+            *((CELLS, strategy) for strategy in study.scored_on(dataset)),
+            *((NUMERICS, arm.name) for arm in study.numerics),
+        )
     ]
-    return [Cell(part, name, dataset) for dataset in study.datasets for part, name in names]
 
 
 def parse_cell(study: StudyConfig, path: str) -> Cell:
@@ -109,12 +112,23 @@ def cell_files(study: StudyConfig, cell: Cell) -> list[str]:
     used = [strategy_of(study, cell)]
     if cell.part == CELLS:  # its divergence from the baseline is measured
         used.append(study.statistics.baseline)
-    return [MODEL_FILE, f"data/{cell.dataset}.parquet", *calibration_files(study, used)]
+    base = base_cell(study, cell)
+    cells = [] if base is None else [f"{base.path}.json"]
+    data = f"data/{cell.dataset}.parquet"
+    return [MODEL_FILE, data, *calibration_files(study, used), *cells]
+
+
+def base_cell(study: StudyConfig, cell: Cell) -> Cell | None:
+    """Return the cell whose numbers of experts a control takes over, if it does."""
+    base = study.parsed[strategy_of(study, cell)].needs_cell
+    return None if base is None else Cell(CELLS, base, cell.dataset)
 
 
 def uses_calibration(study: StudyConfig, cell: Cell) -> bool:
     """Return whether a cell depends on calibration text."""
-    return len(cell_files(study, cell)) > 2
+    base = base_cell(study, cell)
+    own = SAMPLE in cell_files(study, cell)
+    return own or (base is not None and uses_calibration(study, base))
 
 
 def measured(study: StudyConfig) -> list[str]:
@@ -141,12 +155,32 @@ def scale_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
 def scale_files(study: StudyConfig, strategy: str) -> list[str]:
     """Return the files that determine the fitted scale of a strategy."""
     used = calibration_files(study, [strategy], fitted_by_running=False)
-    return [MODEL_FILE, CALIBRATION_TEXT, *used]
+    name = study.parsed[strategy].needs_budget
+    fitted = [] if name is None else [f"{budget_path(name)}.json"]
+    return [MODEL_FILE, CALIBRATION_TEXT, *used, *fitted]
 
 
 def scale_path(strategy: str) -> str:
     """Return the path of a strategy's fitted scale, without suffix."""
     return f"calibration/scales/{strategy}"
+
+
+def budget_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
+    """Return the settings that determine the fitted budget of a strategy."""
+    chosen = sections(study, "model", "evaluation.window", "evaluation.token_budget")
+    return {**chosen, "strategy": strategy}
+
+
+def budget_files(study: StudyConfig, strategy: str) -> list[str]:
+    """Return the files that determine the fitted budget of a strategy."""
+    used = next(name for name, parsed in study.parsed.items() if parsed.needs_budget == strategy)
+    files = calibration_files(study, [used], fitted_by_running=False)
+    return [MODEL_FILE, CALIBRATION_TEXT, *files]
+
+
+def budget_path(strategy: str) -> str:
+    """Return the path of a strategy's fitted budget, without suffix."""
+    return f"calibration/budgets/{strategy}"
 
 
 def sections(study: StudyConfig, *keys: str) -> dict[str, object]:
@@ -192,7 +226,8 @@ def calibration_files(
     Args:
         study: the config.
         strategies: ids.
-        fitted_by_running: with certificates and scales, which are fitted by running the strategies.
+        fitted_by_running: with certificates, budgets and scales, which are fitted by running the
+            strategies.
     """
     folder, parsed = "calibration", [study.parsed[name] for name in strategies]
     if not any(strategy.uses_calibration for strategy in parsed):
@@ -208,5 +243,6 @@ def calibration_files(
             for strategy in parsed
             if strategy.needs_certificate
         ]
+        files += [f"{budget_path(s.needs_budget)}.json" for s in parsed if s.needs_budget]
         files += [f"{scale_path(strategy.id)}.json" for strategy in parsed if strategy.needs_scale]
     return list(dict.fromkeys(files))

@@ -81,7 +81,7 @@ def check_limits(study: StudyConfig, limits: Limits, origin: str) -> None:
 
 def _numbers_of_experts(study: StudyConfig, rule: ModelRule) -> Iterator[tuple[str, int]]:
     """Yield a description of each setting and the number of experts it needs."""
-    for key in ("strategies", "controls"):
+    for key in ("strategies", "controls", "levers", "budgets"):
         for name in getattr(study, key):
             most = parse_strategy(name).resolved(rule).max_experts
             yield f"{key} has '{name}', which may select {most}", most

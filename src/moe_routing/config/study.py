@@ -40,8 +40,10 @@ from moe_routing.vocabulary import (
 
 CALIBRATION = "calibration"
 """Name of the calibration text, where the name of an evaluation set is allowed too."""
+MIXTURE = "mixture"
+"""Name of the control that is static top-k at the mean experts of another strategy."""
 ALPHA = 0.05
-"""Level of BH where a study's primary strategy is another."""
+"""Level of BH where a study's primary strategy is another, or has no level of its own."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -166,6 +168,12 @@ class EvaluationConfig(ClosedModel):
         "turns it off.",
     )
 
+    scaled_on: list[str] | None = Field(
+        default=None,
+        description="Evaluation sets on which strategies at fitted scale (_scaled) are scored; "
+        "null: all.",
+    )
+
 
 class NumericsArm(ClosedModel):
     """The baseline with one numerical setting changed, to measure numerical noise."""
@@ -199,11 +207,34 @@ class NumericsArm(ClosedModel):
         return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
 
 
-class Contrast(ClosedModel):
-    """One comparison against the baseline strategy, declared before the run."""
+class LaterContrast(ClosedModel):
+    """Two strategies that are compared."""
 
     strategy: str = Field(description="Strategy id.")
+    against: str | None = Field(
+        default=None,
+        description="Id of the strategy that it is compared with; mixture is static top-k at the "
+        "same mean number of experts on that set (mixture.<strategy>, which is then scored there); "
+        "null is the baseline.",
+    )
+
+    @property
+    def mixture(self) -> str | None:
+        """Id of the static mixture, if it is what the strategy is compared with."""
+        return f"{MIXTURE}.{self.strategy}" if self.against == MIXTURE else None
+
+
+class Contrast(LaterContrast):
+    """A comparison on one evaluation set, declared before the run."""
+
     dataset: str = Field(description="Evaluation set.")
+    metric: str | None = Field(
+        default=None, description="Metric, one that the set is compared by; null: its main one."
+    )
+    margin: Literal["margin_accuracy", "margin_nats"] | None = Field(
+        default=None,
+        description="Margin of non-inferiority and equivalence; null: that of the metric.",
+    )
 
 
 class StatisticsConfig(ClosedModel):
@@ -213,12 +244,31 @@ class StatisticsConfig(ClosedModel):
         default="stock", description="Strategy that all others are compared with."
     )
     primary: Contrast = Field(description="The primary contrast.")
+    sequence: list[LaterContrast] = Field(
+        default=[],
+        description="Comparisons that are tested after the primary one in this order, on its set "
+        "and by its metric and margin, each at the whole level if all before it were significant.",
+    )
     confidence: Fraction = Field(default=0.95, description="Confidence level of intervals.")
     resamples: int = Field(default=2000, ge=100, description="Number of bootstrap resamples.")
     margin_accuracy: Fraction = Field(default=0.01, description="Non-inferiority margin, accuracy.")
     margin_nats: PositiveFloat = Field(
         default=0.01, description="Non-inferiority margin, nats per token."
     )
+
+    @property
+    def contrasts(self) -> list[Contrast]:
+        """The primary contrast and those of the sequence, ``against`` an id."""
+        primary = self.primary
+        return [
+            primary.model_copy(
+                update={
+                    "strategy": one.strategy,
+                    "against": one.mixture or one.against or self.baseline,
+                }
+            )
+            for one in (primary, *self.sequence)
+        ]
 
 
 class Control(NamedTuple):
@@ -276,6 +326,12 @@ class StudyConfig(ClosedModel):
         "what ranks experts, in which tokens get them, in what stands in for dropped ones or in "
         "the scale of the output; and certified strategies.",
     )
+    budgets: list[Name] = Field(
+        default=[],
+        description="Ids of strategies that are compared at equal numbers of experts: static "
+        "top-k, and rules whose free parameter is fitted to a budget of experts per token on "
+        "calibration text (topp_k8_b4). They may also be in strategies, controls or levers.",
+    )
     numerics: list[NumericsArm] = Field(
         default=[], description="Reruns of the baseline with one numerical setting changed."
     )
@@ -310,7 +366,7 @@ class StudyConfig(ClosedModel):
                 raise ValueError(f"nulls has '{name}'; allowed: {', '.join(NULL_IDS)}")
         return value
 
-    @field_validator("strategies", "controls", "levers")
+    @field_validator("strategies", "controls", "levers", "budgets")
     @classmethod
     def _known_strategies(cls, value: list[str]) -> list[str]:
         for name in value:
@@ -327,14 +383,33 @@ class StudyConfig(ClosedModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
-        contrast = self.statistics.primary
-        for key, value, allowed in (
-            ("baseline", self.statistics.baseline, self.strategies),
-            ("primary.strategy", contrast.strategy, self.strategies),
-            ("primary.dataset", contrast.dataset, list(self.datasets)),
-        ):
+        statistics = self.statistics
+        contrast, scored, datasets = statistics.primary, self.scored, list(self.datasets)
+        asked = {"primary": contrast}
+        asked |= {f"sequence.{i}": one for i, one in enumerate(statistics.sequence)}
+        named = [
+            ("baseline", statistics.baseline, self.strategies),
+            ("primary.dataset", contrast.dataset, datasets),
+            *((f"{key}.strategy", one.strategy, scored) for key, one in asked.items()),
+            *(
+                (f"{key}.against", one.against, [*scored, MIXTURE])
+                for key, one in asked.items()
+                if one.against is not None
+            ),
+        ]
+        if contrast.metric is not None and contrast.dataset in datasets:
+            allowed = list(task_of(contrast.dataset).compared)
+            named.append(("primary.metric", contrast.metric, allowed))
+        for key, value, allowed in named:
             if value not in allowed:
                 raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
+        for key, one in asked.items():
+            if one.mixture is None:
+                continue
+            try:
+                parse_strategy(one.mixture)
+            except InputError as error:
+                raise ValueError(f"statistics.{key}.against: {error}") from error
         needed = {null for strategy in self.parsed.values() if (null := strategy.needs_null)}
         needed |= {*(self.analysis.bh.nulls or ()), *(self.analysis.ablation.nulls or ())}
         missing = sorted(needed - set(self.calibration.nulls))
@@ -353,7 +428,7 @@ class StudyConfig(ClosedModel):
             if base not in self.scored:
                 raise ValueError(
                     f"controls has '{name}', which is compared with '{base}'; allowed: controls of "
-                    "ids in strategies or controls"
+                    "ids in strategies, controls, levers or budgets"
                 )
         return self
 
@@ -377,7 +452,12 @@ class StudyConfig(ClosedModel):
         return self
 
     @model_validator(mode="after")
-    def _consistent_held_out(self) -> StudyConfig:
+    def _consistent_sets(self) -> StudyConfig:
+        for name in self.evaluation.scaled_on or ():
+            if name not in self.datasets:
+                raise ValueError(
+                    f"evaluation.scaled_on has '{name}'; allowed: {', '.join(self.datasets)}"
+                )
         allowed = self._with_context
         for name in self.analysis.held_out.datasets or ():
             if name not in allowed:
@@ -410,13 +490,30 @@ class StudyConfig(ClosedModel):
 
     @property
     def scored(self) -> list[str]:
-        """Every strategy that is scored: those compared, then the controls and the levers."""
-        return [*self.strategies, *self.controls, *self.levers]
+        """Every strategy of the config: compared, controls, levers, budgets."""
+        names = (*self.strategies, *self.controls, *self.levers, *self.budgets)
+        return list(dict.fromkeys(names))
+
+    @property
+    def contrasted(self) -> dict[str, list[str]]:
+        """Strategies that are scored on a set because a contrast there needs them, by set."""
+        asked = (self.statistics.primary, *self.statistics.sequence)
+        names = [one.mixture for one in asked if one.mixture and one.mixture not in self.scored]
+        return {self.statistics.primary.dataset: list(dict.fromkeys(names))} if names else {}
+
+    def scored_on(self, dataset: str) -> list[str]:
+        """Return every strategy that is scored on a set."""
+        chosen = self.evaluation.scaled_on
+        scaled = chosen is None or dataset in chosen
+        parsed = self.parsed
+        names = [name for name in self.scored if scaled or not parsed[name].needs_scale]
+        return [*names, *self.contrasted.get(dataset, [])]
 
     @property
     def parsed(self) -> dict[str, Strategy]:
         """Every strategy that is scored, and the baseline, by id."""
-        return {name: parse_strategy(name) for name in (*self.scored, self.statistics.baseline)}
+        names = [*self.scored, *(name for names in self.contrasted.values() for name in names)]
+        return {name: parse_strategy(name) for name in (*names, self.statistics.baseline)}
 
     @property
     def control_of(self) -> dict[str, Control]:
@@ -433,6 +530,12 @@ class StudyConfig(ClosedModel):
     def scaled(self) -> list[str]:
         """Every strategy that is scored under a fitted scale of the experts' outputs."""
         return [name for name, strategy in self.parsed.items() if strategy.needs_scale]
+
+    @property
+    def budgeted(self) -> list[str]:
+        """The ids under which a free parameter is fitted to a budget."""
+        found = (strategy.needs_budget for strategy in self.parsed.values())
+        return list(dict.fromkeys(name for name in found if name))
 
     def nulls_of(self, *strategy_ids: str) -> list[str]:
         """Return the distinct ids of the nulls that the given strategies test against."""
@@ -454,14 +557,15 @@ class StudyConfig(ClosedModel):
     def bh_arm(self, top_k: int) -> BH:
         """Return the BH routing that is examined with held-out interventions.
 
-        It is the primary strategy if that is BH. Otherwise it is BH at .05 with the model's own k
-        as its cap, under the null ``needed``, or the first of the study's nulls if it lacks that.
+        It is the primary strategy if that is BH at a given level. Otherwise it is BH at .05 with
+        the model's own k as its cap, under the null ``needed``, or the first of the study's nulls
+        if it lacks that.
 
         Args:
             top_k: experts per token that the model was trained with.
         """
         primary = self.parsed[self.statistics.primary.strategy]
-        if isinstance(primary, BH):
+        if isinstance(primary, BH) and primary.alpha is not None:
             return primary
         nulls = self.calibration.nulls
         null = "needed" if "needed" in nulls else nulls[0]

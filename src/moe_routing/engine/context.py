@@ -29,12 +29,15 @@ class ForwardContext:
         concurrent: whether other forward passes run on the same processor at the same time.
         sums: where a recorder adds the statistics of this pass; None adds to the recorder's own.
         counts_T: experts of each token summed over layers, float32; filled in by a recorder.
+        key_T: a hash of the text up to each token, int64, which random draws of strategies depend
+            on; None where the pass did not come with one.
     """
 
     mask_T: Tensor | None = None
     concurrent: bool = False
     sums: Sums | None = None
     counts_T: Tensor | None = None
+    key_T: Tensor | None = None
 
 
 _DROPPED: ContextVar[Tensor | None] = ContextVar("dropped_weights", default=None)

@@ -19,6 +19,7 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from moe_routing.engine.requests import TokenRequest
+from moe_routing.routing.draws import prefix_keys
 
 MIN_PREFIX = 8
 """A shorter prefix is not worth sharing: continuations need an attention mask."""
@@ -78,6 +79,8 @@ class PackedBatch:
     Attributes:
         ids_T: token ids, int64.
         position_T: position of each token in its request, int64.
+        key_T: a hash of each token's request up to it, int64; see
+            :func:`moe_routing.routing.draws.prefix_keys`.
         spans: where the prefix groups lie, in order.
         members: indices of the requests; the arrays below follow this order.
         scored_N: flat index of each input that predicts a target.
@@ -88,6 +91,7 @@ class PackedBatch:
 
     ids_T: np.ndarray
     position_T: np.ndarray
+    key_T: np.ndarray
     spans: tuple[Span, ...]
     members: tuple[int, ...]
     scored_N: np.ndarray
@@ -188,7 +192,7 @@ def fill_equal(
 def build(requests: Sequence[TokenRequest], groups: Sequence[PrefixGroup]) -> PackedBatch:
     """Lay prefix groups out in one flat row."""
     size = sum(group.size for group in groups)
-    ids_T, position_T = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    ids_T, position_T, key_T = (np.empty(size, dtype=np.int64) for _ in range(3))
     scored, spans, paths, members, targets = [], [], [], [], []
     start = 0
     for group in groups:
@@ -201,6 +205,7 @@ def build(requests: Sequence[TokenRequest], groups: Sequence[PrefixGroup]) -> Pa
             path = np.r_[prefix_start:prefix_end, begin : begin + length]
             ids_T[path] = requests[member].input_ids
             position_T[path] = np.arange(path.size)
+            key_T[path] = prefix_keys(ids_T[path])
             scored.append(path[-len(requests[member].target_ids) :])
             targets.append(requests[member].target_ids)
             paths.append((prefix_start, prefix_end, begin, begin + length))
@@ -211,6 +216,7 @@ def build(requests: Sequence[TokenRequest], groups: Sequence[PrefixGroup]) -> Pa
     return PackedBatch(
         ids_T=ids_T,
         position_T=position_T,
+        key_T=key_T,
         spans=tuple(spans),
         members=tuple(members),
         scored_N=np.concatenate(scored),

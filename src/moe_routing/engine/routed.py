@@ -99,8 +99,9 @@ def routed(
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
     skips_padded_slots = _skips(model, experts_implementation)
+    fitted = strategy.fitted(calibration)
     # Layers that agree on the rule share a selector, which may be expensive to build.
-    resolved = {router.rule: strategy.resolved(router.rule) for router in routers}
+    resolved = {router.rule: fitted.resolved(router.rule) for router in routers}
     _warn_of_weighting(strategy, routers[0].rule)
     # Errors name the strategy as given; static top-k has no errors, and may get its k here.
     static = strategy.family.static_weighting is not None
@@ -108,7 +109,7 @@ def routed(
     compensated = strategy.dropped == "compensated"
     built = {
         rule: Router(
-            (own if static else strategy).selector(calibration, routers[0].num_experts),
+            (own if static else fitted).selector(calibration, routers[0].num_experts),
             own.weighting_kind,
             rule,
             scorer,
@@ -311,11 +312,13 @@ class RouterForward:
         weight_EH = router.module.weight
         hidden_TH = hidden_states.reshape(-1, weight_EH.shape[1])
         logits_TE = F.linear(hidden_TH, weight_EH)
-        mask_T = current_context().mask_T
+        context = current_context()
+        mask_T = context.mask_T
         log_size_TE = None if self.sizes is None else self.sizes(hidden_TH).log()
         inputs = RouterInputs(
-            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, log_size_TE=log_size_TE
-        )
+            router.layer, logits_TE, hidden_TH, weight_EH, mask_T, log_size_TE=log_size_TE,
+            key_T=context.key_T,
+        )  # fmt: skip
         routing = self.route(inputs)
         index_TK, weight_TK = routing.selection.index_TK, routing.weight_TK
         dropped_TE = routing.dropped_weight_TE

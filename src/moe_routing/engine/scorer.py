@@ -317,8 +317,10 @@ class Scorer:
         """Work on a batch; return it and what was recorded, or None if memory ran out."""
         batch = build(requests, groups)
         sums = None if self._recorder is None else {}
+        key_T = torch.from_numpy(batch.key_T)
+        context = ForwardContext(concurrent=concurrent, sums=sums, key_T=key_T)
         try:
-            with forward_context(ForwardContext(concurrent=concurrent, sums=sums)) as context:
+            with forward_context(context):
                 work(batch, context)
         except RuntimeError as error:
             if not _out_of_memory(error):

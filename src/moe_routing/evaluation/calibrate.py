@@ -5,7 +5,7 @@ Shape letters: L layers, T tokens, E experts, B batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,9 @@ from moe_routing.engine.adapters import find_routers, router_fingerprint
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.errors import InputError
+from moe_routing.evaluation.budgets import fit_budget
 from moe_routing.evaluation.certify import certify, check_documents
+from moe_routing.evaluation.fitting import DOCUMENTS
 from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
 from moe_routing.evaluation.watch import watch_routers
@@ -25,6 +27,7 @@ from moe_routing.evaluation.windows import calibration_window, cut_windows, run_
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import fit_null
 from moe_routing.routing.sample import CalibrationSample
+from moe_routing.routing.strategies import Budgeted, parse_strategy
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
 from moe_routing.vocabulary import NeededId
@@ -82,6 +85,7 @@ def calibrate(
     epsilon: float | None = None,
     margin: float | None = None,
     documents: int = 128,
+    budgets: Sequence[str] = (),
     seed: int = 0,
 ) -> Calibration:
     """Calibrate a model on your own text, for :func:`moe_routing.routed`.
@@ -102,12 +106,16 @@ def calibrate(
         margin: largest expected KL from the model's own predictions, nats per token, to certify.
         documents: texts to certify on, the last ones, at most half of them; nothing else is fitted
             on these.
+        budgets: ids of strategies with a budget, such as ``topp_k8_b4``, whose free parameters are
+            fitted on the first documents; their nulls have to be among ``nulls``.
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: see :func:`sample_router_logits`, :func:`fit_expert_outputs`,
-            :func:`toggle_experts`, :func:`fit_null` and :func:`certify`.
+        InputError: an id without a budget; see also :func:`sample_router_logits`,
+            :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`fit_budget`
+            and :func:`certify`.
     """
+    asked = _budgeted(budgets)
     texts, window = list(texts), calibration_window(model, None)
     apart = texts[len(texts) - min(documents, len(texts) // 2) :] if margin is not None else []
     texts = texts[: len(texts) - len(apart)]
@@ -117,7 +125,8 @@ def calibrate(
         model, tokenizer, texts, tokens=tokens, window=window, rng=np.random.default_rng(seed)
     )
     toggles = outputs = None
-    if margin is not None or any(NeededId.parse(name) for name in nulls):
+    needed = any(NeededId.parse(name) for name in nulls) or any(one.needs_outputs for one in asked)
+    if margin is not None or needed:
         outputs = fit_expert_outputs(model, tokenizer, texts, tokens=tokens, window=window)
         toggles = toggle_experts(
             model,
@@ -129,11 +138,29 @@ def calibrate(
         )
     fitted = {name: fit_null(name, sample, toggles, epsilon, outputs) for name in nulls}
     calibration = Calibration(sample, fitted, toggles, outputs)
+    found = {
+        one.id: fit_budget(model, tokenizer, texts[:DOCUMENTS], one, calibration) for one in asked
+    }
+    calibration = replace(calibration, budgets=found)
     if margin is None:
         return calibration
     strategy = Certified(max_k=sample.top_k, margin=margin)
     certificate = certify(model, tokenizer, apart, strategy, calibration)
     return replace(calibration, certificates={strategy.id: certificate})
+
+
+def _budgeted(strategy_ids: Sequence[str]) -> list[Budgeted]:
+    """Return strategies with a budget, unscaled."""
+    found = []
+    for name in strategy_ids:
+        strategy = parse_strategy(name)
+        if not isinstance(strategy, Budgeted) or strategy.needs_budget != name:
+            raise InputError(
+                f"budgets has '{name}'; allowed: ids with a budget and without a scale, such as "
+                "topp_k8_b4"
+            )
+        found.append(strategy)
+    return found
 
 
 def _collect(

@@ -80,7 +80,7 @@ def _levels(study: StudyConfig, limits: Limits) -> Iterator[tuple[str, str, floa
     for name in study.scored:
         strategy = parse_strategy(name)
         rule = getattr(strategy, "base", strategy)
-        if isinstance(rule, MultipleTesting):
+        if isinstance(rule, MultipleTesting) and rule.alpha is not None:
             yield f"strategy '{name}'", rule.null, rule.smallest_level(experts)
     arm = study.bh_arm(limits.top_k)
     yield f"held-out interventions under '{arm.id}'", arm.needs_null, arm.smallest_level(experts)

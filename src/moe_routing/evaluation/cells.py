@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -20,6 +21,7 @@ from moe_routing.config.cells import (
     SCHEMA_VERSION,
     Cell,
     arm_of,
+    base_cell,
     cells_of,
     strategy_of,
     study_of,
@@ -31,7 +33,7 @@ from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
-from moe_routing.evaluation.pieces import cell_piece, scale_piece
+from moe_routing.evaluation.pieces import cell_piece, fitted_pieces
 from moe_routing.evaluation.record import (
     CellRecord,
     Provenance,
@@ -40,11 +42,13 @@ from moe_routing.evaluation.record import (
     environment,
     specification,
 )
-from moe_routing.evaluation.store import Piece, Store, eligible, with_suffix
+from moe_routing.evaluation.store import Piece, Store, currency, eligible, with_suffix
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
+from moe_routing.routing.budget import left_out
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
+from moe_routing.routing.strategies.controls import EqualBudget
 from moe_routing.vocabulary import DATASETS
 
 
@@ -131,17 +135,8 @@ class ScoringJob:
         self.own, *_ = self._cells
         # The text is up to date if the logits sampled on it are.
         known = {*self.own.files, *([CALIBRATION_TEXT] if SAMPLE in self.own.files else [])}
-        scales = {
-            f"{piece.path}.json": piece
-            for piece in (scale_piece(config, strategy) for strategy in config.scaled)
-        }
-
-        def current(name: str) -> bool:
-            piece = scales.get(name)
-            return (
-                piece is not None and known.issuperset(piece.files) and self.store.is_current(piece)
-            )
-
+        scored = {f"{piece.path}.json": piece for piece in self._cells}
+        current = currency(self.store, known, {**fitted_pieces(config), **scored})
         self.others = [
             piece
             for piece in eligible(self.own, self._cells, current)
@@ -186,12 +181,16 @@ class ScoringJob:
         """Score a cell and write it, or copy the cell of the same routing under another id."""
         cell = self._cells[piece]
         strategy = self.config.parsed[strategy_of(self.config, cell)]
+        if reasons := left_out(self.results / "calibration", [strategy]):
+            write_left_out(path, reasons[strategy.id])
+            return
         same = self._same_routing(piece, cell, strategy)
         if same is not None:
             path_of_same = self.store.path(same)
             items = pd.read_parquet(with_suffix(path_of_same, ".parquet"))
             record = CellRecord.read(with_suffix(path_of_same, ".json"))
-            record = replace(record, strategy=specification(strategy, self._loaded.rule))
+            own = specification(strategy, self._loaded.rule, self._calibration)
+            record = replace(record, strategy=own)
         else:
             items, record = self._score(cell, strategy)
         write_cell(path, items, record)
@@ -217,11 +216,13 @@ class ScoringJob:
     def _score(self, cell: Cell, strategy: Strategy) -> tuple[pd.DataFrame, CellRecord]:
         config, arm = study_of(self.config, cell), arm_of(self.config, cell)
         data, loaded, calibration = self._items, self._loaded, self._calibration
+        if isinstance(strategy, EqualBudget):
+            strategy = strategy.like(self._base_histogram(cell))
         if arm is not None:
             scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
             numerics = {"arm": arm.name, **arm.changes}
             return scored.items, cell_record(
-                loaded, strategy, data, scored, config, numerics=numerics
+                loaded, strategy, data, scored, config, calibration, numerics=numerics
             )
         # The baseline's pass also warms the model up, whichever strategy is timed first.
         divergence, baseline_seconds = self._divergence
@@ -231,8 +232,14 @@ class ScoringJob:
         seconds = time.perf_counter() - started + baseline_seconds
         scored = replace(scored, items=scored.items.assign(kl=kl))
         return scored.items, cell_record(
-            loaded, strategy, data, scored, config, divergence_seconds=seconds
+            loaded, strategy, data, scored, config, calibration, divergence_seconds=seconds
         )
+
+    def _base_histogram(self, cell: Cell) -> list[list[int]]:
+        """Return the numbers of experts of a control's base on this set, as delivered."""
+        base = cast("Cell", base_cell(self.config, cell))
+        record = CellRecord.read(self.results / f"{base.path}.json")
+        return record.routing.by_layer["count_histogram"]
 
 
 def _report(record: CellRecord, cell: Cell) -> None:
@@ -335,6 +342,7 @@ def cell_record(
     dataset: EvaluationSet,
     scored: ScoredItems,
     config: StudyConfig,
+    calibration: Calibration | None = None,
     *,
     divergence_seconds: float | None = None,
     numerics: dict[str, str | int] | None = None,
@@ -347,13 +355,14 @@ def cell_record(
         dataset: the evaluation set.
         scored: its items under the strategy, with a column ``kl`` if divergences were measured.
         config: the study, under the settings of the job.
+        calibration: what the strategy needs.
         divergence_seconds: time that the divergences took.
         numerics: numerics arm and what it changes, if the cell belongs to one.
     """
     return CellRecord(
         schema_version=SCHEMA_VERSION,
         study=config.study,
-        strategy=specification(strategy, loaded.rule),
+        strategy=specification(strategy, loaded.rule, calibration),
         dataset=dataset.name,
         task=dataset.task,
         n_items=len(scored.items),
@@ -380,3 +389,11 @@ def write_cell(path: Path, frame: pd.DataFrame, record: CellRecord) -> None:
     with atomic_path(with_suffix(path, ".parquet")) as temporary:
         frame.to_parquet(temporary, index=False)
     record.write(with_suffix(path, ".json"))
+
+
+def write_left_out(path: Path, reason: str) -> None:
+    """Write the files of a cell that is left out: no items, and why."""
+    with atomic_path(with_suffix(path, ".parquet")) as temporary:
+        pd.DataFrame({"id": [], "cluster": []}).to_parquet(temporary, index=False)
+    with atomic_path(with_suffix(path, ".json")) as temporary:
+        temporary.write_text(json.dumps({"left_out": reason}, indent=1) + "\n", encoding="utf-8")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.config.study import load_config
@@ -22,7 +24,7 @@ from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.routing.calibration import Calibration, certificate_path
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.strategies import parse_strategy
-from moe_routing.routing.strategies.absolute import Absolute
+from moe_routing.routing.strategies.absolute import Absolute, budget_threshold
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.statistics.risk_control import check_examples, least_controlled, risk
 
@@ -163,9 +165,13 @@ class _Trial:
         """Return the smallest score that is kept; the last level keeps all that it may."""
         if level == self.levels - 1:
             return KEEP_ALL
-        return self._rule(budget=self.budget(level)).threshold_of(self.calibration)
+        return budget_threshold(self._score_LTK, self.budget(level))
 
-    def _rule(self, *, budget: float | None = None, threshold: float | None = None) -> Absolute:
+    @cached_property
+    def _score_LTK(self) -> Tensor:
+        return self.strategy.sample_scores(self.calibration)
+
+    def _rule(self, threshold: float) -> Absolute:
         strategy = self.strategy
         return Absolute(
             max_k=strategy.max_k,
@@ -173,12 +179,11 @@ class _Trial:
             score=strategy.score,
             candidates=strategy.candidates,
             dropped=strategy.dropped,
-            budget=budget,
             threshold=threshold,
         )
 
     def losses(self, level: int) -> NDArray[np.float64]:
         """Return the clipped damage of every document, (n,)."""
-        rule = self._rule(threshold=self.threshold(level))
+        rule = self._rule(self.threshold(level))
         self.damages[level] = self.documents.damage(rule, self.calibration)
         return np.minimum(self.damages[level].kl_n, self.bound)

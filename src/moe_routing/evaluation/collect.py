@@ -17,6 +17,7 @@ import pandas as pd
 from moe_routing.evaluation.record import CellRecord
 from moe_routing.evaluation.store import with_suffix
 from moe_routing.files import atomic_path
+from moe_routing.routing.budget import left_out
 from moe_routing.statistics.estimate import Estimate
 from moe_routing.statistics.intervals import divergence_interval, metric_intervals
 from moe_routing.statistics.mixture import differences
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
 NOT_APPLICABLE = "none"
+_CAPS = ("k", "max_k", "mean_k", "budget")
+"""Parameters that say how many experts a strategy keeps, or keeps at most."""
 ROUTING = (
     "mean_experts", "sd_experts", "floor_proportion", "cap_proportion", "empty_proportion",
     "router_entropy", "max_weight", "tokens",
@@ -34,15 +37,17 @@ ROUTING = (
 
 
 def read_cells(config: StudyConfig, results: Path) -> list[CellRecord]:
-    """Return the record of every cell in config order: strategies, then controls, then levers.
+    """Return the record of every cell in config order, without those that are left out.
 
     Raises:
         InputError: a cell is missing, or its record lacks a key.
     """
+    absent = left_out(results / "calibration", config.parsed.values())
     return [
         CellRecord.read(results / "cells" / strategy / f"{dataset}.json")
-        for strategy in config.scored
+        for strategy in config.parsed
         for dataset in config.datasets
+        if strategy in config.scored_on(dataset) and strategy not in absent
     ]
 
 
@@ -81,20 +86,24 @@ def estimates_of(items: pd.DataFrame, task: str, config: StudyConfig) -> list[Es
 
 
 def write_tables(config: StudyConfig, results: Path) -> None:
-    """Write ``full_routing_results.csv``, ``controls.csv``, ``levers.csv``, ``all_metrics.csv``.
+    """Write ``full_routing_results.csv`` and the other tables of cells, and ``all_metrics.csv``.
 
-    The last one is of all of them. ``provenance.csv`` says what each cell was made with; a warning
-    on standard error says if that differs.
+    A cell is in every table whose section of the config has its strategy; ``controls.csv`` also has
+    the static mixtures that a contrast needs. ``all_metrics.csv`` is of all of them.
+    ``provenance.csv`` says what each cell was made with; a warning on standard error says if that
+    differs.
     """
     records = read_cells(config, results)
     cells, metrics = collect_cells(config, results, records)
     made_with = provenance_table(records)
+    contrasted = [name for names in config.contrasted.values() for name in names]
     for difference in differences(made_with):
         print(f"warning: {difference}", file=sys.stderr)
     tables = {
         "full_routing_results": cells[cells["strategy"].isin(config.strategies)],
-        "controls": cells[cells["strategy"].isin(config.controls)],
+        "controls": cells[cells["strategy"].isin([*config.controls, *contrasted])],
         "levers": cells[cells["strategy"].isin(config.levers)],
+        "budgets": cells[cells["strategy"].isin(config.budgets)],
         "all_metrics": metrics,
         "provenance": made_with,
     }
@@ -138,8 +147,8 @@ def _cell_row(record: CellRecord, estimates: Sequence[Estimate], main: str) -> d
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],
-        "k": rule.get("k", rule.get("max_k", rule.get("mean_k"))),
-        "alpha": rule.get("alpha", NOT_APPLICABLE),
+        "k": next(rule[name] for name in _CAPS if name in rule),
+        "alpha": rule.get("alpha") or NOT_APPLICABLE,  # a static mixture has no level
         "null": rule.get("null", NOT_APPLICABLE),
         "weighting": strategy["weighting"],
         "dataset": record.dataset,

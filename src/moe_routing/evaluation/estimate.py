@@ -101,9 +101,12 @@ def read_architecture(model: ModelConfig) -> Architecture:
     return Architecture.of(read_json(folder / "config.json"))
 
 
-def experts_of(study: StudyConfig, cell: Cell, top_k: int) -> int:
+def experts_of(study: StudyConfig, cell: Cell, top_k: int) -> float:
     """Return the experts per token of a cell; of adaptive rules at most the model's own number."""
     strategy = parse_strategy(strategy_of(study, cell)).resolved(ModelRule(top_k, "softmax"))
+    nominal = getattr(strategy, "base", strategy).nominal_experts
+    if nominal is not None:
+        return nominal
     if strategy.min_experts == strategy.max_experts:
         return strategy.max_experts
     return min(strategy.max_experts, top_k)

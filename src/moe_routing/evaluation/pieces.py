@@ -1,4 +1,4 @@
-"""Cells, fitted nulls and fitted scales as pieces of work for the store; no torch."""
+"""Cells, and fitted nulls, budgets and scales as pieces of work for the store; no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from moe_routing.config.cells import (
     SAMPLE,
     Cell,
+    budget_files,
+    budget_path,
+    budget_settings,
     cell_files,
     cell_settings,
     intervention_files,
@@ -18,8 +21,8 @@ from moe_routing.config.cells import (
 )
 from moe_routing.evaluation.store import (
     CELL_SUFFIXES,
+    FITTED_SUFFIXES,
     NULL_SUFFIXES,
-    SCALE_SUFFIXES,
     Piece,
     as_settings,
 )
@@ -42,7 +45,20 @@ def null_piece(study: StudyConfig, null: str) -> Piece:
 
 def scale_piece(study: StudyConfig, strategy: str) -> Piece:
     """Return the fitted scale of a strategy as a piece of work."""
-    settings = as_settings(scale_settings(study, strategy))
-    return Piece(
-        scale_path(strategy), SCALE_SUFFIXES, settings, tuple(scale_files(study, strategy))
-    )
+    settings, files = as_settings(scale_settings(study, strategy)), scale_files(study, strategy)
+    return Piece(scale_path(strategy), FITTED_SUFFIXES, settings, tuple(files))
+
+
+def budget_piece(study: StudyConfig, strategy: str) -> Piece:
+    """Return the fitted budget of a strategy as a piece of work."""
+    settings, files = as_settings(budget_settings(study, strategy)), budget_files(study, strategy)
+    return Piece(budget_path(strategy), FITTED_SUFFIXES, settings, tuple(files))
+
+
+def fitted_pieces(study: StudyConfig) -> dict[str, Piece]:
+    """Return every fitted budget and scale of a study, by its file."""
+    pieces = [
+        *(budget_piece(study, name) for name in study.budgeted),
+        *(scale_piece(study, name) for name in study.scaled),
+    ]
+    return {f"{piece.path}.json": piece for piece in pieces}

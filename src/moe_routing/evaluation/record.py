@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from moe_routing.engine.recorder import RoutingStatistics
+    from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.strategies import Strategy
 
@@ -185,13 +186,24 @@ def _part(cls: type[Part], values: Mapping[str, Any]) -> Part:
     return cls(**{name: values[name] for name in names})
 
 
-def specification(strategy: Strategy, rule: ModelRule) -> dict[str, Any]:
-    """Return id, family, parameters and weighting of a strategy on a model with this rule."""
+def specification(
+    strategy: Strategy, rule: ModelRule, calibration: Calibration | None = None
+) -> dict[str, Any]:
+    """Return id, family, parameters and weighting of a strategy on a model with this rule.
+
+    With a calibration, a parameter that a budget stands for has its fitted value, and ``fitted``
+    names it.
+    """
     head = {"id": strategy.id, "family": strategy.family.name}
-    resolved = strategy.resolved(rule)
+    resolved = (strategy.fitted(calibration) if calibration else strategy).resolved(rule)
     kind = resolved.weighting_kind
     weighting = rule.weighting if kind == "model" else kind
-    return {**head, **resolved.model_dump(), "weighting": weighting}
+    values = {**head, **resolved.model_dump(), "weighting": weighting}
+    if strategy.needs_budget is None or calibration is None:
+        return values
+    budget = calibration.budgets[strategy.needs_budget]
+    values.get("base", values)["budget"] = budget.budget
+    return {**values, "fitted": {budget.parameter: budget.value}}
 
 
 def environment(seed: int, threads: int) -> dict[str, Any]:

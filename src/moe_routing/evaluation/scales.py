@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,18 @@ from moe_routing.config.study import load_config
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
-from moe_routing.evaluation.calibration_job import CalibrationJob, load_calibration_job
+from moe_routing.evaluation.calibration_job import CalibrationJob
+from moe_routing.evaluation.fitting import fit_in_passing
 from moe_routing.evaluation.pieces import scale_piece
-from moe_routing.evaluation.store import Piece, Store, eligible, with_suffix
-from moe_routing.routing.calibration import Calibration, save_scale
+from moe_routing.evaluation.store import with_suffix
+from moe_routing.routing.budget import left_out, load_budgets
+from moe_routing.routing.calibration import Calibration, budgets_of, save_scale
 from moe_routing.routing.strategies import Strategy
 
 TRIED = (0.85, 1.0, 1.2, 1.4, 1.6)
 """Scales that are tried; a fitted one lies between the first and the last."""
 DEGREE = 3
 """Degree of the polynomial through the losses, fewer than what it would take to meet them all."""
-DOCUMENTS = 24
-"""Documents of a study's calibration text that scales are fitted on."""
 
 
 def fit_scale(
@@ -78,6 +77,8 @@ def fit_scale(
 def scale_study(results: Path, strategy_id: str) -> None:
     """Write the fitted scale of a strategy, and fit others of the study in passing.
 
+    The scale of a strategy whose budget could not be kept is left out as well.
+
     Raises:
         InputError: the strategy has no scale; see :func:`fit_scale`.
     """
@@ -85,33 +86,24 @@ def scale_study(results: Path, strategy_id: str) -> None:
     if strategy_id not in config.scaled:
         allowed = ", ".join(config.scaled) or "ids that end with scaled"
         raise InputError(f"strategy '{strategy_id}' has no scale; allowed: {allowed}")
-    names = {scale_piece(config, name): name for name in (strategy_id, *config.scaled)}
-    own, *_ = names
-    store = Store(results)
-    others = [piece for piece in eligible(own, names, lambda _: False) if not store.has(piece)]
+    folder = results / "calibration"
 
-    @cache
-    def shared() -> tuple[CalibrationJob, Calibration]:
-        strategies = [config.parsed[names[piece]] for piece in (own, *others)]
-        calibration = Calibration.for_strategies(
-            results / "calibration", *strategies, fitted_by_running=False
-        )
-        return load_calibration_job(results), calibration
-
-    def make(piece: Piece, path: Path) -> None:
-        job, calibration = shared()
-        strategy = config.parsed[names[piece]]
-        scale = fit_scale(
-            job.loaded.model,
-            job.loaded.tokenizer,
-            job.texts[:DOCUMENTS],
-            strategy,
-            calibration,
-            window=config.evaluation.window,
-            token_budget=config.evaluation.token_budget,
-        )
+    def fit(name: str, job: CalibrationJob, path: Path) -> None:
+        strategy, scale = config.parsed[name], None
+        if not left_out(folder, [strategy]):
+            calibration = Calibration.for_strategies(folder, strategy, fitted_by_running=False)
+            budgets = load_budgets(folder, budgets_of([strategy]))
+            scale = fit_scale(
+                job.loaded.model,
+                job.loaded.tokenizer,
+                job.texts,
+                strategy,
+                replace(calibration, budgets=budgets),
+                window=config.evaluation.window,
+                token_budget=config.evaluation.token_budget,
+            )
         save_scale(strategy.id, scale, with_suffix(path, ".json"))
-        print(f"{strategy.id}: {scale:.3f}", file=sys.stderr, flush=True)
+        print(f"{strategy.id}: {scale or 'left out'}", file=sys.stderr, flush=True)
 
-    store.finish(own, others, make, config.resources.strategies_per_job)
-    store.deliver(own)
+    names = {scale_piece(config, name): name for name in (strategy_id, *config.scaled)}
+    fit_in_passing(config, results, next(iter(names)), names, fit)

@@ -34,7 +34,7 @@ from moe_routing.files import atomic_path, sha256_of
 
 FOLDER = "store"
 CELL_SUFFIXES = (".parquet", ".json")
-SCALE_SUFFIXES = (".json",)
+FITTED_SUFFIXES = (".json",)
 NULL_SUFFIXES = (".csv", ".safetensors")
 BEAT = 15.0
 """Seconds after which the holder of a claim says again that it is alive."""
@@ -204,6 +204,30 @@ def eligible(own: Piece, others: Iterable[Piece], current: Callable[[str], bool]
         for piece in others
         if piece != own and all(name in known or current(name) for name in piece.files)
     ]
+
+
+def currency(
+    store: Store, known: Iterable[str], pieces: Mapping[str, Piece]
+) -> Callable[[str], bool]:
+    """Return a function that says whether a file is certain to be up to date.
+
+    Args:
+        store: the store.
+        known: files that are.
+        pieces: pieces of other jobs, by their file. One is up to date if it has been delivered, and
+            if what determines it is up to date.
+    """
+    certain = set(known)
+
+    def current(name: str) -> bool:
+        if name in certain:
+            return True
+        piece = pieces.get(name)
+        if piece is None:
+            return False
+        return all(current(file) for file in piece.files) and store.is_current(piece)
+
+    return current
 
 
 @contextmanager

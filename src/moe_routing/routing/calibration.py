@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
+from moe_routing.routing.budget import FOLDER as BUDGETS_FOLDER
+from moe_routing.routing.budget import Budget, budget_path, load_budgets
 from moe_routing.routing.certificate import Certificate
 from moe_routing.routing.nulls import Null, load_null, save_null
 from moe_routing.routing.outputs import ExpertOutputs
@@ -39,23 +41,28 @@ def scale_path(folder: Path | str, strategy_id: str) -> Path:
     return Path(folder) / SCALES_FOLDER / f"{strategy_id}.json"
 
 
-def save_scale(strategy_id: str, scale: float, path: Path) -> None:
-    """Write the fitted scale of a strategy."""
+def save_scale(strategy_id: str, scale: float | None, path: Path) -> None:
+    """Write the fitted scale of a strategy; None if the strategy is left out."""
     with atomic_path(path) as temporary:
         values = {"strategy": strategy_id, "scale": scale}
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def load_scale(path: Path) -> float:
-    """Read the fitted scale of a strategy.
+def load_scale(path: Path) -> float | None:
+    """Read the fitted scale of a strategy; None if the strategy is left out.
 
     Raises:
         InputError: the file is missing or damaged.
     """
     values = read_json(path)
-    if not isinstance(values.get("scale"), float):
+    if not isinstance(values.get("scale", ""), float | None):
         raise InputError(f"{path}: key 'scale' is missing; remove the file and run again")
     return values["scale"]
+
+
+def budgets_of(strategies: Iterable[Strategy]) -> list[str]:
+    """Return the distinct ids under which budgets of strategies are fitted."""
+    return list(dict.fromkeys(one.needs_budget for one in strategies if one.needs_budget))
 
 
 def null_path(folder: Path | str, null_id: str) -> Path:
@@ -74,6 +81,7 @@ class Calibration:
         outputs: outputs of experts on calibration text, None if nothing needs them.
         scales: the fitted factor of all weights, by id of the strategy.
         certificates: certified thresholds, by id of the strategy.
+        budgets: fitted values of free parameters, by :attr:`Strategy.needs_budget`.
     """
 
     sample: CalibrationSample
@@ -82,6 +90,7 @@ class Calibration:
     outputs: ExpertOutputs | None = None
     scales: dict[str, float] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -95,7 +104,7 @@ class Calibration:
         """Read a calibration that was saved, or that of a study: all of it, or some nulls.
 
         With the ids of nulls, the toggles and the expert outputs, which are bound to all weights of
-        their model, are read for nulls ``needed`` only, and no certificates or scales.
+        their model, are read for nulls ``needed`` only, and nothing that is fitted by running.
 
         Args:
             folder: the folder.
@@ -125,11 +134,16 @@ class Calibration:
         )
         paths = sorted((folder / "certificates").glob("*.json"))
         certificates = [Certificate.load(path) for path in paths]
-        scales = sorted((folder / SCALES_FOLDER).glob("*.json"))
+        scales = {
+            path.name.removesuffix(".json"): load_scale(path)
+            for path in sorted((folder / SCALES_FOLDER).glob("*.json"))
+        }
+        budgets = [Budget.load(path) for path in sorted((folder / BUDGETS_FOLDER).glob("*.json"))]
         return replace(
             found,
             certificates={one.strategy: one for one in certificates},
-            scales={path.name.removesuffix(".json"): load_scale(path) for path in scales},
+            scales={name: scale for name, scale in scales.items() if scale is not None},
+            budgets={one.strategy: one for one in budgets},
         )
 
     def save(self, folder: Path | str) -> None:
@@ -150,6 +164,8 @@ class Calibration:
             certificate.save(certificate_path(folder, name))
         for name, scale in self.scales.items():
             save_scale(name, scale, scale_path(folder, name))
+        for name, budget in self.budgets.items():
+            budget.save(budget_path(folder, name))
 
     def __str__(self) -> str:
         sample = self.sample
@@ -159,7 +175,8 @@ class Calibration:
         ]
         if self.nulls:
             lines.append(f"nulls: {', '.join(self.nulls)}")
-        return "\n".join([*lines, *map(str, self.certificates.values())])
+        fitted = [*self.certificates.values(), *self.budgets.values()]
+        return "\n".join([*lines, *map(str, fitted)])
 
     @classmethod
     def for_strategies(
@@ -170,7 +187,8 @@ class Calibration:
         Args:
             folder: the calibration folder of a study.
             strategies: the strategies.
-            fitted_by_running: with certificates and scales, which are fitted by running them.
+            fitted_by_running: with certificates, budgets and scales, which are fitted by running
+                them.
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
@@ -189,9 +207,12 @@ class Calibration:
             name: Certificate.load(certificate_path(folder, name)) for name in certified
         }
         scales = {
-            one.id: load_scale(scale_path(folder, one.id)) for one in strategies if one.needs_scale
+            one.id: scale
+            for one in strategies
+            if one.needs_scale and (scale := load_scale(scale_path(folder, one.id))) is not None
         }
-        return replace(found, certificates=certificates, scales=scales)
+        budgets = load_budgets(folder, budgets_of(strategies))
+        return replace(found, certificates=certificates, scales=scales, budgets=budgets)
 
     def null(self, null_id: str) -> Null:
         """Return a fitted null.

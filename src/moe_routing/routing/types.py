@@ -37,6 +37,8 @@ class RouterInputs:
             drops with it, float32, (tokens, experts), where it is not predicted from
             ``hidden_TH``.
         own_TK: the experts of the model's own choice, int64, (tokens, top k), if they are known.
+        key_T: a hash of the text up to each token, int64, (tokens,), for random draws; see
+            :mod:`moe_routing.routing.draws`.
     """
 
     layer: int
@@ -50,6 +52,7 @@ class RouterInputs:
     score_TE: Tensor | None = None
     log_size_TE: Tensor | None = None
     own_TK: Tensor | None = None
+    key_T: Tensor | None = None
 
     @property
     def softmax_TE(self) -> Tensor:
@@ -74,7 +77,7 @@ class RouterInputs:
         """Return the inputs of a slice of the tokens."""
         by_token = (
             "logits_TE", "hidden_TH", "mask_T", "probability_TE", "score_TE", "log_size_TE",
-            "own_TK",
+            "own_TK", "key_T",
         )  # fmt: skip
         parts = {
             name: value[tokens] for name in by_token if (value := getattr(self, name)) is not None

@@ -13,8 +13,9 @@ import pandas as pd
 from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json
+from moe_routing.routing.budget import left_out
 from moe_routing.routing.rule import ModelRule
-from moe_routing.routing.strategies import control_kinds, static_families
+from moe_routing.routing.strategies import control_kinds, parse_strategy, static_families
 from moe_routing.statistics.cells import Panel, cell_path, load_cells, make_panel
 from moe_routing.statistics.columns import ITEMS, TABLES
 from moe_routing.statistics.contrasts import (
@@ -83,6 +84,10 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         numerics={arm.name: arm.changed for arm in config.numerics},
         levers=[*static_points(config, rule), *config.levers] if config.levers else (),
     )
+    absent = tables["missing"]
+    planned = {(name, dataset) for dataset in config.datasets for name in config.scored_on(dataset)}
+    pairs = zip(absent["strategy"], absent["dataset"], strict=True)
+    tables["missing"] = absent[np.array([pair in planned for pair in pairs], bool)]
     for name, table in {**tables, "columns": data_dictionary()}.items():
         with atomic_path(results / "statistics" / f"{name}.csv") as temporary:
             # Ten digits hide the last bits, in which linear algebra libraries differ.
@@ -175,8 +180,14 @@ def find_cells(
     A data set without its baseline is left out as a whole.
     """
     present, missing = {}, []
+    folder = cells.parent / "calibration"
+    absent = left_out(folder, map(parse_strategy, strategies)) if folder.is_dir() else {}
     for dataset in datasets:
-        names = [name for name in strategies if cell_path(cells, name, dataset).is_file()]
+        names = [
+            name
+            for name in strategies
+            if name not in absent and cell_path(cells, name, dataset).is_file()
+        ]
         usable = baseline in names
         if usable:
             present[dataset] = names
@@ -184,7 +195,7 @@ def find_cells(
             {
                 "dataset": dataset,
                 "strategy": name,
-                "reason": "baseline has no cell" if name in names else "no cell",
+                "reason": "baseline has no cell" if name in names else absent.get(name, "no cell"),
             }
             for name in strategies
             if not usable or name not in names

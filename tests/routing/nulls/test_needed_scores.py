@@ -15,8 +15,7 @@ from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
 from moe_routing.routing.nulls.needed import FREE_SCORES, choose_score, mean_kept, statistics
-from moe_routing.routing.scores import ExpertScorer, scored_sample
-from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.scores import ExpertScorer
 from moe_routing.routing.strategies.testing import BH, MultipleTesting
 from moe_routing.routing.types import RouterInputs
 from moe_routing.vocabulary import NeededId
@@ -160,21 +159,6 @@ def test_a_compensated_null_has_the_effect_of_the_substitute(calibration):
     )
     assert (compensated.needed_L < plain.needed_L).all()
     assert "replacing the expert by its mean output" in compensated.hypothesis
-
-
-def test_the_layer_mean_of_a_chosen_score_is_that_of_the_scored_sample(calibration):
-    null = fitted("needed_e1e4", calibration)
-    known = dataclasses.replace(calibration, nulls={null.id: null})
-    base = parse_strategy("bh_k16_a030_needed-e1e4")
-    control = parse_strategy(f"layermean.{base.id}")
-    assert control.score_of(known) == "norm"
-    rank = base.ranker(known, EXPERTS)
-    counts = [
-        round(float(rank(inputs, inputs.softmax_TE).count_T.double().mean()))
-        for inputs in scored_sample(base, known)
-    ]
-    assert control.counts(rank, known) == counts
-    assert max(counts) > 1
 
 
 def test_diagnostics_describe_the_score(calibration):

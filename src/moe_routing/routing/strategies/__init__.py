@@ -27,10 +27,11 @@ from moe_routing.routing.strategies.discovery import (
     family_entry,
     static_families,
 )
-from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.strategies.ranked import Budgeted, Ranked
 from moe_routing.schema import build
 
 __all__ = [
+    "Budgeted",
     "ControlStrategy",
     "Ranked",
     "Strategy",

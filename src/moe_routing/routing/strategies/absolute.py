@@ -1,4 +1,4 @@
-"""One threshold for all tokens and layers.
+"""One threshold for all tokens and layers, or one for each layer.
 
 Shape letters: L layers, T tokens, K slots per token, E experts, n values.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from moe_routing.errors import InputError
-from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.strategies.ranked import Budgeted, Ranked
 from moe_routing.vocabulary import Candidates, Family, Look, Weighting
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from moe_routing.routing.budget import Value
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.ranking import Ranker, Ranking
     from moe_routing.routing.types import RouterInputs
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 class Thresholded(Ranked):
     """Keep every candidate whose score is at least a threshold, at most ``max_k``.
 
-    The threshold is the same for all tokens and layers. It is on the natural scale of the score: a
-    weight, a weight times a norm, or nats. A token may get no expert in a layer. Without the part
-    ``all``, candidates are the experts of the model's own choice.
+    The threshold is the same for all tokens. It is on the natural scale of the score: a weight, a
+    weight times a norm, or nats. A token may get no expert in a layer. Without the part ``all``,
+    candidates are the experts of the model's own choice.
     """
 
     codes: ClassVar[dict[str, str]] = {"max_k": "k"}
@@ -57,8 +59,8 @@ class Thresholded(Ranked):
         return self.weighting
 
     @abstractmethod
-    def threshold_of(self, calibration: Calibration | None) -> float:
-        """Return the threshold.
+    def threshold_of(self, calibration: Calibration | None) -> Value:
+        """Return the threshold of all layers, or that of each.
 
         Raises:
             InputError: the calibration does not determine it.
@@ -68,11 +70,12 @@ class Thresholded(Ranked):
         """Return a ranker with a count from the threshold."""
         from moe_routing.routing.ranking import Ranking
 
-        log_threshold = math.log(self.threshold_of(calibration))
+        threshold = self.threshold_of(calibration)
 
         def rank(inputs: RouterInputs, _: Tensor) -> Ranking:
             score_TE, order_TE = self.ordered_scores(inputs)
-            count_T = (score_TE >= log_threshold).sum(1)
+            own = threshold[inputs.layer] if isinstance(threshold, tuple) else threshold
+            count_T = (score_TE >= math.log(own)).sum(1)
             return Ranking.bounded(order_TE, score_TE, count_T, self.floor, self.max_k)
 
         return rank
@@ -101,11 +104,33 @@ class Thresholded(Ranked):
         return torch.stack([self.ordered_scores(inputs)[0][:, : self.max_k] for inputs in layers])
 
 
-class Absolute(Thresholded):
-    """One threshold, given as such or by the mean number of experts that it keeps.
+class FittedThreshold(Thresholded, Budgeted):
+    """A threshold that a budget may stand for."""
 
-    A ``budget`` is the mean number of experts per token and layer on calibration text.
-    """
+    def on_sample(
+        self, calibration: Calibration, num_experts: int
+    ) -> Callable[[Sequence[float]], Value]:
+        """Return the function from mean experts to a threshold: a quantile of the scores.
+
+        Raises:
+            InputError: (the function) the calibration tokens have too few candidates.
+        """
+        del num_experts
+        score_LTK = self.sample_scores(calibration)
+        parts = list(score_LTK[:, None]) if self.by_layer else [score_LTK]
+
+        def value_for(mean: Sequence[float]) -> Value:
+            try:
+                found = [budget_threshold(*pair) for pair in zip(parts, mean, strict=True)]
+            except InputError as error:
+                raise InputError(f"strategy '{self.id}': {error}") from error
+            return tuple(found) if self.by_layer else found[0]
+
+        return value_for
+
+
+class Absolute(FittedThreshold):
+    """One threshold for all layers."""
 
     family: ClassVar[Family] = Family(
         "absolute",
@@ -116,39 +141,39 @@ class Absolute(Thresholded):
         words="one absolute threshold",
     )
     codes: ClassVar[dict[str, str]] = {"max_k": "k", "threshold": "t", "budget": "b"}
+    free: ClassVar[str] = "threshold"
 
     threshold: float | None = Field(default=None, gt=0, lt=10, description="Least score.")
-    budget: float | None = Field(
-        default=None, gt=0, lt=10, description="Mean experts per token and layer on calibration."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Absolute:
-        if (self.threshold is None) == (self.budget is None):
-            given = "neither is given" if self.budget is None else "both are given"
-            raise ValueError(f"threshold (t) and budget (b): {given}; allowed: one of them")
-        if self.budget is not None and self.budget > self.max_k:
-            raise ValueError(f"budget is {self.budget:g}; allowed: at most max_k = {self.max_k}")
-        return self
-
-    @property
-    def needs_calibration(self) -> bool:
-        """The threshold of a budget comes from calibration tokens."""
-        return self.budget is not None
 
     def threshold_of(self, calibration: Calibration | None) -> float:
-        """Return the threshold.
+        """Return the threshold; see :attr:`value`."""
+        del calibration
+        return self.value
 
-        Raises:
-            InputError: the calibration tokens have too few candidates for the budget.
-        """
-        if self.threshold is not None:
-            return self.threshold
-        score_LTK = self.sample_scores(cast("Calibration", calibration))
-        try:
-            return budget_threshold(score_LTK, cast("float", self.budget))
-        except InputError as error:
-            raise InputError(f"strategy '{self.id}': {error}") from error
+
+class Layered(FittedThreshold):
+    """One threshold for each layer, which keeps the budget in that layer."""
+
+    family: ClassVar[Family] = Family(
+        "layered",
+        label="Threshold by layer",
+        look=Look("#8FB339", (9, 1, 0)),
+        definition="One threshold per layer, at most {k}, weights {weighting}",
+        selection="every expert whose score is at least the threshold of the layer",
+        words="one threshold per layer",
+    )
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "budget": "b"}
+    free: ClassVar[str] = "thresholds"
+    by_layer: ClassVar[bool] = True
+
+    thresholds: tuple[float, ...] | None = Field(
+        default=None, description="Least score in each layer."
+    )
+
+    def threshold_of(self, calibration: Calibration | None) -> tuple[float, ...]:
+        """Return the threshold of each layer; see :attr:`value`."""
+        del calibration
+        return self.value
 
 
 def budget_threshold(score_LTK: torch.Tensor, budget: float) -> float:

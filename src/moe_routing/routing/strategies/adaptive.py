@@ -30,15 +30,19 @@ class Adaptive(Ranked):
         "adaptive",
         label="Adaptive",
         look=Look("#009E73", "D", "-."),
-        definition="up to {k} by confidence, renormalised weights",
+        definition="up to {k} by confidence, weights {weighting}",
         selection="between k/2 and k: fewer where the largest probability is large, thresholds "
         "from calibration text",
         words="adaptive top-k",
         complete=True,
     )
     codes: ClassVar[dict[str, str]] = {"k": "k"}
+    words: ClassVar[tuple[str, ...]] = ("weighting",)
 
     k: int = Field(ge=1, description="Most experts per token.")
+    weighting: Weighting = Field(
+        default="renormalised", description="How selected experts are weighted."
+    )
 
     @property
     def max_experts(self) -> int:
@@ -57,8 +61,8 @@ class Adaptive(Ranked):
 
     @property
     def weighting_kind(self) -> Weighting:
-        """Weights are renormalised."""
-        return "renormalised"
+        """How selected experts are weighted."""
+        return self.weighting
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker with a count from thresholds."""

@@ -119,12 +119,24 @@ class Strategy(ClosedModel):
     @property
     def uses_calibration(self) -> bool:
         """Whether the strategy needs calibration data for anything."""
-        return self.needs_calibration or self.needs_outputs or self.needs_scale
+        return bool(
+            self.needs_calibration or self.needs_outputs or self.needs_scale or self.needs_budget
+        )
 
     @property
     def needs_certificate(self) -> bool:
         """Whether the strategy has to be certified before."""
         return False
+
+    @property
+    def needs_budget(self) -> str | None:
+        """Id under which a free parameter has to be fitted to a budget before, if any."""
+        return None
+
+    @property
+    def needs_cell(self) -> str | None:
+        """Id of the strategy whose numbers of experts on the same text it takes, if any."""
+        return None
 
     @property
     def needs_scale(self) -> bool:
@@ -136,6 +148,20 @@ class Strategy(ClosedModel):
         """Whether a parameter of every family is not that of its own family."""
         fields = type(self).model_fields
         return any(getattr(self, name) != fields[name].default for name in self.common_words)
+
+    @property
+    def nominal_experts(self) -> float | None:
+        """Mean experts per token and layer that the id asks for; None if it asks for none."""
+        return None
+
+    def fitted(self, calibration: Calibration | None) -> Strategy:
+        """Return this strategy with the value of its free parameter that was fitted to its budget.
+
+        Raises:
+            InputError: it was not fitted, or no value has been found.
+        """
+        del calibration
+        return self
 
     def score_of(self, calibration: Calibration | None) -> ExpertScore:
         """Return what ranks the experts; a strategy may leave it to the calibration."""

@@ -9,11 +9,17 @@ Shape letters: L layers, T tokens, K slots per token, E experts.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, SerializeAsAny, model_validator
 
+from moe_routing.errors import InputError
 from moe_routing.routing.strategies.base import Strategy
+from moe_routing.routing.strategies.mixture import Mixture
 from moe_routing.routing.strategies.ranked import Ranked
 from moe_routing.vocabulary import ControlKind, ExpertScore, Family, Look, Weighting
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
     from moe_routing.routing.calibration import Calibration
     from moe_routing.routing.certificate import Certificate
-    from moe_routing.routing.ranking import Ranker, Ranking
+    from moe_routing.routing.ranking import Ranking
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import RouterInputs, Selection, Selector
 
@@ -36,6 +42,8 @@ class ControlStrategy(Strategy):
 
     codes: ClassVar[dict[str, str]] = {}
     common_words: ClassVar[tuple[str, ...]] = ()
+    inherited: ClassVar[tuple[str, ...]] = Strategy.common_words
+    """Named parameters of every family that are those of the base."""
 
     base: SerializeAsAny[Ranked] = Field(description="The base strategy.")
     score: ExpertScore | None = Field(default=None, description="What ranks the base's experts.")
@@ -46,7 +54,7 @@ class ControlStrategy(Strategy):
         base = values.get("base")
         if not isinstance(base, Ranked):
             return values
-        return {**values, **{name: getattr(base, name) for name in Strategy.common_words}}
+        return {**values, **{name: getattr(base, name) for name in cls.inherited}}
 
     @classmethod
     def control_kind(cls) -> ControlKind:
@@ -79,6 +87,15 @@ class ControlStrategy(Strategy):
     def needs_outputs(self) -> bool:
         """Whether the base strategy needs the outputs of experts."""
         return self.base.needs_outputs
+
+    @property
+    def needs_budget(self) -> str | None:
+        """Id under which the budget of the base strategy is fitted."""
+        return self.base.needs_budget
+
+    def fitted(self, calibration: Calibration | None) -> Self:
+        """Return the control of the fitted base."""
+        return self.model_copy(update={"base": self.base.fitted(calibration)})
 
     def score_of(self, calibration: Calibration | None) -> ExpertScore:
         """Return what ranks the experts of the base strategy."""
@@ -199,8 +216,119 @@ def permutation(count_T: Tensor, mask_T: Tensor | None, generator: torch.Generat
     return torch.empty_like(target_T).scatter_(0, target_T, drawn_T)
 
 
-class LayerMean(ControlStrategy):
-    """Each layer's mean number of experts on calibration tokens, rounded, for every token.
+class EqualBudget(ControlStrategy):
+    """A control with as many experts as the base used on the same text, in another place.
+
+    How many that was is read from the base's cell; :meth:`like` takes it. Draws depend on seed,
+    layer and the text up to the token.
+    """
+
+    codes: ClassVar[dict[str, str]] = {"seed": "s"}
+
+    seed: int = Field(default=0, ge=0, description="Seed.")
+    histogram: tuple[tuple[int, ...], ...] | None = Field(
+        default=None, exclude=True, repr=False, description="Decisions of the base by count."
+    )
+
+    @property
+    def needs_cell(self) -> str:
+        """Id of the base strategy."""
+        return self.base.id
+
+    def like(self, histogram_LC: Sequence[Sequence[int]]) -> Self:
+        """Return the control for a text on which the base made these decisions.
+
+        Args:
+            histogram_LC: decisions with C = 0 ... experts, (layers, experts + 1); see
+                :class:`moe_routing.engine.recorder.RoutingStatistics`.
+        """
+        rows = tuple(tuple(int(count) for count in row) for row in histogram_LC)
+        return self.model_copy(update={"histogram": rows})
+
+    @property
+    def proportion_LC(self) -> NDArray[np.float64]:
+        """Proportion of the base's decisions with C experts, (layers, experts + 1).
+
+        Raises:
+            InputError: the control was not told.
+        """
+        if self.histogram is None:
+            raise InputError(
+                f"control '{self.id}' needs the numbers of experts that '{self.base.id}' uses on "
+                "the same text; none given (allowed: control.like(counts by layer), or a study)"
+            )
+        count_LC = np.array(self.histogram, dtype=np.float64)
+        return count_LC / count_LC.sum(1, keepdims=True).clip(1)
+
+    @property
+    def mean_L(self) -> NDArray[np.float64]:
+        """Mean experts of the base by layer; see :attr:`proportion_LC`."""
+        proportion_LC = self.proportion_LC
+        return proportion_LC @ np.arange(proportion_LC.shape[1])
+
+
+class CountedControl(EqualBudget):
+    """Experts in the base's order, as many as are drawn for the token."""
+
+    @abstractmethod
+    def cumulative_LC(self) -> NDArray[np.float64]:
+        """Return the probability of at most C experts, (layers, experts + 1)."""
+
+    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
+        """Return the base's order with a random count."""
+        import torch
+
+        from moe_routing.routing.draws import uniform
+        from moe_routing.routing.ranking import blockwise
+        from moe_routing.routing.types import Selection
+
+        rank = blockwise(self.base.ranker(calibration, num_experts))
+        below_LC = torch.from_numpy(self.cumulative_LC())
+
+        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
+            ranking = rank(inputs, probability_TE)
+            below_C = below_LC[inputs.layer].to(ranking.order_TK.device)
+            drawn_T = torch.searchsorted(below_C, uniform(inputs, self.seed), right=True)
+            count_T = drawn_T.minimum(ranking.available_T)
+            return Selection.prefix(ranking.order_TK, count_T, num_experts, count_T)
+
+        return select
+
+
+class DrawnCounts(CountedControl):
+    """Counts drawn at random from those of the base in the same layer.
+
+    If this is as good as the base, it does not matter which token gets how many experts.
+    """
+
+    family: ClassVar[Family] = Family(
+        "counts",
+        label="Control: counts drawn",
+        look=Look("#7A2E39", (7, 2, 0)),
+        definition="Control: counts drawn at random, at most {k}, weights {weighting}",
+        selection="counts drawn from those of another strategy in the layer",
+        words="counts drawn at random",
+        control=ControlKind(
+            "counts",
+            absent="counts drawn at random",
+            short="counts drawn at random",
+            done="With counts drawn at random from those of {base} in the same layer",
+            meanings={
+                "worse": "which tokens get more experts matters",
+                "better": "tokens drawn at random use the same experts better than those of the "
+                "rule",
+                "none": "nothing shows that it matters which tokens get more experts",
+            },
+        ),
+    )
+
+    def cumulative_LC(self) -> NDArray[np.float64]:
+        """Return the base's law."""
+        return self.proportion_LC.cumsum(1)
+
+
+class LayerMean(CountedControl):
+    """Each layer's mean number of experts for every token, rounded up or down at random.
 
     Separates what a strategy gains by treating layers differently from what it gains by treating
     tokens differently.
@@ -211,13 +339,14 @@ class LayerMean(ControlStrategy):
         label="Control: layer means",
         look=Look("#473320", "H"),
         definition="Control: layer means, at most {k}, weights {weighting}",
-        selection="the mean count of another strategy in each layer, for every token",
-        words="one number of experts per layer",
+        selection="the mean count of another strategy in each layer, rounded at random",
+        words="one mean number of experts per layer",
         control=ControlKind(
             "layermean",
             absent="one number of experts per layer",
             short="one number per layer",
-            done="With one number of experts per layer for every token, the rounded mean of {base}",
+            done="With the mean of {base} in each layer for every token, rounded up or down at "
+            "random",
             meanings={
                 "worse": "a number for each token carries more than a number for each layer",
                 "better": "fixed numbers by layer do better than numbers by token",
@@ -226,35 +355,62 @@ class LayerMean(ControlStrategy):
         ),
     )
 
-    @property
-    def needs_calibration(self) -> bool:
-        """The mean is taken over calibration tokens."""
-        return True
+    def cumulative_LC(self) -> NDArray[np.float64]:
+        """Return the law with the layer's mean on two whole numbers."""
+        mean_L1 = self.mean_L[:, None]
+        return (np.arange(self.proportion_LC.shape[1]) + 1 - mean_L1).clip(0, 1)
 
-    def counts(self, rank: Ranker, calibration: Calibration) -> list[int]:
-        """Return the number of experts of each layer; halves are rounded to even."""
-        from moe_routing.routing.scores import scored_sample
 
-        means = []
-        for inputs in scored_sample(self.base, calibration):
-            ranking = rank(inputs, inputs.softmax_TE)
-            means.append(ranking.count_T.double().mean())
-        return [max(self.min_experts, round(float(mean))) for mean in means]
+class StaticMixture(EqualBudget):
+    """Static top-k at the base's mean: k or k + 1 experts, drawn at random per token and layer.
 
-    def selector(self, calibration: Calibration, num_experts: int) -> Selector:
-        """Return the base's order with the layer's count."""
-        from moe_routing.routing.ranking import blockwise
-        from moe_routing.routing.types import Selection
+    Of the base it has nothing but the mean and the weighting: experts are ranked by probability,
+    nothing stands in for dropped ones, and no scale is fitted.
+    """
 
-        rank = blockwise(self.base.ranker(calibration, num_experts))
-        counts = self.counts(rank, calibration)
+    family: ClassVar[Family] = replace(
+        Mixture.family,
+        control=ControlKind(
+            "mixture",
+            absent="the static mixture at the same mean",
+            short="static mixture",
+            done="With k or k + 1 experts for every token, drawn at random with the mean of {base}",
+            meanings={
+                "worse": "the rule is better than static top-k at its number of experts",
+                "better": "static top-k is better at that number of experts",
+                "none": "nothing shows that the rule is better than static top-k at its number of "
+                "experts",
+            },
+        ),
+    )
+    inherited: ClassVar[tuple[str, ...]] = ()
+    score: ExpertScore | None = Field(default="probability", description="What ranks experts.")
+    needs_null: ClassVar[None] = None
+    needs_budget: ClassVar[None] = None
+    needs_calibration: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False
 
-        def select(inputs: RouterInputs, probability_TE: Tensor) -> Selection:
-            ranking = rank(inputs, probability_TE)
-            count_T = ranking.available_T.clamp(max=counts[inputs.layer])
-            return Selection.prefix(ranking.order_TK, count_T, num_experts, count_T)
+    def score_of(self, calibration: Calibration | None) -> ExpertScore:
+        """Return the model's own ranking."""
+        del calibration
+        return "probability"
 
-        return select
+    def fitted(self, calibration: Calibration | None) -> Self:
+        """Return itself: nothing of the base is fitted."""
+        del calibration
+        return self
+
+    def certificate_of(self, calibration: Calibration) -> None:
+        """Return None: nothing of the base is certified."""
+
+    def output_scale(self, calibration: Calibration | None) -> None:
+        """Return None: no scale is fitted."""
+
+    def selector(self, calibration: Calibration | None, num_experts: int) -> Selector:
+        """Return the static selection."""
+        mixture = Mixture(budget=1, seed=self.seed, weighting=self.weighting_kind)
+        mean = float(self.mean_L.mean())
+        return mixture.model_copy(update={"budget": mean}).selector(calibration, num_experts)
 
 
 class RandomIdentity(RandomControl):

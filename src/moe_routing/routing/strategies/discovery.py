@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from string import Formatter
@@ -189,6 +189,9 @@ def _clash(entry: Family, found: list[Found]) -> str | None:
     """Return what a family shares with one found earlier but must not; None if nothing."""
     for other in found:
         theirs = other.cls.family
+        only_one_controls = (entry.control is None) != (theirs.control is None)
+        if only_one_controls and replace(entry, control=theirs.control) == theirs:
+            continue  # a rule, and the control that applies it to the mean of another strategy
         for what, one, two in (
             ("name", entry.name, theirs.name),
             ("label", entry.label, theirs.label),

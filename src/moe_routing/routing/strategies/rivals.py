@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.strategies.ranked import Budgeted, Ranked
 from moe_routing.vocabulary import Family, Look, Weighting
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Rival(Ranked):
-    """Base class of the rivals: a choice of weights, and at least one expert per token."""
+    """A choice of weights, and at least one expert per token."""
 
     words: ClassVar[tuple[str, ...]] = ("weighting",)
 
@@ -45,10 +45,8 @@ class Rival(Ranked):
         return self.weighting
 
 
-class Capped(Rival):
-    """A rival with a cap on the number of experts per token."""
-
-    codes: ClassVar[dict[str, str]] = {"max_k": "k"}
+class Capped(Rival, Budgeted):
+    """A rival with a cap on the number of experts per token, and a free parameter below it."""
 
     max_k: int = Field(ge=1, description="Most experts per token.")
 
@@ -59,7 +57,7 @@ class Capped(Rival):
 
 
 class MinP(Capped):
-    """Keep every expert whose probability exceeds ``ratio`` times the largest.
+    """Keep every expert whose probability exceeds ``ratio`` times the largest, at least ``min_k``.
 
     The min-p rule of token sampling (Nguyen et al., 2407.01082) on experts, which ik_llama.cpp
     calls smart expert reduction.
@@ -73,19 +71,36 @@ class MinP(Capped):
         selection="every expert above a proportion of the largest probability",
         words="min-p routing",
     )
-    codes: ClassVar[dict[str, str]] = {"max_k": "k", "ratio": "t"}
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "ratio": "t", "budget": "b", "min_k": "m"}
+    free: ClassVar[str] = "ratio"
 
-    ratio: float = Field(gt=0, lt=1, description="Proportion of the largest probability.")
+    ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="Proportion of the largest probability."
+    )
+    min_k: int = Field(default=1, ge=1, description="Fewest experts per token.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MinP:
+        if self.max_k < self.min_k:
+            raise ValueError(f"max_k is {self.max_k}; allowed: at least min_k = {self.min_k}")
+        return self
+
+    @property
+    def min_experts(self) -> int:
+        """Minimum number of experts per token."""
+        return self.min_k
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker with a count from the ratio."""
         from moe_routing.routing.ranking import Ranking, by_score
 
+        ratio = self.value
+
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_score(inputs)
             largest_T1 = probability_TE.amax(1, keepdim=True).double()
-            count_T = (probability_TE > self.ratio * largest_T1).sum(1)
-            return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
+            count_T = (probability_TE > ratio * largest_T1).sum(1)
+            return Ranking.bounded(order_TE, logits_TE, count_T, self.min_k, self.max_k)
 
         return rank
 
@@ -104,18 +119,21 @@ class TopP(Capped):
         selection="the fewest experts whose probabilities reach a total [@huang2024]",
         words="top-p routing",
     )
-    codes: ClassVar[dict[str, str]] = {"max_k": "k", "mass": "p"}
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "mass": "p", "budget": "b"}
+    free: ClassVar[str] = "mass"
 
-    mass: float = Field(gt=0, lt=1, description="Cumulative probability.")
+    mass: float | None = Field(default=None, gt=0, lt=1, description="Cumulative probability.")
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker with a count from the cumulative mass, summed in float64."""
         from moe_routing.routing.ranking import Ranking, by_score, in_descending_order
 
+        mass = self.value
+
         def rank(inputs: RouterInputs, probability_TE: Tensor) -> Ranking:
             logits_TE, order_TE = by_score(inputs)
             sorted_TE = in_descending_order(inputs.own_weight_TE, inputs, order_TE).double()
-            short_TE = sorted_TE.cumsum(1) < self.mass
+            short_TE = sorted_TE.cumsum(1) < mass
             count_T = 1 + (short_TE[:, :-1] & (sorted_TE[:, 1:] > 0)).sum(1)
             return Ranking.bounded(order_TE, logits_TE, count_T, 1, self.max_k)
 
@@ -123,10 +141,12 @@ class TopP(Capped):
 
 
 class EntropyBands(Capped):
-    """Between ceil(k/2) and k experts, fewer where the router's softmax has less entropy.
+    """Between ``min_k`` and ``max_k`` experts, fewer where the router's softmax has less entropy.
 
-    With m = k - ceil(k/2), the m thresholds of a layer are the j/(m+1) quantiles (j = 1 ... m) of
-    the entropy on calibration tokens; a token gains one expert for each threshold that it exceeds.
+    A token gains one expert for each of the m = max_k - min_k thresholds of its layer that its
+    entropy exceeds. They are quantiles of the entropy on calibration tokens: a proportion
+    ``lowest`` of these has the fewest experts, and every other number is equally frequent. By
+    default every number is, and the fewest are ceil(max_k / 2).
     """
 
     family: ClassVar[Family] = Family(
@@ -134,14 +154,28 @@ class EntropyBands(Capped):
         label="Entropy bands",
         look=Look("#1C591B", "<"),
         definition="Entropy bands, at most {k}, weights {weighting}",
-        selection="between k/2 and k by the entropy of the router's softmax",
+        selection="up to k by the entropy of the router's softmax",
         words="entropy bands",
     )
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "lowest": "q", "budget": "b", "min_k": "m"}
+    free: ClassVar[str] = "lowest"
+    has_default: ClassVar[bool] = True
+
+    lowest: float | None = Field(
+        default=None, gt=0, lt=1, description="Proportion of tokens with the fewest experts."
+    )
+    min_k: int | None = Field(default=None, ge=1, description="Fewest experts per token.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EntropyBands:
+        if self.max_k < self.min_experts:
+            raise ValueError(f"max_k is {self.max_k}; allowed: at least min_k = {self.min_k}")
+        return self
 
     @property
     def min_experts(self) -> int:
         """Minimum number of experts per token."""
-        return (self.max_k + 1) // 2
+        return (self.max_k + 1) // 2 if self.min_k is None else self.min_k
 
     @property
     def needs_calibration(self) -> bool:
@@ -155,7 +189,8 @@ class EntropyBands(Capped):
         from moe_routing.routing.ranking import Ranking, by_score
 
         m = self.max_experts - self.min_experts
-        levels_M = torch.arange(1, m + 1) / (m + 1)
+        lowest = 1 / (m + 1) if self.lowest is None and self.budget is None else self.value
+        levels_M = lowest + (1 - lowest) * torch.arange(m) / max(1, m)
         probability_LTE = calibration.sample.logits_LTE.softmax(-1)
         entropy_LT = torch.special.entr(probability_LTE).sum(-1)
         threshold_LM = torch.quantile(entropy_LT, levels_M, dim=1).T
@@ -190,6 +225,11 @@ class PerLayer(Rival):
     codes: ClassVar[dict[str, str]] = {"mean_k": "k"}
 
     mean_k: int = Field(ge=1, description="Experts per token, averaged over layers.")
+
+    @property
+    def nominal_experts(self) -> int:
+        """Experts per token: the mean over layers, exactly."""
+        return self.mean_k
 
     @property
     def max_experts(self) -> int:
@@ -247,11 +287,12 @@ class DynamicSkipping(Capped):
         selection="the k largest, less those small beside the largest, by layer [@lu2024]",
         words="dynamic skipping",
     )
-    codes: ClassVar[dict[str, str]] = {"max_k": "k", "proportion": "q"}
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "proportion": "q", "budget": "b"}
+    free: ClassVar[str] = "proportion"
 
     max_k: int = Field(ge=2, description="Most experts per token.")
-    proportion: float = Field(
-        gt=0, lt=1, description="Proportion of slots 2 ... k skipped on calibration."
+    proportion: float | None = Field(
+        default=None, gt=0, lt=1, description="Proportion of slots 2 ... k skipped on calibration."
     )
 
     @property
@@ -266,7 +307,7 @@ class DynamicSkipping(Capped):
         top_LTJ = calibration.sample.logits_LTE.topk(self.max_k, dim=-1).values
         ratio_LS = (top_LTJ[..., 1:] - top_LTJ[..., :1]).double().exp().flatten(1)
         # numpy's, because torch.quantile takes at most 16 million values.
-        return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.proportion, axis=1))
+        return torch.from_numpy(np.quantile(ratio_LS.numpy(), self.value, axis=1))
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker with a count from the layer's ratio."""

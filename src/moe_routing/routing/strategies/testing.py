@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from moe_routing.errors import InputError
 from moe_routing.routing import levels
 from moe_routing.routing.levels import Levels, min_draws
-from moe_routing.routing.strategies.ranked import Ranked
+from moe_routing.routing.strategies.ranked import Budgeted
 from moe_routing.vocabulary import (
     EXPERT_SCORES,
     PLAIN_NULL_IDS,
@@ -41,14 +41,19 @@ if TYPE_CHECKING:
     """Maps p-values in ascending order, (tokens, experts), to rejection counts, (tokens,)."""
 
 
-class MultipleTesting(Ranked):
+MAX_ALPHA = 0.3
+"""Largest level that a budget is fitted with: beyond it, a bound on the error rate says little."""
+
+
+class MultipleTesting(Budgeted):
     """A procedure on a token's p-values, with at least ``min_k`` and at most ``max_k`` experts.
 
     What the procedure controls depends on the null. Experts are taken in the order of the null's
     statistic, which is that of the p-values; ties by the larger logit, then by the lower index.
     """
 
-    codes: ClassVar[dict[str, str]] = {"max_k": "k", "alpha": "a", "min_k": "m"}
+    codes: ClassVar[dict[str, str]] = {"max_k": "k", "alpha": "a", "budget": "b", "min_k": "m"}
+    free: ClassVar[str] = "alpha"
     words: ClassVar[tuple[str, ...]] = ("null", "weighting")
     guarantee: ClassVar[str]
     """Dependence of p-values under which the false discovery rate is at most alpha."""
@@ -57,7 +62,7 @@ class MultipleTesting(Ranked):
     superuniform given H0, not only on average over all experts; see :meth:`Null.conditional`."""
 
     max_k: int = Field(ge=1, description="Most experts per token.")
-    alpha: float = Field(gt=0, lt=1, description="Level.")
+    alpha: float | None = Field(default=None, gt=0, lt=1, description="Level.")
     min_k: int = Field(default=1, ge=1, description="Fewest experts per token.")
     null: str = Field(default="needed", description="Null that p-values are computed under.")
     score: ExpertScore | None = Field(
@@ -140,13 +145,22 @@ class MultipleTesting(Ranked):
         """How selected experts are weighted."""
         return self.weighting
 
+    def limits(self, calibration: Calibration, num_experts: int) -> tuple[float, float]:
+        """Return the levels that a budget may be fitted with.
+
+        At the smallest one, the smallest p-value is half of what an expert needs to be the only one
+        selected: 2 / tokens for nulls whose draws are all experts of calibration tokens.
+        """
+        null = calibration.null(self.needs_null)
+        return max(self.bounds[0], 2 * num_experts / null.num_draws), MAX_ALPHA
+
     @abstractmethod
     def counter(self, num_experts: int) -> Counter:
         """Return the procedure."""
 
     def smallest_level(self, num_experts: int) -> float:
         """Return the p-value that an expert needs to be the only one selected."""
-        return self.alpha / num_experts
+        return self.value / num_experts
 
     def fitted_null(self, calibration: Calibration, num_experts: int) -> Null:
         """Return the null.
@@ -202,13 +216,13 @@ class StepUp(MultipleTesting):
 
         from moe_routing.routing import procedures
 
-        level_E = torch.from_numpy(self.levels(num_experts, self.alpha))
+        level_E = torch.from_numpy(self.levels(num_experts, self.value))
         level_on = functools.cache(level_E.to)
         return lambda p_TE: procedures.step_up(p_TE, level_on(p_TE.device))
 
     def smallest_level(self, num_experts: int) -> float:
         """Return the first level."""
-        return float(self.levels(num_experts, self.alpha)[0])
+        return float(self.levels(num_experts, self.value)[0])
 
     def ranker(self, calibration: Calibration, num_experts: int) -> Ranker:
         """Return a ranker by critical values if the null has them, otherwise by p-values."""
@@ -220,7 +234,7 @@ class StepUp(MultipleTesting):
         null = self.fitted_null(calibration, num_experts)
         if not null.layer_monotone:
             return super().ranker(calibration, num_experts)
-        level_E = torch.from_numpy(self.levels(num_experts, self.alpha))
+        level_E = torch.from_numpy(self.levels(num_experts, self.value))
         test = StepUpTest.build(null, level_E, calibration.sample.num_layers)
         test_on = functools.cache(test.to)
 
@@ -290,7 +304,8 @@ class Storey(MultipleTesting):
         """Return the procedure."""
         from moe_routing.routing import procedures
 
-        return lambda p_TE: procedures.storey(p_TE, self.alpha)
+        alpha = self.value
+        return lambda p_TE: procedures.storey(p_TE, alpha)
 
 
 class EBH(StepUp):
@@ -330,7 +345,7 @@ class HigherCriticism(MultipleTesting):
         """Return the procedure."""
         from moe_routing.routing import procedures
 
-        critical = procedures.hc_critical(num_experts, self.alpha)
+        critical = procedures.hc_critical(num_experts, self.value)
         return lambda p_TE: procedures.higher_criticism(p_TE, critical)
 
 

@@ -37,6 +37,11 @@ class Regular(Strategy):
     k: int = Field(ge=1, description="Experts per token.")
 
     @property
+    def nominal_experts(self) -> int:
+        """Experts per token: k; None if it is left to the model."""
+        return self.k
+
+    @property
     def max_experts(self) -> int:
         """Maximum number of experts per token."""
         return self.k
