@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shared import shared_folder
+
+# Tests run in as many processes as there are cores. More threads in each would compete for these,
+# and a thread that waits for another one would keep its core busy. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"

@@ -31,7 +31,7 @@ from moe_routing.evaluation.calibration_tokens import check_tokens
 from moe_routing.evaluation.held_out_files import HeldOutFiles
 from moe_routing.files import atomic_path, read_json
 from moe_routing.schema import parse, read_yaml
-from moe_routing.vocabulary import NeededId, text_dataset
+from moe_routing.vocabulary import text_dataset
 
 __all__ = ["sections"]  # for the rules
 
@@ -158,6 +158,21 @@ def refuse_templates(files: Iterable[Path | str]) -> None:
             )
 
 
+def refuse_dollar(folder: Path) -> None:
+    """Reject a working directory with a dollar sign, for jobs that a cluster runs.
+
+    Snakemake's commands there have paths in double quotes, in which a shell expands it.
+
+    Raises:
+        InputError: there is one.
+    """
+    if "$" in str(folder):
+        raise InputError(
+            f"{folder}: has a dollar sign, which Snakemake's commands on a cluster would expand; "
+            "allowed there: folders without"
+        )
+
+
 def check_known_model(study: StudyConfig, results: Path, origin: str) -> None:
     """Check a study against its model, if an earlier run has described the model.
 
@@ -253,20 +268,6 @@ def held_out_documents(text: str, results: str) -> list[str]:
     return [f"{results}/data/{name}" for name in names]
 
 
-def null_options(study: StudyConfig, null: str, results: str) -> list[str]:
-    """Return the options of ``fit_null.py`` for a null that is fitted on toggled experts.
-
-    They are also what the rule depends on: another epsilon fits only nulls without their own again.
-    """
-    name = NeededId.parse(null)
-    if name is None:
-        return []
-    epsilon = study.calibration.epsilon if name.epsilon is None else None
-    chosen = [] if epsilon is None else ["--epsilon", repr(epsilon)]
-    toggles, outputs = intervention_files([null], results)
-    return ["--toggles", toggles, "--outputs", outputs, *chosen]
-
-
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:
     """Return the files that an analysis reads."""
     calibration, model = f"{results}/calibration", f"{results}/model.json"
@@ -287,7 +288,6 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
             f"{results}/baseline/router_logits.safetensors",
             *toggled,
             *held_out,
-            *null_files(study.calibration.nulls, results),
         ],
         ABLATION: [
             sample,

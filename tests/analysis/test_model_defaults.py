@@ -48,10 +48,11 @@ def study_config(root):
         "datasets": {"wikipedia": {"source": source}},
         "strategies": ["normalized_k3"],
         "statistics": {
-            "baseline": "normalized_k3", "resamples": 100,
+            "baseline": "normalized_k3",
             "primary": {"strategy": "normalized_k3", "dataset": "wikipedia"},
         },
         "analysis": {
+            "resamples": 100,
             "baseline": {"tokens": 100, "domain_tokens": 50},
             "bh": {"tokens": 100, "alpha": [0.1], "new_tokens": 2},
             "validity": {"tokens": 256, "nulls": ["pooled"], "repeats": 100},

@@ -218,9 +218,7 @@ def test_memory_runs_out_and_the_budget_is_halved(
     assert np.array_equal(recorder.statistics().load_LE, plain.statistics().load_LE)
 
 
-def test_memory_runs_out_with_several_workers(
-    double, tokenizer, mixed, expected, scarce, capsys, threads
-):
+def test_memory_runs_out_with_several_workers(double, tokenizer, mixed, expected, scarce, capsys):
     scarce(150)
     recorder = Recorder()
     with routed(double, "regular_k8", recorder=recorder):

@@ -63,7 +63,7 @@ def test_certificate_keeps_its_promise_with_the_fewest_experts(
     assert certificate.mean_experts == pytest.approx(found.statistics.mean_experts())
     assert certificate.mean_experts < 4
     below = f"{certificate.budget - 1 / BUDGETS_PER_EXPERT:g}"
-    assert below in certificate.tried  # bisection looked at the next smaller budget
+    assert below in certificate.tried  # the next smaller budget was tried
     bound = CLIP * STRATEGY.margin
     fewer = certificate.tried[below]
     assert (len(texts) * fewer + bound) / (len(texts) + 1) > STRATEGY.margin * 0.999

@@ -15,6 +15,7 @@ from planted_items import with_gold
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
@@ -101,7 +102,7 @@ def planted_config(
         "study": study,
         "seed": 3,
         "model": model or {"path": str(ROOT / "resources" / "olmoe-nano")},
-        "analysis": {**ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
+        "analysis": {"resamples": 400, **ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
         "calibration": {"source": local, "tokens": 1024, "nulls": list(nulls)},
         "datasets": {
             name: {"source": local, "main_metric": (main or {}).get(name)} for name in datasets
@@ -167,7 +168,30 @@ def write_results(
             path.parent.mkdir(parents=True, exist_ok=True)
             shaken = _shake(base, DATASETS[name].task, NOISE[arm.name], rng)
             with_gold(shaken).to_parquet(path, index=False)
+    _write_efficiency(folder, config)
     return folder
+
+
+def _write_efficiency(folder: Path, config: StudyConfig) -> None:
+    """Write times in proportion to the cap on experts, and distinct experts of batches."""
+    names = [name for name in config.scored if config.parsed[name].family.control is None]
+    cap = {name: config.parsed[name].resolved(RULE).max_experts for name in names}
+    times = [
+        {"strategy": name, "repeat": r, "seconds": (1 + 0.1 * cap[name]) * (1 + r / 50),
+         "tokens": 1000}
+        for r in range(5)
+        for name in names
+    ]  # fmt: skip
+    experts = [
+        {"strategy": name, "batch_size": size, "layer": layer, "draws": 3,
+         "unique_experts": EXPERTS * (1 - (1 - cap[name] / EXPERTS) ** size)}
+        for name in names
+        for size in (1, 4, 16)
+        for layer in range(LAYERS)
+    ]  # fmt: skip
+    for path, rows in ((TIMING_FILE, times), (UNIQUE_FILE, experts)):
+        (folder / path).parent.mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_csv(folder / path, index=False)
 
 
 def _shake(base: pd.DataFrame, task: str, flips: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Conformal risk control keeps its promise, and bisection finds what a full search finds."""
+"""Conformal risk control keeps its promise, and its search finds what a full search finds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,31 @@ def full_search(loss_ln: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_bisection_finds_the_level_of_a_full_search(seed):
+def test_it_finds_the_level_of_a_full_search(seed):
     loss_ln = planted(np.random.default_rng(seed), 150)
     found = least_controlled(loss_ln.__getitem__, LEVELS, MARGIN, BOUND)
     assert found.level == full_search(loss_ln)
     assert len(found.mean_losses) <= 1 + np.ceil(np.log2(LEVELS))
     assert found.mean_losses[found.level] == pytest.approx(loss_ln[found.level].mean())
+
+
+def test_few_levels_are_tried_where_the_logarithm_of_the_risk_is_nearly_linear():
+    """The mean divergences of the embedded model by budget, in steps of 1/40 expert."""
+    budget, damage = np.array([0, 2, 2.5, 3, 4, 8]), [0.2, 0.0221, 0.0131, 0.0083, 0.0034, 1e-7]
+    log_l = np.interp(np.arange(1, 321) / 40, budget, np.log(damage))
+    found = least_controlled(lambda level: np.full(128, np.exp(log_l[level])), 320, 0.01, 0.1)
+    risk_l = np.array([risk(np.full(128, np.exp(log)), 0.1) for log in log_l])
+    assert found.level == np.flatnonzero(risk_l <= 0.01)[0]
+    assert len(found.mean_losses) <= 5  # by bisection: 9
+
+
+@pytest.mark.parametrize("jump", [0, 1, 100, 318])
+def test_a_risk_that_falls_all_at_once_is_found_in_logarithmic_time(jump):
+    found = least_controlled(
+        lambda level: np.full(99, 1.0 if level <= jump else 1e-9), 320, MARGIN, BOUND
+    )
+    assert found.level == jump + 1
+    assert len(found.mean_losses) <= 3 * np.ceil(np.log2(320))
 
 
 def test_losses_that_rise_with_the_level_count_as_if_they_did_not():

@@ -2,7 +2,8 @@
 
 PBS, and Slurm without accounting. The state of a job is in the folder of the commands. ``cancel``
 beside it holds words: a job whose submission contains one of them is cancelled before it runs, and
-the word used up.
+the word used up. While ``forget`` is beside it, squeue knows no job that has ended, as after the
+controller's MinJobAge.
 """
 
 from __future__ import annotations
@@ -82,8 +83,11 @@ def main(name, *arguments):
             sys.exit(f"qstat: Unknown Job Id {number}")
         print(f"Job id  Name  User  Time Use S Queue\n{number}.here  x  me  0 R main")
     elif name == "squeue":
-        for state in sorted(FOLDER.glob("*.state")):
-            print(f"{state.stem}|{state.read_text().strip()}")
+        forgets = (FOLDER.parent / "forget").exists()
+        for path in sorted(FOLDER.glob("*.state")):
+            state = path.read_text().strip()
+            if not forgets or state in ("PENDING", "RUNNING"):
+                print(f"{path.stem}|{state}")
     elif name in ("qdel", "scancel"):
         for number in arguments:
             if number.split(".")[0].isdigit():

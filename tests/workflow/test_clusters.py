@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 from cluster_stand_ins import PBS, SLURM, make_cluster
 from warm_python import warm_python
-from workflow_runs import SMOKE, make_checkout, offline, snakemake
+from workflow_runs import SMOKE, make_checkout, offline, snakemake, snakemake_command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins need Linux")
 CELLS = ("cells/stock/lambada", "cells/uniform_k4/lambada")
@@ -41,17 +45,23 @@ def toy(checkout):
     return checkout
 
 
-def run_toy(folder, path, *arguments, timeout=300):
-    profile = ("--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks")
-    return snakemake(
-        folder, "-s", "toy", *profile, "1", "--latency-wait", "5", *arguments, PATH=path,
-        timeout=timeout,
-    )  # fmt: skip
+TOY_RUN = (
+    "-s", "toy", "--workflow-profile", "profiles/slurm", "--latency-wait", "5",
+    "--slurm-init-seconds-before-status-checks", "1",
+)  # fmt: skip
 
 
-def test_a_cancelled_slurm_job_is_run_again_without_accounting(toy, slurm, tmp_path):
+@pytest.mark.parametrize("accounting", ["refuses", "hangs", "is not installed"])
+def test_a_cancelled_slurm_job_is_run_again_without_accounting(toy, slurm, tmp_path, accounting):
+    """States are asked of squeue. Whoever names no account has it asked of sacct, once."""
+    sacct = tmp_path / "slurm" / "sacct"
+    if accounting != "refuses":
+        sacct.unlink()
+    if accounting == "hangs":
+        sacct.write_text('#!/bin/sh\ncase "$*" in *Account*) exit 1 ;; esac\nexec sleep 100000\n')
+        sacct.chmod(0o755)
     (tmp_path / "slurm" / "cancel").write_text("name=a")
-    done = run_toy(toy, slurm)
+    done = snakemake(toy, *TOY_RUN, PATH=slurm, timeout=600)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     assert "SLURM status is: 'CANCELLED'" in said
@@ -59,6 +69,51 @@ def test_a_cancelled_slurm_job_is_run_again_without_accounting(toy, slurm, tmp_p
     assert (toy / "out/b").exists()
     states = [path.read_text().strip() for path in (tmp_path / "slurm/jobs").glob("*.state")]
     assert sorted(states) == ["CANCELLED", "COMPLETED", "COMPLETED"]
+
+
+def test_a_job_that_ended_while_the_main_process_was_suspended_is_found_after_a_restart(
+    toy, slurm, tmp_path
+):
+    """The README's limit: squeue has forgotten the job, so this run waits until it is killed."""
+    ended = tmp_path / "slurm" / "jobs" / "1.state"
+    with subprocess.Popen(
+        snakemake_command(*TOY_RUN, "out/a"), cwd=toy, env=offline(PATH=slurm), text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as run:  # fmt: skip
+        while not ended.exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGSTOP)
+        while ended.read_text().strip() != "COMPLETED":
+            time.sleep(0.05)
+        (tmp_path / "slurm" / "forget").touch()
+        run.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(timeout=10)
+        os.killpg(run.pid, signal.SIGKILL)
+    unlocked = snakemake(toy, "-s", "toy", "--unlock")
+    assert unlocked.returncode == 0, unlocked.stderr
+    (tmp_path / "slurm" / "forget").unlink()
+    done = snakemake(toy, *TOY_RUN, PATH=slurm, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert (toy / "out/a").exists()
+    assert (toy / "out/b").exists()
+
+
+def test_a_dollar_sign_in_the_folder_is_refused_before_any_job(slurm, tmp_path):
+    """Snakemake's own commands on a cluster would expand it."""
+    folder = make_checkout(tmp_path / "a $HOME")
+    (tmp_path / "slurm" / "jobs").mkdir(exist_ok=True)
+    done = snakemake(
+        folder, "results/smoke/model.json", "--workflow-profile", "profiles/slurm", *SMOKE,
+        PATH=slurm,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "error:" in line]
+    assert len(said) == 1
+    assert f"error: {folder}: has a dollar sign" in said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (folder / "results/smoke/model.json").exists()
 
 
 @pytest.mark.parametrize(

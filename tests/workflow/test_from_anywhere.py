@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,8 +86,11 @@ def test_a_module_of_another_workflow(read_only, here):
     assert (here / ITEMS).is_file()
 
 
-def test_an_archive_makes_tables_and_article_without_torch(smoke_run, here, tmp_path):
-    """Unpacked beside nothing but a config; the tables come out as they were."""
+def test_an_archive_makes_tables_and_figures_without_torch(smoke_run, here, tmp_path):
+    """Unpacked beside nothing but a config; the tables come out as they were.
+
+    The article, which takes longest, is planned only; test_without_torch_scripts.py renders one.
+    """
     folder = smoke_run[0]
     subprocess.run(
         ["python", "scripts/archive.py", "--results", "results/smoke", "--out", tmp_path / "a.tgz"],
@@ -109,17 +113,24 @@ def test_an_archive_makes_tables_and_article_without_torch(smoke_run, here, tmp_
     words = f'export PYTHONPATH="{tmp_path / "site"}:$PYTHONPATH"; exec "{sys.executable}"'
     program.write_text(f'#!/bin/sh\n{words} "$@"\n')
     program.chmod(0o755)
-    done = snakemake(
-        here, "-s", str(folder / "Snakefile"), "--configfile", "results/smoke/config.yaml",
-        "--cores", "2", "--forcerun", "collect", "plot_validity",
-        environment=without_torch(tmp_path / "site", folder / "src"),
-        PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert (results / "report/index.html").stat().st_mtime > (
-        results / "model.json"
-    ).stat().st_mtime
+
+    def run(*arguments):
+        done = snakemake(
+            here, *arguments, "-s", str(folder / "Snakefile"),
+            "--configfile", "results/smoke/config.yaml",
+            environment=without_torch(tmp_path / "site", folder / "src"),
+            PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        )  # fmt: skip
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        return done.stdout + done.stderr
+
+    pages = ("comparison/ROUTING_COMPARISON_REPORT.md", "validity/validity_plots/simulation.png")
+    targets = [f"results/smoke/{name}" for name in pages]
+    run(*targets, "--cores", "2", "--forcerun", "collect", "plot_validity")
+    for name in pages:
+        assert (results / name).stat().st_mtime > (results / "model.json").stat().st_mtime
     assert {name: (results / name).read_bytes() for name in names} == before
+    assert set(re.findall(r"^(\w+) +1$", run("-n"), re.MULTILINE)) == {"all", "render_article"}
 
 
 def test_results_without_their_model_are_not_made_again(smoke_run, tmp_path):

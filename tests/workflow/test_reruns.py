@@ -59,6 +59,16 @@ def test_statistics_score_nothing_again(plan, key, value):
     assert cells == set()
     assert "statistics" in jobs
     assert not CALIBRATION & jobs
+    # Their intervals have the level of the others, and resamples of their own.
+    analyses = {"baseline", "bh", "validity", "ablation"}
+    assert analyses & jobs == (analyses if key == "confidence" else set())
+
+
+def test_resamples_of_the_analyses_make_nothing_else_again(plan):
+    jobs, cells = plan(lambda config: config["analysis"].update(resamples=300))
+    assert cells == set()
+    assert {"baseline", "bh", "validity", "ablation"} <= jobs
+    assert not (CALIBRATION | {"collect", "statistics", "toggle_held_out"}) & jobs
 
 
 @pytest.mark.parametrize("strategy", ["bh_k8_a005", "bh_k64_a005"])
@@ -109,6 +119,7 @@ def test_another_epsilon_scores_what_tests_against_it(plan):
     )  # fmt: skip
     assert cells == cells_of(names) | {("mixture.bh_k8_a005", "hellaswag")}
     assert CALIBRATION & jobs == {"fit_null", "fit_budget"}
+    assert "validity" in jobs  # it fits the null itself
 
 
 def test_other_toggled_tokens_leave_the_logits(plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 import yaml
 from workflow_runs import snakemake
 
-from moe_routing.config.cells import Cell, cell_files, uses_calibration
+from moe_routing.config.cells import SAMPLE, Cell, cell_files, uses_calibration
 from moe_routing.config.study import load_config
-from moe_routing.workflow import null_files, null_options
+from moe_routing.evaluation.pieces import null_piece
+from moe_routing.workflow import null_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,17 +52,19 @@ def test_real_study_is_planned_with_gpus(checkout):
     assert len(certified) == 1
 
 
-def test_nulls_on_toggled_experts_read_their_file_and_the_epsilon():
+def test_nulls_on_toggled_experts_depend_on_their_files_and_the_epsilon():
     study = load_config(ROOT / "config/smoke.yaml")
     calibration = study.calibration.model_copy(update={"epsilon": 3e-5})
     study = study.model_copy(update={"calibration": calibration})
     toggles, outputs = (
         f"r/calibration/{name}.safetensors" for name in ("toggles", "expert_outputs")
     )
-    assert null_options(study, "pooled", "r") == []
-    files = ["--toggles", toggles, "--outputs", "r/calibration/expert_outputs.safetensors"]
-    assert null_options(study, "needed_e1e4", "r") == files
-    assert null_options(study, "needed_loss", "r") == [*files, "--epsilon", "3e-05"]
+    pieces = {name: null_piece(study, name) for name in ("pooled", "needed_e1e4", "needed_loss")}
+    epsilons = {name: json.loads(piece.settings)["epsilon"] for name, piece in pieces.items()}
+    assert epsilons == {"pooled": None, "needed_e1e4": None, "needed_loss": 3e-5}
+    assert pieces["pooled"].files == (SAMPLE,)
+    files = (SAMPLE, *(name.removeprefix("r/") for name in (toggles, outputs)))
+    assert pieces["needed_e1e4"].files == pieces["needed_loss"].files == files
     pooled, needed = (f"r/calibration/nulls/{name}.safetensors" for name in ("pooled", "needed"))
     assert null_files(["pooled"], "r") == [pooled]
     assert null_files(["pooled", "needed"], "r") == [pooled, needed, toggles, outputs]

@@ -1,5 +1,6 @@
 # Router logits, expert outputs and toggled experts of calibration text, and the nulls fitted on them.
-from moe_routing.workflow import intervention_files, null_options
+from moe_routing.evaluation.pieces import null_piece
+from moe_routing.workflow import intervention_files
 
 
 rule sample_logits:
@@ -91,8 +92,8 @@ rule toggle_experts:
 
 rule fit_null:
     input:
-        sample=f"{RESULTS}/calibration/router_logits.safetensors",
-        interventions=lambda wildcards: intervention_files([wildcards.null], RESULTS),
+        f"{RESULTS}/calibration/router_logits.safetensors",
+        lambda wildcards: intervention_files([wildcards.null], RESULTS),
     output:
         null=f"{RESULTS}/calibration/nulls/{{null}}.safetensors",
         diagnostics=f"{RESULTS}/calibration/nulls/{{null}}.csv",
@@ -107,9 +108,10 @@ rule fit_null:
         mem_mb=4000,
         runtime=30,
     params:
-        options=lambda wildcards: null_options(study, wildcards.null, RESULTS),
+        settings=lambda wildcards: null_piece(study, wildcards.null).settings,
+        results=subpath(output.null, ancestor=3),
     message:
         "Fitting null {wildcards.null}"
     shell:
-        'python "$SCRIPTS/fit_null.py" --sample {input.sample:q} --null {wildcards.null:q} '
-        "{params.options:q} --out {output.null:q} --diagnostics {output.diagnostics:q} 2> {log:q}"
+        'python "$SCRIPTS/fit_null.py" --results {params.results:q} --null {wildcards.null:q} '
+        "--settings {params.settings:q} --inputs {input:q} 2> {log:q}"

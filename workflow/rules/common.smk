@@ -15,6 +15,7 @@ from moe_routing.workflow import (
     located,
     model_files,
     raw_file,
+    refuse_dollar,
     refuse_templates,
     sections,
     source_section,
@@ -69,6 +70,11 @@ wildcard_constraints:
 # The complete config, as one file for the jobs. Were it the output of a rule, the jobs behind that
 # rule would not be asked whether their own settings have changed.
 onstart:
+    try:
+        if not workflow.local_exec:
+            refuse_dollar(Path.cwd())
+    except InputError as error:
+        sys.exit(f"error: {error}")
     write_config(study, CONFIG)
     write_run(
         workflow.configfiles,

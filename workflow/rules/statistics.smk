@@ -1,5 +1,6 @@
 # Paired tests: every strategy against the baseline, every control against what it takes apart, every
-# rule at its budget against a fixed number of experts, the baseline against itself.
+# rule at its budget against a fixed number of experts, the baseline against itself; and measured time.
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 
 
 rule statistics:
@@ -14,6 +15,7 @@ rule statistics:
             arm=[arm.name for arm in study.numerics],
             dataset=study.datasets,
         ),
+        efficiency=[f"{RESULTS}/{file}" for file in (TIMING_FILE, UNIQUE_FILE)],
     output:
         expand(f"{RESULTS}/statistics/{{table}}.csv", table=[*TABLES, "columns"]),
     log:

@@ -111,7 +111,7 @@ class _Judge:
             confidence,
             {
                 "confidence": confidence,
-                "resamples": config.statistics.resamples,
+                "resamples": config.analysis.resamples,
                 "rng": np.random.default_rng(config.seed),
             },
         )

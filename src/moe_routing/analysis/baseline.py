@@ -52,7 +52,7 @@ def write_baseline(config: StudyConfig, results: Path) -> pd.DataFrame:
     top_k = find_routers(loaded.model)[0].top_k
     resampling = {
         "confidence": config.statistics.confidence,
-        "resamples": config.statistics.resamples,
+        "resamples": config.analysis.resamples,
         "rng": np.random.default_rng(config.seed),
     }
     name = text_dataset(config.datasets)

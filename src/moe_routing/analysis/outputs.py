@@ -72,7 +72,8 @@ class Analysis:
         return [f"{results}/{self.name}/{self.name}_plots/{plot}.{suffix}" for plot in self.plots]
 
 
-_SCORED = ("model", "evaluation.window", "statistics.confidence", "statistics.resamples", "seed")
+_INTERVALS = ("analysis.resamples", "statistics.confidence", "seed")
+_SCORED = ("model", "evaluation.window", *_INTERVALS)
 
 
 BASELINE = Analysis(
@@ -125,7 +126,7 @@ VALIDITY = Analysis(
     "validity",
     "Verifying the nulls and the error rates of the procedures",
     "Validity",
-    ("analysis.validity", "calibration", "statistics", "seed"),
+    ("analysis.validity", "calibration.epsilon", "statistics.primary", *_INTERVALS),
     (
         "verdict.csv",
         "verdict_by_design.csv",
@@ -161,9 +162,7 @@ ABLATION = Analysis(
         "calibration.epsilon",
         "calibration.nulls",
         "statistics.primary",
-        "statistics.confidence",
-        "statistics.resamples",
-        "seed",
+        *_INTERVALS,
     ),
     (
         "ablation.csv",

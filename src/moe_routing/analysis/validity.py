@@ -118,7 +118,7 @@ def verification(
         HeldOutFiles(results),
         config.held_out_texts,
         config.statistics.confidence,
-        config.statistics.resamples,
+        config.analysis.resamples,
         rng,
     )
 

@@ -203,9 +203,37 @@ class HeldOutAnalysis(ClosedModel):
     )
 
 
+class EfficiencyAnalysis(ClosedModel):
+    """Time of a fixed text under every strategy, and the experts that batches of tokens need."""
+
+    tokens: PositiveInt = Field(
+        default=8192,
+        description="Tokens of running text that are timed under every strategy, in rows of the "
+        "window.",
+    )
+    repeats: int = Field(
+        default=5,
+        ge=5,
+        description="Times that each strategy reads them, all strategies once per repeat in random "
+        "order.",
+    )
+    batch_sizes: list[PositiveInt] = Field(
+        default=[1, 2, 4, 8, 16, 32, 64],
+        min_length=1,
+        description="Tokens of different documents in a batch, as in decoding, for counting the "
+        "distinct experts that it needs; sizes above the number of documents are left out.",
+    )
+
+
 class AnalysisConfig(ClosedModel):
     """Settings of the analyses that accompany the comparison of strategies."""
 
+    resamples: int = Field(
+        default=2000,
+        ge=100,
+        description="Bootstrap resamples of the analyses; statistics.resamples are those of the "
+        "comparison.",
+    )
     baseline: BaselineAnalysis = Field(
         default_factory=BaselineAnalysis, description="Statistics of the stock router."
     )
@@ -221,6 +249,10 @@ class AnalysisConfig(ClosedModel):
     held_out: HeldOutAnalysis = Field(
         default_factory=HeldOutAnalysis,
         description="Toggled experts of held-out text, for validity and ablation.",
+    )
+    efficiency: EfficiencyAnalysis = Field(
+        default_factory=EfficiencyAnalysis,
+        description="Time of each strategy, and distinct experts of batches.",
     )
 
     def of_model(self, experts: int, top_k: int) -> AnalysisConfig:

@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 from moe_routing.config.study import NumericsArm, StudyConfig
 from moe_routing.errors import InputError
+from moe_routing.routing.strategies import ControlStrategy
 from moe_routing.vocabulary import NeededId
 
 CELLS, NUMERICS = "cells", "numerics"
 MODEL_FILE = "model.json"
 CALIBRATION_TEXT = "data/calibration.parquet"
 SAMPLE = "calibration/router_logits.safetensors"
+TIMING_FILE = "efficiency/timing.csv"
+UNIQUE_FILE = "efficiency/unique_experts.csv"
 SCHEMA_VERSION = 2
 """Version of the record of a cell; cells of another one are made again."""
 
@@ -128,6 +131,21 @@ def uses_calibration(study: StudyConfig, cell: Cell) -> bool:
     return own or (base is not None and uses_calibration(study, base))
 
 
+def measured(study: StudyConfig) -> list[str]:
+    """Return the ids of the strategies whose time is measured, the baseline first.
+
+    Controls that take over another strategy's choices are no methods of their own, and a fitted
+    scale takes no time.
+    """
+    parsed = study.parsed
+    names = dict.fromkeys([study.statistics.baseline, *study.scored])
+    return [
+        name
+        for name in names
+        if not isinstance(parsed[name], ControlStrategy) and not parsed[name].needs_scale
+    ]
+
+
 def scale_settings(study: StudyConfig, strategy: str) -> dict[str, object]:
     """Return the settings that determine the fitted scale of a strategy."""
     chosen = sections(study, "model", "evaluation.window", "evaluation.token_budget")
@@ -186,6 +204,18 @@ def null_files(nulls: Iterable[str]) -> list[str]:
     names = list(nulls)
     files = [f"calibration/nulls/{null}.safetensors" for null in names]
     return [*files, *intervention_files(names)]
+
+
+def null_settings(study: StudyConfig, null: str) -> dict[str, object]:
+    """Return the settings that determine a fitted null: its epsilon, if the id leaves it open."""
+    needed = NeededId.parse(null)
+    open_epsilon = needed is not None and needed.epsilon is None
+    return {"null": null, "epsilon": study.calibration.epsilon if open_epsilon else None}
+
+
+def null_path(null: str) -> str:
+    """Return the path of a fitted null, without suffix."""
+    return f"calibration/nulls/{null}"
 
 
 def calibration_files(

@@ -35,6 +35,7 @@ from moe_routing.files import atomic_path, sha256_of
 FOLDER = "store"
 CELL_SUFFIXES = (".parquet", ".json")
 FITTED_SUFFIXES = (".json",)
+NULL_SUFFIXES = (".csv", ".safetensors")
 BEAT = 15.0
 """Seconds after which the holder of a claim says again that it is alive."""
 SILENCE = 180.0

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -198,19 +197,31 @@ def heatmap(table: pd.DataFrame) -> Figure:
         for down, null in enumerate(names):
             cells = bh[bh["null"] == null].pivot_table(index="alpha", columns="max_k", values=value)
             axis = grid[down, across]
-            sns.heatmap(
-                cells, ax=axis, cmap="cividis", annot=True, fmt=".4g", annot_kws={"size": 8},
-                cbar=False, **limits,
-            )  # fmt: skip
+            _cells(axis, cells, **limits)
             last = down == len(names) - 1
             axis.set(xlabel="max_k" if last else "", ylabel="" if across else "alpha")
             axis.set_title(f"Null {as_words(null)}: {label.lower()}", fontsize=9)
-            axis.tick_params(rotation=0)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
                         location="bottom", aspect=30, fraction=0.03, pad=0.02,
                         ticks=MaxNLocator(5))  # fmt: skip
     figure.suptitle(f"BH over alpha and max_k\n({text_caption(table)})")
     return figure
+
+
+def _cells(axis: Axes, cells: pd.DataFrame, vmin: float, vmax: float) -> None:
+    """Draw a table as colours with the value in each cell.
+
+    seaborn's heatmap does that, too, but draws the whole figure for each panel.
+    """
+    colours = axis.pcolormesh(cells, cmap="cividis", vmin=vmin, vmax=vmax)
+    for (row, column), value in np.ndenumerate(cells.to_numpy()):
+        dark = colours.norm(value) < 0.5
+        axis.text(column + 0.5, row + 0.5, f"{value:.4g}", ha="center", va="center", size=8,
+                  color="white" if dark else "black")  # fmt: skip
+    axis.set_xticks(np.arange(cells.shape[1]) + 0.5, [f"{name:g}" for name in cells.columns])
+    axis.set_yticks(np.arange(cells.shape[0]) + 0.5, [f"{name:g}" for name in cells.index])
+    axis.invert_yaxis()
+    axis.grid(visible=False)
 
 
 def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:

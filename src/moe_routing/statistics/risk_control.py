@@ -46,9 +46,10 @@ def least_controlled(
 ) -> Controlled:
     """Return the first level whose risk is controlled.
 
-    Levels are tried by bisection: as many as the logarithm of their number, not all. Each loss is
-    first raised to that of the levels after it that were tried, so that losses do not rise with the
-    level, as the theorem demands.
+    Few levels are tried, because each may be a run of a model: where the logarithm of the risk,
+    taken as linear between two levels, is that of the margin, and the middle where that closes in
+    slowly. Each loss is first raised to that of the levels after it that were tried, so that losses
+    do not rise with the level, as the theorem demands.
 
     Args:
         losses: from a level to the losses of the examples, (n,), in [0, ``bound``].
@@ -63,25 +64,45 @@ def least_controlled(
     >>> found.level, round(float(found.loss_n.mean()), 3)
     (8, 0.1)
     """
-    tried = {levels - 1: losses(levels - 1)}
-    check_examples(len(tried[levels - 1]), margin, bound)
-    low, high = -1, levels - 1  # the risk is controlled at high, and not at low
-    if (least := risk(tried[high], bound)) > margin:
-        raise InputError(
-            f"the most that can be kept has a risk of {least:.3g}; allowed: at most the margin, "
-            f"{margin:g}"
-        )
-    means = {high: float(tried[high].mean())}
-    while high - low > 1:
-        middle = (low + high) // 2
-        own_n = losses(middle)
-        means[middle] = float(own_n.mean())
-        raised_n = np.maximum(own_n, tried[high])
-        if risk(raised_n, bound) <= margin:
-            high, tried[middle] = middle, raised_n
+    # The risk is controlled at high once that was tried, and not at low.
+    low, high = -1, levels - 1
+    raised: dict[int, Array] = {}
+    means, risks = {}, {}
+    slow = 0
+    while high not in raised or high - low > 1:
+        width = high - low
+        if width == 1:
+            level = high
+        elif low in risks and high in risks and slow < 2:
+            level = _crossing(low, high, risks, margin)
         else:
-            low = middle
-    return Controlled(high, tried[high], dict(sorted(means.items())))
+            level = (low + high) // 2
+        own_n = losses(level)
+        check_examples(len(own_n), margin, bound)
+        raised_n = np.maximum(own_n, raised[high]) if high in raised else own_n
+        means[level], risks[level] = float(own_n.mean()), risk(raised_n, bound)
+        if risks[level] <= margin:
+            high, raised[level] = level, raised_n
+        elif level == levels - 1:
+            raise InputError(
+                f"the most that can be kept has a risk of {risks[level]:.3g}; allowed: at most the "
+                f"margin, {margin:g}"
+            )
+        else:
+            low = level
+        slow = slow + 1 if high - low > width / 2 else 0
+    return Controlled(high, raised[high], dict(sorted(means.items())))
+
+
+def _crossing(low: int, high: int, risks: dict[int, float], margin: float) -> int:
+    """Return the level between two whose risk is the margin if its logarithm falls linearly.
+
+    >>> _crossing(0, 10, {0: 1.0, 10: 0.01}, 0.1)
+    5
+    """
+    above, below = (np.log(risks[level] / margin) for level in (low, high))
+    level = round(low + (high - low) * above / (above - below))
+    return min(max(level, low + 1), high - 1)
 
 
 def risk(loss_n: Array, bound: float) -> float:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +44,6 @@ from moe_routing.routing.toggles import Toggles
 from moe_routing.vocabulary import NeededId, hypothesis, is_null
 
 EPSILON = 1e-4
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "fit_null.py"
 
 
 def tokens_and_effects(
@@ -469,19 +464,6 @@ def test_a_saved_null_gives_the_same_p_values(tmp_path, rng, null_id):
     inputs = router_inputs(sample.permuted_LTE[1], layer=1)
     assert torch.equal(again.p_values(inputs), null.p_values(inputs))
     assert null.to("cpu") is null
-
-
-def test_the_script_fits_on_toggles_with_the_study_s_epsilon(tmp_path, rng):
-    sample, toggles, _ = calibrated(30, rng)
-    sample.save(tmp_path / SAMPLE_FILE)
-    toggles.save(tmp_path / TOGGLES_FILE)
-    files = {"sample": SAMPLE_FILE, "toggles": TOGGLES_FILE, "out": "null", "diagnostics": "csv"}
-    options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
-    command = [sys.executable, str(SCRIPT), "--null=needed", "--epsilon=3e-05", *options]
-    subprocess.run(command, check=True, capture_output=True)
-    again = load_null(tmp_path / "null", sample, toggles)
-    assert (again.id, again.epsilon) == ("needed", 3e-5)
-    assert (pd.read_csv(tmp_path / "csv")["epsilon"] == 3e-5).all()
 
 
 def test_a_folder_without_toggles_has_no_such_null(tmp_path, rng):
