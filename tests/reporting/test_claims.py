@@ -174,7 +174,7 @@ def test_prose_abstract_and_tables_say_the_right_thing(study):
         assert "predicted better than fixed numbers of experts mixed to the same mean" in text
     budgets = article.say("budgets")
     assert "2 of 4 settings were better and 1 of 4 was worse than a fixed number" in budgets
-    assert re.search(r"one threshold by consequence \| \+0\.020", article.table("tbl-budgets"))
+    assert re.search(r"one threshold by consequence \| 4 \| \+0\.020", article.table("tbl-budgets"))
     short = comparison_report(study)
     assert f"{best}: +0.0200 nats per token" in short
 

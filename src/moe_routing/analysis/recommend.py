@@ -264,8 +264,8 @@ def _statement(
     first = (
         f"For efficiency: {numbers(efficiency)}; the margin is {margin:g}."
         if efficiency
-        else f"No setting with fewer experts than {baseline} was shown to lose less than {margin:g} "
-        "nats per token."
+        else f"No setting with fewer experts than {baseline} was shown to lose less than "
+        f"{margin:g} nats per token."
     )
     second = (
         f"For quality: {numbers(quality)}."

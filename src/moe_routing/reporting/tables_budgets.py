@@ -28,7 +28,8 @@ def main_table(study: StudyResults) -> pd.DataFrame:
     """Return the loss over stock of the best rules at the middle budget, as is, by data set.
 
     The first row is the fixed number of experts; the others are ordered by their loss on the text
-    set, whose mean experts are given. A dagger marks losses that differ significantly from those of the fixed number.
+    set, whose mean experts are given. A dagger marks losses that differ significantly from those of
+    the fixed number.
     """
     rows = distinct(study.budgets)
     budget = middle_budget(rows)
