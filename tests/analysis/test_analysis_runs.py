@@ -19,7 +19,7 @@ from planted_ablation import write_held_out
 
 from moe_routing.analysis.ablation import write_ablation
 from moe_routing.analysis.baseline import write_baseline
-from moe_routing.analysis.bh import run_arm, write_bh
+from moe_routing.analysis.bh import most_demanding, run_arm, write_bh
 from moe_routing.analysis.capture import Capture
 from moe_routing.analysis.outputs import ABLATION, BASELINE, BH, VALIDITY
 from moe_routing.analysis.telemetry import UnionRecorder
@@ -420,3 +420,9 @@ def test_a_script_says_so_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_of_each_null_the_arm_that_asks_most_is_built_first():
+    names = ["regular_k4", "bh_k8_a010", "bh_k64_a001", "bh_k8_a001", "bh_k8_a005_pooled"]
+    found = most_demanding([parse_strategy(name) for name in names])
+    assert [arm.id for arm in found] == ["regular_k4", "bh_k64_a001", "bh_k8_a005_pooled"]

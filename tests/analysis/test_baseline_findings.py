@@ -117,18 +117,18 @@ def test_the_test_of_a_trend_keeps_its_level_where_documents_share_their_noise(r
     assert shown / 200 <= 0.1 + 3 * np.sqrt(0.09 / 200)
 
 
-@pytest.mark.parametrize(("sign", "word"), [(-1, "larger"), (1, "smaller")])
+@pytest.mark.parametrize(("sign", "word"), [(-1, "more"), (1, "less")])
 def test_a_planted_relation_of_ease_and_weight_is_shown(rng, documents, sign, word):
     loss_T = rng.gamma(2, 1, 400)
     weight_LT = sign * loss_T + rng.normal(0, 1, (3, 400))
     found = ease_and_weight(loss_T, weight_LT, documents, **SETTINGS, rng=rng)
     assert found["shown"]
     assert np.sign(found["rho"]) == sign
-    assert f"a {word} largest weight" in found["statement"]
+    assert f"is {word} confident on easy tokens" in found["statement"]
     assert [row["layer"] for row in found["by_layer"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("sign", "word"), [(-1, "larger"), (1, "smaller")])
+@pytest.mark.parametrize(("sign", "word"), [(-1, "more"), (1, "less")])
 def test_the_relation_within_documents_is_reported_whatever_that_between_them(
     rng, documents, sign, word
 ):
@@ -142,7 +142,7 @@ def test_the_relation_within_documents_is_reported_whatever_that_between_them(
     assert sign * found["rho"] > 0.5
     assert sign * found["low"] > 0
     assert sign * found["high"] > 0
-    assert f"a {word} largest weight" in found["statement"]
+    assert f"is {word} confident on easy tokens" in found["statement"]
     assert "position in the document is not controlled" in found["statement"]
     # The slow way: rank all tokens, take each document's mean away, correlate.
     ranks = [stats.rankdata(loss_T), stats.rankdata(weight_LT.mean(0))]

@@ -221,7 +221,7 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
 @pytest.mark.parametrize(
     ("by_layer", "lead", "said"),
     [
-        ([0.05] * 8, "n keeps its size ", "only a size above 0.075 is shown to fail."),
+        ([0.05] * 8, "n keeps its size ", "a layer counts as failing if its rate exceeds 0.075."),
         (
             [0.05] * 7 + [0.065],
             "n was not shown to keep its size ",

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder, distinct_experts
+from moe_routing.analysis.telemetry import (
+    DecodingRecorder,
+    SwitchedRecorder,
+    UnionRecorder,
+    distinct_experts,
+)
 from moe_routing.engine.context import ForwardContext, forward_context
+from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 
 
@@ -72,3 +78,13 @@ def test_only_decoding_steps_are_recorded(tiny, ids):
     # The last token that is generated is never read.
     assert statistics.tokens == 5
     assert statistics.mean_experts() == 2.0
+
+
+def test_a_switched_recorder_records_for_one_at_a_time(tiny, ids):
+    first, second = Recorder(), Recorder()
+    switch = SwitchedRecorder(first)
+    with routed(tiny, "regular_k2", recorder=switch), torch.inference_mode():
+        tiny(ids)
+        switch.recorder = second
+        tiny(ids[:, :5])
+    assert (first.statistics().tokens, second.statistics().tokens) == (24, 5)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from planted_items import with_gold
 
 from moe_routing.analysis.baseline import write_baseline
 from moe_routing.analysis.bh import write_bh
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import write_items
 from moe_routing.data.tasks import load_items
@@ -21,6 +25,7 @@ from moe_routing.evaluation.calibrate import sample_router_logits
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import specification
 from moe_routing.reporting.results import StudyResults
+from moe_routing.routing.budget import Budget, budget_path
 from moe_routing.routing.calibration import (
     OUTPUTS_FILE,
     SAMPLE_FILE,
@@ -85,11 +90,12 @@ def planted_config(
     study: str = "planted",
     nulls: tuple[str, ...] = ("needed",),
     beside: bool = False,
+    main: Mapping[str, str] | None = None,
     **parts: object,
 ) -> StudyConfig:
     """A valid config; its sources are never read. With ``beside``: controls and numerics arms.
 
-    ``parts`` replace parts of it: controls, levers, budgets, statistics, datasets.
+    ``main`` are main metrics of sets; ``parts`` replace sections: controls, budgets, statistics.
     """
     local = {"kind": "local", "path": "nowhere.jsonl"}
     values = {
@@ -98,7 +104,9 @@ def planted_config(
         "model": model or {"path": str(ROOT / "resources" / "olmoe-nano")},
         "analysis": {"resamples": 400, **ANALYSIS, "bh": {**ANALYSIS["bh"], "nulls": list(nulls)}},
         "calibration": {"source": local, "tokens": 1024, "nulls": list(nulls)},
-        "datasets": {name: {"source": local} for name in datasets},
+        "datasets": {
+            name: {"source": local, "main_metric": (main or {}).get(name)} for name in datasets
+        },
         "strategies": list(strategies),
         "statistics": {
             "primary": {"strategy": primary[0], "dataset": primary[1]},
@@ -160,7 +168,30 @@ def write_results(
             path.parent.mkdir(parents=True, exist_ok=True)
             shaken = _shake(base, DATASETS[name].task, NOISE[arm.name], rng)
             with_gold(shaken).to_parquet(path, index=False)
+    _write_efficiency(folder, config)
     return folder
+
+
+def _write_efficiency(folder: Path, config: StudyConfig) -> None:
+    """Write times in proportion to the cap on experts, and distinct experts of batches."""
+    names = [name for name in config.scored if config.parsed[name].family.control is None]
+    cap = {name: config.parsed[name].resolved(RULE).max_experts for name in names}
+    times = [
+        {"strategy": name, "repeat": r, "seconds": (1 + 0.1 * cap[name]) * (1 + r / 50),
+         "tokens": 1000}
+        for r in range(5)
+        for name in names
+    ]  # fmt: skip
+    experts = [
+        {"strategy": name, "batch_size": size, "layer": layer, "draws": 3,
+         "unique_experts": EXPERTS * (1 - (1 - cap[name] / EXPERTS) ** size)}
+        for name in names
+        for size in (1, 4, 16)
+        for layer in range(LAYERS)
+    ]  # fmt: skip
+    for path, rows in ((TIMING_FILE, times), (UNIQUE_FILE, experts)):
+        (folder / path).parent.mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_csv(folder / path, index=False)
 
 
 def _shake(base: pd.DataFrame, task: str, flips: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -254,7 +285,7 @@ def _write_cell(
     record = {
         "schema_version": 2,
         "study": config.study,
-        "strategy": specification(parse_strategy(strategy_id), RULE),
+        "strategy": specification(parse_strategy(strategy_id), RULE, _fitted(config, folder)),
         "dataset": dataset,
         "task": DATASETS[dataset].task,
         "n_items": len(items),
@@ -282,6 +313,16 @@ def _write_cell(
     path = folder / "cells" / strategy_id / dataset
     _write_json(path.with_suffix(".json"), record)
     items.to_parquet(path.with_suffix(".parquet"), index=False)
+
+
+def _fitted(config: StudyConfig, folder: Path) -> Calibration:
+    """Return a calibration in which every budget is fitted, and write the fits."""
+    budgets = {}
+    for name in config.budgeted:
+        fit = Budget(name, "threshold", 0.1, 4.5, 4.5, (4.5,) * LAYERS, 1024, "fitted")
+        fit.save(budget_path(folder / "calibration", name))
+        budgets[name] = fit
+    return cast("Calibration", SimpleNamespace(budgets=budgets))
 
 
 def _divergences(tokens: pd.Series, value: float) -> pd.Series:

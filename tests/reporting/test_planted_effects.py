@@ -197,7 +197,7 @@ def test_without_bh_the_article_says_so(tmp_path):
 
 def test_cells_of_different_code_are_said(tmp_path):
     study = make_study(tmp_path / "s", planted_config(strategies=("stock", "bh_k8_a005")))
-    assert "mix" not in Article(study).listing("missing")
+    assert "the cells mix" not in Article(study).listing("missing")
     path = tmp_path / "s" / "comparison" / "provenance.csv"
     made_with = pd.read_csv(path, dtype=str)
     made_with.loc[0, ["code", "commit"]] = "a1"

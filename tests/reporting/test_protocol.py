@@ -157,8 +157,8 @@ def test_an_unknown_text_is_an_error(planted):
 def test_sentences_name_their_files(planted):
     article = Article(planted)
     assert article.say("primary").endswith(" [statistics/primary.csv]{.source}")
-    assert article.say("primary compute matched").count("statistics/primary.csv") == 1
-    both = article.say("headline binding")
+    assert article.say("primary power").count("statistics/primary.csv") == 1
+    both = article.say("primary binding")
     assert both.endswith("[statistics/primary.csv, comparison/full_routing_results.csv]{.source}")
     assert Article(planted, notebook=True).say("primary").endswith(" (statistics/primary.csv)")
     assert article.say("router", "Not done.") == "Not done." or "{.source}" in article.say("router")

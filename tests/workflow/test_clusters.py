@@ -53,12 +53,12 @@ TOY_RUN = (
 
 @pytest.mark.parametrize("accounting", ["refuses", "hangs", "is not installed"])
 def test_a_cancelled_slurm_job_is_run_again_without_accounting(toy, slurm, tmp_path, accounting):
-    """The stand-in of sacct refuses; another one would keep the main process for ever."""
+    """States are asked of squeue. Whoever names no account has it asked of sacct, once."""
     sacct = tmp_path / "slurm" / "sacct"
     if accounting != "refuses":
         sacct.unlink()
     if accounting == "hangs":
-        sacct.write_text("#!/bin/sh\nexec sleep 100000\n")
+        sacct.write_text('#!/bin/sh\ncase "$*" in *Account*) exit 1 ;; esac\nexec sleep 100000\n')
         sacct.chmod(0o755)
     (tmp_path / "slurm" / "cancel").write_text("name=a")
     done = snakemake(toy, *TOY_RUN, PATH=slurm, timeout=600)
@@ -105,7 +105,7 @@ def test_a_dollar_sign_in_the_folder_is_refused_before_any_job(slurm, tmp_path):
     folder = make_checkout(tmp_path / "a $HOME")
     (tmp_path / "slurm" / "jobs").mkdir(exist_ok=True)
     done = snakemake(
-        folder, "--workflow-profile", "profiles/slurm", *SMOKE, "results/smoke/model.json",
+        folder, "results/smoke/model.json", "--workflow-profile", "profiles/slurm", *SMOKE,
         PATH=slurm,
     )  # fmt: skip
     assert done.returncode != 0

@@ -29,7 +29,7 @@ from moe_routing.analysis.counts import (
 from moe_routing.analysis.optional import present
 from moe_routing.analysis.recommend import Arm, recommend
 from moe_routing.analysis.tables import markdown, write_csv, write_json
-from moe_routing.analysis.telemetry import DecodingRecorder, UnionRecorder
+from moe_routing.analysis.telemetry import DecodingRecorder, SwitchedRecorder, UnionRecorder
 from moe_routing.analysis.text import first_items, read_text
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
@@ -98,7 +98,7 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     config = config.of_model(calibration.sample.num_experts, rule)
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
     arms = arms_of(config, nulls, rule)
-    check_arms(loaded, arms, calibration)
+    check_arms(loaded, most_demanding(arms), calibration)
     runs = {
         strategy.id: run_arm(loaded, strategy, items, calibration, config)
         for strategy in tqdm(arms, desc="arms", unit="arm")
@@ -120,6 +120,20 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     with atomic_path(folder / "bh_p_values.parquet") as temporary:
         example_p_values(calibration, nulls[0]).to_parquet(temporary, index=False)
     return table
+
+
+def most_demanding(arms: Sequence[Strategy]) -> list[Strategy]:
+    """Return the static arms, and of each null the arm with the smallest level and the largest cap.
+
+    If these can be built, so can the others, and building all takes as long as running some.
+    """
+    chosen: dict[str, Strategy] = {}
+    for arm in arms:
+        key = arm.needs_null if isinstance(arm, BH) else arm.id
+        kept = chosen.setdefault(key, arm)
+        if isinstance(arm, BH) and isinstance(kept, BH):
+            chosen[key] = min(kept, arm, key=lambda one: (one.alpha, -one.max_k))
+    return list(chosen.values())
 
 
 def example_p_values(calibration: Calibration, null: str) -> pd.DataFrame:
@@ -145,7 +159,8 @@ def run_arm(
     Raises:
         InputError: router logits or a log-likelihood that are not finite.
     """
-    recorder = UnionRecorder(config.analysis.bh.union)
+    recorder, decoding = UnionRecorder(config.analysis.bh.union), DecodingRecorder()
+    switch = SwitchedRecorder(recorder)
     scorer = Scorer(
         loaded.model,
         loaded.tokenizer,
@@ -154,13 +169,19 @@ def run_arm(
         recorder=recorder,
         progress=False,
     )
-    implementation = config.model.experts_implementation
-    context = {"calibration": calibration, "experts_implementation": implementation}
     label = f"{strategy.id} on {text_dataset(config.datasets)}"
-    with routed(loaded.model, strategy, recorder=recorder, **context):
+    with routed(
+        loaded.model,
+        strategy,
+        calibration=calibration,
+        recorder=switch,
+        experts_implementation=config.model.experts_implementation,
+    ):
         groups = scorer.score_items(items, "perplexity", label=label)
-    statistics = recorder.statistics()
-    statistics.check_finite(label)
+        statistics = recorder.statistics()
+        statistics.check_finite(label)
+        switch.recorder = decoding
+        text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
     scores = [group[0] for group in groups]
     rows = pd.DataFrame(
         {
@@ -170,9 +191,6 @@ def run_arm(
             "experts": [present(score.mean_experts) * score.tokens for score in scores],
         }
     )
-    decoding = DecodingRecorder()
-    with routed(loaded.model, strategy, recorder=decoding, **context):
-        text = _generate(loaded, config.analysis.bh.prompt, config.analysis.bh.new_tokens)
     generation = decoding.statistics()
     generation.check_finite(f"{strategy.id} on analysis.bh.prompt")
     return ArmRun(

@@ -148,9 +148,9 @@ def ease_and_weight(
     excludes_zero = low > 0 or high < 0
     shown = excludes_zero and p_value <= 1 - confidence
     if shown:
-        answer = "Easy tokens have a " + ("larger" if rho < 0 else "smaller") + " largest weight"
+        answer = f"The router is {'more' if rho < 0 else 'less'} confident on easy tokens"
     else:
-        answer = "No relation between a token's loss and its largest weight could be shown"
+        answer = "The router was not shown to be more or less confident on easy tokens"
     return {
         "rho": rho,
         "low": low,

@@ -342,8 +342,9 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
         f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
         f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
         f"worst of {row['n_designs']} designs ({row['worst_design']}); allowed: "
-        f"{layer['largest_size']:g}. At {layer['n_tokens']:,} tokens per layer, only a size above "
-        f"{row['layer_fails_above']:.3f} is shown to fail."
+        f"{layer['largest_size']:g}, which leaves room for chance beside alpha. With "
+        f"{layer['n_tokens']:,} tokens, a layer counts as failing if its rate exceeds "
+        f"{row['layer_fails_above']:.3f}."
     )
     if row["failing_layers"]:
         text += (

@@ -264,12 +264,12 @@ def _statement(
     first = (
         f"For efficiency: {numbers(efficiency)}; the margin is {margin:g}."
         if efficiency
-        else f"For efficiency no arm is supported: none with fewer experts than {baseline} rules "
-        f"out a loss of {margin:g} nats per token."
+        else f"No setting with fewer experts than {baseline} was shown to lose less than "
+        f"{margin:g} nats per token."
     )
     second = (
         f"For quality: {numbers(quality)}."
         if quality
-        else f"For quality no arm is supported: none is shown to beat {baseline}."
+        else f"No setting was shown to beat {baseline}."
     )
     return f"{first} {second}"

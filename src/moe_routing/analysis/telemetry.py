@@ -71,3 +71,18 @@ class DecodingRecorder(Recorder):
         """Add the routing of one layer, unless the pass reads a prompt."""
         if routing.probability_TE.shape[0] == 1:
             super().add(layer, routing, floor, cap)
+
+
+class SwitchedRecorder(Recorder):
+    """Passes every routing on to another recorder, which may be replaced while a model is routed.
+
+    To build a router of BH takes longer than a short text, so a model is routed once for all uses.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
+        """Add the routing of one layer in one forward pass to the present recorder."""
+        self.recorder.add(layer, routing, floor, cap)

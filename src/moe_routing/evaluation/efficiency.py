@@ -32,6 +32,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.cells import load_calibration
 from moe_routing.evaluation.study_model import load_study_model
 from moe_routing.files import atomic_path
+from moe_routing.routing.budget import left_out
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.types import Routing
 from moe_routing.vocabulary import text_dataset
@@ -88,7 +89,8 @@ class EfficiencyText:
 def measure_efficiency(results: Path) -> None:
     """Write ``efficiency/timing.csv`` and ``efficiency/unique_experts.csv`` of a study.
 
-    Strategies of the same routing are measured once, and have the same rows of times.
+    Strategies of the same routing are measured once, and have the same rows of times. Those whose
+    budget cannot be kept have none.
 
     Raises:
         InputError: too little text, or a calibration file that is missing or of another model.
@@ -98,6 +100,8 @@ def measure_efficiency(results: Path) -> None:
     encoder = Encoder(loaded.tokenizer, max_length(loaded.model.config, config.evaluation.window))
     text = EfficiencyText.of(config, results, encoder)
     names = measured(config)
+    absent = left_out(results / "calibration", [config.parsed[name] for name in names])
+    names = [name for name in names if name not in absent]
     calibration = load_calibration(results, *(config.parsed[name] for name in names))
     same = config.duplicates(loaded.rule)
     distinct = {name: config.parsed[name] for name in names if same.get(name, name) == name}

@@ -1,4 +1,4 @@
-"""Cells, fitted nulls, budgets and scales as pieces of work for the store; no torch."""
+"""Cells, and fitted nulls, budgets and scales as pieces of work for the store; no torch."""
 
 from __future__ import annotations
 

@@ -98,6 +98,11 @@ class Article:
         return Markdown(self.study.model.phrase)
 
     @property
+    def name(self) -> Markdown:
+        """The model's name."""
+        return Markdown(self.study.model.name)
+
+    @property
     def topology(self) -> Markdown:
         """The model's layers, experts and top k."""
         return Markdown(self.study.model.topology)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_routing.config.cells import UNIQUE_FILE
 from moe_routing.config.study import StudyConfig
-from moe_routing.reporting.pages import BUDGETS_FILE, CELLS_FILE, UNIQUE_EXPERTS
+from moe_routing.reporting.pages import BUDGETS_FILE, CELLS_FILE
 
 COMPARISON = "comparison/comparison_plots"
 
@@ -124,9 +125,8 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "over layers and random batches: in decoding, the weights that are read.",
         "Batch size on the x-axis, logarithmic; distinct experts per layer on the y-axis; one line "
         "per strategy.",
-        (UNIQUE_EXPERTS,),
+        (UNIQUE_FILE,),
         "distinct experts per batch were not measured",
-        lambda _: False,
     ),
     "fig-law": _analysis(
         "consequence",

@@ -141,7 +141,8 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     "tbl-budgets": ArticleTable(
         tables_budgets.main_table,
         "Loss over `{baseline}` at a budget of {budget} experts per token, as is, with "
-        "{confidence} intervals: a fixed number, then the rules of lowest loss. "
+        "{confidence} intervals: a fixed number, then the rules of lowest loss. Experts: those "
+        "used on the first set. "
         f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the "
         f"set). From `{BUDGETS_FILE}`.",
         None,

@@ -44,6 +44,8 @@ def compared(rows: pd.DataFrame, scale: str = AS_IS) -> pd.DataFrame:
 
 def middle_budget(rows: pd.DataFrame) -> float:
     """Return the budget in the middle of those of adaptive rules, at which the text is exact."""
+    if rows.empty:
+        return float("nan")
     budgets = sorted(compared(rows)["budget"].dropna().unique())
     return float(budgets[(len(budgets) - 1) // 2]) if budgets else float("nan")
 

@@ -15,7 +15,6 @@ CONTROLS_FILE = "statistics/controls.csv"
 NUMERICS_FILE = "statistics/numerics.csv"
 BUDGETS_FILE = "statistics/matched_budgets.csv"
 TIMING_FILE = "statistics/timing.csv"
-UNIQUE_EXPERTS = "efficiency/unique_experts.csv"
 LEVERS_FILE = "statistics/levers.csv"
 CERTIFICATES = "calibration/certificates"
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moe_routing.config.cells import UNIQUE_FILE
 from moe_routing.figures import budgets, comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
-from moe_routing.reporting.pages import UNIQUE_EXPERTS
 from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.rules import FITTED
 
@@ -21,7 +21,7 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
     families = study.family_of
     counts = comparison_routing.read_counts(study.folder, cells)
     strategies = varying(study.config)
-    rows, unique = study.budgets, study.table(UNIQUE_EXPERTS)
+    rows, unique = study.budgets, study.table(UNIQUE_FILE)
     top_k, margin = study.model.top_k, study.config.statistics.margin_nats
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),

@@ -17,8 +17,8 @@ ROUTING = "baseline/baseline_routing_stats.csv"
 
 
 def has_bh(study: StudyResults) -> bool:
-    """Return whether Benjamini-Hochberg routing is among the compared strategies."""
-    return "bh" in study.families
+    """Return whether Benjamini-Hochberg routing was scored."""
+    return "bh" in study.family_of.values()
 
 
 def nulls(study: StudyResults) -> list[str]:
@@ -50,21 +50,6 @@ def _asked(study: StudyResults) -> str:
     return (
         f"{start}, and is Benjamini-Hochberg (BH) routing, which lets a statistical test choose "
         "the number, better than a fixed number?"
-    )
-
-
-def _idea(study: StudyResults) -> str:
-    model = study.model.phrase
-    if not has_bh(study):
-        return (
-            f"We measure how other choices of experts and other weights affect {model}, whose "
-            "parameters stay frozen. Benjamini-Hochberg (BH) routing, which chooses the number by "
-            "a test, is not among the strategies compared here."
-        )
-    return (
-        f"We ask whether a statistical test can choose this number for each token, in {model}, "
-        f"whose parameters stay frozen. Each of a token's {study.model.experts} experts is tested; "
-        "those that the Benjamini-Hochberg (BH) procedure selects are kept."
     )
 
 
@@ -174,7 +159,6 @@ def _verified(study: StudyResults) -> str:
 
 PROSE: dict[str, Callable[[StudyResults], str]] = {
     "asked": _asked,
-    "idea": _idea,
     "rule": _rule,
     "nulls": _nulls,
     "scoring": _scoring,

@@ -163,8 +163,8 @@ class StudyResults:
 
     @property
     def family_of(self) -> dict[str, str]:
-        """Family of every strategy that has cells, controls and levers included."""
-        parts = (self.cells, self.controls, self.levers)
+        """Family of every strategy that has cells, controls, levers and budgets included."""
+        parts = (self.cells, self.controls, self.levers, self.table("comparison/budgets.csv"))
         return {row.strategy: row.family for part in parts for row in rows_of(part)}
 
     @property

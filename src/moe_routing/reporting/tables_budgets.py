@@ -28,7 +28,8 @@ def main_table(study: StudyResults) -> pd.DataFrame:
     """Return the loss over stock of the best rules at the middle budget, as is, by data set.
 
     The first row is the fixed number of experts; the others are ordered by their loss on the text
-    set. A dagger marks losses that differ significantly from those of the fixed number.
+    set, whose mean experts are given. A dagger marks losses that differ significantly from those of
+    the fixed number.
     """
     rows = distinct(study.budgets)
     budget = middle_budget(rows)
@@ -40,7 +41,12 @@ def main_table(study: StudyResults) -> pd.DataFrame:
 
 
 def _by_set(study: StudyResults, rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    table = pd.DataFrame({"Rule": [kind.words for kind in chosen["kind"]]})
+    table = pd.DataFrame(
+        {
+            "Rule": [kind.words for kind in chosen["kind"]],
+            "Experts": [wording.experts(value) for value in chosen["mean_experts"]],
+        }
+    )
     for dataset in datasets_by_task(study):
         own = rows[rows["dataset"] == dataset].set_index("strategy")
         if own.empty:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from moe_routing.config.cells import TIMING_FILE
 from moe_routing.config.study import Control, StatisticsConfig, StudyConfig
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path, read_json, reading
@@ -35,9 +36,6 @@ from moe_routing.statistics.rules import SCALED, UNSCALED
 from moe_routing.statistics.timing import seconds_of, timing_rows
 from moe_routing.statistics.verdict import verdict
 from moe_routing.vocabulary import DATASETS, RAW_WEIGHTING
-
-TIMING_FILE = "efficiency/timing.csv"
-"""Measured times; a study without them has no tables of time."""
 
 Rows = list[ResultRow]
 _KEY = ["strategy", "dataset", "metric"]
@@ -430,8 +428,9 @@ def _all_rows(
         rows["controls"] += found
         rows["control_margins"] += margins
         rows["pareto"] += pareto_rows(on_curves, settings, seed, experts, "mean_experts")
-        time = "seconds_per_1000_tokens"
-        rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
+        if seconds:
+            time = "seconds_per_1000_tokens"
+            rows["pareto_time"] += pareto_rows(on_curves, settings, seed, seconds, time)
     return rows
 
 
