@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_routing.engine import attention
+from moe_routing.engine import packable as packable_module
 from moe_routing.engine.head import logits_of, plain_head
-from moe_routing.engine.packable import attention_span, packable, rope_span
+from moe_routing.engine.packable import configured_window, packable, rope_span
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.requests import TokenRequest, max_length
 from moe_routing.engine.routed import routed
@@ -39,19 +41,19 @@ CASES = {
     # family, settings, longest request that is packed, a word of the reason
     "olmoe": ("Olmoe", {}, math.inf, ""),
     "mixtral": ("Mixtral", {}, math.inf, ""),
-    "mixtral, sliding": ("Mixtral", {"sliding_window": 32}, 32, "slides over 32 tokens"),
+    "mixtral, sliding": ("Mixtral", {"sliding_window": 32}, math.inf, ""),
     "qwen2": ("Qwen2Moe", {"sliding_window": 16}, math.inf, ""),
     "qwen2, some layers slide": (
         "Qwen2Moe",
-        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
-        16,
-        "slides over 16 tokens",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+        math.inf,
+        "",
     ),
     "qwen3, sliding": (
         "Qwen3Moe",
         {"use_sliding_window": True, "sliding_window": 16},
-        16,
-        "slides over 16 tokens",
+        math.inf,
+        "",
     ),
     "linear": ("Olmoe", rope("linear"), math.inf, ""),
     "yarn": ("Olmoe", rope("yarn"), math.inf, ""),
@@ -60,10 +62,16 @@ CASES = {
     "granite": (
         "GraniteMoe",
         {"logits_scaling": 8.0, "attention_multiplier": 0.3, "embedding_multiplier": 3.0},
-        0,
-        "GraniteMoeForCausalLM is not among",
+        math.inf,
+        "",
     ),
-    "gpt-oss": ("GptOss", {"sliding_window": 16}, 0, "GptOssForCausalLM is not among"),
+    "gpt-oss": ("GptOss", {"sliding_window": 16}, 0, "does not know what to do with s_aux"),
+    "conv": (
+        "Lfm2Moe",
+        {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+        0,
+        "layers of the kind conv",
+    ),
 }
 
 
@@ -123,24 +131,103 @@ def test_scores_are_those_of_plain_forward_passes(
         assert reason in line
 
 
-@pytest.mark.parametrize("case", ["mixtral, sliding", "longrope"])
-def test_the_packed_engine_would_be_wrong_there(make_model, tokenizer, requests, monkeypatch, case):
+def test_the_packed_engine_would_be_wrong_there(make_model, tokenizer, requests, monkeypatch):
     """What is kept from it does make a difference."""
-    family, settings, _, _ = CASES[case]
+    family, settings, _, _ = CASES["longrope"]
     model = make_model(family, **settings)
     expected = [value for value, _ in plain_scores(model, requests)]
-    monkeypatch.setattr("moe_routing.engine.packable.attention_span", lambda _: math.inf)
     monkeypatch.setattr("moe_routing.engine.packable.rope_span", lambda _: math.inf)
-    score = Scorer(model, tokenizer).score_tokens
-    if case == "longrope":
-        found = [s.log_likelihood for s in score(requests, GROUPS)]
-        assert np.abs(np.subtract(found, expected)).max() > 0.1
-    else:
-        with pytest.raises(TypeError, match="does not know what to do with sliding_window"):
-            score(requests, GROUPS)
+    scores = Scorer(model, tokenizer).score_tokens(requests, GROUPS)
+    found = [score.log_likelihood for score in scores]
+    assert np.abs(np.subtract(found, expected)).max() > 0.1
 
 
-@pytest.mark.parametrize("case", ["mixtral, sliding", "longrope", "dynamic"])
+def without_windows(monkeypatch):
+    attend = attention.SlicedLayout.attend
+
+    def blind(self, query, key, value, scaling, window=None):
+        return attend(self, query, key, value, scaling)
+
+    monkeypatch.setattr(attention.SlicedLayout, "attend", blind)
+
+
+def without_window_argument(monkeypatch):
+    """Attention that masks outside of the function that transformers dispatches."""
+    forward = attention.packed_attention_forward
+
+    def deaf(module, *args, sliding_window=None, **kwargs):
+        return forward(torch.nn.Identity(), *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "packed", deaf)
+
+
+def without_factor(monkeypatch):
+    """Attention that takes no notice of the model's own scale of the scores."""
+    attend = attention.SlicedLayout.attend
+
+    def plain(self, query, key, value, scaling, window=None):
+        return attend(self, query, key, value, None, window)
+
+    monkeypatch.setattr(attention.SlicedLayout, "attend", plain)
+
+
+def with_kinds_hidden(monkeypatch):
+    """Recurrent layers that the config does not tell."""
+    monkeypatch.setattr(packable_module, "_obstacle", lambda _: "")
+
+
+OTHER = "other hidden states than its own forward pass"
+FAULTS = {
+    "window": ("Mixtral", {"sliding_window": 16}, without_windows, 0, OTHER),
+    "long window": (
+        "Mixtral", {"sliding_window": 60}, without_window_argument, 60, "may slide over 60 tokens",
+    ),
+    "scale": (
+        "GraniteMoe", {"attention_multiplier": 3.0}, without_factor, 0, OTHER,
+    ),
+    "linear attention": (
+        "Qwen3Next",
+        {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+         "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+        with_kinds_hidden, 0, OTHER,
+    ),
+    "convolution": (
+        "Lfm2Moe", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 0},
+        with_kinds_hidden, 0, OTHER,
+    ),
+    "state space": (
+        "Jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4},
+        with_kinds_hidden, 0, OTHER,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_comparison_keeps_the_engine_from_what_it_would_get_wrong(
+    make_model, monkeypatch, fault, dtype
+):
+    family, settings, spoil, longest, reason = FAULTS[fault]
+    model = make_model(family, **settings).to(dtype)
+    spoil(monkeypatch)
+    found = packable(model)
+    assert found.longest == longest
+    assert reason in found.reason
+
+
+def test_the_comparison_routes_as_the_model_does(make_model, monkeypatch):
+    """Random draws of a control, and a recorder, see nothing of it."""
+    model, recorder = make_model("Mixtral"), Recorder()
+    with routed(model, "shuffle.minp_k4_t03", recorder=recorder):
+        assert packable(model).longest == math.inf
+        assert recorder._sums == {}
+        with torch.inference_mode():
+            first = model(torch.arange(3, 40)[None]).logits
+    with routed(model, "shuffle.minp_k4_t03"), torch.inference_mode():
+        assert torch.equal(model(torch.arange(3, 40)[None]).logits, first)
+
+
+@pytest.mark.parametrize("case", ["longrope", "dynamic"])
 def test_a_strategy_is_scored_and_recorded_in_plain_passes(make_model, tokenizer, requests, case):
     family, settings, _, _ = CASES[case]
     model = make_model(family, **settings)
@@ -166,7 +253,7 @@ def test_a_dynamic_rope_forgets_what_was_longer(make_model, tokenizer, requests)
 
 
 def test_final_states_give_the_logits_of_plain_passes(make_model, tokenizer, requests):
-    for case in ("olmoe", "mixtral, sliding", "longrope", "granite"):
+    for case in ("olmoe", "mixtral, sliding", "longrope", "granite", "gpt-oss"):
         family, settings, _, _ = CASES[case]
         model = make_model(family, **settings)
         states = Scorer(model, tokenizer).final_states(requests)
@@ -215,21 +302,23 @@ def mine(module, query, key, value, attention_mask, **kwargs):
 ALL_ATTENTION_FUNCTIONS.register("mine", mine)
 
 CHANGED = {
-    "output layer": (with_scaled_head, "linear output layer alone"),
-    "hook on the output layer": (lambda m: with_hook(m.lm_head), "linear output layer alone"),
+    "output layer": (with_scaled_head, ""),
+    "hook on the output layer": (lambda m: with_hook(m.lm_head), ""),
     "hook on the model": (with_logits_hook, "forward hooks"),
     "attention": (with_attention, "attention implementation is 'mine'"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGED)
-def test_a_changed_model_takes_plain_passes(make_model, tokenizer, requests, change, capsys):
+def test_a_changed_model_is_scored_as_it_is(make_model, tokenizer, requests, change, capsys):
     alter, reason = CHANGED[change]
     model = make_model("Olmoe")
     before = plain_scores(model, requests)
     alter(model)
     check(model, tokenizer, requests)
-    assert reason in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert reason in line
+    assert (line == "") == (reason == "")
     after = plain_scores(model, requests)
     assert max(abs(a - b) for (a, _), (b, _) in zip(after, before, strict=True)) > 0.1
 
@@ -276,12 +365,18 @@ def test_a_cap_on_logits_shows(make_model):
     assert plain_head(model) is model.lm_head
 
 
-def test_spans_of_other_configs(make_model):
-    config = make_model("Olmoe").config
-    config.layer_types = ["full_attention", "linear_attention"]
-    assert attention_span(config) == 0
+def test_windows_of_configs(make_model):
+    assert configured_window(make_model("Olmoe").config) is None
+    config = make_model("Mixtral", sliding_window=32).config
+    assert configured_window(config) == 32
     config.layer_types = ["full_attention", "full_attention"]
-    assert attention_span(config) == math.inf
+    assert configured_window(config) is None
+    config.layer_types = ["full_attention", "sliding_attention"]
+    assert configured_window(config) == 32
+
+
+def test_ropes_of_other_configs(make_model):
+    config = make_model("Olmoe").config
     config.rope_parameters = {"full_attention": {"rope_type": "default"}}
     assert rope_span(config) == 0
     config.rope_parameters = {"rope_type": "new"}

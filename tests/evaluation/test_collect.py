@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from moe_routing.config.cells import SCHEMA_VERSION
-from moe_routing.config.study import load_config
+from moe_routing.config.study import Contrast, load_config
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.evaluation.record import (
@@ -65,7 +65,7 @@ def record_of(strategy_id, dataset, **changes):
 
 @pytest.fixture
 def results(tmp_path):
-    for strategy_id in (*load_config(CONFIG).scored, "perlayer_k6"):
+    for strategy_id in (*load_config(CONFIG).parsed, "perlayer_k6"):
         for dataset in METRIC:
             path = cell_file(tmp_path, strategy_id, dataset)
             record_of(strategy_id, dataset).write(path)
@@ -78,7 +78,14 @@ def cell_file(results, strategy_id, dataset):
 
 
 def tables_of(results, **changes):
-    config = load_config(CONFIG).model_copy(update=changes)
+    config = load_config(CONFIG)
+    # What follows knows nothing of the contrasts, which would score controls on one set.
+    plain = config.statistics.model_copy(
+        update={"primary": Contrast(strategy="bh_k8_a005", dataset="wikipedia"), "sequence": []}
+    )
+    evaluation = config.evaluation.model_copy(update={"scaled_on": None})
+    base = {"statistics": plain, "evaluation": evaluation}
+    config = config.model_copy(update={**base, **changes})
     write_tables(config, results)
     names = ("full_routing_results", "controls", "all_metrics")
     tables = (results / "comparison" / f"{name}.csv" for name in names)
@@ -93,13 +100,14 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
     assert controls["strategy"].tolist() == [name for name in config.controls for _ in range(3)]
     assert controls["dataset"].tolist() == list(config.datasets) * len(config.controls)
     assert list(controls.columns) == list(cells.columns)
-    levers = len(config.levers) * len(config.datasets)
+    levers = len({*config.levers, *config.budgets} - {*config.strategies, *config.controls})
+    levers *= len(config.datasets)
     pairs = metrics.groupby(["strategy", "dataset"])["metric"].agg(set)
     assert len(pairs) == len(cells) + len(controls) + levers
     for dataset, (_, main) in METRIC.items():
         found = pairs.xs(dataset, level="dataset")
         assert all({main, "kl_from_baseline"} <= names for names in found)
-    shuffle = controls.set_index("strategy").loc["shuffle.bh_k8_a005"].iloc[0]
+    shuffle = controls.set_index("strategy").loc["shuffle.bh_k8_b4"].iloc[0]
     assert (shuffle["family"], shuffle["k"], shuffle["null"]) == ("shuffle", 8, "needed")
     assert (cells != "").all(axis=None)
     assert (controls != "").all(axis=None)
@@ -107,7 +115,7 @@ def test_the_69_cells_beside_the_baseline_stay_and_controls_have_a_table_of_thei
 
 def test_without_controls_their_table_has_a_header_only(results):
     _, with_controls, _, _ = tables_of(results)
-    _, cells, controls, metrics = tables_of(results, controls=[], levers=[])
+    _, cells, controls, metrics = tables_of(results, controls=[], levers=[], budgets=[])
     pd.testing.assert_frame_equal(cells, with_controls)
     assert controls.empty
     assert list(controls.columns) == list(cells.columns)
@@ -117,6 +125,18 @@ def test_without_controls_their_table_has_a_header_only(results):
 def test_a_rule_with_a_mean_number_of_experts_has_a_k(results):
     _, _, controls, _ = tables_of(results, controls=["perlayer_k6"])
     assert controls["k"].tolist() == [6] * 3
+
+
+def test_what_a_contrast_is_against_is_among_the_controls_of_its_set(results):
+    config = load_config(CONFIG)
+    _, _, controls, _ = tables_of(results, statistics=config.statistics)
+    found = controls[controls["strategy"] == "mixture.certified_k8_m001"]
+    assert found["dataset"].tolist() == ["wikipedia"]
+    scaled = pd.read_csv(results / "comparison/budgets.csv").query("strategy == 'bh_k8_b3_scaled'")
+    assert len(scaled) == 3
+    tables_of(results, evaluation=config.evaluation)
+    scaled = pd.read_csv(results / "comparison/budgets.csv").query("strategy == 'bh_k8_b3_scaled'")
+    assert scaled["dataset"].tolist() == ["wikipedia"]
 
 
 def test_a_missing_control_is_one_line(results):

@@ -216,7 +216,7 @@ class NumericsArm(ClosedModel):
         return ", ".join(f"{key} = {value}" for key, value in self.changes.items())
 
 
-class Comparison(ClosedModel):
+class LaterContrast(ClosedModel):
     """Two strategies that are compared."""
 
     strategy: str = Field(description="Strategy id.")
@@ -233,7 +233,7 @@ class Comparison(ClosedModel):
         return f"{MIXTURE}.{self.strategy}" if self.against == MIXTURE else None
 
 
-class Contrast(Comparison):
+class Contrast(LaterContrast):
     """A comparison on one evaluation set, declared before the run."""
 
     dataset: str = Field(description="Evaluation set.")
@@ -253,7 +253,7 @@ class StatisticsConfig(ClosedModel):
         default="stock", description="Strategy that all others are compared with."
     )
     primary: Contrast = Field(description="The primary contrast.")
-    sequence: list[Comparison] = Field(
+    sequence: list[LaterContrast] = Field(
         default=[],
         description="Comparisons that are tested after the primary one in this order, on its set "
         "and by its metric and margin, each at the whole level if all before it were significant.",

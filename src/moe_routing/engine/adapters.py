@@ -105,14 +105,18 @@ def _unsupported(model: nn.Module, reason: str, router: str = "") -> str:
     )
 
 
+See = Callable[[int, Tensor, Tensor, Tensor | None], None]
+"""Takes a layer, its router's inputs, (tokens, hidden), logits, (tokens, experts), and what ranks
+the experts, if that is not the logit."""
+
+
 @contextmanager
-def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+def watched(model: nn.Module, see: See) -> Iterator[None]:
     """Call a function for each router in this thread's forward passes inside the context.
 
     Args:
         model: a model with supported routers; other threads may run it too.
-        see: called with the layer, the router's inputs, (tokens, hidden), and its logits, (tokens,
-            experts).
+        see: called with what a router reads and computes.
 
     Raises:
         InputError: see :func:`find_routers`.
@@ -123,7 +127,9 @@ def watched(model: nn.Module, see: Callable[[int, Tensor, Tensor], None]) -> Ite
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
             if threading.get_ident() == thread:
                 hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
-                see(router.layer, hidden_TH, router.behaviour.logits(output[0]))
+                behaviour, (raw_TE, *_) = router.behaviour, output
+                choice_TE = behaviour.choice(router.module, raw_TE, *inputs[1:])
+                see(router.layer, hidden_TH, behaviour.logits(raw_TE), choice_TE)
 
         return hook
 

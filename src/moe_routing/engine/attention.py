@@ -10,10 +10,12 @@ Shape letters: T tokens, B prefix groups, L longest prefix group, Q queries, K k
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Protocol, cast
 
@@ -46,12 +48,20 @@ _LOCK = threading.Lock()
 
 
 class Layout(Protocol):
-    """Which tokens of a batch attend to which; ``longest`` is the most tokens of a request."""
+    """Which tokens of a batch attend to which."""
 
-    longest: int
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d).
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
+        With a ``window`` a token sees that many tokens, including itself.
+        """
         ...
 
 
@@ -88,39 +98,23 @@ class SlicedLayout:
     """Prefix groups as slices of the flat row."""
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
-        """Plan the calls; masks are in the model's ``dtype`` on its ``device``."""
-        self.longest = _longest(spans)
-        masks: dict[tuple[int, int], Tensor] = {}
-        self.calls: list[Call] = []
-        for _, same in groupby(spans, key=lambda span: (span.left, span.prefix, span.right)):
-            equal = list(same)
-            span, size = equal[0], equal[0].size
-            start = sum(span.left)
-            end = start + span.prefix
-            parts: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
-            for first, last in _blocks(span.prefix):
-                if first and (first, last) not in masks:
-                    visible = np.tri(last - first, last, first, dtype=bool)
-                    masks[first, last] = _hide(visible).to(device, dtype)
-                mask = masks.get((first, last))
-                parts.append(((start + first, start + last), (start, start + last), mask))
-            if span.prefix < size:
-                visible = _visible(span, size)
-                # Continuations on one side of the prefix never see those on the other side.
-                for queries, keys in (((0, start), (0, end)), ((end, size), (start, size))):
-                    if queries[0] < queries[1]:
-                        mask = _hide(visible[slice(*queries), slice(*keys)]).to(device, dtype)
-                        parts.append((queries, keys, mask))
-            # Equal groups without continuations are one batch: their parts are evenly spaced.
-            batches = [equal] if span.prefix == size else [[span] for span in equal]
-            for batch in batches:
-                self.calls += [Call(batch[0].start, len(batch), size, *part) for part in parts]
+        """Keep the spans; masks are in the model's ``dtype`` on its ``device``."""
+        self._longest = _longest(spans)
+        self._plan = functools.cache(partial(_calls, spans, dtype, device))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
-        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        width = value.shape[-1]
+        out = value.new_empty(1, query.shape[2], query.shape[1], width)
         rows = out.transpose(1, 2)
-        for call in self.calls:
+        for call in self._plan(_narrow(window, self._longest)):
             part = F.scaled_dot_product_attention(
                 call.slices(query, call.queries),
                 call.slices(key, call.keys),
@@ -133,33 +127,84 @@ class SlicedLayout:
         return out
 
 
+def _calls(
+    spans: Sequence[Span], dtype: torch.dtype, device: torch.device, window: int | None
+) -> list[Call]:
+    """Plan the calls of the attention kernel."""
+    masks: dict[tuple[int, int], Tensor] = {}
+    calls: list[Call] = []
+    for _, same in groupby(spans, key=lambda span: (span.left, span.prefix, span.right)):
+        equal = list(same)
+        span, size = equal[0], equal[0].size
+        start = sum(span.left)
+        end = start + span.prefix
+        parts: list[tuple[tuple[int, int], tuple[int, int], Tensor | None]] = []
+        for first, last in _blocks(span.prefix):
+            oldest = 0 if window is None else max(0, first - window + 1)
+            causal = first == 0 and (window is None or last <= window)
+            if not causal and (first, last) not in masks:
+                visible = np.tri(last - first, last - oldest, first - oldest, dtype=bool)
+                if window is not None:
+                    visible &= ~np.tri(*visible.shape, first - oldest - window, dtype=bool)
+                masks[first, last] = _hide(visible).to(device, dtype)
+            mask = None if causal else masks[first, last]
+            parts.append(((start + first, start + last), (start + oldest, start + last), mask))
+        if span.prefix < size:
+            visible = _visible(span, size, window)
+            # Continuations on one side of the prefix never see those on the other side.
+            for queries, keys in (((0, start), (0, end)), ((end, size), (start, size))):
+                if queries[0] < queries[1]:
+                    mask = _hide(visible[slice(*queries), slice(*keys)]).to(device, dtype)
+                    parts.append((queries, keys, mask))
+        # Equal groups without continuations are one batch: their parts are evenly spaced.
+        batches = [equal] if span.prefix == size else [[span] for span in equal]
+        for batch in batches:
+            calls += [Call(batch[0].start, len(batch), size, *part) for part in parts]
+    return calls
+
+
 class PaddedLayout:
     """Prefix groups padded to one batch."""
 
     def __init__(self, spans: Sequence[Span], dtype: torch.dtype, device: torch.device) -> None:
         """Plan the batch; masks are in the model's ``dtype`` on its ``device``."""
-        self.longest = _longest(spans)
+        self._longest = _longest(spans)
         starts_B1 = torch.tensor([[span.start] for span in spans])
         sizes_B1 = torch.tensor([[span.size] for span in spans])
         index_L = torch.arange(int(sizes_B1.max()))
         real_BL = index_L < sizes_B1
         self.gather_BL = (starts_B1 + index_L).where(real_BL, 0).to(device)
         self.scatter_T = real_BL.reshape(-1).nonzero()[:, 0].to(device)
-        self.mask_BLL = None
-        if any(span.size > span.prefix for span in spans):
-            visible = np.stack([_visible(span, index_L.numel()) for span in spans])
-            self.mask_BLL = _hide(visible).to(device, dtype)
+        self._mask = functools.cache(partial(_padded_mask, spans, dtype, device))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
         # The layers of a model may be on several devices; the plan follows the inputs.
         gather_BL = self.gather_BL.to(query.device)
         parts = [rows[0].transpose(0, 1)[gather_BL].transpose(1, 2) for rows in (query, key, value)]
-        mask = None if self.mask_BLL is None else self.mask_BLL[:, None].to(query.device)
+        mask_BLL = self._mask(_narrow(window, self._longest))
+        mask = None if mask_BLL is None else mask_BLL[:, None].to(query.device)
         out = F.scaled_dot_product_attention(
             *parts, attn_mask=mask, is_causal=mask is None, scale=scaling
         )
         return out.transpose(1, 2).flatten(0, 1)[self.scatter_T.to(query.device)][None]
+
+
+def _padded_mask(
+    spans: Sequence[Span], dtype: torch.dtype, device: torch.device, window: int | None
+) -> Tensor | None:
+    """Return scores to add, (B, L, L); None if attention is causal."""
+    if window is None and all(span.size == span.prefix for span in spans):
+        return None
+    longest = max(span.size for span in spans)
+    return _hide(np.stack([_visible(span, longest, window) for span in spans])).to(device, dtype)
 
 
 def packed_attention_forward(
@@ -177,7 +222,7 @@ def packed_attention_forward(
     """Attend within each prefix group of a packed batch.
 
     Args:
-        module: the attention module; unused.
+        module: the attention module.
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: (1, key heads, T, d).
@@ -185,7 +230,7 @@ def packed_attention_forward(
         scaling: factor of the scores.
         dropout: unused; packed batches are scored, never trained on.
         layout: the layout of the packed batch, a keyword argument of the model's forward.
-        sliding_window: number of tokens that a token sees; at least the longest request.
+        sliding_window: number of tokens that a token sees.
         **kwargs: arguments of other implementations that have no effect here.
 
     Returns:
@@ -196,8 +241,6 @@ def packed_attention_forward(
     """
     if layout is None:
         raise TypeError("packed attention needs the keyword argument layout")
-    if sliding_window and sliding_window < layout.longest:
-        kwargs["sliding_window"] = sliding_window
     given = {**kwargs, "attention_mask": attention_mask}
     unknown = [name for name in given.keys() - WITHOUT_EFFECT if given[name] is not None]
     if unknown:
@@ -205,7 +248,16 @@ def packed_attention_forward(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (rows.repeat_interleave(groups, dim=1) for rows in (key, value))
-    return layout.attend(query, key, value, scaling), None
+    return layout.attend(query, key, value, scaling, sliding_window or _own_window(module)), None
+
+
+def _own_window(module: nn.Module) -> int | None:
+    """Return the window of an attention module that leaves it to the mask; None if it has none."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    layer = getattr(module, "layer_idx", None)
+    if kinds and layer is not None and kinds[layer] != "sliding_attention":
+        return None
+    return getattr(module, "sliding_window", None)
 
 
 @contextmanager
@@ -239,6 +291,11 @@ def check_free(model: PreTrainedModel) -> None:
         )
 
 
+def _narrow(window: int | None, longest: int) -> int | None:
+    """Return a window that makes a difference to requests of at most ``longest`` tokens."""
+    return window if window and window < longest else None
+
+
 def _longest(spans: Sequence[Span]) -> int:
     return max(span.prefix + max((*span.left, *span.right), default=0) for span in spans)
 
@@ -250,13 +307,19 @@ def _blocks(prefix: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + step, prefix)) for first in range(0, prefix, step))
 
 
-def _visible(span: Span, length: int) -> np.ndarray:
-    """Return what each token sees, (length, length); padding sees the prefix: no row is empty."""
+def _visible(span: Span, length: int, window: int | None) -> np.ndarray:
+    """Return what each token sees, (length, length); padding sees some: no row is empty."""
     padding = length - span.size
     prefix = len(span.left)
     part_L = np.repeat(np.arange(len(span.parts) + 1), [*span.parts, padding])
     own = (part_L[:, None] == part_L) & np.tri(length, dtype=bool)
-    return own | (part_L == prefix) & (part_L != prefix)[:, None]
+    visible = own | (part_L == prefix) & (part_L != prefix)[:, None]
+    if window is not None:
+        starts = [0 if part == prefix else span.prefix for part in range(len(span.parts) + 1)]
+        offsets = [np.arange(size) for size in (*span.parts, padding)]
+        position_L = np.concatenate([s + o for s, o in zip(starts, offsets, strict=True)])
+        visible &= position_L[:, None] - position_L < window
+    return visible
 
 
 def _hide(visible: np.ndarray) -> Tensor:

@@ -153,6 +153,9 @@ class BranchBatch(ABC):
             branches: branches of a probed token in a block.
         """
         self.branches = branches
+        # By layer, on the host: what ranks the experts of the probed tokens, (P, E), if that is
+        # not the logit.
+        self.choices: dict[int, Tensor] = {}
         # Nothing reads what comes after the last branch.
         ends = [probe.positions[-1] + 1 for probe in probes]
         starts = list(accumulate(ends, initial=0))
@@ -274,6 +277,9 @@ class BranchBatch(ABC):
         def forward(hidden: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raw_TE, weight_TK, index_TK = route(hidden, *args)
             hidden_TH, logits_TE = hidden.flatten(0, -2), router.behaviour.logits(raw_TE)
+            choice_TE = router.behaviour.choice(router.module, raw_TE, *args)
+            if choice_TE is not None:
+                self.choices[router.layer] = choice_TE[self.source_P.to(choice_TE.device)].cpu()
             # One more slot, for an expert that is added; empty in all other rows.
             index_TK = F.pad(index_TK, (0, 1), value=router.num_experts)
             weight_TK = F.pad(weight_TK, (0, 1))
@@ -357,22 +363,30 @@ class BranchLayout:
             prefixes: for each probed token, the (start, end) of the tokens before it.
             branches: branches of a probed token in a block.
         """
-        self.longest = documents.longest
         self.documents, self.tokens, self.prefixes = documents, tokens, prefixes
         self.block = (len(prefixes), branches)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
         """Return attention outputs (1, T, heads, d) for inputs (1, heads, T, d)."""
         given, tokens = (query, key, value), self.tokens
-        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         query_1, key_1, value_1 = (rows[:, :, :tokens] for rows in given)
-        out[:, :tokens] = self.documents.attend(query_1, key_1, value_1, scaling)
+        out[:, :tokens] = self.documents.attend(query_1, key_1, value_1, scaling, window)
         if query.shape[2] == tokens:
             return out
         blocks = [rows[0, :, tokens:].unflatten(1, (-1, *self.block)) for rows in given]
         rows = out[0, self.tokens :].unflatten(0, (-1, *self.block))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         for index, (start, end) in enumerate(self.prefixes):
+            if window:
+                start = max(start, end - window + 1)
             past_key, past_value = key[0, :, start:end], value[0, :, start:end]
             own_query, own_key, own_value = (block[:, :, index].flatten(1, 2) for block in blocks)
             part = _branch_attention(own_query, own_key, own_value, past_key, past_value, scale)

@@ -7,25 +7,30 @@ whose logits are kept, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.attention import (
+    Layout,
     PaddedLayout,
     SlicedLayout,
     check_free,
     packed_attention,
 )
-from moe_routing.engine.head import logit_log_likelihoods, output_layer, target_log_likelihoods
+from moe_routing.engine.head import (
+    logit_log_likelihoods,
+    logits_of,
+    plain_head,
+    target_log_likelihoods,
+)
 from moe_routing.engine.kernels import fused_cpu_kernels
 from moe_routing.engine.offload import input_device
-from moe_routing.engine.packable import reset_rope
 from moe_routing.engine.packing import PackedBatch, PrefixGroup, balance, fill_equal
 from moe_routing.engine.requests import TokenRequest
 
@@ -70,7 +75,9 @@ class Packed:
     def __init__(self, model: PreTrainedModel, padded: bool | None) -> None:
         """Keep the model; if ``padded`` is None, the device decides whether attention pads."""
         self.model = model
-        self._padded = model.device.type != "cpu" if padded is None else padded
+        pads = input_device(model).type != "cpu" if padded is None else padded
+        self.layout: Callable[..., Layout] = PaddedLayout if pads else SlicedLayout
+        self._head: nn.Linear | None = None
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -79,6 +86,7 @@ class Packed:
         Raises:
             InputError: they are replaced already.
         """
+        self._head = plain_head(self.model)
         with packed_attention(self.model), fused_cpu_kernels(self.model):
             yield
 
@@ -94,22 +102,39 @@ class Packed:
 
     def states(self, batch: PackedBatch) -> Tensor:
         """Return the final hidden states at the scored positions, (N, H)."""
-        device = self.model.device
-        layout = PaddedLayout if self._padded else SlicedLayout
+        device = input_device(self.model)
         hidden_TH = self.model.base_model(
             input_ids=torch.from_numpy(batch.ids_T)[None].to(device),
             position_ids=torch.from_numpy(batch.position_T)[None].to(device),
             use_cache=False,
-            layout=layout(batch.spans, self.model.dtype, device),
+            layout=self.layout(batch.spans, self.model.dtype, device),
         ).last_hidden_state[0]
         return hidden_TH.index_select(0, torch.from_numpy(batch.scored_N).to(hidden_TH.device))
 
     def likelihoods(self, batch: PackedBatch, greedy: bool) -> tuple[Tensor, Tensor | None]:
         """Return the log-likelihood of each target, (N,), and whether it is the most likely."""
-        head = output_layer(self.model)
-        hidden_NH = self.states(batch).to(head.weight.device)
+        hidden_NH = self.states(batch)
+        if self._head is None:
+            return self._by_own_head(hidden_NH, torch.from_numpy(batch.target_N), greedy)
+        hidden_NH = hidden_NH.to(self._head.weight.device)
         target_N = torch.from_numpy(batch.target_N).to(hidden_NH.device)
-        return target_log_likelihoods(head, hidden_NH, target_N, greedy=greedy)
+        return target_log_likelihoods(self._head, hidden_NH, target_N, greedy=greedy)
+
+    def _by_own_head(
+        self, hidden_NH: Tensor, target_N: Tensor, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute logits as the model does: with scales, caps, adapters and hooks."""
+        likelihoods, best = [], []
+        for hidden_CH, target_C in zip(
+            hidden_NH.split(LOGIT_ROWS), target_N.split(LOGIT_ROWS), strict=True
+        ):
+            logits_CV = logits_of(self.model, hidden_CH)
+            likelihood_C, best_C = logit_log_likelihoods(
+                logits_CV, target_C.to(logits_CV.device), greedy=greedy
+            )
+            likelihoods.append(likelihood_C)
+            best.append(best_C)
+        return torch.cat(likelihoods), torch.cat(best) if greedy else None
 
 
 class Plain:
@@ -171,3 +196,13 @@ class Plain:
         reset_rope(self.model)
         ids_T = torch.from_numpy(batch.ids_T).to(input_device(self.model))
         return ids_T.view(len(batch.members), -1)
+
+
+@torch.inference_mode()
+def reset_rope(model: PreTrainedModel) -> None:
+    """Reset dynamic rotary embeddings, which grow with the longest sequence seen."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            device = cast("Tensor", module.inv_freq).device
+            first = torch.zeros(1, 1, dtype=torch.int64, device=device)
+            module(first.float(), position_ids=first)

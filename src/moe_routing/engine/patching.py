@@ -94,6 +94,13 @@ def sole_replacement(model: nn.Module) -> str | None:
     return next((sole for sole in found if sole), None)
 
 
+def own_forward(forward: Forward) -> Forward:
+    """Return what lies below all replacements."""
+    while isinstance(forward, Replacement):
+        forward = forward.below
+    return forward
+
+
 def _push(module: nn.Module, make: Callable[[Forward], Forward], sole: str | None) -> Replacement:
     taken = next((found.sole for found in replacements(module) if found.sole), None)
     if sole and taken:

@@ -10,6 +10,7 @@ of workers, up to rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.context import ForwardContext, Sums, forward_context
-from moe_routing.engine.packable import packable
+from moe_routing.engine.packable import Packable, packable
 from moe_routing.engine.packing import PackedBatch, PrefixGroup, build, group_by_prefix
 from moe_routing.engine.passes import Packed, Plain, Runner
 from moe_routing.engine.requests import Encoder, Request, TokenRequest, max_length
@@ -252,11 +253,16 @@ class Scorer:
                         check(batch)
                         bar.update(batch.ids_T.size)
 
+    @functools.cached_property
+    def _packable(self) -> Packable:
+        """Up to what length the packed engine is exact; the comparison is made once."""
+        return packable(self.model)
+
     def _group(
         self, requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]
     ) -> list[tuple[list[PrefixGroup], Runner]]:
         """Return the prefix groups to pack, and those for plain passes, if there are any."""
-        longest, reason = packable(self.model)
+        longest, reason = self._packable
         long = {index for index, r in enumerate(requests) if len(r.input_ids) > longest}
         short = [[index for index in group if index not in long] for group in groups]
         packed = group_by_prefix(requests, [group for group in short if group])

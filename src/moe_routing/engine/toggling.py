@@ -68,6 +68,7 @@ class Effects:
         change_LPA: loss of the realised next token, toggled minus stock, nats, float64.
         loss_P: loss of the realised next token under stock, nats, float64.
         stock_PH: final hidden states of the document's own tokens, on the model's device.
+        choice_LPE: what ranks the experts, float32, if that is not the logit.
     """
 
     expert_LPA: Tensor
@@ -79,6 +80,7 @@ class Effects:
     change_LPA: Tensor
     loss_P: Tensor
     stock_PH: Tensor
+    choice_LPE: Tensor | None = None
 
     @property
     def weight_LPA(self) -> Tensor:
@@ -88,12 +90,12 @@ class Effects:
     @classmethod
     def concatenated(cls, parts: Sequence[Effects]) -> Effects:
         """Join the effects of the probed tokens of several batches."""
-        names = [field.name for field in fields(cls)]
+        names = [f.name for f in fields(cls) if getattr(parts[0], f.name) is not None]
         axes = [1 if "_L" in name else 0 for name in names]
-        return cls(*(
-            torch.cat([getattr(part, name) for part in parts], axis)
+        return cls(**{
+            name: torch.cat([getattr(part, name) for part in parts], axis)
             for name, axis in zip(names, axes, strict=True)
-        ))  # fmt: skip
+        })  # fmt: skip
 
 
 @contextmanager
@@ -158,7 +160,12 @@ class Toggler:
         found = batch.run(self.model, self.what, stock_PH)
         columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
         seen = map(torch.stack, columns)
-        return Effects(*seen, *(getattr(found, field.name) for field in fields(found)))
+        choices = [batch.choices[layer] for layer in rank_LPA if layer in batch.choices]
+        return Effects(
+            *seen,
+            *(getattr(found, field.name) for field in fields(found)),
+            choice_LPE=torch.stack(choices) if choices else None,
+        )
 
 
 class _Toggles(BranchBatch):

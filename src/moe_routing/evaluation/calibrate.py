@@ -62,8 +62,8 @@ def sample_router_logits(
     ids_BS = cut_windows(tokenizer, texts, tokens, window)
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
-    logits_LTE, norm_LT = _collect(model, ids_BS, tokens, batch_size, "calibrate")
-    permuted_LTE, permuted_norm_LT = _collect(
+    logits_LTE, norm_LT, choice_LTE = _collect(model, ids_BS, tokens, batch_size, "calibrate")
+    permuted_LTE, permuted_norm_LT, _ = _collect(
         model, shuffled_BS, tokens, batch_size, "mismatched context"
     )
     weights = [weight_of(router.linear).float().cpu() for router in routers]
@@ -76,6 +76,7 @@ def sample_router_logits(
         hidden_size=weights[0].shape[1],
         rule=routers[0].rule,
         fingerprint=router_fingerprint(model),
+        choice_LTE=choice_LTE,
     )
 
 
@@ -214,9 +215,15 @@ def _precision(
 
 def _collect(
     model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int, label: str
-) -> tuple[Tensor, Tensor]:
-    """Return float32 logits (layers, tokens, experts) and input norms (layers, tokens)."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return float32 logits, (layers, tokens, experts), input norms, (layers, tokens), and choices.
+
+    Choices are what ranks the experts, (layers, tokens, experts), if that is not the logit.
+    """
     with watch_routers(model) as watch:
         run_windows(model, ids_BS, batch_size, label)
     logits_LTE = watch.logits_LTE("calibration")
-    return logits_LTE[:, :tokens].contiguous(), watch.norm_LT()[:, :tokens].contiguous()
+    choice_LTE = watch.choice_LTE()
+    choice_LTE = None if choice_LTE is None else choice_LTE[:, :tokens].contiguous()
+    norm_LT = watch.norm_LT()[:, :tokens].contiguous()
+    return logits_LTE[:, :tokens].contiguous(), norm_LT, choice_LTE

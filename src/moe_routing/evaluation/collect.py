@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from moe_routing.config.study import StudyConfig
 
 NOT_APPLICABLE = "none"
+_CAPS = ("k", "max_k", "mean_k", "budget")
+"""Parameters that say how many experts a strategy keeps, or keeps at most."""
 ROUTING = (
     "mean_experts", "sd_experts", "floor_proportion", "cap_proportion", "empty_proportion",
     "router_entropy", "max_weight", "tokens",
@@ -168,8 +170,8 @@ def _cell_row(record: CellRecord, estimates: Sequence[Estimate], main: str) -> d
     return {
         "strategy": strategy["id"],
         "family": strategy["family"],
-        "k": rule.get("k", rule.get("max_k", rule.get("mean_k"))),
-        "alpha": rule.get("alpha", NOT_APPLICABLE),
+        "k": next(rule[name] for name in _CAPS if name in rule),
+        "alpha": rule.get("alpha") or NOT_APPLICABLE,  # a static mixture has no level
         "null": rule.get("null", NOT_APPLICABLE),
         "weighting": strategy["weighting"],
         "dataset": record.dataset,

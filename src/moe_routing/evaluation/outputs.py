@@ -84,7 +84,7 @@ def _router_inputs(
     """Return what the router of each layer reads, (tokens, hidden), on the host."""
     parts: list[list[Tensor]] = [[] for _ in find_routers(model)]
 
-    def see(layer: int, hidden_TH: Tensor, _: Tensor) -> None:
+    def see(layer: int, hidden_TH: Tensor, *_: Tensor | None) -> None:
         parts[layer].append(hidden_TH.cpu())
 
     with watched(model, see):

@@ -277,6 +277,7 @@ def _toggles(
         noise_L=noise_L,
         rule=find_routers(model)[0].rule,
         fingerprint=model_fingerprint(model),
+        choice_LTE=effects.choice_LPE,
     )
 
 

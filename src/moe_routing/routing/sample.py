@@ -6,7 +6,7 @@ Shape letters: L layers, T tokens, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ class CalibrationSample(TensorFile):
         rule: the model's own routing rule.
         fingerprint: hash of the router weights, see
             :func:`moe_routing.engine.adapters.router_fingerprint`.
+        choice_LTE: what ranks the experts on the text, float32, if that is not the logit.
     """
 
     logits_LTE: Tensor
@@ -41,11 +42,13 @@ class CalibrationSample(TensorFile):
     hidden_size: int
     rule: ModelRule
     fingerprint: str
+    choice_LTE: Tensor | None = None
 
     WHAT: ClassVar[str] = "a calibration sample"
     TENSORS: ClassVar[tuple[str, ...]] = (
         "logits_LTE", "permuted_LTE", "input_norm_LT", "permuted_norm_LT", "centred_norm_LE",
     )  # fmt: skip
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("choice_LTE",)
 
     @property
     def top_k(self) -> int:
@@ -76,10 +79,14 @@ def sample_inputs(sample: CalibrationSample, layer: int, *, permuted: bool = Fal
     """
     logits_LTE = sample.permuted_LTE if permuted else sample.logits_LTE
     norm_LT = sample.permuted_norm_LT if permuted else sample.input_norm_LT
+    biased = sample.choice_LTE is not None and not permuted
+    choice_TE = cast("Tensor", sample.choice_LTE)[layer] if biased else None
     return RouterInputs(
         layer,
         logits_LTE[layer],
         hidden_TH=norm_LT[layer, :, None],
         centred_norm_E=sample.centred_norm_LE[layer],
         rule=sample.rule,
+        score_TE=choice_TE,
+        own_TK=None if choice_TE is None else choice_TE.topk(sample.top_k).indices,
     )

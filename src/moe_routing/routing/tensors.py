@@ -62,11 +62,13 @@ class TensorFile:
     Attributes:
         TENSORS: the fields that are tensors.
         PARTIAL: those of them that may have NaN where something was not measured.
+        OPTIONAL: the fields that are tensors or None.
         WHAT: what the file is, for errors.
     """
 
     TENSORS: ClassVar[tuple[str, ...]]
     PARTIAL: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
     WHAT: ClassVar[str]
 
     def save(self, path: Path | str) -> None:
@@ -76,8 +78,9 @@ class TensorFile:
             InputError: see :func:`write_tensors`.
         """
         names = [field.name for field in fields(cast("DataclassInstance", self))]
-        settings = {name: getattr(self, name) for name in names if name not in self.TENSORS}
-        tensors = {name: getattr(self, name) for name in self.TENSORS}
+        held = (*self.TENSORS, *self.OPTIONAL)
+        settings = {name: getattr(self, name) for name in names if name not in held}
+        tensors = {name: value for name in held if (value := getattr(self, name)) is not None}
         write_tensors(path, tensors, settings | {"rule": asdict(settings["rule"])})
 
     @classmethod
@@ -90,4 +93,5 @@ class TensorFile:
         with reading(path, cls.WHAT):
             tensors, settings = read_tensors(path, cls.PARTIAL)
             values = {name: tensors[name] for name in cls.TENSORS} | settings
+            values |= {name: tensors.get(name) for name in cls.OPTIONAL}
             return cls(**values | {"rule": ModelRule(**settings["rule"])})

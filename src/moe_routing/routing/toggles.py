@@ -53,6 +53,7 @@ class Toggles(TensorFile):
         rule: the model's own routing rule; pairs of a rank below its top k are removals, the others
             are additions.
         fingerprint: hash of all weights of the model.
+        choice_LTE: what ranks the experts of the tokens, float32, if that is not the logit.
     """
 
     document_P: Tensor
@@ -73,6 +74,7 @@ class Toggles(TensorFile):
     noise_L: Tensor
     rule: ModelRule
     fingerprint: str
+    choice_LTE: Tensor | None = None
 
     WHAT: ClassVar[str] = "a file of toggles"
     TENSORS: ClassVar[tuple[str, ...]] = (
@@ -82,6 +84,7 @@ class Toggles(TensorFile):
         "sampling_weight_P", "rank_weight_E", "noise_L",
     )  # fmt: skip
     PARTIAL: ClassVar[tuple[str, ...]] = ("compensated_kl_P", "compensated_loss_change_P")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("choice_LTE",)
 
     @functools.cached_property
     def token_P(self) -> Tensor:
@@ -152,6 +155,7 @@ class Toggles(TensorFile):
         kept_P = torch.isin(self.document_P, torch.tensor(documents))
         by_pair = [name for name in self.TENSORS if name.endswith("_P")]
         by_token = [name for name in self.TENSORS if "_LT" in name]
+        by_token += [name for name in self.OPTIONAL if getattr(self, name) is not None]
         tokens = self.token_P[kept_P].unique()
         return replace(
             self,
@@ -167,12 +171,15 @@ class Toggles(TensorFile):
             centred_norm_LE: norms of the centred router vectors, as in the calibration sample of
                 the model, for nulls that use them.
         """
+        choice_TE = None if self.choice_LTE is None else self.choice_LTE[layer]
         return RouterInputs(
             layer,
             self.logits_LTE[layer],
             hidden_TH=self.hidden_LTH[layer],
             centred_norm_E=None if centred_norm_LE is None else centred_norm_LE[layer],
             rule=self.rule,
+            score_TE=choice_TE,
+            own_TK=None if choice_TE is None else choice_TE.topk(self.rule.top_k).indices,
         )
 
     @property

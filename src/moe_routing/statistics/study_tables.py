@@ -230,7 +230,8 @@ def find_cells(
     A data set without its baseline is left out as a whole.
     """
     present, missing = {}, []
-    absent = left_out(cells.parent / "calibration", map(parse_strategy, strategies))
+    folder = cells.parent / "calibration"
+    absent = left_out(folder, map(parse_strategy, strategies)) if folder.is_dir() else {}
     for dataset in datasets:
         names = [
             name

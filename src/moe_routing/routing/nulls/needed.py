@@ -409,7 +409,10 @@ def _tables(toggles: Toggles, statistic_P: Tensor, null_P: Tensor) -> dict[str, 
         above_Ln[layer, : above_n.shape[0]] = above_n
     total_L = above_Ln[:, 0].clone()
     pairs_L = torch.bincount(toggles.layer_P, minlength=len(parts))
-    rank_E, top_k = torch.arange(1, toggles.num_experts + 1), toggles.rule.top_k
+    rank_E, rule = torch.arange(1, toggles.num_experts + 1), toggles.rule
+    summed_E = rank_E if rule.weighting == "softmax" else rank_E.clamp(max=rule.top_k)
+    if rule.biased and rule.weighting == "renormalised":
+        summed_E = torch.zeros_like(rank_E)  # experts of larger weights may be left out of the sum
     return {
         "draw_Ln": draw_Ln,
         "above_Ln": above_Ln,
@@ -417,7 +420,7 @@ def _tables(toggles: Toggles, statistic_P: Tensor, null_P: Tensor) -> dict[str, 
         "needed_L": torch.where(pairs_L > 0, 1 - above_Ln[:, 1] / total_L, 0.0),
         "pairs_L": pairs_L,
         "rank_weight_E": toggles.rank_weight_E.double(),
-        "summed_E": rank_E if toggles.rule.weighting == "softmax" else rank_E.clamp(max=top_k),
+        "summed_E": summed_E,
     }
 
 
