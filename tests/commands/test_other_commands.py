@@ -55,7 +55,7 @@ def test_the_model_is_described_without_its_weights(command, monkeypatch):
     assert said["layers"] == "16, of which 16 route and 0 are dense"
     assert (said["experts per layer"], said["experts per token"]) == ("64", "8")
     assert said["weighting"] == "softmax"
-    assert said["packed scoring"] == "yes"
+    assert said["attention window"] == "none"
 
 
 def test_a_model_without_a_router_is_one_line(refused, tmp_path):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from moe_routing.commands.options import Subparsers, add_command, add_model, model_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 EXAMPLES = """\
   moe-routing inspect allenai/OLMoE-1B-7B-0924
@@ -39,6 +35,7 @@ def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
     """Return properties of a model by name."""
     from moe_routing.engine.adapters import find_experts, find_routers
     from moe_routing.engine.loading import config_file, skeleton
+    from moe_routing.engine.packable import configured_window
 
     config = model_config(arguments)
     model = skeleton(config_file(config))
@@ -61,15 +58,5 @@ def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
             f"stock_k{k}" for k in sorted({1, max(1, rule.top_k // 2), rule.top_k})
         ),
         "compensated, exact-norm": "yes" if one_by_one else "no: experts are not computed singly",
-        "packed scoring": _packed(model),
+        "attention window": str(configured_window(model.config) or "none"),
     }
-
-
-def _packed(model: PreTrainedModel) -> str:
-    """Say up to what length of a request scoring is packed."""
-    from moe_routing.engine.packable import packable_attention
-
-    longest, reason = packable_attention(model)
-    if longest == float("inf"):
-        return "yes"
-    return f"up to {longest:g} tokens per request: {reason}" if longest else f"no, slower: {reason}"
