@@ -55,7 +55,7 @@ def test_the_model_is_described_without_its_weights(command, monkeypatch):
     assert said["layers"] == "16, of which 16 route and 0 are dense"
     assert (said["experts per layer"], said["experts per token"]) == ("64", "8")
     assert said["weighting"] == "softmax"
-    assert said["packed scoring"] == "yes"
+    assert said["attention window"] == "none"
 
 
 def test_a_model_without_a_router_is_one_line(refused, tmp_path):
@@ -119,3 +119,11 @@ def test_documented_command_lines_parse(file):
         arguments = make_parser().parse_args(shlex.split(line)[1:])
         for name in getattr(arguments, "strategies", []):
             assert parse_strategy(name).id == name
+
+
+def test_layers_without_experts_are_counted(command, make_model, tmp_path):
+    make_model("Qwen2Moe", mlp_only_layers=[0]).config.save_pretrained(tmp_path)
+    code, out, err = command("inspect", tmp_path)
+    assert code == 0, err
+    assert "2, of which 1 route and 1 are dense" in out
+    assert "experts per layer:          8\n" in out

@@ -22,8 +22,7 @@ EXAMPLES = """\
   moe-routing compare ./my-model --strategies stock_k4 --tasks gsm8k arc_easy --limit 100
   moe-routing compare --samples stock=a/samples_gsm8k_1.jsonl four=b/samples_gsm8k_2.jsonl
 
-The first strategy on the first task is the primary contrast, tested at the whole level; p-values of
-all others are adjusted together. Tasks other than the four sets of this package are those of
+Tasks other than the four sets of this package are those of
 lm-evaluation-harness. Files: WikiText's raw text; documents with blank lines between them or in a
 column 'text' (wikipedia); HellaSwag's and LAMBADA's own layouts as .jsonl, .parquet or .arrow.
 """

@@ -261,9 +261,8 @@ def _check_model(planned: Plan, loaded: LoadedModel) -> None:
     """
     if planned.study is None:
         return
-    router = find_routers(loaded.model)[0]
-    window = max_length(loaded.model.config, None)
-    limits = Limits(router.num_experts, router.rule, window)
+    experts = min(router.num_experts for router in find_routers(loaded.model))
+    limits = Limits(experts, loaded.rule, max_length(loaded.model.config, None))
     check_limits(planned.study, limits, "command line")
 
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 NOTE = (
     "A difference is strategy minus baseline on the same items, with its {level:g} % interval, of "
-    "accuracies in percentage points; its p-value is adjusted for the number of tests. The "
-    "verdicts 'non-inferior' and 'worse within margin' rule out a loss of {accuracy:g} percentage "
-    "points or {nats:g} nats per token."
+    "accuracies in percentage points. P-values are adjusted: those of a task's main metric by Holm "
+    "within the task, all others together by Benjamini and Hochberg. The verdicts 'non-inferior' "
+    "and 'worse within margin' rule out a loss of {accuracy:g} percentage points or {nats:g} nats "
+    "per token."
 )
 
 

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -29,6 +30,7 @@ from moe_routing.engine.offload import input_device
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
+from moe_routing.evaluation.efficiency import interleaved
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
 
@@ -105,8 +107,7 @@ def measure_gains(
             return decode_seconds(model, ids_BS, NEW_TOKENS)
 
     by_id = {strategy.id: strategy for strategy in strategies}
-    scoring = _interleaved(score, by_id, turns, "timing of scoring")
-    decoding = _interleaved(decode, by_id, turns, "timing of decoding")
+    scoring, decoding = (_timed(run, by_id, turns) for run in (score, decode))
     found = {}
     for name, strategy in by_id.items():
         experts_L = _decode_experts(model, ids_BS, lambda r, s=strategy: under(s, r))
@@ -120,6 +121,16 @@ def measure_gains(
             else sum(n * size for n, size in zip(experts_L, bytes_L, strict=True)),
         )
     return found
+
+
+def _timed(
+    run: Callable[[Strategy], float], strategies: Mapping[str, Strategy], turns: int
+) -> dict[str, list[float]]:
+    """Return the seconds of each strategy in each turn, after one that is not timed."""
+    for strategy in strategies.values():
+        run(strategy)
+    runs = {name: partial(run, strategy) for name, strategy in strategies.items()}
+    return interleaved(runs, turns, np.random.default_rng(0))
 
 
 def _first_texts(scorer: Scorer, texts: Sequence[str]) -> list[list]:
@@ -141,18 +152,6 @@ def _prompt(loaded: LoadedModel, texts: Sequence[str]) -> Tensor:
         if len(ids) >= PROMPT_TOKENS:
             break
     return torch.tensor([ids[:PROMPT_TOKENS]], device=input_device(loaded.model))
-
-
-def _interleaved(
-    run: Callable[[Strategy], float], strategies: Mapping[str, Strategy], turns: int, label: str
-) -> dict[str, list[float]]:
-    """Return the seconds of each strategy in each turn; every other turn is in reverse order."""
-    seconds: dict[str, list[float]] = {name: [] for name in strategies}
-    for turn in tqdm(range(turns + 1), desc=label, unit="turn", disable=None):
-        names = list(strategies)[:: 1 if turn % 2 else -1]
-        for name in names:
-            seconds[name].append(run(strategies[name]))
-    return {name: times[1:] for name, times in seconds.items()}
 
 
 @torch.inference_mode()

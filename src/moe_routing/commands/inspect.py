@@ -34,18 +34,17 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
     """Return properties of a model by name."""
     from moe_routing.engine.adapters import find_experts, find_routers
-    from moe_routing.engine.loading import architecture
-    from moe_routing.engine.packable import packable_attention
+    from moe_routing.engine.loading import config_file, skeleton
+    from moe_routing.engine.packable import configured_window
 
     config = model_config(arguments)
-    model = architecture(config)
+    model = skeleton(config_file(config))
     routers = find_routers(model)
     rule = routers[0].rule
-    layers = model.config.num_hidden_layers
+    layers = model.config.get_text_config().num_hidden_layers
     counts = [router.num_experts for router in routers]
     experts = str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
-    longest, reason = packable_attention(model)
-    all_experts = len(find_experts(model)) == len(routers)
+    one_by_one = len(find_experts(model)) == len(routers)
     return {
         "model": config.path + (f" at {config.revision}" if config.revision else ""),
         "family": f"{model.config.model_type} ({type(model).__name__})",
@@ -53,12 +52,11 @@ def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
         "layers": f"{layers}, of which {len(routers)} route and {layers - len(routers)} are dense",
         "experts per layer": experts,
         "experts per token": str(rule.top_k),
-        "weighting": rule.weighting,
+        "weighting": rule.weighting + (f", times {rule.factor:g}" if rule.factor != 1 else ""),
+        "selected by": "more than its score: a bias or groups" if rule.biased else "score",
         "static strategies": ", ".join(
             f"stock_k{k}" for k in sorted({1, max(1, rule.top_k // 2), rule.top_k})
         ),
-        "compensated, exact-norm": "yes" if all_experts else "no: experts are not in one module",
-        "packed scoring": reason and f"no, slower: {reason}" if not longest else (
-            f"up to {longest} tokens per request: {reason}" if longest < float("inf") else "yes"
-        ),
-    }  # fmt: skip
+        "compensated, exact-norm": "yes" if one_by_one else "no: experts are not computed singly",
+        "attention window": str(configured_window(model.config) or "none"),
+    }

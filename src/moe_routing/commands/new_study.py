@@ -63,7 +63,7 @@ def run_new_study(arguments: argparse.Namespace) -> None:
         InputError: no such model, an unsupported one, or a file that exists already.
     """
     from moe_routing.engine.adapters import find_routers
-    from moe_routing.engine.loading import architecture
+    from moe_routing.engine.loading import config_file, skeleton
     from moe_routing.engine.requests import max_length
 
     out = arguments.out or Path("config") / f"{arguments.name}.yaml"
@@ -76,20 +76,21 @@ def run_new_study(arguments: argparse.Namespace) -> None:
             f"--tasks has '{unknown[0]}'; allowed in a study: {', '.join(PUBLIC_SOURCES)}"
         )
     model_section = model_values(arguments)
-    model = architecture(parsed_model(model_section))
-    router = find_routers(model)[0]
+    model = skeleton(config_file(parsed_model(model_section)))
+    routers = find_routers(model)
+    rule, experts = routers[0].rule, min(router.num_experts for router in routers)
     text = PUBLIC_SOURCES["wikipedia"].model_dump(mode="json")
     values = study_values(
         arguments.name,
         model_section,
         sources,
-        strategies_for(router.rule, router.num_experts),
+        strategies_for(rule, experts),
         text=local(str(arguments.text)) if arguments.text else text,
         items=arguments.limit,
     )
     study = parsed_study(values)
     window = max_length(model.config, None)
-    check_limits(study, Limits(router.num_experts, router.rule, window), str(out))
+    check_limits(study, Limits(experts, rule, window), str(out))
     values["resources"] = {"gpu": int(study.model.device.startswith("cuda"))}
     head = (
         "# A study of your model; config/README.md explains every key, also those left out.\n"

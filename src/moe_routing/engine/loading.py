@@ -146,26 +146,6 @@ def describe(config: ModelConfig, outline: Outline) -> dict[str, object]:
     }
 
 
-def architecture(config: ModelConfig) -> PreTrainedModel:
-    """Return a model on torch's meta device, from its config alone.
-
-    Of a hub id only ``config.json`` is downloaded, a few kilobytes.
-
-    Raises:
-        InputError: no such model, or a config that transformers cannot use.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = Path(config.path)
-    if config.revision is not None:
-        where = f"model.path: {config.path}@{config.revision}"
-        folder = snapshot(where, config.path, config.revision, ["config.json"], kind="model")
-    with _refusing(f"{folder / 'config.json'}: transformers cannot use it"), torch.device("meta"):
-        values = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(values, dtype=getattr(torch, config.dtype))
-
-
 def checkpoint_folder(
     config: ModelConfig,
     *,

@@ -147,7 +147,7 @@ def interleaved(
     """
     names, found = list(runs), {name: [0.0] * repeats for name in runs}
     orders = [(repeat, rng.permutation(len(names))) for repeat in range(repeats)]
-    with tqdm(total=repeats * len(names), desc="timing", unit="pass") as bar:
+    with tqdm(total=repeats * len(names), desc="timing", unit="pass", disable=None) as bar:
         for repeat, order in orders:
             for index in order:
                 found[names[index]][repeat] = runs[names[index]]()
