@@ -131,7 +131,7 @@ def slow_forward(experts, router, name, calibration):
     if parts[0] == "absolute":
         from moe_routing.routing.strategies import parse_strategy
 
-        threshold = parse_strategy(name).threshold_of(calibration)
+        threshold = parse_strategy(name).fitted(calibration).threshold_of(calibration)
     own_only = "own" in parts or (parts[0] == "absolute" and "all" not in parts)
     most = int(parts[1][1:])
 

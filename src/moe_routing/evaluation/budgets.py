@@ -153,14 +153,14 @@ def budget_study(results: Path, strategy_id: str) -> None:
         allowed = ", ".join(config.budgeted) or "ids such as topp_k8_b4"
         raise InputError(f"strategy '{strategy_id}' has no budget to fit; allowed: {allowed}")
 
-    def fit(name: str, job: CalibrationJob, path: Path) -> None:
+    def fit(name: str, job: CalibrationJob, calibration: Calibration, path: Path) -> None:
         strategy = cast("Budgeted", parse_strategy(name))
         budget = fit_budget(
             job.loaded.model,
             job.loaded.tokenizer,
             job.texts,
             strategy,
-            Calibration.for_strategies(results / "calibration", strategy, fitted_by_running=False),
+            calibration,
             window=config.evaluation.window,
             token_budget=config.evaluation.token_budget,
         )

@@ -88,10 +88,9 @@ def scale_study(results: Path, strategy_id: str) -> None:
         raise InputError(f"strategy '{strategy_id}' has no scale; allowed: {allowed}")
     folder = results / "calibration"
 
-    def fit(name: str, job: CalibrationJob, path: Path) -> None:
+    def fit(name: str, job: CalibrationJob, calibration: Calibration, path: Path) -> None:
         strategy, scale = config.parsed[name], None
         if not left_out(folder, [strategy]):
-            calibration = Calibration.for_strategies(folder, strategy, fitted_by_running=False)
             budgets = load_budgets(folder, budgets_of([strategy]))
             scale = fit_scale(
                 job.loaded.model,

@@ -3,9 +3,10 @@
 An id is the family and its parameters, such as ``regular_k8`` or ``bh_k16_a005``. A number is a
 letter and digits; a fraction is written without its decimal point (``a005`` is 0.05, ``a010`` is
 0.10, ``b35`` is 3.5); a parameter that differs from its default is added by name
-(``bh_k16_a005_pooled``). Last come the parameters of every family: what ranks the experts, which
-ones it may select, what stands in for a dropped one, and the scale of the output
-(``regular_k4_norm_compensated``).
+(``bh_k16_a005_pooled``). Where a family has one free parameter, ``b`` stands for it: the budget of
+experts per token that it is fitted to (``bh_k16_b4``). Last come the parameters of every family:
+what ranks the experts, which ones it may select, what stands in for a dropped one, and the scale of
+the output (``regular_k4_norm_compensated``).
 """
 
 from __future__ import annotations
