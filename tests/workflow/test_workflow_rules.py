@@ -12,7 +12,7 @@ import pytest
 import yaml
 from workflow_runs import snakemake
 
-from moe_routing.config.cells import SAMPLE, Cell, cell_files, uses_calibration
+from moe_routing.config.cells import SAMPLE, Cell, cell_files, cells_of, uses_calibration
 from moe_routing.config.study import load_config
 from moe_routing.evaluation.pieces import null_piece
 from moe_routing.workflow import null_files
@@ -43,13 +43,9 @@ def test_real_study_is_planned_with_gpus(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     lines = plan.splitlines()
-    # On each of three sets: the baseline, 23 strategies, 7 points of static curves, 7 controls of
-    # each of two BH strategies, adaptive top-k with other weights, 5 rivals, the levers and the
-    # budgets, and the numerics arms; on one set also the mixture at the mean of certified routing.
     study = load_config(ROOT / "config/olmoe-1b-7b.yaml")
     scoring = [line for line in lines if "Scoring" in line and "gpu=1" in line]
-    others = {*study.levers, *study.budgets} - {*study.strategies, *study.controls}
-    assert len(scoring) == 3 * (51 + len(others) + len(study.numerics)) + 1
+    assert len(scoring) == len(cells_of(study)) > 3 * 46
     certified = [line for line in lines if "Certifying certified_k8_m001 on 32 documents" in line]
     assert len(certified) == 1
 
@@ -78,8 +74,7 @@ OTHERS = ("controls", "levers", "budgets", "numerics")
 def test_study_without_controls_is_planned_without_their_jobs(checkout):
     config = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
     plain = {key: value for key, value in config.items() if key not in OTHERS}
-    plain["statistics"]["primary"] = {"strategy": "bh_k8_a005", "dataset": "hellaswag"}
-    del plain["statistics"]["sequence"]
+    plain["statistics"] = {"primary": {"strategy": "bh_k8_a005", "dataset": "hellaswag"}}
     (checkout / "plain.yaml").write_text(yaml.safe_dump(plain))
     done = snakemake(checkout, "-n", "--configfile", "plain.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

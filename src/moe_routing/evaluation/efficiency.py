@@ -160,7 +160,8 @@ def one_per_family(
 ) -> list[str]:
     """Return for each kind of rule the strategy whose mean experts are nearest to a number.
 
-    A kind is a family with its score and what stands in for dropped experts.
+    A kind is a family with its score and what stands in for dropped experts. Other weights than the
+    family's make no kind.
 
     Args:
         strategies: the strategies, by id.
@@ -173,6 +174,9 @@ def one_per_family(
         return abs(used_LDE[name].sum(2).mean() - experts)
 
     for name, strategy in strategies.items():
+        weighting = type(strategy).model_fields.get("weighting")
+        if weighting is not None and getattr(strategy, "weighting", None) != weighting.default:
+            continue
         kind = (strategy.family.name, getattr(strategy, "score", None), strategy.dropped)
         if kind not in best or distance(name) < distance(best[kind]):
             best[kind] = name
