@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, REFUSED, SIZES, build, make
@@ -11,6 +12,7 @@ from families import FAMILIES, REFUSED, SIZES, build, make
 from moe_routing import Recorder, routed
 from moe_routing.engine.adapters import find_experts, find_routers
 from moe_routing.errors import InputError
+from moe_routing.evaluation.calibrate import sample_router_logits
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 IDS = torch.arange(3, 63).view(4, 15)
@@ -99,6 +101,29 @@ def test_layers_are_counted(name):
     dense += int(FAMILIES[name].settings.get("first_k_dense_replace", 0))
     if name not in ("ernie4_5_moe", "jamba", "nemotron_h"):  # other settings say it
         assert len(routers) == SIZES["num_hidden_layers"] - dense
+
+
+def test_layers_with_different_numbers_of_experts(tokenizer):
+    """As of a pruned model: each layer is routed, and counted, by its own number."""
+    model, small = make("olmoe"), make("olmoe", num_experts=3)
+    model.model.layers[1].mlp = small.model.layers[1].mlp
+    expected = logits_of(model)
+    assert [router.num_experts for router in find_routers(model)] == [8, 3, 8]
+    with routed(model, "stock", recorder=(recorder := Recorder())):
+        torch.testing.assert_close(logits_of(model), expected, **CLOSE)
+    seen = recorder.statistics()
+    assert seen.count_histogram_LC.shape == (3, 9)
+    assert seen.load_LE.shape == (3, 8)
+    assert seen.load_LE[1, 3:].sum() == 0
+    assert seen.load_LE.sum(1).tolist() == [120, 120, 120]
+    with routed(model, "topp_k3_p06"):
+        assert logits_of(model).isfinite().all()
+    with pytest.raises(InputError, match="may select 4 experts; allowed: at most the model's 3"):
+        routed(model, "stock_k4").__enter__()
+    with pytest.raises(InputError, match="layers have 3 to 8 experts; allowed: the same number"):
+        sample_router_logits(
+            model, tokenizer, ["text " * 99], tokens=16, window=16, rng=np.random.default_rng(0)
+        )
 
 
 def rows():

@@ -54,13 +54,13 @@ ROUNDING = {
 """Relative difference of a token's final hidden states that may be rounding in any case."""
 NOISE = 8.0
 """Up to this multiple of what another batch shape makes of the model's own pass may be, too."""
-LENGTHS = (40, 40, 24, 3, 3)
-"""Tokens of the requests of the comparison; the first two share half of theirs. In the last ones a
+LENGTHS = (40, 40, 3, 3)
+"""Tokens of the requests of the comparison. The first two share half of theirs; in the last ones a
 convolution over neighbouring tokens shows."""
 
 
 class Packable(NamedTuple):
-    """The longest request that the packed engine is exact for, and why not longer ones."""
+    """The longest request that the packed engine is exact for, and why not longer ones, if any."""
 
     longest: float
     reason: str
@@ -86,6 +86,8 @@ def packable_attention(model: PreTrainedModel) -> Packable:
     if window not in windows:
         return Packable(window or math.inf, f"attention may slide over {window} tokens")
     rope = rope_span(model.config)
+    if rope == math.inf:
+        return Packable(rope, "")
     return Packable(rope, f"rotary embeddings depend on the longest sequence from {rope} tokens on")
 
 
@@ -158,17 +160,21 @@ def _difference(model: PreTrainedModel, windows: set[int | None]) -> str:
     packed.layout = partial(_Watched, packed.layout, windows)
     with torch.inference_mode(), unrouted(model):
         with plain.prepared():
-            alone = [_states(plain, requests, [[index]]) for index in range(len(requests))]
-            noise = _far(_states(plain, requests, [[0], [1]]), torch.cat(alone[:2]), LENGTHS[:2])
+            alone_TH = _states(plain, requests, [[0]])
+            own_TH = torch.cat(
+                [_states(plain, requests, pair) for pair in ([[0], [1]], [[2], [3]])]
+            )
+            noise = _far(own_TH[: LENGTHS[0]], alone_TH, LENGTHS[:1])
         try:
             with packed.prepared():
-                found = _states(packed, requests, [[0, 1], [2], [3], [4]])
+                found_TH = _states(packed, requests, [[0, 1], [2], [3]])
         except InputError:
             raise
         except Exception as error:  # whatever the code of a model raises
             return f"the packed engine fails on it ({type(error).__name__}: {error})"
-    far = _far(found, torch.cat(alone), LENGTHS)
-    if far <= max(ROUNDING[model.dtype], NOISE * noise):
+    far = _far(found_TH, own_TH, LENGTHS)
+    rounding = ROUNDING.get(model.dtype, max(ROUNDING.values()))
+    if far <= max(rounding, NOISE * noise):
         return ""
     return (
         f"the packed engine gives it other hidden states than its own forward pass (by {far:.1g} "
