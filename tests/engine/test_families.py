@@ -105,7 +105,7 @@ def test_layers_are_counted(name):
 
 def test_layers_with_different_numbers_of_experts(tokenizer):
     """As of a pruned model: each layer is routed, and counted, by its own number."""
-    model, small = make("olmoe"), make("olmoe", num_experts=3)
+    model, small = make("olmoe"), make("olmoe", num_experts=3, num_local_experts=3)
     model.model.layers[1].mlp = small.model.layers[1].mlp
     expected = logits_of(model)
     assert [router.num_experts for router in find_routers(model)] == [8, 3, 8]
@@ -192,7 +192,7 @@ def test_other_families_are_refused_in_one_line(name):
 
 
 def test_the_table_is_up_to_date():
-    """Write the page with ``python tests/engine/test_families.py``."""
+    """Write the page with ``PYTHONPATH=tests python tests/engine/test_families.py``."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
