@@ -55,8 +55,8 @@ ROUNDING = {
 NOISE = 8.0
 """Up to this multiple of what another batch shape makes of the model's own pass may be, too."""
 LENGTHS = (40, 40, 3, 3)
-"""Tokens of the requests of the comparison. The first two share half of theirs; in the last ones a
-convolution over neighbouring tokens shows."""
+"""Most tokens of the requests of the comparison. The first two share half of theirs; in the last
+ones a convolution over neighbouring tokens shows."""
 
 
 class Packable(NamedTuple):
@@ -150,11 +150,12 @@ def _difference(model: PreTrainedModel, windows: set[int | None]) -> str:
         windows: the windows that its layers ask for are added.
     """
     generator = torch.Generator("cpu").manual_seed(0)
+    lengths = [int(min(length, rope_span(model.config))) for length in LENGTHS]
     ids = [
         torch.randint(model.config.vocab_size, (length + 1,), generator=generator).tolist()
-        for length in LENGTHS
+        for length in lengths
     ]
-    ids[1][: LENGTHS[1] // 2] = ids[0][: LENGTHS[1] // 2]
+    ids[1][: lengths[1] // 2] = ids[0][: lengths[1] // 2]
     requests = [TokenRequest(row[:-1], row[1:]) for row in ids]
     packed, plain = Packed(model, None), Plain(model)
     packed.layout = partial(_Watched, packed.layout, windows)
@@ -164,7 +165,7 @@ def _difference(model: PreTrainedModel, windows: set[int | None]) -> str:
             own_TH = torch.cat(
                 [_states(plain, requests, pair) for pair in ([[0], [1]], [[2], [3]])]
             )
-            noise = _far(own_TH[: LENGTHS[0]], alone_TH, LENGTHS[:1])
+            noise = _far(own_TH[: lengths[0]], alone_TH, lengths[:1])
         try:
             with packed.prepared():
                 found_TH = _states(packed, requests, [[0, 1], [2], [3]])
@@ -172,7 +173,7 @@ def _difference(model: PreTrainedModel, windows: set[int | None]) -> str:
             raise
         except Exception as error:  # whatever the code of a model raises
             return f"the packed engine fails on it ({type(error).__name__}: {error})"
-    far = _far(found_TH, own_TH, LENGTHS)
+    far = _far(found_TH, own_TH, lengths)
     rounding = ROUNDING.get(model.dtype, max(ROUNDING.values()))
     if far <= max(rounding, NOISE * noise):
         return ""
@@ -191,11 +192,11 @@ def _states(
     return torch.cat([parts[batch.members.index(member)] for member in sorted(batch.members)])
 
 
-def _far(found_TH: Tensor, expected_TH: Tensor, lengths: tuple[int, ...]) -> float:
+def _far(found_TH: Tensor, expected_TH: Tensor, lengths: list[int]) -> float:
     """Return the largest median over a request's tokens of how far hidden states are apart."""
     found_TH, expected_TH = found_TH.double(), expected_TH.double()
     far_T = (found_TH - expected_TH).norm(dim=1) / expected_TH.norm(dim=1)
-    medians = torch.stack([part.median() for part in far_T.split(list(lengths))])
+    medians = torch.stack([part.median() for part in far_T.split(lengths)])
     return float(medians.max().nan_to_num(math.inf))
 
 
