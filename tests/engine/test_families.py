@@ -11,6 +11,9 @@ from families import FAMILIES, REFUSED, SIZES, build, make
 
 from moe_routing import Recorder, routed
 from moe_routing.engine.adapters import find_experts, find_routers
+from moe_routing.engine.packable import packable
+from moe_routing.engine.requests import TokenRequest
+from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import sample_router_logits
 
@@ -90,6 +93,19 @@ def test_other_strategies_change_the_model(name, strategy):
         torch.testing.assert_close(logits_of(model), found, rtol=1e-3, atol=2e-4)
 
 
+def test_scores_are_those_of_plain_passes(name, tokenizer):
+    """Packed or not: two requests with a common context, one longer than the window of gpt-oss."""
+    model = make(name)
+    rows = [list(range(3, 43)), [*range(3, 23), 60, 61], [9, 8, 7]]
+    requests = [TokenRequest(row[:-1], row[-2:]) for row in rows]
+    scores = Scorer(model, tokenizer).score_tokens(requests, [[0, 1], [2]])
+    for row, score in zip(rows, scores, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([row[:-1]]), use_cache=False).logits[0, -2:].double()
+        likelihood = logits.log_softmax(-1).gather(1, torch.tensor(row[-2:])[:, None]).sum()
+        assert score.log_likelihood == pytest.approx(float(likelihood), abs=2e-4)
+
+
 def test_layers_are_counted(name):
     """Layers without experts have no number."""
     model = make(name)
@@ -129,7 +145,8 @@ def test_layers_with_different_numbers_of_experts(tokenizer):
 def rows():
     """Return the rows of the table, by what one forward pass of each tiny model shows."""
     for name, tiny in FAMILIES.items():
-        behaviour = find_routers(make(name))[0].behaviour
+        model = make(name)
+        behaviour = find_routers(model)[0].behaviour
         rule = behaviour.rule
         weights = behaviour.score + (", renormalised" if rule.weighting == "renormalised" else "")
         selection = "score"
@@ -137,7 +154,8 @@ def rows():
             selection += " + bias"
         if behaviour.grouping:
             selection += ", best groups of experts"
-        yield f"| `{name}` | `{tiny.example}` | {weights} | {selection} |"
+        packed = "yes" if packable(model).longest else "no"
+        yield f"| `{name}` | `{tiny.example}` | {weights} | {selection} | {packed} |"
 
 
 HEAD = """# Model families
@@ -150,10 +168,12 @@ model itself, and `stock_k3` those of the model with its own setting changed to 
 `tests/engine/test_families.py` writes this page.
 
 Weights are the router's scores, softmax or sigmoid of its logits. Experts are selected by the same
-scores, unless a bias that balances the load, or groups of experts, have a part in it.
+scores, unless a bias that balances the load, or groups of experts, have a part in it. Models that
+are not packed are scored by plain forward passes, which is slower, and their experts cannot be
+toggled: the null of needed experts, the score `consequence` and certificates are refused for them.
 
-| model type | a checkpoint | weights | selected by |
-|---|---|---|---|
+| model type | a checkpoint | weights | selected by | packed |
+|---|---|---|---|---|
 """
 
 
