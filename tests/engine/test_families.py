@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, REFUSED, SIZES, build, make
 
 from moe_routing import Recorder, routed
 from moe_routing.engine.adapters import find_experts, find_routers
+from moe_routing.engine.packable import packable
+from moe_routing.engine.requests import TokenRequest
+from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
+from moe_routing.evaluation.calibrate import sample_router_logits
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 IDS = torch.arange(3, 63).view(4, 15)
@@ -88,6 +93,19 @@ def test_other_strategies_change_the_model(name, strategy):
         torch.testing.assert_close(logits_of(model), found, rtol=1e-3, atol=2e-4)
 
 
+def test_scores_are_those_of_plain_passes(name, tokenizer):
+    """Packed or not: two requests with a common context, one longer than the window of gpt-oss."""
+    model = make(name)
+    rows = [list(range(3, 43)), [*range(3, 23), 60, 61], [9, 8, 7]]
+    requests = [TokenRequest(row[:-1], row[-2:]) for row in rows]
+    scores = Scorer(model, tokenizer).score_tokens(requests, [[0, 1], [2]])
+    for row, score in zip(rows, scores, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([row[:-1]]), use_cache=False).logits[0, -2:].double()
+        likelihood = logits.log_softmax(-1).gather(1, torch.tensor(row[-2:])[:, None]).sum()
+        assert score.log_likelihood == pytest.approx(float(likelihood), abs=2e-4)
+
+
 def test_layers_are_counted(name):
     """Layers without experts have no number."""
     model = make(name)
@@ -101,10 +119,34 @@ def test_layers_are_counted(name):
         assert len(routers) == SIZES["num_hidden_layers"] - dense
 
 
+def test_layers_with_different_numbers_of_experts(tokenizer):
+    """As of a pruned model: each layer is routed, and counted, by its own number."""
+    model, small = make("olmoe"), make("olmoe", num_experts=3, num_local_experts=3)
+    model.model.layers[1].mlp = small.model.layers[1].mlp
+    expected = logits_of(model)
+    assert [router.num_experts for router in find_routers(model)] == [8, 3, 8]
+    with routed(model, "stock", recorder=(recorder := Recorder())):
+        torch.testing.assert_close(logits_of(model), expected, **CLOSE)
+    seen = recorder.statistics()
+    assert seen.count_histogram_LC.shape == (3, 9)
+    assert seen.load_LE.shape == (3, 8)
+    assert seen.load_LE[1, 3:].sum() == 0
+    assert seen.load_LE.sum(1).tolist() == [120, 120, 120]
+    with routed(model, "topp_k3_p06"):
+        assert logits_of(model).isfinite().all()
+    with pytest.raises(InputError, match="may select 4 experts; allowed: at most the model's 3"):
+        routed(model, "stock_k4").__enter__()
+    with pytest.raises(InputError, match="layers have 3 to 8 experts; allowed: the same number"):
+        sample_router_logits(
+            model, tokenizer, ["text " * 99], tokens=16, window=16, rng=np.random.default_rng(0)
+        )
+
+
 def rows():
     """Return the rows of the table, by what one forward pass of each tiny model shows."""
     for name, tiny in FAMILIES.items():
-        behaviour = find_routers(make(name))[0].behaviour
+        model = make(name)
+        behaviour = find_routers(model)[0].behaviour
         rule = behaviour.rule
         weights = behaviour.score + (", renormalised" if rule.weighting == "renormalised" else "")
         selection = "score"
@@ -112,7 +154,8 @@ def rows():
             selection += " + bias"
         if behaviour.grouping:
             selection += ", best groups of experts"
-        yield f"| `{name}` | `{tiny.example}` | {weights} | {selection} |"
+        packed = "yes" if packable(model).longest else "no"
+        yield f"| `{name}` | `{tiny.example}` | {weights} | {selection} | {packed} |"
 
 
 HEAD = """# Model families
@@ -125,10 +168,12 @@ model itself, and `stock_k3` those of the model with its own setting changed to 
 `tests/engine/test_families.py` writes this page.
 
 Weights are the router's scores, softmax or sigmoid of its logits. Experts are selected by the same
-scores, unless a bias that balances the load, or groups of experts, have a part in it.
+scores, unless a bias that balances the load, or groups of experts, have a part in it. Models that
+are not packed are scored by plain forward passes, which is slower, and their experts cannot be
+toggled: the null of needed experts, the score `consequence` and certificates are refused for them.
 
-| model type | a checkpoint | weights | selected by |
-|---|---|---|---|
+| model type | a checkpoint | weights | selected by | packed |
+|---|---|---|---|---|
 """
 
 
@@ -167,7 +212,7 @@ def test_other_families_are_refused_in_one_line(name):
 
 
 def test_the_table_is_up_to_date():
-    """Write the page with ``python tests/engine/test_families.py``."""
+    """Write the page with ``PYTHONPATH=tests python tests/engine/test_families.py``."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 

@@ -31,7 +31,8 @@ def mixed(choice_requests, word_requests):
 @pytest.fixture(scope="module")
 def expected(double, nano, mixed):
     """Scores of the slowest way: alone, one after the other."""
-    return [Scorer(double, nano.tokenizer).score([request])[0] for request in mixed]
+    scorer = Scorer(double, nano.tokenizer)
+    return [scorer.score([request])[0] for request in mixed]
 
 
 @pytest.mark.parametrize("budget", [128, 700, 100_000])

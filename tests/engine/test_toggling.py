@@ -40,8 +40,11 @@ def run(model, probes, rank_LPA, **settings):
         return toggle(probes, rank_LPA, **settings)
 
 
-def test_losses_after_a_removal_are_those_of_whole_documents(model):
+@pytest.mark.parametrize("window", [None, 6])
+def test_losses_after_a_removal_are_those_of_whole_documents(model, make_model, window):
     layers = (0, 1)
+    if window:
+        model = make_model("Mixtral", num_hidden_layers=3, sliding_window=window)
     found = run(model, PROBES, ranks(PROBES, layers, 0, 1))
     probed = [(probe, position) for probe in PROBES for position in probe.positions]
     assert found.change_LPA.shape == (2, 6, 2)
@@ -161,15 +164,9 @@ def test_experts_are_removed_from_a_routed_model(model, strategy):
     assert found.kl_LPA.max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "sliding"])
-def test_documents_too_long_for_packed_attention_are_refused(make_model, kind):
+def test_documents_too_long_for_packed_attention_are_refused(make_model):
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    settings = {
-        "dynamic": ("Olmoe", {"max_position_embeddings": 16, "rope_parameters": rope}),
-        "sliding": ("Mixtral", {"sliding_window": 16}),
-    }
-    family, choices = settings[kind]
-    model = make_model(family, **choices)
+    model = make_model("Olmoe", max_position_embeddings=16, rope_parameters=rope)
     with toggling(model, 16, "test"):
         pass
     with (

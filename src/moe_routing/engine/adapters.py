@@ -127,7 +127,7 @@ def watched(model: nn.Module, see: See) -> Iterator[None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
             if threading.get_ident() == thread:
                 hidden_TH = inputs[0].reshape(-1, inputs[0].shape[-1])
-                behaviour, (raw_TE, *_) = router.behaviour, output
+                behaviour, raw_TE = router.behaviour, output[0]
                 choice_TE = behaviour.choice(router.module, raw_TE, *inputs[1:])
                 see(router.layer, hidden_TH, behaviour.logits(raw_TE), choice_TE)
 

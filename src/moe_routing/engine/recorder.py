@@ -22,6 +22,8 @@ from moe_routing.routing.weighting import selected_probability
 class RoutingStatistics:
     """What a recorder saw, by layer. A decision is the routing of one token in one layer.
 
+    Counts go up to the experts of the layer that has most.
+
     Attributes:
         tokens: number of tokens.
         forwards: number of forward passes.
@@ -177,7 +179,7 @@ class Recorder:
             )
         names = ("rows", "histogram", "load", "unique", "forwards")
         rows, histogram, load, unique, forwards = (
-            np.stack([np.asarray(torch.as_tensor(v).cpu()) for v in self._by_layer(name).values()])
+            _stacked([np.asarray(torch.as_tensor(v).cpu()) for v in self._by_layer(name).values()])
             for name in names
         )
         tokens = int(histogram[0].sum())
@@ -190,6 +192,12 @@ class Recorder:
             unique_experts_L=unique / np.maximum(1, forwards),
             **{f"{name}_L": means[:, index] for index, name in enumerate(self.ROWS)},
         )
+
+
+def _stacked(values: list[np.ndarray]) -> np.ndarray:
+    """Stack the values of layers; those of layers with fewer experts are filled up with 0."""
+    most = max(value.shape[-1] if value.ndim else 0 for value in values)
+    return np.stack([np.pad(v, (0, most - len(v))) if v.ndim else v for v in values])
 
 
 def _add(sums: Sums, key: tuple[str, int], value: Tensor | int) -> None:

@@ -62,6 +62,12 @@ def sample_router_logits(
     ids_BS = cut_windows(tokenizer, texts, tokens, window)
     shuffled_BS = torch.from_numpy(rng.permuted(ids_BS.numpy(), axis=1))
     routers = find_routers(model)
+    experts = [router.num_experts for router in routers]
+    if len(set(experts)) > 1:
+        raise InputError(
+            f"calibration: the model's layers have {min(experts)} to {max(experts)} experts; "
+            "allowed: the same number in each (strategies without a calibration still route it)"
+        )
     logits_LTE, norm_LT, choice_LTE = _collect(model, ids_BS, tokens, batch_size, "calibrate")
     permuted_LTE, permuted_norm_LT, _ = _collect(
         model, shuffled_BS, tokens, batch_size, "mismatched context"

@@ -48,9 +48,9 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
             :func:`moe_routing.config.limits.check_limits` and :func:`check_tokens`.
     """
     outline = outline_checkpoint(study.model)
-    router = find_routers(outline.model)[0]
+    routers = find_routers(outline.model)
     window = max_length(outline.model.config, None)
-    limits = Limits(router.num_experts, router.rule, window)
+    limits = Limits(min(r.num_experts for r in routers), routers[0].rule, window)
     check_limits(study, limits, origin)
     check_tokens(study.of_model(limits.experts, limits.rule), limits, origin)
     described = {**describe(study.model, outline), "window": window}
