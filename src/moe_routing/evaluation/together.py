@@ -26,7 +26,7 @@ from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.toggles import Toggles
 
 KEPT = (2, 3, 4)
-"""Experts of the model's own choice that each order keeps."""
+"""Experts of the model's own choice that each order keeps, as far as the model has more."""
 RULE, EFFECT, EXACT_NORM, NORM, ROUTER = "bh", "effect", "exact_norm", "norm", "router"
 ORDERS = (EFFECT, EXACT_NORM, NORM, ROUTER)
 """What ranks the experts of the model's own choice: the measured effect of removing each alone; its
@@ -73,6 +73,15 @@ class Set(NamedTuple):
     kept_LTE: Tensor
 
 
+def kept_numbers(top_k: int) -> list[int]:
+    """Return how many experts the orders keep of a model's own ``top_k``.
+
+    >>> kept_numbers(8), kept_numbers(3), kept_numbers(2)
+    ([2, 3, 4], [2], [1])
+    """
+    return [k for k in KEPT if k < top_k] or list(range(1, top_k))
+
+
 def ordered_sets(toggles: Toggles, outputs: ExpertOutputs) -> list[Set]:
     """Return the experts that each order keeps, for each number of them below the model's own."""
     scorer = ExpertScorer.build("norm", outputs, None, "held-out removals")
@@ -87,7 +96,7 @@ def ordered_sets(toggles: Toggles, outputs: ExpertOutputs) -> list[Set]:
     for order in ORDERS:
         value_LTE = value[order].float().masked_fill(~own_LTE, -torch.inf)
         _, order_NE = order_experts(value_LTE.flatten(0, 1))
-        for k in (k for k in KEPT if k < toggles.rule.top_k):
+        for k in kept_numbers(toggles.rule.top_k):
             kept_NE = torch.zeros_like(order_NE, dtype=torch.bool).scatter(1, order_NE[:, :k], True)
             sets.append(Set(order, kept_NE.view_as(own_LTE)))
     return sets
