@@ -244,8 +244,8 @@ def test_sentences_follow_the_verdict(by_layer, lead, said):
     sentence = call_nulls(call_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
     assert sentence.startswith(f"{lead}under the complete null (weak control): where no expert ")
     assert f"for {max(by_layer):.3f} of the tokens in the worst layer" in sentence
-    assert "in the worst of 1 designs (d); allowed: 0.06. At 2,000 tokens per layer, " in sentence
-    assert "only a size above 0.07" in sentence
+    assert "in the worst of 1 designs (d); allowed: 0.06, which leaves room for chance" in sentence
+    assert "With 2,000 tokens, a layer counts as failing if its rate exceeds 0.07" in sentence
     assert sentence.endswith(said)
 
 
