@@ -12,6 +12,7 @@ import pytest
 from planted_items import with_gold
 from planted_results import planted_config, write_results
 
+from moe_routing.analysis.tables import write_csv
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.claims import Finding
@@ -119,7 +120,7 @@ def test_a_turned_table_is_noticed(study, tmp_path):
     for source in {claim.source for claim in stated}:
         table = pd.read_csv(folder / source)
         name = VALUE.get(source, "difference")
-        table.assign(**{name: -table[name]}).to_csv(folder / source, index=False)
+        write_csv(table.assign(**{name: -table[name]}), folder / source)
     turned = replace(study, folder=folder)
     shown = [claim for claim in stated if claim.direction in ("better", "worse")]
     assert all(contradiction(turned, claim) for claim in shown)

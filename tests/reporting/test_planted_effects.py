@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from planted_results import EFFECTS, STRATEGIES, make_study, planted_config
 
+from moe_routing.analysis.tables import write_csv
 from moe_routing.reporting import findings
 from moe_routing.reporting.article import Article
 from moe_routing.reporting.comparison_report import comparison_report
@@ -201,7 +202,7 @@ def test_cells_of_different_code_are_said(tmp_path):
     path = tmp_path / "s" / "comparison" / "provenance.csv"
     made_with = pd.read_csv(path, dtype=str)
     made_with.loc[0, ["code", "commit"]] = "a1"
-    made_with.to_csv(path, index=False)
+    write_csv(made_with, path)
     n = len(made_with) - 1
     expected = f"Caution: the cells mix 2 versions of the code: a1 (1 cell), unknown ({n} cells)."
     assert expected in Article(study).listing("missing")
