@@ -24,6 +24,9 @@ RAW = f"{RESULTS}/data/raw/lambada.parquet"
 STRATEGIES = ["stock", "regular_k4", "adaptive_k8", "bh_k8_a005"]
 CONTROLS = ["shuffle.bh_k8_a005", "perlayer_k6", "dynskip_k8_q030"]
 LEVERS = ["certified_k8_m005", "absolute_k8_b3_consequence_compensated"]
+BUDGETS = ["topp_k8_b3"]
+MIXTURES = ["mixture.bh_k8_a005", "mixture.certified_k8_m005"]
+"""What the contrasts are against, on one set."""
 NULLS = ["within_token", "pooled"]
 BH = {"tokens": 256, "nulls": ["needed", "pooled"], "max_k": [8, 64], "alpha": [0.05]}
 # What this machine has no time or no room for, and the small model no place. All else is as there.
@@ -33,6 +36,7 @@ SMALLER = {
     "strategies": STRATEGIES,
     "controls": CONTROLS,
     "levers": LEVERS,
+    "budgets": BUDGETS,
     "evaluation": {"window": 256, "kl_items": 2},
     "analysis": {
         "resamples": 200,
@@ -43,7 +47,11 @@ SMALLER = {
         "held_out": {"tokens": 24, "dataset_tokens": 12, "dead_tokens": 20},
         "efficiency": {"tokens": 64},
     },
-    "statistics": {"resamples": 200},
+    "statistics": {
+        "resamples": 200,
+        "primary": {"strategy": "bh_k8_a005"},
+        "sequence": [{"strategy": "certified_k8_m005", "against": "mixture"}],
+    },
     "resources": {"threads": 1, "mem_mb": 1000, "gpu": 0, "strategies_per_job": 20},
 }
 
@@ -128,7 +136,7 @@ def test_the_walk_ends_in_the_whole_table_and_the_article(finished):
     assert set(cells["dataset"]) == set(REAL["datasets"])
     assert cells.notna().all(axis=None)
     controls = pd.read_csv(finished / "comparison" / "controls.csv")
-    assert list(controls["strategy"].unique()) == CONTROLS
+    assert list(controls["strategy"].unique()) == CONTROLS + MIXTURES
     numerics = pd.read_csv(finished / "statistics" / "numerics.csv")
     assert set(numerics["arm"]) == {arm["name"] for arm in REAL["numerics"]}
     article = (finished / "report" / "index.html").read_text(encoding="utf-8")
@@ -142,7 +150,8 @@ def test_every_cell_is_of_the_model_that_the_config_pins(finished):
     described = json.loads((finished / "model.json").read_text(encoding="utf-8"))
     assert len(described["files"]) == N_SHARDS
     paths = list((finished / "cells").glob("*/*.json"))
-    assert len(paths) == len(STRATEGIES + CONTROLS + LEVERS) * len(REAL["datasets"])
+    everywhere = STRATEGIES + CONTROLS + LEVERS + BUDGETS
+    assert len(paths) == len(everywhere) * len(REAL["datasets"]) + len(MIXTURES)
     for path in paths:
         provenance = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         assert provenance["path"] == REAL["model"]["path"]
