@@ -41,7 +41,7 @@ def test_one_job_fits_every_null_as_it_is_fitted_alone(calibrated_study, calibra
         calibrated_study / "calibration/nulls",
         (calibration.sample, calibration.toggles),
     )
-    assert {path.name for path in folder.iterdir()} == {"needed.csv", "needed.safetensors"}
+    assert {path.name for path in folder.glob("[!.]*")} == {"needed.csv", "needed.safetensors"}
     again = load_null(folder / "needed.safetensors", sample, toggles)
     assert (again.id, again.epsilon) == ("needed", 3e-5)
     assert (pd.read_csv(folder / "needed.csv")["epsilon"] == 3e-5).all()

@@ -93,7 +93,7 @@ def test_levers_use_what_was_certified_and_fitted(smoke_run):
     certified, scaled = "certified_k8_m005", "absolute_k8_b3_consequence_compensated_scaled"
     certificate = json.loads((results / f"calibration/certificates/{certified}.json").read_text())
     assert certificate["risk"] <= certificate["margin"] == 0.05
-    scales = {path.stem: path for path in (results / "calibration/scales").iterdir()}
+    scales = {path.stem: path for path in (results / "calibration/scales").glob("*.json")}
     assert set(scales) == {scaled, "stock_scaled"}
     assert 0.6 <= json.loads(scales[scaled].read_text())["scale"] <= 1.8
     budgets = pd.read_csv(results / "statistics/matched_budgets.csv")
@@ -109,7 +109,7 @@ def test_budgets_are_kept_or_left_out_with_a_reason(smoke_run):
     results = smoke_run[0] / "results/smoke"
     budgets = {
         path.stem: json.loads(path.read_text())
-        for path in (results / "calibration/budgets").iterdir()
+        for path in (results / "calibration/budgets").glob("*.json")
     }
     scaled = "absolute_k8_b3_consequence_compensated"  # of which only the scaled one is scored
     assert set(budgets) == {"topp_k8_b4", LEFT_OUT, scaled}
