@@ -64,6 +64,8 @@ def test_controls_stand_beside_the_cells(smoke_run):
     names = ["regular_k1", "shuffle.bh_k8_a005", "counts.bh_k8_a005", "bh_k8_a005_mass-matched"]
     expected = [name for name in names for _ in range(3)]
     assert controls["strategy"].tolist() == [*expected, *MIXTURES]
+    declared = pd.read_csv(smoke_run[0] / "results/smoke/statistics/primary.csv")
+    assert declared["against"].tolist() == list(MIXTURES)
     levers, budgets = (
         pd.read_csv(comparison / f"{name}.csv", keep_default_na=False)
         for name in ("levers", "budgets")

@@ -203,7 +203,10 @@ def study_tables(
     tables["noninferiority"] = add_margin_verdicts(tables["noninferiority"])
     tables["paired"] = add_verdicts(tables["paired"], settings, tables["noninferiority"])
     tables["matched_compute"] = add_verdicts(tables["matched_compute"], settings)
-    everything = {panel.dataset: panel.joined(scored.get(panel.dataset)) for panel in panels}
+    everything = {
+        panel.dataset: _with_compared(panel.joined(scored.get(panel.dataset)), cells, declared)
+        for panel in panels
+    }
     experts = {name: costs.experts(name) for name in everything}
     tables["primary"] = pd.DataFrame(
         primary_rows(everything, declared, controls, settings, seed, experts)
@@ -211,6 +214,21 @@ def study_tables(
     tables["timing"] = pd.DataFrame(timed)
     tables["missing"] = pd.DataFrame(missing).drop_duplicates()
     return {name: tables[name].reindex(columns=list(columns)) for name, columns in TABLES.items()}
+
+
+def _with_compared(panel: Panel, cells: Path, declared: Sequence[Declared]) -> Panel:
+    """Return a panel with the cells that only a declared contrast needs, if they are there."""
+    wanted = {
+        name
+        for one in declared
+        for name in (one.strategy, one.against)
+        if one.dataset == panel.dataset and cell_path(cells, name, panel.dataset).is_file()
+    }
+    more = sorted(wanted - {*panel.strategies})
+    if not more:
+        return panel
+    loaded = load_cells(cells, [panel.strategies[0], *more], {panel.dataset: panel.task})
+    return panel.joined(make_panel(loaded, panel.main))
 
 
 def _times(times: pd.DataFrame | None, settings: StatisticsConfig, seed: int) -> Rows:
