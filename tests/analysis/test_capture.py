@@ -135,7 +135,7 @@ def test_passes_of_other_threads_are_not_seen(tiny):
     seen = []
     with (
         watched(
-            tiny, lambda layer, hidden, logits: seen.append((layer, hidden.shape, logits.shape))
+            tiny, lambda layer, hidden, logits, _: seen.append((layer, hidden.shape, logits.shape))
         ),
         torch.no_grad(),
     ):

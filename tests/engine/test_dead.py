@@ -21,7 +21,7 @@ def model(make_model):
 
 def router_logits(model, ids_S):
     seen = {}
-    with watched(model, lambda layer, _, logits_TE: seen.update({layer: logits_TE})):
+    with watched(model, lambda layer, _, logits_TE, __: seen.update({layer: logits_TE})):
         losses(model, ids_S)
     return [seen[layer] for layer in sorted(seen)]
 
