@@ -15,7 +15,7 @@ from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.sample import sample_inputs
 
 TEXT = Path(__file__).resolve().parents[1] / "data_files" / "calibration.txt"
-STRATEGIES = ["bh_k4_a020", "absolute_k2_b1", "absolute_k2_b15_consequence", "stock_k1_compensated"]
+STRATEGIES = ["bh_k4_a020", "absolute_k2_b1", "regular_k1_consequence", "stock_k1_compensated"]
 
 
 @pytest.fixture(scope="module", params=["glm4_moe", "deepseek_v3", "ernie4_5_moe", "lfm2_moe"])
@@ -29,7 +29,15 @@ def model(request):
 @pytest.fixture(scope="module")
 def calibrated(model, nano, tmp_path_factory):
     texts = TEXT.read_text(encoding="utf-8").split("\n\n")
-    found = calibrate(model, nano.tokenizer, texts, tokens=512, toggled_tokens=24, epsilon=1e-4)
+    found = calibrate(
+        model,
+        nano.tokenizer,
+        texts,
+        strategies=STRATEGIES,
+        tokens=512,
+        toggled_tokens=24,
+        epsilon=1e-4,
+    )
     folder = tmp_path_factory.mktemp("calibration")
     found.save(folder)
     return Calibration.load(folder)

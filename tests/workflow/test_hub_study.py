@@ -172,7 +172,11 @@ def test_who_forbids_the_network_gets_no_download(hub, run_study, checkout):
     assert "and HF_HUB_OFFLINE forbids downloading it" in done.stderr
     assert "Traceback" not in done.stderr
     assert hub.requests == []
-    assert {p.name for p in (checkout / RESULTS).glob("[!.]*")} == {"config.yaml", "run.json", "logs"}
+    assert {p.name for p in (checkout / RESULTS).glob("[!.]*")} == {
+        "config.yaml",
+        "run.json",
+        "logs",
+    }
 
 
 @pytest.mark.parametrize(
