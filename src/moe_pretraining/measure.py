@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.ranking import Ranker, Ranking, by_score
 from moe_routing.routing.strategies import Strategy
 from moe_routing.routing.strategies.controls import RandomIdentity
-from moe_routing.routing.strategies.rivals import Capped
+from moe_routing.routing.strategies.rivals import Rival
 from moe_routing.routing.strategies.topk import Regular
 from moe_routing.routing.types import RouterInputs
 from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
@@ -42,7 +43,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-class FixedCount(Capped):
+class FixedCount(Rival):
     """Top ``max_k`` for every token, as a ranking, so that a control can replace the experts."""
 
     family: ClassVar[Family] = Family(
@@ -53,6 +54,14 @@ class FixedCount(Capped):
         selection="the k largest logits",
         words="top-k as a ranking",
     )
+    codes: ClassVar[dict[str, str]] = {"max_k": "k"}
+
+    max_k: int = Field(ge=1, description="Experts per token.")
+
+    @property
+    def max_experts(self) -> int:
+        """Number of experts per token."""
+        return self.max_k
 
     def ranker(self, calibration: Calibration | None, num_experts: int) -> Ranker:
         """Return a ranker by logit with a constant count."""

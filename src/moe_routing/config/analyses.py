@@ -211,6 +211,7 @@ class EfficiencyAnalysis(ClosedModel):
     repeats: int = Field(
         default=5,
         ge=5,
+        le=1000,
         description="Times that each strategy reads them, all strategies once per repeat in random "
         "order.",
     )
@@ -228,6 +229,7 @@ class AnalysisConfig(ClosedModel):
     resamples: int = Field(
         default=2000,
         ge=100,
+        le=100_000,
         description="Bootstrap resamples of the analyses; statistics.resamples are those of the "
         "comparison.",
     )
