@@ -321,14 +321,11 @@ def test_too_few_tokens_are_one_line(make, nano):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_exact_is_refused(make, nano, texts):
+def test_windows_and_ropes_that_are_exact_are_toggled(make, nano, texts):
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     # Every pass within the longest sequence is exact, and windows are never longer.
     assert toggled(make(rope_parameters=rope), nano, texts).kl_P.numel()
-    sliding = make("Mixtral", sliding_window=24)
-    with pytest.raises(InputError, match="toggles: documents of 64 tokens; allowed: at most 24"):
-        toggled(sliding, nano, texts)
-    assert toggled(sliding, nano, texts, window=24).kl_P.numel()
+    assert toggled(make("Mixtral", sliding_window=24), nano, texts).kl_P.numel()
 
 
 def test_a_routed_model_is_refused(make, nano, texts):

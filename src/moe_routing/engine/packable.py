@@ -30,7 +30,7 @@ from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.attention import ATTENTION_IMPLEMENTATION, Layout
 from moe_routing.engine.offload import is_offloaded
 from moe_routing.engine.packing import Span, build, group_by_prefix
-from moe_routing.engine.passes import Packed, Plain
+from moe_routing.engine.passes import Packed, Plain, out_of_memory
 from moe_routing.engine.patching import own_forward, patched_forward
 from moe_routing.engine.requests import TokenRequest
 from moe_routing.errors import InputError
@@ -161,12 +161,17 @@ def _difference(model: PreTrainedModel, windows: set[int | None]) -> str:
     packed, plain = Packed(model, None), Plain(model)
     packed.layout = partial(_Watched, packed.layout, windows)
     with torch.inference_mode(), unrouted(model):
-        with plain.prepared():
-            alone_TH = _states(plain, requests, [[0]])
-            own_TH = torch.cat(
-                [_states(plain, requests, pair) for pair in ([[0], [1]], [[2], [3]])]
-            )
-            noise = _far(own_TH[: lengths[0]], alone_TH, lengths[:1])
+        try:
+            with plain.prepared():
+                alone_TH = _states(plain, requests, [[0]])
+                own_TH = torch.cat(
+                    [_states(plain, requests, pair) for pair in ([[0], [1]], [[2], [3]])]
+                )
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return "there is no memory to compare the packed engine with its own forward pass"
+        noise = _far(own_TH[: lengths[0]], alone_TH, lengths[:1])
         try:
             with packed.prepared():
                 found_TH = _states(packed, requests, [[0, 1], [2], [3]])

@@ -206,3 +206,8 @@ def reset_rope(model: PreTrainedModel) -> None:
             device = cast("Tensor", module.inv_freq).device
             first = torch.zeros(1, 1, dtype=torch.int64, device=device)
             module(first.float(), position_ids=first)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether memory ran out; on the CPU only the message of torch's error shows it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

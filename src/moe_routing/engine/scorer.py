@@ -29,7 +29,7 @@ from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.context import ForwardContext, Sums, forward_context
 from moe_routing.engine.packable import Packable, packable
 from moe_routing.engine.packing import PackedBatch, PrefixGroup, build, group_by_prefix
-from moe_routing.engine.passes import Packed, Plain, Runner
+from moe_routing.engine.passes import Packed, Plain, Runner, out_of_memory
 from moe_routing.engine.requests import Encoder, Request, TokenRequest, max_length
 from moe_routing.engine.routed import routes_in_order
 from moe_routing.engine.workers import divide_threads, map_in_order
@@ -329,7 +329,7 @@ class Scorer:
             with forward_context(context):
                 work(batch, context)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return None
         return batch, sums
@@ -385,11 +385,6 @@ class Scorer:
         total = before[prefix_end] - before[prefix_start] + before[end] - before[start]
         read = prefix_end - prefix_start + end - start
         return (total / (read * self._routers)).tolist()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Say whether memory ran out; on the CPU only the message of torch's error shows it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _combine(parts: Sequence[tuple[Score, int]]) -> Score:
