@@ -58,8 +58,8 @@ def test_certificate_keeps_its_promise_with_the_fewest_experts(
     clipped = np.minimum(found.kl_n, CLIP * STRATEGY.margin)
     assert certificate.documents == len(texts)
     assert certificate.damage == pytest.approx(clipped.mean(), rel=1e-6)
-    assert certificate.risk == pytest.approx(risk(clipped, CLIP * STRATEGY.margin), rel=1e-6)
-    assert certificate.risk <= STRATEGY.margin
+    plain = risk(clipped, CLIP * STRATEGY.margin)  # of damages that are not made monotone
+    assert plain * (1 - 1e-6) <= certificate.risk <= min(STRATEGY.margin, 1.02 * plain)
     assert certificate.mean_experts == pytest.approx(found.statistics.mean_experts())
     assert certificate.mean_experts < 4
     below = f"{certificate.budget - 1 / BUDGETS_PER_EXPERT:g}"

@@ -93,7 +93,7 @@ def certify_on(documents: Documents, strategy: Certified, calibration: Calibrati
         budget=trial.budget(found.level),
         bound=bound,
         documents=len(found.loss_n),
-        damage=float(found.loss_n.mean()),
+        damage=found.mean_losses[found.level],
         risk=risk(found.loss_n, bound),
         mean_experts=statistics.mean_experts(),
         mean_experts_L=tuple(statistics.mean_experts_L().tolist()),

@@ -27,7 +27,8 @@ class Certificate:
         bound: largest damage that a document can count with.
         documents: number of calibration documents.
         damage: their mean damage under the strategy.
-        risk: (documents * damage + bound) / (documents + 1), at most the margin.
+        risk: (documents * d + bound) / (documents + 1), at most the margin, where d is the mean of
+            their damages made monotone: each at least that under any larger budget that was tried.
         mean_experts: mean experts per token and layer on the calibration documents.
         mean_experts_L: the same by layer.
         tried: mean damage by budget, of all budgets that were tried.
