@@ -44,7 +44,7 @@ from moe_routing.vocabulary import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "report"
-FIGURES = 11
+FIGURES = 10
 """Seven of the comparison, two of each analysis that was made: baseline and BH."""
 
 
@@ -79,17 +79,16 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     start = text[: text.index("Abstract A mixture")]
     assert PREVIEW_NOTE in start
     assert "Question. Does every token need all 8 experts" in start
-    assert "Result. On HellaSwag, bh_k8_a005 was less accurate than stock" in start
+    assert "was less accurate than the stock model" in start
     assert "\N{MINUS SIGN}3.0 percentage points [" in start
-    assert "Model and data: a small model (olmoe-nano, 16 million parameters)" in start
-    assert "statistics/primary.csv" in start
+    assert "Measured on a small model (olmoe-nano, 16 million parameters)" in start
 
 
 def test_abstract_says_the_same(rendered):
     text = text_of(rendered / "index.html")
     abstract = text[text.index("Abstract A mixture") : text.index("1 Question OLMoE")]
-    assert "bh_k8_a005 was less accurate than stock" in abstract
-    assert "1,500 items" in abstract
+    assert "was less accurate than the stock model" in abstract
+    assert len(abstract.split()) <= 150
 
 
 def test_pages_have_tables_figures_with_alt_text_and_references(rendered):

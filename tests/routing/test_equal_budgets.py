@@ -10,6 +10,7 @@ import torch
 from slow_loops import router_inputs
 
 from moe_routing.errors import InputError
+from moe_routing.files import atomic_path
 from moe_routing.routing.budget import Budget, budget_path, left_out
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.draws import prefix_keys, uniform
@@ -110,7 +111,8 @@ def test_budgets_are_saved_with_the_calibration(calibration_of, tmp_path):
     absent = left_out(tmp_path, map(parse_strategy, ids))
     assert set(absent) == {"bh_k8_b2", "mixture.bh_k8_b2", "bh_k8_b2_scaled"}
     assert set(absent.values()) == {"left out: none keeps it"}
-    budget_path(tmp_path, "topp_k8_b3").write_text('{"value": 1}')
+    with atomic_path(budget_path(tmp_path, "topp_k8_b3")) as damaged:
+        damaged.write_text('{"value": 1}')
     with pytest.raises(InputError, match=r"topp_k8_b3.json: not a fitted budget"):
         Calibration.load(tmp_path)
 

@@ -471,7 +471,7 @@ def test_a_folder_without_toggles_has_no_such_null(tmp_path, rng):
     sample.save(tmp_path / SAMPLE_FILE)
     null_path(tmp_path, null.id).parent.mkdir()
     save_null(null, sample, null_path(tmp_path, null.id), toggles)
-    with pytest.raises(InputError, match=r"toggles\.safetensors: not a file of toggles"):
+    with pytest.raises(InputError, match=r"toggles\.safetensors: no such file"):
         Calibration.load(tmp_path, (null.id,))
 
 
