@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_routing.files import atomic_path, reading
+from moe_routing.files import reading
+from moe_routing.routing.tensors import save_tensors
 
 CAPTURE_FILE = "router_logits.safetensors"
 
@@ -51,8 +51,7 @@ class Capture:
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
         tensors = {name: getattr(self, name).contiguous() for name in self.FIELDS}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+        save_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path | str) -> Capture:

@@ -136,7 +136,8 @@ def _read_json_lines(path: Path) -> Iterator[NumberedValues]:
 
 def _read_lines(path: Path) -> Iterator[NumberedValues]:
     # Not splitlines(): form feeds and Unicode separators are part of a line here.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.split("\n") if text else [], start=1):
         yield number, {"line": line}
 
 

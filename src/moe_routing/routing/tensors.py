@@ -31,9 +31,20 @@ def write_tensors(
         InputError: the disk is full or the folder cannot be written.
     """
     held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_tensors(path, held, {SETTINGS: json.dumps(settings)})
+
+
+def save_tensors(
+    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        InputError: see :func:`write_tensors`.
+    """
     with atomic_path(path) as temporary:
         try:
-            save_file(held, temporary, {SETTINGS: json.dumps(settings)})
+            save_file(tensors, temporary, metadata)
         except SafetensorError as error:  # of a full disk, for one
             raise OSError(str(error)) from error
 
