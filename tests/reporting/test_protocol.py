@@ -45,7 +45,6 @@ def test_the_article_of_a_study_without_bh(tmp_path, monkeypatch):
     text = article_of(study, tmp_path, monkeypatch)
     for claim in (
         "is Benjamini-Hochberg (BH) routing, which lets a statistical test choose",
-        "We ask whether a statistical test can choose this number",
         "procedure selects are kept",
         "The rule studied here",
         "Strategies take p-values from",
@@ -79,7 +78,7 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, out
     assert "Not made: this run has no running text." in text
     assert "the analyses of the router, of BH and of its nulls read HellaSwag instead" in text
     assert "In addition to the cells, BH was run on text over a grid" in text
-    assert "We ask whether a statistical test can choose this number" in text
+    assert "The rule studied here, BH routing, takes the statistical view literally." in text
     assert "Strategies take p-values from needed, calibrated on 1,024 tokens" in text
     assert "evaluation sets. Experts were toggled for 400 tokens of this text." in text
     assert "Under needed, BH controls waste" in text

@@ -11,7 +11,7 @@ import pytest
 from planted_results import ROOT
 from without_torch import without_torch
 
-FREE = ("cells", "numerics", "config.yaml", "model.json")
+FREE = ("cells", "numerics", "efficiency", "config.yaml", "model.json")
 """What the jobs of a model leave behind."""
 
 
