@@ -80,7 +80,7 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, out
     assert "In addition to the cells, BH was run on text over a grid" in text
     assert "The rule studied here, BH routing, takes the statistical view literally." in text
     assert "Strategies take p-values from needed, calibrated on 1,024 tokens" in text
-    assert "evaluation sets. Experts were toggled for 400 tokens of this text." in text
+    assert "Experts were toggled for 400 tokens of this text." in text
     assert "Under needed, BH controls waste" in text
     assert "for which the null holds" not in text
 
