@@ -32,7 +32,7 @@ BH = {"tokens": 256, "nulls": ["needed", "pooled"], "max_k": [8, 64], "alpha": [
 # What this machine has no time or no room for, and the small model no place. All else is as there.
 SMALLER = {
     "model": {"device": "cpu", "dtype": "float32"},
-    "calibration": {"tokens": 1024, "toggled_tokens": 20, "documents": 12},
+    "calibration": {"tokens": 1280, "toggled_tokens": 20, "documents": 12},
     "strategies": STRATEGIES,
     "controls": CONTROLS,
     "levers": LEVERS,
