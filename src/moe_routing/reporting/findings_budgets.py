@@ -39,7 +39,7 @@ def compared(rows: pd.DataFrame, scale: str = AS_IS) -> pd.DataFrame:
     if rows.empty:
         return rows
     chosen = distinct(rows[(rows["scale"] == scale) & rows["verdict"].notna()])
-    return chosen[[kind != PLAIN for kind in chosen["kind"]]]
+    return chosen.loc[[kind != PLAIN for kind in chosen["kind"]]]
 
 
 def middle_budget(rows: pd.DataFrame) -> float:

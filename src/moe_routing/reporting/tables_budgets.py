@@ -36,7 +36,7 @@ def main_table(study: StudyResults) -> pd.DataFrame:
     rows = rows[(rows["scale"] == AS_IS) & (rows["budget"] == budget)]
     text = rows[rows["dataset"] == main_set(study)].sort_values("loss_over_stock", kind="stable")
     plain = [kind == PLAIN for kind in text["kind"]]
-    chosen = pd.concat([text[plain], text[[not one for one in plain]]]).head(MOST_ROWS)
+    chosen = pd.concat([text.loc[plain], text.loc[[not one for one in plain]]]).head(MOST_ROWS)
     return _by_set(study, rows, chosen)
 
 
