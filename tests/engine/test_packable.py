@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from moe_routing.engine import attention
 from moe_routing.engine import packable as packable_module
 from moe_routing.engine.head import logits_of, plain_head
-from moe_routing.engine.packable import configured_window, packable, rope_span
+from moe_routing.engine.packable import Packable, configured_window, packable, rope_span
 from moe_routing.engine.recorder import Recorder
 from moe_routing.engine.requests import TokenRequest, max_length
 from moe_routing.engine.routed import routed
@@ -397,3 +397,26 @@ def test_a_model_in_training_mode_is_refused(make_model, tokenizer, requests):
     model = make_model("Mixtral").train()
     with pytest.raises(InputError, match=r"in training mode; call model\.eval\(\)"):
         Scorer(model, tokenizer).score_tokens(requests, GROUPS)
+
+
+def test_a_model_is_compared_once_however_many_scorers_it_has(nano, monkeypatch):
+    """A study has a scorer for each cell, and a comparison takes as long as a small batch."""
+    compared = []
+    difference = packable_module._difference
+    monkeypatch.setattr(
+        packable_module,
+        "_difference",
+        lambda *given: compared.append(given) or difference(*given),
+    )
+    requests = [TokenRequest([3, 4, 5], [6])]
+    first = Scorer(nano.model, nano.tokenizer)
+    alone = first.score_tokens(requests, [[0]])
+    second = Scorer(nano.model, nano.tokenizer, exact=first.packable)
+    assert second.score_tokens(requests, [[0]]) == alone
+    assert len(compared) == 1
+
+
+def test_a_scorer_that_is_told_of_a_difference_takes_plain_passes(nano, capsys):
+    told = Scorer(nano.model, nano.tokenizer, exact=Packable(0, "so it is told"))
+    told.score_tokens([TokenRequest([3, 4, 5], [6])], [[0]])
+    assert "1 of 1 requests fall back to plain forward passes" in capsys.readouterr().err

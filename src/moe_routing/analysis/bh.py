@@ -35,6 +35,7 @@ from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device
+from moe_routing.engine.packable import Packable, packable
 from moe_routing.engine.recorder import RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
@@ -99,8 +100,9 @@ def write_bh(config: StudyConfig, results: Path) -> pd.DataFrame:
     items = first_items(read_text(config, results), loaded.tokenizer, config.analysis.bh.tokens)
     arms = arms_of(config, nulls, rule)
     check_arms(loaded, most_demanding(arms), calibration)
+    exact = packable(loaded.model)
     runs = {
-        strategy.id: run_arm(loaded, strategy, items, calibration, config)
+        strategy.id: run_arm(loaded, strategy, items, calibration, config, exact)
         for strategy in tqdm(arms, desc="arms", unit="arm")
     }
     table = results_table(runs, config, nulls)
@@ -153,8 +155,11 @@ def run_arm(
     items: Sequence[Item],
     calibration: Calibration,
     config: StudyConfig,
+    exact: Packable | None = None,
 ) -> ArmRun:
     """Score the passages, and generate from the prompt, under one strategy.
+
+    For ``exact`` see :class:`moe_routing.engine.scorer.Scorer`.
 
     Raises:
         InputError: router logits or a log-likelihood that are not finite.
@@ -168,6 +173,7 @@ def run_arm(
         window=config.evaluation.window,
         recorder=recorder,
         progress=False,
+        exact=exact,
     )
     label = f"{strategy.id} on {text_dataset(config.datasets)}"
     with routed(

@@ -243,7 +243,9 @@ def score_set(
         if isinstance(strategy, EqualBudget):
             base = found.records[strategy.base.id].routing
             strategy = strategy.like(base.by_layer["count_histogram"])
-        scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
+        scored = score_items(
+            loaded, strategy, data.items, data.name, config, calibration, divergence.packable
+        )
         kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
         scored = replace(scored, items=scored.items.assign(kl=kl))
         found.items[strategy.id] = scored.items

@@ -10,7 +10,6 @@ of workers, up to rounding.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -78,6 +77,7 @@ class Scorer:
         padded_attention: bool | None = None,
         workers: int | None = None,
         progress: bool | None = None,
+        exact: Packable | None = None,
     ) -> None:
         """Keep model and settings.
 
@@ -94,6 +94,8 @@ class Scorer:
                 follow the order of forward passes. With more than one, hooks on the model are
                 called from several threads.
             progress: show a progress bar; None shows it on a terminal.
+            exact: what another scorer's :attr:`packable` found of this model; None compares the
+                engine with the model's own pass when it is first needed.
 
         Raises:
             InputError: less than one worker, a window longer than the model allows, or a tokenizer
@@ -111,6 +113,7 @@ class Scorer:
         self._packed, self._plain = Packed(model, padded_attention), Plain(model)
         self._warned = False
         self._progress = progress
+        self._exact = exact
 
     def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
         """Score requests; the result is in their order.
@@ -253,16 +256,18 @@ class Scorer:
                         check(batch)
                         bar.update(batch.ids_T.size)
 
-    @functools.cached_property
-    def _packable(self) -> Packable:
-        """Up to what length the packed engine is exact; the comparison is made once."""
-        return packable(self.model)
+    @property
+    def packable(self) -> Packable:
+        """Up to what length the packed engine is exact for the model; compared once."""
+        if self._exact is None:
+            self._exact = packable(self.model)
+        return self._exact
 
     def _group(
         self, requests: Sequence[TokenRequest], groups: Sequence[Sequence[int]]
     ) -> list[tuple[list[PrefixGroup], Runner]]:
         """Return the prefix groups to pack, and those for plain passes, if there are any."""
-        longest, reason = self._packable
+        longest, reason = self.packable
         long = {index for index, r in enumerate(requests) if len(r.input_ids) > longest}
         short = [[index for index in group if index not in long] for group in groups]
         packed = group_by_prefix(requests, [group for group in short if group])

@@ -96,7 +96,12 @@ def fit_budget(
         recorder = Recorder()
         with routed(model, strategy.at(value), calibration=calibration, recorder=recorder):
             reader = Scorer(
-                model, tokenizer, token_budget=token_budget, window=window, recorder=recorder
+                model,
+                tokenizer,
+                token_budget=token_budget,
+                window=window,
+                recorder=recorder,
+                exact=scorer.packable,
             )
             reader.final_states(windows, label=strategy.id)
         return Trial(value, recorder.statistics())

@@ -29,6 +29,7 @@ from moe_routing.config.cells import (
 from moe_routing.config.study import ModelConfig, StudyConfig
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.packable import Packable
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
@@ -226,7 +227,9 @@ class ScoringJob:
             )
         # The baseline's pass also warms the model up, whichever strategy is timed first.
         divergence, baseline_seconds = self._divergence
-        scored = score_items(loaded, strategy, data.items, data.name, config, calibration)
+        scored = score_items(
+            loaded, strategy, data.items, data.name, config, calibration, divergence.packable
+        )
         started = time.perf_counter()
         kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
         seconds = time.perf_counter() - started + baseline_seconds
@@ -262,8 +265,9 @@ def score_items(
     dataset: str,
     config: StudyConfig,
     calibration: Calibration | None,
+    exact: Packable | None = None,
 ) -> ScoredItems:
-    """Score items of an evaluation set under a strategy.
+    """Score items of an evaluation set under a strategy; for ``exact`` see :class:`Scorer`.
 
     Raises:
         InputError: router logits or likelihoods that are not finite.
@@ -276,6 +280,7 @@ def score_items(
         token_budget=config.evaluation.token_budget,
         window=config.evaluation.window,
         recorder=recorder,
+        exact=exact,
     )
     implementation = config.model.experts_implementation
     started = time.perf_counter()

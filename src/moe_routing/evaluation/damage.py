@@ -65,8 +65,10 @@ class Documents:
         """
         self.model = model
         self._scorer = partial(Scorer, model, tokenizer, token_budget=token_budget, window=window)
-        self._windows = [first for first, *_ in self._scorer().encoder.rolling(texts)]
-        self._stock_nNH = self._scorer().final_states(self._windows, label="stock")
+        stock = self._scorer()
+        self._windows = [first for first, *_ in stock.encoder.rolling(texts)]
+        self._stock_nNH = stock.final_states(self._windows, label="stock")
+        self._exact = stock.packable
 
     def damage(self, strategy: Strategy, calibration: Calibration | None) -> Damage:
         """Return the damage of a strategy.
@@ -77,7 +79,7 @@ class Documents:
         """
         recorder = Recorder()
         with routed(self.model, strategy, calibration=calibration, recorder=recorder):
-            scorer = self._scorer(recorder=recorder)
+            scorer = self._scorer(recorder=recorder, exact=self._exact)
             routed_nNH = scorer.final_states(self._windows, label=strategy.id)
         found = request_divergences(self.model, self._stock_nNH, routed_nNH)
         kl_n = np.array([float(kl_N.mean()) for kl_N in found])

@@ -22,6 +22,7 @@ from moe_routing.data.items import Item
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.loading import LoadedModel
+from moe_routing.engine.packable import Packable
 from moe_routing.engine.requests import Encoder, Request, TokenRequest
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
@@ -81,6 +82,11 @@ class BaselineDivergence:
         )
         self._windows = _windows(self._scorer.encoder, items, task)
         self._baseline_states = self._states(self.baseline)
+
+    @property
+    def packable(self) -> Packable:
+        """Up to what length the packed engine is exact for the model."""
+        return self._scorer.packable
 
     def of(self, strategy: Strategy) -> dict[str, float]:
         """Return the divergence of each item by id, nats, summed over its scored positions.
