@@ -163,6 +163,16 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def save_json(values: object, path: Path | str, indent: int = 2) -> None:
+    """Write JSON values, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
 def read_parquet(path: Path, *columns: str) -> pd.DataFrame:
     """Read a table.
 

@@ -102,9 +102,7 @@ def checkout_of(rules: str) -> Path:
     Relative to the working directory if it is in there, so that commands and inputs stay the same
     when both are moved.
     """
-    checkout = Path(rules).resolve().parents[1]
-    here = Path.cwd().resolve()
-    return checkout.relative_to(here) if checkout.is_relative_to(here) else checkout
+    return _from_here(Path(rules).resolve().parents[1])
 
 
 def located(study: StudyConfig, checkout: Path) -> StudyConfig:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from moe_routing.analysis import capture as module
 from moe_routing.analysis.baseline import prompt_logits
 from moe_routing.analysis.capture import Capture, capture_texts, watch_ids
-from moe_routing.analysis.text import item_text
 from moe_routing.data.items import Item
 from moe_routing.engine.adapters import find_routers, watched
 from moe_routing.engine.loading import LoadedModel
@@ -195,5 +194,5 @@ def test_logits_that_are_not_finite_are_an_error(tiny, tokenizer, texts):
 
 def test_the_text_of_an_item_has_its_right_continuation():
     item = Item("a", "a", "He said", (" no", " yes"), 1)
-    assert item_text(item) == "He said yes"
-    assert item_text(Item("b", "b", "", ("A document.",), None)) == "A document."
+    assert item.text == "He said yes"
+    assert Item("b", "b", "", ("A document.",), None).text == "A document."

@@ -21,7 +21,7 @@ from moe_routing.analysis.specialisation import (
     vocabulary_specialisation,
 )
 from moe_routing.analysis.tables import write_csv, write_json
-from moe_routing.analysis.text import data_path, item_text, text_dataset
+from moe_routing.analysis.text import data_path, text_dataset
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import read_items
 from moe_routing.engine.adapters import find_routers
@@ -106,7 +106,7 @@ def _capture(
     return capture_texts(
         loaded.model,
         loaded.tokenizer,
-        [item_text(item) for item in read_items(data_path(results, dataset))],
+        [item.text for item in read_items(data_path(results, dataset))],
         tokens=settings.tokens if first else settings.domain_tokens,
         window=config.evaluation.window,
         label=f"watch {dataset}",

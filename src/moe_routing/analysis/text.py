@@ -20,18 +20,13 @@ def data_path(results: Path, name: str) -> Path:
     return results / "data" / f"{name}.parquet"
 
 
-def item_text(item: Item) -> str:
-    """Return the text of an item with its right continuation."""
-    return item.context + item.continuations[item.label or 0]
-
-
 def read_text(config: StudyConfig, results: Path) -> list[Item]:
     """Return the texts that the analyses read, as documents without a context.
 
     Items of other tasks become their context and right continuation.
     """
     return [
-        replace(item, context="", continuations=(item_text(item),), label=None)
+        replace(item, context="", continuations=(item.text,), label=None)
         for item in read_items(data_path(results, text_dataset(config.datasets)))
     ]
 

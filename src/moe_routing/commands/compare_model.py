@@ -17,7 +17,7 @@ from moe_routing.commands.gains import Gain, measure_gains
 from moe_routing.commands.options import loaded_model, model_values, parsed_model, read_texts
 from moe_routing.commands.receipt import Receipt, Section
 from moe_routing.commands.samples import Sample, sample_panels
-from moe_routing.commands.study import local, parsed_study, study_values, task_sources
+from moe_routing.commands.study import ORIGIN, local, parsed_study, study_values, task_sources
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import StatisticsConfig, StudyConfig
 from moe_routing.data.items import fingerprint
@@ -46,7 +46,6 @@ from moe_routing.statistics.cells import Panel, ScoredCell, make_panel
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS
 
 if TYPE_CHECKING:
-    from moe_routing.data.items import Item
     from moe_routing.engine.loading import LoadedModel
 
 STUDY = "compare"
@@ -127,7 +126,7 @@ def receipt_of_model(arguments: argparse.Namespace) -> Receipt:
         )
     gains: dict[str, Gain] = {}
     if arguments.turns:
-        texts = [_text(item) for data in planned.sets for item in data.items]
+        texts = [item.text for data in planned.sets for item in data.items]
         gains = measure_gains(
             loaded,
             own,
@@ -174,7 +173,7 @@ def plan(arguments: argparse.Namespace, model: Mapping[str, Any]) -> Plan:
     settings = parse(
         StatisticsConfig,
         {"baseline": arguments.baseline, "primary": {"strategy": arms[0], "dataset": first}},
-        "command line",
+        ORIGIN,
     )
     if sources:
         values = study_values(
@@ -265,7 +264,7 @@ def _check_model(planned: Plan, loaded: LoadedModel) -> None:
         return
     experts = min(router.num_experts for router in find_routers(loaded.model))
     limits = Limits(experts, loaded.rule, max_length(loaded.model.config, None))
-    check_limits(planned.study, limits, "command line")
+    check_limits(planned.study, limits, ORIGIN)
 
 
 def _distinct(planned: Plan, loaded: LoadedModel) -> tuple[Plan, list[str]]:
@@ -310,10 +309,6 @@ def _apart(texts: Sequence[str], sets: Sequence[EvaluationSet]) -> list[str]:
             file=sys.stderr,
         )
     return [text for index, text in enumerate(texts) if index not in dropped]
-
-
-def _text(item: Item) -> str:
-    return item.context + item.continuations[item.label or 0]
 
 
 def _texts_of(logged: Mapping[str, Mapping[str, Sequence[Sample]]]) -> list[str]:

@@ -60,6 +60,11 @@ class Item:
     bytes: int | None = None
 
     @property
+    def text(self) -> str:
+        """The context and the right continuation, or the document."""
+        return self.context + self.continuations[self.label or 0]
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """Continuations without the delimiter.
 

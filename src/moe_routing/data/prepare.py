@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from moe_routing.config.study import CALIBRATION, StudyConfig
@@ -15,7 +14,7 @@ from moe_routing.data.sources import CERTIFICATION_FILE, describe, raw_path
 from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_parquet
+from moe_routing.files import read_parquet, save_json
 
 
 def prepare_dataset(config: StudyConfig, name: str, raw: Path, out: Path) -> None:
@@ -90,8 +89,7 @@ def prepare_calibration(config: StudyConfig, raw: Path, prepared: Path, out: Pat
         },
         "evaluation": evaluation,
     }
-    with atomic_path(out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    save_json(manifest, out.with_suffix(".json"))
 
 
 def check_overlap(config: StudyConfig, name: str, raw: Path, prepared: Path, out: Path) -> None:
@@ -127,8 +125,7 @@ def check_overlap(config: StudyConfig, name: str, raw: Path, prepared: Path, out
         "items_checked": len(items),
         "sha256": fingerprint(evaluated),
     }
-    with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_json(record, out)
 
 
 def _items_to_check(config: StudyConfig, name: str, raw: Path, evaluated: list[Item]) -> list[Item]:

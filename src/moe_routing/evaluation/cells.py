@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -45,7 +44,7 @@ from moe_routing.evaluation.record import (
 )
 from moe_routing.evaluation.store import Piece, Store, currency, eligible, with_suffix
 from moe_routing.evaluation.study_model import load_study_model
-from moe_routing.files import atomic_path, read_parquet
+from moe_routing.files import atomic_path, read_parquet, save_json
 from moe_routing.routing.budget import left_out
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
@@ -400,5 +399,4 @@ def write_left_out(path: Path, reason: str) -> None:
     """Write the files of a cell that is left out: no items, and why."""
     with atomic_path(with_suffix(path, ".parquet")) as temporary:
         pd.DataFrame({"id": [], "cluster": []}).to_parquet(temporary, index=False)
-    with atomic_path(with_suffix(path, ".json")) as temporary:
-        temporary.write_text(json.dumps({"left_out": reason}, indent=1) + "\n", encoding="utf-8")
+    save_json({"left_out": reason}, with_suffix(path, ".json"), indent=1)

@@ -66,7 +66,7 @@ class EfficiencyText:
         """
         settings, name = config.analysis.efficiency, text_dataset(config.datasets)
         items = read_items(results / "data" / f"{name}.parquet")
-        texts = [item.context + item.continuations[item.label or 0] for item in items]
+        texts = [item.text for item in items]
         documents = [windows[0].input_ids for windows in encoder.rolling(texts)]
         ids = [token for document in documents for token in document]
         length = min(encoder.max_length, settings.tokens)

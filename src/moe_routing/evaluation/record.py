@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json, sha256_of
+from moe_routing.files import read_json, save_json, sha256_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -158,8 +157,7 @@ class CellRecord:
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        save_json(self.to_json(), path, indent=1)
 
     @classmethod
     def read(cls, path: Path) -> CellRecord:

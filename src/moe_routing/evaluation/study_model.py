@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from moe_routing.engine.requests import max_length
 from moe_routing.engine.weights import file_hashes, weight_files
 from moe_routing.errors import InputError
 from moe_routing.evaluation.calibration_tokens import check_tokens
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import read_json, save_json
 from moe_routing.usage import LOADING
 
 if TYPE_CHECKING:
@@ -54,8 +53,7 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
     check_limits(study, limits, origin)
     check_tokens(study.of_model(limits.experts, limits.rule), limits, origin)
     described = {**describe(study.model, outline), "window": window}
-    with atomic_path(results / MODEL_FILE) as temporary:
-        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    save_json(described, results / MODEL_FILE)
 
 
 def load_study_model(config: ModelConfig, results: Path, threads: int | None = None) -> LoadedModel:

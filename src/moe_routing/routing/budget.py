@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import read_json, save_json
 
 if TYPE_CHECKING:
     from moe_routing.routing.strategies import Strategy
@@ -62,8 +61,7 @@ class Budget:
 
     def save(self, path: Path | str) -> None:
         """Write JSON."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        save_json(asdict(self), path)
 
     @classmethod
     def load(cls, path: Path | str) -> Budget:

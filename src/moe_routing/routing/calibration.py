@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import read_json, save_json
 from moe_routing.routing.budget import FOLDER as BUDGETS_FOLDER
 from moe_routing.routing.budget import Budget, budget_path, load_budgets
 from moe_routing.routing.certificate import Certificate
@@ -43,9 +42,7 @@ def scale_path(folder: Path | str, strategy_id: str) -> Path:
 
 def save_scale(strategy_id: str, scale: float | None, path: Path) -> None:
     """Write the fitted scale of a strategy; None if the strategy is left out."""
-    with atomic_path(path) as temporary:
-        values = {"strategy": strategy_id, "scale": scale}
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    save_json({"strategy": strategy_id, "scale": scale}, path)
 
 
 def load_scale(path: Path) -> float | None:

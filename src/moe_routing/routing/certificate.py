@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path, read_json
+from moe_routing.files import read_json, save_json
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Certificate:
 
     def save(self, path: Path | str) -> None:
         """Write JSON."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        save_json(asdict(self), path)
 
     @classmethod
     def load(cls, path: Path | str) -> Certificate:

@@ -70,7 +70,6 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
     overview = [_read_overview(comparison / f"{name}.csv") for name, ids in parts.items() if ids]
     rule = ModelRule.of(read_json(results / "model.json"))
     duplicates = config.duplicates(rule)
-    times = results / TIMING_FILE
     settings = [*static_points(config, rule), *config.levers, *config.budgets]
     tables = study_tables(
         results / "cells",
@@ -92,7 +91,7 @@ def write_statistics(config: StudyConfig, results_dir: Path | str) -> None:
         own_weighting=rule.weighting,
         fits=_fits(results / "calibration" / "budgets"),
         declared=_declared(config),
-        times=pd.read_csv(times) if times.is_file() else pd.DataFrame(),
+        times=_read_times(results / TIMING_FILE),
     )
     absent = tables["missing"]
     planned = {(name, dataset) for dataset in config.datasets for name in config.scored_on(dataset)}
@@ -485,6 +484,14 @@ class _Costs:
         chosen = (self.table["dataset"] == dataset) & np.isfinite(values.astype(float))
         names = self.table.loc[chosen, "strategy"]
         return dict(zip(names, values[chosen].astype(float), strict=True))
+
+
+def _read_times(path: Path) -> pd.DataFrame:
+    """Return measured times; a study without the stage has none."""
+    if not path.is_file():
+        return pd.DataFrame()
+    with reading(path, "a table of times"):
+        return pd.read_csv(path)
 
 
 def _read_overview(path: Path) -> pd.DataFrame:

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from moe_routing.routing.rule import ModelRule
     from moe_routing.routing.types import RouterInputs, Selection, Selector
 
+WHICH_TOKENS = {
+    "worse": "which tokens get more experts matters",
+    "better": "tokens drawn at random use the same experts better than those of the rule",
+    "none": "nothing shows that it matters which tokens get more experts",
+}
+"""What the outcomes of controls mean that keep the counts and draw the tokens that get them."""
+
 
 class ControlStrategy(Strategy):
     """A strategy derived from a base strategy: the base in everything that it does not replace.
@@ -180,12 +187,7 @@ class Shuffle(RandomControl):
             absent="counts shuffled over tokens",
             short="counts shuffled over tokens",
             done="With the counts of {base} assigned to other tokens of the same layer",
-            meanings={
-                "worse": "which tokens get more experts matters",
-                "better": "tokens drawn at random use the same experts better than those of the "
-                "rule",
-                "none": "nothing shows that it matters which tokens get more experts",
-            },
+            meanings=WHICH_TOKENS,
         ),
     )
 
@@ -313,12 +315,7 @@ class DrawnCounts(CountedControl):
             absent="counts drawn at random",
             short="counts drawn at random",
             done="With counts drawn at random from those of {base} in the same layer",
-            meanings={
-                "worse": "which tokens get more experts matters",
-                "better": "tokens drawn at random use the same experts better than those of the "
-                "rule",
-                "none": "nothing shows that it matters which tokens get more experts",
-            },
+            meanings=WHICH_TOKENS,
         ),
     )
 
