@@ -57,7 +57,7 @@ def record_of(strategy_id, dataset, **changes):
         "task": task,
         "n_items": 7,
         "routing": RoutingSummary(9, *[1.0] * 7, {"mean_experts": [1.0]}),
-        "timings": Timings(2.0, 4.5, 1.0),
+        "timings": Timings(2.0, 4.5),
         "provenance": PROVENANCE,
     }
     return CellRecord(**(values | changes))
@@ -171,24 +171,16 @@ def test_a_record_that_lacks_a_key_is_one_line(results):
 
 
 @pytest.mark.parametrize(
-    ("changes", "ending", "timings"),
-    [
-        ({}, "provenance", ["wall_seconds", "tokens_per_second", "divergence_seconds"]),
-        (
-            {"timings": Timings(2.0, 4.5), "numerics": {"arm": "half", "dtype": "bfloat16"}},
-            "numerics",
-            ["wall_seconds", "tokens_per_second"],
-        ),
-    ],
+    ("changes", "ending"),
+    [({}, "provenance"), ({"numerics": {"arm": "half", "dtype": "bfloat16"}}, "numerics")],
 )
-def test_a_record_reads_back_as_it_was_written(tmp_path, changes, ending, timings):
+def test_a_record_reads_back_as_it_was_written(tmp_path, changes, ending):
     record = record_of("bh_k8_a005", "lambada", **changes)
     path = tmp_path / "cell.json"
     record.write(path)
     values = json.loads(path.read_text())
     assert list(values)[:4] == ["schema_version", "study", "strategy", "dataset"]
     assert list(values)[-1] == ending
-    assert list(values["timings"]) == timings
     assert CellRecord.read(path) == record
 
 

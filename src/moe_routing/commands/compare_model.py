@@ -243,10 +243,8 @@ def score_set(
             base = found.records[strategy.base.id].routing
             strategy = strategy.like(base.by_layer["count_histogram"])
         scored = score_items(
-            loaded, strategy, data.items, data.name, config, calibration, divergence.packable
+            loaded, strategy, data.items, data.name, config, calibration, divergence
         )
-        kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
-        scored = replace(scored, items=scored.items.assign(kl=kl))
         found.items[strategy.id] = scored.items
         found.records[strategy.id] = cell_record(
             loaded, strategy, data, scored, config, calibration

@@ -62,8 +62,16 @@ class Runner(Protocol):
         """Return the final hidden states at the scored positions, (N, H)."""
         ...
 
-    def likelihoods(self, batch: PackedBatch, greedy: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the log-likelihood of each target, (N,), and whether it is the most likely."""
+    def likelihoods(
+        self, batch: PackedBatch, greedy: bool, states_NH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the log-likelihood of each target, (N,), and whether it is the most likely.
+
+        Args:
+            batch: the batch.
+            greedy: whether to report the latter.
+            states_NH: what :meth:`states` returned of the batch; None runs the model.
+        """
         ...
 
 
@@ -111,9 +119,11 @@ class Packed:
         ).last_hidden_state[0]
         return hidden_TH.index_select(0, torch.from_numpy(batch.scored_N).to(hidden_TH.device))
 
-    def likelihoods(self, batch: PackedBatch, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def likelihoods(
+        self, batch: PackedBatch, greedy: bool, states_NH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the log-likelihood of each target, (N,), and whether it is the most likely."""
-        hidden_NH = self.states(batch)
+        hidden_NH = self.states(batch) if states_NH is None else states_NH
         if self._head is None:
             return self._by_own_head(hidden_NH, torch.from_numpy(batch.target_N), greedy)
         hidden_NH = hidden_NH.to(self._head.weight.device)
@@ -173,9 +183,11 @@ class Plain:
         scored_N = torch.from_numpy(batch.scored_N).to(hidden_BSH.device)
         return hidden_BSH.flatten(0, 1).index_select(0, scored_N)
 
-    def likelihoods(self, batch: PackedBatch, greedy: bool) -> tuple[Tensor, Tensor | None]:
+    def likelihoods(
+        self, batch: PackedBatch, greedy: bool, states_NH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the log-likelihood of each target, (N,), and whether it is the most likely."""
-        logits_NV = self._logits(batch)
+        logits_NV = self._logits(batch) if states_NH is None else logits_of(self.model, states_NH)
         target_N = torch.from_numpy(batch.target_N).to(logits_NV.device)
         return logit_log_likelihoods(logits_NV, target_N, greedy=greedy)
 

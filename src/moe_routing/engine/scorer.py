@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -54,12 +54,15 @@ class Score:
         tokens: number of scored tokens.
         mean_experts: mean experts per token and layer over all tokens read for this request,
             including those of a shared context; None without a recorder.
+        states: final hidden states at the positions that predict its tokens, on the host,
+            (tokens, hidden size); None unless requested.
     """
 
     log_likelihood: float
     greedy: bool | None
     tokens: int
     mean_experts: float | None
+    states: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class Scorer:
@@ -115,8 +118,18 @@ class Scorer:
         self._progress = progress
         self._exact = exact
 
-    def score(self, requests: Sequence[Request], label: str = "score") -> list[Score]:
+    def score(
+        self,
+        requests: Sequence[Request],
+        label: str = "score",
+        keep_states: Collection[int] = (),
+    ) -> list[Score]:
         """Score requests; the result is in their order.
+
+        Args:
+            requests: the requests.
+            label: name of the progress bar.
+            keep_states: indices of requests whose scores shall have their ``states``.
 
         Raises:
             InputError: a continuation has no token or does not fit into the window.
@@ -126,11 +139,24 @@ class Scorer:
             shared = self._share_prefixes and request.context != ""
             groups.setdefault(request.context if shared else index, []).append(index)
         return self.score_tokens(
-            self.encoder.requests(requests), list(groups.values()), label=label
+            self.encoder.requests(requests),
+            list(groups.values()),
+            label=label,
+            keep_states=keep_states,
         )
 
-    def score_rolling(self, texts: Sequence[str], label: str = "score") -> list[Score]:
+    def score_rolling(
+        self,
+        texts: Sequence[str],
+        label: str = "score",
+        keep_states: Collection[int] = (),
+    ) -> list[Score]:
         """Score whole texts, window by window; ``greedy`` is None.
+
+        Args:
+            texts: the texts.
+            label: name of the progress bar.
+            keep_states: indices of texts whose scores shall have their ``states``.
 
         Raises:
             InputError: a text has no token.
@@ -138,14 +164,20 @@ class Scorer:
         windows = self.encoder.rolling(texts)
         flat = [window for group in windows for window in group]
         groups = [[index] for index in range(len(flat))]
-        scores = iter(self.score_tokens(flat, groups, greedy=False, label=label))
+        texts_of = [text for text, group in enumerate(windows) for _ in group]
+        kept = {index for index, text in enumerate(texts_of) if text in keep_states}
+        scores = iter(self.score_tokens(flat, groups, greedy=False, label=label, keep_states=kept))
         return [
             _combine([(next(scores), len(window.input_ids)) for window in group])
             for group in windows
         ]
 
     def score_items(
-        self, items: Sequence[Item], task: str, label: str = "score"
+        self,
+        items: Sequence[Item],
+        task: str,
+        label: str = "score",
+        keep_states: Collection[str] = (),
     ) -> list[list[Score]]:
         """Score every continuation of evaluation items, in order.
 
@@ -153,18 +185,24 @@ class Scorer:
             items: the items.
             task: ``perplexity`` scores whole documents in windows; other tasks score continuations.
             label: name of the progress bar.
+            keep_states: ids of items whose document or right continuation shall have its
+                ``states``.
 
         Raises:
             InputError: an item has an empty text, or one that does not fit into the window.
         """
         if task == "perplexity":
-            return [[s] for s in self.score_rolling([i.continuations[0] for i in items], label)]
-        requests = [
-            Request(item.context, continuation)
-            for item in items
-            for continuation in item.continuations
-        ]
-        scores = iter(self.score(requests, label))
+            documents = [item.continuations[0] for item in items]
+            kept = {index for index, item in enumerate(items) if item.id in keep_states}
+            return [[score] for score in self.score_rolling(documents, label, kept)]
+        pairs = [(item, index) for item in items for index in range(len(item.continuations))]
+        requests = [Request(item.context, item.continuations[index]) for item, index in pairs]
+        right = {
+            place
+            for place, (item, index) in enumerate(pairs)
+            if item.id in keep_states and index == (item.label or 0)
+        }
+        scores = iter(self.score(requests, label, right))
         return [[next(scores) for _ in item.continuations] for item in items]
 
     def score_tokens(
@@ -174,6 +212,7 @@ class Scorer:
         *,
         greedy: bool = True,
         label: str = "score",
+        keep_states: Collection[int] = (),
     ) -> list[Score]:
         """Score token requests.
 
@@ -182,6 +221,7 @@ class Scorer:
             groups: indices of requests that may share their first tokens.
             greedy: whether to report if every target is the most likely token.
             label: name of the progress bar.
+            keep_states: indices of requests whose scores shall have their ``states``.
         """
         scores = cast("list[Score]", [None] * len(requests))  # filled in batch by batch
 
@@ -190,7 +230,7 @@ class Scorer:
                 if not math.isfinite(scores[index].log_likelihood):
                     self._refuse(scores[index], index, requests[index], label)
 
-        work = partial(self._score_batch, greedy=greedy, scores=scores)
+        work = partial(self._score_batch, greedy=greedy, scores=scores, keep_states=keep_states)
         self._each_batch(requests, groups, work, label, check)
         return scores
 
@@ -363,8 +403,15 @@ class Scorer:
         runner: Runner,
         greedy: bool,
         scores: list[Score],
+        keep_states: Collection[int],
     ) -> None:
-        likelihood_N, greedy_N = runner.likelihoods(batch, greedy)
+        states: dict[int, Tensor] = {}
+        states_NH = None
+        if any(member in keep_states for member in batch.members):
+            states_NH = runner.states(batch)
+            parts = zip(batch.members, states_NH.split(batch.targets.tolist()), strict=True)
+            states = {member: part.cpu() for member, part in parts if member in keep_states}
+        likelihood_N, greedy_N = runner.likelihoods(batch, greedy, states_NH)
         totals = np.add.reduceat(likelihood_N.double().cpu().numpy(), batch.first_target)
         greedies = [None] * len(totals)
         if greedy_N is not None:
@@ -378,7 +425,8 @@ class Scorer:
             strict=True,
         )
         for member, total, best, count, experts in rows:
-            scores[member] = Score(float(total), best, int(count), experts)
+            kept = states.get(member)
+            scores[member] = Score(float(total), best, int(count), experts, kept)
 
     def _experts(self, batch: PackedBatch, context: ForwardContext) -> list[float | None]:
         """Return each request's mean experts, from the counts of its forward pass."""
@@ -396,9 +444,11 @@ def _combine(parts: Sequence[tuple[Score, int]]) -> Score:
     """Join the scores of a text's windows; each comes with the number of tokens it read."""
     read = sum(size for _, size in parts)
     experts = [s.mean_experts * size for s, size in parts if s.mean_experts is not None]
+    states = [score.states for score, _ in parts if score.states is not None]
     return Score(
         log_likelihood=sum(score.log_likelihood for score, _ in parts),
         greedy=None,
         tokens=sum(score.tokens for score, _ in parts),
         mean_experts=sum(experts) / read if experts else None,
+        states=torch.cat(states) if states else None,
     )

@@ -28,11 +28,10 @@ from moe_routing.config.cells import (
 from moe_routing.config.study import ModelConfig, StudyConfig
 from moe_routing.data.items import Item, fingerprint, read_items
 from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.packable import Packable
 from moe_routing.engine.recorder import Recorder, RoutingStatistics
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
-from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset
+from moe_routing.evaluation.divergence import BaselineDivergence, divergence_subset, states_of
 from moe_routing.evaluation.pieces import cell_piece, fitted_pieces
 from moe_routing.evaluation.record import (
     CellRecord,
@@ -168,14 +167,11 @@ class ScoringJob:
         return load_calibration(self.results, *(self.config.parsed[name] for name in names))
 
     @cached_property
-    def _divergence(self) -> tuple[BaselineDivergence, float]:
-        """The divergence from the baseline, and the seconds that the baseline's own pass took."""
-        started = time.perf_counter()
+    def _divergence(self) -> BaselineDivergence:
         subset = divergence_subset(self._items.items, self.dataset, self.config)
-        found = BaselineDivergence(
+        return BaselineDivergence(
             self._loaded, subset, self._items.task, self.config, self._calibration
         )
-        return found, time.perf_counter() - started
 
     def score(self, piece: Piece, path: Path) -> None:
         """Score a cell and write it, or copy the cell of the same routing under another id."""
@@ -225,17 +221,10 @@ class ScoringJob:
                 loaded, strategy, data, scored, config, calibration, numerics=numerics
             )
         # The baseline's pass also warms the model up, whichever strategy is timed first.
-        divergence, baseline_seconds = self._divergence
         scored = score_items(
-            loaded, strategy, data.items, data.name, config, calibration, divergence.packable
+            loaded, strategy, data.items, data.name, config, calibration, self._divergence
         )
-        started = time.perf_counter()
-        kl = scored.items["id"].map(divergence.of(strategy)).astype(float)
-        seconds = time.perf_counter() - started + baseline_seconds
-        scored = replace(scored, items=scored.items.assign(kl=kl))
-        return scored.items, cell_record(
-            loaded, strategy, data, scored, config, calibration, divergence_seconds=seconds
-        )
+        return scored.items, cell_record(loaded, strategy, data, scored, config, calibration)
 
     def _base_histogram(self, cell: Cell) -> list[list[int]]:
         """Return the numbers of experts of a control's base on this set, as delivered."""
@@ -264,9 +253,18 @@ def score_items(
     dataset: str,
     config: StudyConfig,
     calibration: Calibration | None,
-    exact: Packable | None = None,
+    divergence: BaselineDivergence | None = None,
 ) -> ScoredItems:
-    """Score items of an evaluation set under a strategy; for ``exact`` see :class:`Scorer`.
+    """Score items of an evaluation set under a strategy.
+
+    Args:
+        loaded: the model.
+        strategy: the strategy.
+        items: the items.
+        dataset: name of their set.
+        config: the study.
+        calibration: what the strategy needs.
+        divergence: fills the column ``kl`` of some items; None: there is no such column.
 
     Raises:
         InputError: router logits or likelihoods that are not finite.
@@ -279,7 +277,7 @@ def score_items(
         token_budget=config.evaluation.token_budget,
         window=config.evaluation.window,
         recorder=recorder,
-        exact=exact,
+        exact=divergence and divergence.packable,
     )
     implementation = config.model.experts_implementation
     started = time.perf_counter()
@@ -290,11 +288,16 @@ def score_items(
         recorder=recorder,
         experts_implementation=implementation,
     ):
-        scores = scorer.score_items(items, task, label=f"{strategy.id} on {dataset}")
+        kept = divergence.ids if divergence else ()
+        scores = scorer.score_items(items, task, f"{strategy.id} on {dataset}", kept)
     seconds = time.perf_counter() - started
     statistics = recorder.statistics()
     statistics.check_finite(f"{strategy.id} on {dataset}")
-    return ScoredItems(pd.DataFrame(_rows(items, scores, task)), statistics, seconds)
+    table = pd.DataFrame(_rows(items, scores, task))
+    if divergence:
+        kl = divergence.of(strategy, states_of(items, scores))
+        table = table.assign(kl=table["id"].map(kl).astype(float))
+    return ScoredItems(table, statistics, seconds)
 
 
 def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]:
@@ -348,7 +351,6 @@ def cell_record(
     config: StudyConfig,
     calibration: Calibration | None = None,
     *,
-    divergence_seconds: float | None = None,
     numerics: dict[str, str | int] | None = None,
 ) -> CellRecord:
     """Return the record of a cell.
@@ -360,7 +362,6 @@ def cell_record(
         scored: its items under the strategy, with a column ``kl`` if divergences were measured.
         config: the study, under the settings of the job.
         calibration: what the strategy needs.
-        divergence_seconds: time that the divergences took.
         numerics: numerics arm and what it changes, if the cell belongs to one.
     """
     return CellRecord(
@@ -371,9 +372,7 @@ def cell_record(
         task=dataset.task,
         n_items=len(scored.items),
         routing=RoutingSummary.of(scored.statistics),
-        timings=Timings(
-            scored.seconds, scored.statistics.tokens / scored.seconds, divergence_seconds
-        ),
+        timings=Timings(scored.seconds, scored.statistics.tokens / scored.seconds),
         provenance=_provenance(loaded, dataset, config),
         numerics=numerics,
     )

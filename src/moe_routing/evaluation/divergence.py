@@ -2,14 +2,14 @@
 
 Accuracies can agree while answers flip; the divergence of the distributions shows it (Dutta et al.
 2024, arXiv 2407.09141). It is measured on some items of each set, the same for every strategy, in
-the same packed batches. Logits are computed for a block of positions at a time.
+the pass that scores them. Logits are computed for a block of positions at a time.
 
 Shape letters: N scored positions, C positions of a block, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 
 import torch
@@ -23,9 +23,8 @@ from moe_routing.data.subset import data_rng, seeded_subset
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.packable import Packable
-from moe_routing.engine.requests import Encoder, Request, TokenRequest
 from moe_routing.engine.routed import routed
-from moe_routing.engine.scorer import Scorer
+from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.errors import InputError
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.strategies import Strategy
@@ -48,7 +47,8 @@ def divergence_subset(items: Sequence[Item], dataset: str, config: StudyConfig) 
 class BaselineDivergence:
     """KL(baseline || strategy) on the same items, for one strategy after another.
 
-    The baseline is run once; its final hidden states are kept on the host.
+    The baseline is run once; its final hidden states are kept on the host. Those of a strategy come
+    from the pass that scores it (:meth:`moe_routing.engine.scorer.Scorer.score_items`).
     """
 
     def __init__(
@@ -66,69 +66,72 @@ class BaselineDivergence:
             items: what to measure on; see :func:`divergence_subset`.
             task: kind of the evaluation set.
             config: the study.
-            calibration: for the baseline and all strategies, if one of them needs it.
+            calibration: for the baseline, if it needs one.
 
         Raises:
             InputError: an item does not fit into the window.
         """
-        self.loaded, self.config, self.calibration = loaded, config, calibration
+        self.loaded = loaded
         self.baseline = config.parsed[config.statistics.baseline]
-        self.items = items
         self._scorer = Scorer(
             loaded.model,
             loaded.tokenizer,
             token_budget=config.evaluation.token_budget,
             window=config.evaluation.window,
         )
-        self._windows = _windows(self._scorer.encoder, items, task)
-        self._baseline_states = self._states(self.baseline)
+        ids = [item.id for item in items]
+        with routed(
+            loaded.model,
+            self.baseline,
+            calibration=calibration,
+            experts_implementation=config.model.experts_implementation,
+        ):
+            scores = self._scorer.score_items(items, task, f"{self.baseline.id} divergence", ids)
+        self._states = states_of(items, scores)
+
+    @property
+    def ids(self) -> Set[str]:
+        """The items that are measured on."""
+        return self._states.keys()
 
     @property
     def packable(self) -> Packable:
         """Up to what length the packed engine is exact for the model."""
         return self._scorer.packable
 
-    def of(self, strategy: Strategy) -> dict[str, float]:
+    def of(self, strategy: Strategy, states: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the divergence of each item by id, nats, summed over its scored positions.
 
         These are the positions that predict the tokens of the document (perplexity), of the last
-        word, or of the right choice. The baseline itself, under any id, has 0 without computation.
+        word, or of the right choice. The baseline itself, under any id, has 0.
+
+        Args:
+            strategy: the strategy.
+            states: final hidden states of each item under the strategy, at these positions.
 
         Raises:
             InputError: a divergence is not finite.
         """
         rule = self.loaded.rule
         if strategy.resolved(rule) == self.baseline.resolved(rule):
-            return {item.id: 0.0 for item in self.items}
-        arm = self._states(strategy)
-        found = request_divergences(self.loaded.model, self._baseline_states, arm)
-        totals = iter([float(kl_N.sum()) for kl_N in found])
+            return dict.fromkeys(self._states, 0.0)
+        found = request_divergences(
+            self.loaded.model, list(self._states.values()), [states[name] for name in self._states]
+        )
         divergence = {
-            item.id: sum(next(totals) for _ in group)
-            for item, group in zip(self.items, self._windows, strict=True)
+            name: float(kl_N.sum()) for name, kl_N in zip(self._states, found, strict=True)
         }
         for name, value in divergence.items():
             if not value < float("inf"):
                 raise InputError(f"{strategy.id}: the divergence of item '{name}' is not finite")
         return divergence
 
-    def _states(self, strategy: Strategy) -> list[Tensor]:
-        requests = [request for group in self._windows for request in group]
-        with routed(
-            self.loaded.model,
-            strategy,
-            calibration=self.calibration,
-            experts_implementation=self.config.model.experts_implementation,
-        ):
-            return self._scorer.final_states(requests, label=f"{strategy.id} divergence")
 
-
-def _windows(encoder: Encoder, items: Sequence[Item], task: str) -> list[list[TokenRequest]]:
-    """Return the token requests of each item; of a multiple choice only the right one."""
-    if task == "perplexity":
-        return encoder.rolling([item.continuations[0] for item in items])
-    right = [Request(item.context, item.continuations[item.label or 0]) for item in items]
-    return [[request] for request in encoder.requests(right)]
+def states_of(items: Sequence[Item], scores: Sequence[Sequence[Score]]) -> dict[str, Tensor]:
+    """Return the final hidden states of items, of those whose states were kept, by id."""
+    pairs = zip(items, scores, strict=True)
+    kept = ((item.id, group[item.label or 0].states) for item, group in pairs)
+    return {name: states for name, states in kept if states is not None}
 
 
 @torch.inference_mode()

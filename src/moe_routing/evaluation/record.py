@@ -70,13 +70,10 @@ class Timings:
     Attributes:
         wall_seconds: scoring.
         tokens_per_second: scoring speed.
-        divergence_seconds: measuring the divergence from the baseline, with the baseline's own
-            pass, which the cells of a job share; None where it was not measured.
     """
 
     wall_seconds: float
     tokens_per_second: float
-    divergence_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,6 @@ class CellRecord:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, without what does not apply."""
         values = asdict(self)
-        if self.timings.divergence_seconds is None:
-            del values["timings"]["divergence_seconds"]
         if self.numerics is None:
             del values["numerics"]
         return values
