@@ -240,6 +240,35 @@ def test_scaled_cells_are_scored_in_passing_once_their_scales_are_up_to_date(tmp
     assert names("cells/absolute_k2_b1/lambada") == static | {"eager"}
 
 
+def test_cells_of_other_sets_are_scored_after_the_own_ones_if_text_was_drawn_apart(tmp_path, study):
+    config = study.model_copy(update={"levers": ["absolute_k2_b1"]})
+    for name in (
+        "model.json", "data/lambada.parquet", "calibration/router_logits.safetensors",
+        "calibration/budgets/absolute_k2_b1.json",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def sets(cell):
+        job = cells.ScoringJob(config, tmp_path, parse_cell(config, cell))
+        return [piece.path.split("/")[2] for piece in job.others]
+
+    assert sets("cells/absolute_k2_b1/lambada") == ["lambada"] * 5
+    (tmp_path / "data/hellaswag.parquet").write_text("prepared")
+    assert sets("cells/absolute_k2_b1/lambada") == ["lambada"] * 5 + ["hellaswag"] * 6
+    assert sets("cells/stock/lambada") == ["lambada"] * 4
+
+
+def test_a_set_that_is_prepared_again_meanwhile_is_not_scored(tmp_path, study, scored):
+    cell = parse_cell(study, "cells/regular_k1/lambada")
+    job = cells.ScoringJob(study, tmp_path, cell)
+    items = load_items("lambada", ROOT / "tests" / "data_files" / "lambada.jsonl")[:3]
+    write_items(items, tmp_path / "data" / "lambada.parquet")
+    with pytest.raises(InputError, match=r"lambada.parquet: changed while a job was reading it"):
+        job.store.finish(job.own, [], job.score, 1)
+    assert scored == []
+
+
 def test_a_control_at_equal_budget_takes_its_number_from_the_cell_of_its_base(
     tmp_path, study, scored
 ):

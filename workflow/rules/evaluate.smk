@@ -1,6 +1,6 @@
 # The GPU jobs: one strategy on one evaluation set (a cell), or the baseline under a numerics arm on
 # one. A finished cell is in the study's store as well, which Snakemake does not touch. A job whose
-# cell is there copies it; another one scores its own, and others of its set in passing.
+# cell is there copies it; another one scores its own, and others in passing.
 from moe_routing.config.cells import Cell, cell_files, uses_calibration
 from moe_routing.evaluation.pieces import cell_piece
 from moe_routing.workflow import in_results

@@ -107,6 +107,11 @@ def cell_settings(study: StudyConfig, cell: Cell) -> dict[str, object]:
     return {"format": SCHEMA_VERSION, **settings, **routed}
 
 
+def data_file(dataset: str) -> str:
+    """Return the file of an evaluation set's items, relative to the results folder."""
+    return f"data/{dataset}.parquet"
+
+
 def cell_files(study: StudyConfig, cell: Cell) -> list[str]:
     """Return the files that determine a cell, those of the calibration only if it uses them."""
     used = [strategy_of(study, cell)]
@@ -114,8 +119,7 @@ def cell_files(study: StudyConfig, cell: Cell) -> list[str]:
         used.append(study.statistics.baseline)
     base = base_cell(study, cell)
     cells = [] if base is None else [f"{base.path}.json"]
-    data = f"data/{cell.dataset}.parquet"
-    return [MODEL_FILE, data, *calibration_files(study, used), *cells]
+    return [MODEL_FILE, data_file(cell.dataset), *calibration_files(study, used), *cells]
 
 
 def base_cell(study: StudyConfig, cell: Cell) -> Cell | None:

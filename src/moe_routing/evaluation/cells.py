@@ -22,6 +22,7 @@ from moe_routing.config.cells import (
     arm_of,
     base_cell,
     cells_of,
+    data_file,
     strategy_of,
     study_of,
 )
@@ -77,7 +78,7 @@ class EvaluationSet:
         Raises:
             InputError: see :func:`moe_routing.data.items.read_items`.
         """
-        items = read_items(results / "data" / f"{name}.parquet")
+        items = read_items(results / data_file(name))
         return cls(name, items, fingerprint(items))
 
 
@@ -101,8 +102,8 @@ def complete_cell(
 ) -> None:
     """Write the files of a cell, which is scored unless an earlier job has done so.
 
-    Cells of the same evaluation set are scored in passing: those whose inputs are certain to be up
-    to date, under the same loaded model. A cell does not depend on what was scored before it.
+    Others are scored in passing: those whose inputs are certain to be up to date, under the same
+    loaded model. A cell does not depend on what was scored before it.
 
     Args:
         config: the study.
@@ -119,21 +120,25 @@ def complete_cell(
 
 
 class ScoringJob:
-    """Scores cells of one evaluation set; what they share is loaded when a cell needs it."""
+    """Scores cells; what they share is loaded when a cell needs it."""
 
     def __init__(self, config: StudyConfig, results: Path, cell: Cell) -> None:
         """Find the cells that may be scored in passing; load nothing yet."""
-        self.config, self.results, self.dataset = config, results, cell.dataset
+        self.config, self.results = config, results
         self.store = Store(results)
-        cells = [other for other in cells_of(config) if other.dataset == cell.dataset]
+        cells = list(cells_of(config))
         place = cells.index(cell)
-        # Jobs that start with different cells go on with different ones, too.
-        self._cells = {
-            cell_piece(config, other): other for other in (*cells[place:], *cells[:place])
-        }
+        # Jobs that start with different cells go on with different ones, too; their own set first.
+        following = sorted(
+            [*cells[place:], *cells[:place]], key=lambda other: other.dataset != cell.dataset
+        )
+        self._cells = {cell_piece(config, other): other for other in following}
         self.own, *_ = self._cells
-        # The text is up to date if the logits sampled on it are.
-        known = {*self.own.files, *([CALIBRATION_TEXT] if SAMPLE in self.own.files else [])}
+        known = {*self.own.files}
+        if SAMPLE in self.own.files:
+            # Logits are sampled on text that is drawn apart from the sets, after they are prepared.
+            sets = (data_file(name) for name in config.datasets)
+            known |= {CALIBRATION_TEXT, *(name for name in sets if (results / name).is_file())}
         scored = {f"{piece.path}.json": piece for piece in self._cells}
         current = currency(self.store, known, {**fitted_pieces(config), **scored})
         self.others = [
@@ -141,6 +146,8 @@ class ScoringJob:
             for piece in eligible(self.own, self._cells, current)
             if self._model_of(piece) == self._model_of(self.own) and not self.store.has(piece)
         ]
+        self._sets: dict[str, EvaluationSet] = {}
+        self._divergences: dict[str, BaselineDivergence] = {}
 
     def _model_of(self, piece: Piece) -> ModelConfig:
         """Return the model that a cell is scored on; the experts' implementation may vary."""
@@ -155,10 +162,6 @@ class ScoringJob:
         return load_study_model(model, self.results, self.config.resources.threads)
 
     @cached_property
-    def _items(self) -> EvaluationSet:
-        return EvaluationSet.read(self.results, self.dataset)
-
-    @cached_property
     def _calibration(self) -> Calibration | None:
         cells = [self._cells[piece] for piece in (self.own, *self.others)]
         names = dict.fromkeys(strategy_of(self.config, cell) for cell in cells)
@@ -166,12 +169,27 @@ class ScoringJob:
             names[self.config.statistics.baseline] = None
         return load_calibration(self.results, *(self.config.parsed[name] for name in names))
 
-    @cached_property
-    def _divergence(self) -> BaselineDivergence:
-        subset = divergence_subset(self._items.items, self.dataset, self.config)
-        return BaselineDivergence(
-            self._loaded, subset, self._items.task, self.config, self._calibration
-        )
+    def _set(self, name: str) -> EvaluationSet:
+        """Return the items of a set.
+
+        Raises:
+            InputError: the set was prepared again since the job began.
+        """
+        if name not in self._sets:
+            data = EvaluationSet.read(self.results, name)
+            self.store.check_unchanged(data_file(name))
+            self._sets[name] = data
+        return self._sets[name]
+
+    def _divergence(self, name: str) -> BaselineDivergence:
+        """Return the divergence from the baseline on a set, whose baseline is run once."""
+        if name not in self._divergences:
+            data = self._set(name)
+            subset = divergence_subset(data.items, name, self.config)
+            self._divergences[name] = BaselineDivergence(
+                self._loaded, subset, data.task, self.config, self._calibration
+            )
+        return self._divergences[name]
 
     def score(self, piece: Piece, path: Path) -> None:
         """Score a cell and write it, or copy the cell of the same routing under another id."""
@@ -211,7 +229,7 @@ class ScoringJob:
 
     def _score(self, cell: Cell, strategy: Strategy) -> tuple[pd.DataFrame, CellRecord]:
         config, arm = study_of(self.config, cell), arm_of(self.config, cell)
-        data, loaded, calibration = self._items, self._loaded, self._calibration
+        data, loaded, calibration = self._set(cell.dataset), self._loaded, self._calibration
         if isinstance(strategy, EqualBudget):
             strategy = strategy.like(self._base_histogram(cell))
         if arm is not None:
@@ -222,7 +240,13 @@ class ScoringJob:
             )
         # The baseline's pass also warms the model up, whichever strategy is timed first.
         scored = score_items(
-            loaded, strategy, data.items, data.name, config, calibration, self._divergence
+            loaded,
+            strategy,
+            data.items,
+            data.name,
+            config,
+            calibration,
+            self._divergence(data.name),
         )
         return scored.items, cell_record(loaded, strategy, data, scored, config, calibration)
 

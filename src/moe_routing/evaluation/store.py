@@ -89,6 +89,15 @@ class Store:
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         return self.results / FOLDER / f"{piece.path}.{key}"
 
+    def check_unchanged(self, name: str) -> None:
+        """Check that a file is still the one that pieces are named by.
+
+        Raises:
+            InputError: it has been written again meanwhile.
+        """
+        if sha256_of(self.results / name) != self._hash(self.results / name):
+            raise InputError(f"{self.results / name}: changed while a job was reading it")
+
     def has(self, piece: Piece) -> bool:
         """Return whether a piece is finished."""
         return with_suffix(self.path(piece), piece.suffixes[-1]).is_file()
