@@ -19,6 +19,7 @@ from moe_routing.errors import InputError
 from moe_routing.evaluation.calibrate import calibrate, sample_router_logits
 from moe_routing.evaluation.outputs import fit_expert_outputs
 from moe_routing.evaluation.toggles import toggle_experts
+from moe_routing.routing.calibration import Calibration
 
 HOST = torch.device("cpu")
 PLACES = {
@@ -86,6 +87,19 @@ def test_routed_logits(whole, elsewhere, ids, experts):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert (found - stock).abs().max() > 0.1
     assert torch.equal(elsewhere(ids).logits, stock)
+
+
+@pytest.mark.parametrize("part", ["exact-norm", "norm_compensated"])
+def test_scores_that_need_the_outputs_of_experts(whole, elsewhere, ids, tokenizer, texts, part):
+    rng, strategy = np.random.default_rng(0), f"regular_k1_{part}"
+    sample = sample_router_logits(whole, tokenizer, texts, tokens=64, window=16, rng=rng)
+    outputs = fit_expert_outputs(whole, tokenizer, texts, tokens=64, window=16)
+    options = {"calibration": Calibration(sample, outputs=outputs)}
+    expected = logits_under(whole, strategy, ids, **options)
+    found = logits_under(elsewhere, strategy, ids, **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    by_probability = logits_under(whole, "regular_k1", ids)
+    assert (expected - by_probability).abs().max() > 0.01
 
 
 def test_generation(whole, elsewhere, ids):
