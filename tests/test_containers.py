@@ -1,4 +1,4 @@
-"""Dockerfile and Apptainer recipe install what the constraints and the lock say, by the same commands."""
+"""Dockerfile and Apptainer recipe install the locked packages, by the same commands."""
 
 from __future__ import annotations
 

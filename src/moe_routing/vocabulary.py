@@ -368,7 +368,7 @@ DATASETS: Mapping[str, Dataset] = _by_name(
 )
 
 EMBEDDED_TEXT_LICENSES = ("CC BY-SA 3.0", "public domain")
-"""Licences of the text that the embedded model was trained on; config/pretrain.yaml has the sources."""
+"""Licences of the embedded model's training text; config/pretrain.yaml has the sources."""
 
 
 def task_of(dataset: str) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from moe_routing.config.study import ModelConfig
 from moe_routing.engine.loading import (
     check_device,
-    count_driver_gpus,
     checkpoint_folder,
+    count_driver_gpus,
     describe_checkpoint,
     load_model,
 )
@@ -333,7 +334,7 @@ def test_model_without_a_router(tmp_path):
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert error_of(check_device, "cuda", driver_gpus=lambda: 0) == (
+    assert error_of(check_device, "cuda", "model.device", lambda: 0) == (
         "model.device is 'cuda', but no GPU is visible; allowed here: cpu"
     )
 
@@ -345,7 +346,7 @@ def test_no_gpu_where_one_is_asked_for(monkeypatch):
 def test_a_gpu_that_only_the_driver_sees(monkeypatch, built, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built)
-    assert error_of(check_device, "cuda", driver_gpus=lambda: 1) == (
+    assert error_of(check_device, "cuda", "model.device", lambda: 1) == (
         f"model.device is 'cuda' and the driver shows a GPU, but torch {torch.__version__} "
         f"(torch.version.cuda is {built}) {reason}; allowed here: cpu"
     )
