@@ -78,16 +78,25 @@ def test_the_build_sees_only_the_files_that_it_copies():
     assert files == [[name, f"/opt/{name}"] for name in names] + [[]]
 
 
-def test_an_image_that_was_not_built_is_asked_for(tmp_path):
+def test_an_image_is_asked_for_where_it_is_used(tmp_path):
     image = tmp_path / "envs" / "jobs.sif"
-    assert job_image(tmp_path, used=False) == str(image)
+    assert job_image(tmp_path, {"conda"}) is None
     with pytest.raises(InputError) as refused:
-        job_image(tmp_path, used=True)
+        job_image(tmp_path, {"apptainer"})
     assert str(refused.value) == (
         f"{image}: no such image; make it with: apptainer build {image} "
         f"{tmp_path / 'envs' / 'apptainer.def'}"
     )
     image.parent.mkdir()
     image.touch()
-    assert job_image(tmp_path, used=True) == str(image)
+    assert job_image(tmp_path, {"apptainer", "conda"}) == str(image)
     assert (ROOT / RECIPE).is_file()
+
+
+def test_an_image_whose_path_has_a_space_is_refused(tmp_path):
+    """As Snakemake does, which does not say which path."""
+    image = tmp_path / "my study" / "envs" / "jobs.sif"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    with pytest.raises(InputError, match="Snakemake refuses the path of an image that has a space"):
+        job_image(tmp_path / "my study", {"apptainer"})

@@ -102,7 +102,16 @@ def checkout_of(rules: str) -> Path:
 
     Relative to the working directory if it is in there, so that commands and inputs stay the same
     when both are moved.
+
+    Raises:
+        InputError: the rules are not files of this machine: Snakemake reads a module from a hosting
+            service file by file, but the jobs run scripts.
     """
+    if "://" in rules:
+        raise InputError(
+            f"{rules}: the jobs run scripts of the checkout; allowed as the snakefile of a module: "
+            "the Snakefile of a clone on this machine"
+        )
     return _from_here(Path(rules).resolve().parents[1])
 
 
@@ -279,19 +288,23 @@ def report_environment(system: str = "", machine: str = "") -> str:
     return f"../../envs/report{'-preview' if here == ('Linux', 'aarch64') else ''}.yaml"
 
 
-def job_image(checkout: Path, *, used: bool) -> str:
-    """Return the path of the container image that jobs run in with ``--sdm apptainer``.
+def job_image(checkout: Path, methods: Iterable[object]) -> str | None:
+    """Return the container image that the jobs of this run use, if they use one.
 
     Args:
         checkout: folder of the Snakefile.
-        used: whether this run uses it.
+        methods: what ``--sdm`` was given.
 
     Raises:
-        InputError: it is used, but has not been built.
+        InputError: it is used, but has not been built, or Snakemake refuses its path.
     """
+    if "apptainer" not in map(str, methods):
+        return None
     image, recipe = checkout / "envs/jobs.sif", checkout / "envs/apptainer.def"
-    if used and not image.is_file():
+    if not image.is_file():
         raise InputError(f"{image}: no such image; make it with: apptainer build {image} {recipe}")
+    if " " in str(image):
+        raise InputError(f"{image}: Snakemake refuses the path of an image that has a space")
     return str(image)
 
 

@@ -29,17 +29,14 @@ from moe_routing.workflow import (
     write_run,
 )
 
-# The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
-CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
-
 try:
+    # The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
+    CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
     study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
-    IMAGE = job_image(
-        CHECKOUT, used="apptainer" in map(str, workflow.deployment_settings.deployment_method)
-    )
+    IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
 except InputError as error:
     sys.exit(f"error: {error}")
 # Captions of the report read the raw config, which may leave this key to its default.
