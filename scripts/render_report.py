@@ -34,7 +34,8 @@ def main(clock: JobClock) -> None:
             f"python scripts/render_report.py --results {arguments.results}",
             file=sys.stderr,
         )
-    print(f"{arguments.results / 'report' / 'index.html'} ({rendered.by})")
+    missing = "" if quarto or arguments.preview else ": there is no Quarto on the PATH"
+    print(f"{arguments.results / 'report' / 'index.html'} ({rendered.by}{missing})")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,21 @@ def test_the_weekly_run_takes_the_newest_releases():
     assert "constraints" not in "".join(commands("weekly"))
 
 
+def test_conda_and_the_container_are_tried_by_the_commands_of_the_readme():
+    readme = " ".join(text("README.md").replace("\\\n", " ").split())
+    conda, container = (
+        [line.strip() for step in job["steps"] for line in step.get("run", "").splitlines()]
+        for job in jobs("ways")
+    )
+    make_runner, _, install, study = conda[:4]
+    assert make_runner.removeprefix("$CONDA/bin/") in readme
+    assert install in readme
+    assert study.removesuffix(" --configfile config/smoke.yaml") in readme
+    build, run = container
+    assert build in readme
+    assert run.removesuffix(" --configfile config/smoke.yaml") in readme
+
+
 def test_the_readme_names_the_cpu_build_of_pytorch():
     (job,) = jobs("tests")
     torch = next(step["run"] for step in job["steps"] if "run" in step)

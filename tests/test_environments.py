@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_routing.workflow import model_environment, report_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {
     "matplotlib-base": "matplotlib",
     "pytorch": "torch",
+    "pytorch-gpu": "torch",
     "seaborn-base": "seaborn",
     "snakemake-minimal": "snakemake",
 }
@@ -103,6 +106,37 @@ def test_conda_environments_pin_the_constraints_versions(path: Path):
             assert version, f"{name} is not pinned"
             pinned = constraints()[canonical(CONDA_NAMES.get(name, name))]
             assert f"{pinned}.".startswith(f"{version}."), name
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "lacks", "has"),
+    [
+        ("model-gpu", "model", "pytorch =2.13", "pytorch-gpu =2.13"),
+        ("report-preview", "report", "quarto =1", None),
+    ],
+)
+def test_an_environment_for_another_machine_differs_in_one_package(other, name, lacks, has):
+    first, second = (
+        yaml.safe_load((ROOT / "envs" / f"{file}.yaml").read_text(encoding="utf-8"))
+        for file in (name, other)
+    )
+    assert {*first["dependencies"]} - {*second["dependencies"]} == {lacks}
+    assert {*second["dependencies"]} - {*first["dependencies"]} == ({has} if has else set())
+
+
+def test_every_environment_file_is_used():
+    used = {
+        Path(file).name
+        for file in (
+            model_environment(gpu=0),
+            model_environment(gpu=1),
+            report_environment("Linux", "x86_64"),
+            report_environment("Linux", "aarch64"),
+            "envs/analysis.yaml",  # named in the rules
+            "envs/runner.yaml",  # for Snakemake itself
+        )
+    }
+    assert {path.name for path in (ROOT / "envs").glob("*.yaml")} == used
 
 
 def locked() -> dict[str, tuple[str, int]]:

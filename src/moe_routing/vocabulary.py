@@ -334,6 +334,7 @@ class Dataset:
         label: its name in text.
         task: name of its task.
         citation: text after the label where it is cited.
+        license: the licence of the published set.
         chance: accuracy of random guessing; 0 if guessing is never right.
     """
 
@@ -341,17 +342,33 @@ class Dataset:
     label: str
     task: str
     citation: str
+    license: str
     chance: float = 0.0
 
 
 DATASETS: Mapping[str, Dataset] = _by_name(
     [
-        Dataset("wikitext", "WikiText-2", "perplexity", "[@merity2017]"),
-        Dataset("wikipedia", "Wikipedia", "perplexity", "passages [collected by @clark2019]"),
-        Dataset("hellaswag", "HellaSwag", "multiple_choice", "[@zellers2019]", chance=0.25),
-        Dataset("lambada", "LAMBADA", "last_word", "[@paperno2016]"),
+        Dataset("wikitext", "WikiText-2", "perplexity", "[@merity2017]", "CC BY-SA 3.0"),
+        Dataset(
+            "wikipedia",
+            "Wikipedia",
+            "perplexity",
+            "passages [collected by @clark2019]",
+            "CC BY-SA 3.0",
+        ),
+        Dataset("hellaswag", "HellaSwag", "multiple_choice", "[@zellers2019]", "MIT", chance=0.25),
+        Dataset(
+            "lambada",
+            "LAMBADA",
+            "last_word",
+            "[@paperno2016]",
+            "MIT (OpenAI's version); the passages are from novels",
+        ),
     ]
 )
+
+EMBEDDED_TEXT_LICENSES = ("CC BY-SA 3.0", "public domain")
+"""Licences of the embedded model's training text; config/pretrain.yaml has the sources."""
 
 
 def task_of(dataset: str) -> Task:

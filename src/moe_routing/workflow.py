@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -101,7 +102,16 @@ def checkout_of(rules: str) -> Path:
 
     Relative to the working directory if it is in there, so that commands and inputs stay the same
     when both are moved.
+
+    Raises:
+        InputError: the rules are not files of this machine: Snakemake reads a module from a hosting
+            service file by file, but the jobs run scripts.
     """
+    if "://" in rules:
+        raise InputError(
+            f"{rules}: the jobs run scripts of the checkout; allowed as the snakefile of a module: "
+            "the Snakefile of a clone on this machine"
+        )
     return _from_here(Path(rules).resolve().parents[1])
 
 
@@ -251,6 +261,51 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
         f"set -euo pipefail; export PYTHONPATH={package} SCRIPTS={scripts} "
         f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; "
     )
+
+
+def model_environment(gpu: int | bool) -> str:
+    """Return the conda environment of the jobs that run a model, relative to a rule file.
+
+    One for a CPU and one for a GPU: without a driver, as on a login node, conda takes a PyTorch for
+    CPUs unless it is told otherwise.
+    """
+    return f"../../envs/model{'-gpu' if gpu else ''}.yaml"
+
+
+def report_environment(system: str = "", machine: str = "") -> str:
+    """Return the conda environment that renders the article, relative to a rule file.
+
+    conda-forge has no build of Quarto for Linux on ARM, where the article is a preview.
+
+    Args:
+        system: name of the system, of this machine by default.
+        machine: its processor, by the name that Python has for it.
+
+    >>> report_environment("Linux", "aarch64"), report_environment("Darwin", "arm64")
+    ('../../envs/report-preview.yaml', '../../envs/report.yaml')
+    """
+    here = (system or platform.system(), machine or platform.machine())
+    return f"../../envs/report{'-preview' if here == ('Linux', 'aarch64') else ''}.yaml"
+
+
+def job_image(checkout: Path, methods: Iterable[object]) -> str | None:
+    """Return the container image that the jobs of this run use, if they use one.
+
+    Args:
+        checkout: folder of the Snakefile.
+        methods: what ``--sdm`` was given.
+
+    Raises:
+        InputError: it is used, but has not been built, or Snakemake refuses its path.
+    """
+    if "apptainer" not in map(str, methods):
+        return None
+    image, recipe = checkout / "envs/jobs.sif", checkout / "envs/apptainer.def"
+    if not image.is_file():
+        raise InputError(f"{image}: no such image; make it with: apptainer build {image} {recipe}")
+    if " " in str(image):
+        raise InputError(f"{image}: Snakemake refuses the path of an image that has a space")
+    return str(image)
 
 
 def intervention_files(nulls: Iterable[str], results: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from moe_routing.config.study import ModelConfig
 from moe_routing.engine.loading import (
     check_device,
     checkpoint_folder,
+    count_driver_gpus,
     describe_checkpoint,
     load_model,
 )
@@ -332,9 +334,47 @@ def test_model_without_a_router(tmp_path):
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert error_of(check_device, "cuda") == (
+    assert error_of(check_device, "cuda", "model.device", lambda: 0) == (
         "model.device is 'cuda', but no GPU is visible; allowed here: cpu"
     )
+
+
+@pytest.mark.parametrize(
+    ("built", "reason"),
+    [(None, "is a build for CPUs"), ("13.0", "may need a newer driver for CUDA 13.0")],
+)
+def test_a_gpu_that_only_the_driver_sees(monkeypatch, built, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    assert error_of(check_device, "cuda", "model.device", lambda: 1) == (
+        f"model.device is 'cuda' and the driver shows a GPU, but torch {torch.__version__} "
+        f"(torch.version.cuda is {built}) {reason}; allowed here: cpu"
+    )
+
+
+@pytest.mark.parametrize(("status", "gpus"), [(0, 2), (100, 0)])
+def test_the_driver_is_asked_for_its_gpus(monkeypatch, status, gpus):
+    class Driver:
+        def __init__(self, library):
+            assert library == "libcuda.so.1"
+
+        def cuInit(self, flags):
+            return status
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = 2
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Driver)
+    assert count_driver_gpus() == gpus
+
+
+def test_without_a_driver_there_are_no_gpus(monkeypatch):
+    def missing(library):
+        raise OSError(library)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert count_driver_gpus() == 0
 
 
 def test_unknown_device():

@@ -35,6 +35,7 @@ from moe_routing.reporting.qmd import read_page, run_page
 from moe_routing.reporting.render import (
     OUTPUT_DIR,
     PREVIEW_NOTE,
+    Rendered,
     find_pandoc,
     render,
     repository_address,
@@ -566,6 +567,23 @@ def test_a_page_that_quarto_cannot_make_does_not_cost_the_study(
         "https://x.org/y.js from another host; pages must work offline. To get them, fix this, "
         f"then run python scripts/render_report.py --results {results}"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "quarto", "said"),
+    [
+        ([], None, "preview: there is no Quarto on the PATH"),
+        (["--preview"], None, "preview"),
+        ([], "/bin/quarto", "preview"),
+    ],
+)
+def test_the_script_says_that_quarto_is_missing(monkeypatch, capsys, options, quarto, said):
+    monkeypatch.setattr(shutil, "which", lambda name: quarto)
+    monkeypatch.setattr(rendering, "render", lambda *_, **__: Rendered("preview"))
+    monkeypatch.setattr(sys, "argv", ["x", "--results", "r", *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "render_report.py"), run_name="__main__")
+    assert capsys.readouterr().out == f"r/report/index.html ({said})\n"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -15,6 +15,7 @@ from without_torch import without_torch
 from workflow_runs import ROOT, make_checkout, offline, snakemake
 
 from moe_routing.config.study import load_config
+from moe_routing.errors import InputError
 from moe_routing.workflow import checkout_of, finished_elsewhere, located
 
 MODULE = """
@@ -33,6 +34,21 @@ rule all:
     default_target: True
     input: rules.study_all.input
 """
+DEPLOYED = """
+configfile: "my.yaml"
+
+module deployed:
+    snakefile:
+        {snakefile!r}
+    config:
+        config
+
+use rule * from deployed
+
+onstart:
+    deployed.onstart()
+"""
+"""What snakedeploy writes, with the two changes that README.md names."""
 ITEMS = "results/smoke/data/lambada.parquet"
 
 
@@ -75,15 +91,35 @@ def test_another_working_directory_has_the_default_study(read_only, here):
     assert "Scoring absolute_k8_b3 on wikipedia" in done.stdout + done.stderr
 
 
-def test_a_module_of_another_workflow(read_only, here):
+@pytest.mark.parametrize(
+    ("text", "snakefile", "rule"),
+    [
+        (MODULE, "Snakefile", "study_render_article"),
+        (DEPLOYED, "workflow/Snakefile", "render_article"),
+    ],
+    ids=["module", "snakedeploy"],
+)
+def test_a_module_of_another_workflow(read_only, here, text, snakefile, rule):
     shutil.copy(read_only / "config/smoke.yaml", here / "my.yaml")
-    (here / "Snakefile").write_text(MODULE.format(snakefile=str(read_only / "Snakefile")))
+    (here / "workflow").mkdir()
+    main = here / "workflow" / "Snakefile"
+    main.write_text(text.format(snakefile=str(read_only / snakefile)))
     planned = snakemake(here, "-n")
     assert planned.returncode == 0, planned.stderr[-4000:]
-    assert "study_render_article" in planned.stdout + planned.stderr
+    assert re.search(rf"\b{rule}\b", planned.stdout + planned.stderr)
     done = snakemake(here, "--cores", "2", ITEMS)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (here / ITEMS).is_file()
+
+
+def test_a_module_that_is_not_on_this_machine_is_refused():
+    rules = "https://github.com/owner/name/raw/v1/workflow/rules"
+    with pytest.raises(InputError) as refused:
+        checkout_of(rules)
+    assert str(refused.value) == (
+        f"{rules}: the jobs run scripts of the checkout; allowed as the snakefile of a module: the "
+        "Snakefile of a clone on this machine"
+    )
 
 
 def test_an_archive_makes_tables_and_figures_without_torch(smoke_run, here, tmp_path):

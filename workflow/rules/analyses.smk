@@ -18,7 +18,7 @@ for analysis in ANALYSES:
         # The longest jobs that nothing can be split off, so that they do not start last.
         priority: 1
         conda:
-            "../../envs/model.yaml"
+            MODEL_ENVIRONMENT
         threads: study.resources.threads if analysis.runs_model else 1
         resources:
             mem_mb=doubled(max(study.resources.mem_mb, analysis.mem_mb)),

@@ -14,7 +14,7 @@ rule sample_logits:
     benchmark:
         f"{RESULTS}/benchmarks/sample_logits.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -44,7 +44,7 @@ rule fit_outputs:
     # Toggling waits for it, and every BH cell for that.
     priority: 2
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -75,7 +75,7 @@ rule toggle_experts:
     # Every BH cell waits for it.
     priority: 2
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -102,7 +102,7 @@ rule fit_null:
     # Short, and the longest jobs wait for all of them.
     priority: 2
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,

@@ -21,7 +21,7 @@ rule certify:
     # The cells of all levers wait for it.
     priority: 1
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -47,7 +47,7 @@ rule fit_budget:
     # Scales, and the cells at equal budgets, wait for it.
     priority: 1
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -73,7 +73,7 @@ rule fit_scale:
         f"{RESULTS}/logs/fit_scale/{{strategy}}.log",
     priority: 1
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),

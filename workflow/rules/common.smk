@@ -13,12 +13,15 @@ from moe_routing.workflow import (
     config_origin,
     dataset_of,
     finished_elsewhere,
+    job_image,
     job_prefix,
     located,
+    model_environment,
     model_files,
     raw_file,
     refuse_dollar,
     refuse_templates,
+    report_environment,
     sections,
     source_section,
     validate_config,
@@ -26,14 +29,14 @@ from moe_routing.workflow import (
     write_run,
 )
 
-# The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
-CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
-
 try:
+    # The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
+    CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
     study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
+    IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
 except InputError as error:
     sys.exit(f"error: {error}")
 # Captions of the report read the raw config, which may leave this key to its default.
@@ -41,11 +44,16 @@ config["statistics"]["baseline"] = study.statistics.baseline
 
 RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
+MODEL_ENVIRONMENT = model_environment(study.resources.gpu)
+REPORT_ENVIRONMENT = report_environment()
 # A copy of a finished study, on a machine that cannot make it again.
 FINISHED_ELSEWHERE = finished_elsewhere(
     study, Path(RESULTS), own_python=not workflow.deployment_settings.deployment_method
 )
 shell.prefix(job_prefix(CHECKOUT, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"))
+
+
+container: IMAGE
 
 
 def doubled(amount):

@@ -10,7 +10,7 @@ rule prepare_dataset:
     log:
         f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,
@@ -44,7 +44,7 @@ rule prepare_calibration:
     log:
         f"{RESULTS}/logs/prepare_calibration.log",
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,
@@ -74,7 +74,7 @@ rule check_overlap:
     log:
         f"{RESULTS}/logs/check_overlap/{{dataset}}.log",
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,

@@ -16,7 +16,7 @@ rule efficiency:
     benchmark:
         f"{RESULTS}/benchmarks/efficiency.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),

@@ -21,7 +21,7 @@ rule evaluate:
     log:
         f"{RESULTS}/logs/evaluate/{{part}}/{{name}}/{{dataset}}.log",
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),

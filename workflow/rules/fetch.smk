@@ -11,7 +11,7 @@ rule fetch_model:
     retries: 2 * bool(study.model.revision)  # A local model needs no network: what fails is wrong.
     localrule: True
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     params:
         settings=sections(study, "model"),
         results=subpath(output[0], parent=True),
@@ -32,7 +32,7 @@ rule fetch_data:
     retries: 2
     localrule: True
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     params:
         settings=lambda wildcards: source_section(study, wildcards.file),
         name=lambda wildcards: dataset_of(wildcards.file),

@@ -16,7 +16,7 @@ rule toggle_held_out:
     benchmark:
         f"{RESULTS}/benchmarks/toggle_held_out/{{text}}.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -52,7 +52,7 @@ rule toggle_routed:
     benchmark:
         f"{RESULTS}/benchmarks/toggle_routed.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
@@ -82,7 +82,7 @@ rule toggle_dead:
     benchmark:
         f"{RESULTS}/benchmarks/toggle_dead.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),

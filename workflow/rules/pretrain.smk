@@ -7,7 +7,9 @@ from moe_routing.errors import InputError
 from moe_pretraining.settings import PretrainConfig
 from moe_routing.workflow import (
     checkout_of,
+    job_image,
     job_prefix,
+    model_environment,
     refuse_templates,
     sections,
     validate_config,
@@ -15,9 +17,12 @@ from moe_routing.workflow import (
 )
 
 try:
+    # The folder of the root Snakefile, also where workflow/Snakefile is the main file or a module.
+    CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
     pretraining = validate_config(PretrainConfig, config, given, files)
+    IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -27,8 +32,11 @@ TOKENIZER = f"{RUN}/tokenizer"
 TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
-CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
+MODEL_ENVIRONMENT = model_environment(pretraining.device.startswith("cuda"))
 shell.prefix(job_prefix(CHECKOUT))
+
+
+container: IMAGE
 
 
 wildcard_constraints:
@@ -50,7 +58,7 @@ rule pretrain_tokenizer:
         f"{RUN}/logs/tokenizer.log",
     localrule: NEEDS_NETWORK
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * 2 ** (attempt - 1),
         runtime=30,
@@ -78,7 +86,7 @@ rule pretrain_tokens:
         f"{RUN}/benchmarks/tokens/{{source}}.tsv"
     localrule: NEEDS_NETWORK
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=60,
@@ -114,7 +122,7 @@ rule pretrain_train:
     benchmark:
         f"{RUN}/benchmarks/train.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: pretraining.threads or workflow.cores
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),

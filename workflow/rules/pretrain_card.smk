@@ -13,7 +13,7 @@ rule pretrain_export:
     log:
         f"{RUN}/logs/export.log",
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=15,
@@ -41,7 +41,7 @@ rule pretrain_measure:
     benchmark:
         f"{RUN}/benchmarks/measure.tsv"
     conda:
-        "../../envs/model.yaml"
+        MODEL_ENVIRONMENT
     threads: pretraining.threads or workflow.cores
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),

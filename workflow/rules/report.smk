@@ -49,7 +49,7 @@ rule render_article:
     log:
         f"{RESULTS}/logs/render_article.log",
     conda:
-        "../../envs/report.yaml"
+        REPORT_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,

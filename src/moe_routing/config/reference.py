@@ -33,6 +33,9 @@ job downloads the model, checks its files, and checks that it meets the demands 
 as having `max_k` experts. `python scripts/config_reference.py` generates the
 tables below from the code.
 
+In a folder that snakedeploy has made from a clone, edit `config/config.yaml`: there a file given on
+the command line extends it. `README.md` of the repository says how to deploy, under "Elsewhere".
+
 A name (of a study, a pretraining run, a numerics arm, a text source) begins with a letter or digit
 and has at most 64 letters, digits, `.`, `_` and `-`. A run writes to `results/<name>/` only;
 downloads are kept in `results/.wheels` (wheels) and in the Hub's own cache.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,8 +220,19 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, provenance)
 
 
-def check_device(device: str, key: str = "model.device") -> None:
-    """Raise InputError if the device of a config key is not available."""
+def check_device(
+    device: str, key: str = "model.device", driver_gpus: Callable[[], int] | None = None
+) -> None:
+    """Check that the device of a config key is available.
+
+    Args:
+        device: torch device.
+        key: the config key.
+        driver_gpus: returns how many GPUs the driver shows; by default :func:`count_driver_gpus`.
+
+    Raises:
+        InputError: it is not; if the driver shows a GPU, why torch has none.
+    """
     import torch
 
     try:
@@ -228,7 +240,26 @@ def check_device(device: str, key: str = "model.device") -> None:
     except RuntimeError as error:
         raise InputError(f"{key} is '{device}'; allowed: cpu, cuda, cuda:<n>") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"{key} is '{device}', but no GPU is visible; allowed here: cpu")
+        if not (driver_gpus or count_driver_gpus)():
+            raise InputError(f"{key} is '{device}', but no GPU is visible; allowed here: cpu")
+        # As when conda has solved the environment on a machine without a GPU.
+        built = torch.version.cuda
+        reason = f"may need a newer driver for CUDA {built}" if built else "is a build for CPUs"
+        raise InputError(
+            f"{key} is '{device}' and the driver shows a GPU, but torch {torch.__version__} "
+            f"(torch.version.cuda is {built}) {reason}; allowed here: cpu"
+        )
+
+
+def count_driver_gpus() -> int:
+    """Return how many GPUs NVIDIA's driver shows to this process, without torch's help."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):  # no driver
+        return 0
+    return 0 if failed else count.value
 
 
 def device_name(device: str) -> str:

@@ -30,7 +30,7 @@ from moe_routing.reporting.pages import (
     TIMING_FILE,
 )
 from moe_routing.reporting.results import StudyResults
-from moe_routing.vocabulary import DATASETS
+from moe_routing.vocabulary import DATASETS, EMBEDDED_TEXT_LICENSES
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
     ),
     "tbl-data": ArticleTable(
         tables.data_table,
-        "Evaluation sets. Tokens: all tokens that the model read, contexts included. From "
-        f"`{CELLS_FILE}` and `config.yaml`.",
-        "llrrll",
+        "Evaluation sets. Tokens: all tokens that the model read, contexts included. Licence: that "
+        "of the published set. Text that the embedded model was trained on: "
+        f"{wording.listed(EMBEDDED_TEXT_LICENSES)}. From `{CELLS_FILE}` and `config.yaml`.",
+        "llrrlll",
     ),
     "tbl-strategies": ArticleTable(
         tables.strategy_table,

@@ -288,7 +288,7 @@ def _shown(study: StudyResults) -> dict[str, set[str]]:
 
 
 def data_table(study: StudyResults) -> pd.DataFrame:
-    """Return what was scored: items, tokens, metric and source of each data set."""
+    """Return what was scored: items, tokens, metric, source and licence of each data set."""
     rows = []
     for dataset in datasets_by_task(study):
         cell = study.cell(study.baseline, dataset)
@@ -300,6 +300,7 @@ def data_table(study: StudyResults) -> pd.DataFrame:
                 "Tokens": wording.count(cell["tokens"]),
                 "Metric": METRICS[cell["metric"]].label,
                 "Source": source_words(study.config.datasets[dataset].source),
+                "Licence": DATASETS[dataset].license,
             }
         )
     return pd.DataFrame(rows)
