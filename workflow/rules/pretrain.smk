@@ -28,7 +28,8 @@ TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
 CHECKOUT = checkout_of(workflow.current_basedir.get_path_or_uri(secret_free=True))
-shell.prefix(job_prefix(CHECKOUT))
+OWN_PYTHON = not workflow.deployment_settings.deployment_method
+shell.prefix(job_prefix(CHECKOUT, own_python=OWN_PYTHON, MPLBACKEND="agg"))
 
 
 wildcard_constraints:
