@@ -267,9 +267,12 @@ class Trainer:
         The last one may be torn, if the run was killed while it was written.
         """
         path = self.folder / "training.csv"
-        with reading(path, "the log of this run"), path.open(newline="") as stream:
-            whole = (line for line in stream if line.endswith("\n"))
-            rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= self.step]
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                whole = (line for line in stream if line.endswith("\n"))
+                rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= self.step]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not the log of this run: {error}") from error
         with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()

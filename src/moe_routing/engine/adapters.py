@@ -213,10 +213,11 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield a tensor with its name; in place of a quantised one, its codes and scales."""
-    if is_plain(tensor) or not hasattr(tensor, "__tensor_flatten__"):
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if is_plain(tensor) or flatten is None:
         yield name, tensor
         return
-    for part in tensor.__tensor_flatten__()[0]:
+    for part in flatten()[0]:
         yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 

@@ -202,7 +202,8 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     if config.device_map is None:
         with _refusing(f"model.path: {config.path}: cannot be moved to {config.device}"):
             model.to(config.device)  # pyright: ignore[reportArgumentType] (decorated: self is bound)
-    unpack(model)
+    if _is_quantised(folder):
+        first_pass(model)
     from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 
     # Quantised experts are of classes that know nothing of ours; they keep their own.
@@ -222,22 +223,29 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
 
 
 def unpack(model: PreTrainedModel) -> None:
-    """Run a quantised model once, as a whole: some libraries unpack weights in the first pass.
+    """Run a quantised model once: some libraries unpack weights in its first pass.
 
     Raises:
-        InputError: it cannot be run, because of the device or the dtype, say.
+        InputError: see :func:`first_pass`.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        first_pass(model)
+
+
+def first_pass(model: PreTrainedModel) -> None:
+    """Run two tokens through a quantised model.
+
+    Raises:
+        InputError: its weights cannot be run, because of the device or the dtype, say.
     """
     import torch
 
     from moe_routing.engine.offload import input_device
 
-    if getattr(model, "hf_quantizer", None) is not None:
-        ids_1S = torch.zeros(1, 2, dtype=torch.int64, device=input_device(model))
-        with (
-            torch.no_grad(),
-            _refusing(f"{type(model).__name__}: its quantised weights cannot be run"),
-        ):
-            model(ids_1S)
+    ids_1S = torch.zeros(1, 2, dtype=torch.int64, device=input_device(model))
+    what = f"{type(model).__name__}: its quantised weights cannot be run here, in this dtype"
+    with torch.no_grad(), _refusing(what):
+        model(ids_1S)
 
 
 def check_device(device: str, key: str = "model.device") -> None:
