@@ -46,8 +46,8 @@ def read_csv(path: Path) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, align: str | None = None) -> str:
     """Return a Markdown pipe table without a newline at its end; numbers have three decimals.
 
-    Cells and names may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
-    wide, because pandoc takes relative widths from them.
+    Cells and names may hold Markdown; a bar in them is escaped. Rules are as long as their columns
+    are wide, because pandoc takes relative widths from them.
 
     Args:
         table: the cells; the index is left out.
