@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from families import make
@@ -11,9 +14,11 @@ from moe_routing.engine.adapters import find_experts, find_routers
 from moe_routing.engine.requests import TokenRequest
 from moe_routing.engine.scorer import Scorer
 from moe_routing.errors import InputError
+from moe_routing.lm_eval_plugin import RoutedLM
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft, on what it changes
+NANO = Path(__file__).resolve().parents[2] / "resources" / "olmoe-nano"
 FAMILIES = ("olmoe", "mixtral", "deepseek_v3", "gpt_oss")
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 IDS = torch.arange(3, 63).view(4, 15)
@@ -99,3 +104,22 @@ def test_adapted_experts_are_not_computed_one_by_one():
     model, _ = adapted("olmoe", **ADAPTERS["experts"])
     with pytest.raises(InputError, match="are ParamWrapper, which cannot be computed one by one"):
         routed(model, "stock_k2_exact-norm").__enter__()
+
+
+def test_the_harness_scores_an_adapter_that_it_loads(
+    nano, tokenizer, ask, choice_requests, tmp_path
+):
+    torch.manual_seed(1)
+    options = {"r": 4, "lora_alpha": 16, "init_lora_weights": False}
+    config = peft.LoraConfig(**options, target_modules=["o_proj", "lm_head"])
+    model = peft.get_peft_model(copy.deepcopy(nano.model), config).eval()
+    model.save_pretrained(tmp_path)
+    arguments = [(r.context, r.continuation) for r in choice_requests[:4]]
+    lm = RoutedLM(
+        pretrained=str(NANO), peft=str(tmp_path), device="cpu", dtype="float32", strategy="stock_k4"
+    )
+    answers = lm.loglikelihood(ask("loglikelihood", arguments), True)
+    with routed(model, "stock_k4"):
+        scores = Scorer(model.get_base_model(), tokenizer).score(choice_requests[:4])
+    for (likelihood, _), score in zip(answers, scores, strict=True):
+        assert likelihood == pytest.approx(score.log_likelihood, abs=1e-3)
