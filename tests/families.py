@@ -115,6 +115,17 @@ REFUSED = {
         {**FAMILIES["dots1"].settings, "norm_topk_prob": False, "num_experts_per_tok": 2},
         "its weights are sigmoid scores that are not renormalised",
     ),
+    "gemma4_text": (
+        "Gemma4Text",
+        {
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+            "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 8,
+            "layer_types": ["full_attention"] * 3,
+        },
+        "it does not say how many experts it selects",
+    ),
     "inkling_text": ("InklingText", {}, "it returns 4 values"),
     "jetmoe": ("JetMoe", {}, "no router stands beside its experts"),
     "llama4_text": ("Llama4Text", {}, "it returns 2 values"),

@@ -6,7 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from moe_routing.routing.strategies import discovery, parse_strategy
+from moe_routing.routing import strategies
+from moe_routing.routing.strategies import discovery
 
 EVERY_OTHER = '''
 from __future__ import annotations
@@ -76,4 +77,4 @@ def forget() -> None:
     sys.modules.pop("toy_routing", None)
     importlib.invalidate_caches()
     discovery._found.cache_clear()
-    parse_strategy.cache_clear()
+    strategies._parsed.cache_clear()

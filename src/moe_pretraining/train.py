@@ -40,7 +40,7 @@ from moe_pretraining.schedule import (
 from moe_pretraining.settings import PretrainConfig
 from moe_routing.engine.loading import check_device
 from moe_routing.errors import InputError
-from moe_routing.files import atomic_path
+from moe_routing.files import atomic_path, reading
 
 if TYPE_CHECKING:
     from transformers import OlmoeForCausalLM, PreTrainedTokenizerBase
@@ -233,10 +233,11 @@ class Trainer:
             self._start()
             record_start(self.config, corpus, self.folder, steps_done=0)
             return
-        with safe_open(path, "pt") as checkpoint:
-            self.step = json.loads(checkpoint.metadata()["step"])
-        record_start(self.config, corpus, self.folder, self.step)
-        self._restore(load_file(path))
+        with reading(path, "a checkpoint of this run"):
+            with safe_open(path, "pt") as checkpoint:
+                self.step = json.loads((checkpoint.metadata() or {})["step"])
+            record_start(self.config, corpus, self.folder, self.step)
+            self._restore(load_file(path))
         self._cut_log()
 
     def _start(self) -> None:
@@ -261,10 +262,17 @@ class Trainer:
                 self._optimizer_of[parameter].state[parameter][key] = value.to(self.device)
 
     def _cut_log(self) -> None:
-        """Drop the log rows after the checkpoint; they will be written again."""
+        """Drop the log rows after the checkpoint; they will be written again.
+
+        The last one may be torn, if the run was killed while it was written.
+        """
         path = self.folder / "training.csv"
-        with path.open(newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= self.step]
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                whole = (line for line in stream if line.endswith("\n"))
+                rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= self.step]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not the log of this run: {error}") from error
         with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()

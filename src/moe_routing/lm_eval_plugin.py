@@ -27,7 +27,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from moe_routing.cli import run
-from moe_routing.engine.requests import TokenRequest, check_continuation
+from moe_routing.engine.loading import unpack
+from moe_routing.engine.requests import TokenRequest, appended_tokens, check_continuation
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Score, Scorer
 from moe_routing.errors import InputError
@@ -71,8 +72,8 @@ class RoutedLM(_HFLM):
             **kwargs: as for ``HFLM``.
 
         Raises:
-            InputError: the strategy is unknown, the calibration is missing or does not fit, or the
-                model cannot be loaded or routed.
+            InputError: the strategy is unknown, the calibration is missing or does not fit, the
+                model cannot be loaded or routed, or its tokenizer ends every text with a token.
         """
         self._strategy = parse_strategy(strategy)
         if isinstance(calibration, str | Path):
@@ -81,6 +82,12 @@ class RoutedLM(_HFLM):
         self._token_budget = token_budget
         with _refusing("model_args"):
             super().__init__(pretrained, **kwargs)
+        if self.add_bos_token is not False and appended_tokens(self.tokenizer):
+            raise InputError(
+                "the tokenizer puts a token at the end of every text, and the harness would score "
+                "it; allowed: a tokenizer that does not, or add_bos_token=False"
+            )
+        unpack(self._routable)
         with self._routed():
             pass  # errors are raised before the tasks are built
 

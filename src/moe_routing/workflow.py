@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -241,7 +243,7 @@ def _describes(described: dict, study: StudyConfig) -> bool:
     return now == {name: described["settings"][name]}
 
 
-def job_prefix(checkout: Path | str, **variables: str) -> str:
+def job_prefix(checkout: Path | str, *, own_python: bool = False, **variables: str) -> str:
     """Return the prefix of every shell command of a rule, with braces doubled for Snakemake.
 
     Jobs import the package from the checkout, even inside conda environments, and work offline.
@@ -250,16 +252,20 @@ def job_prefix(checkout: Path | str, **variables: str) -> str:
 
     Args:
         checkout: folder of the Snakefile.
+        own_python: whether jobs run in the Python of this process, not in environments of their
+            own. They then do so even if the shell's ``python`` is another one.
         **variables: additional environment variables for the jobs.
     """
-    package, scripts = (
-        shlex.quote(f"{checkout}/{folder}").replace("{", "{{").replace("}", "}}")
-        for folder in ("src", "scripts")
+    package, scripts, program = (
+        shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
+        for path in (f"{checkout}/src", f"{checkout}/scripts", sys.executable)
     )
+    other = own_python and not _is_own_python()
+    python = f'python() {{{{ {program} "$@"; }}}}; ' if other else ""
     others = "".join(f" {name}={value}" for name, value in variables.items())
     return (
         f"set -euo pipefail; export PYTHONPATH={package} SCRIPTS={scripts} "
-        f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; "
+        f"USER_OFFLINE=${{{{HF_HUB_OFFLINE:-}}}} HF_HUB_OFFLINE=1{others}; {python}"
     )
 
 
@@ -306,6 +312,19 @@ def job_image(checkout: Path, methods: Iterable[object]) -> str | None:
     if " " in str(image):
         raise InputError(f"{image}: Snakemake refuses the path of an image that has a space")
     return str(image)
+
+
+def _is_own_python() -> bool:
+    """Return whether the shell's ``python`` is of the environment of this process.
+
+    It is not where Snakemake is started by its path, in an environment that is not activated.
+    """
+    ask = ["python", "-I", "-c", "import sys; print(sys.prefix)"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:
+        return False
+    return done.stdout.strip() == sys.prefix
 
 
 def intervention_files(nulls: Iterable[str], results: str) -> list[str]:

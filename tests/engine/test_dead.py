@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import make
 from whole_documents import losses, probes_of
 
 from moe_routing.engine.adapters import find_routers, model_fingerprint, watched
@@ -44,6 +45,22 @@ def test_the_logits_of_a_dead_layer_are_those_of_the_model(model):
     with dead_experts(model, [[], range(8), []]):
         dead = router_logits(model, IDS_S)
     assert [torch.equal(a, b) for a, b in zip(stock, dead, strict=True)] == [True, True, False]
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "granitemoe", "nemotron_h"])
+def test_dead_experts_of_other_families_add_nothing(family):
+    """Of experts with biases, transposed ones, and some without a gate: whatever they read."""
+    model = make(family)
+    routers = find_routers(model)
+    before = model_fingerprint(model)
+    with dead_experts(model, [[0, 1] for _ in routers]), torch.no_grad():
+        for router in routers:
+            hidden_TH, weight_TK = torch.randn(3, 32), torch.ones(3, 2)
+            dead_TH = router.experts(hidden_TH, torch.tensor([[0, 1]] * 3), weight_TK)
+            assert (dead_TH == 0).all()
+            alive_TH = router.experts(hidden_TH, torch.tensor([[2, 3]] * 3), weight_TK)
+            assert (alive_TH != 0).any(1).all()
+    assert model_fingerprint(model) == before
 
 
 @pytest.mark.parametrize("half", [False, True])

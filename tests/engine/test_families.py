@@ -178,7 +178,24 @@ toggled: the null of needed experts, the score `consequence` and certificates ar
 
 
 REST = """
-These are refused:
+## Quantised checkpoints and adapters
+
+Experts of a quantised checkpoint are computed by this package where transformers gives them back
+their values (FP8 and MXFP4 without a GPU that computes in them, compressed-tensors), and where the
+library leaves them as they are (torchao and quanto, which change linear layers). The tests compare
+such models with those of the values. Where the weights of experts stay codes, the model's own code
+runs them: a token with fewer experts than slots repeats its first expert with weight 0. Weights
+that cannot be run, on the device or in the dtype, are refused when they are loaded.
+
+Models with a LoRA adapter of `peft` run as they are, also with adapted experts; an adapter of the
+router has to be merged into the weights first (`merge_and_unload`). Quantised and adapted experts
+are not computed one by one, so `compensated`, `exact-norm` and what needs toggled experts are
+refused.
+
+## Refused families
+
+Gemma 4 needs a rule of its own: its router returns probabilities in place of logits, and
+multiplies the renormalised weights by a scale of each expert.
 
 | model type | why |
 |---|---|

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -111,7 +113,7 @@ def test_a_model_without_a_head_is_calibrated_as_far_as_it_goes(nano):
 
 
 def test_one_text_is_not_a_list_of_texts(nano):
-    with pytest.raises(InputError, match="texts is a str; allowed: a list of documents"):
+    with pytest.raises(InputError, match="texts is a str; allowed: a list"):
         calibrate(nano.model, nano.tokenizer, TEXTS[0])
 
 
@@ -188,3 +190,148 @@ def test_empty_slots_may_repeat():
     kept = Selection(index_TK, count_T, count_T)
     inputs = RouterInputs(0, torch.zeros(2, 4), torch.zeros(2, 1))
     assert distinct(lambda *_: kept, "other")(inputs, torch.full((2, 4), 0.25)) is kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a model", "stock"), "the model is a str; allowed: Module"),
+        ((None, "stock"), "the model is a NoneType; allowed: Module"),
+        ((..., 4), "a strategy is a int; allowed: str"),
+        ((..., ["stock"]), "a strategy is a list; allowed: str"),
+        ((..., None), "a strategy is a NoneType; allowed: str"),
+    ],
+)
+def test_wrong_arguments_of_routed_are_named(tiny, arguments, message):
+    model, strategy = arguments
+    with pytest.raises(InputError, match=message):
+        routed(tiny if model is ... else model, strategy).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recorder": Recorder}, "the recorder is a type; allowed: Recorder"),
+        ({"recorder": []}, "the recorder is a list; allowed: Recorder"),
+        ({"calibration": 5}, "the calibration is a int; allowed: Calibration or str or Path"),
+        ({"calibration": {}}, "the calibration is a dict; allowed: Calibration or str or Path"),
+        ({"experts_implementation": 7}, "experts_implementation"),
+    ],
+)
+def test_wrong_options_of_routed_are_named(tiny, options, message):
+    state = [dict(vars(module)) for module in tiny.modules()]
+    with pytest.raises(InputError, match=message) as caught:
+        routed(tiny, "adaptive_k2" if "calibration" in options else "stock", **options).__enter__()
+    assert "\n" not in str(caught.value)
+    assert [dict(vars(module)) for module in tiny.modules()] == state
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": 5}, "texts is a int; allowed: a list"),
+        ({"texts": ["a", 5]}, "one of the texts is a int; allowed: str"),
+        ({"strategies": "stock_k4"}, "strategies is a str; allowed: a list"),
+        ({"strategies": [4]}, "one of the strategies is a int; allowed: str or Strategy"),
+        ({"nulls": "pooled"}, "nulls is a str; allowed: a list"),
+        ({"nulls": [None]}, "one of the nulls is a NoneType; allowed: str"),
+        ({"tokens": "512"}, "tokens is a str; allowed: int"),
+        ({"tokens": True}, "tokens is a bool; allowed: int"),
+        ({"tokens": 0}, "tokens is 0; allowed: at least 1"),
+        ({"toggled_tokens": 1.5}, "toggled_tokens is a float; allowed: int"),
+        ({"documents": -1}, "documents is -1; allowed: at least 1"),
+        ({"window": 0}, "window is 0; allowed: at least 1"),
+        ({"margin": "0.01"}, "margin"),
+        ({"margin": 0.0}, "margin"),
+        ({"model": "a model"}, "the model is a str; allowed: Module"),
+        ({"tokenizer": None}, "the tokenizer is a NoneType"),
+        ({"seed": "a"}, "seed is a str; allowed: int"),
+    ],
+)
+def test_wrong_arguments_of_calibrate_are_named(nano, options, message):
+    given = {"model": nano.model, "tokenizer": nano.tokenizer, "texts": TEXTS} | options
+    with pytest.raises(InputError, match=message) as caught:
+        calibrate(**given)
+    assert "\n" not in str(caught.value)
+
+
+def fail(*_):
+    raise KeyError("of a user's hook")
+
+
+@pytest.mark.parametrize("strategy", ["regular_k1", "regular_k1_compensated"])
+def test_a_hook_that_raises_leaves_no_trace(nano, strategy, calibration):
+    """Between the router of a layer and its experts: nothing of that pass is kept."""
+    model, recorder = nano.model, Recorder()
+    state = [dict(vars(module)) for module in model.modules()]
+    ids = IDS + 100
+    with torch.inference_mode(), routed(model, strategy, calibration=calibration):
+        expected = model(input_ids=ids).logits
+    experts = model.model.layers[1].mlp.experts
+    with (
+        torch.inference_mode(),
+        routed(model, strategy, calibration=calibration, recorder=recorder),
+    ):
+        with experts.register_forward_pre_hook(fail), pytest.raises(KeyError, match="user's hook"):
+            model(input_ids=ids[:1])
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    seen = recorder.statistics()
+    assert (seen.tokens, seen.forwards) == (ids.numel(), 1)
+    assert seen.load_LE.sum(1).tolist() == [ids.numel()] * 16
+    with experts.register_forward_pre_hook(fail), pytest.raises(KeyError, match="user's hook"):
+        raised_inside(model, strategy, calibration, ids)
+    after = [dict(vars(module)) for module in model.modules()]
+    assert [m.pop("_forward_pre_hooks") for m in after] == [
+        m.pop("_forward_pre_hooks") for m in state
+    ]
+    assert after == state
+
+
+def raised_inside(model, strategy, calibration, ids):
+    with routed(model, strategy, calibration=calibration):
+        model(input_ids=ids)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301
+    "torch.save": lambda model: saved_and_loaded(model),
+}
+
+
+def saved_and_loaded(model):
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("strategy", ["regular_k1", "regular_k1_compensated"])
+def test_copies_made_inside_are_stock_models_of_their_own(nano, calibration, duplicate, strategy):
+    model, ids = nano.model, IDS + 100
+    with torch.inference_mode():
+        stock = model(input_ids=ids).logits
+        with routed(model, strategy, calibration=calibration, recorder=(recorder := Recorder())):
+            twin = duplicate(model)
+            assert torch.equal(twin(input_ids=ids).logits, stock)
+            inside = model(input_ids=ids).logits
+        assert recorder.statistics().forwards == 1
+        assert torch.equal(twin(input_ids=ids).logits, stock)
+        with routed(twin, strategy, calibration=calibration):
+            assert torch.equal(twin(input_ids=ids).logits, inside)
+    assert twin.model.layers[0].mlp.gate.weight.data_ptr() != (
+        model.model.layers[0].mlp.gate.weight.data_ptr()
+    )
+    assert {id(m.config) for m in twin.modules() if hasattr(m, "config")} == {id(twin.config)}
+
+
+def test_a_shallow_copy_shares_the_layers_and_their_routing(tiny):
+    with torch.inference_mode():
+        stock = tiny(input_ids=IDS).logits
+        with routed(tiny, "regular_k1", recorder=(recorder := Recorder())):
+            twin = copy.copy(tiny)
+            assert torch.equal(twin(input_ids=IDS).logits, tiny(input_ids=IDS).logits)
+            assert not torch.equal(twin(input_ids=IDS).logits, stock)
+        assert torch.equal(twin(input_ids=IDS).logits, stock)
+    assert recorder.statistics().forwards == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from moe_routing.engine.requests import Encoder, Request, max_length
+from moe_routing.engine.requests import (
+    Encoder,
+    Request,
+    appended_tokens,
+    max_length,
+    own_tokens,
+)
 from moe_routing.errors import InputError
 
 
@@ -42,6 +50,17 @@ def byte_tokenizer():
     )
     special = {"bos_token": "<s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
+
+
+@pytest.fixture(scope="module")
+def ending_tokenizer(nano):
+    """The embedded model's tokenizer as fine-tuning may save it: it ends every text."""
+    tokenizer = copy.deepcopy(nano.tokenizer)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    return tokenizer
 
 
 def by_harness(tokenizer, longest, requests, ask):
@@ -94,6 +113,28 @@ def test_any_text(context, continuation, tokenizer, ask):
     else:  # where the harness would fail, as on "0" + "0", which is one token
         with pytest.raises(InputError):
             by_us(tokenizer, 16, requests)
+
+
+def test_tokens_that_a_tokenizer_puts_at_the_end_are_neither_read_nor_scored(
+    ending_tokenizer, tokenizer, byte_tokenizer, choice_requests, documents
+):
+    assert ending_tokenizer("a river")["input_ids"][-1] == tokenizer.eos_token_id
+    assert appended_tokens(ending_tokenizer) == 1
+    assert appended_tokens(tokenizer) == appended_tokens(byte_tokenizer) == 0
+    cases = [*CASES, *choice_requests]
+    assert by_us(ending_tokenizer, 256, cases) == by_us(tokenizer, 256, cases)
+    ours, theirs = (Encoder(t, 64).rolling(documents) for t in (ending_tokenizer, tokenizer))
+    assert ours == theirs
+    assert own_tokens(ending_tokenizer, "a river") == own_tokens(tokenizer, "a river")
+
+
+def test_tokens_at_both_ends_of_a_text(byte_tokenizer):
+    both = copy.deepcopy(byte_tokenizer)
+    both.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <s> <s>", special_tokens=[("<s>", 0)]
+    )
+    assert appended_tokens(both) == 2
+    assert by_us(both, 64, CASES[:7]) == by_us(byte_tokenizer, 64, CASES[:7])
 
 
 def test_a_context_of_spaces_only_is_no_context(tokenizer):

@@ -17,6 +17,7 @@ import torch
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from tokenizers import processors
 
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
@@ -193,6 +194,22 @@ def test_a_continuation_longer_than_the_window_is_an_error(plug_in):
 def test_what_cannot_be_loaded_is_one_line(double, tokenizer, options, message):
     with pytest.raises(InputError, match=message):
         RoutedLM(**{"pretrained": double, "tokenizer": tokenizer, "strategy": "stock"} | options)
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(double, tokenizer):
+    ending = copy.deepcopy(tokenizer)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    options = {"pretrained": double, "strategy": "stock"}
+    with pytest.raises(InputError, match="puts a token at the end of every text"):
+        RoutedLM(**options, tokenizer=ending)
+    lm, usual = (
+        RoutedLM(**options, tokenizer=ending, add_bos_token=False),
+        RoutedLM(**options, tokenizer=tokenizer),
+    )
+    assert lm.tok_encode("The river") == usual.tok_encode("The river")
 
 
 def test_a_model_that_accelerate_places(ask, choice_requests):

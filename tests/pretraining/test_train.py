@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,42 @@ def test_a_run_killed_between_checkpoints_starts_at_the_last_one(
     resumed = train("killed")
     assert weights(resumed) == weights(whole)
     assert log(resumed) == log(whole)
+
+
+def test_a_torn_last_line_of_the_log_is_cut(train: Train):
+    """Its step may read as an earlier one: "17" is torn to "1"."""
+    whole, torn = train("whole"), train("torn", 16)
+    for rest in ("1", "17,", ""):
+        with (torn / "training.csv").open("a", newline="") as stream:
+            stream.write(rest)
+        assert log(train("torn", 16)) == log(whole)[:16]
+    assert log(train("torn")) == log(whole)
+
+
+def damaged(name: str) -> Callable[[Path], int]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damaged("checkpoint.safetensors"), "checkpoint.safetensors: not what was written"),
+        (
+            lambda folder: (folder / "training.csv").unlink(),
+            "training.csv: not the log of this run: ",
+        ),
+        (
+            lambda folder: (folder / "training.csv").write_bytes(b"\xff\xfe\n"),
+            "training.csv: not the log of this run: ",
+        ),
+    ],
+)
+def test_a_damaged_run_is_not_gone_on_with(train: Train, damage: Callable, said: str):
+    folder = train("run", 8)
+    damage(folder)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        train("run")
+    assert "\n" not in str(caught.value)
 
 
 def test_two_hundred_steps_on_two_threads_are_the_same_bytes_broken_or_not(

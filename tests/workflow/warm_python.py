@@ -30,8 +30,8 @@ SLOW_IMPORTS = (
     "transformers.models.auto.modeling_auto", "transformers.models.olmoe.modeling_olmoe",
 )  # fmt: skip
 PROGRAM = """#!/bin/sh
-case $HF_HUB_OFFLINE in
-  1) exec {python} {here} ask {address} "$@" ;;
+case $HF_HUB_OFFLINE$1 in
+  1[!-]*) exec {python} {here} ask {address} "$@" ;;
   *) exec {python} "$@" ;;
 esac
 """

@@ -47,10 +47,17 @@ CONFIG = f"{RESULTS}/config.yaml"
 MODEL_ENVIRONMENT = model_environment(study.resources.gpu)
 REPORT_ENVIRONMENT = report_environment()
 # A copy of a finished study, on a machine that cannot make it again.
-FINISHED_ELSEWHERE = finished_elsewhere(
-    study, Path(RESULTS), own_python=not workflow.deployment_settings.deployment_method
+OWN_PYTHON = not workflow.deployment_settings.deployment_method
+FINISHED_ELSEWHERE = finished_elsewhere(study, Path(RESULTS), own_python=OWN_PYTHON)
+shell.prefix(
+    job_prefix(
+        CHECKOUT,
+        own_python=OWN_PYTHON,
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        TOKENIZERS_PARALLELISM="false",
+        MPLBACKEND="agg",
+    )
 )
-shell.prefix(job_prefix(CHECKOUT, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"))
 
 
 container: IMAGE

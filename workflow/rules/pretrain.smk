@@ -33,7 +33,8 @@ TOKENS = f"{RUN}/tokens"
 TEXT = {source.name: source for source in pretraining.sources}
 NEEDS_NETWORK = any(source.kind == "hub" for source in pretraining.sources)
 MODEL_ENVIRONMENT = model_environment(pretraining.device.startswith("cuda"))
-shell.prefix(job_prefix(CHECKOUT))
+OWN_PYTHON = not workflow.deployment_settings.deployment_method
+shell.prefix(job_prefix(CHECKOUT, own_python=OWN_PYTHON, MPLBACKEND="agg"))
 
 
 container: IMAGE

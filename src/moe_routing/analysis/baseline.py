@@ -26,7 +26,7 @@ from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import read_items
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.loading import LoadedModel
-from moe_routing.engine.requests import max_length
+from moe_routing.engine.requests import max_length, own_tokens
 from moe_routing.errors import InputError
 from moe_routing.evaluation.study_model import load_study_model
 
@@ -123,7 +123,7 @@ def prompt_logits(loaded: LoadedModel, prompts: Sequence[str], window: int) -> d
     """
     logits = {}
     for prompt in prompts:
-        ids_S = torch.tensor(loaded.tokenizer(prompt)["input_ids"])
+        ids_S = torch.tensor(own_tokens(loaded.tokenizer, prompt))
         if not 0 < len(ids_S) <= window:
             raise InputError(
                 f"analysis.baseline.prompts has {prompt[:40]!r}, of {len(ids_S)} tokens; allowed: "

@@ -37,6 +37,7 @@ from moe_routing.engine.loading import LoadedModel
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.packable import Packable, packable
 from moe_routing.engine.recorder import RoutingStatistics
+from moe_routing.engine.requests import own_tokens
 from moe_routing.engine.routed import routed
 from moe_routing.engine.scorer import Scorer
 from moe_routing.evaluation.study_model import load_study_model
@@ -213,18 +214,19 @@ def run_arm(
 @torch.inference_mode()
 def _generate(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
     """Generate greedily, past any end-of-text token, so that arms stay comparable."""
-    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(input_device(loaded.model))
+    prompt_1S = torch.tensor([own_tokens(loaded.tokenizer, prompt)])
+    prompt_1S = prompt_1S.to(input_device(loaded.model))
     # One token more: the last one is not read, so it is not routed.
     generate = cast("Callable[..., torch.Tensor]", loaded.model.generate)
     output = generate(
-        inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
+        prompt_1S,
+        attention_mask=torch.ones_like(prompt_1S),
         do_sample=False,
         min_new_tokens=new_tokens + 1,
         max_new_tokens=new_tokens + 1,
         pad_token_id=loaded.tokenizer.eos_token_id,
     )
-    start = inputs["input_ids"].shape[1]
+    start = prompt_1S.shape[1]
     return str(loaded.tokenizer.decode(output[0, start : start + new_tokens]))
 
 

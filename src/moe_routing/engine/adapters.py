@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moe_routing.engine.behaviour import Behaviour, Blueprint, observe
 from moe_routing.engine.experts import supports_dropless
-from moe_routing.engine.module_types import Experts, LinearRouter
+from moe_routing.engine.module_types import Experts, LinearRouter, is_plain
 from moe_routing.engine.offload import own_tensors, weight_of
 from moe_routing.errors import InputError
 from moe_routing.routing.rule import ModelRule
@@ -75,7 +75,7 @@ def find_routers(model: nn.Module) -> list[RouterModule]:
     """
     routers = []
     for router, experts in _layers(model):
-        found = observe(Blueprint.of(router)) if router else "no router stands beside its experts"
+        found = _behaviour(router)
         count = getattr(experts, "num_experts", None)
         if isinstance(found, Behaviour) and count not in (None, found.num_experts):
             found = f"it selects among {found.num_experts} experts, and {count} compute something"
@@ -85,6 +85,15 @@ def find_routers(model: nn.Module) -> list[RouterModule]:
     if not routers:
         raise InputError(_unsupported(model, "none of its layers has a module 'experts'"))
     return routers
+
+
+def _behaviour(router: nn.Module | None) -> Behaviour | str:
+    """Return what a router does, or why it is not supported."""
+    if router is None:
+        return "no router stands beside its experts"
+    if type(router).__module__.startswith("peft."):
+        return "an adapter changes it; merge that into the weights first (merge_and_unload)"
+    return observe(Blueprint.of(router))
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
@@ -160,8 +169,8 @@ def experts_of_routers(model: nn.Module, what: str) -> list[Experts]:
         if not supports_dropless(module):
             raise InputError(
                 f"{what}: the experts of layer {layer} are {type(module).__name__}, which cannot "
-                "be computed one by one; allowed: experts that are not quantised, without a norm "
-                "after them"
+                "be computed one by one; allowed: experts without quantised weights, without an "
+                "adapter, and without a norm after them"
             )
     return cast("list[Experts]", experts)
 
@@ -183,7 +192,7 @@ def router_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def model_fingerprint(model: PreTrainedModel) -> str:
     """Return a hash of all weights, which ties a calibration to the model it was made on.
 
@@ -196,9 +205,20 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for path, module in model.named_modules():
         for name, tensor in own_tensors(module).items():
-            described = (f"{path}.{name}", tuple(tensor.shape), str(tensor.dtype))
-            digest.update(repr((*described, *_checksums(tensor))).encode())
+            for part, held in _parts(f"{path}.{name}", tensor):
+                described = (part, tuple(held.shape), str(held.dtype))
+                digest.update(repr((*described, *_checksums(held))).encode())
     return digest.hexdigest()
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield a tensor with its name; in place of a quantised one, its codes and scales."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if is_plain(tensor) or flatten is None:
+        yield name, tensor
+        return
+    for part in flatten()[0]:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 
 def _checksums(tensor: Tensor) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_routing.engine.adapters import experts_of_routers
+from moe_routing.engine.experts import tensor_names
 from moe_routing.engine.offload import is_offloaded
 from moe_routing.errors import InputError
 
@@ -17,8 +18,9 @@ from moe_routing.errors import InputError
 def dead_experts(model: nn.Module, dead: Sequence[Sequence[int]]) -> Iterator[None]:
     """Set the down projections of experts to zero inside the context, and restore them exactly.
 
-    An expert whose down projection is zero adds nothing, so removing it changes nothing: the null
-    that it is not needed is true. Routers below and in the layer read the same as before.
+    Their biases, if experts have some, are zero too. Such an expert adds nothing, so removing it
+    changes nothing: the null that it is not needed is true. Routers below and in the layer read the
+    same as before.
 
     Args:
         model: the model; no other thread may run it inside the context.
@@ -45,10 +47,12 @@ def dead_experts(model: nn.Module, dead: Sequence[Sequence[int]]) -> Iterator[No
     kept: list[tuple[Tensor, list[int], Tensor]] = []
     try:
         for module, experts in zip(modules, map(list, dead), strict=True):
-            weight = module.down_proj.detach()
-            kept.append((weight, experts, weight[experts].clone()))
-            with torch.no_grad():
-                weight[experts] = 0
+            for name in tensor_names(module):
+                if name.startswith("down_proj"):
+                    weight = getattr(module, name).detach()
+                    kept.append((weight, experts, weight[experts].clone()))
+                    with torch.no_grad():
+                        weight[experts] = 0
         yield
     finally:
         with torch.no_grad():

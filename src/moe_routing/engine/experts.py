@@ -33,7 +33,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_routing.engine.context import current_context
 from moe_routing.engine.linear import linear, prefers_onednn
-from moe_routing.engine.module_types import Experts
+from moe_routing.engine.module_types import Experts, is_plain
 from moe_routing.errors import InputError
 
 EXPERTS_IMPLEMENTATION = "dropless"
@@ -213,7 +213,7 @@ def supports_dropless(module: nn.Module) -> TypeGuard[Experts]:
         return False
     names = tensor_names(cast("Experts", module))[:2]
     tensors = [getattr(module, name, None) for name in names]
-    return all(isinstance(t, Tensor) and t.dtype in FLOATS and t.ndim == 3 for t in tensors)
+    return all(is_plain(t) and t.dtype in FLOATS and t.ndim == 3 for t in tensors)
 
 
 def tensor_names(module: Experts) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_routing.engine.linear import linear
+from moe_routing.engine.module_types import is_plain
 from moe_routing.engine.offload import input_device
 
 
@@ -86,7 +87,7 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     weights.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or type(head.weight.data) is not Tensor or head.weight.is_meta:
+    if type(head) is not nn.Linear or not is_plain(head.weight) or head.weight.is_meta:
         return None
     weight_VH = head.weight
     probe_NH = torch.linspace(-1, 1, head.in_features, device=weight_VH.device)[None].to(weight_VH)

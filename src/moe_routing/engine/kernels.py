@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_routing.engine.linear import linear, prefers_onednn
+from moe_routing.engine.module_types import is_plain
 from moe_routing.engine.patching import patched_forward
 
 NORM_CLASSES = (
@@ -41,17 +42,18 @@ def fused_cpu_kernels(model: PreTrainedModel) -> Iterator[None]:
     with ExitStack() as stack:
         if model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64):
             for module in model.modules():
-                if fused := _fused(type(module)):
+                if fused := _fused(module):
                     replace = partial(_replacement, module, fused)
                     stack.enter_context(patched_forward(module, replace))
         yield
 
 
-def _fused(kind: type[nn.Module]) -> Fuse | None:
-    """Return the maker of a class's fused forward; None if there is none."""
-    if kind.__name__ in NORM_CLASSES:
+def _fused(module: nn.Module) -> Fuse | None:
+    """Return the maker of a module's fused forward; None if there is none."""
+    if type(module).__name__ in NORM_CLASSES:
         return _norm_forward
-    return _linear_forward if kind is nn.Linear and prefers_onednn() else None
+    plain = type(module) is nn.Linear and is_plain(module.weight)
+    return _linear_forward if plain and prefers_onednn() else None
 
 
 def _replacement(module: nn.Module, fused: Fuse, forward: Callable) -> Callable:

@@ -187,7 +187,7 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
 
     Raises:
         InputError: see :func:`checkpoint_folder`; an unavailable device; a model without a
-            supported router; weights that do not fit the architecture.
+            supported router; weights that do not fit the architecture, or that cannot be run.
     """
     import torch
 
@@ -201,7 +201,10 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
     tokenizer = _load_tokenizer(folder)
     model = _load_weights(folder, config, config.device_map)
     if config.device_map is None:
-        model.to(config.device)  # pyright: ignore[reportArgumentType] (decorated: self is bound)
+        with _refusing(f"model.path: {config.path}: cannot be moved to {config.device}"):
+            model.to(config.device)  # pyright: ignore[reportArgumentType] (decorated: self is bound)
+    if _is_quantised(folder):
+        first_pass(model)
     from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 
     # Quantised experts are of classes that know nothing of ours; they keep their own.
@@ -218,6 +221,32 @@ def load_model(config: ModelConfig, threads: int | None = None) -> LoadedModel:
         "router_fingerprint": router_fingerprint(model),
     }
     return LoadedModel(model.eval(), tokenizer, provenance)
+
+
+def unpack(model: PreTrainedModel) -> None:
+    """Run a quantised model once: some libraries unpack weights in its first pass.
+
+    Raises:
+        InputError: see :func:`first_pass`.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        first_pass(model)
+
+
+def first_pass(model: PreTrainedModel) -> None:
+    """Run two tokens through a quantised model.
+
+    Raises:
+        InputError: its weights cannot be run, because of the device or the dtype, say.
+    """
+    import torch
+
+    from moe_routing.engine.offload import input_device
+
+    ids_1S = torch.zeros(1, 2, dtype=torch.int64, device=input_device(model))
+    what = f"{type(model).__name__}: its quantised weights cannot be run here, in this dtype"
+    with torch.no_grad(), _refusing(what):
+        model(ids_1S)
 
 
 def check_device(

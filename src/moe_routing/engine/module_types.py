@@ -1,13 +1,13 @@
 """What the engine reads from modules that transformers builds, as declared types.
 
-Every attribute of a plain module is a tensor or a module to a type checker. These classes are never
+Every attribute of a plain module is a tensor or a module to a type checker. The classes are never
 made: :mod:`moe_routing.engine.adapters` finds modules that have their attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor, nn
 
@@ -51,3 +51,11 @@ class Experts(nn.Module):
     has_post_expert_norm: bool
     act_fn: Callable[[Tensor], Tensor]
     _apply_gate: Callable[[Tensor], Tensor]
+
+
+def is_plain(tensor: object) -> TypeGuard[Tensor]:
+    """Return whether a tensor holds its own values, not codes and scales that stand for them.
+
+    Libraries for quantised weights make subclasses, whose dtype is that of the values.
+    """
+    return isinstance(tensor, Tensor) and type(tensor.data) is Tensor

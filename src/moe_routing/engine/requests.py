@@ -49,7 +49,7 @@ class Encoder:
 
         Args:
             tokenizer: its beginning-of-sequence token, or else its end-of-sequence token, replaces
-                an empty context.
+                an empty context; tokens that it puts at the end of every text are left out.
             max_length: most input tokens of a request; longer ones are truncated from the left.
             batch_size: texts per call of the tokenizer.
 
@@ -64,6 +64,7 @@ class Encoder:
         self.max_length = max_length
         self.prefix_token = int(prefix)
         self._prefix_text = cast("str", tokenizer.decode(prefix))
+        self._appended = appended_tokens(tokenizer)
         self._batch_size = batch_size
 
     def requests(self, requests: Sequence[Request]) -> list[TokenRequest]:
@@ -128,17 +129,38 @@ class Encoder:
     def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
         """Tokenise texts; those that start with the prefix token's text get no special tokens."""
         ids: list[list[int]] = []
+        appended = self._appended if special is None else 0
         for start in range(0, len(texts), self._batch_size):
             batch = list(texts[start : start + self._batch_size])
             options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
             # Not verbose: texts longer than the model's limit are expected, and cut later.
             encoded = self.tokenizer(batch, return_attention_mask=False, verbose=False, **options)
-            ids += encoded["input_ids"]
+            ids += [row[: len(row) - appended] for row in encoded["input_ids"]]
         if special is None:
             for index, text in enumerate(texts):
                 if text.startswith(self._prefix_text):
                     ids[index] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def appended_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a tokenizer puts at the end of every text.
+
+    Fine-tuning may save one that ends texts with its end token: a context would end before its
+    continuation, and the end token would be scored.
+    """
+    text = "a"
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
+    starts = range(len(whole) - len(own) + 1)
+    start = next((n for n in starts if whole[n : n + len(own)] == own), None)
+    return 0 if start is None else len(whole) - len(own) - start
+
+
+def own_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that the model goes on from: none is put at its end."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[: len(ids) - appended_tokens(tokenizer)]
 
 
 def check_continuation(text: str, tokens: int, longest: int) -> None:

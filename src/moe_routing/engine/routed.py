@@ -29,6 +29,7 @@ from moe_routing.engine.adapters import (
 from moe_routing.engine.all_experts import DenseExperts
 from moe_routing.engine.context import (
     ForwardContext,
+    Sums,
     current_context,
     forward_context,
     is_in_context,
@@ -40,7 +41,7 @@ from moe_routing.engine.module_types import Experts
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import Forward, itself, patched_forward, replacements
 from moe_routing.engine.recorder import Recorder
-from moe_routing.errors import InputError, WeightingWarning
+from moe_routing.errors import InputError, WeightingWarning, check_type
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.scores import ExpertScorer
@@ -83,18 +84,22 @@ def routed(
         WeightingWarning: the strategy weights experts otherwise than the model.
 
     Raises:
-        InputError: an unknown strategy; more experts than the model has; a calibration that is
-            missing, lacks something, or belongs to another model; a compensated strategy with other
-            weights than the model's; a model without a supported router, with router weights that
-            cannot be read, or that is routed already; experts whose output cannot be changed, or an
-            experts implementation that is unknown or cannot be chosen.
+        InputError: an argument of a wrong type; an unknown strategy; more experts than the model
+            has; a calibration that is missing, lacks something, or belongs to another model; a
+            compensated strategy with other weights than the model's; a model without a supported
+            router, with router weights that cannot be read, or that is routed already; experts
+            whose output cannot be changed, or an experts implementation that is unknown or cannot
+            be chosen.
 
     Example::
 
         with routed(model, "stock_k4"):
             model.generate(**inputs)
     """
-    strategy = parse_strategy(strategy) if isinstance(strategy, str) else strategy
+    check_type("the model", model, nn.Module)
+    if recorder is not None:
+        check_type("the recorder", recorder, Recorder)
+    strategy = parse_strategy(strategy)
     routers = find_routers(model)
     calibration = _check(model, strategy, routers, calibration)
     fitted = strategy.fitted(calibration)
@@ -132,7 +137,8 @@ def routed(
     mean_LEH = outputs.mean_LEH if outputs and compensated else None
     with ExitStack() as stack:
         if recorder is not None:
-            stack.enter_context(patched_forward(_decoder(model), UnpaddedForward))
+            record = partial(RecordedForward, recorder)
+            stack.enter_context(patched_forward(_decoder(model), record))
         for router in routers:
             rule, layer = router.rule, router.layer
             mean_EH = None if mean_LEH is None else mean_LEH[layer]
@@ -180,6 +186,7 @@ def _check(
         return None
     if calibration is None:
         raise InputError(f"strategy '{strategy.id}' needs a calibration of this model; none given")
+    check_type("the calibration", calibration, Calibration, str, Path)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.for_strategies(calibration, strategy)
     if calibration.sample.fingerprint != router_fingerprint(model):
@@ -389,23 +396,26 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
 
 
-class UnpaddedForward:
+class RecordedForward:
     """The forward of a decoder that tells routers and recorders which tokens are padding.
 
-    It reads the attention mask, (batch, tokens so far), unless the state of the pass is set.
+    It reads the attention mask, (batch, tokens so far), unless the state of the pass is set. A pass
+    that ends with an exception, of a hook, say, is not recorded.
     """
 
-    def __init__(self, below: Forward) -> None:
-        """Keep the forward to call."""
-        self._below = below
+    def __init__(self, recorder: Recorder, below: Forward) -> None:
+        """Keep the recorder and the forward to call."""
+        self._recorder, self._below = recorder, below
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the decoder."""
-        mask_T = None if is_in_context() else _real_tokens(args, kwargs)
-        if mask_T is None:
+        if is_in_context():
             return self._below(*args, **kwargs)
-        with forward_context(ForwardContext(mask_T=mask_T)):
-            return self._below(*args, **kwargs)
+        sums: Sums = {}
+        with forward_context(ForwardContext(mask_T=_real_tokens(args, kwargs), sums=sums)):
+            output = self._below(*args, **kwargs)
+        self._recorder.merge(sums)
+        return output
 
 
 def _real_tokens(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor | None:

@@ -9,12 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moe_routing.engine.module_types import is_plain
 from moe_routing.engine.patching import Forward, patched_forward
 
 
 @contextmanager
 def upcast(model: nn.Module) -> Iterator[None]:
-    """Compute in float32 inside the context where the weights are of lower precision.
+    """Compute in float32 inside the context where the weights are of half precision.
 
     Each module converts the weights that it holds for the time of its own forward. So the extra
     memory is twice that of the largest module in half precision, in practice all experts of one
@@ -29,7 +30,8 @@ def upcast(model: nn.Module) -> Iterator[None]:
 
 
 def _is_coarse(weight: Tensor) -> bool:
-    return weight.is_floating_point() and wide_dtype(weight.dtype) != weight.dtype
+    # Numbers of eight bits are codes, meaningless without their scales.
+    return is_plain(weight) and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_routing.engine.adapters import find_routers, router_fingerprint
+from moe_routing.engine.loading import unpack
 from moe_routing.engine.offload import weight_of
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.upcast import upcast
-from moe_routing.errors import InputError
+from moe_routing.errors import InputError, check_type
 from moe_routing.evaluation.budgets import fit_budget
 from moe_routing.evaluation.certify import certify, check_documents
 from moe_routing.evaluation.fitting import DOCUMENTS
@@ -35,7 +36,10 @@ from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.strategies import Budgeted, Strategy, parse_strategy
 from moe_routing.routing.strategies.certified import Certified
 from moe_routing.routing.types import centred_norms
+from moe_routing.schema import build
 from moe_routing.vocabulary import NeededId
+
+Value = TypeVar("Value")
 
 
 def sample_router_logits(
@@ -130,22 +134,32 @@ def calibrate(
         seed: seed of shuffled contexts and of what is toggled.
 
     Raises:
-        InputError: ``texts`` is a single text, an unknown dtype, a model without the output layer
-            that toggles, certificates and scales need; see :func:`sample_router_logits`,
-            :func:`fit_expert_outputs`, :func:`toggle_experts`, :func:`fit_null`, :func:`certify`,
-            :func:`fit_budget` and :func:`fit_scale`.
+        InputError: an argument of a wrong type or size, an unknown dtype, a model without
+            the output layer that toggles, certificates and scales need; see
+            :func:`sample_router_logits`, :func:`fit_expert_outputs`, :func:`toggle_experts`,
+            :func:`fit_null`, :func:`certify`, :func:`fit_budget` and :func:`fit_scale`.
     """
-    if isinstance(texts, str):
-        raise InputError("texts is a str; allowed: a list of documents, such as [text]")
-    texts, passes = list(texts), _precision(model, dtype)
-    parsed = [parse_strategy(one) if isinstance(one, str) else one for one in strategies]
+    check_type("the model", model, nn.Module)
+    check_type("the tokenizer", tokenizer, PreTrainedTokenizerBase)
+    texts = _listed(texts, "texts", str)
+    strategies = _listed(strategies, "strategies", str, Strategy)
+    nulls = None if nulls is None else _listed(nulls, "nulls", str)
+    _check_number("tokens", tokens)
+    _check_number("toggled_tokens", toggled_tokens)
+    _check_number("documents", documents)
+    _check_number("window", 1 if window is None else window)
+    _check_number("seed", seed, least=0)
+    unpack(model)
+    passes = _precision(model, dtype)
+    parsed = [parse_strategy(one) for one in strategies]
     if nulls is None:
         nulls = [] if parsed else ["needed"]
     names = dict.fromkeys([*nulls, *(one.needs_null for one in parsed if one.needs_null)])
     rule = find_routers(model)[0].rule
     certified = {one.id: one for one in parsed if isinstance(one, Certified)}
     if margin is not None:
-        own = Certified(max_k=rule.top_k, margin=margin)
+        check_type("margin", margin, float, int)
+        own = build(Certified, {"max_k": rule.top_k, "margin": margin}, "calibrate")
         certified.setdefault(own.id, own)
     apart = texts[len(texts) - min(documents, len(texts) // 2) :] if certified else []
     texts = texts[: len(texts) - len(apart)]
@@ -200,6 +214,26 @@ def calibrate(
         if one.needs_scale and not (one.needs_budget and budgets[one.needs_budget].left_out)
     }
     return replace(calibration, scales=scales)
+
+
+def _check_number(name: str, number: int, least: int = 1) -> None:
+    check_type(name, number, int)
+    if number < least:
+        raise InputError(f"{name} is {number}; allowed: at least {least}")
+
+
+def _listed(values: Iterable[Value], name: str, *allowed: type) -> list[Value]:
+    """Return an argument that holds several values.
+
+    Raises:
+        InputError: it is a single text, no iterable, or holds a value of another type.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{name} is a {type(values).__name__}; allowed: a list")
+    values = list(values)
+    for value in values:
+        check_type(f"one of the {name}", value, *allowed)
+    return values
 
 
 def _precision(

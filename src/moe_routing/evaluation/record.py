@@ -211,15 +211,22 @@ def environment(seed: int, threads: int) -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """Return the commit of the checkout this package runs from, or 'unknown' outside one."""
-    result = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607 (the user's git)
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+    """Return the commit of the checkout this package runs from, or 'unknown' outside one.
+
+    An environment may lie in a checkout of something else, which does not track this file.
+    """
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    return _git("rev-parse", "HEAD") if tracked else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says in this package's folder; empty if it fails or is not installed."""
+    command, here = ["git", *arguments], Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 @cache

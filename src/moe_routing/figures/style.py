@@ -31,7 +31,11 @@ def look(family: str) -> Look:
 
 
 def use_style() -> None:
-    """Set fonts, sizes and lines for all figures drawn afterwards."""
+    """Set fonts, sizes and lines for all figures drawn afterwards.
+
+    What the user's matplotlibrc sets, such as LaTeX for all text, does not count.
+    """
+    mpl.rcdefaults()
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     mpl.rcParams.update(
         {

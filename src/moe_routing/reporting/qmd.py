@@ -89,7 +89,6 @@ def run_page(path: Path, *, echo: bool) -> Page:
     Raises:
         InputError: a cell or inline code fails.
     """
-    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient import NotebookClient
 
     front, notebook = read_page(path)
@@ -104,8 +103,10 @@ def run_page(path: Path, *, echo: bool) -> Page:
             parts = [
                 _run_cell(client, cell, n, path, echo) for n, cell in enumerate(notebook.cells)
             ]
-    except NoSuchKernel as error:
-        raise InputError(f"{path}: no Python kernel; install ipykernel") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its Python kernel does not answer; it needs ipykernel"
+        ) from error
     return Page(path, front, notebook, "\n\n".join(part for part in parts if part))
 
 

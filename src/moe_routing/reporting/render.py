@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,13 @@ _CONFIG = re.compile(r"^CONFIG = .*$", re.MULTILINE)
 
 _REPOSITORY = re.compile(r'^(REPOSITORY = .*? or )""', re.MULTILINE)
 """The line of a notebook's first cell that names the repository to clone."""
+
+_KERNEL = {
+    "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    "display_name": "Python 3",
+    "language": "python",
+}
+"""Jupyter's kernel ``python3``: this Python."""
 
 # Files that Quarto leaves; and _environment, whose paths are wrong in a copy.
 _NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
@@ -117,26 +124,42 @@ def _publish(make: Renderer, source: Path, results: Path, scratch: Path) -> None
 
 @contextmanager
 def _results_named(results: Path) -> Iterator[None]:
-    """Set the environment in which the cells find the results and this package."""
+    """Set the environment in which the cells find the results and this package.
+
+    They run in this Python, whatever kernels, start-up files and backends the user has.
+    """
     if not results.is_dir():
         raise InputError(f"{results}: no such results folder")
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    values = {
-        VARIABLE: str(results.resolve()),
-        "PYTHONPATH": os.pathsep.join(paths),
-        "QUARTO_PYTHON": sys.executable,
-        "NO_COLOR": "1",  # for the messages of Quarto
-    }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    with tempfile.TemporaryDirectory() as jupyter:
+        kernel = Path(jupyter) / "kernels" / "python3" / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps(_KERNEL), encoding="utf-8")
+        values: dict[str, str | None] = {
+            VARIABLE: str(results.resolve()),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "QUARTO_PYTHON": sys.executable,
+            "NO_COLOR": "1",  # for the messages of Quarto
+            "JUPYTER_PATH": jupyter,
+            "IPYTHONDIR": jupyter,
+            "PYTHONSTARTUP": None,
+            "MPLBACKEND": None,
+        }
+        before = {name: os.environ.get(name) for name in values}
+        _set_environment(values)
+        try:
+            yield
+        finally:
+            _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    """Set environment variables; None removes one."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def _copy(made: Path, folder: Path) -> None:

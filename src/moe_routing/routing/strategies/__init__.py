@@ -17,7 +17,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from moe_routing.errors import InputError
+from moe_routing.errors import InputError, check_type
 from moe_routing.routing.strategies.base import Strategy, decode
 from moe_routing.routing.strategies.controls import ControlStrategy
 from moe_routing.routing.strategies.discovery import (
@@ -44,13 +44,22 @@ __all__ = [
 ]
 
 
-@functools.lru_cache(maxsize=1024)
-def parse_strategy(strategy_id: str) -> Strategy:
+def parse_strategy(strategy_id: str | Strategy) -> Strategy:
     """Return the strategy with this id, such as ``bh_k16_a005`` or ``shuffle.bh_k16_a005``.
 
+    A strategy is returned as it is.
+
     Raises:
-        InputError: unknown family or parameter, or a value out of range.
+        InputError: unknown family or parameter, a value out of range, or no text.
     """
+    if isinstance(strategy_id, Strategy):
+        return strategy_id
+    check_type("a strategy", strategy_id, str)
+    return _parsed(strategy_id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(strategy_id: str) -> Strategy:
     head, dot, base_id = strategy_id.partition(".")
     known, kind = (controls(), "controls (before the dot)") if dot else (families(), "families")
     cls = _family(head.split("_")[0], known, kind, strategy_id)
