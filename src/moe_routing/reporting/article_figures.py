@@ -345,6 +345,20 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
 }
 """By cross-reference label."""
 
+DRAWN_BY = {
+    "fig-budgets": "comparison",
+    "fig-pareto": "comparison",
+    "fig-forest": "comparison",
+    "fig-layers": "comparison",
+    "fig-tokens": "comparison",
+    "fig-max-k": "comparison",
+    "fig-usage": "baseline",
+    "fig-entropy": "baseline",
+    "fig-bh-quality": "bh_routing",
+    "fig-bh-saturation": "bh_routing",
+}
+"""The notebook that draws a figure too, by the figure's label."""
+
 CAPTIONS = {
     Path(figure.path).stem: figure.caption for figure in ARTICLE_FIGURES.values() if figure.planned
 }

@@ -1,4 +1,4 @@
-"""Helpers of the notebooks: set up, make missing results, show tables as Markdown, export."""
+"""Helpers of the notebooks: set up, make missing results, show tables and figures, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import load_config
@@ -70,6 +72,27 @@ def show_markdown() -> None:
     display = get_ipython().display_formatter
     display.active_types = [kind for kind in display.format_types if kind not in EXCLUDED_FORMATS]
     display.formatters["text/markdown"].for_type(pd.DataFrame, table_markdown)
+
+
+class Figures:
+    """Shows the figures of a notebook with their numbers and captions.
+
+    A caption is an output of its own, not an option of the cell: so it is there in Jupyter too, and
+    Quarto keeps the figure when it makes an .ipynb file. A cell that is run again keeps its number.
+    """
+
+    def __init__(self) -> None:
+        self._captions: list[str] = []
+
+    def __call__(self, figure: Figure, caption: str) -> None:
+        """Show a figure and below it its caption."""
+        from IPython.display import Markdown, display
+
+        if caption not in self._captions:
+            self._captions.append(caption)
+        display(figure)
+        plt.close(figure)  # or Jupyter would show it again
+        display(Markdown(f"*Figure {self._captions.index(caption) + 1}: {caption}*"))
 
 
 def table_markdown(table: pd.DataFrame) -> str:
