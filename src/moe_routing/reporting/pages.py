@@ -28,6 +28,11 @@ def sources() -> list[str]:
     return ["_quarto.yml", "references.bib", "styles.css", "dark.scss", "page.html", *pages]
 
 
+def pdf_sources() -> list[str]:
+    """Return the source files of the article as a PDF that no other format has."""
+    return ["_quarto-pdf.yml", "tables.typ"]
+
+
 def outputs() -> list[str]:
     """Return the files of a rendered report, relative to its folder."""
     pages = [f"notebooks/{name}.{suffix}" for name in NOTEBOOKS for suffix in ("html", "ipynb")]

@@ -121,7 +121,7 @@ def run_page(path: Path, *, echo: bool) -> Page:
 
     front, notebook = read_page(path)
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3",
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", coalesce_streams=True,
         extra_arguments=["--log-level=40"],  # errors only
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )  # fmt: skip

@@ -33,12 +33,14 @@ from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
 from moe_routing.reporting.qmd import Page, run_page, source_notebook, titled
+from moe_routing.reporting.word import finish_word
 
 PREVIEW_NOTE = (
     "This is a preview made without Quarto: the same text, numbers and figures in a simpler layout."
 )
 
 _FORMAT = "markdown-yaml_metadata_block"
+_WRITERS = {".docx": "docx", ".typ": "typst"}
 OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
 
@@ -117,12 +119,38 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendere
     return Rendered("preview", problem)
 
 
-def _execute(source: Path, folder: Path) -> Executed:
-    """Copy the sources into a folder and run every page there, once."""
+def render_pdf(source: Path, results: Path, *, quarto: str | None = None) -> Path:
+    """Render the article as ``results``/report/index.pdf by Typst and return it.
+
+    Args:
+        source: folder with _quarto.yml and the pages.
+        results: folder of the study.
+        quarto: path of Quarto, which brings Typst; None takes pandoc and the package ``typst``.
+
+    Raises:
+        InputError: a cell fails, a reference or citation leads nowhere, or a tool is missing.
+    """
+    with tempfile.TemporaryDirectory() as name, _results_named(results), _sources_named(name):
+        folder = Path(name) / "report"
+        page = _execute_article(source, folder)
+        made = _quarto_pdf(quarto, page) if quarto else _preview_pdf(page)
+        with atomic_path(results / "report" / f"{ARTICLE}.pdf") as temporary:
+            shutil.copyfile(made, temporary)
+    return results / "report" / f"{ARTICLE}.pdf"
+
+
+def _execute_article(source: Path, folder: Path) -> Page:
+    """Copy the sources into a folder and run the article there."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     article = run_page(folder / f"{ARTICLE}.qmd", echo=False)
     if "date" in article.front:
         article.front["date"] = str(Article.load().date)
+    return article
+
+
+def _execute(source: Path, folder: Path) -> Executed:
+    """Copy the sources into a folder and run every page there, once."""
+    article = _execute_article(source, folder)
     notebooks = {
         name: run_page(folder / "notebooks" / f"{name}.qmd", echo=True) for name in NOTEBOOKS
     }
@@ -135,6 +163,7 @@ def _publish(make: Renderer, pages: Executed, results: Path, address: str) -> No
     for name, page in pages.notebooks.items():
         path = made / "notebooks" / f"{name}.ipynb"
         _write_notebook(page, path, config_file(results), address)
+    finish_word(made / f"{ARTICLE}.docx")
     _copy(made, staged)  # the check sees what is published, without other files
     check_pages(sorted(staged.rglob("*.html")))
     check_word(staged / f"{ARTICLE}.docx")
@@ -248,6 +277,15 @@ def _quarto_pages(quarto: str, pages: Executed) -> Path:
     return pages.folder / OUTPUT_DIR
 
 
+def _quarto_pdf(quarto: str, page: Page) -> Path:
+    """Render the executed article with the profile of _quarto-pdf.yml."""
+    _write_executed(page)
+    notebook, folder = page.path.with_suffix(".ipynb"), page.path.parent
+    command = [quarto, "render", notebook, "--profile", "pdf", "--to", "typst", "--no-execute"]
+    _run(command, folder, timeout=QUARTO_SECONDS)
+    return folder / OUTPUT_DIR / f"{ARTICLE}.pdf"
+
+
 def _write_executed(page: Page) -> None:
     """Write a page with its outputs in place of its source, as Quarto reads notebooks."""
     import nbformat
@@ -273,6 +311,22 @@ def _preview_pages(pages: Executed) -> Path:
         path = made / "notebooks" / f"{name}.html"
         _write(_document(page, pandoc, pages.folder), page, path, pandoc, pages.folder)
     return made
+
+
+def _preview_pdf(page: Page) -> Path:
+    """Write the executed article as Typst by pandoc, and compile it."""
+    try:
+        import typst
+    except ImportError as error:
+        raise InputError("a PDF needs Quarto, or: pip install typst") from error
+    pandoc, folder = find_pandoc(), page.path.parent
+    text, pdf = page.path.with_suffix(".typ"), page.path.with_suffix(".pdf")
+    _write(_document(page, pandoc, folder), page, text, pandoc, folder)
+    try:
+        typst.compile(text, output=pdf, root=folder)
+    except typst.TypstError as error:
+        raise InputError(f"typst failed: {_relevant_line(str(error).splitlines())}") from error
+    return pdf
 
 
 def find_pandoc() -> str:
@@ -325,7 +379,7 @@ def write_source_notebooks(source: Path) -> list[Path]:
 
 
 def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) -> None:
-    """Write a page as HTML or docx, by the suffix of ``path``."""
+    """Write a page as HTML, docx or Typst, by the suffix of ``path``."""
     options = [
         "--standalone", "--citeproc", f"--bibliography={source / 'references.bib'}",
         "--metadata=link-citations:true", "--metadata=lang:en", "--number-sections", "--toc",
@@ -340,9 +394,13 @@ def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) ->
         options += [f"--variable=include-before:{_head(page)}"]
         options += [f"--include-after-body={source / 'page.html'}"]
     else:
-        options += [f"--to={path.suffix[1:]}"]
+        options += [f"--to={_WRITERS[path.suffix]}"]
+        if path.suffix == ".typ":
+            options += ["--variable=papersize:a4", f"--include-in-header={source / 'tables.typ'}"]
         note = {"t": "Para", "c": [{"t": "Emph", "c": [{"t": "Str", "c": PREVIEW_NOTE}]}]}
-        document = {**document, "blocks": [note, *document["blocks"]]}
+        # The captions have their numbers already.
+        plain = {"t": "RawBlock", "c": ["typst", "#set figure(numbering: none)"]}
+        document = {**document, "blocks": [plain, note, *document["blocks"]]}
     command = [pandoc, "--from=json", *options, f"--output={path}"]
     _run(command, page.path.parent, json.dumps(document))
 
