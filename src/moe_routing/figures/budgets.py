@@ -139,6 +139,7 @@ def unique_experts(table: pd.DataFrame) -> Figure:
         table: ``efficiency/unique_experts.csv``: strategy, batch_size, layer, unique_experts.
     """
     means = table.groupby(["strategy", "batch_size"])["unique_experts"].mean().unstack()
+    means = means.loc[table["strategy"].drop_duplicates()]
     means = means.sort_values(means.columns[-1], ascending=False, kind="stable")
     figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
     for index, (strategy, own) in enumerate(means.iterrows()):
