@@ -20,12 +20,16 @@ def main(clock: JobClock) -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study")
     parser.add_argument("--source", type=Path, default=Path("report"), help="folder of the pages")
     parser.add_argument("--preview", action="store_true", help="write a preview without Quarto")
+    parser.add_argument("--pdf", action="store_true", help="write the article as a PDF only")
     arguments = parser.parse_args()
 
-    from moe_routing.reporting.render import render
+    from moe_routing.reporting.render import render, render_pdf
 
     clock.started()
     quarto = None if arguments.preview else shutil.which("quarto")
+    if arguments.pdf:
+        print(render_pdf(arguments.source, arguments.results, quarto=quarto))
+        return
     rendered = render(arguments.source, arguments.results, quarto=quarto)
     if rendered.problem:
         print(

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from moe_routing.figures.budgets import budgets, unique_experts
+from moe_routing.figures.series import line_style
 from moe_routing.figures.style import use_style
 from moe_routing.statistics.rules import with_kinds
 
@@ -52,10 +53,10 @@ def test_a_panel_per_data_set_and_a_line_per_rule_on_a_linear_axis():
     assert [axis.get_title() for axis in drawn] == ["Wikipedia (n = 120)", "HellaSwag (n = 120)"]
     for axis in drawn:
         assert axis.get_xscale() == "linear"
-        x, y = (np.asarray(values) for values in lines(axis)["one threshold"].get_data())
+        x, y = (np.asarray(values) for values in lines(axis)["One threshold"].get_data())
         assert list(x) == [2.05, 3.05]
         assert list(y) == [0.08, 0.04]
-        x, y = (np.asarray(values) for values in lines(axis)["fixed k"].get_data())
+        x, y = (np.asarray(values) for values in lines(axis)["Fixed k"].get_data())
         assert (list(x), list(y)) == ([2, 3, 4], [0.13, 0.066, 0.037])
 
 
@@ -64,11 +65,33 @@ def test_fixed_numbers_end_at_stock_and_compensated_rules_are_hollow():
     ends = [line.get_xydata()[-1].tolist() for line in axis.get_lines()]
     assert [8.0, 0.0] in ends
     drawn = lines(axis)
-    plain, hollow = drawn["one threshold"], drawn["one threshold, compensated"]
+    plain, hollow = drawn["One threshold"], drawn["One threshold, compensated"]
     assert plain.get_color() == hollow.get_color() == plain.get_markerfacecolor()
     assert hollow.get_markerfacecolor() == "white"
     looks = {(line.get_color(), line.get_markerfacecolor()) for line in drawn.values()}
     assert len(looks) == len(drawn)
+
+
+def test_a_rule_looks_the_same_at_either_scale():
+    """Also where the other scale has fewer rules."""
+    fitted = table("fitted")
+    fitted = fitted[fitted["strategy"].isin(["regular_k3", "absolute_k8_b3_compensated"])]
+    both = pd.concat([table(), fitted])
+    looks = [
+        {
+            name: (line.get_color(), line.get_marker(), line.get_linestyle())
+            for name, line in lines(budgets(both, 8, 0.01, scale).axes[0]).items()
+        }
+        for scale in ("as is", "fitted")
+    ]
+    assert set(looks[1]) == {"Fixed k", "One threshold, compensated"}
+    assert looks[1].items() <= looks[0].items()
+
+
+def test_no_two_of_many_lines_look_alike():
+    looks = [line_style(index) for index in range(40)]
+    assert len({tuple(map(str, one.values())) for one in looks}) == len(looks)
+    assert len({(one["color"], one["marker"]) for one in looks}) == len(looks)
 
 
 def test_the_margin_is_in_nats_and_guessing_in_accuracy():
@@ -78,10 +101,10 @@ def test_the_margin_is_in_nats_and_guessing_in_accuracy():
         {line.get_label(): line.get_ydata()[0] for line in axis.get_lines()}
         for axis in figure.axes[:2]
     )
-    assert first["margin"] == 0.01
-    assert "guessing" not in first
-    assert second["guessing"] == pytest.approx(0.10)
-    assert "margin" not in second
+    assert first["Margin"] == 0.01
+    assert "Guessing" not in first
+    assert second["Guessing"] == pytest.approx(0.10)
+    assert "Margin" not in second
 
 
 def test_distinct_experts_are_means_over_layers():
@@ -94,3 +117,13 @@ def test_distinct_experts_are_means_over_layers():
     axis = unique_experts(pd.DataFrame(rows)).axes[0]
     assert [line.get_label() for line in axis.get_lines()] == ["stock", "regular_k2"]
     assert list(axis.get_lines()[0].get_ydata()) == [2, 9, 65]
+
+
+def test_the_legend_of_distinct_experts_has_the_order_of_the_lines():
+    rows = [
+        {"strategy": name, "batch_size": size, "layer": 0, "unique_experts": size * weight}
+        for name, weight in (("regular_k2", 1), ("stock", 3), ("regular_k4", 2))
+        for size in (1, 8)
+    ]
+    axis = unique_experts(pd.DataFrame(rows)).axes[0]
+    assert [line.get_label() for line in axis.get_lines()] == ["stock", "regular_k4", "regular_k2"]

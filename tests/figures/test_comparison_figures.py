@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -73,7 +75,7 @@ def test_axes_say_unit_items_and_which_way_is_better(cells):
     axes = comparison.pareto(cells, "regular_k8").axes
     assert axes[0].get_title() == "Wikipedia (n = 1,500)"
     assert axes[0].get_ylabel() == "Token perplexity \N{DOWNWARDS ARROW}"
-    assert axes[1].get_ylabel() == "Length-normalised accuracy, % \N{UPWARDS ARROW}"
+    assert axes[1].get_ylabel() == "Length-normalised\naccuracy, % \N{UPWARDS ARROW}"
 
 
 def test_static_curve_is_drawn_whole_and_does_not_squeeze_the_strategies(cells):
@@ -225,6 +227,38 @@ def test_forest_shades_the_side_of_losses(paired):
     assert nats.patches[0].get_x() == pytest.approx(0.01)  # more nats are a loss
     edge = accuracy.patches[0].get_x() + accuracy.patches[0].get_width()
     assert edge == pytest.approx(-1.0)  # percentage points
+
+
+def test_forest_has_losses_on_the_right_in_every_panel(paired):
+    figure = comparison_statistics.forest(paired, margins(), FAMILIES, "regular_k8")
+    nats, accuracy = figure.axes
+    assert not nats.xaxis_inverted()
+    assert accuracy.xaxis_inverted()
+
+
+@pytest.mark.parametrize("largest", [0.3, 2.0, 40.0])
+def test_labels_of_a_forest_do_not_touch(paired, largest):
+    wide = paired.assign(high=largest, low=-largest / 3)
+    figure = comparison_statistics.forest(wide, margins(), FAMILIES, "regular_k8")
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        inside = [
+            label.get_window_extent()
+            for tick, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+            if axis.viewLim.intervalx.min() <= tick <= axis.viewLim.intervalx.max()
+        ]
+        boxes = sorted(inside, key=lambda box: box.x0)
+        assert len(boxes) >= 2
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_axes_that_share_a_row_cover_the_largest_of_all_panels(counts):
+    more = counts.assign(dataset="hellaswag", experts=3 * counts["experts"])
+    both = pd.concat([counts, more])
+    figure = comparison_routing.experts_by_layer(both, ["bh_k8_a005"], "regular_k8")
+    highest = max(float(line.get_ydata().max()) for axis in figure.axes for line in axis.lines)
+    assert all(axis.get_ylim()[1] > highest for axis in figure.axes)
+    assert all(axis.get_ylim()[0] == 0 for axis in figure.axes)
 
 
 def test_forest_fills_only_what_was_shown(paired):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html as html_module
 import json
 import os
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -26,12 +26,12 @@ from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
 from moe_routing.reporting import notebook, protocol
 from moe_routing.reporting import render as rendering
-from moe_routing.reporting.article import Article, results_folder
-from moe_routing.reporting.article_figures import ARTICLE_FIGURES, CAPTIONS, COMPARISON
+from moe_routing.reporting.article import DOWNLOADED, Article, results_folder
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES, CAPTIONS, COMPARISON, DRAWN_BY
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.notebook import EXCLUDED_FORMATS
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
-from moe_routing.reporting.qmd import read_page, run_page
+from moe_routing.reporting.qmd import read_page, run_page, source_notebook
 from moe_routing.reporting.render import (
     OUTPUT_DIR,
     PREVIEW_NOTE,
@@ -110,10 +110,12 @@ def test_pages_have_tables_figures_with_alt_text_and_references(rendered):
 )
 def test_figures_of_notebooks_have_captions_and_alt_text(rendered, name, figures):
     html = (rendered / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
-    found = re.findall(r"<figure>\s*<img[^>]* alt=\"([^\"]+)\"[^>]*>\s*<figcaption", html)
-    assert len(found) == len(set(found)) == html.count("<img") == figures
-    captions = re.findall(r"(?s)<figcaption[^>]*>(.*?)</figcaption>", html)
-    assert not set(found) & {" ".join(caption.split()) for caption in captions}
+    shown = r"(?s)<p><img[^>]* alt=\"([^\"]+)\"[^>]*></p>\s*<p><em>Figure (\d+): (.*?)</em></p>"
+    found = re.findall(shown, html)
+    assert [int(number) for _, number, _ in found] == list(range(1, figures + 1))
+    assert html.count("<img") == figures
+    texts = [alt for alt, _, _ in found] + [" ".join(text.split()) for _, _, text in found]
+    assert len(set(texts)) == 2 * figures
 
 
 def test_what_was_not_drawn_is_said(rendered):
@@ -123,11 +125,14 @@ def test_what_was_not_drawn_is_said(rendered):
 
 
 @pytest.mark.parametrize("label", ["fig-pareto", "fig-bh-quality"])
-def test_a_figure_that_should_be_there_is_asked_for(rendered, tmp_path, label):
+def test_a_figure_that_should_be_there_is_asked_for(rendered, tmp_path, monkeypatch, label):
+    monkeypatch.chdir(tmp_path)  # figures are copied beside the page
     folder = Path(shutil.copytree(rendered.parent, tmp_path / "planted"))
     article = Article.load(folder)
     path = folder / ARTICLE_FIGURES[label].path
-    assert "![" in article.figure(label)
+    assert f"(_figures/{label}.png)" in article.figure(label)
+    copied = tmp_path / "_figures" / f"{label}.png"
+    assert copied.read_bytes() == (folder / ARTICLE_FIGURES[label].path).read_bytes()
     path.unlink()
     with pytest.raises(InputError, match=r"\.png: the figure is missing; run the workflow"):
         article.figure(label)
@@ -214,9 +219,9 @@ def test_no_output_of_a_notebook_is_html(rendered, name):
     assert not kinds & set(EXCLUDED_FORMATS)
 
 
-def test_no_output_of_the_article_is_html(rendered, monkeypatch):
+def test_no_output_of_the_article_is_html(rendered, copy, monkeypatch):
     monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
-    kinds = kinds_of(run_page(SOURCE / "index.qmd", echo=False).notebook)
+    kinds = kinds_of(run_page(copy / "index.qmd", echo=False).notebook)
     assert "text/markdown" in kinds
     assert not kinds & set(EXCLUDED_FORMATS)
 
@@ -342,7 +347,7 @@ def test_a_notebook_names_the_repository(tmp_path, copy, address):
     )
     for name in NOTEBOOKS:
         assert f"\n{line}\n" in (copy / "notebooks" / f"{name}.qmd").read_text()
-    stubbed(copy, body=f"```{{python}}\nimport os\n{line}\n```")
+    stubbed(copy, body=f"```{{python}}\nimport os\n{line}\n```", article=True)
     (tmp_path / "results").mkdir()
     render(copy, tmp_path / "results", quarto=quarto(tmp_path))
     for name in NOTEBOOKS:
@@ -366,10 +371,11 @@ def test_pages_load_nothing_and_lead_to_one_another(rendered):
     assert all("../index.html" in links[f"notebooks/{name}.html"] for name in NOTEBOOKS)
 
 
-def test_wide_tables_and_figures_scroll_in_themselves():
+def test_wide_tables_scroll_in_themselves_and_what_is_long_breaks():
     css = (SOURCE / "styles.css").read_text(encoding="utf-8")
-    assert re.search(r'div\[id\^="tbl-"\] \{ overflow-x: auto; \}', css)
-    assert re.search(r"figure:has\(img\), p:has\(> img\) \{ overflow-x: auto; \}", css)
+    assert re.search(r'div\[id\^="tbl-"\][^{}]* \{ overflow-x: auto; \}', css)
+    assert re.search(r"\.csl-entry a[^{}]* \{ overflow-wrap: anywhere; \}", css)
+    assert not re.search(r"\.source \{[^}]*nowrap", css)
 
 
 def test_bibliography_and_citations_agree():
@@ -422,10 +428,14 @@ def test_an_unknown_figure_or_table_is_an_error(planted):
 
 
 FAKE = """#!{python}
-import pathlib, sys, yaml, zipfile
-made = pathlib.Path(sys.argv[2]) / "_rendered"
+import json, pathlib, sys, yaml, zipfile
+folder = pathlib.Path(sys.argv[2])
+made = folder / "_rendered"
 (made / "notebooks").mkdir(parents=True)
-if not (made.parent / "_quarto.yml").is_file() or (made.parent / "_environment").exists():
+project = yaml.safe_load((folder / "_quarto.yml").read_text())
+if project["execute"]["enabled"] or list(folder.rglob("*.qmd")):
+    sys.exit("Quarto would run cells")
+if (folder / "_environment").exists():
     sys.exit("wrong copy")
 with zipfile.ZipFile(made / "index.docx", "w") as archive:
     archive.writestr("word/document.xml", {word!r})
@@ -435,12 +445,9 @@ links = "".join(f'<a href="{{link}}">x</a>' for link in links)
 for name in ("baseline", "bh_routing", "comparison"):
     page = made / "notebooks" / f"{{name}}.html"
     page.write_text("<p>x</p>")
-    source = made.parent / "notebooks" / f"{{name}}.qmd"
-    formats = yaml.safe_load(source.read_text().split("---")[1]).get("format")
-    if formats and "ipynb" in formats:
-        page.with_suffix(".ipynb").write_text("another notebook")
-        page.write_text(f'<a href="{{name}}.ipynb">Jupyter</a>')
-    if not formats:
+    head = json.loads((folder / "notebooks" / f"{{name}}.ipynb").read_text())["cells"][0]
+    assert head["cell_type"] == "raw"
+    if "format" not in yaml.safe_load("".join(head["source"]).strip("-")):
         page.with_suffix(".docx").write_bytes(b"docx")
         page.write_text(f'<a href="{{name}}.docx">MS Word</a>')
 sys.exit({status!r})
@@ -458,14 +465,17 @@ def quarto(folder, added="", status=0, word="<w:t>x</w:t>"):
     return str(path)
 
 
-def stubbed(copy, formats="format: {html: default, ipynb: default}", body="Nothing."):
+def stubbed(copy, formats="format: {html: default}", body="Nothing.", article=False):
+    """Replace the notebooks, and the article too, by pages that need no study."""
     for name in NOTEBOOKS:
         page = copy / "notebooks" / f"{name}.qmd"
         page.write_text(f"---\ntitle: y\n{formats}\n---\n\n{body}\n", encoding="utf-8")
+    if article:
+        (copy / "index.qmd").write_text("---\ntitle: x\n---\n\nNothing.\n", encoding="utf-8")
 
 
 def test_quarto_renders_where_it_is_installed(tmp_path, copy):
-    stubbed(copy)
+    stubbed(copy, article=True)
     (tmp_path / "results").mkdir()
     assert render(copy, tmp_path / "results", quarto=quarto(tmp_path)) == ("quarto", "")
     made = tmp_path / "results" / "report"
@@ -476,13 +486,12 @@ def test_quarto_renders_where_it_is_installed(tmp_path, copy):
 
 
 def refusal(copy, results, program):
-    """Why Quarto's pages are not taken."""
+    """Why Quarto's pages are not taken; the preview stands in for them."""
     results.mkdir()
-    make = partial(rendering._render_by_quarto, program)
-    with rendering._results_named(results), pytest.raises(InputError) as refused:
-        rendering._publish(make, copy, results, copy.parent / "scratch")
-    assert not (results / "report").exists()
-    return str(refused.value)
+    rendered = render(copy, results, quarto=program)
+    assert rendered.by == "preview"
+    assert PREVIEW_NOTE in (results / "report" / "index.html").read_text(encoding="utf-8")
+    return rendered.problem
 
 
 @pytest.mark.parametrize(
@@ -512,23 +521,25 @@ def refusal(copy, results, program):
     ],
 )
 def test_what_quarto_lets_pass_is_refused(tmp_path, copy, fault, said):
-    stubbed(copy)
+    stubbed(copy, article=True)
     assert refusal(copy, tmp_path / "results", quarto(tmp_path, **fault)) == said
 
 
 def test_a_link_to_a_page_that_is_not_kept_is_refused(tmp_path, copy):
-    stubbed(copy, formats="")
+    stubbed(copy, formats="", article=True)
     said = refusal(copy, tmp_path / "results", quarto(tmp_path))
     assert said == "notebooks/baseline.html: link to baseline.docx leads nowhere"
 
 
 def test_a_program_that_cannot_be_run_is_no_quarto(tmp_path, copy):
+    stubbed(copy, article=True)
     (tmp_path / "quarto").write_text("no program")
     said = refusal(copy, tmp_path / "results", str(tmp_path / "quarto"))
     assert said == "quarto cannot be run: Permission denied"
 
 
 def test_a_quarto_that_does_not_end_is_ended_with_what_it_started(tmp_path, copy, monkeypatch):
+    stubbed(copy, article=True)
     alive = tmp_path / "alive"
     program = tmp_path / "quarto"
     program.write_text(f"#!/bin/sh\n(sleep 4; touch {alive}) &\nwait\n")
@@ -545,8 +556,7 @@ def test_a_page_that_quarto_cannot_make_does_not_cost_the_study(
     tmp_path, copy, monkeypatch, capsys
 ):
     """The script ends well, with a preview that passes the checks and a warning."""
-    stubbed(copy)
-    (copy / "index.qmd").write_text("---\ntitle: x\n---\n\nNothing.\n", encoding="utf-8")
+    stubbed(copy, article=True)
     results = tmp_path / "results"
     results.mkdir()
     quarto(tmp_path, added="<script src=https://x.org/y.js></script>")
@@ -586,10 +596,138 @@ def test_the_script_says_that_quarto_is_missing(monkeypatch, capsys, options, qu
     assert capsys.readouterr().out == f"r/report/index.html ({said})\n"
 
 
+def test_cells_run_once_for_all_formats_and_both_renderers(tmp_path, copy):
+    ran = tmp_path / "ran"
+    code = f"with open({str(ran)!r}, 'a') as file:\n    print('x', file=file)"
+    stubbed(copy, body=f"```{{python}}\n{code}\n```")
+    (copy / "index.qmd").write_text(f"---\ntitle: x\n---\n\n```{{python}}\n{code}\n```\n")
+    (tmp_path / "results").mkdir()
+    rendered = render(copy, tmp_path / "results", quarto=quarto(tmp_path, status="ERROR: x"))
+    assert rendered == ("preview", "quarto failed: ERROR: x")
+    assert len(ran.read_text().split()) == 1 + len(NOTEBOOKS)
+
+
+def test_quarto_gets_the_values_of_inline_code_and_the_day_of_the_results(rendered, copy):
+    day = Article.load(rendered.parent).date
+    with rendering._results_named(rendered.parent):
+        pages = rendering._execute(copy, copy.parent / "run")
+        rendering._write_executed(pages.article)
+    cells = nbformat.read(copy.parent / "run" / "index.ipynb", as_version=4).cells
+    assert yaml.safe_load(cells[0].source.strip("-"))["date"] == day
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+    assert not [cell for cell in cells if "{python}" in cell.source]
+    assert sum(len(cell.outputs) for cell in cells if cell.cell_type == "code") > 20
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_rendered_in_the_formats_that_are_kept(name):
-    front, _ = read_page(SOURCE / "notebooks" / f"{name}.qmd")
-    assert front["format"] == {"html": "default", "ipynb": "default"}
+def test_committed_notebooks_are_the_pages_without_outputs(tmp_path, copy, name):
+    page = SOURCE / "notebooks" / f"{name}.qmd"
+    committed = page.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert committed == source_notebook(page), "run: python scripts/write_notebooks.py"
+    notebook = nbformat.reads(committed, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("# Notebook: ")
+    assert not [cell for cell in notebook.cells if cell.get("outputs")]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("So `{python} 1`.", "inline code; a notebook cannot run it"),
+        ("```{python}\n#| include: false\n1\n```", "include: false; a notebook shows every cell"),
+    ],
+)
+def test_a_page_that_is_no_notebook_is_refused(tmp_path, body, said):
+    page = tmp_path / "page.qmd"
+    page.write_text(f"---\ntitle: x\n---\n\n{body}\n")
+    with pytest.raises(InputError, match=said):
+        source_notebook(page)
+
+
+def test_a_committed_notebook_runs_from_top_to_bottom(rendered, tmp_path, monkeypatch):
+    """In a kernel that finds nothing but its own file and the results."""
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
+    committed = nbformat.read(SOURCE / "notebooks" / "comparison.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(committed, timeout=300, kernel_name="python3", resources=resources).execute()
+    code = [cell for cell in committed.cells if cell.cell_type == "code"]
+    kinds = [set(out.get("data", {})) for cell in code for out in cell.outputs]
+    assert sum("image/png" in kind for kind in kinds) == 5
+    assert "text/html" not in set().union(*kinds)
+
+
+def test_front_matter_is_that_of_the_citation():
+    front, _ = read_page(SOURCE / "index.qmd")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert [front["author"]] == [author["name"] for author in citation["authors"]]
+    assert front["keywords"] == citation["keywords"]
+    assert front["license"] == citation["license"]
+    text = " ".join((SOURCE / "index.qmd").read_text(encoding="utf-8").split())
+    cited = text[text.index("# How to cite") : text.index("# References")]
+    assert front["author"] in cited
+    assert f"{front['title']} {front['subtitle']}" in cited
+    assert ", ".join(citation["keywords"]) in cited
+    assert f"{citation['license']} licence" in cited
+
+
+def test_the_preview_has_author_day_and_links_to_the_notebooks(rendered):
+    html = (rendered / "index.html").read_text(encoding="utf-8")
+    assert '<p class="author">The moe-routing-study authors</p>' in html
+    assert f'<p class="date">{Article.load(rendered.parent).date}</p>' in html
+    front, _ = read_page(SOURCE / "index.qmd")
+    for link in front["other-links"]:
+        assert f'<a href="{link["href"]}">{link["text"]}</a>' in html
+
+
+def test_tables_can_be_downloaded_from_the_page_itself(rendered):
+    html = (rendered / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a download="([^"]+)" href="data:text/csv;base64,([^"]+)"', html)
+    tables = {name: base64.b64decode(data) for name, data in links}
+    primary = rendered.parent / "statistics" / "primary.csv"
+    assert tables["primary.csv"] == primary.read_bytes()
+    assert len(tables) > 3
+    assert max(map(len, tables.values())) <= DOWNLOADED
+
+
+def test_figures_link_to_the_notebook_that_draws_them(rendered):
+    html = (rendered / "index.html").read_text(encoding="utf-8")
+    for label, name in DRAWN_BY.items():
+        drawn = Path(ARTICLE_FIGURES[label].path).stem
+        assert f"{drawn}(" in (SOURCE / "notebooks" / f"{name}.qmd").read_text(encoding="utf-8")
+        if f'id="{label}"' in html:
+            figure = html[html.index(f'id="{label}"') :]
+            assert f'href="notebooks/{name}.html"' in figure[: figure.index("</figure>")]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """<script>
+onload = () => parent.postMessage([innerWidth, document.documentElement.scrollWidth], "*");
+</script>
+"""
+FRAMES = """<script>
+const said = [];
+onmessage = (event) => { said.push(event.data); document.title = JSON.stringify(said); };
+</script>
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+@pytest.mark.parametrize("page", ["index.html", *(f"notebooks/{name}.html" for name in NOTEBOOKS)])
+def test_no_page_scrolls_sideways(rendered, tmp_path, page):
+    html = (rendered / page).read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>")
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    widths = (1280, 768, 390)
+    frames = "".join(f'<iframe src="page.html" width="{width}"></iframe>' for width in widths)
+    (tmp_path / "frames.html").write_text(f"<!doctype html>{FRAMES}{frames}", encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", str(tmp_path / "frames.html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    said = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert {inner for inner, _ in said} == set(widths)
+    assert [(inner, needed) for inner, needed in said if needed > inner] == []
 
 
 def test_output_folder_is_that_of_quarto():

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from shared import shared_folder
-from workflow_runs import make_checkout, make_smoke_study
+from workflow_runs import make_checkout, make_quarto, make_smoke_study
 
 
 @pytest.fixture
@@ -24,4 +24,5 @@ def smoke_run(tmp_path_factory):
     made = shared_folder(tmp_path_factory, "smoke_study", make_smoke_study)
     folder = tmp_path_factory.mktemp("smoke") / "checkout"
     shutil.copytree(made / "checkout", folder, symlinks=True)
+    make_quarto(folder.parent / "bin")
     return folder, (made / "snakemake.out").read_text(encoding="utf-8")

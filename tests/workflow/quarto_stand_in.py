@@ -1,9 +1,10 @@
 """What `quarto render FOLDER` does, as far as this repository's pages ask for it.
 
-Cells are run and pages written by pandoc. As Quarto does, it adds require.js and jQuery from
-another host to a page with any output that is HTML or JavaScript, whichever form of it is shown:
-``haveOutputType`` and ``includesForJupyterWidgetDependencies`` in quarto-dev/quarto-cli,
-src/core/jupyter/widgets.ts. Cross-references and citations stay as they are written.
+Pages are written by pandoc; the cells of a .qmd page are run, those of a notebook are not. As
+Quarto does, it adds require.js and jQuery from another host to a page with any output that is HTML
+or JavaScript, whichever form of it is shown: ``haveOutputType`` and
+``includesForJupyterWidgetDependencies`` in quarto-dev/quarto-cli, src/core/jupyter/widgets.ts.
+Cross-references and citations stay as they are written.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import yaml
 
-from moe_routing.reporting.qmd import Page, run_page
+from moe_routing.reporting.qmd import Page, markdown_of, run_page
 from moe_routing.reporting.render import find_pandoc
 
 GENERATOR = '<meta name="generator" content="quarto stand-in">'
@@ -42,12 +44,22 @@ def write(page: Page, path: Path) -> None:
         path.write_text(path.read_text("utf-8").replace("</head>", f"{head}</head>"), "utf-8")
 
 
+def read(source: Path, *, echo: bool) -> Page:
+    """Run a .qmd page, or read a notebook, whose front matter is its first cell."""
+    if source.suffix == ".qmd":
+        return run_page(source, echo=echo)
+    notebook = nbformat.read(source, as_version=4)
+    front = yaml.safe_load(notebook.cells.pop(0).source.strip("-"))
+    echo = front.get("execute", {}).get("echo", echo)
+    return Page(source, front, notebook, markdown_of(notebook, echo=echo))
+
+
 def main(folder: Path) -> None:
     """Render every page of the project."""
     project = yaml.safe_load((folder / "_quarto.yml").read_text(encoding="utf-8"))
     for pattern in project["project"]["render"]:
         for source in sorted(folder.glob(pattern)):
-            page = run_page(source, echo=project["execute"]["echo"])
+            page = read(source, echo=project["execute"]["echo"])
             made = folder / project["project"]["output-dir"] / source.relative_to(folder)
             formats = page.front.get("format", project["format"])
             for suffix in {"html", "docx"} & set(formats):
@@ -55,6 +67,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--version":
+        sys.exit(print("1.11.0"))
     if sys.argv[1] != "render":
         sys.exit(f"ERROR: unknown command {sys.argv[1]}")
     main(Path(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html as html_module
 import json
 import re
 import shutil
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 from without_torch import without_torch
 from workflow_runs import SMOKE, make_checkout, snakemake
+
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 
 LEFT_OUT = "bh_k8_b2"
 """No level that 32 toggled tokens allow keeps so few experts."""
@@ -232,7 +235,10 @@ def test_report_of_the_workflow_names_a_baseline_left_to_its_default(smoke_run, 
     done = snakemake(smoke_run[0], "--report", str(report), *SMOKE)
     assert done.returncode == 0, done.stderr[-4000:]
     html = report.read_text(encoding="utf-8")
-    assert re.findall(r"Paired differences from (?:<[^>]*>)*([^<]*)<", html) == ["stock"]
+    assert set(re.findall(r"Baseline: (?:<[^>]*>)*([^<]*)<", html)) == {"stock"}
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>|\\n", " ", html_module.unescape(html)))
+    for label in ("fig-forest", "fig-bh-quality", "fig-entropy"):  # the captions of the article
+        assert ARTICLE_FIGURES[label].caption in text, label
 
 
 def test_a_killed_run_ends_in_the_same_cells_as_one_that_was_not(smoke_run, tmp_path):

@@ -62,8 +62,13 @@ def warm_snakemake():
 
 
 def snakemake(folder, *arguments, timeout=3600, environment=None, **variables):
-    """Run Snakemake without a network for the hub, or in a given environment."""
+    """Run Snakemake without a network for the hub, or in a given environment.
+
+    A stand-in for Quarto beside the folder is on the PATH, as when its study was made.
+    """
     command = snakemake_command(*arguments)
+    if (folder.parent / "bin" / "quarto").is_file():
+        variables = {"PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"} | variables
     if environment is None:  # another one may change what is imported
         command = [warm_snakemake(), str(RUN_SNAKEMAKE), *arguments]
     return subprocess.run(

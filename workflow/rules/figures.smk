@@ -1,6 +1,6 @@
 # Figures of the comparison and of the analyses.
 from moe_routing.analysis.outputs import ANALYSES
-from moe_routing.reporting.article_figures import planned
+from moe_routing.reporting.article_figures import COMPARISON, captions_in, planned
 
 
 rule plot_comparison:
@@ -29,6 +29,7 @@ rule plot_comparison:
         runtime=10,
     params:
         results=subpath(input.model, parent=True),
+        captions=captions_in(COMPARISON),  # for the report
     message:
         "Drawing the comparison"
     shell:
@@ -63,6 +64,7 @@ for analysis in ANALYSES:
             runtime=10,
         params:
             analysis=analysis.name,
+            captions=captions_in(f"{analysis.name}/{analysis.name}_plots"),  # for the report
             results=subpath(input[0], ancestor=2),
         message:
             f"Drawing the figures: {analysis.category}"

@@ -1,6 +1,6 @@
 # What people read: the one-page report, and the article with its notebooks.
 from moe_routing.analysis.outputs import ANALYSES, CONSEQUENCE
-from moe_routing.reporting.pages import outputs, sources
+from moe_routing.reporting.pages import outputs, pdf_sources, renderer, sources
 
 
 rule comparison_report:
@@ -39,13 +39,14 @@ rule render_article:
         report=rules.comparison_report.output[0],
         analyses=[analysis.plot_paths(RESULTS, "png") for analysis in ANALYSES],
     output:
+        # Updated, not removed before the job: if rendering fails, the last good article stays.
         report(
-            f"{RESULTS}/report/index.html",
+            update(f"{RESULTS}/report/index.html"),
             caption="../report/article.rst",
             category="Texts",
             labels={"text": "article"},
         ),
-        [f"{RESULTS}/report/{name}" for name in outputs() if name != "index.html"],
+        [update(f"{RESULTS}/report/{name}") for name in outputs() if name != "index.html"],
     log:
         f"{RESULTS}/logs/render_article.log",
     conda:
@@ -57,12 +58,40 @@ rule render_article:
     params:
         results=subpath(input.report, ancestor=2),
         source=CHECKOUT / "report",
+        # Another renderer makes the article again.
+        renderer=renderer(),
     message:
         "Rendering the article"
     # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
     shell:
         'python "$SCRIPTS/render_report.py" --results {params.results:q} '
         "--source {params.source:q} 2>&1 | tee {log:q}"
+
+
+# On request: snakemake --cores all article_pdf. Typst comes with Quarto; without it: pip install typst.
+rule article_pdf:
+    input:
+        pages=[f"{CHECKOUT / 'report' / page}" for page in pdf_sources()],
+        article=rules.render_article.output,
+    output:
+        update(f"{RESULTS}/report/index.pdf"),
+    log:
+        f"{RESULTS}/logs/article_pdf.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        results=subpath(output[0], ancestor=2),
+        source=CHECKOUT / "report",
+        renderer=renderer(),
+    message:
+        "Rendering the article as a PDF"
+    shell:
+        'python "$SCRIPTS/render_report.py" --pdf --results {params.results:q} '
+        "--source {params.source:q} > {log:q} 2>&1"
 
 
 # What a machine without the model, the data or torch needs to make statistics, figures and the

@@ -8,7 +8,8 @@ define them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ from moe_routing.files import atomic_path, reading
 
 WIDEST = 34
 """Characters that a column of a Markdown table may claim before its text wraps."""
+WIDTH, GAP, LONG = 112, 2, 24
+"""Characters that fit a page in the size of tables, those between columns, and the longest id that
+is not broken."""
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -47,7 +51,7 @@ def markdown(table: pd.DataFrame, align: str | None = None) -> str:
     """Return a Markdown pipe table without a newline at its end; numbers have three decimals.
 
     Cells and names may hold Markdown; a bar in them is escaped. Rules are as long as their columns
-    are wide, because pandoc takes relative widths from them.
+    are wide, because pandoc takes relative widths from them: wide enough for the longest word.
 
     Args:
         table: the cells; the index is left out.
@@ -56,14 +60,35 @@ def markdown(table: pd.DataFrame, align: str | None = None) -> str:
     columns = [_cell(str(name)) for name in table.columns]
     align = align or ("ll" + "r" * len(columns))[: len(columns)]
     rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]
+    widths = _widths(list(zip(columns, *rows, strict=True)))
+    rules = [_rule(letter, width) for letter, width in zip(align, widths, strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rules, *rows])
 
 
 def _cell(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
+
+
+def _widths(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of columns in characters: no word breaks if all fit the page."""
+    plain = [[re.sub(r"[`*]", "", text) for text in column] for column in columns]
+    least = [max(map(_longest, column)) + GAP for column in plain]
+    full = [max(map(len, column)) + GAP for column in plain]
+    more = [max(0, min(WIDEST, n) - word) for n, word in zip(full, least, strict=True)]
+    spare = max(0, WIDTH - sum(least))
+    part = min(1.0, spare / max(1, sum(more)))
+    return [word + int(part * extra) for word, extra in zip(least, more, strict=True)]
+
+
+def _longest(text: str) -> int:
+    """Return the length of the longest part of a text that is not broken into lines."""
+    words = text.split(" ")
+    return max(
+        len(part)
+        for word in words
+        for part in (re.split(r"(?<=_)", word) if len(word) > LONG else [word])
+    )
 
 
 def _rule(letter: str, length: int) -> str:

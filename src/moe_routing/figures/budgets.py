@@ -19,6 +19,7 @@ from moe_routing.figures.series import (
     DASHES,
     MARKERS,
     REFERENCE,
+    capitalised,
     error_bars,
     legend_in_spare_panel,
     line_style,
@@ -50,7 +51,7 @@ def budgets(table: pd.DataFrame, top_k: int, margin: float, scale: str = AS_IS) 
     least = other["mean_experts"].min() - 0.6 if len(other) else 0.0
     rows = rows[rows["mean_experts"] >= least]
     datasets = list(rows["dataset"].drop_duplicates())
-    looks = _looks(rows)
+    looks = _looks(table)  # of every kind, so that one looks the same at either scale
     figure, axes = panels(datasets, columns=2 if len(datasets) > 1 else 1, height=3.0)
     found: dict[str, Artist] = {}
     for dataset, axis in axes.items():
@@ -58,10 +59,10 @@ def budgets(table: pd.DataFrame, top_k: int, margin: float, scale: str = AS_IS) 
         _panel(axis, own, looks, top_k)
         metric = METRICS[own["metric"].iloc[0]]
         if metric.name == "nats_per_token":
-            axis.axhline(margin, label="margin", **REFERENCE)
+            axis.axhline(margin, label="Margin", **REFERENCE)
         elif metric.is_proportion and (chance := DATASETS[dataset].chance):
             stock = own["value"] - metric.loss(1.0) * own["loss_over_stock"]
-            axis.axhline(float(stock.iloc[0]) - chance, label="guessing", **REFERENCE)
+            axis.axhline(float(stock.iloc[0]) - chance, label="Guessing", **REFERENCE)
         title = f"{DATASETS[dataset].label} (n = {int(own['n_items'].iloc[0]):,})"
         axis.set(
             title=title,
@@ -72,7 +73,7 @@ def budgets(table: pd.DataFrame, top_k: int, margin: float, scale: str = AS_IS) 
         axis.xaxis.set_major_locator(FixedLocator(range(1, top_k + 1)))
         for artist, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, artist)
-    order = [kind.words for kind in looks]
+    order = [capitalised(kind.words) for kind in looks]
     entries = {label: found[label] for label in [*order, *found] if label in found}
     legend_in_spare_panel(figure, entries, 3)
     return figure
@@ -110,13 +111,13 @@ def _panel(
         if kind.rule == CERTIFIED:
             axis.errorbar(
                 own["mean_experts"], own["loss_over_stock"], yerr=error, ls="", elinewidth=0.7,
-                zorder=5, label=kind.name, **_STAR,
+                zorder=5, label=capitalised(kind.name), **_STAR,
             )  # fmt: skip
             continue
         axis.errorbar(
             own["mean_experts"], own["loss_over_stock"], yerr=error, lw=1.0, ms=4.5,
             elinewidth=0.7, capsize=1.2, ecolor=(looks[kind]["color"], 0.5), mew=0.9,
-            label=kind.words, **looks[kind],
+            label=capitalised(kind.words), **looks[kind],
         )  # fmt: skip
         if kind == PLAIN:  # fixed numbers reach the stock model, which loses nothing
             last = own.iloc[-1]
@@ -132,18 +133,20 @@ def _panel(
 def unique_experts(table: pd.DataFrame) -> Figure:
     """Draw distinct experts per layer against batch size, one line per strategy.
 
+    The legend has the order of the lines at the largest batch.
+
     Args:
         table: ``efficiency/unique_experts.csv``: strategy, batch_size, layer, unique_experts.
     """
-    means = table.groupby(["strategy", "batch_size"], sort=False)["unique_experts"].mean()
+    means = table.groupby(["strategy", "batch_size"])["unique_experts"].mean().unstack()
+    means = means.loc[table["strategy"].drop_duplicates()]
+    means = means.sort_values(means.columns[-1], ascending=False, kind="stable")
     figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
-    for index, (strategy, own) in enumerate(groups_of(means.reset_index(), "strategy")):
-        own = own.sort_values("batch_size")
+    for index, (strategy, own) in enumerate(means.iterrows()):
         axis.plot(
-            own["batch_size"], own["unique_experts"], lw=1.0, ms=4, label=strategy,
-            **line_style(index),
+            means.columns, own, lw=1.0, ms=4, label=strategy, **line_style(index),
         )  # fmt: skip
-    sizes = sorted(table["batch_size"].unique())
+    sizes = means.columns
     axis.set(
         xscale="log",
         xlabel="Tokens in a batch",

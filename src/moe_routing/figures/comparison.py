@@ -18,10 +18,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from moe_routing.analysis.tables import groups_of
 from moe_routing.figures.series import (
     REFERENCE,
+    capitalised,
     error_bars,
     experts_axis,
     legend_in_spare_panel,
     panels,
+    wrapped,
 )
 from moe_routing.figures.style import look
 from moe_routing.routing.strategies import family_entry, static_families
@@ -209,9 +211,8 @@ def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
     """Label an axis of quality; its limits cover the intervals of ``rows``."""
     metric = METRICS[rows["metric"].iloc[0]]
     unit = ", %" if metric.is_proportion else ""
-    axis.set(
-        title=_title(dataset, rows), ylabel=f"{metric.label.capitalize()}{unit} {metric.arrow}"
-    )
+    label = wrapped(f"{capitalised(metric.label)}{unit} {metric.arrow}")
+    axis.set(title=_title(dataset, rows), ylabel=label)
     low, high = rows["ci_low"].min(), rows["ci_high"].max()
     chance = metric.percent * DATASETS[dataset].chance
     if metric.is_proportion and chance:

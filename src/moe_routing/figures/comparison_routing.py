@@ -70,8 +70,10 @@ def experts_by_layer(counts: pd.DataFrame, strategies: list[str], baseline: str)
             axis.plot(means.columns, means.loc[strategy], label=strategy, **style)
         if baseline in means.index:
             axis.plot(means.columns, means.loc[baseline], ls=":", color="#000000", label=baseline)
-        axis.set(xlabel="Layer", ylim=(0, None))
+        axis.set(xlabel="Layer")
         axis.locator_params(axis="x", integer=True)
+    for axis, _, _ in grid:  # after all: a row shares its axis
+        axis.set_ylim(bottom=0)
     _finish_grid(grid, "Mean experts per token")
     return figure
 

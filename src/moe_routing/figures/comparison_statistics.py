@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from moe_routing.analysis.tables import truth_values
+from moe_routing.figures.series import capitalised, wrapped
 from moe_routing.figures.style import WIDTH, look
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, METRICS
@@ -23,7 +25,8 @@ def forest(
     """Draw paired differences from the baseline with intervals, one panel per data set.
 
     Filled markers: significant after correction for multiplicity. Shaded: losses at least as large
-    as the non-inferiority margin.
+    as the non-inferiority margin. Losses are on the right in every panel, so an axis on which more
+    is better runs from right to left.
 
     Args:
         paired: ``statistics/paired.csv``.
@@ -67,9 +70,12 @@ def _forest_panel(
             capsize=1.5, elinewidth=0.8,
         )  # fmt: skip
     axis.axvline(0, color="#444444", lw=0.8)
-    axis.set_xlabel(f"{metric.label},\n{metric.unit}" if metric.is_proportion else metric.label)
+    unit = f", {metric.unit}" if metric.is_proportion else ""
+    axis.set_xlabel(wrapped(f"{capitalised(metric.label)}{unit}"))
     if margin is not None:
         _shade(axis, scale * metric.loss(margin))
+    if metric.higher_is_better:
+        axis.invert_xaxis()
 
 
 def _shade(axis: Axes, edge: float) -> None:
@@ -77,9 +83,24 @@ def _shade(axis: Axes, edge: float) -> None:
     if max(abs(low), abs(high)) > _LINEAR_UP_TO * abs(edge):
         axis.set_xscale("symlog", linthresh=5 * abs(edge))
         low, high = 1.3 * low, 1.3 * high  # so that no marker is cut
+        axis.xaxis.set_major_locator(FixedLocator(_ticks(axis, abs(edge), low, high)))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.tick_params(axis="x", labelrotation=45)
     low, high = min(low, 1.5 * edge), max(high, 1.5 * edge)
     axis.axvspan(*((edge, high) if edge > 0 else (low, edge)), color="#BBBBBB", alpha=0.35, lw=0)
     axis.axvline(edge, color="#777777", lw=0.8, ls="--")
     axis.set_xlim(low, high)
+
+
+def _ticks(axis: Axes, margin: float, low: float, high: float) -> list[float]:
+    """Return round numbers on a symlog axis, no two of them so near that their labels touch."""
+    powers = 10.0 ** np.arange(6) * 10.0 ** np.floor(np.log10(margin))
+    steps = np.concatenate([powers, 3 * powers])
+    place = axis.transScale.transform
+    width = np.ptp(place([[low, 0], [high, 0]])[:, 0])
+    ticks = [0.0]
+    for tick in [*np.sort(np.abs(steps))[::-1], *-np.sort(np.abs(steps))[::-1]]:
+        apart = [abs(place([[tick, 0]])[0, 0] - place([[one, 0]])[0, 0]) for one in ticks]
+        if low <= tick <= high and min(apart) > 0.17 * width:
+            ticks.append(float(tick))
+    return ticks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -37,10 +38,11 @@ _SPARE = "spare"
 
 def line_style(index: int) -> dict[str, Any]:
     """Return colour, marker and dash of the line at an index."""
+    again = index // len(COLOURS)  # the same colour has another marker and dash
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "ls": DASHES[index % len(DASHES)],
+        "marker": MARKERS[(index + again) % len(MARKERS)],
+        "ls": DASHES[(index + again) % len(DASHES)],
     }
 
 
@@ -146,6 +148,24 @@ def legend_in_spare_panel(figure: Figure, entries: Mapping[str, Artist], columns
         entries.values(), entries.keys(), loc="outside lower center", frameon=False,
         ncols=min(columns, len(entries)),
     )  # fmt: skip
+
+
+def wrapped(label: str) -> str:
+    r"""Return a label of an axis in lines that fit a panel.
+
+    >>> wrapped("Bits per byte of the right continuation")
+    'Bits per byte of the\nright continuation'
+    """
+    return textwrap.fill(label, 24)
+
+
+def capitalised(label: str) -> str:
+    """Return a label with a capital first letter and the rest as it is.
+
+    >>> capitalised("fixed k, compensated"), capitalised("BH")
+    ('Fixed k, compensated', 'BH')
+    """
+    return label[:1].upper() + label[1:]
 
 
 def as_words(name: str) -> str:

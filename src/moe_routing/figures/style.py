@@ -6,6 +6,7 @@ depends on colour alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -61,14 +62,14 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, path: Path | str) -> None:
+def save(figure: Figure, path: Path | str, suffixes: Sequence[str] = ("png", "svg")) -> None:
     """Write ``path``.png and ``path``.svg without dates, and close the figure."""
     # Laid out and measured once: each file would do both twice, which takes longer than to draw it.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
-    for suffix, about in metadata.items():
+    for suffix in suffixes:
         with atomic_path(Path(path).with_name(f"{Path(path).name}.{suffix}")) as temporary:
-            figure.savefig(temporary, format=suffix, metadata=about, bbox_inches=box)
+            figure.savefig(temporary, format=suffix, metadata=metadata[suffix], bbox_inches=box)
     plt.close(figure)

@@ -40,6 +40,7 @@ from moe_routing.figures.series import (
     save_all,
 )
 from moe_routing.figures.style import WIDTH, use_style
+from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS
 
 PANELS = (0.01, 0.05, 0.1)
@@ -300,7 +301,8 @@ def simulation(table: pd.DataFrame) -> Figure:
                 for procedure, rows in groups_of(own, "procedure"):
                     error = 1.96 * rows["fdr_se"] if name == "fdr" else None
                     axis.errorbar(rows["alpha"], rows[name], yerr=error, ms=4, lw=1, capsize=1.5,
-                                  label=procedure, **looks[procedure])  # fmt: skip
+                                  label=family_entry(procedure).label,
+                                  **looks[procedure])  # fmt: skip
                 alphas = sorted(own["alpha"].unique())
                 if name == "fdr":
                     axis.plot(alphas, alphas, label="alpha", **REFERENCE)
@@ -308,7 +310,7 @@ def simulation(table: pd.DataFrame) -> Figure:
                 level_axis(axis, alphas)
                 axis.set_ylabel(label if across == 0 else "")
                 axis.set_xlabel("" if axis is not grid[-1, across] else "Level alpha")
-    legend_below(figure, grid[0, 0], columns=7)
+    legend_below(figure, grid[0, 0])
     row = table.iloc[0]
     figure.suptitle(
         f"Simulated p-values: {row['repeats']:,} tokens per setting, effect {row['effect']:g} SD"

@@ -6,10 +6,13 @@ same source renders by Quarto, in the preview and in a notebook.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,10 +20,11 @@ from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.reporting import tables, wording
-from moe_routing.reporting.article_figures import ARTICLE_FIGURES
+from moe_routing.reporting.article_figures import ARTICLE_FIGURES, DRAWN_BY
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.findings import WEIGHTS
+from moe_routing.reporting.pages import CELLS_FILE
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
@@ -34,6 +38,13 @@ DEFAULT = Path("results") / "default"
 DEFAULT_CONFIG = "config/config.yaml"
 """The config file that the workflow reads if none is given."""
 
+FIGURES = "_figures"
+"""Folder beside a page that its figures are copied into: Typst reads no file outside."""
+
+DOWNLOADED = 200_000
+"""Largest table in bytes that the article carries in itself."""
+
+_CSV = re.compile(r"`([\w/]+\.csv)`")
 _UNBREAKABLE = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
 """Spaces at which no line may break: 95 %, p < 0.001, n = 200."""
 
@@ -101,6 +112,12 @@ class Article:
     def name(self) -> Markdown:
         """The model's name."""
         return Markdown(self.study.model.name)
+
+    @property
+    def date(self) -> Markdown:
+        """The day on which the results were collected."""
+        collected = (self.study.folder / CELLS_FILE).stat().st_mtime
+        return Markdown(datetime.fromtimestamp(collected, UTC).date().isoformat())
 
     @property
     def topology(self) -> Markdown:
@@ -280,7 +297,23 @@ class Article:
         body, caption = markdown(table.build(self.study), table.align), table.caption(self.study)
         if self.notebook:
             return Markdown(f"{body}\n\n*{caption}*\n")
-        return Markdown(f"{body}\n\n: {caption} {{#{label}}}\n")
+        return Markdown(f"{body}\n\n: {caption} {{#{label}}}\n{self._downloads(caption)}")
+
+    def _downloads(self, caption: str) -> str:
+        """Return links to the tables that a caption names, in HTML only.
+
+        The page is one file that may be sent without the results, so it carries the tables itself.
+        """
+        links = []
+        for name in dict.fromkeys(_CSV.findall(caption)):
+            path = self.study.folder / name
+            if path.is_file() and path.stat().st_size <= DOWNLOADED:
+                data = base64.b64encode(path.read_bytes()).decode("ascii")
+                address = f"data:text/csv;base64,{data}"
+                links.append(f'<a download="{path.name}" href="{address}">{path.name}</a>')
+        if not links:
+            return ""
+        return f'\n```{{=html}}\n<p class="download">Download: {", ".join(links)}</p>\n```\n'
 
     def figure(self, label: str) -> Markdown:
         """Return a figure with its caption, alt text and label, or why this run has none.
@@ -294,8 +327,12 @@ class Article:
             if figure.due(self.study.config, self.study.folder):
                 raise InputError(f"{path}: the figure is missing; run the workflow to draw it")
             return Markdown(f"*Not drawn: {figure.needs}.*")
-        shown = Path(os.path.relpath(path.resolve(), Path.cwd().resolve())).as_posix()
+        shown = Path(FIGURES) / f"{label}.png"
+        shown.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, shown)
         caption = f"{figure.caption} From {wording.code(figure.sources)}."
+        if label in DRAWN_BY:
+            caption += f" [Notebook](notebooks/{DRAWN_BY[label]}.html)."
         alt = figure.alt.replace('"', "'")
         return Markdown(f'![{caption}]({shown}){{#{label} fig-alt="{alt}" width=100%}}\n')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,10 +346,44 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
 }
 """By cross-reference label."""
 
+DRAWN_BY = {
+    "fig-budgets": "comparison",
+    "fig-pareto": "comparison",
+    "fig-forest": "comparison",
+    "fig-layers": "comparison",
+    "fig-tokens": "comparison",
+    "fig-max-k": "comparison",
+    "fig-usage": "baseline",
+    "fig-entropy": "baseline",
+    "fig-bh-quality": "bh_routing",
+    "fig-bh-saturation": "bh_routing",
+}
+"""The notebook that draws a figure too, by the figure's label."""
+
 CAPTIONS = {
     Path(figure.path).stem: figure.caption for figure in ARTICLE_FIGURES.values() if figure.planned
 }
 """The captions of the comparison's figures, by file name without suffix."""
+
+
+def captions_in(folder: str) -> dict[str, str]:
+    """Return the captions of the figures in a folder as reStructuredText, by file name.
+
+    >>> captions_in("validity/validity_plots")["marginal_bound"]
+    'How often BH selects anything on real text, and the bound for marginal nulls.'
+    """
+    figures = (
+        figure for figure in ARTICLE_FIGURES.values() if figure.path.startswith(f"{folder}/")
+    )
+    return {Path(figure.path).stem: _as_rst(figure.caption) for figure in figures}
+
+
+def _as_rst(caption: str) -> str:
+    caption = re.sub(r"`([^`]+)`", r"``\1``", caption)
+    caption = re.sub(r"\$([^$]+)\$", r":math:`\1`", caption)
+    return re.sub(
+        r"@(fig-[\w-]+)", lambda at: f"in *{Path(ARTICLE_FIGURES[at[1]].path).stem}*", caption
+    )
 
 
 def planned(config: StudyConfig) -> list[str]:

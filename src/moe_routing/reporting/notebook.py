@@ -1,4 +1,4 @@
-"""Helpers of the notebooks: set up, make missing results, show tables as Markdown, export."""
+"""Helpers of the notebooks: set up, make missing results, show tables and figures, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import load_config
@@ -72,24 +74,61 @@ def show_markdown() -> None:
     display.formatters["text/markdown"].for_type(pd.DataFrame, table_markdown)
 
 
-def table_markdown(table: pd.DataFrame) -> str:
-    """Return the first rows of a data frame as a Markdown table, with six significant digits.
+class Figures:
+    """Shows the figures of a notebook with their numbers and captions.
 
-    The index is shown if it has a name.
+    A caption is an output of its own, not an option of the cell: so it is there in Jupyter too, and
+    Quarto keeps the figure when it makes an .ipynb file. A cell that is run again keeps its number.
+    """
+
+    def __init__(self) -> None:
+        self._captions: list[str] = []
+
+    def __call__(self, figure: Figure, caption: str) -> None:
+        """Show a figure and below it its caption."""
+        from IPython.display import Markdown, display
+
+        if caption not in self._captions:
+            self._captions.append(caption)
+        display(figure)
+        plt.close(figure)  # or Jupyter would show it again
+        display(Markdown(f"*Figure {self._captions.index(caption) + 1}: {caption}*"))
+
+
+def table_markdown(table: pd.DataFrame) -> str:
+    """Return the first rows of a data frame as a Markdown table.
+
+    The numbers of a column have as many decimals as six significant digits of any of them need. The
+    index is shown if it has a name.
     """
     shown = table.head(ROWS)
     shown = shown.reset_index() if any(name is not None for name in table.index.names) else shown
     align = "".join("r" if kind.kind in "iuf" else "l" for kind in shown.dtypes)
-    shown = shown.map(_cell).set_axis([_header(name) for name in shown.columns], axis=1)
+    cells = {_header(name): _cells(column) for name, column in shown.items()}
     more = f"\n\n{ROWS} of {len(table)} rows." if len(table) > ROWS else ""
-    return f"{markdown(shown, align)}{more}\n"
+    return f"{markdown(pd.DataFrame(cells), align)}{more}\n"
+
+
+def _cells(column: pd.Series) -> list[str]:
+    if column.dtype.kind != "f":
+        return [_cell(value) for value in column]
+    shortest = [f"{value:.6g}" for value in column.dropna()]
+    if any("e" in text for text in shortest):
+        return [_cell(value) for value in column]
+    decimals = max((len(text.partition(".")[2]) for text in shortest), default=0)
+    return ["" if value != value else _signed(f"{value:.{decimals}f}") for value in column]
 
 
 def _cell(value: object) -> str:
     if value is None or value != value:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    if isinstance(value, int | float):
+        return _signed(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return _MARKUP.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _signed(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}", 1) if number.startswith("-") else number
 
 
 def _header(name: object) -> str:

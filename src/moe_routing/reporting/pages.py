@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 ARTICLE = "index"
 NOTEBOOKS = ("baseline", "bh_routing", "comparison")
 
@@ -22,10 +25,26 @@ CERTIFICATES = "calibration/certificates"
 def sources() -> list[str]:
     """Return the source files of the report, relative to report/."""
     pages = [f"{ARTICLE}.qmd", *(f"notebooks/{name}.qmd" for name in NOTEBOOKS)]
-    return ["_quarto.yml", "references.bib", "styles.css", *pages]
+    return ["_quarto.yml", "references.bib", "styles.css", "dark.scss", "page.html", *pages]
+
+
+def pdf_sources() -> list[str]:
+    """Return the source files of the article as a PDF that no other format has."""
+    return ["_quarto-pdf.yml", "tables.typ"]
 
 
 def outputs() -> list[str]:
     """Return the files of a rendered report, relative to its folder."""
     pages = [f"notebooks/{name}.{suffix}" for name in NOTEBOOKS for suffix in ("html", "ipynb")]
     return [f"{ARTICLE}.html", f"{ARTICLE}.docx", *pages]
+
+
+def renderer() -> str:
+    """Return what would render the report on this machine: Quarto and its version, or preview."""
+    quarto = shutil.which("quarto")
+    if not quarto:
+        return "preview"
+    asked = subprocess.run(  # noqa: S603 (our own arguments)
+        [quarto, "--version"], capture_output=True, text=True, check=False
+    )
+    return f"quarto {asked.stdout.strip()}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
 from moe_routing.config.cells import UNIQUE_FILE
+from moe_routing.errors import InputError
 from moe_routing.figures import budgets, comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
 from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.rules import FITTED
+
+SMALL_DPI = 110
+"""Resolution of a small figure."""
 
 
 def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
@@ -66,3 +72,23 @@ def write_plots(study: StudyResults) -> list[str]:
     for name, figure in figures.items():
         save(figure(), study.folder / COMPARISON / name)
     return list(figures)
+
+
+def write_small(study: StudyResults, names: Sequence[str], folder: Path) -> None:
+    """Write some of the figures as small PNG files, as a README shows them.
+
+    Args:
+        study: the results.
+        names: of figures, as in :func:`draw`.
+        folder: where to write.
+
+    Raises:
+        InputError: this study has no such figure.
+    """
+    use_style()
+    figures = draw(study)
+    for name in names:
+        if name not in figures:
+            raise InputError(f"figure '{name}'; this study has: {', '.join(figures)}")
+        with mpl.rc_context({"savefig.dpi": SMALL_DPI}):
+            save(figures[name](), folder / name, ["png"])

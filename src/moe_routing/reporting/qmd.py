@@ -1,7 +1,8 @@
 """Read and run a Quarto page without Quarto: front matter, cells, inline code.
 
 Quarto's rules are followed as far as this repository's pages use them: ``#|`` options (include,
-echo, output), inline code as ``{python} expression`` between backticks, Markdown output verbatim.
+echo, output, code-fold), inline code as ``{python} expression`` between backticks, Markdown output
+verbatim.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Page:
     Attributes:
         path: the source.
         front: its front matter.
-        notebook: cells with outputs; inline code still in place.
+        notebook: cells with outputs; inline code is replaced by its values.
         markdown: input for pandoc.
     """
 
@@ -68,6 +69,32 @@ def read_page(path: Path) -> tuple[dict[str, Any], NotebookNode]:
     return front, notebook
 
 
+def titled(front: dict[str, Any], notebook: NotebookNode) -> NotebookNode:
+    """Put the title of a page into its notebook, as the first cell, and return the notebook."""
+    import nbformat
+
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {front['title']}", id="title"))
+    return notebook
+
+
+def source_notebook(path: Path) -> str:
+    """Return the notebook of a page as the text of an .ipynb file, without outputs.
+
+    Raises:
+        InputError: see :func:`read_page`; or a Markdown cell has inline code, which a notebook
+            cannot run, or a code cell is hidden.
+    """
+    import nbformat
+
+    front, notebook = read_page(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and INLINE.search(cell.source):
+            raise InputError(f"{path}: inline code; a notebook cannot run it")
+        if cell.cell_type == "code" and cell_options(cell.source).get("include") is False:
+            raise InputError(f"{path}: include: false; a notebook shows every cell")
+    return nbformat.writes(titled(front, notebook)) + "\n"
+
+
 def _split_front(path: Path) -> tuple[dict[str, Any], str]:
     text = path.read_text(encoding="utf-8")
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
@@ -93,30 +120,28 @@ def run_page(path: Path, *, echo: bool) -> Page:
 
     front, notebook = read_page(path)
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3",
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", coalesce_streams=True,
         extra_arguments=["--log-level=40"],  # errors only
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )  # fmt: skip
-    echo = front.get("execute", {}).get("echo", echo)
     try:
         with client.setup_kernel():
-            parts = [
-                _run_cell(client, cell, n, path, echo) for n, cell in enumerate(notebook.cells)
-            ]
+            for number, cell in enumerate(notebook.cells):
+                _run_cell(client, cell, number, path)
     except RuntimeError as error:
         raise InputError(
             f"{path}: its Python kernel does not answer; it needs ipykernel"
         ) from error
-    return Page(path, front, notebook, "\n\n".join(part for part in parts if part))
+    echo = front.get("execute", {}).get("echo", echo)
+    return Page(path, front, notebook, markdown_of(notebook, echo=echo))
 
 
-def _run_cell(
-    client: NotebookClient, cell: NotebookNode, number: int, path: Path, echo: bool
-) -> str:
+def _run_cell(client: NotebookClient, cell: NotebookNode, number: int, path: Path) -> None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     if cell.cell_type == "markdown":
-        return _fill_inline(client, cell.source, path)
+        cell.source = _fill_inline(client, cell.source, path)
+        return
     try:
         client.execute_cell(cell, number)
     except CellExecutionError as error:
@@ -127,7 +152,6 @@ def _run_cell(
         raise InputError(
             f"{path}: cell {number}: its Python process died, for example from lack of memory"
         ) from error
-    return _cell_markdown(cell, echo)
 
 
 def _fill_inline(client: NotebookClient, source: str, path: Path) -> str:
@@ -173,16 +197,42 @@ def code_of(source: str) -> str:
     return "\n".join(lines).strip()
 
 
+def markdown_of(notebook: NotebookNode, *, echo: bool) -> str:
+    """Return the Markdown of a notebook that was run: text, code and outputs.
+
+    Args:
+        notebook: its cells.
+        echo: whether code is shown by default.
+    """
+    parts = [_cell_markdown(cell, echo) for cell in notebook.cells]
+    return "\n\n".join(part for part in parts if part)
+
+
 def _cell_markdown(cell: NotebookNode, echo: bool) -> str:
+    if cell.cell_type == "markdown":
+        return cell.source
     options = cell_options(cell.source)
     if options.get("include") is False:
         return ""
     parts = []
     if options.get("echo", echo):
-        parts.append(f"```python\n{code_of(cell.source)}\n```")
+        parts.append(_code(cell.source, options))
     if options.get("output", True) is not False:
         parts += [_output(output, options) for output in cell.outputs]
     return "\n\n".join(part for part in parts if part)
+
+
+def _code(source: str, options: dict[str, Any]) -> str:
+    """Return a cell's code, in a folded block if its options say so."""
+    code = f"```python\n{code_of(source)}\n```"
+    if not options.get("code-fold"):
+        return code
+    opened = f"<details><summary>{options.get('code-summary', 'Code')}</summary>"
+    return "\n\n".join([_html(opened), code, _html("</details>")])
+
+
+def _html(text: str) -> str:
+    return f"```{{=html}}\n{text}\n```"
 
 
 def _output(output: NotebookNode, options: dict[str, Any]) -> str:
@@ -198,10 +248,8 @@ def _output(output: NotebookNode, options: dict[str, Any]) -> str:
 
 
 def _image(encoded: str, options: dict[str, Any]) -> str:
-    label = f"#{options['label']} " if str(options.get("label", "")).startswith("fig-") else ""
     alt = str(options.get("fig-alt", "")).replace('"', "'")
-    source = f"data:image/png;base64,{''.join(encoded.split())}"
-    return f'![{options.get("fig-cap", "")}]({source}){{{label}fig-alt="{alt}"}}'
+    return f'![](data:image/png;base64,{"".join(encoded.split())}){{fig-alt="{alt}"}}'
 
 
 def _block(text: str) -> str:

@@ -1,5 +1,6 @@
 """Render the report: by Quarto if it is installed, else as a preview from the same sources.
 
+The cells of each page run once, in a copy of the sources; every format is made from their outputs.
 The pages are checked before they replace those in the results folder. If Quarto fails, or its pages
 do not pass the checks, the preview is made instead.
 """
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,17 +28,19 @@ import yaml
 from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.article import FIGURES, VARIABLE, Article
 from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
 from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
-from moe_routing.reporting.qmd import Page, cell_options, run_page
+from moe_routing.reporting.qmd import Page, run_page, source_notebook, titled
+from moe_routing.reporting.word import finish_word
 
 PREVIEW_NOTE = (
     "This is a preview made without Quarto: the same text, numbers and figures in a simpler layout."
 )
 
 _FORMAT = "markdown-yaml_metadata_block"
+_WRITERS = {".docx": "docx", ".typ": "typst"}
 OUTPUT_DIR = "_rendered"
 """The output folder that _quarto.yml names."""
 
@@ -59,12 +63,27 @@ _KERNEL = {
 }
 """Jupyter's kernel ``python3``: this Python."""
 
-# Files that Quarto leaves; and _environment, whose paths are wrong in a copy.
-_NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, "_environment")
+# What rendering leaves; notebooks, which Quarto would take for pages; and _environment, whose paths
+# are wrong in a copy.
+_NOT_COPIED = ("*_files", ".quarto", OUTPUT_DIR, FIGURES, "*.ipynb", "_environment")
 
 
-Renderer = Callable[[Path, Path, str], Path]
-"""Renders a source folder into another folder, for a config file; returns where the pages are."""
+class Executed(NamedTuple):
+    """The pages after their cells were run.
+
+    Attributes:
+        folder: the copy of the sources that they were run in.
+        article: the article.
+        notebooks: the notebooks by name.
+    """
+
+    folder: Path
+    article: Page
+    notebooks: dict[str, Page]
+
+
+Renderer = Callable[[Executed], Path]
+"""Makes HTML and docx of executed pages and returns the folder they are in."""
 
 
 class Rendered(NamedTuple):
@@ -94,32 +113,83 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendere
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; run this in the repository")
     problem = ""
-    with tempfile.TemporaryDirectory() as scratch, _results_named(results):
+    address = repository_address(source.resolve().parent)
+    with tempfile.TemporaryDirectory() as name, _results_named(results), _sources_named(name):
+        pages = _execute(source, Path(name) / "report")
         if quarto:
             try:
-                make = partial(_render_by_quarto, quarto)
-                _publish(make, source, results, Path(scratch) / "quarto")
+                _publish(partial(_quarto_pages, quarto), pages, results, address)
                 return Rendered("quarto")
             except (InputError, OSError) as error:
-                problem = str(error)
-        _publish(_render_preview, source, results, Path(scratch) / "preview")
+                problem = _shortened(str(error), Path(name))
+        _publish(_preview_pages, pages, results, address)
     return Rendered("preview", problem)
 
 
-def _publish(make: Renderer, source: Path, results: Path, scratch: Path) -> None:
-    """Make the pages, check them, and copy them into the results folder."""
-    config, staged = config_file(results), scratch / "staged"
-    try:
-        made = make(source.resolve(), scratch / "report", config)
-        _copy(made, staged)  # the check sees what is published, without other files
-        check_pages(sorted(staged.rglob("*.html")))
-        check_word(staged / f"{ARTICLE}.docx")
-    except InputError as error:
-        text = str(error)
-        for folder in (staged, scratch):  # errors name the page without the temporary folder
-            text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
-        raise InputError(text) from error
+def render_pdf(source: Path, results: Path, *, quarto: str | None = None) -> Path:
+    """Render the article as ``results``/report/index.pdf by Typst and return it.
+
+    Args:
+        source: folder with _quarto.yml and the pages.
+        results: folder of the study.
+        quarto: path of Quarto, which brings Typst; None takes pandoc and the package ``typst``.
+
+    Raises:
+        InputError: a cell fails, a reference or citation leads nowhere, or a tool is missing.
+    """
+    with tempfile.TemporaryDirectory() as name, _results_named(results), _sources_named(name):
+        folder = Path(name) / "report"
+        page = _execute_article(source, folder)
+        made = _quarto_pdf(quarto, page) if quarto else _preview_pdf(page)
+        with atomic_path(results / "report" / f"{ARTICLE}.pdf") as temporary:
+            shutil.copyfile(made, temporary)
+    return results / "report" / f"{ARTICLE}.pdf"
+
+
+def _execute_article(source: Path, folder: Path) -> Page:
+    """Copy the sources into a folder and run the article there."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+    article = run_page(folder / f"{ARTICLE}.qmd", echo=False)
+    if "date" in article.front:
+        article.front["date"] = str(Article.load().date)
+    return article
+
+
+def _execute(source: Path, folder: Path) -> Executed:
+    """Copy the sources into a folder and run every page there, once."""
+    article = _execute_article(source, folder)
+    notebooks = {
+        name: run_page(folder / "notebooks" / f"{name}.qmd", echo=True) for name in NOTEBOOKS
+    }
+    return Executed(folder, article, notebooks)
+
+
+def _publish(make: Renderer, pages: Executed, results: Path, address: str) -> None:
+    """Make all files of the report, check them, and copy them into the results folder."""
+    made, staged = make(pages), pages.folder.parent / "staged"
+    for name, page in pages.notebooks.items():
+        path = made / "notebooks" / f"{name}.ipynb"
+        _write_notebook(page, path, config_file(results), address)
+    finish_word(made / f"{ARTICLE}.docx")
+    _copy(made, staged)  # the check sees what is published, without other files
+    check_pages(sorted(staged.rglob("*.html")))
+    check_word(staged / f"{ARTICLE}.docx")
     _copy(staged, results / "report")
+
+
+@contextmanager
+def _sources_named(scratch: str) -> Iterator[None]:
+    """Make errors name a page without the temporary folder."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_shortened(str(error), Path(scratch))) from error
+
+
+def _shortened(text: str, scratch: Path) -> str:
+    for folder in (scratch.resolve(), scratch):
+        text = re.sub(f"{re.escape(str(folder))}/(?:staged|report/{OUTPUT_DIR}|report)/", "", text)
+    return text
 
 
 @contextmanager
@@ -218,34 +288,68 @@ def _relevant_line(lines: list[str]) -> str:
 # By Quarto.
 
 
-def _render_by_quarto(quarto: str, source: Path, copy: Path, config: str) -> Path:
-    """Render a copy of the sources and return the output folder."""
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    _run([quarto, "render", copy], copy, timeout=QUARTO_SECONDS)
-    made, address = copy / OUTPUT_DIR, repository_address(source.parent)
-    for name in NOTEBOOKS:
-        page = run_page(copy / "notebooks" / f"{name}.qmd", echo=True)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config, address)
-    return made
+def _quarto_pages(quarto: str, pages: Executed) -> Path:
+    """Render the executed pages as notebooks, whose cells Quarto does not run."""
+    project = yaml.safe_load((pages.folder / "_quarto.yml").read_text(encoding="utf-8"))
+    project["project"]["render"] = [f"{ARTICLE}.ipynb", "notebooks/*.ipynb"]
+    project["execute"]["enabled"] = False
+    (pages.folder / "_quarto.yml").write_text(yaml.safe_dump(project), encoding="utf-8")
+    for page in (pages.article, *pages.notebooks.values()):
+        _write_executed(page)
+    _run([quarto, "render", pages.folder], pages.folder, timeout=QUARTO_SECONDS)
+    return pages.folder / OUTPUT_DIR
+
+
+def _quarto_pdf(quarto: str, page: Page) -> Path:
+    """Render the executed article with the profile of _quarto-pdf.yml."""
+    _write_executed(page)
+    notebook, folder = page.path.with_suffix(".ipynb"), page.path.parent
+    command = [quarto, "render", notebook, "--profile", "pdf", "--to", "typst", "--no-execute"]
+    _run(command, folder, timeout=QUARTO_SECONDS)
+    return folder / OUTPUT_DIR / f"{ARTICLE}.pdf"
+
+
+def _write_executed(page: Page) -> None:
+    """Write a page with its outputs in place of its source, as Quarto reads notebooks."""
+    import nbformat
+
+    notebook = deepcopy(page.notebook)
+    front = yaml.safe_dump(page.front, sort_keys=False, allow_unicode=True)
+    notebook.cells.insert(0, nbformat.v4.new_raw_cell(f"---\n{front}---"))
+    nbformat.write(notebook, page.path.with_suffix(".ipynb"))
+    page.path.unlink()
 
 
 # The preview.
 
 
-def _render_preview(source: Path, made: Path, config: str) -> Path:
-    pandoc, address = find_pandoc(), repository_address(source.parent)
-    bibliography = source / "references.bib"
+def _preview_pages(pages: Executed) -> Path:
+    """Render the executed pages by pandoc."""
+    pandoc, made = find_pandoc(), pages.folder.parent / "preview"
     (made / "notebooks").mkdir(parents=True)
-    article = run_page(source / f"{ARTICLE}.qmd", echo=False)
-    document = _document(article, pandoc, bibliography)
-    _write(document, article, made / f"{ARTICLE}.html", pandoc, source)
-    _write(document, article, made / f"{ARTICLE}.docx", pandoc, source)
-    for name in NOTEBOOKS:
-        page = run_page(source / "notebooks" / f"{name}.qmd", echo=True)
-        document = _document(page, pandoc, bibliography)
-        _write(document, page, made / "notebooks" / f"{name}.html", pandoc, source)
-        _write_notebook(page, made / "notebooks" / f"{name}.ipynb", config, address)
+    document = _document(pages.article, pandoc, pages.folder)
+    for suffix in ("html", "docx"):
+        _write(document, pages.article, made / f"{ARTICLE}.{suffix}", pandoc, pages.folder)
+    for name, page in pages.notebooks.items():
+        path = made / "notebooks" / f"{name}.html"
+        _write(_document(page, pandoc, pages.folder), page, path, pandoc, pages.folder)
     return made
+
+
+def _preview_pdf(page: Page) -> Path:
+    """Write the executed article as Typst by pandoc, and compile it."""
+    try:
+        import typst
+    except ImportError as error:
+        raise InputError("a PDF needs Quarto, or: pip install typst") from error
+    pandoc, folder = find_pandoc(), page.path.parent
+    text, pdf = page.path.with_suffix(".typ"), page.path.with_suffix(".pdf")
+    _write(_document(page, pandoc, folder), page, text, pandoc, folder)
+    try:
+        typst.compile(text, output=pdf, root=folder)
+    except typst.TypstError as error:
+        raise InputError(f"typst failed: {_relevant_line(str(error).splitlines())}") from error
+    return pdf
 
 
 def find_pandoc() -> str:
@@ -274,32 +378,62 @@ def _major(pandoc: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _document(page: Page, pandoc: str, bibliography: Path) -> dict:
+def _document(page: Page, pandoc: str, source: Path) -> dict:
     """Return pandoc's syntax tree of a page with its references resolved."""
+    bibliography = source / "references.bib"
     text = _run([pandoc, "-f", _FORMAT, "-t", "json"], page.path.parent, page.markdown)
     keys = set(re.findall(r"^@\w+\{([^,\s]+),", bibliography.read_text(encoding="utf-8"), re.M))
     return resolve(json.loads(text), str(page.path), keys)
 
 
+def write_source_notebooks(source: Path) -> list[Path]:
+    """Write every notebook beside its page, without outputs; return the files.
+
+    Raises:
+        InputError: see :func:`moe_routing.reporting.qmd.source_notebook`.
+    """
+    written = []
+    for name in NOTEBOOKS:
+        page = source / "notebooks" / f"{name}.qmd"
+        with atomic_path(page.with_suffix(".ipynb")) as temporary:
+            temporary.write_text(source_notebook(page), encoding="utf-8")
+        written.append(page.with_suffix(".ipynb"))
+    return written
+
+
 def _write(document: dict, page: Page, path: Path, pandoc: str, source: Path) -> None:
-    """Write a page as HTML or docx, by the suffix of ``path``."""
+    """Write a page as HTML, docx or Typst, by the suffix of ``path``."""
     options = [
         "--standalone", "--citeproc", f"--bibliography={source / 'references.bib'}",
-        "--metadata=link-citations:true", f"--metadata=title:{page.front.get('title', '')}",
-        f"--metadata=subtitle:{page.front.get('subtitle', '')}", "--metadata=lang:en",
-        "--number-sections", "--toc", "--toc-depth=2", f"--resource-path={page.path.parent}",
-        "--fail-if-warnings",
+        "--metadata=link-citations:true", "--metadata=lang:en", "--number-sections", "--toc",
+        "--toc-depth=2", f"--resource-path={page.path.parent}", "--fail-if-warnings",
     ]  # fmt: skip
+    shown = ("title", "subtitle", "author", "date")
+    options += [f"--metadata={key}:{page.front[key]}" for key in shown if key in page.front]
     if path.suffix == ".html":
         style = Path(__file__).with_name("preview.css")
         options += ["--to=html5", "--embed-resources", "--mathml", f"--css={style}"]
         options += [f"--css={source / 'styles.css'}", "--metadata=document-css:false"]
-        note = f'<p class="preview-note">{PREVIEW_NOTE}</p>'
-        options += [f"--variable=include-before:{note}"]
+        options += [f"--variable=include-before:{_head(page)}"]
+        options += [f"--include-after-body={source / 'page.html'}"]
     else:
-        options += [f"--to={path.suffix[1:]}", f"--metadata=author:{PREVIEW_NOTE}"]
+        options += [f"--to={_WRITERS[path.suffix]}"]
+        if path.suffix == ".typ":
+            options += ["--variable=papersize:a4", f"--include-in-header={source / 'tables.typ'}"]
+        note = {"t": "Para", "c": [{"t": "Emph", "c": [{"t": "Str", "c": PREVIEW_NOTE}]}]}
+        # The captions have their numbers already.
+        plain = {"t": "RawBlock", "c": ["typst", "#set figure(numbering: none)"]}
+        document = {**document, "blocks": [plain, note, *document["blocks"]]}
     command = [pandoc, "--from=json", *options, f"--output={path}"]
     _run(command, page.path.parent, json.dumps(document))
+
+
+def _head(page: Page) -> str:
+    """Return what stands above the text of a preview: a note and links to other pages."""
+    links = " \u00b7 ".join(
+        f'<a href="{link["href"]}">{link["text"]}</a>' for link in page.front.get("other-links", [])
+    )
+    return f'<p class="preview-note">{PREVIEW_NOTE}</p><p class="links">{links}</p>'
 
 
 def repository_address(root: Path) -> str:
@@ -331,25 +465,14 @@ def _write_notebook(page: Page, path: Path, config: str, address: str) -> None:
     """Write a page's notebook with outputs, its title as the first cell.
 
     It names the study's config and the repository, so it makes the same study when run elsewhere.
-
-    Raises:
-        InputError: a Markdown cell has inline code, which a notebook cannot run, or a code cell is
-            hidden.
     """
     import nbformat
 
-    for cell in page.notebook.cells:
-        if cell.cell_type == "markdown" and "`{python}" in cell.source:
-            raise InputError(f"{page.path}: inline code; a notebook cannot run it")
-        if cell.cell_type == "code" and cell_options(cell.source).get("include") is False:
-            raise InputError(f"{page.path}: include: false; a notebook shows every cell")
-    title = nbformat.v4.new_markdown_cell(f"# {page.front.get('title', page.path.stem)}")
-    title["id"] = "title"
-    page.notebook.cells.insert(0, title)
-    for cell in page.notebook.cells:
+    notebook = titled(page.front, deepcopy(page.notebook))
+    for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times differ between equal runs
         if cell.cell_type == "code":
             cell.source = _CONFIG.sub(lambda _: f"CONFIG = {json.dumps(config)}", cell.source)
             cell.source = _REPOSITORY.sub(lambda m: m[1] + json.dumps(address), cell.source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(page.notebook, path)
+    nbformat.write(notebook, path)
