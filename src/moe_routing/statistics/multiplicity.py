@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import false_discovery_control
 
 from moe_routing.statistics.bootstrap import Array
 
@@ -28,8 +28,8 @@ def adjust(p_values: ArrayLike, family: ArrayLike) -> Array:
     for name in dict.fromkeys(family.tolist()):
         chosen = (family == name) & np.isfinite(p_values)
         if chosen.any():
-            method = "fdr_bh" if name == EXPLORATORY else "holm"
-            adjusted[chosen] = multipletests(p_values[chosen], method=method)[1]
+            correct = false_discovery_control if name == EXPLORATORY else _holm
+            adjusted[chosen] = correct(p_values[chosen])
     return adjusted
 
 
@@ -40,3 +40,15 @@ def holm(p_values: ArrayLike) -> Array:
     array([0.02,  nan, 0.04])
     """
     return adjust(p_values, np.zeros(np.shape(p_values)))
+
+
+def _holm(p_N: Array) -> Array:
+    """Return the p-values of one family adjusted by Holm (1979), by its definition.
+
+    That of statsmodels collects garbage in each call: more than half of the time of the statistics.
+    """
+    order_N = p_N.argsort()
+    stepwise_N = p_N[order_N] * np.arange(len(p_N), 0, -1)
+    adjusted_N = np.empty_like(p_N)
+    adjusted_N[order_N] = np.maximum.accumulate(stepwise_N).clip(max=1.0)
+    return adjusted_N
