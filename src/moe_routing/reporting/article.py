@@ -21,6 +21,7 @@ from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.findings import WEIGHTS
+from moe_routing.reporting.names import in_words
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
@@ -156,20 +157,22 @@ class Article:
     @property
     def primary_contrast(self) -> Markdown:
         """The contrasts declared before the run, in their order."""
-        parts = [
-            f"`{one.strategy}` against `{one.against}` on {DATASETS[one.dataset].label}"
-            for one in self.study.config.statistics.contrasts
-        ]
-        return Markdown(", then ".join(parts))
+        weighting = self.study.model.rule.weighting
+        against: dict[str, list[str]] = {}
+        for one in self.study.config.statistics.contrasts:
+            where = f"{in_words(str(one.against), weighting)}, on {DATASETS[one.dataset].label}"
+            against.setdefault(where, []).append(in_words(one.strategy, weighting))
+        parts = [f"{', then '.join(names)}, against {where}" for where, names in against.items()]
+        return Markdown("; then ".join(parts))
 
     @property
     def main_metrics(self) -> Markdown:
         """The main metric of each set."""
-        parts = [
-            f"{wording.measure_words(metric)} on {DATASETS[name].label}"
-            for name, metric in self.study.main_measures.items()
-        ]
-        return Markdown(wording.listed(parts))
+        sets: dict[str, list[str]] = {}
+        for name, metric in self.study.main_measures.items():
+            sets.setdefault(wording.measure_words(metric), []).append(DATASETS[name].label)
+        parts = [f"{noun} on {wording.listed(names)}" for noun, names in sets.items()]
+        return Markdown(", and ".join(parts))
 
     @property
     def margins(self) -> Markdown:
@@ -330,7 +333,7 @@ def _about_bh(names: Sequence[str]) -> list[str]:
         lines.append(
             f"- Under {wording.code(logits)}, BH controls the proportion of chosen experts for "
             "which the null holds. This is not the proportion whose removal would leave the "
-            "prediction unchanged; only an intervention can measure that."
+            "prediction unchanged, which the ablation measures."
         )
     return lines
 
