@@ -51,10 +51,11 @@ def markdown(table: pd.DataFrame, align: str | None = None) -> str:
 
     Args:
         table: the cells; the index is left out.
-        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
+        align: one letter (l, r, c) per column, those without one to the right; None aligns the
+            first two left.
     """
     columns = [str(name) for name in table.columns]
-    align = align or ("ll" + "r" * len(columns))[: len(columns)]
+    align = (align or "ll").ljust(len(columns), "r")[: len(columns)]
     rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     lengths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     rules = [_rule(letter, min(n, WIDEST)) for letter, n in zip(align, lengths, strict=True)]

@@ -22,6 +22,7 @@ from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.findings import WEIGHTS
 from moe_routing.reporting.names import in_words
+from moe_routing.reporting.pages import MODEL_FILE
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
@@ -257,7 +258,7 @@ class Article:
     def limits(self) -> Markdown:
         """Return what limits the findings, as a list."""
         found = [
-            Finding(str(self.scope), "model.json"),
+            Finding(str(self.scope), MODEL_FILE),
             *findings_on(self.study, ["chance", "binding"]),
         ]
         about_line = (

@@ -40,7 +40,8 @@ class ArticleTable:
     Attributes:
         build: makes the table of a study.
         text: what it shows, and the files of its numbers, with fields in braces.
-        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
+        align: one letter (l, r, c) per column, those without one to the right; None aligns the
+            first two left.
         ready: whether a study has its inputs.
         needs: what a study lacks that is not ready.
     """
@@ -149,7 +150,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "used on the first set. "
         f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the "
         f"set). From `{BUDGETS_FILE}`.",
-        None,
+        "l",
         lambda study: not study.budgets.empty,
         "no rules were compared at matched budgets",
     ),
@@ -176,7 +177,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "Each setting against the rule without one lever at the same mean experts, with "
         "{confidence} intervals; negative is better. "
         f"{tables.DAGGER}: significant (Holm within the set). From `{LEVERS_FILE}`.",
-        None,
+        "lll",
         lambda study: _has(study, "levers"),
         "no two rules differ in one lever alone",
     ),
@@ -237,7 +238,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "Controls of `{primary}`: difference, control minus `{primary}`, with {confidence} "
         f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
         f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`.",
-        None,
+        "l",
         lambda study: not tables.primary_controls(study).empty,
         "no controls of the primary strategy were scored",
     ),

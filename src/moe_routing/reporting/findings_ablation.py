@@ -337,9 +337,10 @@ def contrasts(table: pd.DataFrame) -> Finding | None:
         shown.append(f"{more} need {number} experts more than {fewer}.")
     text = f"At epsilon {wording.scientific(rows['epsilon'].iloc[0])}, "
     verdict = "some" if shown and open_ else "all" if shown else "none"
-    if open_:
-        between = wording.listed([f"between {pair}" for pair in open_], "or")
-        shown.append(f"no difference could be shown {between}.")
+    pairs = [f"between {pair}" for pair in open_]
+    for start in range(0, len(pairs), 2):  # all in one sentence would be too long
+        lead = "nor could one be shown" if start else "no difference could be shown"
+        shown.append(f"{lead} {wording.listed(pairs[start : start + 2], 'or')}.")
     text += " ".join([shown[0], *map(wording.capital, shown[1:])])
     return Finding(text, CONTRASTS, verdict)
 

@@ -20,6 +20,7 @@ from moe_routing.reporting.pages import (
     BUDGETS_FILE,
     CERTIFICATES,
     LEVERS_FILE,
+    MODEL_FILE,
     PRIMARY_FILE,
 )
 from moe_routing.reporting.results import StudyResults
@@ -41,8 +42,17 @@ DID: Mapping[Direction, str] = {
 
 
 def in_short(study: StudyResults) -> Iterator[Finding]:
-    """Yield the answer with its uncertainty: how many experts, then the primary contrast."""
+    """Yield the answer with its uncertainty: how many experts, the primary contrast, the scope."""
     yield from _how_many(study)
+    yield from _in_the_contrast(study)
+    about = "The model is small: larger ones may differ."
+    if not study.model.is_small:
+        about = "This is one model: others may differ."
+    yield Finding(about, MODEL_FILE)
+
+
+def _in_the_contrast(study: StudyResults) -> Iterator[Finding]:
+    """Yield the outcome of the primary contrast with its size."""
     row = _primary(study)
     if row is None:
         return
@@ -113,14 +123,16 @@ def abstract(study: StudyResults) -> Iterator[Finding]:
     row = leader(study.budgets)
     if row is not None:
         text = (
-            f"The lowest loss at one budget had {rule_words(row['kind'])} (against a fixed number: "
+            f"Of the rules at a budget of {wording.experts(row['budget'])} experts, "
+            f"{rule_words(row['kind'])} had the lowest loss (against a fixed number: "
             f"{by_set(_own(study, row))})."
         )
         yield Finding(text, BUDGETS_FILE, _direction(row), _leader_claims(study, row))
     for finding in _rates(study):
         kept = "was not shown to exceed" if finding.verdict == KEPT else "exceeded"
         text = (
-            f"On held-out text, BH {kept} its false discovery rate, which bounds waste, not damage."
+            f"On held-out text, BH {kept} the false discovery rate that it promises, which bounds "
+            "waste, not damage."
         )
         yield Finding(text, finding.source, finding.verdict)
 
@@ -142,12 +154,16 @@ def conclusion(study: StudyResults) -> Iterator[Finding]:
         yield Finding(text, PRIMARY_FILE, _direction(row), _primary_claims(study))
     if best is not None:
         text = (
-            f"At one budget, no rule lost less than {rule_words(best['kind'])}. Compared with a "
-            f"fixed number, it was {by_set(_own(study, best))}."
+            f"At a budget of {wording.experts(best['budget'])} experts, no rule lost less than "
+            f"{rule_words(best['kind'])}. Compared with a fixed number, it was "
+            f"{by_set(_own(study, best))}."
         )
         yield Finding(text, BUDGETS_FILE, _direction(best), _leader_claims(study, best))
     yield from _levers(study.statistics["levers"])
     yield from _promise(study)
+    if study.model.is_small:
+        text = "Whether larger models behave alike is open; the same workflow studies them."
+        yield Finding(text, MODEL_FILE)
 
 
 def _levers(rows: pd.DataFrame) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from moe_routing.vocabulary import METRICS
 
 MINUS = "\N{MINUS SIGN}"
-MOST_DECIMALS = 6
-"""Digits of the finest interval."""
+MOST_DECIMALS, MOST_DIGITS = 6, 3
+"""Decimals of the finest interval, and significant digits of a value that has one."""
 
 _SUPERSCRIPTS = str.maketrans(
     "0123456789-", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
@@ -61,7 +61,7 @@ def interval(
     >>> interval(2479, 1813, 4049)
     '2,500 [1,800, 4,000]'
     """
-    decimals = min(most, max(fewest, _decimals(low, high)))
+    decimals = min(most, max(fewest, _decimals(low, high)), _digits(value, low, high))
     middle, *limits = (_rounded(x, decimals) for x in (value, low, high))
     return f"{middle} [{', '.join(limits)}]"
 
@@ -132,7 +132,8 @@ def difference(value: float, low: float, high: float, metric: str, *, unit: bool
     entry = METRICS[metric]
     scale, fewest = entry.percent, 1 if entry.is_proportion else 3
     decimals = max(fewest, _decimals(scale * low, scale * high) - 1)
-    middle, *limits = (signed(scale * x, decimals) for x in (value, low, high))
+    decimals = min(decimals, _digits(scale * value, scale * low, scale * high))
+    middle, *limits = (signed(scale * x, max(decimals, 0)) for x in (value, low, high))
     unit_words = f" {entry.unit}" if unit else ""
     return f"{middle}{unit_words} [{', '.join(limits)}]"
 
@@ -143,8 +144,8 @@ def size(value: float, low: float, high: float, metric: str) -> str:
     >>> size(-0.0223, -0.029, -0.017, "nats_per_token")
     '0.022 nats per token [0.017, 0.029]'
     """
-    ends = sorted((abs(low), abs(high)))
-    return difference(abs(value), *ends, metric).replace("+", "")
+    low, high = sorted((abs(low), abs(high)))
+    return difference(abs(value), low, high, metric).replace("+", "")
 
 
 def magnitude(value: float, metric: str) -> str:
@@ -246,6 +247,14 @@ def _decimals(low: float, high: float) -> int:
         return 0
     exponent = math.floor(math.log10(half))
     return (half < 3 * 10**exponent) - exponent
+
+
+def _digits(*values: float) -> int:
+    """Return the decimals at which the largest of some values has three significant digits."""
+    largest = max(map(abs, values))
+    if not (largest > 0 and math.isfinite(largest)):
+        return MOST_DECIMALS
+    return MOST_DIGITS - 1 - math.floor(math.log10(largest))
 
 
 def _rounded(value: float, decimals: int) -> str:
