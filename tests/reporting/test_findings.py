@@ -107,9 +107,9 @@ def test_the_baseline_is_told_by_every_metric_and_the_same_routing_once():
     (finding,) = findings.against_baseline(table, margins(a=True, b=False))
     assert finding.verdict == "some better"
     assert finding.text.startswith(
-        "On LAMBADA, of 5 other settings: by accuracy, 1 better (`a`), 2 worse (`b` and `c`), 1 "
+        "On LAMBADA, by accuracy, of 5 other settings 1 was better (`a`), 2 worse (`b` and `c`), 1 "
         "the same on every item (`d`) and 1 not shown to differ. A loss of 1 percentage point is "
-        "ruled out for 1 setting. By bits per byte of the right continuation, all worse."
+        "ruled out for 1 setting. By bits per byte of the right continuation, all were worse."
     )
     assert {claim.metric for claim in finding.claims} == {"accuracy", "gold_bits_per_byte"}
 

@@ -158,13 +158,13 @@ def against_baseline(paired: pd.DataFrame, noninferiority: pd.DataFrame) -> list
     findings = []
     for dataset, rows in groups_of(distinct(paired), "dataset"):
         settings = wording.plural(rows["strategy"].nunique(), "other setting")
-        parts = [
-            f"by {wording.measure_words(name)}, {outcomes(own)}"
-            for name, own in groups_of(rows, "metric")
-        ]
-        text = f"On {DATASETS[dataset].label}, of {settings}: {parts[0]}."
-        text += _ruled_out(noninferiority, dataset)
-        text += "".join(f" {wording.capital(part)}." for part in parts[1:])
+        (first, own), *others = groups_of(rows, "metric")
+        text = (
+            f"On {DATASETS[dataset].label}, by {wording.measure_words(first)}, of {settings} "
+            f"{outcomes(own)}.{_ruled_out(noninferiority, dataset)}"
+        )
+        for metric, own in others:
+            text += f" By {wording.measure_words(metric)}, {outcomes(own)}."
         main = rows[truth_values(rows["main"])]
         shown = {DIRECTIONS[Verdict(v)] for v in main["verdict"]}
         verdict = "some better" if "better" in shown else "some worse" if "worse" in shown else ""
@@ -188,13 +188,14 @@ def outcomes(rows: pd.DataFrame) -> str:
     parts = []
     for direction, word in words.items():
         names = list(rows.loc[found == direction, "strategy"])
-        if len(names) == len(rows) and names:
-            return f"{'all' if len(names) > 1 else wording.code(names)} {word}"
-        if names:
-            named = (
-                f" ({wording.code(names)})" if len(names) <= NAMED and direction != "open" else ""
-            )
-            parts.append(f"{wording.count(len(names))} {word}{named}")
+        if not names:
+            continue
+        verb = "" if parts else "was " if len(names) == 1 else "were "
+        which = f" ({wording.code(names)})" if len(names) <= NAMED and direction != "open" else ""
+        number = wording.count(len(names))
+        if len(names) == len(rows):
+            number, which = ("all", "") if len(names) > 1 else (wording.code(names), "")
+        parts.append(f"{number} {verb}{word}{which}")
     return wording.listed(parts)
 
 

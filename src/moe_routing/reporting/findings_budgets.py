@@ -30,8 +30,8 @@ LEVER_WORDS = {
         "the mean output in a dropped expert's place", "what stands in", "nothing in its place"
     ),
     "weights": (
-        "rescaling the weights to the mass of the model's own choice", "which weights", "its own "
-        "weights"
+        "rescaling weights to the mass of the model's own choice", "which weights",
+        "weights as they are",
     ),
 }  # fmt: skip
 """What each lever does, the question that it answers, and what it is compared with."""

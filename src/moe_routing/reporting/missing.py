@@ -106,7 +106,7 @@ def _cells(study: StudyResults) -> Iterator[Finding]:
         groups.setdefault((reason, sets), []).append(strategy)
     for (reason, sets), names in groups.items():
         where = f" on {wording.listed(sets)}" if sets else ""
-        text = f"{wording.code(names)}{where}: {reason}."
+        text = f"{wording.code(names)}{where}: {reason.removeprefix('left out: ')}."
         yield Finding(text, "statistics/missing.csv", "cell")
 
 
