@@ -20,12 +20,13 @@ from moe_routing.analysis import findings as baseline
 from moe_routing.analysis.null_size import call_designs, call_nulls
 from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.reporting import findings_ablation, findings_consequence, findings_needed
-from moe_routing.reporting.article import VARIABLE
+from moe_routing.reporting.article import VARIABLE, Article
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES
 from moe_routing.reporting.comparison_report import comparison_report
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_validity import DOMAINS, SIMULATION
 from moe_routing.reporting.qmd import run_page
+from moe_routing.reporting.results import StudyResults
 
 REPORT = Path(__file__).resolve().parents[2] / "report"
 LONGEST = 40
@@ -201,6 +202,50 @@ def test_what_everyone_reads_uses_words_for_names_and_says_nothing_twice(page):
     assert len(said) == len(set(said))
     assert not re.search(r"\d\.\d{3}", conclusion)
     assert "**Question.** How many of its 8 experts does a token need?" in box
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "BH routing, at 4.5 experts per token, is better than a fixed number at equal cost: "
+         "its loss on Wikipedia is lower by 0.037 nats per token ["),
+        ({"verdict": "worse", "difference": 0.02, "low": 0.01, "high": 0.03},
+         "is worse than a fixed number at equal cost: its loss on Wikipedia is higher by 0.020"),
+        ({"verdict": "inconclusive", "p_value": 0.5},
+         "Between BH routing and a fixed number at equal cost no difference could be shown on"),
+        ({"verdict": "identical", "difference": 0.0, "p_value": 1.0},
+         "BH routing gave the same results as a fixed number at equal cost on every item of"),
+        ({"against": "stock"}, "is better than the stock model: its loss on Wikipedia is lower by"),
+    ],
+)  # fmt: skip
+def test_every_outcome_of_the_contrast_has_its_sentences(at_budgets, changes, said):
+    table = at_budgets.statistics["primary"].assign(**changes)
+    study = replace(at_budgets, statistics={**at_budgets.statistics, "primary": table})
+    texts = [Article(study).plain(topic) for topic in ("in_short", "abstract", "conclusion")]
+    assert said in texts[0]
+    for text in texts:
+        assert "`" not in text
+        assert too_long(text) == []
+
+
+def test_a_certificate_answers_how_many_experts_are_enough(at_budgets, monkeypatch):
+    name = planted_consequence.CERTIFIED
+    monkeypatch.setattr(
+        StudyResults, "certificates", {name: planted_consequence.certificate()}, raising=True
+    )
+    damage = planted_consequence.damage(wikipedia=(0.007, 0.006, 0.009))
+    study = replace(at_budgets, metrics=pd.concat([at_budgets.metrics, damage]))
+    box, conclusion = (Article(study).plain(topic) for topic in ("in_short", "conclusion"))
+    assert box.startswith(
+        "Certified routing keeps 3.1 of 8 experts per token at an expected change of the "
+        "predictions (KL) of at most 0.01 nats per token; measured on Wikipedia, it is 0.0070 "
+        "[0.0060, 0.0090]."
+    )
+    assert conclusion.startswith(
+        "Where an expected change of 0.01 nats per token is accepted, 3.1 of 8 were enough on "
+        "average"
+    )
+    assert "lowest loss" not in box
 
 
 def test_numbers_have_at_most_three_significant_digits(page):

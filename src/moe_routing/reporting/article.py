@@ -43,8 +43,8 @@ _ABOUT_LEVERS = (
     "- Norms, mean outputs, constants of layers, budgets and scales are fitted on calibration "
     "text. On text of another kind, a budget keeps another number of experts, and a certificate "
     "promises nothing. How much each lever gives depends on the model.\n"
-    "- The rule of lowest loss was chosen from these results, which favours it on the set that chose "
-    "it. The other sets show whether the choice carries over."
+    "- The rule of lowest loss was chosen from these results, which favours it on the set that "
+    "chose it. The other sets show whether the choice carries over."
 )
 
 Entry = TypeVar("Entry")

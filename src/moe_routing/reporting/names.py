@@ -19,7 +19,7 @@ def rule_words(kind: RuleKind) -> str:
     """Return a rule in words that need no table.
 
     >>> rule_words(RuleKind("absolute", "consequence", "compensated"))
-    "one threshold on predicted consequence with the mean output in a dropped expert's place"
+    'one threshold on predicted consequence with mean outputs for dropped experts'
     >>> rule_words(RuleKind("static"))
     'a fixed number of experts'
     >>> rule_words(RuleKind("topp"))
@@ -41,7 +41,7 @@ def rule_words(kind: RuleKind) -> str:
     elif kind.rule == THRESHOLD:
         text += " on the probability"
     if kind.dropped == "compensated":
-        text += " with the mean output in a dropped expert's place"
+        text += " with mean outputs for dropped experts"
     if kind.weighting != "own":
         text += f" with {kind.weighting.replace('_', '-')} weights"
     return text

@@ -123,9 +123,8 @@ def abstract(study: StudyResults) -> Iterator[Finding]:
     row = leader(study.budgets)
     if row is not None:
         text = (
-            f"Of the rules at a budget of {wording.experts(row['budget'])} experts, "
-            f"{rule_words(row['kind'])} had the lowest loss (against a fixed number: "
-            f"{by_set(_own(study, row))})."
+            f"At a budget of {wording.experts(row['budget'])} experts, {rule_words(row['kind'])} "
+            f"lost least; against a fixed number it was {by_set(_own(study, row))}."
         )
         yield Finding(text, BUDGETS_FILE, _direction(row), _leader_claims(study, row))
     for finding in _rates(study):
