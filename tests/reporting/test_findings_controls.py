@@ -151,8 +151,8 @@ def static(k, verdict):
 @pytest.mark.parametrize(
     ("few", "many", "outcome", "said"),
     [
-        ("worse", "worse", "more worse", "more static experts were worse at k = 32."),
-        ("worse", "better", "more better", "more static experts were better at k = 32."),
+        ("worse", "worse", "more worse", "More static experts were worse at k = 32."),
+        ("worse", "better", "more better", "More static experts were better at k = 32."),
         ("worse", "inconclusive", "more none", "were not shown to differ at k = 32."),
     ],
 )
@@ -162,8 +162,8 @@ def test_static_curve(few, many, outcome, said):
     assert finding.verdict == outcome
     assert said in finding.text
     assert (
-        "compared with `regular_k8`, fewer static experts were worse at k = 1 and better at k = 2; "
-        in finding.text
+        "against `regular_k8` and among the additional k, fewer static experts were worse at k = 1 "
+        "and better at k = 2. " in finding.text
     )
 
 

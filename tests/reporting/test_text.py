@@ -19,6 +19,8 @@ from test_findings_validity import domains, setting, simulation
 from moe_routing.analysis import findings as baseline
 from moe_routing.analysis.null_size import call_designs, call_nulls
 from moe_routing.analysis.outputs import ALL_LAYERS
+from moe_routing.analysis.tables import write_csv
+from moe_routing.errors import InputError
 from moe_routing.reporting import findings_ablation, findings_consequence, findings_needed
 from moe_routing.reporting.article import VARIABLE, Article
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES
@@ -246,6 +248,18 @@ def test_a_certificate_answers_how_many_experts_are_enough(at_budgets, monkeypat
         "average"
     )
     assert "lowest loss" not in box
+
+
+def test_a_verdict_against_its_numbers_stops_the_article(at_budgets, tmp_path, monkeypatch):
+    folder = shutil.copytree(at_budgets.folder, tmp_path / "turned")
+    path = folder / "statistics" / "primary.csv"
+    table = pd.read_csv(path)
+    write_csv(table.assign(difference=-table["difference"]), path)
+    monkeypatch.setenv(VARIABLE, str(folder))
+    said = r"statistics/primary.csv: the verdict on 'bh_k8_b4' .* its numbers say 'worse'"
+    with pytest.raises(InputError, match=said) as stopped:
+        run_page(REPORT / "index.qmd", echo=False)
+    assert "\n" not in str(stopped.value)
 
 
 def test_numbers_have_at_most_three_significant_digits(page):
