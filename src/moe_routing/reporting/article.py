@@ -261,7 +261,7 @@ class Article:
         """Return what limits the findings, as a list."""
         found = [
             Finding(str(self.scope), MODEL_FILE),
-            *findings_on(self.study, ["chance", "binding"]),
+            *findings_on(self.study, ["chance", "binding", "scale"]),
         ]
         about_line = (
             "- Interpolation between static settings stands for a random mixture of them. Where "

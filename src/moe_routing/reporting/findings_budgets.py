@@ -194,6 +194,31 @@ def _by_rule(rows: pd.DataFrame) -> str:
     return text
 
 
+def scale(rows: pd.DataFrame, declared: Sequence[str]) -> Finding | None:
+    """State what was compared as is only, where the scale of the output may explain a difference.
+
+    Args:
+        rows: ``statistics/matched_budgets.csv`` with kinds.
+        declared: the strategies of the declared contrasts.
+    """
+    if rows.empty:
+        return None
+    fitted = rows[rows["scale"] == FITTED]
+    sets = [
+        name for name in rows["dataset"].drop_duplicates() if name not in set(fitted["dataset"])
+    ]
+    parts = [f"rules on {wording.listed([DATASETS[name].label for name in sets])}"] if sets else []
+    if not {f"{name}_scaled" for name in declared} & set(fitted["strategy"]):
+        parts.append("the declared contrasts")
+    if not parts:
+        return None
+    text = (
+        f"{wording.capital(wording.listed(parts))} were compared as is only. Part of these "
+        "differences may be due to the scale of a layer's output, not to experts or tokens."
+    )
+    return Finding(text, BUDGETS_FILE, "as is")
+
+
 def levers(table: pd.DataFrame) -> list[Finding]:
     """State for each lever where it lowered and where it raised the loss, at fitted scale.
 

@@ -77,6 +77,11 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "abstract": summary.abstract,
         "conclusion": summary.conclusion,
         "budgets": lambda study: findings_budgets.budgets(study.budgets),
+        "scale": lambda study: [
+            findings_budgets.scale(
+                study.budgets, [one.strategy for one in study.config.statistics.contrasts]
+            )
+        ],
         "levers": lambda study: findings_budgets.levers(study.statistics["levers"]),
         "time": _time,
         "chance": lambda study: findings.chance(
