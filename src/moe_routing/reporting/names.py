@@ -23,7 +23,7 @@ def rule_words(kind: RuleKind) -> str:
     >>> rule_words(RuleKind("static"))
     'a fixed number of experts'
     >>> rule_words(RuleKind("topp"))
-    'top-p'
+    'top-p routing'
     >>> rule_words(RuleKind("certified", "consequence", "compensated"))
     'certified routing'
     """
