@@ -295,8 +295,8 @@ TASKS: Mapping[str, Task] = _by_name(
             metrics=("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
             compared=("nats_per_token",),
             scoring="Perplexity is the exponential of the mean negative log-likelihood per token, "
-            "with documents scored in {windows}: every token is predicted once, and the last "
-            "window of a document is filled with earlier tokens, which are not scored again.",
+            "with documents scored in {windows}. Every token is predicted once: the last window of "
+            "a document is filled with earlier tokens, which are not scored again.",
             absent="running text",
             shown_as={"nats_per_token": "token_perplexity"},
         ),

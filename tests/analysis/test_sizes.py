@@ -221,31 +221,32 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
 @pytest.mark.parametrize(
     ("by_layer", "lead", "said"),
     [
-        ([0.05] * 8, "n keeps its size ", "a layer counts as failing if its rate exceeds 0.075."),
+        ([0.05] * 8, "n keeps its size ", "a layer counts as failing if its rate exceeds 7.5%."),
         (
             [0.05] * 7 + [0.065],
             "n was not shown to keep its size ",
-            "Above 0.06, but not by more than chance: layer 7.",
+            "Above 6%, but not by more than chance: layer 7.",
         ),
         (
             [0.063, 0.05, 0.062],
             "n was not shown to keep its size ",
-            "Above 0.06, but not by more than chance: layers 0, 2.",
+            "Above 6%, but not by more than chance: layers 0, 2.",
         ),
+        ([0.15, 0.12], "n does not keep its size ", "It fails in every layer."),
         ([0.15, 0.05, 0.12], "n does not keep its size ", "It fails in 2 of 3 layers (0, 2)."),
         (
             [0.15, 0.05, 0.065],
             "n does not keep its size ",
-            "(0). Above 0.06, but not by more than chance: layer 2.",
+            "(0). Above 6%, but not by more than chance: layer 2.",
         ),
     ],
 )
 def test_sentences_follow_the_verdict(by_layer, lead, said):
     sentence = call_nulls(call_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
-    assert sentence.startswith(f"{lead}under the complete null (weak control): where no expert ")
-    assert f"for {max(by_layer):.3f} of the tokens in the worst layer" in sentence
-    assert "in the worst of 1 designs (d); allowed: 0.06, which leaves room for chance" in sentence
-    assert "With 2,000 tokens, a layer counts as failing if its rate exceeds 0.07" in sentence
+    assert sentence.startswith(f"{lead}under the complete null (weak control), where no expert ")
+    assert f"for {max(by_layer):.1%} of the tokens in the worst layer" in sentence
+    assert "in the worst of 1 designs (d). Allowed is 6%, which leaves room for chance" in sentence
+    assert "With 2,000 tokens, a layer counts as failing if its rate exceeds 7." in sentence
     assert sentence.endswith(said)
 
 
@@ -310,8 +311,8 @@ def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assum
     assert not call["valid"]
     assert call["valid_under_assumption"] == under_assumption
     sentence = (
-        "only where its assumption is broken: skewed (symmetry); where that holds (d), the worst "
-        f"layer has {kept:.3f}."
+        "only where its assumption is broken: skewed (symmetry). Where that holds (d), the worst "
+        f"layer has {kept:.1%}."
     )
     assert (sentence in call["verdict"]) == under_assumption
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from planted_budgets import write_budgets_study
 from planted_results import EFFECTS, make_study, planted_config, texts
 
 from moe_routing.evaluation.outputs import fit_expert_outputs
@@ -20,6 +21,12 @@ def planted(tmp_path_factory):
     write_plots(study)
     write_report(study)
     return study
+
+
+@pytest.fixture(scope="session")
+def at_budgets(tmp_path_factory):
+    """A study of rules at matched budgets; see :mod:`planted_budgets`."""
+    return write_budgets_study(tmp_path_factory.mktemp("budgets") / "budgets")
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,8 @@ def primary(**changes):
         ("better", "predicted better than fixed numbers of experts mixed to the same mean"),
         ("worse", "predicted worse than fixed numbers of experts mixed to the same mean"),
         ("worse within margin", "predicted worse than fixed numbers"),
-        ("non-inferior", "no difference between BH routing (`bh_k8_b4`, 4.05 experts per token)"),
-        ("inconclusive", "no difference between BH routing (`bh_k8_b4`, 4.05 experts per token)"),
+        ("non-inferior", "no difference between BH routing and fixed numbers of experts"),
+        ("inconclusive", "no difference between BH routing and fixed numbers of experts"),
         ("identical", "had the same result on every item"),
     ],
 )
@@ -37,6 +37,7 @@ def test_every_verdict_of_a_declared_contrast_has_its_sentence(verdict, said):
     (finding,) = findings.primary(primary(verdict=verdict), "softmax")
     assert said in finding.text
     assert finding.text.startswith("On Wikipedia, ")
+    assert " Both use 4.05 experts per token." in finding.text
     (claim,) = finding.claims
     assert (claim.strategy, claim.dataset, claim.metric) == (
         "bh_k8_b4", "wikipedia", "nats_per_token"
@@ -58,6 +59,11 @@ def test_what_the_margin_rules_out_is_said(changes, said):
     assert said in findings.primary(primary(**changes), "softmax")[0].text
 
 
+def test_arms_with_other_numbers_of_experts_say_so():
+    (finding,) = findings.primary(primary(against_mean_experts=8.0), "softmax")
+    assert " They use 4.05 and 8 experts per token." in finding.text
+
+
 def test_without_a_margin_and_after_an_open_contrast():
     (finding,) = findings.primary(primary(margin=float("nan"), confirmatory=False), "softmax")
     assert "ruled out" not in finding.text
@@ -66,11 +72,22 @@ def test_without_a_margin_and_after_an_open_contrast():
     )
 
 
-@pytest.mark.parametrize(("size", "verdict"), [(0.02, "too small"), (0.002, "large enough")])
-def test_power_is_that_of_the_pilot(size, verdict):
+@pytest.mark.parametrize(
+    ("size", "verdict", "said"),
+    [
+        (
+            0.02,
+            "too small",
+            "more than the margin of 0.01 nats per token: a smaller difference may",
+        ),
+        (0.002, "large enough", " The margin is 0.01 nats per token."),
+    ],
+)
+def test_power_is_that_of_the_pilot(size, verdict, said):
     finding = findings.power(primary(minimum_detectable_difference=size))
     assert finding.verdict == verdict
-    assert "by the spread between controls at the same budget" in finding.text
+    assert said in finding.text
+    assert "judged by the spread between controls at the same budget" in finding.text
     assert findings.power(primary(minimum_detectable_difference=float("nan"))) is None
 
 
@@ -90,11 +107,10 @@ def test_the_baseline_is_told_by_every_metric_and_the_same_routing_once():
     (finding,) = findings.against_baseline(table, margins(a=True, b=False))
     assert finding.verdict == "some better"
     assert finding.text.startswith(
-        "On LAMBADA, of 5 other settings: by accuracy, 1 better (`a`), 2 worse (`b` and `c`), 1 "
-        "the same on every item (`d`) and 1 not shown to differ; by bits per byte of the right "
-        "continuation, all worse."
+        "On LAMBADA, by accuracy, of 5 other settings 1 was better (`a`), 2 worse (`b` and `c`), 1 "
+        "the same on every item (`d`) and 1 not shown to differ. A loss of 1 percentage point is "
+        "ruled out for 1 setting. By bits per byte of the right continuation, all were worse."
     )
-    assert "A loss of 1 percentage point is ruled out for 1 setting." in finding.text
     assert {claim.metric for claim in finding.claims} == {"accuracy", "gold_bits_per_byte"}
 
 
@@ -120,16 +136,16 @@ def test_weighting(normal, uniform, verdict):
     finding = findings.weighting(table, ModelRule(8, "softmax"))
     assert finding.verdict == verdict
     assert ("could not be shown to differ" in finding.text) == (verdict == "none")
-    assert finding.text.endswith(", compared with the model's own raw softmax weights.")
+    assert "were compared with the model's own raw softmax weights, in the main" in finding.text
 
 
 def test_weights_are_compared_with_those_of_the_model():
     """On a model that renormalises, raw softmax weights are the foreign ones."""
     table = paired(regular_k8="worse", normalized_k8="better")
     finding = findings.weighting(table, ModelRule(8, "renormalised"))
-    assert "raw softmax weighting (`regular_k8`) was worse" in finding.text
+    assert "Raw softmax weighting (`regular_k8`) was worse on LAMBADA." in finding.text
     assert "normalized_k8" not in finding.text
-    assert finding.text.endswith(", compared with the model's own renormalised weights.")
+    assert "were compared with the model's own renormalised weights, in the main" in finding.text
 
 
 def test_weighting_is_silent_without_those_strategies():
@@ -182,7 +198,7 @@ def test_binding(proportions, verdict):
     finding = findings_routing.binding(pd.DataFrame(rows), strategies)
     assert finding.verdict == verdict
     assert "`pooled`" in finding.text
-    assert "; there the floor gave the token 1 expert." in finding.text
+    assert " There the floor gave the token 1 expert." in finding.text
 
 
 def test_binding_is_silent_without_bh():

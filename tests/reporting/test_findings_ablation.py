@@ -8,6 +8,7 @@ import pytest
 from planted_results import planted_config
 
 from moe_routing.reporting import findings_ablation as findings
+from moe_routing.reporting import wording
 from moe_routing.reporting.wording import MINUS
 
 
@@ -21,18 +22,16 @@ def test_the_own_choice_comes_first():
     first, *rest = findings.discoveries(planted.ablation_table(), planted_config())
     assert first.verdict == "reference"
     assert first.text.startswith("Of 2,880 experts that the stock router had chosen, the removal ")
-    assert "by less than 1e-05 nats (KL)" in first.text
-    assert "harmful experts" in first.text
+    assert f"by less than {wording.scientific(1e-5)} nats (KL)" in first.text
+    assert "these experts are harmful" in first.text
     assert len(rest) == 2
 
 
 @pytest.mark.parametrize(
     ("false", "verdict", "said"),
     [
-        (0.02, "held", ", not demonstrably above alpha; by layer it is demonstrably above alpha in "
-         "no layer."),
-        (0.9, "exceeded", ", demonstrably above alpha; by layer it is demonstrably above alpha in "
-         "layers 0, 1, 2 and 3."),
+        (0.02, "held", ", not shown to be above alpha 0.05 over all layers; nor in any layer."),
+        (0.9, "exceeded", ", above alpha 0.05 over all layers; in layers 0, 1, 2 and 3 it is."),
     ],
 )  # fmt: skip
 def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
@@ -40,15 +39,15 @@ def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
     assert finding.verdict == verdict
     assert said in finding.text
     assert finding.text.startswith("Under `needed` at alpha 0.05, BH discovers ")
-    assert "(KL below 1e-05 nats)" in finding.text
+    assert f"(KL below {wording.scientific(1e-5)} nats)" in finding.text
 
 
 @pytest.mark.parametrize(
     ("useful", "said"),
     [
-        (0.9, "demonstrably fewer than the "),
-        (0.5, "not demonstrably different from the "),
-        (0.1, "demonstrably more than the "),
+        (0.9, "when removed, fewer than of the whole choice, and"),
+        (0.5, "when removed, not shown to differ from the whole choice, and"),
+        (0.1, "when removed, more than of the whole choice, and"),
     ],
 )
 def test_the_worth_of_discoveries_is_compared_with_the_own_choice(useful, said):
@@ -59,7 +58,7 @@ def test_the_worth_of_discoveries_is_compared_with_the_own_choice(useful, said):
     table.loc[stock] = planted.ablation_table(0.02, useful=0.5)[stock]
     if useful == 0.5:
         table.loc[stock, ["false_low", "false_high"]] = [0.3, 0.7]
-    assert f", {said}" in about("needed", table).text
+    assert said in about("needed", table).text
 
 
 def test_a_null_without_discoveries_claims_nothing():
@@ -103,17 +102,17 @@ def test_what_is_left_out(small, verdict, said):
 @pytest.mark.parametrize(
     ("factor", "verdict", "said"),
     [
-        (1.5, "more", "1.50] times the sum of the single effects, demonstrably more than the sum"),
-        (0.7, "less", "demonstrably less than the sum"),
-        (1.0, "open", "not demonstrably different from the sum"),
+        (1.5, "more", " times the sum of the single effects, more than the sum"),
+        (0.7, "less", "single effects, less than the sum"),
+        (1.0, "open", "not shown to differ from the sum"),
     ],
 )
 def test_joint_removals(factor, verdict, said):
     finding = findings.joint(planted.joint_table(factor))
     assert finding.verdict == verdict
     assert said in finding.text
-    assert "(8 experts) moves the prediction by " in finding.text
-    assert f"within single layers it is {factor:.2f} to {factor:.2f} times" in finding.text
+    assert "choice (8 experts), removed together" in finding.text
+    assert f"Within single layers it is {factor:.2f} to {factor:.2f} times" in finding.text
 
 
 def test_an_arm_that_leaves_out_nothing():
@@ -136,10 +135,10 @@ def test_the_states_of_the_routed_model(stock, routed, verdict):
     finding = findings.states(planted.states_table(stock=stock, routed=routed))
     assert finding.verdict == verdict
     held, moved = verdict.split(", ")
-    word = "not demonstrably" if held == "held" else "demonstrably"
-    assert f", {word} above alpha 0.05 and " in finding.text
-    word = "demonstrably" if moved == "moved" else "not demonstrably"
-    assert f"and {word} different from the " in finding.text
+    word = "not shown to be " if held == "held" else ""
+    assert f"], {word}above alpha 0.05. In those" in finding.text
+    word = "differ" if moved == "moved" else "were not shown to differ"
+    assert finding.text.endswith(f"; the two {word}.")
     assert findings.states(pd.DataFrame()) is None
 
 
@@ -148,9 +147,10 @@ def test_needed_experts():
     finding = findings.needed(table)
     rows = table[(table["class"] == "all tokens") & (table["layer"] == "all")]
     for row in rows.itertuples():
-        assert f"] at epsilon {row.epsilon:.2g}" in finding.text
-        assert f"{row.mean:.2f}".rstrip("0") in finding.text
-    assert finding.text.index("epsilon 1e-05") < finding.text.index("epsilon 0.001")
+        mean = wording.interval(row.mean, row.low, row.high)
+        assert f"{mean} at epsilon {wording.scientific(row.epsilon)}" in finding.text
+    first = finding.text.index(f"epsilon {wording.scientific(1e-5)}")
+    assert first < finding.text.index("epsilon 0.001")
     assert findings.needed(pd.DataFrame()) is None
 
 
@@ -173,16 +173,16 @@ def test_classes_that_need_more_and_classes_that_do_not(harder, verdict):
 @pytest.mark.parametrize(
     ("useful", "verdict", "said"),
     [
-        (0.8, "helps", "demonstrably in more than half"),
-        (0.2, "hurts", "demonstrably in fewer than half"),
-        (0.5, "open", "not demonstrably in more or fewer than half"),
+        (0.8, "helps", "in more than half"),
+        (0.2, "hurts", "in fewer than half"),
+        (0.5, "open", "not shown to be more or fewer than half"),
     ],
 )
 def test_experts_beyond_the_own_choice(useful, verdict, said):
     finding = findings.presence(planted.needs_tables(useful=useful)["presence"])
     assert finding.verdict == verdict
-    assert f", {said};" in finding.text
-    assert "are consequential at epsilon 1e-05" in finding.text
+    assert f", {said}." in finding.text
+    assert f"are consequential at epsilon {wording.scientific(1e-5)}" in finding.text
 
 
 def test_no_expert_beyond_the_own_choice():
@@ -195,9 +195,9 @@ def test_no_expert_beyond_the_own_choice():
 @pytest.mark.parametrize(
     ("orders", "verdict", "said"),
     [
-        ({"norm": 0.3, "router": 0.6}, "better", "is demonstrably better than the router's."),
-        ({"norm": 0.9, "router": 0.6}, "worse", "is demonstrably worse than the router's."),
-        ({"norm": 0.6, "router": 0.6}, "open", "is not demonstrably different from the router's."),
+        ({"norm": 0.3, "router": 0.6}, "better", "is better than the router's."),
+        ({"norm": 0.9, "router": 0.6}, "worse", "is worse than the router's."),
+        ({"norm": 0.6, "router": 0.6}, "open", "was not shown to differ from the router's."),
         ({"norm": -0.2, "router": -0.3}, "no room", "no room for a better order could be shown."),
     ],
 )
@@ -226,7 +226,7 @@ def test_orders_on_other_texts(norms, verdict, where):
     *_, finding = findings.headroom(pd.concat([planted.headroom_table(), other]))
     assert finding.verdict == verdict
     assert finding.text.startswith("On contexts of LAMBADA, weight times predicted norm closes ")
-    assert finding.text.endswith(f"with 1 and 2 experts kept; it is demonstrably better than the "
+    assert finding.text.endswith(f"with 1 and 2 experts kept. It was shown to be better than the "
                                  f"router's order {where}")  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_other_texts_are_named():
     finding = findings.joint(joint)
     assert finding.verdict == "more"
     assert finding.text.count("On contexts of HellaSwag it is ") == 1
-    assert finding.text.endswith("0.80] times the sum of the single effects.")
+    assert finding.text.endswith(" times the sum of the single effects.")
     needed = planted.needs_tables()["needed_experts"]
     other = needed.assign(text="lambada", mean=1.25)
     finding = findings.needed(pd.concat([needed, other]))

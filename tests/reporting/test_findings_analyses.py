@@ -28,12 +28,14 @@ def test_router_findings_are_the_statements_of_the_analysis(tmp_path):
 @pytest.mark.parametrize(
     ("better", "worse", "verdict", "said"),
     [
-        (["a"], [], "better", "1 was shown to be better and none worse"),
-        ([], ["a", "b"], "worse", "none were shown to be better and 2 worse"),
-        (["a"], ["b"], "mixed", "1 was shown to be better and 1 worse"),
-        ([], [], "none", "none were shown to be better and none worse"),
+        (["a"], [], "better", "1 was shown to be better than any convex curve through the static "
+         "settings, and none worse than the straight line"),
+        ([], ["a", "b"], "worse", "none were shown to be better than any convex curve through the "
+         "static settings, and 2 worse"),
+        (["a"], ["b"], "mixed", "settings, and 1 worse"),
+        ([], [], "none", "settings, and none worse"),
     ],
-)
+)  # fmt: skip
 def test_recommendation(tmp_path, better, worse, verdict, said):
     advice = {
         "statement": "For efficiency: regular_k6.",
@@ -45,23 +47,25 @@ def test_recommendation(tmp_path, better, worse, verdict, said):
     (finding,) = findings_analyses.recommendation(tmp_path)
     assert finding.verdict == verdict
     assert said in finding.text
-    assert "Of 3 adaptive settings" in finding.text
-    assert "straight line" not in finding.text
+    assert "can be compared with 3 adaptive settings. Of these" in finding.text
+    assert "shows nothing" not in finding.text
     write(tmp_path, "bh/recommendation.json", advice | {"beats_line_only": ["c"]})
     (finding,) = findings_analyses.recommendation(tmp_path)
     assert finding.verdict == verdict
     assert said in finding.text
-    assert "1 more had a lower loss than the straight line" in finding.text
-    assert finding.text.endswith("nothing is shown.")
+    assert finding.text.endswith("1 more was better than that line only, which shows nothing here.")
+    write(tmp_path, "bh/recommendation.json", advice | {"n_tokens": 1588})
+    (finding,) = findings_analyses.recommendation(tmp_path)
+    assert "at once, on 1,588 tokens, so the grid can show less than the cells." in finding.text
 
 
 def test_validity_puts_the_nulls_in_use_first():
     rows = [
         ("pooled", "valid", "pooled is valid: ..."),
-        ("within_token", "not shown", "within_token is not shown to be valid: ..."),
+        ("within_token", "not shown", "within_token is not shown to be valid: 5%."),
     ]
     table = pd.DataFrame(rows, columns=["null", "call", "verdict"])
     found = findings_analyses.validity(table, pd.Series(["none", "within_token"]))
     assert [x.verdict for x in found] == ["not shown", "valid"]
-    assert found[0].text.startswith("`within_token` is not shown")
+    assert found[0].text == "`within_token` is not shown to be valid: 5 %."
     assert findings_analyses.validity(pd.DataFrame(), pd.Series(["none"])) == []

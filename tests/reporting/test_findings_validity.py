@@ -40,11 +40,11 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     independent, correlated, centred = findings_validity.procedures(table, 0.95)
     assert independent.text == (
         "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
-        "at worst 30.0 % at alpha 0.1 (`hc`); the rate of `bh` and `storey` was not shown to be "
+        "at worst 30.0 % at alpha 0.1 (`hc`). The rate of `bh` and `storey` was not shown to be "
         "above alpha anywhere (10,000 tokens per setting)."
     )
     assert "that are all correlated by 0.5 were simulated, `storey` and `hc` had" in correlated.text
-    assert "at worst 35.0 % at alpha 0.05 (`hc`); the rate of `bh` was not" in correlated.text
+    assert "at worst 35.0 % at alpha 0.05 (`hc`). The rate of `bh` was not" in correlated.text
     assert centred.text.startswith(
         "Where p-values of statistics whose noise sums to zero in every token were simulated, `hc` "
     )
@@ -55,7 +55,7 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     ("fdr", "verdict", "said"),
     [
         (0.05, "all kept", "the rate of `bh` and `by` was not shown to be above alpha anywhere ("),
-        (0.5, "none kept", "(`bh`); no procedure kept it at alpha ("),
+        (0.5, "none kept", "(`bh`). No procedure kept it at alpha ("),
     ],
 )
 def test_procedures_that_agree(fdr, verdict, said):
@@ -95,8 +95,8 @@ def domains(lift, tokens=1000):
 def test_domains(lift, verdict, said):
     finding = findings_validity.domains(domains(lift))
     assert finding.verdict == verdict
-    assert "Of 1 experts (each in its layer, with at least 100 tokens), " + said in finding.text
-    assert f"is {lift:.2f} (Wikipedia, layer 3); the maximum possible is 2." in finding.text
+    assert f"Of 1 expert with at least 100 tokens in a layer, {said}" in finding.text
+    assert f"is {lift:.2f} (Wikipedia, layer 3); 2 is the most possible." in finding.text
 
 
 def test_domains_say_nothing_of_one_domain_or_of_few_tokens():
@@ -118,7 +118,7 @@ def test_coactivation(proportion, verdict):
     many = "1" if proportion > 0.5 else "none"
     assert finding.text.startswith(f"In {many} of 2 ordered pairs of a layer's experts, the second")
     assert (
-        f"the maximum is {100 * proportion:.1f} % (layer 2), {4 * proportion:.1f} times"
+        f"The maximum is {100 * proportion:.1f} % (layer 2), {4 * proportion:.1f} times"
         in finding.text
     )
     assert findings_validity.coactivation(pd.DataFrame(rows[2:])) is None
@@ -155,4 +155,4 @@ def test_the_article_reads_them_from_the_analyses(planted, tmp_path):
         table.to_csv(tmp_path / name, index=False)
     article = Article(replace(planted, folder=tmp_path))
     assert "`bh` was not shown to be above alpha" in article.say("procedures")
-    assert "the largest lift in this sample is 1.50 (Wikipedia" in article.say("specialisation")
+    assert "The largest lift is 1.50 (Wikipedia" in article.say("specialisation")

@@ -93,18 +93,18 @@ def test_windows_are_those_of_the_config_or_of_the_model(planted):
     fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
     narrow = type(planted)(**{**fields, "config": config})
     assert window(narrow) == 96
-    assert "in windows of 96 tokens at a stride of 96:" in Article(narrow).text("scoring")
+    assert "in windows of 96 tokens at a stride of 96." in Article(narrow).text("scoring")
 
 
 def test_without_a_config_the_window_is_that_of_the_baseline_analysis(planted, tmp_path):
     fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
     study = type(planted)(**{**fields, "folder": tmp_path})
-    assert "in windows of the model's context, side by side:" in Article(study).text("scoring")
+    assert "in windows of the model's context, side by side." in Article(study).text("scoring")
     (tmp_path / "baseline").mkdir()
     pd.DataFrame({"layer": [0], "window": [2048]}).to_csv(
         tmp_path / "baseline" / "baseline_routing_stats.csv", index=False
     )
-    assert "in windows of 2,048 tokens at a stride of 2,048:" in Article(study).text("scoring")
+    assert "in windows of 2,048 tokens at a stride of 2,048." in Article(study).text("scoring")
 
 
 def test_perplexity_by_word_and_byte_is_that_of_the_table_of_metrics(planted):
@@ -117,7 +117,7 @@ def test_perplexity_by_word_and_byte_is_that_of_the_table_of_metrics(planted):
     ]
     line = next(line for line in text.splitlines() if line.startswith("| `regular_k4`"))
     said = [float(number.replace(",", "")) for number in re.findall(r"(?<!k)\d[\d,.]*\d", line)]
-    assert said == pytest.approx(list(rows.to_numpy().ravel()), rel=1e-3)
+    assert said == pytest.approx(list(rows.to_numpy().ravel()), rel=5e-3)
     assert "topp" not in text  # controls are not among the compared strategies
 
 

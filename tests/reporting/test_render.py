@@ -79,16 +79,16 @@ def test_first_screen_says_what_was_asked_found_and_on_which_model(rendered):
     text = text_of(rendered / "index.html")
     start = text[: text.index("Abstract A mixture")]
     assert PREVIEW_NOTE in start
-    assert "Question. Does every token need all 8 experts" in start
-    assert "was less accurate than the stock model" in start
-    assert "\N{MINUS SIGN}3.0 percentage points [" in start
+    assert "Question. How many of its 8 experts does a token need?" in start
+    assert "is worse than the stock model: its length-normalised accuracy on HellaSwag" in start
+    assert "is lower by 3.0 percentage points [" in start
     assert "Measured on a small model (olmoe-nano, 16 million parameters)" in start
 
 
 def test_abstract_says_the_same(rendered):
     text = text_of(rendered / "index.html")
     abstract = text[text.index("Abstract A mixture") : text.index("1 Question OLMoE")]
-    assert "was less accurate than the stock model" in abstract
+    assert "BH routing did worse than the stock model on HellaSwag, by 3.0 percentage" in abstract
     assert len(abstract.split()) <= 150
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from moe_routing.reporting import wording
 from moe_routing.reporting.tables import definition, null_table
 
 
@@ -22,8 +23,10 @@ def test_the_table_of_nulls_says_h0_with_the_epsilon_in_use(tmp_path):
     rows = null_table(study).set_index("Null")
     assert rows["Needed"].to_list() == ["0.125 to 0.25", "0.125 to 0.25", "not given"]
     table = rows["H0 in words"]
-    assert table["`needed`"].endswith("by less than epsilon = 3e-5 nats (KL)")
-    assert table["`needed_e1e4_loss`"].endswith("by less than epsilon = 1e-4 nats")
+    epsilon = wording.scientific(3e-5)
+    assert table["`needed`"].endswith(f"by less than epsilon = {epsilon} nats (KL)")
+    epsilon = wording.typeset("1e-4")
+    assert table["`needed_e1e4_loss`"].endswith(f"by less than epsilon = {epsilon} nats")
     assert "typical" in table["`pooled`"]
 
 

@@ -63,7 +63,7 @@ def imbalance(
         "n_documents": len(load_DLE),
         "statement": (
             f"The busiest expert of layer {layer} gets {factor_L[layer]:.2f} times the mean load "
-            f"({confidence:.0%} interval {low:.2f} to {high:.2f}); uniform use would give "
+            f"({confidence:.0%} interval {low:.2f} to {high:.2f}). Uniform use would give "
             f"{reference:.2f} by chance."
         ),
     }
@@ -113,7 +113,7 @@ def depth_trend(
         "statement": (
             f"Over the {len(depth_L)} layers of this model the router's mean entropy {trend} "
             f"(Spearman {rho:.2f}, {confidence:.0%} interval {low:.2f} to {high:.2f} over "
-            f"documents, bootstrap p = {p_value:.4f}); the text is the sample, not the layers, so "
+            f"documents, bootstrap p = {p_value:.3f}). The text is the sample, not the layers, so "
             "this says nothing about other models."
         ),
     }
@@ -166,9 +166,9 @@ def ease_and_weight(
         "n_documents": np.unique(document_T).size,
         "shown": shown,
         "statement": (
-            f"{answer} (Spearman of loss and weight within documents {rho:.3f}, {confidence:.0%} "
-            f"interval {low:.3f} to {high:.3f} over documents, permutation p = {p_value:.3f}; the "
-            "position in the document is not controlled)."
+            f"{answer} (Spearman of loss and weight within documents {rho:.2f}, {confidence:.0%} "
+            f"interval {low:.2f} to {high:.2f} over documents, permutation p = {p_value:.3f}). The "
+            "position in the document is not controlled."
         ),
     }
 

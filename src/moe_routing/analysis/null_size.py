@@ -323,7 +323,7 @@ def _call_null(group: pd.DataFrame, noise: pd.DataFrame) -> dict[str, object]:
         row |= {"noise_design": most["design"], "noise_size": most["size"]}
         text += (
             f" If all of the real logits were noise ({most['design']}), it would be "
-            f"{most['size']:.3f}; this takes no part in the verdict."
+            f"{most['size']:.1%}; this takes no part in the verdict."
         )
     return {**row, "verdict": text}
 
@@ -335,27 +335,26 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
         NOT_VALID: "does not keep its size",
     }
     text = (
-        f"{row['null']} {words[row['call']]} under the complete null (weak control): where no "
-        f"expert deserves to be selected, BH at {layer['level']:g} selects one for "
-        f"{row['worst_layer_size']:.3f} of the tokens in the worst layer (layer "
+        f"{row['null']} {words[row['call']]} under the complete null (weak control), where no "
+        f"expert deserves to be selected. BH at {layer['level']:g} selects one for "
+        f"{row['worst_layer_size']:.1%} of the tokens in the worst layer (layer "
         f"{row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
-        f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.3f} to "
-        f"{row['worst_layer_high']:.3f}), and for {row['worst_size']:.3f} over all layers in the "
-        f"worst of {row['n_designs']} designs ({row['worst_design']}); allowed: "
-        f"{layer['largest_size']:g}, which leaves room for chance beside alpha. With "
+        f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.1%} to "
+        f"{row['worst_layer_high']:.1%}). Over all layers it is {row['worst_size']:.1%} in the "
+        f"worst of {row['n_designs']} designs ({row['worst_design']}). Allowed is "
+        f"{layer['largest_size']:.0%}, which leaves room for chance beside alpha. With "
         f"{layer['n_tokens']:,} tokens, a layer counts as failing if its rate exceeds "
-        f"{row['layer_fails_above']:.3f}."
+        f"{row['layer_fails_above']:.1%}."
     )
-    if row["failing_layers"]:
+    failing, unshown = row["failing_layers"].split(), row["unshown_layers"].split()
+    if len(failing) == row["n_layers"]:
+        text += " It fails in every layer."
+    elif failing:
+        text += f" It fails in {len(failing)} of {row['n_layers']} layers ({', '.join(failing)})."
+    if unshown:
         text += (
-            f" It fails in {row['layers_above']} of {row['n_layers']} layers "
-            f"({row['failing_layers'].replace(' ', ', ')})."
-        )
-    if row["unshown_layers"]:
-        names = row["unshown_layers"].split()
-        text += (
-            f" Above {layer['largest_size']:g}, but not by more than chance: "
-            f"{'layer' if len(names) == 1 else 'layers'} {', '.join(names)}."
+            f" Above {layer['largest_size']:.0%}, but not by more than chance: "
+            f"{'layer' if len(unshown) == 1 else 'layers'} {', '.join(unshown)}."
         )
     return text + _where_it_holds(row, group)
 
@@ -368,6 +367,6 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
     broken = ", ".join(f"{name} ({what})" for name, what in failed[["design", "breaks"]].values)
     best = largest(kept, "worst_layer_size")
     return (
-        f" It exceeds what is allowed only where its assumption is broken: {broken}; where that "
-        f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.3f}."
+        f" It exceeds what is allowed only where its assumption is broken: {broken}. Where that "
+        f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.1%}."
     )

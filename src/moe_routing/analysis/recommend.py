@@ -256,20 +256,20 @@ def _statement(
     def numbers(arm: dict[str, Any]) -> str:
         gap = Difference(**arm["difference_nats"])
         return (
-            f"{arm['strategy']}, {arm['mean_experts']:.2f} experts per token, {gap.value:+.4f} "
-            f"nats per token against {baseline} (simultaneous {confidence:.0%} interval "
-            f"{gap.low:+.4f} to {gap.high:+.4f})"
+            f"`{arm['strategy']}`, {arm['mean_experts']:.2f} experts per token, {gap.value:+.3f} "
+            f"nats per token against `{baseline}` (simultaneous {confidence:.0%} interval "
+            f"{gap.low:+.3f} to {gap.high:+.3f})"
         )
 
     first = (
         f"For efficiency: {numbers(efficiency)}; the margin is {margin:g}."
         if efficiency
-        else f"No setting with fewer experts than {baseline} was shown to lose less than "
+        else f"No setting with fewer experts than `{baseline}` was shown to lose less than "
         f"{margin:g} nats per token."
     )
     second = (
         f"For quality: {numbers(quality)}."
         if quality
-        else f"No setting was shown to beat {baseline}."
+        else f"No setting was shown to beat `{baseline}`."
     )
     return f"{first} {second}"

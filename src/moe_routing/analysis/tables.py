@@ -55,10 +55,11 @@ def markdown(table: pd.DataFrame, align: str | None = None) -> str:
 
     Args:
         table: the cells; the index is left out.
-        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
+        align: one letter (l, r, c) per column, those without one to the right; None aligns the
+            first two left.
     """
     columns = [_cell(str(name)) for name in table.columns]
-    align = align or ("ll" + "r" * len(columns))[: len(columns)]
+    align = (align or "ll").ljust(len(columns), "r")[: len(columns)]
     rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     widths = _widths(list(zip(columns, *rows, strict=True)))
     rules = [_rule(letter, width) for letter, width in zip(align, widths, strict=True)]

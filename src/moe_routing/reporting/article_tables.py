@@ -30,7 +30,7 @@ from moe_routing.reporting.pages import (
     TIMING_FILE,
 )
 from moe_routing.reporting.results import StudyResults
-from moe_routing.vocabulary import DATASETS, EMBEDDED_TEXT_LICENSES
+from moe_routing.vocabulary import DATASETS, EMBEDDED_TEXT_LICENSES, METRICS, text_dataset
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ArticleTable:
     Attributes:
         build: makes the table of a study.
         text: what it shows, and the files of its numbers, with fields in braces.
-        align: one letter (l, r, c) per column; None aligns the first two left, the others right.
+        align: one letter (l, r, c) per column, those without one to the right; None aligns the
+            first two left.
         ready: whether a study has its inputs.
         needs: what a study lacks that is not ready.
     """
@@ -53,10 +54,14 @@ class ArticleTable:
 
     def caption(self, study: StudyResults) -> str:
         """Return the text with its fields filled in from a study."""
+        text = text_dataset(study.datasets)
         sets = tables.perplexity_rows(study)["dataset"].drop_duplicates()
         return self.text.format(
             baseline=study.baseline,
             budget=wording.experts(middle_budget(study.budgets)),
+            primary=study.config.statistics.primary.strategy,
+            text_set=DATASETS[text].label,
+            text_unit=METRICS[study.main_measures[text]].unit,
             confidence=wording.percent(study.config.statistics.confidence, 0),
             perplexity_sets=wording.listed([DATASETS[name].label for name in sets]),
         )
@@ -146,7 +151,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "used on the first set. "
         f"{tables.DAGGER}: differs from a fixed number at the same mean experts (Holm within the "
         f"set). From `{BUDGETS_FILE}`.",
-        None,
+        "l",
         lambda study: not study.budgets.empty,
         "no rules were compared at matched budgets",
     ),
@@ -159,12 +164,21 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         lambda study: not study.budgets.empty,
         "no rules were compared at matched budgets",
     ),
+    "tbl-levers-alone": ArticleTable(
+        tables_budgets.levers_alone_table,
+        "Each lever alone, at a budget of {budget}: loss on {text_set} in {text_unit}, minus that "
+        "of a fixed number of experts at the same mean, with {confidence} intervals; negative is "
+        f"better. {tables.DAGGER}: significant (Holm within the set). From `{LEVERS_FILE}`.",
+        "llrr",
+        lambda study: not tables_budgets.levers_alone(study).empty,
+        "no lever was scored alone",
+    ),
     "tbl-levers": ArticleTable(
         tables_budgets.levers_table,
         "Each setting against the rule without one lever at the same mean experts, with "
         "{confidence} intervals; negative is better. "
         f"{tables.DAGGER}: significant (Holm within the set). From `{LEVERS_FILE}`.",
-        None,
+        "lll",
         lambda study: _has(study, "levers"),
         "no two rules differ in one lever alone",
     ),
@@ -219,6 +233,15 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "rlrrr",
         lambda study: not study.table(HEADROOM).empty,
         "the analysis ablation/ was not run",
+    ),
+    "tbl-controls-primary": ArticleTable(
+        tables.primary_controls_table,
+        "Controls of `{primary}`: difference, control minus `{primary}`, with {confidence} "
+        f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
+        f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`.",
+        "l",
+        lambda study: not tables.primary_controls(study).empty,
+        "no controls of the primary strategy were scored",
     ),
     "tbl-controls": ArticleTable(
         tables.controls_table,

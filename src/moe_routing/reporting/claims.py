@@ -1,19 +1,23 @@
 """A finding is made from claims: which metric, set and pair, and in which direction.
 
-Text that compares two strategies is made from claims, so that a test can hold every sentence
-against the tables.
+Text that compares two strategies is made from claims. Before a text is shown, each of its claims is
+held against the numbers of its table, so that a sentence never says what they do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from moe_routing.analysis.tables import rows_of
+from moe_routing.errors import InputError
+from moe_routing.reporting.pages import BUDGETS_FILE, LEVERS_FILE
 from moe_routing.statistics.verdict import LOSSES, Verdict
+from moe_routing.vocabulary import METRICS
 
 Direction = Literal["better", "worse", "open", "same"]
 """Of the first strategy of a pair: better or worse; open: no difference could be shown; same: every
@@ -84,6 +88,49 @@ class Finding:
 
     def __str__(self) -> str:
         return self.text
+
+
+def hold(found: Iterable[Finding], tables: Mapping[str, pd.DataFrame], level: float) -> int:
+    """Hold every claim of findings against the numbers of its row, and return how many there are.
+
+    Args:
+        found: findings.
+        tables: the tables of ``statistics/`` by name.
+        level: of significance.
+
+    Raises:
+        InputError: a row is missing, or its difference and p-value say something else.
+    """
+    stated = {claim for finding in found for claim in finding.claims}
+    for claim in stated:
+        shown = _shown(claim, tables[Path(claim.source).stem], level)
+        if shown != claim.direction:
+            what = f"'{claim.strategy}' on '{claim.dataset}' by '{claim.metric}'"
+            raise InputError(
+                f"{claim.source}: the verdict on {what} is '{claim.direction}' and its numbers say "
+                f"'{shown}'; allowed: what the numbers say. Compute the statistics again"
+            )
+    return len(stated)
+
+
+def _shown(claim: Claim, table: pd.DataFrame, level: float) -> str:
+    """Return what difference and p-value of the row of a claim say."""
+    chosen = table["strategy"].eq(claim.strategy) & table["dataset"].eq(claim.dataset)
+    chosen &= table["metric"].eq(claim.metric)
+    for name, value in claim.key:
+        chosen &= table[name].astype(str).eq(value)
+    if chosen.sum() != 1:
+        return "nothing"
+    row = table[chosen].iloc[0]
+    difference = row["versus_static" if claim.source == BUDGETS_FILE else "difference"]
+    # Of a loss, less is better, whatever the metric.
+    loss = claim.source in (BUDGETS_FILE, LEVERS_FILE)
+    better = (difference > 0) == (METRICS[claim.metric].higher_is_better and not loss)
+    if claim.direction == "same" and difference == 0:
+        return "same"
+    if difference == 0 or not row.get("p_adjusted", row["p_value"]) <= level:
+        return "open"
+    return "better" if better else "worse"
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
-from moe_routing.reporting.claims import DIRECTIONS, Claim, Finding, claims, distinct
+from moe_routing.reporting.claims import DIRECTIONS, Finding, claims, distinct
 from moe_routing.reporting.names import in_words
 from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_FILE, PRIMARY_FILE
 from moe_routing.routing.rule import ModelRule
@@ -47,41 +47,24 @@ def primary(table: pd.DataFrame, own_weighting: str) -> list[Finding]:
 
 def _declared(row: pd.Series, own_weighting: str) -> Finding:
     outcome = Verdict(row["verdict"])
-    start = f"On {DATASETS[row['dataset']].label}, {contrast_words(row, own_weighting)}"
-    numbers = wording.difference(row["difference"], row["low"], row["high"], row["metric"])
-    text = f"{start}: {numbers}, {wording.p_value(row['p_value'])}.{_margin(row, outcome)}"
-    if str(row["confirmatory"]).lower() == "false":
-        text += " This contrast is exploratory, because an earlier one showed no difference."
-    return Finding(text, PRIMARY_FILE, outcome, _claim_of(row))
-
-
-def contrast_words(row: pd.Series, own_weighting: str, *, ids: bool = True) -> str:
-    """Return a declared contrast as a clause: who did how against whom, at how many experts.
-
-    Args:
-        row: a row of ``statistics/primary.csv``.
-        own_weighting: the model's own weighting.
-        ids: whether the ids stand beside the words.
-    """
     arm, against = (in_words(row[name], own_weighting) for name in ("strategy", "against"))
-    experts = f"{wording.experts(row['mean_experts'])} experts per token"
-    if ids:
-        other = wording.experts(row["against_mean_experts"])
-        arm += f" (`{row['strategy']}`, {experts})"
-        against += f" (`{row['against']}`, {other})"
-    else:
-        arm += f" at {experts}"
     metric = METRICS[row["metric"]]
-    return {
+    done = {
         "better": f"{arm} {metric.better} than {against}",
         "worse": f"{arm} {metric.worse} than {against}",
         "open": f"no difference between {arm} and {against} could be shown",
         "same": f"{arm} and {against} had the same result on every item",
-    }[DIRECTIONS[Verdict(row["verdict"])]]
-
-
-def _claim_of(row: pd.Series) -> tuple[Claim, ...]:
-    return claims(row.to_frame().T, PRIMARY_FILE, "against")
+    }[DIRECTIONS[outcome]]
+    numbers = wording.difference(row["difference"], row["low"], row["high"], row["metric"])
+    own, other = (wording.experts(row[name]) for name in ("mean_experts", "against_mean_experts"))
+    used = f"Both use {own}" if own == other else f"They use {own} and {other}"
+    text = (
+        f"On {DATASETS[row['dataset']].label}, {done}: {numbers}, "
+        f"{wording.p_value(row['p_value'])}. {used} experts per token.{_margin(row, outcome)}"
+    )
+    if str(row["confirmatory"]).lower() == "false":
+        text += " This contrast is exploratory, because an earlier one showed no difference."
+    return Finding(text, PRIMARY_FILE, outcome, claims(row.to_frame().T, PRIMARY_FILE, "against"))
 
 
 def _margin(row: pd.Series, outcome: Verdict) -> str:
@@ -105,17 +88,19 @@ def power(table: pd.DataFrame) -> Finding | None:
     size, margin = row["minimum_detectable_difference"], row["margin"]
     if pd.isna(size):
         return None
+    found = wording.magnitude(size, row["metric"])
     text = (
-        f"With {wording.count(row['n_items'])} items, a true difference of "
-        f"{wording.magnitude(size, row['metric'])} would be found in "
-        f"{wording.percent(POWER, 0)} of runs, by the spread between controls at the same budget"
+        f"With {wording.count(row['n_items'])} items, the first contrast would show a true "
+        f"difference of {found} in {wording.percent(POWER, 0)} of runs, judged by the spread "
+        "between controls at the same budget."
     )
     if pd.isna(margin):
-        return Finding(f"{text}.", PRIMARY_FILE, "no margin")
-    small = size > margin
-    text += f", {'more' if small else 'no more'} than the margin of "
-    text += wording.magnitude(margin, row["metric"])
-    return Finding(f"{text}.", PRIMARY_FILE, "too small" if small else "large enough")
+        return Finding(text, PRIMARY_FILE, "no margin")
+    limit = wording.magnitude(margin, row["metric"])
+    if size > margin:
+        text += f" That is more than the margin of {limit}: a smaller difference may go unseen."
+        return Finding(text, PRIMARY_FILE, "too small")
+    return Finding(f"{text} The margin is {limit}.", PRIMARY_FILE, "large enough")
 
 
 def main_measure_rows(table: pd.DataFrame, main: dict[str, str]) -> pd.DataFrame:
@@ -140,6 +125,27 @@ def beyond_line(rows: pd.DataFrame, *, losses: bool = False) -> pd.Series:
     return (rows["chord_excess"] == 0) | (least > rows["chord_excess"])
 
 
+def not_evidence(unsure: int, gains: int) -> str:
+    """Return why gains over a fixed number are no evidence; nothing if all of them are.
+
+    Args:
+        unsure: gains that a convex static curve can explain.
+        gains: all gains.
+    """
+    if not unsure:
+        return ""
+    which = "the gain" if gains == 1 else wording.plural(gains, "gain")
+    if unsure < gains:
+        which = f"{wording.count(unsure)} of the {which}"
+    elif gains > 1:
+        which = f"the {which}"
+    return (
+        " We did not measure every fixed k and interpolated. Interpolation can overstate the loss "
+        f"of a fixed k by more than the gain, so {which} {'is' if unsure == 1 else 'are'} not "
+        "evidence."
+    )
+
+
 def against_baseline(paired: pd.DataFrame, noninferiority: pd.DataFrame) -> list[Finding]:
     """Summarise the comparisons with the baseline, one finding per data set, by every metric.
 
@@ -151,10 +157,14 @@ def against_baseline(paired: pd.DataFrame, noninferiority: pd.DataFrame) -> list
         return [Finding("The paired comparisons were not computed.", PAIRED_FILE, "missing")]
     findings = []
     for dataset, rows in groups_of(distinct(paired), "dataset"):
-        where = f"On {DATASETS[dataset].label}"
-        parts = [f"by {_noun(name)}, {outcomes(own)}" for name, own in groups_of(rows, "metric")]
-        text = f"{where}, of {wording.plural(rows['strategy'].nunique(), 'other setting')}: "
-        text += f"{'; '.join(parts)}.{_ruled_out(noninferiority, dataset)}"
+        settings = wording.plural(rows["strategy"].nunique(), "other setting")
+        (first, own), *others = groups_of(rows, "metric")
+        text = (
+            f"On {DATASETS[dataset].label}, by {wording.measure_words(first)}, of {settings} "
+            f"{outcomes(own)}.{_ruled_out(noninferiority, dataset)}"
+        )
+        for metric, own in others:
+            text += f" By {wording.measure_words(metric)}, {outcomes(own)}."
         main = rows[truth_values(rows["main"])]
         shown = {DIRECTIONS[Verdict(v)] for v in main["verdict"]}
         verdict = "some better" if "better" in shown else "some worse" if "worse" in shown else ""
@@ -162,10 +172,6 @@ def against_baseline(paired: pd.DataFrame, noninferiority: pd.DataFrame) -> list
             Finding(text, PAIRED_FILE, verdict or "none shown", claims(rows, PAIRED_FILE))
         )
     return findings
-
-
-def _noun(metric: str) -> str:
-    return wording.measure_words(metric)
 
 
 def outcomes(rows: pd.DataFrame) -> str:
@@ -182,13 +188,14 @@ def outcomes(rows: pd.DataFrame) -> str:
     parts = []
     for direction, word in words.items():
         names = list(rows.loc[found == direction, "strategy"])
-        if len(names) == len(rows) and names:
-            return f"{'all' if len(names) > 1 else wording.code(names)} {word}"
-        if names:
-            named = (
-                f" ({wording.code(names)})" if len(names) <= NAMED and direction != "open" else ""
-            )
-            parts.append(f"{wording.count(len(names))} {word}{named}")
+        if not names:
+            continue
+        verb = "" if parts else "was " if len(names) == 1 else "were "
+        which = f" ({wording.code(names)})" if len(names) <= NAMED and direction != "open" else ""
+        number = wording.count(len(names))
+        if len(names) == len(rows):
+            number, which = ("all", "") if len(names) > 1 else (wording.code(names), "")
+        parts.append(f"{number} {verb}{word}{which}")
     return wording.listed(parts)
 
 
@@ -216,16 +223,16 @@ def chance(cells: pd.DataFrame, baseline: str, margin: float) -> list[Finding]:
         if at_chance(row.dataset, row.metric, row.ci_low):
             at = f"cannot be told from guessing ({wording.percent(guess, 0)})"
             text = (
-                f"On {name}, the baseline `{baseline}` {at if guess else 'gets no item right'}, so "
-                "this metric cannot show what routing costs."
+                f"On {name}, the baseline `{baseline}` {at if guess else 'gets no item right'}. "
+                "This metric cannot show what routing costs."
             )
             findings.append(Finding(text, CELLS_FILE, "at chance"))
         elif margin > WEAK_MARGIN * (row.value - guess):
             text = (
                 f"On {name}, the baseline `{baseline}` is only "
                 f"{100 * (row.value - guess):.1f} percentage points above "
-                f"{'guessing' if guess else 'zero'}, so ruling out a loss of "
-                f"{wording.magnitude(margin, row.metric)} says little."
+                f"{'guessing' if guess else 'zero'}. Ruling out a loss of "
+                f"{wording.magnitude(margin, row.metric)} says little there."
             )
             findings.append(Finding(text, CELLS_FILE, "wide margin"))
     return findings
@@ -252,12 +259,11 @@ def weighting(paired: pd.DataFrame, rule: ModelRule) -> Finding | None:
         found |= {"worse"} if worse else set()
         found |= {"better"} if better else set()
         verb = f"was {wording.listed(parts)}" if parts else "could not be shown to differ"
-        clauses.append(f"{arms[strategy]} weighting (`{strategy}`) {verb}")
+        clauses.append(f"{arms[strategy]} weighting (`{strategy}`) {verb}.")
     text = (
-        f"With the same {rule.top_k} experts and the main metric of each set, "
-        f"{wording.listed(clauses)}, compared with the model's own {WEIGHTS[rule.weighting]} "
-        "weights."
-    )
+        f"Other weights for the same {rule.top_k} experts were compared with the model's own "
+        f"{WEIGHTS[rule.weighting]} weights, in the main metric of each set. "
+    ) + " ".join(map(wording.capital, clauses))
     verdict = "mixed" if len(found) > 1 else "".join(found) or "none"
     return Finding(text, PAIRED_FILE, verdict, claims(rows, PAIRED_FILE))
 

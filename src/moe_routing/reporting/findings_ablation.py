@@ -7,7 +7,7 @@ name another: the contexts of an evaluation set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from moe_routing.analysis.together import ORACLE, ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
-from moe_routing.vocabulary import DATASETS
+from moe_routing.vocabulary import DATASETS, DIVERGENCE
 
 DISCOVERIES = "ablation/ablation.csv"
 LEFT_OUT = "ablation/left_out.csv"
@@ -100,17 +100,17 @@ def _stock(stock: dict[str, pd.Series]) -> Finding:
     text = (
         f"Of {wording.count(kl['n_discoveries'])} experts that the stock router had chosen, the "
         f"removal of {_proportion(kl, 'false')} changes the prediction by less than "
-        f"{kl['epsilon']:.2g} nats (KL), that of {_proportion(loss, 'false')} does not raise the "
-        f"loss of the next token by {loss['epsilon']:g} nats, and that of "
-        f"{_proportion(loss, 'harmful')} lowers it by as much: harmful experts, for the one token "
-        "that followed. The same interventions serve every null."
+        f"{wording.scientific(kl['epsilon'])} nats (KL). That of {_proportion(loss, 'false')} does "
+        f"not raise the loss of the next token by {loss['epsilon']:g} nats. That of "
+        f"{_proportion(loss, 'harmful')} lowers it by as much: for the one token that followed, "
+        "these experts are harmful. The same interventions serve every null."
     )
     return Finding(text, DISCOVERIES, "reference")
 
 
 def _null(rows: pd.DataFrame, stock: dict[str, pd.Series]) -> Finding:
     parts = {part: _by_effect(own) for part, own in groups_of(rows, "part")}
-    every, own, others = parts[EITHER]["kl"], parts[REMOVED], parts[ADDED]["kl"]
+    every, own = parts[EITHER]["kl"], parts[REMOVED]
     alpha, under = every["alpha"], f"Under `{every['null']}` at alpha {every['alpha']:g},"
     if every["n_discoveries"] < FEWEST:
         text = (
@@ -122,23 +122,26 @@ def _null(rows: pd.DataFrame, stock: dict[str, pd.Series]) -> Finding:
     layers = rows[(rows["part"] == EITHER) & (rows["effect"] == "kl")]
     layers = layers[layers["layer"] != ALL_LAYERS]
     above = layers.loc[layers["fdr_low"] > alpha, "layer"]
+    by_layer = f"in {_layers(above, len(layers))} it is" if len(above) else "nor in any layer"
     text = (
         f"{under} BH discovers {wording.experts(every['mean_discoveries'])} experts per token and "
-        f"layer, {wording.experts(own['kl']['mean_discoveries'])} of the model's own choice and "
-        f"{wording.experts(others['mean_discoveries'])} others. Their false discovery rate (KL "
-        f"below {every['epsilon']:.2g} nats) is {_proportion(every, 'fdr')}, "
-        f"{'not demonstrably' if held else 'demonstrably'} above alpha; by layer it is "
-        f"demonstrably above alpha in {_layers(above, len(layers))}."
+        f"layer, {wording.experts(own['kl']['mean_discoveries'])} of them of the model's own "
+        f"choice. Their false discovery rate (KL below {wording.scientific(every['epsilon'])} "
+        f"nats) is {_proportion(every, 'fdr')}, {_above(held, alpha)} over all layers; {by_layer}."
     )
     if own["loss"]["n_toggled"] >= FEWEST:
         text += (
-            f" Of those of the model's own choice, {_proportion(own['loss'], 'false')} do not "
-            f"raise the loss by {own['loss']['epsilon']:g} nats when removed, "
+            f" Of those of the own choice, {wording.percent(own['loss']['false'])} do not raise "
+            f"the loss by {own['loss']['epsilon']:g} nats when removed, "
             f"{_compared(own['loss'], stock['loss'], 'false')}, and "
-            f"{_proportion(own['loss'], 'harmful')} lower it by as much, "
+            f"{wording.percent(own['loss']['harmful'])} are harmful, "
             f"{_compared(own['loss'], stock['loss'], 'harmful')}."
         )
     return Finding(text, DISCOVERIES, "held" if held else "exceeded")
+
+
+def _above(held: bool, alpha: float) -> str:
+    return f"{'not shown to be ' if held else ''}above alpha {alpha:g}"
 
 
 def _one(rows: pd.DataFrame, column: str, value: str) -> pd.Series:
@@ -166,20 +169,15 @@ def _layers(names: pd.Series, total: int) -> str:
 
 
 def _compared(row: pd.Series, stock: pd.Series, name: str) -> str:
-    whole = f"the {wording.percent(stock[name])} of the whole choice"
     if row[f"{name}_high"] < stock[f"{name}_low"]:
-        return f"demonstrably fewer than {whole}"
+        return "fewer than of the whole choice"
     if row[f"{name}_low"] > stock[f"{name}_high"]:
-        return f"demonstrably more than {whole}"
-    return f"not demonstrably different from {whole}"
+        return "more than of the whole choice"
+    return "not shown to differ from the whole choice"
 
 
 def _proportion(row: pd.Series, name: str, low: str = "", high: str = "") -> str:
-    ends = (
-        wording.percent(row[low or f"{name}_low"]),
-        wording.percent(row[high or f"{name}_high"]),
-    )
-    return f"{wording.percent(row[name])} [{', '.join(ends)}]"
+    return wording.share(row[name], row[low or f"{name}_low"], row[high or f"{name}_high"])
 
 
 def left_out(table: pd.DataFrame) -> Finding | None:
@@ -200,10 +198,10 @@ def left_out(table: pd.DataFrame) -> Finding | None:
         f"With its floor and cap, `{own['strategy']}` leaves out "
         f"{_proportion(own, 'left_out', 'low', 'high')} of the needed experts of the model's own "
         f"choice ({wording.experts(own['mean_needed'])} per token and layer at epsilon "
-        f"{own['epsilon']:.2g}), and {_proportion(every, 'left_out', 'low', 'high')} of all whose "
-        "toggling changes the prediction by as much. Those left out of the own choice have "
-        f"{wording.percent(own['effect_left_out'])} of the sum of its effects: "
-        + ("mostly small ones." if small else "not only small ones.")
+        f"{wording.scientific(own['epsilon'])}). Of all experts whose toggling changes the "
+        f"prediction by as much, it leaves out {_proportion(every, 'left_out', 'low', 'high')}. "
+        f"Those left out of the own choice have {wording.percent(own['effect_left_out'])} of the "
+        "sum of its effects: " + ("mostly small ones." if small else "not only small ones.")
     )
     levels = free[free["null"] == own["null"]].sort_values("alpha")
     if len(levels):
@@ -232,39 +230,27 @@ def joint(table: pd.DataFrame) -> Finding | None:
         text = "The study's BH arm leaves out no expert of the model's own choice."
         return Finding(text, JOINT, "nothing")
     if row["ratio_low"] > 1:
-        verdict, said = "more", "demonstrably more than the sum"
+        verdict, said = "more", "more than the sum"
     elif row["ratio_high"] < 1:
-        verdict, said = "less", "demonstrably less than the sum"
+        verdict, said = "less", "less than the sum"
     else:
-        verdict, said = "open", "not demonstrably different from the sum"
+        verdict, said = "open", "not shown to differ from the sum"
     text = (
-        f"Removed together at one token in all layers, what it leaves out of the model's own "
-        f"choice ({row['mean_removed']:.0f} experts) moves the prediction by "
-        f"{_interval(row, 'kl', _nats)} nats. That is "
-        f"{_interval(row, 'ratio', _times)} times the sum of the single effects, {said}, and "
-        f"{_interval(row, 'layers_ratio', _times)} times the sum of what the layers do alone; "
-        f"within single layers it is {layers.min():.2f} to {layers.max():.2f} times the sum."
+        f"What it leaves out of the model's own choice ({row['mean_removed']:.0f} experts), "
+        f"removed together at one token in all layers, moves the prediction by "
+        f"{_interval(row, 'kl')} nats. That is {_interval(row, 'ratio')} times the sum of the "
+        f"single effects, {said}, and {_interval(row, 'layers_ratio')} times the sum of what the "
+        f"layers do alone. Within single layers it is {layers.min():.2f} to {layers.max():.2f} "
+        "times the sum of their effects."
     )
     for name, rows in _elsewhere(table):
         other = _one(rows, "layer", ALL_LAYERS)
-        text += (
-            f" On {name} it is {_nats(other['kl'])} nats, {_interval(other, 'ratio', _times)} "
-            "times the sum of the single effects."
-        )
+        text += f" On {name} it is {_interval(other, 'ratio')} times the sum of the single effects."
     return Finding(text, JOINT, verdict)
 
 
-def _nats(value: float) -> str:
-    return f"{value:#.3g}"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _interval(row: pd.Series, name: str, write: Callable[[float], str]) -> str:
-    middle, low, high = (write(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
-    return f"{middle} [{low}, {high}]"
+def _interval(row: pd.Series, name: str) -> str:
+    return wording.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def states(table: pd.DataFrame) -> Finding | None:
@@ -281,11 +267,10 @@ def states(table: pd.DataFrame) -> Finding | None:
     moved = routed["low"] > stock["high"] or routed["high"] < stock["low"]
     text = (
         f"In the states of the model that `{routed['strategy']}` routes, the false discovery rate "
-        f"among the experts that it keeps is "
-        f"{_proportion(routed, 'fdr', 'low', 'high')}, "
-        f"{'not demonstrably' if held else 'demonstrably'} above alpha {routed['alpha']:g} and "
-        f"{'demonstrably' if moved else 'not demonstrably'} different from the "
-        f"{_proportion(stock, 'fdr', 'low', 'high')} in the states of the stock model."
+        f"among the experts that it keeps is {_proportion(routed, 'fdr', 'low', 'high')}, "
+        f"{_above(held, routed['alpha'])}. In those of the stock model it is "
+        f"{_proportion(stock, 'fdr', 'low', 'high')}; the two "
+        f"{'differ' if moved else 'were not shown to differ'}."
     )
     return Finding(
         text, STATES, f"{'held' if held else 'exceeded'}, {'moved' if moved else 'same'}"
@@ -304,8 +289,8 @@ def needed(table: pd.DataFrame) -> Finding | None:
     everywhere = own["layer"].astype(str) == ALL_LAYERS
     rows = list(rows_of(own[everywhere].sort_values("epsilon")))
     numbers = [
-        f"{wording.experts(row.mean)} [{wording.experts(row.low)}, {wording.experts(row.high)}] at "
-        f"epsilon {row.epsilon:.2g}"
+        f"{wording.interval(row.mean, row.low, row.high)} at epsilon "
+        f"{wording.scientific(row.epsilon)}"
         for row in rows
     ]
     first = _at_own_epsilon(own[~everywhere])
@@ -314,12 +299,12 @@ def needed(table: pd.DataFrame) -> Finding | None:
     )
     every = _at_own_epsilon(own[everywhere]).iloc[0]
     text = (
-        f"Per token and layer, {wording.listed(numbers)} experts of the model's own choice are "
-        f"needed. At epsilon {every['epsilon']:.2g} it is "
+        "Experts of the model's own choice that are needed, per token and layer: "
+        f"{wording.listed(numbers)}. At epsilon {wording.scientific(every['epsilon'])} it is "
         f"{wording.experts(least['mean'])} in layer {least['layer']} and "
-        f"{wording.experts(most['mean'])} in layer {most['layer']}; in "
-        f"{wording.percent(every['every'])} of the decisions all of the choice is needed, in "
-        f"{wording.percent(every['none'])} none."
+        f"{wording.experts(most['mean'])} in layer {most['layer']}. All of the choice is needed in "
+        f"{wording.percent(every['every'])} of the decisions, none in "
+        f"{wording.percent(every['none'])}."
     )
     others = [
         f"{wording.experts(_one(_at_own_epsilon(rows), 'layer', ALL_LAYERS)['mean'])} on {name}"
@@ -348,18 +333,15 @@ def contrasts(table: pd.DataFrame) -> Finding | None:
             continue
         limits = sorted([abs(row.low), abs(row.high)])
         more, fewer = (second, first) if row.difference > 0 else (first, second)
-        shown.append(
-            f"{more} need {abs(row.difference):.2f} [{limits[0]:.2f}, {limits[1]:.2f}] experts "
-            f"more than {fewer}"
-        )
-    text = f"At epsilon {rows['epsilon'].iloc[0]:.2g}, "
-    if shown:
-        text += wording.listed(shown) + (". " if open_ else ".")
-    if open_:
-        start = "No" if shown else "no"
-        between = wording.listed([f"between {pair}" for pair in open_], "or")
-        text += f"{start} difference could be shown {between}."
+        number = wording.interval(abs(row.difference), *limits)
+        shown.append(f"{more} need {number} experts more than {fewer}.")
+    text = f"At epsilon {wording.scientific(rows['epsilon'].iloc[0])}, "
     verdict = "some" if shown and open_ else "all" if shown else "none"
+    pairs = [f"between {pair}" for pair in open_]
+    for start in range(0, len(pairs), 2):  # all in one sentence would be too long
+        lead = "nor could one be shown" if start else "no difference could be shown"
+        shown.append(f"{lead} {wording.listed(pairs[start : start + 2], 'or')}.")
+    text += " ".join([shown[0], *map(wording.capital, shown[1:])])
     return Finding(text, CONTRASTS, verdict)
 
 
@@ -378,16 +360,16 @@ def presence(table: pd.DataFrame) -> Finding | None:
         text = "Adding an expert that the stock router had not chosen changed no prediction enough."
         return Finding(text, PRESENCE, "none")
     if added["low"] > 0.5:
-        verdict, said = "helps", "demonstrably in more than half"
+        verdict, said = "helps", "in more than half"
     elif added["high"] < 0.5:
-        verdict, said = "hurts", "demonstrably in fewer than half"
+        verdict, said = "hurts", "in fewer than half"
     else:
-        verdict, said = "open", "not demonstrably in more or fewer than half"
+        verdict, said = "open", "not shown to be more or fewer than half"
     text = (
         f"Beyond the model's own choice, {wording.experts(added['mean_experts'])} experts per "
-        f"token and layer are consequential at epsilon {added['epsilon']:.2g}: adding one changes "
-        "the prediction by as much. It lowers the loss of the next token in "
-        f"{_proportion(added, 'lowers_loss', 'low', 'high')} of the cases, {said}; the presence "
+        f"token and layer are consequential at epsilon {wording.scientific(added['epsilon'])}: "
+        "adding one changes the prediction by as much. It lowers the loss of the next token in "
+        f"{_proportion(added, 'lowers_loss', 'low', 'high')} of the cases, {said}. The presence "
         "of a needed expert of the own choice does in "
         f"{_proportion(own, 'lowers_loss', 'low', 'high')}."
     )
@@ -414,7 +396,7 @@ def _predicted(name: str, rows: pd.DataFrame) -> Finding:
         text = f"On {name}, the order by measured effect was not better than the router's."
         return Finding(text, HEADROOM, "no room")
     better = norm.loc[norm["over_router_high"] < 0, "k"].astype(str)
-    parts = [_interval(row, "closed", _percent) for _, row in norm.iterrows()]
+    parts = [_closed(row) for _, row in norm.iterrows()]
     if len(better) == len(norm):
         verdict, where = "better", "at every number"
     elif len(better):
@@ -424,46 +406,40 @@ def _predicted(name: str, rows: pd.DataFrame) -> Finding:
     kept = wording.listed([wording.count(k) for k in norm["k"]])
     text = (
         f"On {name}, weight times predicted norm closes {wording.listed(parts)} of the room with "
-        f"{kept} experts kept; it is demonstrably better than the router's order {where}."
+        f"{kept} experts kept. It was shown to be better than the router's order {where}."
     )
     return Finding(text, HEADROOM, verdict)
 
 
+def _closed(row: pd.Series) -> str:
+    return wording.share(row["closed"], row["closed_low"], row["closed_high"])
+
+
 def _room(rows: pd.DataFrame) -> Finding:
     by_order = {order: _one(rows, "order", order) for order in ORDERS}
-    router, best, predicted = (by_order[order] for order in (ROUTER, ORACLE, "norm"))
+    best, predicted = by_order[ORACLE], by_order["norm"]
+    versus = (best["over_router"], best["over_router_low"], best["over_router_high"])
     text = (
-        f"With {wording.count(best['k'])} experts of the model's own choice kept in every layer, "
-        f"at one token, the order by measured effect leaves a KL of {_nats(best['kl'])} nats, the "
-        f"router's {_nats(router['kl'])}: a difference of {_interval(best, 'over_router', _small)}"
+        f"With {wording.plural(best['k'], 'expert')} of the model's own choice kept in every "
+        "layer, at one token, the KL in the order by measured effect differs from that in the "
+        f"router's order by {wording.difference(*versus, DIVERGENCE.name, unit=False)} nats"
     )
     if best["over_router_high"] >= 0:
         text += ", so no room for a better order could be shown."
         return Finding(text, HEADROOM, "no room")
     middle = [order for order in ORDERS if order not in (ROUTER, ORACLE)]
-    parts = [
-        f"{ORDERS[order]} closes {_interval(by_order[order], 'closed', _percent)}"
-        for order in middle
-    ]
+    parts = [f"{ORDERS[order]} closes {_closed(by_order[order])}" for order in middle]
     if predicted["over_router_high"] < 0:
-        verdict, said = "better", "is demonstrably better than the router's"
+        verdict, said = "better", "is better than the router's"
     elif predicted["over_router_low"] > 0:
-        verdict, said = "worse", "is demonstrably worse than the router's"
+        verdict, said = "worse", "is worse than the router's"
     else:
-        verdict, said = "open", "is not demonstrably different from the router's"
+        verdict, said = "open", "was not shown to differ from the router's"
     text += (
-        f". Of this room, {wording.listed(parts)}; the order by predicted norm, which a router can "
+        f". Of this room, {wording.listed(parts)}. The order by predicted norm, which a router can "
         f"use, {said}."
     )
     return Finding(text, HEADROOM, verdict)
-
-
-def _small(value: float) -> str:
-    return wording.signed(value, 4)
-
-
-def _percent(value: float) -> str:
-    return wording.percent(value, 0).replace("-", wording.MINUS)
 
 
 def beside(

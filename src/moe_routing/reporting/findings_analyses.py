@@ -6,7 +6,6 @@ the tables.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +26,7 @@ def router(folder: Path) -> list[Finding]:
     values = read_json(folder / source).values()
     statements = [value["statement"] for value in values
                   if isinstance(value, dict) and "statement" in value]  # fmt: skip
-    return [Finding(_typeset(statement), source) for statement in statements]
+    return [Finding(wording.typeset(statement), source) for statement in statements]
 
 
 def recommendation(folder: Path) -> list[Finding]:
@@ -38,28 +37,27 @@ def recommendation(folder: Path) -> list[Finding]:
     advice = read_json(folder / source)
     better, worse = advice.get("beats_static_curve", []), advice.get("loses_to_static_curve", [])
     adaptive = len(advice.get("against_static_curve", {}))
-    text = _typeset(advice["statement"])
+    text = wording.typeset(advice["statement"])
     if adaptive:
         text += (
-            f" Of {wording.plural(adaptive, 'adaptive setting')} that static routing of the same "
-            f"mean number of experts can be compared with, {len(better) or 'none'} "
-            f"{'was' if len(better) == 1 else 'were'} shown to be better and "
-            f"{len(worse) or 'none'} worse."
+            " Static routing of the same mean number of experts can be compared with "
+            f"{wording.plural(adaptive, 'adaptive setting')}. Of these, {len(better) or 'none'} "
+            f"{'was' if len(better) == 1 else 'were'} shown to be better than any convex curve "
+            f"through the static settings, and {len(worse) or 'none'} worse than the straight line "
+            "between them."
         )
     if line := len(advice.get("beats_line_only", [])):
         text += (
-            f" {wording.count(line)} more had a lower loss than the straight line between "
-            "neighbouring static settings, but not lower than a convex curve through the static "
-            "settings can be there: for these nothing is shown."
+            f" {wording.count(line)} more {'was' if line == 1 else 'were'} better than that line "
+            "only, which shows nothing here."
+        )
+    if tokens := advice.get("n_tokens"):
+        text += (
+            f" The intervals hold for all settings at once, on {wording.count(tokens)} tokens, so "
+            "the grid can show less than the cells."
         )
     verdict = "mixed" if better and worse else "better" if better else "worse" if worse else "none"
     return [Finding(text, source, verdict)]
-
-
-def _typeset(text: str) -> str:
-    """Write percent and minus signs as in the rest of the article."""
-    text = re.sub(r"(?<=\d)%", " %", text)
-    return re.sub(r"(?<![\w.])-(?=\d)", wording.MINUS, text)
 
 
 def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
@@ -74,10 +72,10 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
     first = verdicts["null"].isin(set(used))
     ordered = pd.concat([verdicts[first], verdicts[~first]])
     return [
-        Finding(_as_code(row.verdict, row.null), VERDICT_TABLE, str(row.call))
+        Finding(
+            wording.typeset(row.verdict.replace(row.null, f"`{row.null}`", 1)),
+            VERDICT_TABLE,
+            str(row.call),
+        )
         for row in rows_of(ordered)
     ]
-
-
-def _as_code(text: str, null: str) -> str:
-    return text.replace(null, f"`{null}`", 1)

@@ -6,27 +6,35 @@ sentences, as in :mod:`moe_routing.reporting.findings`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from moe_routing.analysis.tables import groups_of
+from moe_routing.analysis.tables import groups_of, rows_of
 from moe_routing.reporting import wording
 from moe_routing.reporting.claims import DIRECTIONS, Claim, Finding, claims, directions, distinct
-from moe_routing.reporting.findings import NAMED, beyond_line
+from moe_routing.reporting.findings import NAMED, beyond_line, not_evidence
 from moe_routing.reporting.names import rule_words
 from moe_routing.reporting.pages import BUDGETS_FILE, LEVERS_FILE, TIMING_FILE
 from moe_routing.statistics.rules import AS_IS, FITTED, PLAIN
 from moe_routing.statistics.verdict import Verdict
-from moe_routing.vocabulary import DATASETS, METRICS, text_dataset
+from moe_routing.vocabulary import DATASETS, text_dataset
 
 SCALE_WORDS = {AS_IS: "as is", FITTED: "at fitted scale"}
 LEVER_WORDS = {
-    "score": ("ranking by predicted norm or consequence instead of probability", "which experts"),
-    "tokens": ("one threshold instead of one number for every token", "for which tokens"),
-    "substitute": ("the mean output in a dropped expert's place", "what stands in"),
-    "weights": ("weights rescaled to the mass of the model's own choice", "which weights"),
-}
+    "score": (
+        "ranking by predicted norm or consequence", "which experts", "ranking by probability"
+    ),
+    "tokens": ("one threshold", "for which tokens", "one number for every token"),
+    "substitute": (
+        "the mean output in a dropped expert's place", "what stands in", "nothing in its place"
+    ),
+    "weights": (
+        "rescaling weights to the mass of the model's own choice", "which weights",
+        "weights as they are",
+    ),
+}  # fmt: skip
+"""What each lever does, the question that it answers, and what it is compared with."""
 
 
 def compared(rows: pd.DataFrame, scale: str = AS_IS) -> pd.DataFrame:
@@ -71,22 +79,20 @@ def answer(rows: pd.DataFrame) -> Finding | None:
     own = compared(rows)
     own = own[own["strategy"] == row["strategy"]]
     n = compared(rows)["kind"].nunique()
-    metric = METRICS[row["metric"]]
     loss = wording.difference(row["loss_over_stock"], row["low"], row["high"], row["metric"])
+    versus = wording.difference(
+        row["versus_static"], row["static_low"], row["static_high"], row["metric"], unit=False
+    )
     text = (
         f"Of {wording.plural(n, 'rule')} at a budget of {wording.experts(row['budget'])} experts "
         f"per token, {rule_words(row['kind'])} lost least on {DATASETS[row['dataset']].label}: "
-        f"{loss} over the stock model"
+        f"{loss} over the stock model. Against a fixed number of experts at the same mean the "
+        f"difference is {versus}"
     )
-    versus = wording.difference(
-        row["versus_static"], row["static_low"], row["static_high"], row["metric"]
-    ).replace(f" {metric.unit}", "")
-    text += f", and {versus} against a fixed number of experts at the same mean"
     others = own[own["dataset"] != row["dataset"]]
-    if len(others):
-        text += f"; against that number it was {by_set(others)}"
+    text += f"; it was {by_set(others)}." if len(others) else "."
     found = claims(own, BUDGETS_FILE, "scale")
-    return Finding(f"{text}.", BUDGETS_FILE, DIRECTIONS[Verdict(row["verdict"])], found)
+    return Finding(text, BUDGETS_FILE, DIRECTIONS[Verdict(row["verdict"])], found)
 
 
 def by_set(rows: pd.DataFrame) -> str:
@@ -114,22 +120,20 @@ def budgets(rows: pd.DataFrame) -> list[Finding]:
 
 
 def _budgets(rows: pd.DataFrame, dataset: str) -> Finding:
-    clauses: list[str] = []
+    sentences: list[str] = []
     found: list[Claim] = []
+    where = f"On {DATASETS[dataset].label}"
     for scale in SCALE_WORDS:
         own = compared(rows, scale)
         if own.empty:
             continue
         found += claims(own, BUDGETS_FILE, "scale")
-        start = "at fitted scale, " if clauses else ""
-        against = "" if clauses else " than a fixed number of experts at the same mean"
-        clauses.append(f"{start}{_counted(own, against)}{_unsure(own)}")
-    noun = wording.measure_words(rows["metric"].iloc[0])
-    text = f"On {DATASETS[dataset].label}, by {noun}, "
-    if not clauses:
-        text += "no rule could be compared with a fixed number of experts."
+        start = SCALE_WORDS[scale].capitalize() if sentences else where
+        sentences.append(f"{start}, {_counted(own, first=not sentences)}.{_unsure(own)}")
+    if not sentences:
+        text = f"{where}, no rule could be compared with a fixed number of experts."
         return Finding(text, BUDGETS_FILE, "missing")
-    text += f"{'; '.join(clauses)}.{_by_rule(compared(rows))}"
+    text = f"{' '.join(sentences)}{_by_rule(compared(rows))}"
     return Finding(text, BUDGETS_FILE, outcome(found), tuple(found))
 
 
@@ -141,18 +145,18 @@ def outcome(found: Iterable[Claim]) -> str:
     return next((one for one in ("better", "worse") if one in shown), "none")
 
 
-def _counted(rows: pd.DataFrame, against: str) -> str:
+def _counted(rows: pd.DataFrame, *, first: bool) -> str:
     """Return how many settings were better and worse, the others being not shown to differ."""
-    counts = _counts(rows)
-    total = len(rows)
+    counts, total = _counts(rows), len(rows)
+    noun = wording.measure_words(rows["metric"].iloc[0])
+    against = f"a fixed number of experts at the same mean (by {noun})" if first else "that number"
     shown = [one for one in ("better", "worse") if counts.get(one)]
     if not shown:
-        return f"none of {wording.plural(total, 'setting')} was shown to differ from a fixed number"
-    parts = [
-        f"{_of(counts[one], total)}{'' if n else ' settings'} {_was(counts[one])} {one}"
-        for n, one in enumerate(shown)
-    ]
-    return f"{wording.listed(parts)}{against}"
+        return f"none of {wording.plural(total, 'setting')} was shown to differ from {against}"
+    parts = [f"{_of(counts[shown[0]], total)} settings {_was(counts[shown[0]])} {shown[0]}"]
+    parts[0] += f" than {against}"
+    parts += [f"{wording.count(counts[one])} {_was(counts[one])} {one}" for one in shown[1:]]
+    return ", and ".join(parts)
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, int]:
@@ -169,13 +173,11 @@ def _was(n: int) -> str:
 
 
 def _unsure(rows: pd.DataFrame) -> str:
-    """Return how many gains a chord of the fixed numbers may explain."""
+    """Return how many gains a convex curve of the fixed numbers may explain."""
     better = rows[rows["verdict"] == Verdict.BETTER]
     limits = better.assign(low=better["static_low"], high=better["static_high"])
     unsure = len(better) - int(beyond_line(limits, losses=True).sum())
-    if not unsure:
-        return ""
-    return f" ({wording.count(unsure)} of these gains may come from interpolation)"
+    return not_evidence(unsure, len(better))
 
 
 def _by_rule(rows: pd.DataFrame) -> str:
@@ -186,10 +188,35 @@ def _by_rule(rows: pd.DataFrame) -> str:
     }
     text = ""
     for direction in ("better", "worse"):
-        names = [kind.words for kind, shown in groups.items() if shown == {direction}]
+        names = [rule_words(kind) for kind, shown in groups.items() if shown == {direction}]
         if names and len(names) < len(groups) and len(names) <= NAMED:
-            text += f" {direction.capitalize()} at every budget: {'; '.join(names)}."
+            text += f" {direction.capitalize()} at every budget: {wording.listed(names)}."
     return text
+
+
+def scale(rows: pd.DataFrame, declared: Sequence[str]) -> Finding | None:
+    """State what was compared as is only, where the scale of the output may explain a difference.
+
+    Args:
+        rows: ``statistics/matched_budgets.csv`` with kinds.
+        declared: the strategies of the declared contrasts.
+    """
+    if rows.empty:
+        return None
+    fitted = rows[rows["scale"] == FITTED]
+    sets = [
+        name for name in rows["dataset"].drop_duplicates() if name not in set(fitted["dataset"])
+    ]
+    parts = [f"rules on {wording.listed([DATASETS[name].label for name in sets])}"] if sets else []
+    if not {f"{name}_scaled" for name in declared} & set(fitted["strategy"]):
+        parts.append("the declared contrasts")
+    if not parts:
+        return None
+    text = (
+        f"{wording.capital(wording.listed(parts))} were compared as is only. Part of these "
+        "differences may be due to the scale of a layer's output, not to experts or tokens."
+    )
+    return Finding(text, BUDGETS_FILE, "as is")
 
 
 def levers(table: pd.DataFrame) -> list[Finding]:
@@ -209,28 +236,28 @@ def levers(table: pd.DataFrame) -> list[Finding]:
 
 
 def _lever(lever: str, rows: pd.DataFrame) -> Finding:
-    done, question = LEVER_WORDS[lever]
+    done, question, without = LEVER_WORDS[lever]
     fitted = rows[rows["scale"] == FITTED]
     own = rows if fitted.empty else fitted
     found = claims(own, LEVERS_FILE, "scale", "lever")
-    scale = "as is, where scale may explain it" if fitted.empty else "at fitted scale"
+    scale = "As is, where scale may explain it" if fitted.empty else "At fitted scale"
     sets: dict[str, list[str]] = {}
     for dataset, part in groups_of(own, "dataset"):
-        sets.setdefault(_tally(part), []).append(DATASETS[dataset].label)
+        sets.setdefault(_tally(part, without), []).append(DATASETS[dataset].label)
     parts = [f"{words} on {wording.listed(names)}" for words, names in sets.items()]
-    text = f"{question.capitalize()}: {done} {scale} was {wording.listed(parts)}."
+    text = f"*{question.capitalize()}*: {scale.lower()}, {done} was {wording.listed(parts)}."
     return Finding(text, LEVERS_FILE, outcome(found), found)
 
 
-def _tally(rows: pd.DataFrame) -> str:
-    """Return in how many comparisons a lever was better and worse."""
-    counts = _counts(rows)
-    parts = [
-        f"{one}{f' in {_of(counts[one], len(rows))}' if len(rows) > 1 else ''}"
-        for one in ("better", "worse")
-        if counts.get(one)
-    ]
-    return wording.listed(parts) if parts else "not shown to differ"
+def _tally(rows: pd.DataFrame, without: str) -> str:
+    """Return in how many comparisons a lever was better and worse than what it replaces."""
+    counts, total = _counts(rows), len(rows)
+    parts = []
+    for one in ("better", "worse"):
+        if n := counts.get(one):
+            cases = "both" if n == total == 2 else _of(n, total)
+            parts.append(f"{one} than {without}" + (f" in {cases} cases" if total > 1 else ""))
+    return wording.listed(parts) if parts else f"not shown to differ from {without}"
 
 
 def lever_sets(rows: pd.DataFrame, direction: str) -> list[str]:
@@ -247,13 +274,22 @@ def lever_sets(rows: pd.DataFrame, direction: str) -> list[str]:
     return [DATASETS[name].label for name in names]
 
 
-def time(table: pd.DataFrame, baseline: str, duplicates: dict[str, str]) -> list[Finding]:
+def time(
+    table: pd.DataFrame,
+    baseline: str,
+    duplicates: dict[str, str],
+    *,
+    least: Sequence[str],
+    confidence: float,
+) -> list[Finding]:
     """State the measured time of settings against the baseline's, and the noise of the measure.
 
     Args:
         table: ``statistics/timing.csv``.
         baseline: the strategy that ratios are over.
         duplicates: strategies that are the same routing as another.
+        least: the strategy that computes least, one expert for every token, if there is one.
+        confidence: level of the intervals.
     """
     if table.empty:
         return []
@@ -263,17 +299,16 @@ def time(table: pd.DataFrame, baseline: str, duplicates: dict[str, str]) -> list
     faster = others[others["ratio_high"] < 1]
     slower = others[others["ratio_low"] > 1]
     repeats = wording.count(table["repeats"].iloc[0])
+    chance = (1 - confidence) * len(others)
     text = (
         f"Over {repeats} interleaved repeats of one text, {wording.count(len(faster))} of "
         f"{wording.plural(len(others), 'setting')} took less time than `{baseline}` and "
-        f"{wording.count(len(slower))} took more."
+        f"{wording.count(len(slower))} took more. Chance alone would make about {chance:.0f} of "
+        "them differ, so single settings are not ranked by their time."
     )
-    if len(faster):
-        best = faster.iloc[int(faster["ratio"].argmin())]
-        text += (
-            f" The shortest median was that of `{best['strategy']}`: {best['ratio']:.2f} "
-            f"[{best['ratio_low']:.2f}, {best['ratio_high']:.2f}] of the baseline's time."
-        )
+    for row in rows_of(others[others["strategy"].isin(least)]):
+        ratio = wording.interval(row.ratio, row.ratio_low, row.ratio_high)
+        text += f" The least work, `{row.strategy}`, took {ratio} times as long as the baseline."
     same = table[table["strategy"].isin(duplicates)]
     same = same[same["strategy"].map(duplicates) == baseline]
     if len(same):

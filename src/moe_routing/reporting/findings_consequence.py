@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from moe_routing.analysis.outputs import ALL_LAYERS
-from moe_routing.analysis.tables import TableRow, rows_of
+from moe_routing.analysis.tables import rows_of
 from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import METRICS_FILE
@@ -40,22 +40,24 @@ def certified(
 
 def _certified(one: Certificate, metrics: pd.DataFrame, rows: pd.DataFrame) -> Finding:
     text = (
-        f"`{one.strategy}` uses {wording.experts(one.mean_experts)} experts per token and promises "
-        f"an expected KL from stock of at most {one.margin:g} nats per token, on documents like "
-        f"the {wording.count(one.documents)} of its calibration"
+        f"Certified routing (`{one.strategy}`) promises an expected KL from the stock predictions "
+        f"of at most {one.margin:g} nats per token, on documents like the "
+        f"{wording.count(one.documents)} of its calibration. There it uses "
+        f"{wording.experts(one.mean_experts)} experts per token."
     )
     held_out = metrics[
         (metrics["strategy"] == one.strategy) & (metrics["metric"] == DIVERGENCE.name)
     ]
     if held_out.empty:
         return Finding(
-            f"{text}. Its KL was not measured on held-out text.", METRICS_FILE, "unmeasured"
+            f"{text} Its KL was not measured on held-out text.", METRICS_FILE, "unmeasured"
         )
     parts = [
-        f"{_kl(row)} on {DATASETS[row.dataset].label}{_used(rows, one.strategy, row.dataset)}"
+        f"{wording.interval(row.value, row.ci_low, row.ci_high)} on {DATASETS[row.dataset].label}"
+        f"{_used(rows, one.strategy, row.dataset)}"
         for row in rows_of(held_out)
     ]
-    text += f". Held out, KL is {wording.listed(parts)}."
+    text += f" On held-out text the KL is {wording.listed(parts)}."
     verdicts = {
         "exceeded": held_out["ci_low"] > one.margin,
         "kept": held_out["ci_high"] <= one.margin,
@@ -77,20 +79,16 @@ def _kept(names: Mapping[str, list[str]]) -> str:
     if names["kept"]:
         text += f" On {wording.listed(names['kept'])} the interval is within the promise."
     if names["open"]:
-        text += f" On {wording.listed(names['open'])} the interval contains the promise."
+        text += (
+            f" On {wording.listed(names['open'])} the interval contains the promise, so it is open "
+            "whether it holds there."
+        )
     if names["exceeded"]:
         text += (
             f" On {wording.listed(names['exceeded'])} it exceeds the promise, which does not cover "
             "text of another kind."
         )
     return text
-
-
-def _kl(row: TableRow) -> str:
-    value, low, high = (
-        wording.divergence(getattr(row, name)) for name in ("value", "ci_low", "ci_high")
-    )
-    return f"{value} [{low}, {high}]"
 
 
 def _used(rows: pd.DataFrame, strategy: str, dataset: str) -> str:
@@ -111,24 +109,17 @@ def law(table: pd.DataFrame) -> Finding | None:
     rows = table[table["dropped"] == OMITTED]
     near = (rows[["weight_slope", "norm_slope"]] - 2).abs().max(axis=1) <= SLOPE_TOLERANCE
     holds = near & (rows["law_r2"] >= EXPLAINED)
+    n, total = int(holds.sum()), wording.plural(len(rows), "layer")
+    where = {0: "no layer", len(rows): f"all {total}"}.get(n, f"{n} of {total}")
     text = (
-        f"Over {wording.plural(len(rows), 'layer')}, log KL rises with log weight by a slope of "
-        f"{_range(rows['weight_slope'])} and with log norm by {_range(rows['norm_slope'])} "
-        f"(R² {_range(rows['r2'])}); the law, with both slopes fixed at 2, explains "
-        f"{_percents(rows['law_r2'])} of the variance of log KL. Of what it leaves, "
-        f"{_percents(rows['token_share'])} lies between tokens."
+        f"The law holds in {where} (both slopes within {SLOPE_TOLERANCE:g} of 2, at least "
+        f"{wording.percent(EXPLAINED, 0)} of the variance explained). Log KL rises with log weight "
+        f"by a slope of {_range(rows['weight_slope'])} and with log norm by "
+        f"{_range(rows['norm_slope'])}. With both fixed at 2, the law explains "
+        f"{_percents(rows['law_r2'])} of the variance of log KL; {_percents(rows['token_share'])} "
+        "of the rest lies between tokens."
     )
-    criterion = (
-        f"both slopes within {SLOPE_TOLERANCE:g} of 2, at least {wording.percent(EXPLAINED, 0)} "
-        "explained"
-    )
-    n = int(holds.sum())
-    if n == len(rows):
-        return Finding(f"{text} The law holds in every layer ({criterion}).", LAW_FILE, "holds")
-    if n == 0:
-        return Finding(f"{text} The law holds in no layer ({criterion}).", LAW_FILE, "fails")
-    text = f"{text} The law holds in {wording.count(n)} of {wording.count(len(rows))} layers"
-    return Finding(f"{text} ({criterion}).", LAW_FILE, "partly")
+    return Finding(text, LAW_FILE, {0: "fails", len(rows): "holds"}.get(n, "partly"))
 
 
 def _range(values: pd.Series) -> str:
@@ -137,8 +128,7 @@ def _range(values: pd.Series) -> str:
 
 
 def _percents(values: pd.Series) -> str:
-    low, high = f"{100 * values.min():.0f}", f"{100 * values.max():.0f}"
-    return f"{low} %" if low == high else f"{low} to {high} %"
+    return wording.spread(values.min(), values.max(), 0)
 
 
 def ranking(table: pd.DataFrame) -> Finding | None:
@@ -153,27 +143,19 @@ def ranking(table: pd.DataFrame) -> Finding | None:
     rho = rows.set_index(["predictor", "effect"])["spearman"]
     signed, kl = rho[("weight", "loss")], rho[("weight", "kl")]
     product, predicted = rho[("weight_norm", "kl")], rho[("predicted", "kl")]
-    lower = wording.percent(rows["lower_loss"].iloc[0])
-    text = (
-        "Within layers, Spearman's correlation of the router's weight with the change of the "
-        f"realised loss is {_rho(signed)} on average; {lower} of the removals lower that loss. "
-        f"With KL, that of the weight is {_rho(kl)}, of weight times norm {_rho(product)} and of "
-        f"weight times predicted norm {_rho(predicted)}."
-    )
+    lower = wording.percent(rows["lower_loss"].iloc[0], 0)
     null = abs(signed) < HARDLY
     better = product - kl >= HARDLY
-    meaning = (
-        "the weight says hardly anything about the loss of the one token that follows"
-        if null
-        else "the weight says something about the loss of the one token that follows"
-    )
-    meaning += (
-        ", and the norm adds to what it says about the change of the prediction"
-        if better
-        else ", and the norm adds little to what it says about the change of the prediction"
+    text = (
+        f"The router's weight says {'hardly anything' if null else 'something'} about the loss of "
+        f"the one token that follows: within layers, Spearman's correlation with its change is "
+        f"{_rho(signed)} on average, and {lower} of the removals lower that loss. With the change "
+        f"of the whole prediction (KL) it is {_rho(kl)}. The norm adds "
+        f"{'to' if better else 'little to'} this: {_rho(product)} for weight times norm, "
+        f"{_rho(predicted)} for weight times predicted norm."
     )
     verdict = f"{'null' if null else 'signed'}, {'norm adds' if better else 'norm adds little'}"
-    return Finding(f"{text} So {meaning}.", CORRELATIONS_FILE, verdict)
+    return Finding(text, CORRELATIONS_FILE, verdict)
 
 
 def _rho(value: float) -> str:

@@ -19,6 +19,7 @@ from moe_routing.reporting.findings import NAMED, main_measure_rows, set_names
 from moe_routing.reporting.findings_budgets import by_set
 from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.routing.strategies import Strategy, control_kinds
+from moe_routing.statistics.rules import MIXTURE
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
 
@@ -53,6 +54,9 @@ def controls(
 def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Finding]:
     """State for each control of a strategy on which data sets it was better, worse or neither.
 
+    Controls that do the same are told together. The static mixture is left out: it is a fixed
+    number of experts, with which strategies are compared elsewhere.
+
     Args:
         table: ``statistics/controls.csv``.
         main: main measure of each data set.
@@ -62,12 +66,18 @@ def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Findi
         return []
     kinds = control_kinds()
     rows = main_measure_rows(table, main)
-    named = [name for name, kind in kinds.items() if kind.short]
+    named = [name for name, kind in kinds.items() if kind.short and name != MIXTURE]
     rows = rows[(rows["base"] == base) & rows["kind"].isin(named)]
-    parts = [f"with {kinds[kind].short}, {by_set(own)}" for kind, own in groups_of(rows, "kind")]
-    if not parts:
+    groups: dict[str, list[str]] = {}
+    for kind, own in groups_of(rows, "kind"):
+        groups.setdefault(by_set(own), []).append(kinds[kind].short)
+    if not groups:
         return []
-    text = f"Compared with `{base}`: {'; '.join(parts)}."
+    parts = [
+        f"a control with {wording.listed(names, 'or')} was {done}."
+        for done, names in groups.items()
+    ]
+    text = " ".join([f"Compared with `{base}`, {parts[0]}", *map(wording.capital, parts[1:])])
     return [Finding(text, CONTROLS_FILE, "", claims(rows, CONTROLS_FILE, "base"))]
 
 
@@ -99,34 +109,24 @@ def _control(
     kind: ControlKind, table: pd.DataFrame, main: dict[str, str], base_strategy: Strategy
 ) -> Finding:
     rows = main_measure_rows(table, main)
-    worse, better = (_difference_by_set(rows, which) for which in (LOSSES, (Verdict.BETTER,)))
-    identical = set_names(rows, (Verdict.IDENTICAL,))
-    non_inferior = set_names(rows, (Verdict.NON_INFERIOR,))
-    inconclusive = set_names(rows, (Verdict.INCONCLUSIVE,))
-    clauses = [f"quality was {word} on {wording.listed(names)}"
-               for word, names in (("worse", worse), ("better", better)) if names]  # fmt: skip
-    if identical:
-        clauses.append(f"every item of {wording.listed(identical)} had the same result")
-    if non_inferior:
-        clauses.append(
-            f"no difference could be shown on {wording.listed(non_inferior)}, where a loss of the "
-            "margin is ruled out"
-        )
-    if inconclusive:
-        clauses.append(f"no difference could be shown on {wording.listed(inconclusive)}")
-    opposite = _opposite(table.drop(rows.index), worse=bool(worse), better=bool(better))
+    shown = set(rows["verdict"])
+    worse, better = bool(shown & set(LOSSES)), Verdict.BETTER in shown
+    control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
+    text = kind.done.format(control=control, base=base)
+    text += f"{_counts(rows)}, quality was {by_set(rows)}."
+    if non_inferior := set_names(rows, (Verdict.NON_INFERIOR,)):
+        text += f" On {wording.listed(non_inferior)}, a loss of the margin is ruled out."
+    opposite = _opposite(table.drop(rows.index), worse=worse, better=better)
     if len(opposite):
-        clauses.append(f"other metrics disagree ({wording.listed(_by_metric(opposite))})")
+        text += f" Other metrics disagree: {wording.listed(_by_metric(opposite))}."
     mixed = (worse and better) or len(opposite)
     outcome = "mixed" if mixed else "worse" if worse else "better" if better else "none"
-    control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
-    done = kind.done.format(control=control, base=base)
-    text = f"{done}{_counts(rows)}, {'; '.join(clauses)}"
     meanings = {"mixed": "there is no general answer", **kind.meanings}
     if base_strategy.weighting_kind == RAW_WEIGHTING:
         meanings |= kind.raw_meanings
     found = claims(pd.concat([rows, opposite]), CONTROLS_FILE, "base")
-    return Finding(f"{text}: {meanings[outcome]}.", CONTROLS_FILE, outcome, found)
+    text += f" {wording.capital(meanings[outcome])}."
+    return Finding(text, CONTROLS_FILE, outcome, found)
 
 
 def _opposite(others: pd.DataFrame, *, worse: bool, better: bool) -> pd.DataFrame:
@@ -140,14 +140,6 @@ def _by_metric(rows: pd.DataFrame) -> list[str]:
         f"{'better' if row.verdict == Verdict.BETTER else 'worse'} by "
         f"{wording.measure_words(row.metric)} on {DATASETS[row.dataset].label}"
         for row in rows_of(rows)
-    ]
-
-
-def _difference_by_set(rows: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[str]:
-    return [
-        f"{DATASETS[row.dataset].label} "
-        f"({wording.difference(row.difference, row.low, row.high, row.metric)})"
-        for row in rows_of(rows[rows["verdict"].isin(verdicts)])
     ]
 
 
@@ -183,8 +175,11 @@ def static_curve(
         if not clauses:
             continue
         noun = wording.measure_words(main[dataset])
-        lead = f"On {DATASETS[dataset].label} in {noun}, compared with `{group['base'].iloc[0]}`"
-        text = f"{lead}, {'; '.join(clauses)}."
+        base = group["base"].iloc[0]
+        lead = (
+            f"On {DATASETS[dataset].label}, by {noun} against `{base}` and among the additional k"
+        )
+        text = f"{lead}, {'. '.join([clauses[0], *map(wording.capital, clauses[1:])])}."
         shown = set(sides["more"]["verdict"])
         outcome = (
             "worse" if shown & set(LOSSES) else "better" if Verdict.BETTER in shown else "none"
@@ -278,7 +273,7 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
     """State on each data set how far predictions diverge from the baseline's.
 
     Data sets are not averaged, because their texts differ. The estimates come from few items, so
-    the smallest and the largest are a range, not a ranking;
+    the smallest and the largest are a range without names, not a ranking;
     :func:`moe_routing.reporting.tables.divergence_table` has their intervals and numbers of items.
 
     Args:
@@ -288,15 +283,18 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
     values = values.drop(baseline, level="strategy", errors="ignore")
     if values.empty:
         return None
-    parts = [_range(own.droplevel("dataset"), DATASETS[str(dataset)].label)
-             for dataset, own in values.groupby(level="dataset", sort=False)]  # fmt: skip
-    lead = "The KL divergence of next-token predictions from the baseline's, in nats per token, is"
-    outcome = "one" if values.index.get_level_values("strategy").nunique() == 1 else "several"
-    return Finding(f"{lead} {wording.listed(parts)}.", METRICS_FILE, outcome)
+    parts = [
+        _range(own, DATASETS[str(dataset)].label)
+        for dataset, own in values.groupby(level="dataset", sort=False)
+    ]
+    text = (
+        "The KL divergence of next-token predictions from the baseline's, in nats per token, is "
+        f"{wording.listed(parts)}, from the nearest to the farthest setting."
+    )
+    return Finding(text, METRICS_FILE, "range")
 
 
 def _range(values: pd.Series, where: str) -> str:
     """Return the smallest and the largest divergence on one data set."""
-    low, high = (f"{wording.divergence(values[name])} (`{name}`)"
-                 for name in (str(values.idxmin()), str(values.idxmax())))  # fmt: skip
-    return f"{low} on {where}" if low == high else f"{low} to {high} on {where}"
+    ends = dict.fromkeys(f"{value:.2g}" for value in (values.min(), values.max()))
+    return f"{' to '.join(ends)} on {where}"

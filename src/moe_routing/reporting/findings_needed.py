@@ -7,6 +7,8 @@ interval is above alpha.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -25,8 +27,8 @@ DEAD_EXPERTS = "validity/dead_experts.csv"
 
 LEVELS = (0.01, 0.05, 0.1)
 """The levels that sentences are about; the tables have more."""
-NAMED = 5
-"""Most experts that a sentence names."""
+NAMED = 3
+"""Most experts or layers that a sentence names."""
 
 KEPT, EXCEPTIONS, EXCEEDED = "kept", "exceptions", "exceeded"
 """Verdicts: above alpha in no layer; in single layers, but not over all; over all layers."""
@@ -63,12 +65,12 @@ def in_short(rates: pd.DataFrame) -> list[Finding]:
         return []
     parts = [f"{_share(row, 'fdr')} on {text_name(str(row['text']))}" for _, row in own.iterrows()]
     above = [text_name(str(name)) for name in own.loc[own["low"] > MIDDLE, "text"]]
-    shown = f"It is above alpha on {wording.listed(above)}." if above else (
-        "None of them was shown to be above alpha."
-    )  # fmt: skip
+    shown = (
+        f"above alpha on {wording.listed(above)}" if above else "nowhere shown to be above alpha"
+    )
     text = (
-        f"At alpha {MIDDLE:g}, the false discovery rate of BH on held-out documents is "
-        f"{wording.listed(parts)}. {shown}"
+        f"At alpha {MIDDLE:g}, the false discovery rate of BH on held-out documents is {shown}: it "
+        f"is {wording.listed(parts)}."
     )
     return [Finding(text, RATES, EXCEEDED if above else KEPT)]
 
@@ -77,19 +79,25 @@ def _held_out(rows: pd.DataFrame, text: str) -> Finding:
     first = rows.iloc[0]
     sentence = (
         f"On {text_name(text)} ({wording.count(first['n_tokens'])} tokens of "
-        f"{wording.count(first['n_documents'])} held-out documents), {_rates(rows, 'BH')}"
+        f"{wording.count(first['n_documents'])} held-out documents), the false discovery rate of "
+        f"BH over all layers is {_rates(rows)}."
     )
     above, verdict = _layers(rows, "fdr")
-    return Finding(f"{sentence}. {above}{_skipped(rows)}", RATES, verdict)
+    return Finding(f"{sentence} {above}{_skipped(rows)}", RATES, verdict)
 
 
-def _rates(rows: pd.DataFrame, who: str, value: str = "fdr", *, what: str = "") -> str:
+def _rates(rows: pd.DataFrame, value: str = "fdr", low: str = "low", high: str = "high") -> str:
     """Return the values over all layers by level, with their limits."""
     table = _at_levels(rows[rows["layer"].astype(str) == ALL_LAYERS])
-    low, high = ("low", "high") if value != "dead_slots" else ("dead_slots_low", "dead_slots_high")
-    values = [_share(row, value, low, high) for _, row in table.iterrows()]
-    what = what or "has a false discovery rate of"
-    return f"{who} at alpha {_alphas(table)} {what} {wording.listed(values)} over all layers"
+    return _by_alpha([(row["alpha"], _share(row, value, low, high)) for _, row in table.iterrows()])
+
+
+def _by_alpha(values: Iterable[tuple[float, str]]) -> str:
+    """Return values with their levels; the first level is called alpha."""
+    parts = [
+        f"{text} at {'' if n else 'alpha '}{alpha:g}" for n, (alpha, text) in enumerate(values)
+    ]
+    return wording.listed(parts)
 
 
 def _at_levels(rows: pd.DataFrame) -> pd.DataFrame:
@@ -101,33 +109,36 @@ def _alphas(table: pd.DataFrame) -> str:
 
 
 def _share(row: pd.Series, value: str, low: str = "low", high: str = "high") -> str:
-    ends = f"{wording.percent(row[low])}, {wording.percent(row[high])}"
-    return f"{wording.percent(row[value])} [{ends}]"
+    return wording.share(row[value], row[low], row[high])
 
 
 def _layers(rows: pd.DataFrame, value: str) -> tuple[str, str]:
-    """Say in how many layers the lower end is at most alpha, and name the others; the verdict."""
+    """Say which layers are above alpha, or how many if they are many; and the verdict."""
     table = _at_levels(rows)
     single = table["layer"].astype(str) != ALL_LAYERS
     layers, overall = table[single], table[~single]
-    counts, exceptions = [], []
-    for alpha, own in groups_of(layers, "alpha"):
-        above = own[own["low"] > alpha]
-        counts.append(f"{len(own) - len(above)} of {len(own)}")
-        exceptions += [
-            f"layer {row['layer']} at {alpha:g} ({_share(row, value)})"
+    above = layers[layers["low"] > layers["alpha"]]
+    if above.empty:
+        text = "No single layer is above alpha"
+    elif len(above) <= NAMED:
+        names = [
+            f"layer {row['layer']} at {row['alpha']:g} ({_share(row, value)})"
             for _, row in above.iterrows()
         ]
+        text = f"Above alpha by themselves: {wording.listed(names)}"
+    else:
+        total = layers["layer"].nunique()
+        counts = [
+            (alpha, f"{wording.count(len(own))} of {wording.count(total)} layers")
+            for alpha, own in groups_of(above, "alpha")
+        ]
+        text = f"Above alpha by themselves: {_by_alpha(counts)}"
     width = (layers["high"] - layers["low"]).max() / 2
-    text = (
-        f"The lower end of a layer's interval is at most alpha in {wording.listed(counts)} layers; "
-        f"the widest interval is {wording.percent(width)} to either side."
-    )
-    text += f" Above alpha: {wording.listed(exceptions)}." if exceptions else ""
+    text += f"; the widest interval of a layer is {wording.percent(width)} to either side."
     higher = overall[overall["low"] > overall["alpha"]]
     if len(higher):
         return f"{text} Over all layers it is above alpha at {_alphas(higher)}.", EXCEEDED
-    return text, EXCEPTIONS if exceptions else KEPT
+    return text, EXCEPTIONS if len(above) else KEPT
 
 
 def _skipped(rows: pd.DataFrame) -> str:
@@ -148,13 +159,16 @@ def routed(rates: pd.DataFrame) -> Finding | None:
     if rows.empty:
         return None
     overall = _at_levels(rows[rows["layer"].astype(str) == ALL_LAYERS])
-    floor = wording.listed([wording.percent(share) for share in overall["empty_proportion"]])
-    cap = wording.listed([wording.percent(share) for share in overall["cap_proportion"]])
+    floor, cap = (
+        wording.spread(overall[name].min(), overall[name].max())
+        for name in ("empty_proportion", "cap_proportion")
+    )
     above, verdict = _layers(rows, "fdr")
     text = (
-        f"With the floor of one expert and the cap included, {_rates(rows, 'the routed set')} on "
-        f"calibration text. The floor decides for {floor} of the tokens and the cap for {cap}. The "
-        f"promise is about the rule, not about an expert that the floor adds. {above}"
+        "With the floor of one expert and the cap included, the rate of the routed set on "
+        f"calibration text is {_rates(rows)}. The floor decides for {floor} of the tokens and the "
+        f"cap for {cap}, by level. The promise is about the rule, not about an expert that the "
+        f"floor adds. {above}"
     )
     return Finding(text, RATES, verdict)
 
@@ -181,26 +195,32 @@ def shift(rates: pd.DataFrame) -> Finding | None:
     others = rows[(rows["text"] != CALIBRATION) & rows["alpha"].isin(own.index)]
     if others.empty:
         return None
-    moved, above = [], []
+    moved: dict[str, list[str]] = {}
+    above: dict[str, list[str]] = {}
     for row in rows_of(others):
         base = own.loc[row.alpha]
-        where = f"on {text_name(row.text)} at {row.alpha:g}"
+        where = f"on {text_name(row.text)}"
         if row.low > row.alpha:
-            above.append(where)
+            above.setdefault(where, []).append(f"{row.alpha:g}")
         if row.low > base["high"] or row.high < base["low"]:
-            moved.append(f"{'higher' if row.low > base['high'] else 'lower'} {where}")
+            side = "higher" if row.low > base["high"] else "lower"
+            moved.setdefault(f"{side} {where}", []).append(f"{row.alpha:g}")
     texts = wording.listed([text_name(text) for text in others["text"].drop_duplicates()])
     text = (
         "The promise is about documents like those of the calibration; other text shows how far it "
         f"reaches. Over all layers the rate on {texts} is "
     )
-    text += f"above alpha {wording.listed(above)}" if above else "nowhere above alpha"
+    text += f"above alpha {_where(above)}" if above else "nowhere above alpha"
     text += (
-        f". Against calibration text it is {wording.listed(moved)}."
+        f". Against calibration text it is {_where(moved)}."
         if moved
         else "; its intervals overlap those on calibration text."
     )
     return Finding(text, RATES, EXCEEDED if above else KEPT)
+
+
+def _where(levels: Mapping[str, list[str]]) -> str:
+    return wording.listed([f"{where} at {wording.listed(own)}" for where, own in levels.items()])
 
 
 def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
@@ -217,27 +237,21 @@ def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
     text = (
         "As calibration documents become many, the false discovery rate of BY is at most alpha, "
         f"and that of BH at most {harmonic:.2f} alpha, for any dependence between the experts of a "
-        "token; that of BH at alpha itself is not a theorem but what is measured here."
+        "token. That of BH at alpha itself is not a theorem but what is measured here."
     )
     by, block = _of(rows, procedure=BY_RULE), _of(rows, procedure=BLOCK_EXACT)
-    parts = []
     if len(by):
-        parts.append(_rates(by, "BY"))
+        text += f" The rate of BY is {_rates(by)}."
     if len(block):
-        fewest = [f"{row.fewest}" for row in rows_of(block)]
-        parts.append(
-            f"{_rates(block, 'BH with block-exact p-values')}, where their resolution allows no "
-            f"fewer than {wording.listed(fewest)} experts"
+        fewest = wording.listed([f"{row.fewest}" for row in rows_of(block)])
+        text += (
+            f" That of BH with block-exact p-values is {_rates(block)}, where their resolution "
+            f"allows no fewer than {fewest} experts."
         )
-    text += f" {_capital('; '.join(parts))}." if parts else ""
     above = pd.concat([by, block])
     exceeded = bool((above["low"] > above["alpha"]).any())
     text += " One of them is above alpha." if exceeded else " Neither is above alpha."
     return Finding(text, RATES, EXCEEDED if exceeded else KEPT)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def spread(resampled: pd.DataFrame) -> Finding | None:
@@ -250,15 +264,15 @@ def spread(resampled: pd.DataFrame) -> Finding | None:
     rows = _at_levels(rows) if len(rows) else rows
     if rows.empty:
         return None
-    ends = [
-        f"{wording.percent(own['fdr'].min())} to {wording.percent(own['fdr'].max())}"
-        for _, own in groups_of(rows, "alpha")
-    ]
+    ends = _by_alpha(
+        (alpha, wording.spread(own["fdr"].min(), own["fdr"].max()))
+        for alpha, own in groups_of(rows, "alpha")
+    )
     excess = rows.groupby("alpha")["fdr"].min() > rows.groupby("alpha")["fdr"].first().index
     text = (
         f"These intervals leave the variation of the calibration out. Over "
         f"{rows['calibration'].nunique()} calibrations whose documents are drawn with replacement, "
-        f"the rate of BH at alpha {_alphas(rows)} is {wording.listed(ends)}"
+        f"the rate of BH is {ends}"
     )
     if bool(excess.any()):
         names = [f"{alpha:g}" for alpha in excess.index[excess]]
@@ -277,33 +291,29 @@ def worst_experts(table: pd.DataFrame) -> Finding | None:
         return None
     first = table.iloc[0]
     above = table[table["joint_low"] > table["alpha"]]
+    shown = above if len(above) else table
+    names = [
+        f"expert {row.expert} of layer {row.layer} ({wording.percent(row.not_needed, 0)})"
+        for row in rows_of(shown.head(NAMED))
+    ]
     text = (
         "The promise is an average over the experts of a layer, not one about each expert. Of "
         f"{wording.plural(int(first['n_experts']), 'expert')} with enough tested slots, "
     )
-    shown = above if len(above) else table
-    names = [
-        f"expert {row.expert} of layer {row.layer} ({wording.percent(row.not_needed)} of "
-        f"{row.slots} slots, {row.toggled} of them tested [{wording.percent(row.low)}, "
-        f"{wording.percent(row.high)}])"
-        for row in rows_of(shown.head(NAMED))
-    ]
-    multiplicity = (
-        "by intervals that hold for all of them at once (Bonferroni); the intervals given are for "
-        "one expert"
-    )
+    at_once = "by intervals that hold for all of them at once (Bonferroni)"
     if above.empty:
         text += (
-            f"none is above alpha {first['alpha']:g} by itself, {multiplicity}. Most suspicious: "
+            f"none is above alpha {first['alpha']:g} by itself, {at_once}. Most suspicious, by "
+            "slots that are not needed: "
             f"{wording.listed(names)}."
         )
         return Finding(text, WORST_EXPERTS, "none")
     few = "at least " if len(above) == len(table) else ""
     verb, pronoun = ("is", "itself") if len(above) == 1 else ("are", "themselves")
-    first_of = "first " if len(above) > NAMED else ""
     text += (
-        f"{few}{len(above)} {verb} above alpha {first['alpha']:g} by {pronoun}, {multiplicity}: "
-        f"{first_of}{wording.listed(names)}."
+        f"{few}{len(above)} {verb} above alpha {first['alpha']:g} by {pronoun}, {at_once}. "
+        f"Not needed, in percent of their slots: {wording.listed(names)}"
+        f"{' come first' if len(above) > NAMED else ''}."
     )
     return Finding(text, WORST_EXPERTS, "named")
 
@@ -321,24 +331,20 @@ def dead_layers(table: pd.DataFrame) -> list[Finding]:
 
 def _dead_layer(table: pd.DataFrame, score: str) -> Finding:
     rows, by = _of(table, procedure=BH_RULE), _of(table, procedure=BY_RULE)
-    word = score.replace("_", "-")
-    what = "selects anything for"
-    text = (
-        "With all experts of a layer dead, where every selection is false, "
-        f"{_rates(rows, f'BH by the score {word}', 'any_proportion', what=what)} of the tokens"
-    ).replace(" over all layers of the tokens", " of the tokens, averaged over layers")
-    above, verdict = _layers(rows, "any_proportion")
-    ends = [
-        f"{wording.percent(row.spread_low)} to {wording.percent(row.spread_high)}"
-        for row in rows_of(_at_levels(_of(rows, layer=ALL_LAYERS)))
-    ]
-    text += (
-        f" (over calibrations with resampled documents, which the intervals leave out, "
-        f"{wording.listed(ends)}). {above}"
+    value = "any_proportion"
+    above, verdict = _layers(rows, value)
+    overall = _at_levels(_of(rows, layer=ALL_LAYERS))
+    ends = _by_alpha(
+        (row.alpha, wording.spread(row.spread_low, row.spread_high)) for row in rows_of(overall)
     )
-    attained = _at_levels(by)
-    if len(attained):
-        text += f" {_rates(by, 'BY', 'any_proportion', what=what)}."
+    text = (
+        "With all experts of a layer dead, every selection is false. The part of the tokens for "
+        f"which BH by the score {score.replace('_', '-')} selects anything is "
+        f"{_rates(rows, value)}, averaged over layers. Over calibrations with resampled documents, "
+        f"which the intervals leave out, it is {ends}. {above}"
+    )
+    if len(_at_levels(by)):
+        text += f" With BY it is {_rates(by, value)}."
     return Finding(text, DEAD_LAYERS, verdict)
 
 
@@ -353,11 +359,10 @@ def dead_experts(table: pd.DataFrame) -> Finding | None:
         return None
     dead = wording.percent(rows["dead"].iloc[0])
     above, verdict = _layers(rows, "fdr")
-    slots = _rates(rows, "BH", "dead_slots", what="keeps dead experts in")
+    slots = _rates(rows, "dead_slots", "dead_slots_low", "dead_slots_high")
     text = (
         f"With {dead} of the experts of every layer dead and the null calibrated on that model, "
-        f"{_rates(rows, 'BH')}. {above}{_skipped(rows)} {slots}".replace(
-            slots, slots.replace(" over all layers", " of its slots")
-        )
+        f"the false discovery rate of BH is {_rates(rows)}. {above}{_skipped(rows)} Of the slots "
+        f"that it keeps, dead experts have {slots}."
     )
-    return Finding(f"{text}.", DEAD_EXPERTS, verdict)
+    return Finding(text, DEAD_EXPERTS, verdict)

@@ -12,7 +12,7 @@ import pandas as pd
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding, claims
-from moe_routing.reporting.findings import NAMED, beyond_line, static_words
+from moe_routing.reporting.findings import NAMED, beyond_line, not_evidence, static_words
 from moe_routing.reporting.pages import CELLS_FILE, MATCHED_FILE
 from moe_routing.routing.strategies import Strategy, family_entry
 from moe_routing.statistics.matched import NO_CURVE
@@ -74,19 +74,13 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
     }[verdict]
     rest = len(inside) - better - worse
     text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
-    unsure = better - int(beyond_line(inside[inside["verdict"] == Verdict.BETTER]).sum())
-    if unsure:
-        gains = "gain" if better == 1 else wording.plural(better, "gain")
-        which = f"{wording.count(unsure)} of the {gains}" if unsure < better else f"the {gains}"
-        text += (
-            f". We did not measure every fixed k and interpolated; interpolation can overstate the "
-            f"loss of a fixed k by more than the gain, so {which} "
-            f"{'is' if unsure == 1 else 'are'} not evidence"
-        )
     outside = len(rows) - len(inside)
     if outside:
         text += f" ({wording.plural(outside, 'more cell')} had no static neighbours on both sides)"
-    return Finding(f"{text}.", MATCHED_FILE, verdict, claims(inside, MATCHED_FILE))
+    text += "."
+    unsure = better - int(beyond_line(inside[inside["verdict"] == Verdict.BETTER]).sum())
+    text += not_evidence(unsure, better)
+    return Finding(text, MATCHED_FILE, verdict, claims(inside, MATCHED_FILE))
 
 
 def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding | None:
@@ -102,16 +96,11 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
     empty = bh.groupby("strategy", sort=False)["empty_proportion"].mean()
     low, high = empty.min(), empty.max()
     nulls = wording.listed([f"`{null}`" for null in bh["null"].drop_duplicates()])
-    spread = (
-        wording.percent(low)
-        if high - low < 0.0005
-        else f"{wording.percent(low)} to {wording.percent(high)}"
-    )
     floors = sorted({strategies[name].min_experts for name in empty.index})
     fewest = wording.listed([str(floor) for floor in floors])
     text = (
-        f"Under the null {nulls}, BH rejected nothing in {spread} of decisions (settings averaged "
-        f"over data sets); there the floor gave the token {fewest} "
+        f"Under the null {nulls}, BH rejected nothing in {wording.spread(low, high)} of decisions, "
+        f"averaged over data sets. There the floor gave the token {fewest} "
         f"expert{'' if floors == [1] else 's'}. "
     )
     many = list(empty.index[empty > FLOOR_DECIDES])

@@ -57,12 +57,12 @@ def _kept(rows: pd.DataFrame, dependence: str) -> Finding:
         text += (
             f"{wording.code(broke)} had a false discovery rate above alpha, at worst "
             f"{wording.percent(worst['fdr'])} at alpha {worst['alpha']:g} "
-            f"(`{worst['procedure']}`); "
+            f"(`{worst['procedure']}`). "
+            + (f"The rate of {wording.code(kept)}" if kept else "No procedure kept it at alpha")
         )
-    if kept:
-        text += f"the rate of {wording.code(kept)} was not shown to be above alpha anywhere"
     else:
-        text += "no procedure kept it at alpha"
+        text += f"the rate of {wording.code(kept)}"
+    text += " was not shown to be above alpha anywhere" if kept else ""
     text += f" ({wording.count(rows['repeats'].iloc[0])} tokens per setting)."
     verdict = "none kept" if not kept else "some kept" if broke else "all kept"
     return Finding(text, SIMULATION, verdict)
@@ -93,12 +93,12 @@ def domains(table: pd.DataFrame) -> Finding | None:
     lifts = used.groupby(["layer", "expert"])["lift"].max()
     special = int((lifts >= SPECIAL).sum())
     text = (
-        f"Of {wording.count(len(lifts))} experts (each in its layer, with at least {FEWEST_TOKENS} "
-        f"tokens), {wording.count(special) if special else 'none'} "
+        f"Of {wording.plural(len(lifts), 'expert')} with at least {FEWEST_TOKENS} tokens in a "
+        f"layer, {wording.count(special) if special else 'none'} "
         f"{'was' if special == 1 else 'were'} used by one of {len(names)} domains at least "
-        f"{SPECIAL:g} times as much as by domains on average; the largest lift in this sample is "
-        f"{best['lift']:.2f} ({DATASETS[best['domain']].label}, layer {best['layer']}); the "
-        f"maximum possible is {len(names)}."
+        f"{SPECIAL:g} times as much as by domains on average. The largest lift is "
+        f"{best['lift']:.2f} ({DATASETS[best['domain']].label}, layer {best['layer']}); "
+        f"{len(names)} is the most possible."
     )
     return Finding(text, DOMAINS, "specialised" if special else "not specialised")
 
@@ -117,7 +117,7 @@ def coactivation(table: pd.DataFrame) -> Finding | None:
     text = (
         f"In {wording.count(often) if often else 'none'} of {wording.count(len(used))} ordered "
         f"pairs of a layer's experts, the second got more than {wording.percent(TOGETHER, 0)} of "
-        f"the first one's tokens; the maximum is {wording.percent(best['proportion'])} (layer "
+        f"the first one's tokens. The maximum is {wording.percent(best['proportion'])} (layer "
         f"{best['layer']:g}), {best['lift']:.1f} times the second one's proportion of all tokens."
     )
     return Finding(text, COACTIVATION, "together" if often else "apart")
@@ -135,10 +135,10 @@ def vocabulary(table: pd.DataFrame) -> Finding | None:
     layers = int((rows["mean_frequent"] > rows["shuffled_frequent"]).sum())
     everywhere = layers == len(rows)
     text = (
-        "Averaged over layers and frequent token ids, "
+        "On average over layers and frequent token ids, "
         f"{wording.percent(rows['mean_frequent'].mean())} of an id's tokens have the same "
         f"first-choice expert, against {wording.percent(rows['shuffled_frequent'].mean())} after "
-        "ids were shuffled; it is higher in "
+        "ids were shuffled. It is higher in "
         + ("every layer." if everywhere else f"{layers or 'none'} of {len(rows)} layers.")
     )
     return Finding(text, VOCABULARY, "more" if everywhere else "not everywhere")

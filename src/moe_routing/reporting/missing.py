@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from moe_routing.analysis.tables import rows_of
+from moe_routing.analysis.tables import groups_of
 from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import (
@@ -93,9 +93,20 @@ def _mixed(study: StudyResults) -> Iterator[Finding]:
 
 
 def _cells(study: StudyResults) -> Iterator[Finding]:
-    for row in rows_of(study.statistics.get("missing", pd.DataFrame())):
-        where = "" if pd.isna(row.dataset) else f" on {DATASETS[row.dataset].label}"
-        text = f"`{row.strategy}`{where}: {row.reason}."
+    """State which cells are missing, those of one reason and the same sets together."""
+    rows = study.statistics.get("missing", pd.DataFrame())
+    if rows.empty:
+        return
+    by_strategy = {
+        key: tuple(DATASETS[name].label for name in own["dataset"].dropna())
+        for key, own in groups_of(rows, ["reason", "strategy"])
+    }
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, strategy), sets in by_strategy.items():
+        groups.setdefault((reason, sets), []).append(strategy)
+    for (reason, sets), names in groups.items():
+        where = f" on {wording.listed(sets)}" if sets else ""
+        text = f"{wording.code(names)}{where}: {reason.removeprefix('left out: ')}."
         yield Finding(text, "statistics/missing.csv", "cell")
 
 

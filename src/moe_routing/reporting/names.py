@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_routing.errors import InputError
-from moe_routing.routing.strategies import parse_strategy
+from moe_routing.routing.strategies import control_kinds, family_entry, parse_strategy
 from moe_routing.statistics.rules import CERTIFIED, STATIC, THRESHOLD, RuleKind, kind_of
 
 MIXTURE_OF = "mixture."
@@ -19,9 +19,13 @@ def rule_words(kind: RuleKind) -> str:
     """Return a rule in words that need no table.
 
     >>> rule_words(RuleKind("absolute", "consequence", "compensated"))
-    "one threshold on predicted consequence with the mean output in a dropped expert's place"
+    'one threshold on predicted consequence with mean outputs for dropped experts'
     >>> rule_words(RuleKind("static"))
     'a fixed number of experts'
+    >>> rule_words(RuleKind("topp"))
+    'top-p routing'
+    >>> rule_words(RuleKind("certified", "consequence", "compensated"))
+    'certified routing'
     """
     names = {
         STATIC: "a fixed number of experts",
@@ -29,13 +33,15 @@ def rule_words(kind: RuleKind) -> str:
         THRESHOLD: "one threshold",
         "bh": "BH routing",
     }
-    text = names.get(kind.rule, kind.name)
+    text = names.get(kind.rule) or family_entry(kind.rule).words
+    if kind.rule == CERTIFIED:  # what it ranks by is part of the name
+        return text
     if kind.score in _SCORES:
         text += f" {'ranked by' if kind.rule == STATIC else 'on'} {_SCORES[kind.score]}"
     elif kind.rule == THRESHOLD:
         text += " on the probability"
     if kind.dropped == "compensated":
-        text += " with the mean output in a dropped expert's place"
+        text += " with mean outputs for dropped experts"
     if kind.weighting != "own":
         text += f" with {kind.weighting.replace('_', '-')} weights"
     return text
@@ -48,6 +54,8 @@ def in_words(strategy_id: str, own_weighting: str) -> str:
     ('the stock model', 'BH routing')
     >>> in_words("mixture.bh_k8_a005", "softmax")
     'fixed numbers of experts mixed to the same mean'
+    >>> in_words("shuffle.bh_k8_a005", "softmax")
+    'BH routing with counts shuffled over tokens'
     """
     if strategy_id.startswith(MIXTURE_OF):
         return "fixed numbers of experts mixed to the same mean"
@@ -56,6 +64,7 @@ def in_words(strategy_id: str, own_weighting: str) -> str:
     except InputError:
         return f"`{strategy_id}`"
     if strategy.family.control:
-        return f"`{strategy_id}`"
+        control, base = strategy_id.split(".", 1)
+        return f"{in_words(base, own_weighting)} with {control_kinds()[control].short}"
     kind = kind_of(strategy, own_weighting)
     return "the stock model" if kind is None else rule_words(kind)

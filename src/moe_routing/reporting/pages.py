@@ -8,6 +8,7 @@ import subprocess
 ARTICLE = "index"
 NOTEBOOKS = ("baseline", "bh_routing", "comparison")
 
+MODEL_FILE = "model.json"
 PRIMARY_FILE = "statistics/primary.csv"
 PAIRED_FILE = "statistics/paired.csv"
 NONINFERIORITY_FILE = "statistics/noninferiority.csv"

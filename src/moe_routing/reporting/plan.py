@@ -21,7 +21,7 @@ from moe_routing.reporting import (
     findings_validity,
     summary,
 )
-from moe_routing.reporting.claims import Finding
+from moe_routing.reporting.claims import Finding, hold
 from moe_routing.reporting.missing import missing
 from moe_routing.reporting.results import StudyResults
 
@@ -55,6 +55,17 @@ def _dead(study: StudyResults) -> Iterable[Finding | None]:
     yield findings_needed.dead_experts(study.table(findings_needed.DEAD_EXPERTS))
 
 
+def _time(study: StudyResults) -> Iterable[Finding]:
+    curve = study.static_curve
+    return findings_budgets.time(
+        study.statistics["timing"],
+        study.baseline,
+        study.duplicates,
+        least=list(curve.loc[curve["k"] == 1, "strategy"])[:1],
+        confidence=study.config.statistics.confidence,
+    )
+
+
 TOPICS: Mapping[str, Topic] = MappingProxyType(
     {
         "primary": lambda study: findings.primary(
@@ -66,10 +77,13 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "abstract": summary.abstract,
         "conclusion": summary.conclusion,
         "budgets": lambda study: findings_budgets.budgets(study.budgets),
+        "scale": lambda study: [
+            findings_budgets.scale(
+                study.budgets, [one.strategy for one in study.config.statistics.contrasts]
+            )
+        ],
         "levers": lambda study: findings_budgets.levers(study.statistics["levers"]),
-        "time": lambda study: findings_budgets.time(
-            study.statistics["timing"], study.baseline, study.duplicates
-        ),
+        "time": _time,
         "chance": lambda study: findings.chance(
             study.cells, study.baseline, study.config.statistics.margin_accuracy
         ),
@@ -157,13 +171,15 @@ SHORT_REPORT = (
 
 
 def findings_on(study: StudyResults, topics: Sequence[str]) -> list[Finding]:
-    """Return the findings on topics, in order.
+    """Return the findings on topics, in order; their claims agree with the tables.
 
     Raises:
-        InputError: there is no such topic.
+        InputError: there is no such topic, or a verdict contradicts the numbers beside it.
     """
     for topic in topics:
         if topic not in TOPICS:
             raise InputError(f"topic '{topic}'; allowed: {', '.join(TOPICS)}")
     found = [finding for topic in topics for finding in TOPICS[topic](study)]
-    return [finding for finding in found if finding is not None]
+    stated = [finding for finding in found if finding is not None]
+    hold(stated, study.statistics, 1 - study.config.statistics.confidence)
+    return stated

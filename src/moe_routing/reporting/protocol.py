@@ -44,12 +44,15 @@ def window(study: StudyResults) -> int | None:
 
 
 def _asked(study: StudyResults) -> str:
-    start = f"Does every token need all {study.model.top_k} experts that the model uses"
+    top_k = study.model.top_k
     if not has_bh(study):
-        return f"{start}, or do other choices of experts and weights do as well?"
+        return (
+            f"Does every token need all {top_k} experts that the model uses, or do other choices "
+            "of experts and weights do as well?"
+        )
     return (
-        f"{start}, and is Benjamini-Hochberg (BH) routing, which lets a statistical test choose "
-        "the number, better than a fixed number?"
+        f"How many of its {top_k} experts does a token need? And is a number chosen for each token "
+        "by a statistical test (Benjamini-Hochberg, BH) better than a fixed one?"
     )
 
 
@@ -129,9 +132,9 @@ def _examined(study: StudyResults) -> str:
         "selection is false, and BH may select anything for at most a proportion alpha of the "
         "tokens. To keep this size is weak control: it says nothing about the false discovery rate "
         "where some experts are signals. Designs that reshuffle the real logits show what BH would "
-        "select if all of them were noise. They take no part in the verdict, because the upper "
-        "tail of a real layer is where its router's decisions are: a null that is monotone in a "
-        "layer's logits and has power on real text must fail there (@fig-size, @tbl-size). "
+        "select if all of them were noise. They take no part in the verdict. The upper tail of a "
+        "real layer is where its router's decisions are, so a null that is monotone in a layer's "
+        "logits and has power on real text must fail there (@fig-size, @tbl-size). "
         "@fig-bound shows how often marginal nulls select anything on real text, and @fig-binding "
         "whether the test, the floor or the cap decides there."
     )

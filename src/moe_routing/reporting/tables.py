@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
@@ -54,22 +56,47 @@ def datasets_by_task(study: StudyResults) -> list[str]:
     return sorted(tasks.index, key=lambda name: order.index(tasks[name]))
 
 
+def same_routing(study: StudyResults) -> dict[str, str]:
+    """Return the strategies that are the same routing as another on every item, which they map to.
+
+    By their specification on this model, or because experts and results of every item agree.
+    """
+    same, paired = study.duplicates, study.statistics["paired"]
+    if paired.empty or "same_as" not in paired:
+        return same
+    found = {
+        str(name): str(rows["same_as"].iloc[0])
+        for name, rows in groups_of(paired, "strategy")
+        if rows["same_as"].notna().all() and rows["same_as"].nunique() == 1
+    }
+    return found | same
+
+
+def _rows_by_routing(study: StudyResults, names: Iterable[str]) -> dict[str, str]:
+    """Return one name for each routing, with the ids of all strategies that are it."""
+    names, same = list(dict.fromkeys(names)), same_routing(study)
+    groups = {name: [name] for name in names if same.get(name) not in names}
+    for name in names:
+        if name not in groups:
+            groups[same[name]].append(name)
+    return {name: ", ".join(f"`{one}`" for one in group) for name, group in groups.items()}
+
+
 def results_table(study: StudyResults) -> pd.DataFrame:
-    """Return the main table: a row per strategy, a column per data set, intervals in brackets.
+    """Return the main table: a row per routing, a column per data set, intervals in brackets.
 
     The best value of a column is bold. A dagger marks differences from the baseline that are
     significant after correction for multiplicity.
     """
-    cells, same = study.cells, study.duplicates
+    cells = study.cells
     shown = _shown(study)
     strategies = cells.drop_duplicates("strategy").set_index("strategy", drop=False)
+    names = _rows_by_routing(study, strategies.index)
+    strategies = strategies.loc[list(names)]
     table = pd.DataFrame(
         {
-            "Strategy": [f"`{name}`" for name in strategies.index],
-            "What it is": [
-                definition(row) + (f" (the same as `{same[str(name)]}`)" if name in same else "")
-                for name, row in strategies.iterrows()
-            ],
+            "Strategy": list(names.values()),
+            "What it is": [definition(row) for _, row in strategies.iterrows()],
             "Mean experts": [
                 wording.experts(cells.loc[cells["strategy"] == name, "mean_experts"].mean())
                 for name in strategies.index
@@ -100,9 +127,10 @@ def accuracy_table(study: StudyResults) -> pd.DataFrame:
 
     Grey where the baseline cannot be distinguished from guessing.
     """
-    rows, same = accuracy_rows(study), study.duplicates
-    names = [name for name in rows["strategy"].drop_duplicates() if name not in same]
-    table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
+    rows = accuracy_rows(study)
+    labels = _rows_by_routing(study, rows["strategy"])
+    names = list(labels)
+    table = pd.DataFrame({"Strategy": list(labels.values())})
     for (dataset, metric), own in groups_of(rows, ["dataset", "metric"]):
         chance = DATASETS[dataset].chance
         head = _head(dataset, metric) + (
@@ -123,8 +151,10 @@ def divergence_table(study: StudyResults) -> pd.DataFrame:
     """
     rows = study.compared_metrics
     rows = rows[(rows["metric"] == DIVERGENCE.name) & (rows["strategy"] != study.baseline)]
-    names = rows["strategy"].drop_duplicates()
-    table = pd.DataFrame({"Strategy": [f"`{name}`" for name in names]})
+    labels = _rows_by_routing(study, rows["strategy"])
+    labels = {name: label for name, label in labels.items() if name not in study.duplicates}
+    names = list(labels)
+    table = pd.DataFrame({"Strategy": list(labels.values())})
     for dataset in datasets_by_task(study):
         own = rows[rows["dataset"] == dataset].set_index("strategy")
         if own.empty:
@@ -137,8 +167,7 @@ def divergence_table(study: StudyResults) -> pd.DataFrame:
 def _divergence_entry(row: TableRow) -> str:
     if pd.isna(row.value):
         return "not run"
-    low, high = wording.divergence(row.ci_low), wording.divergence(row.ci_high)
-    return f"{wording.divergence(row.value)} [{low}, {high}]"
+    return wording.interval(row.value, row.ci_low, row.ci_high)
 
 
 def perplexity_rows(study: StudyResults) -> pd.DataFrame:
@@ -153,11 +182,14 @@ def perplexity_table(study: StudyResults) -> pd.DataFrame:
     """Return word and byte perplexity and bits per byte: a row per strategy and data set."""
     rows = perplexity_rows(study)
     several = rows["dataset"].nunique() > 1
+    labels = _rows_by_routing(study, rows["strategy"])
     table = []
-    for (dataset, strategy), own in groups_of(rows, ["dataset", "strategy"]):
+    for (dataset, strategy), own in groups_of(
+        rows[rows["strategy"].isin(labels)], ["dataset", "strategy"]
+    ):
         values = {METRICS[row.metric].label: _with_interval(row) for row in rows_of(own)}
         where = {"Data set": DATASETS[dataset].label} if several else {}
-        table.append({"Strategy": f"`{strategy}`", **where, **values})
+        table.append({"Strategy": labels[strategy], **where, **values})
     return pd.DataFrame(table)
 
 
@@ -187,9 +219,26 @@ def shown_kinds() -> dict[str, str]:
 
 def controls_table(study: StudyResults) -> pd.DataFrame:
     """Return each control against its base: mean experts, and a difference per data set."""
+    return _controls(study, study.statistics["controls"])
+
+
+def primary_controls(study: StudyResults) -> pd.DataFrame:
+    """Return the rows of ``statistics/controls.csv`` whose base is the primary strategy."""
+    rows = study.statistics["controls"]
+    if rows.empty:
+        return rows
+    base = rows["base"] == study.config.statistics.primary.strategy
+    return rows[base & rows["kind"].isin(shown_kinds())]
+
+
+def primary_controls_table(study: StudyResults) -> pd.DataFrame:
+    """Return the controls of the primary strategy, as :func:`controls_table`, without the base."""
+    return _controls(study, primary_controls(study)).drop(columns="Base")
+
+
+def _controls(study: StudyResults, rows: pd.DataFrame) -> pd.DataFrame:
     main = study.main_measures
     kinds = shown_kinds()
-    rows = study.statistics["controls"]
     rows = main_measure_rows(rows[rows["kind"].isin(kinds)], main)
     names = rows.drop_duplicates("strategy")
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
@@ -208,9 +257,7 @@ def controls_table(study: StudyResults) -> pd.DataFrame:
     )
     for dataset in datasets_by_task(study):
         own = rows[rows["dataset"] == dataset].set_index("strategy").reindex(names["strategy"])
-        table[_difference_head(dataset, main[dataset])] = [
-            _difference_entry(row, main[dataset]) for row in rows_of(own)
-        ]
+        table[_difference_head(dataset, main[dataset])] = [marked(row) for row in rows_of(own)]
     return table
 
 
@@ -219,14 +266,12 @@ def _difference_head(dataset: str, metric: str) -> str:
     return f"{DATASETS[dataset].label}, {measure.unit}\N{NO-BREAK SPACE}{measure.arrow}"
 
 
-def _difference_entry(row: TableRow, metric: str) -> str:
+def marked(row: TableRow) -> str:
+    """Return a difference with its limits, without unit, and a dagger if it was shown."""
     if pd.isna(row.difference):
         return "not run"
-    text = wording.difference(row.difference, row.low, row.high, metric).replace(
-        f" {METRICS[metric].unit}", ""
-    )
-    mark = DAGGER if row.verdict in ("better", "worse", "worse within margin") else ""
-    return text.replace(" [", f"{mark} [", 1)
+    text = wording.difference(row.difference, row.low, row.high, row.metric, unit=False)
+    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
 
 
 def numerics_table(study: StudyResults) -> pd.DataFrame:
@@ -246,7 +291,7 @@ def numerics_table(study: StudyResults) -> pd.DataFrame:
                 wording.count(row.flips) if METRICS[row.metric].is_proportion else "does not apply"
                 for row in rows_of(rows)
             ],
-            "Largest change of an item": rows["largest_item_difference"].map("{:.2g}".format),
+            "Largest change of an item": rows["largest_item_difference"].map(wording.scientific),
         }
     )
 
@@ -271,10 +316,9 @@ def _column(rows: pd.DataFrame, shown: set[str], *, grey: bool) -> list[str]:
 def _entry(row: TableRow, best: float | None, shown: bool) -> str:
     if pd.isna(row.value):
         return "not run"
-    value = wording.quality(row.value, row.metric)
+    value, limits = _with_interval(row).split(" ", 1)
     value = f"**{value}**" if row.value == best else value
-    low, high = (wording.quality(limit, row.metric) for limit in (row.ci_low, row.ci_high))
-    return f"{value}{DAGGER if shown else ''} [{low}, {high}]"
+    return f"{value}{DAGGER if shown else ''} {limits}"
 
 
 def _shown(study: StudyResults) -> dict[str, set[str]]:
@@ -385,7 +429,9 @@ def null_table(study: StudyResults) -> pd.DataFrame:
         rows.append(
             {
                 "Null": f"`{path.stem}`",
-                "H0 in words": hypothesis(path.stem, epsilon) if is_null(path.stem) else "",
+                "H0 in words": wording.typeset(hypothesis(path.stem, epsilon))
+                if is_null(path.stem)
+                else "",
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
                 "Needed": _range(table, "needed_proportion"),
@@ -398,7 +444,8 @@ def _range(table: pd.DataFrame, column: str) -> str:
     if column not in table or table.empty:
         return "not given"
     low, high = table[column].min(), table[column].max()
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    ends = dict.fromkeys(wording.typeset(f"{value:.3g}") for value in (low, high))
+    return " to ".join(ends)
 
 
 def environment_table(study: StudyResults) -> pd.DataFrame:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from moe_routing.analysis.outputs import ADDED, ALL_LAYERS, EITHER, NO_NULL, REMOVED
-from moe_routing.analysis.tables import groups_of, rows_of, truth_values
+from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.analysis.together import ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION
 from moe_routing.reporting import wording
 from moe_routing.reporting.findings_ablation import DISCOVERIES, FEWEST, HEADROOM, at_level
 from moe_routing.reporting.results import StudyResults
+from moe_routing.vocabulary import DIVERGENCE
 
 
 def discoveries_table(study: StudyResults) -> pd.DataFrame:
@@ -33,18 +34,16 @@ def _line(name: str, rows: pd.DataFrame) -> dict[str, str]:
         "Null": name,
         "Own": wording.experts(own.mean_discoveries),
         "Others": wording.experts(others.mean_discoveries),
-        "Epsilon": f"{own.epsilon:.2g}",
+        "Epsilon": wording.scientific(own.epsilon),
         "False discovery rate": _interval(every, "fdr") if every.n_discoveries else "none made",
         "False by loss": _interval(loss, "false") if loss.n_toggled >= FEWEST else "too few",
         "Harmful": _interval(loss, "harmful") if loss.n_toggled >= FEWEST else "too few",
     }
 
 
-def _interval(row: object, name: str) -> str:
-    middle, low, high = (
-        f"{100 * getattr(row, column):.1f}" for column in (name, f"{name}_low", f"{name}_high")
-    )
-    return f"{middle} [{low}, {high}]"
+def _interval(row: TableRow, name: str) -> str:
+    columns = (name, f"{name}_low", f"{name}_high")
+    return wording.percentage(*(getattr(row, column) for column in columns))
 
 
 def headroom_table(study: StudyResults) -> pd.DataFrame:
@@ -53,25 +52,23 @@ def headroom_table(study: StudyResults) -> pd.DataFrame:
     rows = table[table["text"] == CALIBRATION]
     lines = []
     for row in rows_of(rows):
-        middle, low, high = (f"{value:#.3g}" for value in (row.kl, row.kl_low, row.kl_high))
-        differences = (row.over_router, row.over_router_low, row.over_router_high)
-        difference, least, most = (wording.signed(value, 4) for value in differences)
+        versus = (row.over_router, row.over_router_low, row.over_router_high)
         is_router = row.order == ROUTER
-        closed = (
-            wording.signed(100 * x, 0).removeprefix("+") + " %"
-            for x in (row.closed, row.closed_low, row.closed_high)
-        )
         lines.append(
             {
                 "Kept": wording.count(row.k),
                 "Order": ORDERS[row.order],
-                "KL": f"{middle} [{low}, {high}]",
-                "Over the router's": "" if is_router else f"{difference} [{least}, {most}]",
-                "Room closed": "" if is_router or pd.isna(row.closed) else _span(*closed),
+                "KL": wording.interval(row.kl, row.kl_low, row.kl_high),
+                "Over the router's": ""
+                if is_router
+                else wording.difference(*versus, DIVERGENCE.name, unit=False),
+                "Room closed": "" if is_router or pd.isna(row.closed) else _closed(row),
             }
         )
     return pd.DataFrame(lines)
 
 
-def _span(middle: str, low: str, high: str) -> str:
-    return middle if middle == low == high else f"{middle} [{low}, {high}]"
+def _closed(row: TableRow) -> str:
+    """Return the part of the room that an order closes; the best order closes all of it."""
+    ends = (row.closed, row.closed_low, row.closed_high)
+    return wording.percent(row.closed, 0) if len(set(ends)) == 1 else wording.share(*ends)

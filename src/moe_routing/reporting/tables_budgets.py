@@ -10,9 +10,10 @@ from moe_routing.reporting.claims import distinct
 from moe_routing.reporting.findings_budgets import LEVER_WORDS, SCALE_WORDS, middle_budget
 from moe_routing.reporting.findings_consequence import LAW_FILE
 from moe_routing.reporting.results import StudyResults
-from moe_routing.reporting.tables import DAGGER, datasets_by_task
+from moe_routing.reporting.tables import DAGGER, datasets_by_task, marked
 from moe_routing.routing.certificate import Certificate
 from moe_routing.statistics.rules import AS_IS, OMITTED, PLAIN
+from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, text_dataset
 
 MOST_ROWS = 8
@@ -60,13 +61,8 @@ def _by_set(study: StudyResults, rows: pd.DataFrame, chosen: pd.DataFrame) -> pd
 
 
 def _loss(row: TableRow) -> str:
-    text = _bare(row.loss_over_stock, row.low, row.high, row.metric)
-    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in ("better", "worse") else text
-
-
-def _bare(value: float, low: float, high: float, metric: str) -> str:
-    text = wording.difference(value, low, high, metric)
-    return text.replace(f" {METRICS[metric].unit}", "")
+    text = wording.difference(row.loss_over_stock, row.low, row.high, row.metric, unit=False)
+    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
 
 
 def budgets_table(study: StudyResults) -> pd.DataFrame:
@@ -79,15 +75,43 @@ def budgets_table(study: StudyResults) -> pd.DataFrame:
                 "Data set": DATASETS[row.dataset].label,
                 "Scale": SCALE_WORDS[row.scale],
                 "Mean experts": wording.experts(row.mean_experts),
-                "Loss over stock": _bare(row.loss_over_stock, row.low, row.high, row.metric),
+                "Loss over stock": wording.difference(
+                    row.loss_over_stock, row.low, row.high, row.metric, unit=False
+                ),
                 "Against a fixed number": ""
                 if pd.isna(row.versus_static)
-                else _bare(row.versus_static, row.static_low, row.static_high, row.metric),
+                else wording.difference(
+                    row.versus_static, row.static_low, row.static_high, row.metric, unit=False
+                ),
                 "Verdict": "" if pd.isna(row.verdict) else row.verdict,
             }
             for row in rows_of(study.budgets)
         ]
     )
+
+
+def levers_alone(study: StudyResults) -> pd.DataFrame:
+    """Return the rows of levers that stand alone, on the text set, at the middle budget."""
+    rows = study.statistics["levers"]
+    if rows.empty:
+        return rows
+    alone = (rows["without"] == PLAIN.words) & (rows["dataset"] == main_set(study))
+    own = rows[alone & (rows["budget"] == middle_budget(study.budgets))]
+    return own[own["difference"].notna()]
+
+
+def levers_alone_table(study: StudyResults) -> pd.DataFrame:
+    """Return each lever alone against a fixed number of experts, as is and at fitted scale."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows_of(levers_alone(study)):
+        name = row.strategy.removesuffix("_scaled")
+        line = lines.setdefault(
+            (row.lever, name),
+            {"Lever": LEVER_WORDS[row.lever][1], "Strategy": f"`{name}`", "As is": "not run",
+             "At fitted scale": "not run"},
+        )  # fmt: skip
+        line[SCALE_WORDS[row.scale].capitalize()] = marked(row)
+    return pd.DataFrame(list(lines.values())[:MOST_ROWS])
 
 
 def levers_table(study: StudyResults) -> pd.DataFrame:
@@ -105,11 +129,7 @@ def levers_table(study: StudyResults) -> pd.DataFrame:
         for dataset in datasets_by_task(study):
             row = by_set.get(dataset)
             unit = METRICS[study.main_measures[dataset]].unit
-            entry = ""
-            if row is not None and not pd.isna(row.difference):
-                entry = _bare(row.difference, row.low, row.high, row.metric)
-                if row.verdict in ("better", "worse"):
-                    entry = entry.replace(" [", f"{DAGGER} [", 1)
+            entry = "" if row is None else marked(row)
             line[f"{DATASETS[dataset].label}, {unit}"] = entry
         table.append(line)
     return pd.DataFrame(table)
@@ -121,9 +141,8 @@ def timing_table(study: StudyResults) -> pd.DataFrame:
         [
             {
                 "Strategy": f"`{row.strategy}`",
-                "Seconds": f"{row.median_seconds:.3g} [{row.low:.3g}, {row.high:.3g}]",
-                "Ratio to the baseline": f"{row.ratio:.2f} [{row.ratio_low:.2f}, "
-                f"{row.ratio_high:.2f}]",
+                "Seconds": wording.interval(row.median_seconds, row.low, row.high),
+                "Ratio to the baseline": wording.interval(row.ratio, row.ratio_low, row.ratio_high),
             }
             for row in rows_of(study.statistics["timing"])
         ]
@@ -140,7 +159,7 @@ def law_table(study: StudyResults) -> pd.DataFrame:
             "Slope, weight": rows["weight_slope"].map("{:.2f}".format),
             "Slope, norm": rows["norm_slope"].map("{:.2f}".format),
             "R²": rows["r2"].map("{:.2f}".format),
-            "$c_l$": rows["constant"].map("{:.1e}".format),
+            "$c_l$": rows["constant"].map(wording.scientific),
             "R² of the law": rows["law_r2"].map("{:.2f}".format),
             "Between tokens": [wording.percent(float(part), 0) for part in rows["token_share"]],
         }
@@ -165,15 +184,14 @@ def _calibration(certificate: Certificate) -> dict[str, str]:
     return {
         "Text": f"calibration (n = {wording.count(certificate.documents)})",
         "Mean experts": wording.experts(certificate.mean_experts),
-        "KL from stock": wording.divergence(certificate.damage),
+        "KL from stock": f"{certificate.damage:.2g}",
     }
 
 
 def _held_out(row: TableRow, budgets: pd.DataFrame) -> dict[str, str]:
     own = budgets[(budgets["strategy"] == row.strategy) & (budgets["dataset"] == row.dataset)]
-    value, low, high = (wording.divergence(x) for x in (row.value, row.ci_low, row.ci_high))
     return {
         "Text": f"{DATASETS[row.dataset].label} (n = {wording.count(row.n)})",
         "Mean experts": wording.experts(own["mean_experts"].iloc[0]) if len(own) else "not counted",
-        "KL from stock": f"{value} [{low}, {high}]",
+        "KL from stock": wording.interval(row.value, row.ci_low, row.ci_high),
     }

@@ -66,7 +66,7 @@ def _overall(rows: pd.DataFrame, procedure: str, part: str) -> str:
 
 
 def _share(row: pd.Series, value: str, low: str = "low", high: str = "high") -> str:
-    return f"{100 * row[value]:.1f} [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
+    return wording.percentage(row[value], row[low], row[high])
 
 
 def dead_table(study: StudyResults) -> pd.DataFrame:
@@ -125,9 +125,10 @@ def sizes_table(study: StudyResults) -> pd.DataFrame:
             "Verdict": str(row.call),
             "Designs": f"{row.n_designs}",
             "Largest over all layers": f"{100 * row.worst_size:.1f} ({row.worst_design})",
-            "Largest in a layer": f"{100 * row.worst_layer_size:.1f} "
-            f"[{100 * row.worst_layer_low:.1f}, {100 * row.worst_layer_high:.1f}] "
-            f"(layer {row.worst_layer}, {row.worst_layer_design})",
+            "Largest in a layer": wording.percentage(
+                row.worst_layer_size, row.worst_layer_low, row.worst_layer_high
+            )
+            + f" (layer {row.worst_layer}, {row.worst_layer_design})",
             "If all were noise": _noise(row.noise_size, row.noise_design),
         }
         for row in rows_of(study.table(VERDICT_TABLE))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from moe_routing.vocabulary import METRICS
 
 MINUS = "\N{MINUS SIGN}"
+MOST_DECIMALS, MOST_DIGITS = 6, 3
+"""Decimals of the finest interval, and significant digits of a value that has one."""
+
+_SUPERSCRIPTS = str.maketrans(
+    "0123456789-", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
+)
 
 
 def count(value: float) -> str:
@@ -37,24 +44,55 @@ def experts(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def quality(value: float, metric: str) -> str:
-    """Write a metric without its unit: accuracies in percent, losses with 4 digits.
+def interval(
+    value: float, low: float, high: float, *, fewest: int = -2, most: int = MOST_DECIMALS
+) -> str:
+    """Write a value and its limits with the digits that the interval supports.
 
-    >>> quality(0.5512, "accuracy"), quality(20.1234, "token_perplexity")
-    ('55.1', '20.12')
+    Args:
+        value: the value.
+        low: lower limit.
+        high: upper limit.
+        fewest: at least this many decimals; negative ones round to tens and hundreds.
+        most: at most this many.
+
+    >>> interval(0.00931, 0.00784, 0.0108), interval(125.8, 112.4, 145.1)
+    ('0.0093 [0.0078, 0.0108]', '126 [112, 145]')
+    >>> interval(2479, 1813, 4049)
+    '2,500 [1,800, 4,000]'
     """
-    if METRICS[metric].is_proportion:
-        return f"{100 * value:.1f}"
-    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:#.4g}"
+    decimals = min(most, max(fewest, _decimals(low, high)), _digits(value, low, high))
+    middle, *limits = (_rounded(x, decimals) for x in (value, low, high))
+    return f"{middle} [{', '.join(limits)}]"
+
+
+def share(value: float, low: float, high: float) -> str:
+    """Write a proportion and its limits in percent.
+
+    >>> share(0.0453, 0.039, 0.053), share(0.082, 0.012, 0.736)
+    ('4.5 % [3.9, 5.3]', '8 % [1, 74]')
+    """
+    middle, limits = percentage(value, low, high).split(" ", 1)
+    return f"{middle} % {limits}"
+
+
+def percentage(value: float, low: float, high: float) -> str:
+    """Write a proportion and its limits in percent without the sign, as in a table.
+
+    >>> percentage(0.0453, 0.039, 0.053)
+    '4.5 [3.9, 5.3]'
+    """
+    return interval(100 * value, 100 * low, 100 * high, fewest=0, most=1)
 
 
 def estimate(value: float, low: float, high: float, metric: str) -> str:
-    """Write a value and its interval as in a table: 55.1 [52.6, 57.6].
+    """Write a metric and its interval without unit, as in a table; accuracies in percent.
 
     >>> estimate(0.5512, 0.526, 0.576, "accuracy")
     '55.1 [52.6, 57.6]'
     """
-    return f"{quality(value, metric)} [{quality(low, metric)}, {quality(high, metric)}]"
+    scale = METRICS[metric].percent
+    return interval(scale * value, scale * low, scale * high)
 
 
 def p_value(value: float) -> str:
@@ -80,19 +118,34 @@ def signed(value: float, decimals: int) -> str:
     return f"{'+' if value > 0 else MINUS}{text}"
 
 
-def difference(value: float, low: float, high: float, metric: str) -> str:
-    """Write a difference and its limits with their unit; the interval sets the digits.
+def difference(value: float, low: float, high: float, metric: str, *, unit: bool = True) -> str:
+    """Write a difference and its limits; the interval sets the digits.
+
+    Nats have three decimals and percentage points one, so that columns align, unless the interval
+    is narrower than that.
 
     >>> difference(0.031, 0.019, 0.042, "accuracy")
     '+3.1 percentage points [+1.9, +4.2]'
-    >>> difference(0.031, 0.02, 0.04, "nats_per_token")
-    '+0.031 nats per token [+0.020, +0.040]'
+    >>> difference(0.031, 0.02, 0.04, "nats_per_token", unit=False)
+    '+0.031 [+0.020, +0.040]'
     """
     entry = METRICS[metric]
-    scale = entry.percent
-    decimals = _decimals(scale * (high - low), fewest=1 if entry.is_proportion else 3)
-    middle, *limits = (signed(scale * x, decimals) for x in (value, low, high))
-    return f"{middle} {entry.unit} [{', '.join(limits)}]"
+    scale, fewest = entry.percent, 1 if entry.is_proportion else 3
+    decimals = max(fewest, _decimals(scale * low, scale * high) - 1)
+    decimals = min(decimals, _digits(scale * value, scale * low, scale * high))
+    middle, *limits = (signed(scale * x, max(decimals, 0)) for x in (value, low, high))
+    unit_words = f" {entry.unit}" if unit else ""
+    return f"{middle}{unit_words} [{', '.join(limits)}]"
+
+
+def size(value: float, low: float, high: float, metric: str) -> str:
+    """Write how large a difference is that excludes 0, for a sentence that says its direction.
+
+    >>> size(-0.0223, -0.029, -0.017, "nats_per_token")
+    '0.022 nats per token [0.017, 0.029]'
+    """
+    low, high = sorted((abs(low), abs(high)))
+    return difference(abs(value), low, high, metric).replace("+", "")
 
 
 def magnitude(value: float, metric: str) -> str:
@@ -108,26 +161,57 @@ def magnitude(value: float, metric: str) -> str:
 
 
 def small_difference(value: float, metric: str) -> str:
-    """Write a difference that may be tiny, without sign: 0, 0.05 percentage points, 3e-07 nats.
+    """Write a difference that may be tiny, without sign: 0, 0.05 percentage points, 3e-7 nats.
 
-    >>> small_difference(0.0005, "accuracy"), small_difference(3.2e-7, "nats_per_token")
-    ('0.05 percentage points', '3.2e-07 nats per token')
+    >>> small_difference(0.0005, "accuracy"), small_difference(0, "nats_per_token")
+    ('0.05 percentage points', '0 nats per token')
     """
-    return f"{METRICS[metric].percent * value:.2g} {METRICS[metric].unit}"
+    return f"{scientific(METRICS[metric].percent * value)} {METRICS[metric].unit}"
 
 
-def divergence(value: float) -> str:
-    """Write a KL divergence in nats with two digits.
+def scientific(value: float) -> str:
+    """Write a number with two digits, a tiny one by its power of ten.
 
-    >>> divergence(0.01234), divergence(0.0), divergence(2.345)
-    ('0.012', '0', '2.3')
+    >>> scientific(0.00123), scientific(9.8e-6) == "9.8 \N{MULTIPLICATION SIGN} 10⁻⁶"
+    ('0.0012', True)
     """
-    return "0" if value == 0 else f"{value:.2g}"
+    return typeset(f"{value:.2g}")
+
+
+def typeset(text: str) -> str:
+    """Write the numbers of a text by program as in the rest of the report.
+
+    >>> typeset("95% below 1e-5") == "95 % below 10⁻⁵", typeset("-0.8") == f"{MINUS}0.8"
+    (True, True)
+    """
+    text = re.sub(r"(?<=\d)%", " %", text)
+    text = re.sub(r"(?<![\w.])(\d(?:\.\d+)?)e([-+]\d+)", _power_of_ten, text)
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+
+
+def _power_of_ten(found: re.Match[str]) -> str:
+    power = f"10{str(int(found[2])).translate(_SUPERSCRIPTS)}"
+    return power if found[1] == "1" else f"{found[1]} \N{MULTIPLICATION SIGN} {power}"
 
 
 def measure_words(metric: str) -> str:
     """Return a measure as a noun: length-normalised accuracy, loss."""
     return METRICS[metric].noun or METRICS[metric].label
+
+
+def capital(text: str) -> str:
+    """Return a clause with a capital letter, as the start of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def spread(low: float, high: float, decimals: int = 1) -> str:
+    """Write the ends of a range of proportions: 4.5 to 14.3 %, or one number if they round alike.
+
+    >>> spread(0.045, 0.143), spread(0.2, 0.2)
+    ('4.5 to 14.3 %', '20.0 %')
+    """
+    ends = dict.fromkeys(f"{100 * value:.{decimals}f}" for value in (low, high))
+    return f"{' to '.join(ends)} %"
 
 
 def listed(words: Sequence[str], conjunction: str = "and") -> str:
@@ -156,8 +240,23 @@ def plural(n: int, noun: str) -> str:
     return f"no {noun}" if n == 0 else f"{count(n)} {noun}{'' if n == 1 else 's'}"
 
 
-def _decimals(width: float, fewest: int) -> int:
-    """Return the decimals that show a width with two digits: from ``fewest`` to 4."""
-    if width <= 0 or not math.isfinite(width):
-        return fewest
-    return min(4, max(fewest, 1 - math.floor(math.log10(width))))
+def _decimals(low: float, high: float) -> int:
+    """Return the decimals of the first digit of half the width, and of the next after a 1 or 2."""
+    half = (high - low) / 2
+    if not (half > 0 and math.isfinite(half)):
+        return 0
+    exponent = math.floor(math.log10(half))
+    return (half < 3 * 10**exponent) - exponent
+
+
+def _digits(*values: float) -> int:
+    """Return the decimals at which the largest of some values has three significant digits."""
+    largest = max(map(abs, values))
+    if not (largest > 0 and math.isfinite(largest)):
+        return MOST_DECIMALS
+    return MOST_DIGITS - 1 - math.floor(math.log10(largest))
+
+
+def _rounded(value: float, decimals: int) -> str:
+    text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    return text.removeprefix("-") if not float(text.replace(",", "")) else text.replace("-", MINUS)

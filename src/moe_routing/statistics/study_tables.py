@@ -187,15 +187,15 @@ def study_tables(
     ]
     costs = _Costs(overview)
     timed = _times(times, settings, seed)
-    rows = _all_rows(panels, costs, settings, seed, controls, seconds_of(timed))
+    with_baseline = {dataset: datasets[dataset] for dataset in present}
+    found, missing_budgets = _budget_panels(cells, with_baseline, settings, budgets, main)
+    scored = {panel.dataset: panel for panel in found}
+    rows = _all_rows(panels, scored, costs, settings, seed, controls, seconds_of(timed))
     tables = {name: pd.DataFrame(rows[name]) for name in rows}
     margins = add_margin_verdicts(tables.pop("control_margins"))
     tables["controls"] = add_verdicts(tables["controls"], settings, margins)
-    with_baseline = {dataset: datasets[dataset] for dataset in present}
     arms, missing_arms = _numerics(cells, with_baseline, settings, seed, numerics, main)
     tables["numerics"] = pd.DataFrame(arms)
-    found, missing_budgets = _budget_panels(cells, with_baseline, settings, budgets, main)
-    scored = {panel.dataset: panel for panel in found}
     for name, table in _budgets(found, settings, seed, costs, own_weighting, fits or {}).items():
         tables[name] = pd.DataFrame(table)
     missing += missing_arms + missing_budgets
@@ -416,13 +416,17 @@ def _adjusted(table: pd.DataFrame) -> pd.DataFrame:
 
 def _all_rows(
     panels: Sequence[Panel],
+    scored: Mapping[str, Panel],
     costs: _Costs,
     settings: StatisticsConfig,
     seed: int,
     controls: Mapping[str, Control],
     seconds: Mapping[str, float],
 ) -> dict[str, Rows]:
-    """Return the rows of every table; ``control_margins`` are the non-inferiority of controls."""
+    """Return the rows of every table; ``control_margins`` are the non-inferiority of controls.
+
+    ``scored`` has the cells of budgets and levers by data set, which may be bases of controls.
+    """
     names = ("paired", "noninferiority", "matched_compute", "pareto", "pareto_time", "power")
     rows: dict[str, Rows] = {name: [] for name in (*names, "controls", "control_margins")}
     kinds = control_kinds()
@@ -441,7 +445,8 @@ def _all_rows(
         rows["matched_compute"] += matched_rows(
             on_curves, settings, seed, costs.static, costs.curve_of, experts
         )
-        found, margins = control_rows(everything, controls, settings, seed, experts)
+        with_bases = everything.joined(scored.get(everything.dataset))
+        found, margins = control_rows(with_bases, controls, settings, seed, experts)
         rows["controls"] += found
         rows["control_margins"] += margins
         rows["pareto"] += pareto_rows(on_curves, settings, seed, experts, "mean_experts")
