@@ -38,6 +38,7 @@ from moe_routing.reporting.render import (
     Rendered,
     find_pandoc,
     render,
+    render_pdf,
     repository_address,
 )
 from moe_routing.routing.strategies import controls, families
@@ -725,9 +726,68 @@ def test_no_page_scrolls_sideways(rendered, tmp_path, page):
     command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--virtual-time-budget=20000", "--dump-dom", str(tmp_path / "frames.html")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    said = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    said = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
     assert {inner for inner, _ in said} == set(widths)
     assert [(inner, needed) for inner, needed in said if needed > inner] == []
+
+
+PDF = """#!/bin/sh
+[ "$1 $3 $4 $5 $6 $7" = "render --profile pdf --to typst --no-execute" ] || exit 1
+[ -f "$2" ] && [ -f _quarto-pdf.yml ] && mkdir _rendered && echo %PDF > _rendered/index.pdf
+"""
+
+
+def test_a_pdf_by_quarto_is_that_of_its_profile(tmp_path, copy):
+    stubbed(copy, article=True)
+    (tmp_path / "results").mkdir()
+    program = tmp_path / "quarto"
+    program.write_text(PDF)
+    program.chmod(0o755)
+    made = render_pdf(copy, tmp_path / "results", quarto=str(program))
+    assert made == tmp_path / "results" / "report" / "index.pdf"
+    assert made.read_text() == "%PDF\n"
+    profile = yaml.safe_load((SOURCE / "_quarto-pdf.yml").read_text(encoding="utf-8"))
+    assert list(profile["format"]) == ["typst"]
+    assert (SOURCE / profile["format"]["typst"]["include-in-header"]).is_file()
+
+
+ARTICLE = """---
+title: x
+---
+
+See @fig-a, @tbl-a and [@holm1979].
+
+![A figure]({image}){{#fig-a fig-alt="x" width=100%}}
+
+| `absolute_k8_b3_consequence_compensated` | b |
+|:---------|--:|
+{rows}
+
+: A table {{#tbl-a}}
+
+::: {{#refs}}
+:::
+"""
+
+
+def test_a_pdf_by_typst_breaks_long_tables_across_pages(tmp_path, copy, planted):
+    pytest.importorskip("typst")
+    shutil.copy(planted.folder / COMPARISON / "forest.png", copy / "forest.png")
+    rows = "\n".join(f"| row{number} | 1 |" for number in range(200))
+    text = ARTICLE.format(image="forest.png", rows=rows)
+    (copy / "index.qmd").write_text(text, encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    made = render_pdf(copy, tmp_path / "results").read_bytes()
+    assert made.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type */Page\b", made)) > 3
+
+
+def test_a_pdf_without_quarto_and_typst_says_what_to_install(tmp_path, copy, monkeypatch):
+    stubbed(copy, article=True)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setitem(sys.modules, "typst", None)
+    with pytest.raises(InputError, match="a PDF needs Quarto, or: pip install typst"):
+        render_pdf(copy, tmp_path / "results")
 
 
 def test_output_folder_is_that_of_quarto():

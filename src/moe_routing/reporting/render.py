@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -339,7 +340,7 @@ def _preview_pages(pages: Executed) -> Path:
 def _preview_pdf(page: Page) -> Path:
     """Write the executed article as Typst by pandoc, and compile it."""
     try:
-        import typst
+        typst = import_module("typst")
     except ImportError as error:
         raise InputError("a PDF needs Quarto, or: pip install typst") from error
     pandoc, folder = find_pandoc(), page.path.parent
