@@ -34,8 +34,12 @@ def write_config(path, model):
     config["strategies"] = STRATEGIES
     config["controls"] = ["shuffle.bh_k4_a020"]
     config["levers"] = ["certified_k2_m005", "absolute_k2_b1_consequence_compensated"]
+    config["budgets"] = ["topp_k4_b15", "bh_k4_b15"]
     config["analysis"]["bh"] |= {"max_k": [2, 4], "fewer_k": [1]}
-    config["statistics"]["primary"] = {"strategy": "bh_k4_a020", "dataset": "hellaswag"}
+    config["statistics"] |= {
+        "primary": {"strategy": "bh_k4_a020", "dataset": "hellaswag"},
+        "sequence": [{"strategy": "certified_k2_m005", "against": "mixture"}],
+    }
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
 
 

@@ -260,6 +260,8 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
             "divided among processes"
         )
     ((weight, (experts, hidden)),) = matrices
+    if not hidden:
+        return "its weight is empty"
     settings = dict(blueprint.settings)
     top_k = settings.get("top_k")
     if not isinstance(top_k, int):

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from moe_routing.routing.rule import ModelRule
 
 
+MOST_LAYERS = 10_000
+"""Layers are built one by one, also without values: a slip of the pen would never end."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model, its tokenizer, and where they came from."""
@@ -110,6 +114,9 @@ def skeleton(path: Path) -> PreTrainedModel:
     read_json(path)
     with _refusing(f"{path}: transformers cannot use it"):
         config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers is {layers}; allowed: at most {MOST_LAYERS}")
     with _refusing(f"{path}: cannot be loaded"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     _check_model(model, path)
