@@ -333,7 +333,7 @@ def test_designs_of_real_logits_are_shown_and_take_no_part_in_the_verdict(judged
     assert call["call"] == (VALID if judged < 0.06 else NOT_VALID)
     assert (call["n_designs"], call["worst_design"], call["noise_design"]) == (1, "d", "real")
     assert call["noise_size"] == pytest.approx(noise)
-    said = f"noise (real), it would be {noise:.3f}; this takes no part in the verdict."
+    said = f"noise (real), it would be {noise:.1%}; this takes no part in the verdict."
     assert call["verdict"].endswith(f"If all of the real logits were {said}")
 
 

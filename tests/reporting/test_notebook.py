@@ -109,7 +109,7 @@ def test_a_notebook_shows_tables_as_markdown_and_nothing_as_html(tmp_path):
     outputs = [output for cell in page.notebook.cells for output in cell.outputs]
     kinds = {kind for output in outputs for kind in output["data"]}
     assert kinds == {"text/plain", "text/markdown"}
-    assert outputs[3]["data"]["text/markdown"] == "| a\\_b |\n| ----: |\n| 1 |\n| 2 |\n"
+    assert outputs[3]["data"]["text/markdown"] == "| a\\_b |\n| ------: |\n| 1 |\n| 2 |\n"
     assert "| a\\_b |" in page.markdown
 
 
