@@ -221,23 +221,23 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
 @pytest.mark.parametrize(
     ("by_layer", "lead", "said"),
     [
-        ([0.05] * 8, "n keeps its size ", "a layer counts as failing if its rate exceeds 7.5%."),
+        ([0.05] * 8, "n keeps its size ", "a layer counts as failing if its rate exceeds 7.5 %."),
         (
             [0.05] * 7 + [0.065],
             "n was not shown to keep its size ",
-            "Above 6%, but not by more than chance: layer 7.",
+            "Above 6 %, but not by more than chance: layer 7.",
         ),
         (
             [0.063, 0.05, 0.062],
             "n was not shown to keep its size ",
-            "Above 6%, but not by more than chance: layers 0, 2.",
+            "Above 6 %, but not by more than chance: layers 0, 2.",
         ),
         ([0.15, 0.12], "n does not keep its size ", "It fails in every layer."),
         ([0.15, 0.05, 0.12], "n does not keep its size ", "It fails in 2 of 3 layers (0, 2)."),
         (
             [0.15, 0.05, 0.065],
             "n does not keep its size ",
-            "(0). Above 6%, but not by more than chance: layer 2.",
+            "(0). Above 6 %, but not by more than chance: layer 2.",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_sentences_follow_the_verdict(by_layer, lead, said):
     sentence = call_nulls(call_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
     assert sentence.startswith(f"{lead}under the complete null (weak control), where no expert ")
     assert f"for {max(by_layer):.1%} of the tokens in the worst layer" in sentence
-    assert "in the worst of 1 designs (d). Allowed is 6%, which leaves room for chance" in sentence
+    assert "in the worst of 1 designs (d). Allowed is 6 %, which leaves room for chance" in sentence
     assert "With 2,000 tokens, a layer counts as failing if its rate exceeds 7." in sentence
     assert sentence.endswith(said)
 
@@ -333,7 +333,7 @@ def test_designs_of_real_logits_are_shown_and_take_no_part_in_the_verdict(judged
     assert call["call"] == (VALID if judged < 0.06 else NOT_VALID)
     assert (call["n_designs"], call["worst_design"], call["noise_design"]) == (1, "d", "real")
     assert call["noise_size"] == pytest.approx(noise)
-    said = f"noise (real), it would be {noise:.1%}; this takes no part in the verdict."
+    said = f"noise (real), it would be {100 * noise:.1f} %; this takes no part in the verdict."
     assert call["verdict"].endswith(f"If all of the real logits were {said}")
 
 

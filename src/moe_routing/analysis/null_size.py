@@ -323,7 +323,7 @@ def _call_null(group: pd.DataFrame, noise: pd.DataFrame) -> dict[str, object]:
         row |= {"noise_design": most["design"], "noise_size": most["size"]}
         text += (
             f" If all of the real logits were noise ({most['design']}), it would be "
-            f"{most['size']:.1%}; this takes no part in the verdict."
+            f"{100 * most['size']:.1f} %; this takes no part in the verdict."
         )
     return {**row, "verdict": text}
 
@@ -337,14 +337,14 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     text = (
         f"{row['null']} {words[row['call']]} under the complete null (weak control), where no "
         f"expert deserves to be selected. BH at {layer['level']:g} selects one for "
-        f"{row['worst_layer_size']:.1%} of the tokens in the worst layer (layer "
+        f"{100 * row['worst_layer_size']:.1f} % of the tokens in the worst layer (layer "
         f"{row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
-        f"{layer['confidence']:.0%} interval {row['worst_layer_low']:.1%} to "
-        f"{row['worst_layer_high']:.1%}). Over all layers it is {row['worst_size']:.1%} in the "
-        f"worst of {row['n_designs']} designs ({row['worst_design']}). Allowed is "
-        f"{layer['largest_size']:.0%}, which leaves room for chance beside alpha. With "
+        f"{100 * layer['confidence']:.0f} % interval {100 * row['worst_layer_low']:.1f} % to "
+        f"{100 * row['worst_layer_high']:.1f} %). Over all layers it is "
+        f"{100 * row['worst_size']:.1f} % in the worst of {row['n_designs']} designs ({row['worst_design']}). Allowed is "
+        f"{100 * layer['largest_size']:.0f} %, which leaves room for chance beside alpha. With "
         f"{layer['n_tokens']:,} tokens, a layer counts as failing if its rate exceeds "
-        f"{row['layer_fails_above']:.1%}."
+        f"{100 * row['layer_fails_above']:.1f} %."
     )
     failing, unshown = row["failing_layers"].split(), row["unshown_layers"].split()
     if len(failing) == row["n_layers"]:
@@ -353,7 +353,7 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
         text += f" It fails in {len(failing)} of {row['n_layers']} layers ({', '.join(failing)})."
     if unshown:
         text += (
-            f" Above {layer['largest_size']:.0%}, but not by more than chance: "
+            f" Above {100 * layer['largest_size']:.0f} %, but not by more than chance: "
             f"{'layer' if len(unshown) == 1 else 'layers'} {', '.join(unshown)}."
         )
     return text + _where_it_holds(row, group)
@@ -368,5 +368,6 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
     best = largest(kept, "worst_layer_size")
     return (
         f" It exceeds what is allowed only where its assumption is broken: {broken}. Where that "
-        f"holds ({', '.join(kept['design'])}), the worst layer has {best['worst_layer_size']:.1%}."
+        f"holds ({', '.join(kept['design'])}), the worst layer has "
+        f"{100 * best['worst_layer_size']:.1f} %."
     )

@@ -257,7 +257,7 @@ def _statement(
         gap = Difference(**arm["difference_nats"])
         return (
             f"`{arm['strategy']}`, {arm['mean_experts']:.2f} experts per token, {gap.value:+.3f} "
-            f"nats per token against `{baseline}` (simultaneous {confidence:.0%} interval "
+            f"nats per token against `{baseline}` (simultaneous {100 * confidence:.0f} % interval "
             f"{gap.low:+.3f} to {gap.high:+.3f})"
         )
 
