@@ -109,7 +109,7 @@ def test_a_notebook_shows_tables_as_markdown_and_nothing_as_html(tmp_path):
     outputs = [output for cell in page.notebook.cells for output in cell.outputs]
     kinds = {kind for output in outputs for kind in output["data"]}
     assert kinds == {"text/plain", "text/markdown"}
-    assert outputs[3]["data"]["text/markdown"] == "| a\\_b |\n| ----: |\n| 1 |\n| 2 |\n"
+    assert outputs[3]["data"]["text/markdown"] == "| a\\_b |\n| ------: |\n| 1 |\n| 2 |\n"
     assert "| a\\_b |" in page.markdown
 
 
@@ -122,6 +122,15 @@ def test_a_table_says_what_it_has():
     assert table_markdown(table.set_index("n")).startswith("| n | id | x |\n")
     wide = table.pivot(index="n", columns=["id"], values=["x"])
     assert table_markdown(wide).startswith("| n | x, ")
+
+
+def test_numbers_of_a_column_have_equal_decimals_and_a_minus_sign():
+    table = pd.DataFrame({"x": [1.5, -0.25, np.nan], "tiny": [1e-9, 1.0, 2.0], "n": [-3, 4, 5]})
+    assert table_markdown(table).splitlines()[2:] == [
+        "| 1.50 | 1e-09 | \N{MINUS SIGN}3 |",
+        "| \N{MINUS SIGN}0.25 | 1 | 4 |",
+        "|  | 2 | 5 |",
+    ]
 
 
 def test_of_a_long_table_the_first_rows_are_shown():
