@@ -37,7 +37,7 @@ def test_of_the_harmless_arms_the_one_with_fewest_experts(advise):
     assert found["efficiency"]["strategy"] == "four"
     assert found["efficiency"]["difference_nats"]["high"] < 0.02
     assert found["quality"] is None
-    assert "For efficiency: four" in found["statement"]
+    assert "For efficiency: `four`" in found["statement"]
     assert "No setting was shown to beat" in found["statement"]
 
 
@@ -55,7 +55,7 @@ def test_a_better_arm_is_recommended_for_quality(advise):
     found = advise([-0.05, -0.1], {"ten": 10.0, "twelve": 12.0})
     assert found["quality"]["strategy"] == "twelve"
     assert found["quality"]["difference_nats"]["high"] < 0
-    assert "For quality: twelve" in found["statement"]
+    assert "For quality: `twelve`" in found["statement"]
 
 
 def test_a_static_arm_can_win(advise):

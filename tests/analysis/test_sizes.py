@@ -244,7 +244,7 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
 def test_sentences_follow_the_verdict(by_layer, lead, said):
     sentence = call_nulls(call_designs(_sizes(by_layer), **RULE)).iloc[0]["verdict"]
     assert sentence.startswith(f"{lead}under the complete null (weak control), where no expert ")
-    assert f"for {max(by_layer):.1%} of the tokens in the worst layer" in sentence
+    assert f"for {100 * max(by_layer):.1f} % of the tokens in the worst layer" in sentence
     assert "in the worst of 1 designs (d). Allowed is 6 %, which leaves room for chance" in sentence
     assert "With 2,000 tokens, a layer counts as failing if its rate exceeds 7." in sentence
     assert sentence.endswith(said)
@@ -312,7 +312,7 @@ def test_a_broken_assumption_is_named_but_is_no_excuse(kept, broken, under_assum
     assert call["valid_under_assumption"] == under_assumption
     sentence = (
         "only where its assumption is broken: skewed (symmetry). Where that holds (d), the worst "
-        f"layer has {kept:.1%}."
+        f"layer has {100 * kept:.1f} %."
     )
     assert (sentence in call["verdict"]) == under_assumption
 

@@ -124,6 +124,15 @@ def test_a_table_says_what_it_has():
     assert table_markdown(wide).startswith("| n | x, ")
 
 
+def test_numbers_of_a_column_have_equal_decimals_and_a_minus_sign():
+    table = pd.DataFrame({"x": [1.5, -0.25, np.nan], "tiny": [1e-9, 1.0, 2.0], "n": [-3, 4, 5]})
+    assert table_markdown(table).splitlines()[2:] == [
+        "| 1.50 | 1e-09 | \N{MINUS SIGN}3 |",
+        "| \N{MINUS SIGN}0.25 | 1 | 4 |",
+        "|  | 2 | 5 |",
+    ]
+
+
 def test_of_a_long_table_the_first_rows_are_shown():
     text = table_markdown(pd.DataFrame({"a": range(ROWS + 5)}))
     assert text.endswith(f"| {ROWS - 1} |\n\n{ROWS} of {ROWS + 5} rows.\n")

@@ -692,6 +692,27 @@ def test_tables_can_be_downloaded_from_the_page_itself(rendered):
     assert max(map(len, tables.values())) <= DOWNLOADED
 
 
+def test_pages_have_contents_when_narrow_figures_in_full_size_and_dark_colours(rendered):
+    for page in ("index.html", *(f"notebooks/{name}.html" for name in NOTEBOOKS)):
+        html = (rendered / page).read_text(encoding="utf-8")
+        assert 'box.className = "contents"' in html
+        assert 'view.className = "full-size"' in html
+        assert "@media (prefers-color-scheme: dark)" in html
+    html = yaml.safe_load((SOURCE / "_quarto.yml").read_text(encoding="utf-8"))["format"]["html"]
+    assert html["theme"] == {"light": "default", "dark": ["default", "dark.scss"]}  # no web font
+    for name in (html["css"], html["include-after-body"], html["theme"]["dark"][1]):
+        assert (SOURCE / name).is_file()
+        assert name in sources()
+
+
+def test_the_set_up_of_a_notebook_is_folded(rendered):
+    for name in NOTEBOOKS:
+        html = (rendered / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+        folded = html[html.index("<details><summary>Set up") : html.index("</details>")]
+        assert "importlib" in folded
+        assert "<img" not in folded
+
+
 def test_figures_link_to_the_notebook_that_draws_them(rendered):
     html = (rendered / "index.html").read_text(encoding="utf-8")
     for label, name in DRAWN_BY.items():
