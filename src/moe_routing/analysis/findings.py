@@ -167,9 +167,8 @@ def ease_and_weight(
         "shown": shown,
         "statement": (
             f"{answer} (Spearman of loss and weight within documents {rho:.2f}, "
-            f"{100 * confidence:.0f} % interval {low:.2f} to {high:.2f} over documents, permutation "
-            f"p = {p_value:.3f}). The "
-            "position in the document is not controlled."
+            f"{100 * confidence:.0f} % interval {low:.2f} to {high:.2f} over documents, "
+            f"permutation p = {p_value:.3f}). The position in the document is not controlled."
         ),
     }
 
