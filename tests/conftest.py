@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = ROOT / "tests" / "data_files"
 
 # Each runs a whole study. Begun last, it would run while the other worker is idle.
-LONGEST = ["test_hub_study.py", "test_smoke_study.py"]
+LONGEST = [
+    "test_hub_study.py", "test_smoke_study.py", "test_clusters.py", "test_damage.py",
+    "test_from_anywhere.py", "test_render.py", "test_study.py",
+]  # fmt: skip
 
 # --doctest-modules would import these files a second time, all under the one name "conftest".
 collect_ignore_glob = ["*conftest.py"]

@@ -219,5 +219,5 @@ def test_an_expert_that_is_never_needed_is_named(verify, halves, planted, verdic
     if planted:
         worst = table.iloc[0]
         assert (worst["layer"], worst["expert"], worst["not_needed"]) == (1, 5, 1.0)
-        assert "expert 5 of layer 1 (100.0 % of" in said.text
+        assert "expert 5 of layer 1 (100 %)" in said.text
         assert worst["joint_low"] < worst["low"]

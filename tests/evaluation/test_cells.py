@@ -218,7 +218,7 @@ def test_scaled_cells_are_scored_in_passing_once_their_scales_are_up_to_date(tmp
     config = study.model_copy(update={"levers": levers})
     for name in (
         "model.json", "data/lambada.parquet", "data/calibration.parquet",
-        "calibration/router_logits.safetensors",
+        "calibration/router_logits.safetensors", "calibration/budgets/absolute_k2_b1.json",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -29,7 +29,7 @@ def article_of(study, folder, monkeypatch):
     write_plots(study)
     monkeypatch.setenv(VARIABLE, str(study.folder))
     page, pandoc = run_page(SOURCE / "index.qmd", echo=False), find_pandoc()
-    document = _document(page, pandoc, SOURCE / "references.bib")
+    document = _document(page, pandoc, SOURCE)
     _write(document, page, folder / "index.html", pandoc, SOURCE)
     html = (folder / "index.html").read_text(encoding="utf-8")
     html = re.sub(r'<a\s+href="notebooks/[^"]*"', "<a", html)  # these were not rendered

@@ -64,7 +64,6 @@ class Encoder:
         self.max_length = max_length
         self.prefix_token = int(prefix)
         self._prefix_text = cast("str", tokenizer.decode(prefix))
-        self._appended = appended_tokens(tokenizer)
         self._batch_size = batch_size
 
     def requests(self, requests: Sequence[Request]) -> list[TokenRequest]:
@@ -129,7 +128,7 @@ class Encoder:
     def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
         """Tokenise texts; those that start with the prefix token's text get no special tokens."""
         ids: list[list[int]] = []
-        appended = self._appended if special is None else 0
+        appended = appended_tokens(self.tokenizer) if special is None else 0
         for start in range(0, len(texts), self._batch_size):
             batch = list(texts[start : start + self._batch_size])
             options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}

@@ -139,6 +139,7 @@ class ScoringJob:
             # Logits are sampled on text that is drawn apart from the sets, after they are prepared.
             sets = (data_file(name) for name in config.datasets)
             known |= {CALIBRATION_TEXT, *(name for name in sets if (results / name).is_file())}
+        self.store.path(self.own)  # an input that is missing is the own cell's
         scored = {f"{piece.path}.json": piece for piece in self._cells}
         current = currency(self.store, known, {**fitted_pieces(config), **scored})
         self.others = [
