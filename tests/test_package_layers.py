@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS = (
     {"errors"},
     {"files", "hub", "schema", "usage", "vocabulary"},
-    {"cli", "routing"},
+    {"cli", "routing", "wording"},
     {"config"},
     {"data", "statistics"},
     {"engine"},

@@ -10,8 +10,8 @@ from pathlib import Path
 import planted_ablation as tables
 import pytest
 
+from moe_routing import wording
 from moe_routing.figures.ablation import draw_ablation
-from moe_routing.reporting import wording
 from moe_routing.reporting.article import Article
 
 PAGE = Path(__file__).resolve().parents[2] / "report" / "index.qmd"

@@ -7,9 +7,9 @@ import planted_ablation as planted
 import pytest
 from planted_results import planted_config
 
+from moe_routing import wording
 from moe_routing.reporting import findings_ablation as findings
-from moe_routing.reporting import wording
-from moe_routing.reporting.wording import MINUS
+from moe_routing.wording import MINUS
 
 
 def about(null, table, config=None):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from moe_routing.reporting import findings_analyses
-from moe_routing.reporting.wording import MINUS
+from moe_routing.wording import MINUS
 
 
 def write(folder, name, value):

@@ -15,7 +15,7 @@ from planted_consequence import (
 )
 
 from moe_routing.reporting import findings_consequence
-from moe_routing.reporting.wording import MINUS
+from moe_routing.wording import MINUS
 
 KEPT, OPEN, EXCEEDED = (0.007, 0.006, 0.009), (0.012, 0.008, 0.015), (0.02, 0.015, 0.03)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from moe_routing.reporting import findings_controls, wording
+from moe_routing import wording
+from moe_routing.reporting import findings_controls
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from moe_routing.reporting import wording
+from moe_routing import wording
 from moe_routing.reporting.tables import definition, null_table
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from moe_routing.statistics import law
 from moe_routing.statistics.bootstrap import cluster_sums
+from moe_routing.wording import percent
 
 Array = NDArray[np.float64]
 
@@ -63,7 +64,7 @@ def imbalance(
         "n_documents": len(load_DLE),
         "statement": (
             f"The busiest expert of layer {layer} gets {factor_L[layer]:.2f} times the mean load "
-            f"({100 * confidence:.0f} % interval {low:.2f} to {high:.2f}). Uniform use would give "
+            f"({percent(confidence, 0)} interval {low:.2f} to {high:.2f}). Uniform use would give "
             f"{reference:.2f} by chance."
         ),
     }
@@ -112,7 +113,7 @@ def depth_trend(
         "shown": shown,
         "statement": (
             f"Over the {len(depth_L)} layers of this model the router's mean entropy {trend} "
-            f"(Spearman {rho:.2f}, {100 * confidence:.0f} % interval {low:.2f} to {high:.2f} over "
+            f"(Spearman {rho:.2f}, {percent(confidence, 0)} interval {low:.2f} to {high:.2f} over "
             f"documents, bootstrap p = {p_value:.3f}). The text is the sample, not the layers, so "
             "this says nothing about other models."
         ),
@@ -167,7 +168,7 @@ def ease_and_weight(
         "shown": shown,
         "statement": (
             f"{answer} (Spearman of loss and weight within documents {rho:.2f}, "
-            f"{100 * confidence:.0f} % interval {low:.2f} to {high:.2f} over documents, "
+            f"{percent(confidence, 0)} interval {low:.2f} to {high:.2f} over documents, "
             f"permutation p = {p_value:.3f}). The position in the document is not controlled."
         ),
     }

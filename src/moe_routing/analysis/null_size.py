@@ -22,6 +22,7 @@ from moe_routing.routing.ordering import sort_descending
 from moe_routing.routing.procedures import bh_levels, num_rejected_at
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.statistics.proportions import wilson_interval
+from moe_routing.wording import percent
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def _call_null(group: pd.DataFrame, noise: pd.DataFrame) -> dict[str, object]:
         row |= {"noise_design": most["design"], "noise_size": most["size"]}
         text += (
             f" If all of the real logits were noise ({most['design']}), it would be "
-            f"{100 * most['size']:.1f} %; this takes no part in the verdict."
+            f"{percent(most['size'])}; this takes no part in the verdict."
         )
     return {**row, "verdict": text}
 
@@ -337,15 +338,15 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     text = (
         f"{row['null']} {words[row['call']]} under the complete null (weak control), where no "
         f"expert deserves to be selected. BH at {layer['level']:g} selects one for "
-        f"{100 * row['worst_layer_size']:.1f} % of the tokens in the worst layer (layer "
+        f"{percent(row['worst_layer_size'])} of the tokens in the worst layer (layer "
         f"{row['worst_layer']}, {row['worst_layer_design']}; simultaneous "
-        f"{100 * layer['confidence']:.0f} % interval {100 * row['worst_layer_low']:.1f} % to "
-        f"{100 * row['worst_layer_high']:.1f} %). Over all layers it is "
-        f"{100 * row['worst_size']:.1f} % in the worst of {row['n_designs']} designs "
+        f"{percent(layer['confidence'], 0)} interval {percent(row['worst_layer_low'])} to "
+        f"{percent(row['worst_layer_high'])}). Over all layers it is "
+        f"{percent(row['worst_size'])} in the worst of {row['n_designs']} designs "
         f"({row['worst_design']}). Allowed is "
-        f"{100 * layer['largest_size']:.0f} %, which leaves room for chance beside alpha. With "
+        f"{percent(layer['largest_size'], 0)}, which leaves room for chance beside alpha. With "
         f"{layer['n_tokens']:,} tokens, a layer counts as failing if its rate exceeds "
-        f"{100 * row['layer_fails_above']:.1f} %."
+        f"{percent(row['layer_fails_above'])}."
     )
     failing, unshown = row["failing_layers"].split(), row["unshown_layers"].split()
     if len(failing) == row["n_layers"]:
@@ -354,7 +355,7 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
         text += f" It fails in {len(failing)} of {row['n_layers']} layers ({', '.join(failing)})."
     if unshown:
         text += (
-            f" Above {100 * layer['largest_size']:.0f} %, but not by more than chance: "
+            f" Above {percent(layer['largest_size'], 0)}, but not by more than chance: "
             f"{'layer' if len(unshown) == 1 else 'layers'} {', '.join(unshown)}."
         )
     return text + _where_it_holds(row, group)
@@ -370,5 +371,5 @@ def _where_it_holds(row: dict[str, object], group: pd.DataFrame) -> str:
     return (
         f" It exceeds what is allowed only where its assumption is broken: {broken}. Where that "
         f"holds ({', '.join(kept['design'])}), the worst layer has "
-        f"{100 * best['worst_layer_size']:.1f} %."
+        f"{percent(best['worst_layer_size'])}."
     )

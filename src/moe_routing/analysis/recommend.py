@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moe_routing.statistics.bootstrap import RatioBootstrap, bootstrap_items
 from moe_routing.statistics.matched import Bracket, bracket, chords_beside, interpolate
+from moe_routing.wording import percent
 
 Array = NDArray[np.float64]
 
@@ -257,7 +258,7 @@ def _statement(
         gap = Difference(**arm["difference_nats"])
         return (
             f"`{arm['strategy']}`, {arm['mean_experts']:.2f} experts per token, {gap.value:+.3f} "
-            f"nats per token against `{baseline}` (simultaneous {100 * confidence:.0f} % interval "
+            f"nats per token against `{baseline}` (simultaneous {percent(confidence, 0)} interval "
             f"{gap.low:+.3f} to {gap.high:+.3f})"
         )
 

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of
 from moe_routing.figures.series import (
     COLOURS,
     DASHES,
     MARKERS,
     REFERENCE,
-    capitalised,
     error_bars,
     legend_in_spare_panel,
     line_style,
@@ -73,7 +73,7 @@ def budgets(table: pd.DataFrame, top_k: int, margin: float, scale: str = AS_IS) 
         axis.xaxis.set_major_locator(FixedLocator(range(1, top_k + 1)))
         for artist, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, artist)
-    order = [capitalised(kind.words) for kind in looks]
+    order = [wording.capital(kind.words) for kind in looks]
     entries = {label: found[label] for label in [*order, *found] if label in found}
     legend_in_spare_panel(figure, entries, 3)
     return figure
@@ -111,13 +111,13 @@ def _panel(
         if kind.rule == CERTIFIED:
             axis.errorbar(
                 own["mean_experts"], own["loss_over_stock"], yerr=error, ls="", elinewidth=0.7,
-                zorder=5, label=capitalised(kind.name), **_STAR,
+                zorder=5, label=wording.capital(kind.name), **_STAR,
             )  # fmt: skip
             continue
         axis.errorbar(
             own["mean_experts"], own["loss_over_stock"], yerr=error, lw=1.0, ms=4.5,
             elinewidth=0.7, capsize=1.2, ecolor=(looks[kind]["color"], 0.5), mew=0.9,
-            label=capitalised(kind.words), **looks[kind],
+            label=wording.capital(kind.words), **looks[kind],
         )  # fmt: skip
         if kind == PLAIN:  # fixed numbers reach the stock model, which loses nothing
             last = own.iloc[-1]

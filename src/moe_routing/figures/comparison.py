@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of
 from moe_routing.figures.series import (
     REFERENCE,
-    capitalised,
     error_bars,
     experts_axis,
     legend_in_spare_panel,
@@ -211,7 +211,7 @@ def _quality_axis(axis: Axes, dataset: str, rows: pd.DataFrame) -> None:
     """Label an axis of quality; its limits cover the intervals of ``rows``."""
     metric = METRICS[rows["metric"].iloc[0]]
     unit = ", %" if metric.is_proportion else ""
-    label = wrapped(f"{capitalised(metric.label)}{unit} {metric.arrow}")
+    label = wrapped(f"{wording.capital(metric.label)}{unit} {metric.arrow}")
     axis.set(title=_title(dataset, rows), ylabel=label)
     low, high = rows["ci_low"].min(), rows["ci_high"].max()
     chance = metric.percent * DATASETS[dataset].chance

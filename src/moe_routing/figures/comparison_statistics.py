@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from moe_routing import wording
 from moe_routing.analysis.tables import truth_values
-from moe_routing.figures.series import capitalised, wrapped
+from moe_routing.figures.series import wrapped
 from moe_routing.figures.style import WIDTH, look
 from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, METRICS
@@ -71,7 +72,7 @@ def _forest_panel(
         )  # fmt: skip
     axis.axvline(0, color="#444444", lw=0.8)
     unit = f", {metric.unit}" if metric.is_proportion else ""
-    axis.set_xlabel(wrapped(f"{capitalised(metric.label)}{unit}"))
+    axis.set_xlabel(wrapped(f"{wording.capital(metric.label)}{unit}"))
     if margin is not None:
         _shade(axis, scale * metric.loss(margin))
     if metric.higher_is_better:

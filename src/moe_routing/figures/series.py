@@ -159,15 +159,6 @@ def wrapped(label: str) -> str:
     return textwrap.fill(label, 24)
 
 
-def capitalised(label: str) -> str:
-    """Return a label with a capital first letter and the rest as it is.
-
-    >>> capitalised("fixed k, compensated"), capitalised("BH")
-    ('Fixed k, compensated', 'BH')
-    """
-    return label[:1].upper() + label[1:]
-
-
 def as_words(name: str) -> str:
     """Return an id as words.
 

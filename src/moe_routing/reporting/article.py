@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from moe_routing import wording
 from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
-from moe_routing.reporting import tables, wording
+from moe_routing.reporting import tables
 from moe_routing.reporting.article_figures import ARTICLE_FIGURES, DRAWN_BY
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.claims import Finding

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_routing.reporting import (
-    tables,
-    tables_ablation,
-    tables_budgets,
-    tables_validity,
-    wording,
-)
+from moe_routing import wording
+from moe_routing.reporting import tables, tables_ablation, tables_budgets, tables_validity
 from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_budgets import middle_budget

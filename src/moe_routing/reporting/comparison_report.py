@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from moe_routing import wording
 from moe_routing.analysis.tables import markdown
 from moe_routing.files import atomic_path
-from moe_routing.reporting import tables, wording
+from moe_routing.reporting import tables
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.missing import missing

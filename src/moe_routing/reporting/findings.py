@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import DIRECTIONS, Finding, claims, distinct
 from moe_routing.reporting.names import in_words
 from moe_routing.reporting.pages import CELLS_FILE, NONINFERIORITY_FILE, PAIRED_FILE, PRIMARY_FILE

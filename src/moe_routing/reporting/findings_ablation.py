@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import (
     ADDED,
     ALL_LAYERS,
@@ -24,7 +25,6 @@ from moe_routing.analysis.outputs import (
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.analysis.together import ORACLE, ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION, StudyConfig
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS, DIVERGENCE
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import rows_of
 from moe_routing.files import read_json
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 
 VERDICT_TABLE = "validity/verdict.csv"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of, rows_of
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import DIRECTIONS, Claim, Finding, claims, directions, distinct
 from moe_routing.reporting.findings import NAMED, beyond_line, not_evidence
 from moe_routing.reporting.names import rule_words

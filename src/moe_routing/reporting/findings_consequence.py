@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS
 from moe_routing.analysis.tables import rows_of
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import METRICS_FILE
 from moe_routing.routing.certificate import Certificate

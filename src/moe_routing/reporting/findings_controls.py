@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding, claims
 from moe_routing.reporting.findings import NAMED, main_measure_rows, set_names
 from moe_routing.reporting.findings_budgets import by_set

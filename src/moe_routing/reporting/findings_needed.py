@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RULE, ROUTED, RULE
 from moe_routing.analysis.tables import groups_of, rows_of
 from moe_routing.config.study import CALIBRATION
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
 

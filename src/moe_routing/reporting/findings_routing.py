@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of, rows_of, truth_values
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding, claims
 from moe_routing.reporting.findings import NAMED, beyond_line, not_evidence, static_words
 from moe_routing.reporting.pages import CELLS_FILE, MATCHED_FILE

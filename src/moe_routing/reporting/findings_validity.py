@@ -9,9 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.analysis.tables import groups_of, largest
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.pages import (
     BUDGETS_FILE,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from moe_routing.reporting import wording
+from moe_routing import wording
 from moe_routing.reporting.results import StudyResults
 from moe_routing.vocabulary import DATASETS, TASKS, NeededId
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import groups_of, rows_of
-from moe_routing.reporting import findings_needed, wording
+from moe_routing.reporting import findings_needed
 from moe_routing.reporting.claims import DIRECTIONS, Claim, Direction, Finding, claims
 from moe_routing.reporting.findings_budgets import by_set, compared, leader, lever_sets, levers
 from moe_routing.reporting.findings_needed import KEPT

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.config.study import Source
-from moe_routing.reporting import wording
 from moe_routing.reporting.findings import main_measure_rows
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry

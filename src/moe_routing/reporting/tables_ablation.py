@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ADDED, ALL_LAYERS, EITHER, NO_NULL, REMOVED
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.analysis.together import ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION
-from moe_routing.reporting import wording
 from moe_routing.reporting.findings_ablation import DISCOVERIES, FEWEST, HEADROOM, at_level
 from moe_routing.reporting.results import StudyResults
 from moe_routing.vocabulary import DIVERGENCE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of
-from moe_routing.reporting import wording
 from moe_routing.reporting.claims import distinct
 from moe_routing.reporting.findings_budgets import LEVER_WORDS, SCALE_WORDS, middle_budget
 from moe_routing.reporting.findings_consequence import LAW_FILE

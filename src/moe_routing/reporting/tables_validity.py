@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RULE, ROUTED, RULE
 from moe_routing.analysis.tables import groups_of, largest, rows_of
-from moe_routing.reporting import wording
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_needed import (
     DEAD_EXPERTS,

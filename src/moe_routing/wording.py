@@ -1,4 +1,4 @@
-"""Numbers and lists as text: the one place for digits, signs and units."""
+"""Numbers and lists as text, in analyses, figures and reports: one place for digits and signs."""
 
 from __future__ import annotations
 
@@ -200,7 +200,11 @@ def measure_words(metric: str) -> str:
 
 
 def capital(text: str) -> str:
-    """Return a clause with a capital letter, as the start of a sentence."""
+    """Return a clause or label with a capital first letter and the rest as it is.
+
+    >>> capital("fixed k, compensated"), capital("BH")
+    ('Fixed k, compensated', 'BH')
+    """
     return text[:1].upper() + text[1:]
 
 

@@ -6,7 +6,7 @@ import doctest
 
 import pytest
 
-from moe_routing.reporting import wording
+from moe_routing import wording
 
 
 def test_examples():
