@@ -23,7 +23,7 @@ from moe_routing.analysis.outputs import (
     Analysis,
 )
 from moe_routing.config import cells
-from moe_routing.config.cells import sections
+from moe_routing.config.cells import data_file, sections
 from moe_routing.config.limits import Limits, check_limits
 from moe_routing.config.study import CALIBRATION, LocalSource, Source, StudyConfig
 from moe_routing.data.sources import CERTIFICATION_FILE, raw_path, source_of
@@ -372,11 +372,11 @@ def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> lis
 
     def fitted(nulls: list[str] | None) -> list[str]:
         names = nulls or study.calibration.nulls
-        text = f"{results}/data/{text_dataset(study.datasets)}.parquet"
+        text = f"{results}/{data_file(text_dataset(study.datasets))}"
         return [model, text, sample, *null_files(names, results)]
 
     files = {
-        BASELINE: [model, *(f"{results}/data/{name}.parquet" for name in study.datasets)],
+        BASELINE: [model, *(f"{results}/{data_file(name)}" for name in study.datasets)],
         BH: fitted(study.analysis.bh.nulls),
         VALIDITY: [
             sample,

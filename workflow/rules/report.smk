@@ -59,7 +59,7 @@ rule render_article:
         results=subpath(input.report, ancestor=2),
         source=CHECKOUT / "report",
         # Another renderer makes the article again.
-        renderer=renderer(),
+        renderer=lambda wildcards: renderer(),
     message:
         "Rendering the article"
     # Shown as well as logged: it warns where a preview stands in for Quarto's pages.
@@ -78,7 +78,7 @@ rule article_pdf:
     log:
         f"{RESULTS}/logs/article_pdf.log",
     conda:
-        "../../envs/report.yaml"
+        REPORT_ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,
@@ -86,7 +86,7 @@ rule article_pdf:
     params:
         results=subpath(output[0], ancestor=2),
         source=CHECKOUT / "report",
-        renderer=renderer(),
+        renderer=lambda wildcards: renderer(),
     message:
         "Rendering the article as a PDF"
     shell:

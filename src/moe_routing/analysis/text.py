@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_routing.config.cells import data_file
 from moe_routing.config.study import StudyConfig
 from moe_routing.data.items import Item, read_items
 from moe_routing.vocabulary import text_dataset
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def data_path(results: Path, name: str) -> Path:
     """Return the file of an evaluation set."""
-    return results / "data" / f"{name}.parquet"
+    return results / data_file(name)
 
 
 def read_text(config: StudyConfig, results: Path) -> list[Item]:

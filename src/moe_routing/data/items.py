@@ -60,9 +60,14 @@ class Item:
     bytes: int | None = None
 
     @property
+    def right(self) -> int:
+        """Index of the right continuation, or of the document."""
+        return self.label or 0
+
+    @property
     def text(self) -> str:
         """The context and the right continuation, or the document."""
-        return self.context + self.continuations[self.label or 0]
+        return self.context + self.continuations[self.right]
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ class Scorer:
         right = {
             place
             for place, (item, index) in enumerate(pairs)
-            if item.id in keep_states and index == (item.label or 0)
+            if item.id in keep_states and index == item.right
         }
         scores = iter(self.score(requests, label, right))
         return [[next(scores) for _ in item.continuations] for item in items]

@@ -187,8 +187,10 @@ class ScoringJob:
         if name not in self._divergences:
             data = self._set(name)
             subset = divergence_subset(data.items, name, self.config)
+            others = iter(self._divergences.values())
+            exact = next((other.packable for other in others), None)
             self._divergences[name] = BaselineDivergence(
-                self._loaded, subset, data.task, self.config, self._calibration
+                self._loaded, subset, data.task, self.config, self._calibration, exact
             )
         return self._divergences[name]
 
@@ -337,7 +339,7 @@ def _rows(items: list[Item], scores: list[list[Score]], task: str) -> list[dict]
     for item, item_scores in zip(items, scores, strict=True):
         likelihood = np.array([score.log_likelihood for score in item_scores])
         experts = [cast("float", score.mean_experts) for score in item_scores]  # all recorded
-        gold = item.label or 0
+        gold = item.right
         row = {
             "id": item.id,
             "cluster": item.cluster,

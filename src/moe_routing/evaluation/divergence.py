@@ -58,6 +58,7 @@ class BaselineDivergence:
         task: str,
         config: StudyConfig,
         calibration: Calibration | None,
+        exact: Packable | None = None,
     ) -> None:
         """Run the baseline on the items.
 
@@ -67,6 +68,7 @@ class BaselineDivergence:
             task: kind of the evaluation set.
             config: the study.
             calibration: for the baseline, if it needs one.
+            exact: see :class:`moe_routing.engine.scorer.Scorer`.
 
         Raises:
             InputError: an item does not fit into the window.
@@ -78,6 +80,7 @@ class BaselineDivergence:
             loaded.tokenizer,
             token_budget=config.evaluation.token_budget,
             window=config.evaluation.window,
+            exact=exact,
         )
         ids = [item.id for item in items]
         with routed(
@@ -130,7 +133,7 @@ class BaselineDivergence:
 def states_of(items: Sequence[Item], scores: Sequence[Sequence[Score]]) -> dict[str, Tensor]:
     """Return the final hidden states of items, of those whose states were kept, by id."""
     pairs = zip(items, scores, strict=True)
-    kept = ((item.id, group[item.label or 0].states) for item, group in pairs)
+    kept = ((item.id, group[item.right].states) for item, group in pairs)
     return {name: states for name, states in kept if states is not None}
 
 

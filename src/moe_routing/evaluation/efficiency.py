@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE, measured
+from moe_routing.config.cells import TIMING_FILE, UNIQUE_FILE, data_file, measured
 from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.data.items import read_items
 from moe_routing.data.subset import data_rng
@@ -65,7 +65,7 @@ class EfficiencyText:
             InputError: the set has too few tokens, or no document of ``CONTEXT`` tokens.
         """
         settings, name = config.analysis.efficiency, text_dataset(config.datasets)
-        items = read_items(results / "data" / f"{name}.parquet")
+        items = read_items(results / data_file(name))
         texts = [item.text for item in items]
         documents = [windows[0].input_ids for windows in encoder.rolling(texts)]
         ids = [token for document in documents for token in document]

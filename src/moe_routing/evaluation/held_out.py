@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 
+from moe_routing.config.cells import data_file
 from moe_routing.config.study import CALIBRATION, load_config
 from moe_routing.data.items import read_items
 from moe_routing.data.sources import CERTIFICATION_FILE
@@ -125,7 +126,7 @@ class Job:
             path = self.results / "data" / CERTIFICATION_FILE
             documents = list(read_parquet(path, "text")["text"])
         else:
-            path = self.results / "data" / f"{text}.parquet"
+            path = self.results / data_file(text)
             documents = [item.context for item in read_items(path)]
         shared = set(documents) & set(self.calibration_texts)
         if shared:
