@@ -6,6 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from moe_routing.config import study
 from moe_routing.routing import strategies
 from moe_routing.routing.strategies import discovery
 
@@ -78,3 +79,4 @@ def forget() -> None:
     importlib.invalidate_caches()
     discovery._found.cache_clear()
     strategies._parsed.cache_clear()
+    study._parsed.cache_clear()

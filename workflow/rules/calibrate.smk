@@ -13,6 +13,8 @@ rule sample_logits:
         f"{RESULTS}/logs/sample_logits.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_logits.tsv"
+    # Every null and every budget waits for it.
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -42,7 +44,7 @@ rule fit_outputs:
     benchmark:
         f"{RESULTS}/benchmarks/fit_outputs.tsv"
     # Toggling waits for it, and every BH cell for that.
-    priority: 2
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -73,7 +75,7 @@ rule toggle_experts:
     benchmark:
         f"{RESULTS}/benchmarks/toggle_experts.tsv"
     # Every BH cell waits for it.
-    priority: 2
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -100,7 +102,7 @@ rule fit_null:
     log:
         f"{RESULTS}/logs/fit_null/{{null}}.log",
     # Short, and the longest jobs wait for all of them.
-    priority: 2
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: 1

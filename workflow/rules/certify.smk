@@ -19,7 +19,7 @@ rule certify:
     benchmark:
         f"{RESULTS}/benchmarks/certify/{{strategy}}.tsv"
     # The cells of all levers wait for it.
-    priority: 1
+    priority: 2
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -45,7 +45,7 @@ rule fit_budget:
     log:
         f"{RESULTS}/logs/fit_budget/{{budgeted}}.log",
     # Scales, and the cells at equal budgets, wait for it.
-    priority: 1
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -71,7 +71,8 @@ rule fit_scale:
         f"{RESULTS}/calibration/scales/{{strategy}}.json",
     log:
         f"{RESULTS}/logs/fit_scale/{{strategy}}.log",
-    priority: 1
+    # After the budgets, so that one job fits the scales of strategies with and without one.
+    priority: 2
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads

@@ -9,6 +9,8 @@ rule prepare_dataset:
         f"{RESULTS}/data/{{dataset}}.parquet",
     log:
         f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
+    # All of the calibration waits for it.
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: 1
@@ -43,6 +45,7 @@ rule prepare_calibration:
         manifest=f"{RESULTS}/data/calibration.json",
     log:
         f"{RESULTS}/logs/prepare_calibration.log",
+    priority: 3
     conda:
         MODEL_ENVIRONMENT
     threads: 1

@@ -15,6 +15,7 @@ rule toggle_held_out:
         f"{RESULTS}/logs/toggle_held_out/{{text}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/toggle_held_out/{{text}}.tsv"
+    priority: 1  # as the analyses that read it
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -51,6 +52,7 @@ rule toggle_routed:
         f"{RESULTS}/logs/toggle_routed.log",
     benchmark:
         f"{RESULTS}/benchmarks/toggle_routed.tsv"
+    priority: 1  # as the analyses that read it
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -81,6 +83,7 @@ rule toggle_dead:
         f"{RESULTS}/logs/toggle_dead.log",
     benchmark:
         f"{RESULTS}/benchmarks/toggle_dead.tsv"
+    priority: 1  # as the analyses that read it
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -522,10 +525,10 @@ class StudyConfig(ClosedModel):
         return [*names, *self.contrasted.get(dataset, [])]
 
     @property
-    def parsed(self) -> dict[str, Strategy]:
+    def parsed(self) -> Mapping[str, Strategy]:
         """Every strategy that is scored, and the baseline, by id."""
-        names = [*self.scored, *(name for names in self.contrasted.values() for name in names)]
-        return {name: parse_strategy(name) for name in (*names, self.statistics.baseline)}
+        contrasted = (name for names in self.contrasted.values() for name in names)
+        return _parsed((*self.scored, *contrasted, self.statistics.baseline))
 
     @property
     def control_of(self) -> dict[str, Control]:
@@ -649,6 +652,12 @@ def as_control(strategy: Strategy, baseline: str) -> Control:
         if base != strategy:
             return Control(WEIGHTING_KIND.name, base.id)
     return Control(RIVAL_KIND.name, baseline)
+
+
+@lru_cache(maxsize=16)
+def _parsed(names: tuple[str, ...]) -> Mapping[str, Strategy]:
+    """Return strategies by id. A plan asks for a study's some thousand times."""
+    return MappingProxyType({name: parse_strategy(name) for name in names})
 
 
 def load_config(path: Path | str) -> StudyConfig:

@@ -34,6 +34,7 @@ from moe_routing.routing.calibration import (
     null_path,
 )
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
+from moe_routing.routing.nulls.base import Null
 from moe_routing.routing.nulls.needed import Needed, default_epsilon, not_needed
 from moe_routing.routing.nulls.step_up import StepUpTest
 from moe_routing.routing.procedures import STOREY_LAMBDA, bh_levels
@@ -330,6 +331,24 @@ def test_a_layer_where_all_or_no_pairs_are_needed(rng, kl):
         assert (null.conditional().p_values(router_inputs(logits_TE, layer=1)) == 1).all()
     critical_E = null.critical_values(1, bh_levels(64, 0.05))
     assert bool((critical_E < 0).all()) == bool(kl)
+
+
+@pytest.mark.parametrize("decimals", [8, 1], ids=["distinct", "tied"])
+def test_inverse_of_the_draws_is_what_bisection_finds(rng, decimals):
+    logits_LTE, kl_LTE = tokens_and_effects(30, rng)
+    toggles = simulated_toggles(logits_LTE.round(decimals), kl_LTE, rng)
+    null = fit_null("needed_e1e4", sample_of(logits_LTE.round(decimals)), toggles)
+    smallest = (null.rank_weight_E / (null.rank_weight_E + null.total_L[0])).float().double()
+    limits = [torch.full((64,), level, dtype=torch.float64) for level in (0.0, 1e-30, 0.5, 1.0)]
+    random = torch.from_numpy(rng.random((20, 64)))
+    around = [smallest * (1 - 1e-12), smallest, smallest * (1 + 1e-6)]
+    found = []
+    for layer in range(logits_LTE.shape[0]):
+        for level_E in (*limits, *random, *around, bh_levels(64, 0.05)):
+            found.append(null.critical_values(layer, level_E))
+            assert torch.equal(found[-1], Null._invert(null, layer, level_E))
+    assert torch.stack(found).isneginf().any()
+    assert torch.stack(found).isposinf().any()
 
 
 def test_weights_of_thirds_add_up_to_the_tokens(rng):

@@ -276,9 +276,29 @@ class Needed(Null):
     def survival(self, layer: int, statistic_TE: Tensor) -> Tensor:
         """Return p-values, rounded up to float32; columns are ranks. See :meth:`Null.survival`."""
         below_TN = torch.searchsorted(self.draw_Ln[layer], statistic_TE.contiguous())
-        own_N = self.rank_weight_E[: statistic_TE.shape[1]]
+        return self._p_above(layer, below_TN)
+
+    def _p_above(self, layer: int, below_TN: Tensor) -> Tensor:
+        """Return the p-values of statistics above so many draws; columns are ranks."""
+        own_N = self.rank_weight_E[: below_TN.shape[1]]
         p_TN = (own_N + self.above_Ln[layer][below_TN]) / (own_N + self.total_L[layer])
         return _rounded_up(p_TN.clamp(max=1))  # sums of weights may differ in the last bit
+
+    def _invert(self, layer: int, level_N: Tensor) -> Tensor:
+        """Invert by bisection over the draws: a p-value changes only from one to the next."""
+        draw_n = self.draw_Ln[layer]
+        most = draw_n.shape[0]
+        low_N = torch.full(level_N.shape, -1, device=level_N.device)
+        high_N = torch.full_like(low_N, most + 1)  # more than there are: no statistic attains it
+        while bool((high_N - low_N > 1).any()):
+            middle_N = (low_N + high_N + 1) // 2
+            p_N = self._p_above(layer, middle_N.clamp(max=most)[None])[0]
+            attains_N = p_N.double() <= level_N
+            high_N = torch.where(attains_N, middle_N, high_N)
+            low_N = torch.where(attains_N, low_N, middle_N)
+        infinity_1 = draw_n.new_full((1,), math.inf)
+        above_n = torch.nextafter(draw_n, infinity_1)
+        return torch.cat([-infinity_1, above_n, infinity_1])[high_N]
 
     def diagnostics(self, layer: int) -> dict[str, object]:
         """Return what is particular to this null; see :func:`diagnose`."""
