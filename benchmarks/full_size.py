@@ -28,7 +28,7 @@ from engine import Bench, scoring_table
 from measure import interleave, options, prepare, sgemm_rate, show
 from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
 
-from moe_routing.config.study import load_config
+from moe_routing.config.study import StudyConfig, load_config
 from moe_routing.engine.adapters import find_routers
 from moe_routing.routing.rule import ModelRule
 from moe_routing.routing.strategies import parse_strategy
@@ -121,6 +121,11 @@ def rates_table(bench: Bench, rounds: int) -> list[dict]:
     ]
 
 
+def distinct_strategies(study: StudyConfig) -> list[str]:
+    """Return the compared strategies of a study whose routing no other one has."""
+    return [name for name in study.strategies if name not in study.duplicates(OLMOE)]
+
+
 def projection(strategies: Sequence[str], rates: Mapping[int, float]) -> list[dict]:
     """Project strategies on the whole evaluation sets from rates by number of experts.
 
@@ -181,9 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record["scoring"] = scoring_table(bench, ("eager", "grouped_mm"), arguments.rounds, peak)
     record["rates"] = rates_table(bench, arguments.rounds)
     rates = {row["experts"]: row["tokens/s"] for row in record["rates"]}
-    study = load_config(STUDY)
-    distinct = [name for name in study.strategies if name not in study.duplicates(OLMOE)]
-    record["projection"] = projection(distinct, rates)
+    record["projection"] = projection(distinct_strategies(load_config(STUDY)), rates)
     show(record, arguments.json)
 
 
