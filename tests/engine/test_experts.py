@@ -71,7 +71,7 @@ def test_every_kernel_is_the_loop(kernel, tokens, k, drop):
     torch.testing.assert_close(out, loop(module, hidden, index, weight), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tokens=st.integers(1, 300),
     k=st.integers(1, E),

@@ -27,7 +27,7 @@ def candidates(draw):
     return requests, groups
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(candidates(), st.integers(1, 100))
 def test_every_request_is_there_once_and_whole(case, budget):
     requests, groups = case
@@ -50,7 +50,7 @@ def test_every_request_is_there_once_and_whole(case, budget):
     assert sorted(seen) == list(range(len(requests)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(candidates())
 def test_shared_inputs_are_there_once(case):
     requests, groups = case
@@ -72,7 +72,7 @@ def test_long_groupscome_first_and_order_does_not_matter():
     assert batches == fill(group_by_prefix(requests, [[3], [2], [1], [0]]), budget=10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(candidates(), st.integers(1, 100), st.integers(1, 4))
 def test_balanced_batches_are_similar_and_as_many_as_the_workers_need(case, budget, workers):
     groups = group_by_prefix(*case)

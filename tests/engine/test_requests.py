@@ -99,9 +99,7 @@ def test_pairs_with_a_beginning_of_sequence_token(byte_tokenizer, ask):
     assert ours[0][0][0] == 0
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(context=st.text(max_size=30), continuation=st.text(min_size=1, max_size=20))
 def test_any_text(context, continuation, tokenizer, ask):
     requests = [Request(context, continuation)]

@@ -71,7 +71,7 @@ def changed(name: str, path: tuple, value: object, *, key: str | None) -> dict:
     return values
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(
     place=st.sampled_from(PLACES),
     value=st.sampled_from(HOSTILE),

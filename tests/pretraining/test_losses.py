@@ -92,7 +92,7 @@ def slow_losses(logits_TE: np.ndarray, top_k: int) -> tuple[float, float, float]
     return balance, z_loss, max(proportions) * experts
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(1, 20),
     experts=st.integers(1, 12),

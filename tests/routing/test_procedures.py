@@ -90,7 +90,7 @@ def test_step_up_equals_statsmodels_on_10000_vectors(rng, name, method):
     ),
     alpha=st.sampled_from([0.01, 0.05, 0.1, 0.5, 0.9]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_procedure_equals_a_loop(name, p, alpha):
     slow = [PROCEDURES[name](sorted(row.tolist()), alpha) for row in p]
     assert count(name, p, alpha).tolist() == slow

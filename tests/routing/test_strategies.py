@@ -67,7 +67,7 @@ def token_logits(draw: st.DrawFn) -> torch.Tensor:
 
 @pytest.mark.parametrize("template", IDS)
 @given(logits_TE=token_logits(), cap=st.sampled_from([2, 3, 8, 16, 64]), layer=st.integers(0, 1))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_every_strategy_equals_a_loop_over_tokens(calibration_of, template, logits_TE, cap, layer):
     experts = logits_TE.shape[1]
     k = min(cap, experts)
