@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -860,24 +857,16 @@ def test_panel_values_are_those_of_the_cell(planted_folder):
                 assert value == pytest.approx(metrics[measure.name])
 
 
-def test_script_writes_and_refuses_in_one_line(small_folder, tmp_path, monkeypatch, capsys):
+def test_script_writes_and_refuses_in_one_line(small_folder, tmp_path, run_script):
     folder = tmp_path / "study"
-    monkeypatch.setattr(sys, "argv", ["compute_statistics.py", "--results", str(folder)])
-
-    def exit_code():
-        script = Path(__file__).parents[2] / "scripts" / "compute_statistics.py"
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(script), run_name="__main__")
-        return ended.value.code
-
-    assert exit_code() == 2
-    refused = capsys.readouterr().err
+    code, _, refused = run_script("compute_statistics.py", "--results", folder)
+    assert code == 2
     assert refused.count("\n") == 1
     assert "config.yaml" in refused
     shutil.copytree(small_folder, folder)
     config = study_config(datasets=("hellaswag",))
     (folder / "config.yaml").write_text(config.model_dump_json(), encoding="utf-8")
-    assert exit_code() == 0
+    assert run_script("compute_statistics.py", "--results", folder)[0] == 0
     assert len(pd.read_csv(folder / "statistics" / "primary.csv")) == 1
 
 
