@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
-from shared import shared_folder
 
 # Tests run in as many processes as there are cores. More threads in each would compete for these,
-# and a thread that waits for another one would keep its core busy. Read when torch is imported.
+# and a thread that waits for another one would keep its core busy. Read when torch is imported:
+# nothing above may import it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -84,6 +86,8 @@ def tokenizer(nano):
 @pytest.fixture(scope="session")
 def calibration(nano, tmp_path_factory):
     """The embedded model calibrated on real text, with every null fitted."""
+    from shared import shared_folder
+
     from moe_routing.routing.calibration import Calibration
 
     folder = shared_folder(
@@ -164,6 +168,21 @@ def documents(rows):
     """Return texts shorter and longer than the window of 256 tokens."""
     passages = [row["passage"] for row in rows("wikipedia")]
     return [passages[0], " ".join(passages[1:5]), "One.", " ".join(passages[5:12])]
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Run a script in this process, which need not start; return exit code, output and errors."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

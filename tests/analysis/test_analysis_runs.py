@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -412,14 +410,11 @@ def test_figures_before_their_tables_are_an_error(tmp_path, draw):
         draw(tmp_path)
 
 
-def test_a_script_says_so_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "analyse.py", "bh", "--results", tmp_path, "--figures"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_a_script_says_so_in_one_line(tmp_path, run_script):
+    code, _, said = run_script("analyse.py", "bh", "--results", tmp_path, "--figures")
+    assert code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 def test_of_each_null_the_arm_that_asks_most_is_built_first():

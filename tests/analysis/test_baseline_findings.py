@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from moe_routing.analysis.findings import (
+    _spearman_rows,
     depth_trend,
     ease_and_weight,
     imbalance,
@@ -102,6 +103,14 @@ def test_layers_that_go_with_their_neighbours_are_no_sample(rng, documents):
     assert found["low"] <= stats.spearmanr(np.arange(16), walk_L).statistic <= found["high"]
     assert found["p_value"] >= 2 / (SETTINGS["resamples"] + 1)
     assert "says nothing about other models" in found["statement"]
+
+
+def test_correlations_with_rows_are_those_of_each_row(rng):
+    rows_BL = rng.integers(0, 4, (50, 6)).astype(float)  # with ties
+    rows_BL[0] = 1  # which has no order
+    expected = [spearman(np.arange(6), row_L) for row_L in rows_BL]
+    assert _spearman_rows(np.arange(6), rows_BL).tolist() == expected
+    assert expected[0] == 0
 
 
 def test_the_test_of_a_trend_keeps_its_level_where_documents_share_their_noise(rng):

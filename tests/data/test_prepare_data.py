@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +24,6 @@ from moe_routing.data.sources import CALIBRATION, describe, fetch, raw_path, set
 from moe_routing.data.tasks import load_items
 from moe_routing.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 FILES = {
     "wikipedia": "wikipedia.jsonl",
     "hellaswag": "hellaswag.jsonl",
@@ -158,42 +155,37 @@ def test_local_file_that_is_not_there_or_unreadable(tmp_path: Path) -> None:
         raw_path(tmp_path, "lambada", LocalSource(kind="local", path="a.csv"))
 
 
-def _script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "scripts" / name, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_scripts_do_the_same(study: Callable[..., StudyConfig], tmp_path: Path) -> None:
+def test_scripts_do_the_same(
+    study: Callable[..., StudyConfig], tmp_path: Path, run_script: Callable
+) -> None:
     config = study()
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     _run(config, tmp_path / "package")
     out = tmp_path / "scripts"
     common = ("--config", path, "--dataset", "lambada")
-    done = _script("fetch_data.py", *common, "--out", out / "raw" / "lambada.jsonl")
-    assert done.returncode == 0
-    assert re.fullmatch(r"usage: .*\n", done.stderr)
-    done = _script("prepare_data.py", *common, "--raw", out / "raw", "--out", out / "l.parquet")
-    assert done.returncode == 0
-    assert re.fullmatch(r"usage: .*\n", done.stderr)
+    fetched = run_script("fetch_data.py", *common, "--out", out / "raw" / "lambada.jsonl")
+    raw = ("--raw", out / "raw", "--out", out / "l.parquet")
+    prepared = run_script("prepare_data.py", *common, *raw)
+    for code, _, said in (fetched, prepared):
+        assert code == 0
+        assert re.fullmatch(r"usage: .*\n", said)
     assert (out / "l.parquet").read_bytes() == (tmp_path / "package/lambada.parquet").read_bytes()
 
 
 def test_scripts_say_what_is_wrong_in_one_line(
-    study: Callable[..., StudyConfig], tmp_path: Path
+    study: Callable[..., StudyConfig], tmp_path: Path, run_script: Callable
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(study().model_dump(mode="json")))
     common = ("--config", path, "--out", tmp_path / "lambada.parquet", "--dataset")
-    done = _script("fetch_data.py", *common, "lambada")
-    assert done.returncode == 2
-    assert (
-        done.stderr == "error: --out is lambada.parquet; allowed for this source: lambada.jsonl\n"
-    )
-    done = _script("prepare_data.py", *common, "mmlu", "--raw", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: data set 'mmlu' is not in the config; allowed: ")
-    assert done.stderr.count("\n") == 1
+    code, _, said = run_script("fetch_data.py", *common, "lambada")
+    assert code == 2
+    assert said == "error: --out is lambada.parquet; allowed for this source: lambada.jsonl\n"
+    code, _, said = run_script("prepare_data.py", *common, "mmlu", "--raw", tmp_path)
+    assert code == 2
+    assert said.startswith("error: data set 'mmlu' is not in the config; allowed: ")
+    assert said.count("\n") == 1
     assert not (tmp_path / "lambada.parquet").exists()
 
 

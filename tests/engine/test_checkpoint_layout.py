@@ -10,7 +10,7 @@ from moe_routing.engine.loading import describe_checkpoint, load_model
 
 
 def test_experts_apart_in_shards_are_the_experts_of_one_file(nano, tmp_path):
-    for name, content in checkpoint().items():
+    for name, content in checkpoint(nano.model.config.num_hidden_layers).items():
         (tmp_path / name).write_bytes(content)
     config = ModelConfig(path=str(tmp_path))
     described = describe_checkpoint(config)

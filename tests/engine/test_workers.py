@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -82,3 +83,8 @@ def test_an_error_ends_it(threads):
         list(map_in_order(work, range(100), 2))
     assert len(begun) < 10
     assert torch.get_num_threads() == threads
+
+
+def test_tests_have_the_threads_that_their_environment_names():
+    """By default one. It is named before torch is imported; afterwards nobody would read it."""
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -72,11 +70,9 @@ def test_a_model_of_another_kind_is_named():
         Architecture.of({key: OLMOE[key] for key in OLMOE if key != "num_experts"})
 
 
-def test_the_script_says_what_a_study_takes(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/estimate.py", ROOT / "config/smoke.yaml"], cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "lambada: 19 cells of 0.00 million tokens" in done.stdout
-    assert "GPU hours at 30 teraflops, loading included" in done.stdout
+def test_the_script_says_what_a_study_takes(monkeypatch, run_script):
+    monkeypatch.chdir(ROOT)
+    code, said, errors = run_script("estimate.py", "config/smoke.yaml")
+    assert code == 0, errors
+    assert "lambada: 19 cells of 0.00 million tokens" in said
+    assert "GPU hours at 30 teraflops, loading included" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from planted_items import with_gold
-from planted_results import planted_config, write_results
+from planted_results import figures_as_dots, planted_config, write_results
 
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting.plots import write_plots
@@ -25,7 +25,7 @@ LOSS = {BETTER: 0.02, EQUAL: 0.10, WORSE: 0.20, "regular_k4": 0.10, "bh_k8_b4": 
 
 
 def write_budgets_study(folder: Path) -> StudyResults:
-    """Write the study with tables, statistics and figures, and read it."""
+    """Write the study with tables, statistics and dots for figures, and read it."""
     config = planted_config(
         strategies=("stock", "regular_k4", "regular_k8"),
         study="budgets",
@@ -51,5 +51,6 @@ def write_budgets_study(folder: Path) -> StudyResults:
     write_tables(config, folder)
     write_statistics(config, folder)
     found = StudyResults.load(folder)
-    write_plots(found)
+    with figures_as_dots():
+        write_plots(found)
     return found

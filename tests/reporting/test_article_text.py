@@ -112,11 +112,12 @@ def complete(at_budgets, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(complete):
+def page(complete, tmp_path_factory):
     """The article as Markdown."""
+    source = shutil.copytree(REPORT, tmp_path_factory.mktemp("source") / "report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(complete.folder))
-        return run_page(REPORT / "index.qmd", echo=False).markdown
+        return run_page(source / "index.qmd", echo=False).markdown  # copies figures beside itself
 
 
 def prose(text):
@@ -256,9 +257,10 @@ def test_a_verdict_against_its_numbers_stops_the_article(at_budgets, tmp_path, m
     table = pd.read_csv(path)
     write_csv(table.assign(difference=-table["difference"]), path)
     monkeypatch.setenv(VARIABLE, str(folder))
+    source = shutil.copytree(REPORT, tmp_path / "report")
     said = r"statistics/primary.csv: the verdict on 'bh_k8_b4' .* its numbers say 'worse'"
     with pytest.raises(InputError, match=said) as stopped:
-        run_page(REPORT / "index.qmd", echo=False)
+        run_page(source / "index.qmd", echo=False)
     assert "\n" not in str(stopped.value)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from planted_results import add_analyses, make_study, planted_config
+from planted_results import add_analyses, figures_as_dots, make_study, planted_config
 
 from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
@@ -26,11 +27,13 @@ STATIC = ("stock", "regular_k4", "uniform_k8")
 
 def article_of(study, folder, monkeypatch):
     """The text of the article, every reference resolved and every link in it checked."""
-    write_plots(study)
+    with figures_as_dots():
+        write_plots(study)
     monkeypatch.setenv(VARIABLE, str(study.folder))
-    page, pandoc = run_page(SOURCE / "index.qmd", echo=False), find_pandoc()
-    document = _document(page, pandoc, SOURCE)
-    _write(document, page, folder / "index.html", pandoc, SOURCE)
+    source = shutil.copytree(SOURCE, folder / "report")  # figures are copied beside the page
+    page, pandoc = run_page(source / "index.qmd", echo=False), find_pandoc()
+    document = _document(page, pandoc, source)
+    _write(document, page, folder / "index.html", pandoc, source)
     html = (folder / "index.html").read_text(encoding="utf-8")
     html = re.sub(r'<a\s+href="notebooks/[^"]*"', "<a", html)  # these were not rendered
     (folder / "index.html").write_text(html, encoding="utf-8")
@@ -69,8 +72,9 @@ def test_the_article_of_a_study_of_one_data_set(tmp_path, monkeypatch, nano, out
     )
     study = make_study(tmp_path / "s", config, {"bh_k8_a005": -0.03}, items=300)
     add_analyses(study, nano, outputs, toggles)  # on the questions, for want of running text
-    draw_baseline(study.folder / "baseline")
-    draw_bh(study.folder / "bh")
+    with figures_as_dots():
+        draw_baseline(study.folder / "baseline")
+        draw_bh(study.folder / "bh")
     text = article_of(study, tmp_path, monkeypatch)
     assert "Multiple choice takes the continuation" in text
     for claim in ("Perplexity is the exponential", "A last word counts", "Kullback-Leibler"):

@@ -31,7 +31,7 @@ from moe_routing.reporting.article_figures import ARTICLE_FIGURES, CAPTIONS, COM
 from moe_routing.reporting.checks import check_pages
 from moe_routing.reporting.notebook import EXCLUDED_FORMATS
 from moe_routing.reporting.pages import NOTEBOOKS, outputs, sources
-from moe_routing.reporting.qmd import read_page, run_page, source_notebook
+from moe_routing.reporting.qmd import read_page, source_notebook
 from moe_routing.reporting.render import (
     OUTPUT_DIR,
     PREVIEW_NOTE,
@@ -58,6 +58,13 @@ def rendered(planted, nano, outputs, toggles):
     (planted.folder / "run.json").write_text('{"config_file": "config/mine.yaml"}')
     assert render(SOURCE, planted.folder) == ("preview", "")
     return planted.folder / "report"
+
+
+@pytest.fixture(scope="module")
+def executed(rendered, tmp_path_factory):
+    """The article after its cells were run, in a folder of its own."""
+    with rendering._results_named(rendered.parent):
+        return rendering._execute_article(SOURCE, tmp_path_factory.mktemp("run") / "report")
 
 
 @pytest.fixture
@@ -220,9 +227,8 @@ def test_no_output_of_a_notebook_is_html(rendered, name):
     assert not kinds & set(EXCLUDED_FORMATS)
 
 
-def test_no_output_of_the_article_is_html(rendered, copy, monkeypatch):
-    monkeypatch.setenv("MOE_ROUTING_RESULTS", str(rendered.parent))
-    kinds = kinds_of(run_page(copy / "index.qmd", echo=False).notebook)
+def test_no_output_of_the_article_is_html(executed):
+    kinds = kinds_of(executed.notebook)
     assert "text/markdown" in kinds
     assert not kinds & set(EXCLUDED_FORMATS)
 
@@ -608,12 +614,10 @@ def test_cells_run_once_for_all_formats_and_both_renderers(tmp_path, copy):
     assert len(ran.read_text().split()) == 1 + len(NOTEBOOKS)
 
 
-def test_quarto_gets_the_values_of_inline_code_and_the_day_of_the_results(rendered, copy):
+def test_quarto_gets_the_values_of_inline_code_and_the_day_of_the_results(rendered, executed):
     day = Article.load(rendered.parent).date
-    with rendering._results_named(rendered.parent):
-        pages = rendering._execute(copy, copy.parent / "run")
-        rendering._write_executed(pages.article)
-    cells = nbformat.read(copy.parent / "run" / "index.ipynb", as_version=4).cells
+    rendering._write_executed(executed)
+    cells = nbformat.read(executed.path.with_suffix(".ipynb"), as_version=4).cells
     assert yaml.safe_load(cells[0].source.strip("-"))["date"] == day
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert not [cell for cell in cells if "{python}" in cell.source]

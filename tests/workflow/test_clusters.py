@@ -12,8 +12,7 @@ import time
 import pandas as pd
 import pytest
 from cluster_stand_ins import PBS, SLURM, make_cluster
-from warm_python import warm_python
-from workflow_runs import SMOKE, make_checkout, offline, snakemake, snakemake_command
+from workflow_runs import SMOKE, make_checkout, offline, snakemake
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins need Linux")
 CELLS = ("cells/stock/lambada", "cells/uniform_k4/lambada")
@@ -77,7 +76,8 @@ def test_a_job_that_ended_while_the_main_process_was_suspended_is_found_after_a_
     """The README's limit: squeue has forgotten the job, so this run waits until it is killed."""
     ended = tmp_path / "slurm" / "jobs" / "1.state"
     with subprocess.Popen(
-        snakemake_command(*TOY_RUN, "out/a"), cwd=toy, env=offline(PATH=slurm), text=True,
+        [sys.executable, "-m", "snakemake", *TOY_RUN, "out/a"],  # the process that is suspended
+        cwd=toy, env=offline(PATH=slurm), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as run:  # fmt: skip
         while not ended.exists():
@@ -131,11 +131,10 @@ def test_cells_are_the_same_bytes_as_on_one_machine(
     path = make_cluster(tmp_path / profile / "bin", commands)
     word = "evaluate" if profile == "generic" else "name=stock"
     (tmp_path / profile / "bin" / "cancel").write_text(word)
-    with warm_python(offline(PATH=path)) as warm:
-        done = snakemake(
-            checkout, "--workflow-profile", f"profiles/{profile}", *SMOKE, *often,
-            "--latency-wait", "10", *(f"results/smoke/{cell}.json" for cell in CELLS), PATH=warm,
-        )  # fmt: skip
+    done = snakemake(
+        checkout, "--workflow-profile", f"profiles/{profile}", *SMOKE, *often,
+        "--latency-wait", "10", *(f"results/smoke/{cell}.json" for cell in CELLS), PATH=path,
+    )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     assert "Trying to restart job" in said

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from workflow_runs import SMOKE, make_checkout, offline, snakemake
+from workflow_runs import SMOKE, make_checkout, snakemake
 
 CONDA = """\
 #!/bin/sh
@@ -22,6 +22,7 @@ esac
 
 @pytest.fixture
 def with_conda(tmp_path):
+    """A PATH with the stand-in."""
     folder = tmp_path / "conda" / "bin"
     folder.mkdir(parents=True)
     about = {"conda_prefix": str(folder.parent), "platform": "linux-64", "conda_version": "26.7.0"}
@@ -29,14 +30,14 @@ def with_conda(tmp_path):
     program.write_text(CONDA.format(information=json.dumps(about)))
     program.chmod(0o755)
     (folder / "activate").touch()
-    return offline(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.mark.parametrize(("gpu", "model"), [(0, "model"), (1, "model-gpu")])
 def test_a_study_on_gpus_takes_the_environment_for_gpus(tmp_path, with_conda, gpu, model):
     folder = make_checkout(tmp_path / "checkout")
     resources = ("--config", f"resources={{gpu: {gpu}}}")
-    planned = snakemake(folder, "-n", "--sdm", "conda", *SMOKE, *resources, environment=with_conda)
+    planned = snakemake(folder, "-n", "--sdm", "conda", *SMOKE, *resources, PATH=with_conda)
     said = planned.stdout + planned.stderr
     assert planned.returncode == 0, said[-4000:]
     made = re.findall(r"Conda environment \S*envs/([\w-]+)\.yaml will be created", said)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workflow_runs import SMOKE, make_checkout, offline, snakemake
+from workflow_runs import SMOKE, make_checkout, snakemake
 
 ITEMS = "results/smoke/data/lambada.parquet"
 
@@ -33,8 +33,7 @@ def apptainer(tmp_path):
 
 
 def in_containers(folder, path, *arguments):
-    environment = offline(PATH=path)
-    return snakemake(folder, "--sdm", "apptainer", *SMOKE, *arguments, environment=environment)
+    return snakemake(folder, "--sdm", "apptainer", *SMOKE, *arguments, PATH=path)
 
 
 def test_jobs_run_in_the_image_of_the_recipe(plain, apptainer):

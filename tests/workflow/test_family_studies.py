@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from families import FAMILIES, SIZES, make
-from warm_python import warm_python
-from workflow_runs import ROOT, make_checkout, make_quarto, offline, snakemake
+from workflow_runs import ROOT, make_checkout, make_quarto, snakemake
 
 from moe_routing.engine.packable import packable
 
@@ -51,9 +50,8 @@ def test_a_study_of_the_family(name, tmp_path):
         pytest.skip(f"experts are not toggled: {packable(model).reason}")
     checkout = make_checkout(tmp_path / "checkout")
     write_config(checkout / "config" / "family.yaml", tmp_path / "model")
-    with warm_python(offline(PATH=make_quarto(tmp_path / "bin"))) as path:
-        arguments = ("--cores", "2", "--configfile", "config/family.yaml")
-        done = snakemake(checkout, *arguments, PATH=path)
+    make_quarto(tmp_path / "bin")
+    done = snakemake(checkout, "--cores", "2", "--configfile", "config/family.yaml")
     assert done.returncode == 0, done.stderr[-4000:]
     results = checkout / "results" / "smoke"
     cells = pd.read_csv(results / "comparison" / "full_routing_results.csv")

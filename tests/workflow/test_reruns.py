@@ -52,16 +52,16 @@ def cells_of(names, datasets=SETS):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("resamples", 300), ("confidence", 0.9), ("margin_accuracy", 0.02)]
+    "changes", [{"confidence": 0.9}, {"resamples": 300, "margin_accuracy": 0.02}]
 )
-def test_statistics_score_nothing_again(plan, key, value):
-    jobs, cells = plan(lambda config: config["statistics"].update({key: value}))
+def test_statistics_score_nothing_again(plan, changes):
+    jobs, cells = plan(lambda config: config["statistics"].update(changes))
     assert cells == set()
     assert "statistics" in jobs
     assert not CALIBRATION & jobs
     # Their intervals have the level of the others, and resamples of their own.
     analyses = {"baseline", "bh", "validity", "ablation"}
-    assert analyses & jobs == (analyses if key == "confidence" else set())
+    assert analyses & jobs == (analyses if "confidence" in changes else set())
 
 
 def test_resamples_of_the_analyses_make_nothing_else_again(plan):
@@ -129,28 +129,30 @@ def test_other_toggled_tokens_leave_the_logits(plan):
     assert not {"sample_logits", "fit_outputs"} & jobs
 
 
-@pytest.mark.parametrize(
-    "resources", [{"strategies_per_job": 2}, {"mem_mb": 4000, "runtime": 9}, {"threads": 2}]
-)
-def test_grouping_resources_and_threads_make_nothing_again(plan, resources):
+def test_grouping_resources_and_threads_make_nothing_again(plan):
+    resources = {"strategies_per_job": 2, "mem_mb": 4000, "runtime": 9, "threads": 2}
     jobs, _ = plan(lambda config: config["resources"].update(resources))
     assert jobs == set()
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "made"),
+    ("more", "made"),
     [
-        ("strategies", "regular_k2", set()),
-        ("strategies", "bh_k16_a005", set()),
-        ("controls", "topp_k8_p050", set()),
-        ("levers", "regular_k4_scaled", {"fit_scale"}),
-        ("budgets", "minp_k8_b3", {"fit_budget"}),
-        ("budgets", "topp_k8_b4_scaled", {"fit_scale"}),
+        (
+            {"strategies": ["regular_k2", "bh_k16_a005"], "controls": ["topp_k8_p050"]},
+            set(),
+        ),
+        ({"levers": ["regular_k4_scaled"], "budgets": ["topp_k8_b4_scaled"]}, {"fit_scale"}),
+        ({"budgets": ["minp_k8_b3"]}, {"fit_budget"}),
     ],
 )
-def test_a_strategy_more_scores_that_strategy_only(plan, key, name, made):
-    jobs, cells = plan(lambda config: config[key].append(name))
-    assert cells == cells_of([name])
+def test_strategies_more_score_these_strategies_only(plan, more, made):
+    def edit(config):
+        for key, names in more.items():
+            config[key] += names
+
+    jobs, cells = plan(edit)
+    assert cells == cells_of([name for names in more.values() for name in names])
     assert CALIBRATION & jobs == made
     assert jobs >= TABLES
 

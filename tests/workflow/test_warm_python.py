@@ -77,16 +77,15 @@ def test_a_fork_that_dies_is_a_job_that_fails(paths, start):
     assert job.returncode == 1
 
 
-def test_a_fork_ends_with_the_job_that_is_killed(paths, start, tmp_path):
-    job = start(paths[1], "time.sleep(600)")
+def test_a_fork_and_what_it_started_end_with_the_job_that_is_killed(paths, start):
+    child = "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
+    job = start(paths[1], f"{child}print(os.getpid(), child.pid, flush=True)\ntime.sleep(600)")
     assert "job.py" in job.stdout.readline()
-    while not (note := tmp_path / "note").is_file() or not note.read_text():
-        time.sleep(0.05)
-    fork = Path("/proc", note.read_text().split()[0])
-    assert fork.exists()
+    started = [Path("/proc", number) for number in job.stdout.readline().split()]
+    assert [path.exists() for path in started] == [True, True]
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
     deadline = time.monotonic() + 60
-    while fork.exists():
+    while any(path.exists() for path in started):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,8 +1,9 @@
-"""A ``python`` for the jobs of a study, which has already imported what takes them longest.
+"""A ``python`` for Snakemake and its jobs, which has already imported what takes them longest.
 
 Importing torch and transformers takes a job 5 to 8 seconds, longer than most jobs of the small
 studies work. Here one server imports them, and forks for each job. The script, its arguments, its
 environment and the package are those of the job: the server imports nothing of this repository.
+The same holds for ``python -m snakemake``, which clusters start for every job, and twice on Slurm.
 A job that may use the network runs in a Python of its own, because huggingface_hub reads its
 settings when it is imported. So does every job where a process cannot safely fork after such
 imports: on other systems than Linux.
@@ -10,6 +11,7 @@ imports: on other systems than Linux.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -25,13 +27,18 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
+SNAKEMAKE_IMPORTS = (
+    "jinja2", "numpy", "pydantic.json_schema", "smart_open", "snakemake.cli",
+    "snakemake.report.html_reporter", "yaml", "yte",
+)  # fmt: skip
 SLOW_IMPORTS = (
-    "pyarrow.parquet", "scipy.optimize", "scipy.stats", "seaborn", "torch",
-    "transformers.models.auto.modeling_auto", "transformers.models.olmoe.modeling_olmoe",
+    "pyarrow.dataset", "pyarrow.parquet", "pydantic.json_schema", "scipy.optimize", "scipy.stats",
+    "seaborn", "torch", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.models.olmoe.modeling_olmoe",
 )  # fmt: skip
 PROGRAM = """#!/bin/sh
-case $HF_HUB_OFFLINE$1 in
-  1[!-]*) exec {python} {here} ask {address} "$@" ;;
+case "$HF_HUB_OFFLINE$1 $2" in
+  1[!-]* | "1-m snakemake") exec {python} -S {here} ask {address} "$@" ;;
   *) exec {python} "$@" ;;
 esac
 """
@@ -65,6 +72,7 @@ def serve(address, *imports):
         listener.listen()
         for name in imports:
             import_module(name)
+        gc.freeze()  # or the first collection in each fork would copy all that was imported
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
         while True:
             asked, _ = listener.accept()
@@ -77,6 +85,7 @@ def serve(address, *imports):
 
 def run_job(asked):
     """Become the job that asks, and tell it the exit code; if it is killed, so is this process."""
+    os.setsid()  # what the job starts can be ended with it
     _, streams, *_ = socket.recv_fds(asked, 1, 3)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -84,25 +93,33 @@ def run_job(asked):
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    sys.argv = job["argv"]
     package = job["environment"].get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [str(Path(sys.argv[0]).parent.absolute()), *filter(None, package)]
+    program, *arguments = job["argv"]
+    module = program == "-m"
+    folder = Path.cwd() if module else Path(program).parent.absolute()
+    sys.argv = arguments if module else job["argv"]
+    sys.path[:1] = [str(folder), *filter(None, package)]
+    if module:  # Snakemake, whose jobs on a cluster start it by this path
+        sys.executable = str(Path(asked.getsockname()).with_name("python"))
     Thread(target=end_with, args=(asked,), daemon=True).start()
-    code = exit_code_of(sys.argv[0])
+    code = exit_code_of(sys.argv[0], module=module)
     asked.sendall(b"%d\n" % code)
     os._exit(code)
 
 
 def end_with(asked):
-    """Kill this process when the job that asked for it is gone."""
+    """Kill this process and what it started when the job that asked for it is gone."""
     asked.recv(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
 
 
-def exit_code_of(script):
-    """Run a script as ``python script`` does, and return its exit code."""
+def exit_code_of(name, *, module):
+    """Run a script as ``python name`` does, or ``python -m name``, and return its exit code."""
     try:
-        runpy.run_path(script, run_name="__main__")
+        if module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
         return 0
     except SystemExit as stopped:
         if isinstance(stopped.code, str):
@@ -118,7 +135,7 @@ def exit_code_of(script):
 
 
 def ask(address, *argv):
-    """Have the server run a script with this process's streams; return the exit code."""
+    """Have the server run a script or module with this process's streams; return the exit code."""
     job = {"argv": argv, "folder": os.getcwd(), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)

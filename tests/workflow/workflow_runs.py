@@ -12,12 +12,10 @@ import time
 from functools import cache
 from pathlib import Path
 
-from warm_python import warm_python
+from warm_python import SLOW_IMPORTS, SNAKEMAKE_IMPORTS, warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ("--configfile", "config/smoke.yaml")
-RUN_SNAKEMAKE = Path(__file__).with_name("run_snakemake.py")
-SNAKEMAKE_IMPORTS = ("numpy", "pydantic", "snakemake.cli", "yaml")
 PARTS = ("workflow", "scripts", "src", "config", "envs", "profiles", "report")
 
 
@@ -41,36 +39,49 @@ def make_quarto(folder):
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def snakemake_command(*arguments):
-    return [sys.executable, "-m", "snakemake", *arguments]
-
-
 def offline(**variables):
     """Return the environment of a run without a network for the hub."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
 
 
 @cache
-def warm_snakemake():
-    """Return the program of a Python that has imported Snakemake, which takes half of a plan."""
+def warm_folder():
+    """Return the folder of a Python that has imported what takes Snakemake and jobs longest.
+
+    It is kept for all tests of this process. Imports take more than half of the time in which
+    Snakemake plans, and most of that of a job.
+    """
     if sys.platform != "linux":  # see warm_python
-        return sys.executable
-    server = warm_python(offline(), SNAKEMAKE_IMPORTS)
-    program = Path(server.__enter__().split(os.pathsep)[0]) / "python"
+        return str(Path(sys.executable).parent)
+    server = warm_python(offline(), (*SNAKEMAKE_IMPORTS, *SLOW_IMPORTS))
+    path = server.__enter__()
     atexit.register(server.__exit__, None, None, None)
-    return str(program)
+    return path.split(os.pathsep)[0]
+
+
+def warm_path(path=None):
+    """Return a PATH, by default that of this process, that begins with the warm Python."""
+    return f"{warm_folder()}{os.pathsep}{path or os.environ['PATH']}"
+
+
+def snakemake_command(*arguments):
+    return [shutil.which("python", path=warm_folder()), "-m", "snakemake", *arguments]
 
 
 def snakemake(folder, *arguments, timeout=3600, environment=None, **variables):
     """Run Snakemake without a network for the hub, or in a given environment.
 
-    A stand-in for Quarto beside the folder is on the PATH, as when its study was made.
+    Snakemake and its jobs are forks of the warm Python, unless an environment is given: that may
+    change what is imported. A stand-in for Quarto beside the folder is on the PATH, as when its
+    study was made.
     """
-    command = snakemake_command(*arguments)
     if (folder.parent / "bin" / "quarto").is_file():
         variables = {"PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"} | variables
-    if environment is None:  # another one may change what is imported
-        command = [warm_snakemake(), str(RUN_SNAKEMAKE), *arguments]
+    if environment is None:
+        command = snakemake_command(*arguments)
+        variables["PATH"] = warm_path(variables.get("PATH"))
+    else:
+        command = [sys.executable, "-m", "snakemake", *arguments]
     return subprocess.run(
         command, cwd=folder, env=(environment or offline()) | variables,
         capture_output=True, text=True, timeout=timeout,
@@ -83,22 +94,22 @@ def make_smoke_study(folder):
     Everything that is tested of the study is thus tested of one that was killed. A stand-in for
     Quarto is on the PATH. What the last run says is in ``folder``/snakemake.out.
     """
-    quarto = make_quarto(folder / "bin")
+    make_quarto(folder / "bin")
     checkout = make_checkout(folder / "checkout")
-    with warm_python(offline(PATH=quarto)) as path:
-        kill_while_scoring(checkout, "--cores", "2", *SMOKE, PATH=path)
-        unlocked = snakemake(checkout, "--unlock", *SMOKE)
-        assert unlocked.returncode == 0, unlocked.stderr
-        done = snakemake(checkout, "--cores", "2", *SMOKE, PATH=path)
+    kill_while_scoring(checkout, "--cores", "2", *SMOKE)
+    unlocked = snakemake(checkout, "--unlock", *SMOKE)
+    assert unlocked.returncode == 0, unlocked.stderr
+    done = snakemake(checkout, "--cores", "2", *SMOKE)
     assert done.returncode == 0, done.stderr[-4000:]
     (folder / "snakemake.out").write_text(done.stdout, encoding="utf-8")
 
 
-def kill_while_scoring(folder, *arguments, **variables):
+def kill_while_scoring(folder, *arguments):
     """Start a run of the smoke study, and kill all of it as soon as a few cells are scored."""
     results = folder / "results" / "smoke"
+    path = warm_path(f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
     with subprocess.Popen(
-        snakemake_command(*arguments), cwd=folder, env=offline(**variables),
+        snakemake_command(*arguments), cwd=folder, env=offline(PATH=path),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as run:  # fmt: skip
         while len(list(results.glob("store/cells/*/*.json"))) < 5:

@@ -94,7 +94,7 @@ def depth_trend(
     tokens_D = cluster_sums(np.ones(document_T.size), document_T)
     weight_BD = document_weights(len(tokens_D), resamples, rng)
     means_BL = (weight_BD @ sums_DL) / (weight_BD @ tokens_D)[:, None]
-    rho_B = np.array([spearman(depth_L, mean_L) for mean_L in means_BL])
+    rho_B = _spearman_rows(depth_L, means_BL)
     low, high = _percentiles(rho_B, confidence)
     crossed = min((rho_B <= 0).sum(), (rho_B >= 0).sum())
     p_value = min(1.0, float(2 * (1 + crossed) / (resamples + 1)))
@@ -178,6 +178,14 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Return Spearman's rank correlation; 0 where one of the two is constant."""
     rho = law.spearman(first, second)
     return 0.0 if math.isnan(rho) else rho
+
+
+def _spearman_rows(first_L: ArrayLike, second_BL: Array) -> Array:
+    """Return the correlation of one variable with each row, as :func:`spearman` does; (B,)."""
+    a_L, b_BL = stats.rankdata(first_L), stats.rankdata(second_BL, axis=1)
+    a_L, b_BL = a_L - a_L.mean(), b_BL - b_BL.mean(1, keepdims=True)
+    scale_B = np.sqrt((a_L @ a_L) * (b_BL**2).sum(1))
+    return np.divide(b_BL @ a_L, scale_B, out=np.zeros_like(scale_B), where=scale_B > 0)
 
 
 def spearman_limits(

@@ -65,8 +65,9 @@ def use_style() -> None:
 def save(figure: Figure, path: Path | str, suffixes: Sequence[str] = ("png", "svg")) -> None:
     """Write ``path``.png and ``path``.svg without dates, and close the figure."""
     # Laid out and measured once: each file would do both twice, which takes longer than to draw it.
+    # Nor is "none" the engine now: it stands for the last one, for which each file is drawn twice.
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     for suffix in suffixes:
