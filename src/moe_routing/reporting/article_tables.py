@@ -202,7 +202,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "the predictions of `{baseline}`, in nats per token, on those documents and held out, with "
         "{confidence} intervals; n is the number of documents or items. From "
         f"`{CERTIFICATES}/<strategy>.json`, `{METRICS_FILE}` and `{BUDGETS_FILE}`.",
-        "llrrr",
+        "lllrr",
         lambda study: bool(study.certificates),
         "no strategy was certified",
     ),

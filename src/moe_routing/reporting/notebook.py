@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
-from moe_routing.reporting.article import VARIABLE, results_folder
+from moe_routing.reporting.article import results_folder
+from moe_routing.reporting.pages import VARIABLE
 
 EXCLUDED_FORMATS = ("text/html", "application/javascript")
 """Output formats that no page has. For these, Quarto adds require.js and jQuery from another host

@@ -8,6 +8,7 @@ verbatim.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -107,33 +108,61 @@ def _split_front(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def run_page(path: Path, *, echo: bool) -> Page:
-    """Run the cells of a page in its folder and return the result.
+    """Run the cells of a page in its folder and return the result; see :func:`run_pages`."""
+    return run_pages([(path, echo)])[0]
+
+
+def run_pages(pages: Sequence[tuple[Path, bool]]) -> list[Page]:
+    """Run the cells of each page in its folder and return the results.
+
+    One kernel runs all pages, so that each package is imported once. Before each page it forgets
+    all names: a page cannot use what another one defined.
 
     Args:
-        path: the .qmd file.
-        echo: whether code is shown by default.
+        pages: .qmd files, and whether code is shown by default.
 
     Raises:
         InputError: a cell or inline code fails.
     """
     from nbclient import NotebookClient
 
-    front, notebook = read_page(path)
+    read = [(path, echo, *read_page(path)) for path, echo in pages]
+    first, notebook = read[0][0], read[0][3]
     client = NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", coalesce_streams=True,
         extra_arguments=["--log-level=40"],  # errors only
-        resources={"metadata": {"path": str(path.resolve().parent)}},
+        resources={"metadata": {"path": str(first.resolve().parent)}},
     )  # fmt: skip
+    done, path = [], first
     try:
         with client.setup_kernel():
-            for number, cell in enumerate(notebook.cells):
-                _run_cell(client, cell, number, path)
+            for path, echo, front, notebook in read:
+                if notebook is not client.nb:
+                    _forget(client, path)
+                    client.nb = notebook
+                    client.reset_execution_trackers()
+                for number, cell in enumerate(notebook.cells):
+                    _run_cell(client, cell, number, path)
+                shown = front.get("execute", {}).get("echo", echo)
+                done.append(Page(path, front, notebook, markdown_of(notebook, echo=shown)))
     except RuntimeError as error:
         raise InputError(
             f"{path}: its Python kernel does not answer; it needs ipykernel"
         ) from error
-    echo = front.get("execute", {}).get("echo", echo)
-    return Page(path, front, notebook, markdown_of(notebook, echo=echo))
+    return done
+
+
+def _forget(client: NotebookClient, path: Path) -> None:
+    """Make the kernel forget all names, close all figures, and work in the folder of a page."""
+    folder = str(path.resolve().parent)
+    code = (
+        "import sys; 'matplotlib.pyplot' in sys.modules and "
+        "sys.modules['matplotlib.pyplot'].close('all')\n"
+        f"import os; os.chdir({folder!r})\n"
+        "get_ipython().reset(new_session=True)"
+    )
+    kernel = cast("KernelClient", client.kc)
+    client.wait_for_reply(kernel.execute(code, silent=True))
 
 
 def _run_cell(client: NotebookClient, cell: NotebookNode, number: int, path: Path) -> None:

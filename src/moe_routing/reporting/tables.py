@@ -10,6 +10,8 @@ from moe_routing import wording
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.config.study import Source
 from moe_routing.reporting.findings import main_measure_rows
+from moe_routing.reporting.findings_controls import changed_words
+from moe_routing.reporting.names import in_words
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
@@ -279,7 +281,7 @@ def numerics_table(study: StudyResults) -> pd.DataFrame:
     rows = main_measure_rows(study.statistics["numerics"], study.main_measures)
     return pd.DataFrame(
         {
-            "Changed": [f"`{name}`" for name in rows["changed"]],
+            "Changed": [changed_words(name) for name in rows["changed"]],
             "Data set": rows["dataset"].map(lambda name: DATASETS[str(name)].label),
             "Items": rows["n_items"].map(wording.count),
             "Difference": [
@@ -360,15 +362,18 @@ def source_words(source: Source) -> str:
 
 
 def contrast_table(study: StudyResults) -> pd.DataFrame:
-    """Return the declared contrasts in their order."""
+    """Return the declared contrasts in their order, with names in words."""
+    own = study.model.rule.weighting
     return pd.DataFrame(
         [
             {
-                "Strategy": f"`{row.strategy}`",
-                "Against": f"`{row.against}`",
-                "Data set": DATASETS[row.dataset].label,
+                "Rule": f"{in_words(row.strategy, own)}, `{row.strategy}`",
+                "Against": in_words(row.against, own),
+                "Measure": f"{DATASETS[row.dataset].label}, {METRICS[row.metric].unit}",
                 "Experts": wording.experts(row.mean_experts),
-                "Difference": wording.difference(row.difference, row.low, row.high, row.metric),
+                "Difference": wording.difference(
+                    row.difference, row.low, row.high, row.metric, unit=False
+                ),
                 "p": _bare_p(row.p_value),
                 "p, equivalence": "" if pd.isna(row.p_tost) else _bare_p(row.p_tost),
                 "Verdict": row.verdict,
@@ -417,6 +422,17 @@ def strategy_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def epsilon_of(study: StudyResults, null_id: str) -> float | None:
+    """Return the epsilon in nats that a null was fitted with; None if it has none."""
+    table = study.table(f"calibration/nulls/{null_id}.csv")
+    return float(table["epsilon"].iloc[0]) if "epsilon" in table else None
+
+
+def hypothesis_of(study: StudyResults, null_id: str) -> str:
+    """Return H0 of a null in words, with the epsilon that it was fitted with."""
+    return wording.typeset(hypothesis(null_id, epsilon_of(study, null_id)))
+
+
 def null_table(study: StudyResults) -> pd.DataFrame:
     """Return the fitted nulls, over layers: hypothesis, symmetry, smallest p, needed experts.
 
@@ -425,13 +441,10 @@ def null_table(study: StudyResults) -> pd.DataFrame:
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
-        epsilon = float(table["epsilon"].iloc[0]) if "epsilon" in table else None
         rows.append(
             {
                 "Null": f"`{path.stem}`",
-                "H0 in words": wording.typeset(hypothesis(path.stem, epsilon))
-                if is_null(path.stem)
-                else "",
+                "H0 in words": hypothesis_of(study, path.stem) if is_null(path.stem) else "",
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
                 "Needed": _range(table, "needed_proportion"),
