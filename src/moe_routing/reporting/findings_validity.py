@@ -64,7 +64,8 @@ def _kept(rows: pd.DataFrame, dependence: str) -> Finding:
             f"{wording.percent(worst['fdr'])} at {worst['alpha']:g}{which}."
         )
     if kept:
-        text += f" That of {_labels(kept)} was not shown to be above alpha anywhere."
+        subject = "That" if broke else "The false discovery rate"
+        text += f" {subject} of {_labels(kept)} was not shown to be above alpha anywhere."
     else:
         text += " No procedure kept it at alpha."
     verdict = "none kept" if not kept else "some kept" if broke else "all kept"
