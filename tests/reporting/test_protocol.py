@@ -171,7 +171,7 @@ def test_designs_are_named_and_explained(planted, tmp_path):
     }  # fmt: skip
     pd.DataFrame(designs).to_csv(tmp_path / "validity" / "designs.csv", index=False)
     text = Article(replace(planted, folder=tmp_path)).text("examined")
-    assert text.endswith("decides there.\n\n- *Real copula*: the layer's own law.")
+    assert "@tbl-size).\n\n- *real copula*: the layer's own law.\n\n@fig-bound shows" in text
 
 
 def test_nulls_about_logits_are_judged_by_weak_control(planted, tmp_path):

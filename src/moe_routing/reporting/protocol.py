@@ -151,9 +151,9 @@ def _examined(study: StudyResults) -> str:
         "show what BH would select if all of them were noise. They take no part in the verdict. "
         "The router's decisions are in the upper tail of a real layer. A null that is monotone in "
         "a layer's logits and has power on real text must therefore fail there (@fig-size, "
-        "@tbl-size). @fig-bound shows how often marginal nulls select anything on real text, and "
-        "@fig-binding whether the test, the floor or the cap decides there."
-        f"{_designs(study)}"
+        f"@tbl-size).{_designs(study)}\n\n"
+        "@fig-bound shows how often marginal nulls select anything on real text, and @fig-binding "
+        "whether the test, the floor or the cap decides there."
     )
 
 
@@ -163,8 +163,10 @@ def _designs(study: StudyResults) -> str:
     if table.empty:
         return ""
     used = table[table["nulls"].notna()]
-    names = [wording.capital(wording.as_words(name)) for name in used["design"]]
-    lines = [f"- *{name}*: {why}." for name, why in zip(names, used["why"], strict=True)]
+    lines = [
+        f"- *{wording.as_words(name)}*: {why}."
+        for name, why in zip(used["design"], used["why"], strict=True)
+    ]
     return "\n\n" + "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_valu
 from moe_routing.config.study import Source
 from moe_routing.reporting.findings import main_measure_rows
 from moe_routing.reporting.findings_controls import changed_words
-from moe_routing.reporting.names import in_words
+from moe_routing.reporting.names import MIXTURE_OF, in_words
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
@@ -220,7 +220,10 @@ def shown_kinds() -> dict[str, str]:
 
 
 def controls_table(study: StudyResults) -> pd.DataFrame:
-    """Return each control against its base: mean experts, and a difference per data set."""
+    """Return each control against its base: mean experts, and a difference per data set.
+
+    The base is part of most ids; of the others it stands beside.
+    """
     return _controls(study, study.statistics["controls"])
 
 
@@ -234,8 +237,8 @@ def primary_controls(study: StudyResults) -> pd.DataFrame:
 
 
 def primary_controls_table(study: StudyResults) -> pd.DataFrame:
-    """Return the controls of the primary strategy, as :func:`controls_table`, without the base."""
-    return _controls(study, primary_controls(study)).drop(columns="Base")
+    """Return the controls of the primary strategy, as :func:`controls_table`."""
+    return _controls(study, primary_controls(study))
 
 
 def _controls(study: StudyResults, rows: pd.DataFrame) -> pd.DataFrame:
@@ -246,10 +249,10 @@ def _controls(study: StudyResults, rows: pd.DataFrame) -> pd.DataFrame:
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
     table = pd.DataFrame(
         {
-            "Base": [f"`{name}`" for name in names["base"]],
             "Control": [
-                f"`{name}`, {kinds[kind]}"
-                for name, kind in zip(names["strategy"], names["kind"], strict=True)
+                f"`{row.strategy}`, {kinds[row.kind]}"
+                + ("" if row.base in row.strategy else f" (base: `{row.base}`)")
+                for row in rows_of(names)
             ],
             "Experts, base and control": [
                 " and ".join(wording.experts(x) for x in experts.loc[name])
@@ -367,8 +370,10 @@ def contrast_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "Rule": f"{in_words(row.strategy, own)}, `{row.strategy}`",
-                "Against": in_words(row.against, own),
+                "Rule": f"{wording.capital(in_words(row.strategy, own))}, `{row.strategy}`",
+                "Against": "fixed numbers, same mean"
+                if row.against.startswith(MIXTURE_OF)
+                else in_words(row.against, own),
                 "Measure": f"{DATASETS[row.dataset].label}, {METRICS[row.metric].unit}",
                 "Experts": wording.experts(row.mean_experts),
                 "Difference": wording.difference(
