@@ -611,7 +611,7 @@ def test_cells_run_once_for_all_formats_and_both_renderers(tmp_path, copy):
 def test_quarto_gets_the_values_of_inline_code_and_the_day_of_the_results(rendered, copy):
     day = Article.load(rendered.parent).date
     with rendering._results_named(rendered.parent):
-        pages = rendering._execute(copy, copy.parent / "run")
+        pages = rendering._execute(copy, copy.parent / "run", rendered.parent)
         rendering._write_executed(pages.article)
     cells = nbformat.read(copy.parent / "run" / "index.ipynb", as_version=4).cells
     assert yaml.safe_load(cells[0].source.strip("-"))["date"] == day
