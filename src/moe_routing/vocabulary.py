@@ -518,7 +518,7 @@ def hypothesis(null_id: str, epsilon: float | None = None, score: ExpertScore | 
     if needed is None:
         raise InputError(f"null '{null_id}' is unknown; allowed: {', '.join(NULL_IDS)}")
     value = needed.epsilon or epsilon
-    size = f"epsilon = {_power_of_ten(value)}" if value else "calibration.epsilon"
+    size = f"epsilon = {_power_of_ten(value)}" if value else "epsilon"
     ranked = needed.score or score
     by = f"; {_SCORED[ranked]}" if ranked in _SCORED else ""
     if needed.effect == "loss":

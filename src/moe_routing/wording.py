@@ -199,6 +199,15 @@ def measure_words(metric: str) -> str:
     return METRICS[metric].noun or METRICS[metric].label
 
 
+def as_words(name: str) -> str:
+    """Return the id of a null, design or score as words.
+
+    >>> as_words("within_token"), as_words("needed_e1e4") == "needed, epsilon 10⁻⁴"
+    ('within token', True)
+    """
+    return typeset(re.sub(r" e(\d+)e(\d+)", r", epsilon \1e-\2", str(name).replace("_", " ")))
+
+
 def capital(text: str) -> str:
     """Return a clause or label with a capital first letter and the rest as it is.
 

@@ -114,7 +114,7 @@ def test_every_null_is_named(name):
     figure = drawn(name)
     legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     said = "\n".join([axis.get_title() for axis in figure.axes] + legends)
-    for words in ("needed, epsilon 1e-4", "needed, epsilon 1e-3", "within token", "unselected"):
+    for words in ("needed, epsilon 10⁻⁴", "needed, epsilon 10⁻³", "within token", "unselected"):
         assert words in said
 
 

@@ -114,8 +114,9 @@ def test_distinct_experts_are_means_over_layers():
         for size in (1, 8, 64)
         for layer in (0, 2)
     ]
-    axis = unique_experts(pd.DataFrame(rows)).axes[0]
-    assert [line.get_label() for line in axis.get_lines()] == ["stock", "regular_k2"]
+    names = {"stock": "stock", "regular_k2": "fixed k"}
+    axis = unique_experts(pd.DataFrame(rows), names).axes[0]
+    assert [line.get_label() for line in axis.get_lines()] == ["Stock (2.0)", "Fixed k (2.0)"]
     assert list(axis.get_lines()[0].get_ydata()) == [2, 9, 65]
 
 
@@ -125,5 +126,7 @@ def test_the_legend_of_distinct_experts_has_the_order_of_the_lines():
         for name, weight in (("regular_k2", 1), ("stock", 3), ("regular_k4", 2))
         for size in (1, 8)
     ]
-    axis = unique_experts(pd.DataFrame(rows)).axes[0]
-    assert [line.get_label() for line in axis.get_lines()] == ["stock", "regular_k4", "regular_k2"]
+    names = {"stock": "stock", "regular_k2": "two", "regular_k4": "four"}
+    axis = unique_experts(pd.DataFrame(rows), names).axes[0]
+    labels = [line.get_label() for line in axis.get_lines()]
+    assert labels == ["Stock (3.0)", "Four (2.0)", "Two (1.0)"]

@@ -42,7 +42,7 @@ def test_sizes_above_the_allowed_one_are_bold_and_noise_is_to_the_right():
     assert [label.get_text() for label in axis.get_xticklabels()] == ["normal", "real"]
     texts = {text.get_position(): (text.get_text(), text.get_weight()) for text in axis.texts}
     assert texts == {
-        (0, 0): (".05", "normal"), (1, 0): (".05", "normal"), (0, 1): (".90", "bold"),
+        (0, 0): ("5.0", "normal"), (1, 0): ("5.0", "normal"), (0, 1): ("90.0", "bold"),
     }  # fmt: skip
     (line,) = axis.lines
     assert set(line.get_xdata()) == {0.5}

@@ -30,8 +30,8 @@ def test_the_own_choice_comes_first():
 @pytest.mark.parametrize(
     ("false", "verdict", "said"),
     [
-        (0.02, "held", ", not shown to be above alpha 0.05 over all layers; nor in any layer."),
-        (0.9, "exceeded", ", above alpha 0.05 over all layers; in layers 0, 1, 2 and 3 it is."),
+        (0.02, "held", ", not shown to be above alpha 0.05. No single layer is above it."),
+        (0.9, "exceeded", " over all layers, above alpha 0.05. Layers 0, 1, 2 and 3 are above it."),
     ],
 )  # fmt: skip
 def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
@@ -45,9 +45,9 @@ def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
 @pytest.mark.parametrize(
     ("useful", "said"),
     [
-        (0.9, "when removed, fewer than of the whole choice, and"),
-        (0.5, "when removed, not shown to differ from the whole choice, and"),
-        (0.1, "when removed, more than of the whole choice, and"),
+        (0.9, "when removed, fewer than of the whole choice. The harmful ones"),
+        (0.5, "when removed, not shown to differ from the whole choice. The"),
+        (0.1, "when removed, more than of the whole choice. The harmful ones"),
     ],
 )
 def test_the_worth_of_discoveries_is_compared_with_the_own_choice(useful, said):
@@ -94,8 +94,8 @@ def test_what_is_left_out(small, verdict, said):
     own = rows[rows["part"] == "removed"].iloc[0]
     assert f"leaves out {100 * own['left_out']:.1f} % [" in finding.text
     assert f"have {100 * own['effect_left_out']:.1f} % of the sum" in finding.text
-    free = f"BH leaves out {100 * own['left_out']:.1f} % at alpha 0.05 of those of the own choice."
-    assert finding.text.endswith(free)
+    free = f"BH leaves out {100 * own['left_out']:.1f} % at alpha 0.05 of the needed experts of the"
+    assert finding.text.endswith(f"{free} own choice.")
     assert findings.left_out(pd.DataFrame()) is None
 
 
@@ -146,11 +146,10 @@ def test_needed_experts():
     table = planted.needs_tables()["needed_experts"]
     finding = findings.needed(table)
     rows = table[(table["class"] == "all tokens") & (table["layer"] == "all")]
-    for row in rows.itertuples():
+    for number, row in enumerate(rows.sort_values("epsilon").itertuples()):
         mean = wording.interval(row.mean, row.low, row.high)
-        assert f"{mean} at epsilon {wording.scientific(row.epsilon)}" in finding.text
-    first = finding.text.index(f"epsilon {wording.scientific(1e-5)}")
-    assert first < finding.text.index("epsilon 0.001")
+        name = "" if number else "epsilon "
+        assert f"{mean} at {name}{wording.scientific(row.epsilon)}" in finding.text
     assert findings.needed(pd.DataFrame()) is None
 
 
@@ -206,7 +205,9 @@ def test_a_score_that_helps_and_one_that_does_not(orders, verdict, said):
     found = findings.headroom(table)
     assert [finding.verdict for finding in found] == [verdict] * 2
     assert said in found[0].text
-    assert found[1].text.startswith("With 2 experts of the model's own choice kept in every layer")
+    assert found[1].text.startswith(
+        "At one token, 2 experts of the model's own choice were kept in every layer. The KL in the "
+    )
     assert ("Of this room" in found[0].text) == (verdict != "no room")
     assert findings.headroom(pd.DataFrame()) == []
 

@@ -29,11 +29,11 @@ def test_router_findings_are_the_statements_of_the_analysis(tmp_path):
     ("better", "worse", "verdict", "said"),
     [
         (["a"], [], "better", "1 was shown to be better than any convex curve through the static "
-         "settings, and none worse than the straight line"),
+         "settings. None were worse than the straight line"),
         ([], ["a", "b"], "worse", "none were shown to be better than any convex curve through the "
-         "static settings, and 2 worse"),
-        (["a"], ["b"], "mixed", "settings, and 1 worse"),
-        ([], [], "none", "settings, and none worse"),
+         "static settings. 2 were worse"),
+        (["a"], ["b"], "mixed", "settings. 1 was worse"),
+        ([], [], "none", "settings. None were worse"),
     ],
 )  # fmt: skip
 def test_recommendation(tmp_path, better, worse, verdict, said):
@@ -62,10 +62,12 @@ def test_recommendation(tmp_path, better, worse, verdict, said):
 def test_validity_puts_the_nulls_in_use_first():
     rows = [
         ("pooled", "valid", "pooled is valid: ..."),
-        ("within_token", "not shown", "within_token is not shown to be valid: 5%."),
+        ("within_token", "not shown", "within_token is not shown to be valid: 5% (real_copula)."),
     ]
-    table = pd.DataFrame(rows, columns=["null", "call", "verdict"])
+    table = pd.DataFrame(rows, columns=["null", "call", "verdict"]).assign(
+        worst_layer_design="t4", worst_design="normal", noise_design="real_copula"
+    )
     found = findings_analyses.validity(table, pd.Series(["none", "within_token"]))
     assert [x.verdict for x in found] == ["not shown", "valid"]
-    assert found[0].text == "`within_token` is not shown to be valid: 5 %."
+    assert found[0].text == "`within_token` is not shown to be valid: 5 % (real copula)."
     assert findings_analyses.validity(pd.DataFrame(), pd.Series(["none"])) == []

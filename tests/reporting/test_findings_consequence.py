@@ -25,7 +25,7 @@ KEPT, OPEN, EXCEEDED = (0.007, 0.006, 0.009), (0.012, 0.008, 0.015), (0.02, 0.01
     [
         ({"wikipedia": KEPT}, "kept", "On Wikipedia the interval is within the promise."),
         ({"wikipedia": KEPT, "hellaswag": OPEN}, "open",
-         "On HellaSwag the interval contains the promise, so it is open whether it"),
+         "On HellaSwag the interval contains 0.01, so it is open whether the promise"),
         ({"wikipedia": KEPT, "lambada": EXCEEDED}, "exceeded",
          "On LAMBADA it exceeds the promise, which does not cover text of another kind"),
     ],

@@ -65,7 +65,7 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
     )
     (finding,) = findings_controls.controls(rows, MAIN, BASES)
     assert (
-        "quality was worse on HellaSwag and not shown to differ on Wikipedia. Which tokens"
+        "quality was worse on HellaSwag. On Wikipedia it was not shown to differ. Which tokens"
         in finding.text
     )
 
@@ -163,8 +163,8 @@ def test_static_curve(few, many, outcome, said):
     assert finding.verdict == outcome
     assert said in finding.text
     assert (
-        "against `regular_k8` and among the additional k, fewer static experts were worse at k = 1 "
-        "and better at k = 2. " in finding.text
+        "additional k were compared with `regular_k8` by length-normalised accuracy. Fewer static "
+        "experts were worse at k = 1 and better at k = 2. " in finding.text
     )
 
 
@@ -183,7 +183,10 @@ def test_noise_is_the_largest_of_all_arms():
     )
     (finding,) = findings_controls.numerics(rows, MAIN)
     assert finding.verdict == "some"
-    assert "changing only `dtype = bfloat16` or `token_budget = 128`." in finding.text
+    assert (
+        "only the number format (bfloat16) or the number of tokens in a forward pass (128)."
+        in finding.text
+    )
     assert "HellaSwag by up to 0.2 percentage points (9 items flipped)" in finding.text
     assert f"Wikipedia by up to {wording.scientific(3e-7)} nats per token." in finding.text
     assert "A smaller difference is not a finding." in finding.text
@@ -226,7 +229,7 @@ def test_divergence_is_a_range_on_each_data_set():
         names=["strategy", "dataset"],
     )
     finding = findings_controls.divergence(pd.Series([0.0, 0.1, 0.01, 0.3], index), "regular_k8")
-    assert "is 0.01 to 0.1 on LAMBADA and 0.3 on HellaSwag, from" in finding.text
+    assert "It is 0.01 to 0.1 on LAMBADA and 0.3 on HellaSwag." in finding.text
     assert "0.2" not in finding.text  # the mean over unlike texts
     assert findings_controls.divergence(pd.Series([0.0], index[:1]), "regular_k8") is None
 

@@ -37,8 +37,8 @@ def rates(by_layer, overall, *, levels=LEVELS, **keys):
 @pytest.mark.parametrize(
     ("by_layer", "overall", "verdict", "said"),
     [
-        ([0.9, 1.2], 1.0, "kept", "No single layer is above alpha; the widest interval"),
-        ([0.9, 1.3], 1.1, "exceptions", "; the widest interval of a layer is 2.6 % to either"),
+        ([0.9, 1.2], 1.0, "kept", "No single layer is above alpha. The widest interval"),
+        ([0.9, 1.3], 1.1, "exceptions", ". The widest interval of a layer reaches 2.6 percentage"),
         ([1.5, 1.5], 1.5, "exceeded", "Over all layers it is above alpha at 0.01, 0.05 and 0.1."),
     ],
 )
@@ -47,8 +47,8 @@ def test_rates_that_keep_alpha_and_those_that_do_not(by_layer, overall, verdict,
     assert finding.verdict == verdict
     assert said in finding.text
     assert finding.text.startswith(
-        "On calibration text (300 tokens of 128 held-out documents), the false discovery rate of "
-        f"BH over all layers is {overall:.1f} % ["
+        "On calibration text, 300 tokens of 128 documents were held out. The false discovery rate "
+        f"of BH over all layers is {overall:.1f} % ["
     )
     assert "] at 0.05 and " in finding.text
     assert ("layer 1 at 0.05 (6.5 % [5.2, 7.8])" in finding.text) == (verdict == "exceptions")
@@ -67,7 +67,7 @@ def test_every_text_has_its_sentence_and_levels_left_out_are_named():
     )
     own, lambada = needed.held_out(table)
     assert "resolution" not in own.text
-    assert lambada.text.startswith("On LAMBADA (300 tokens")
+    assert lambada.text.startswith("On LAMBADA, 300 tokens of")
     assert lambada.text.endswith("Alpha 0.01 is below the resolution of the calibration.")
     assert (own.verdict, lambada.verdict) == ("kept", "kept")
 
@@ -113,8 +113,9 @@ def test_what_is_a_theorem_and_what_is_measured(by, verdict, said):
     )
     finding = needed.guarantee(table, 64)
     assert finding.verdict == verdict
-    assert "of BH at most 4.74 alpha, for any dependence" in finding.text
-    assert "That of BH at alpha itself is not a theorem but what is measured here." in finding.text
+    assert (
+        "That of BH is at most 4.74 alpha. That BH keeps alpha itself is no theorem" in finding.text
+    )
     assert "block-exact p-values is 2.0 % [1.6, 2.4] at alpha 0.05 and " in finding.text
     assert "no fewer than 4 and 4 experts" in finding.text
     assert finding.text.endswith(said)
@@ -154,10 +155,10 @@ def test_worst_experts_are_named_only_if_they_are_above_alpha_at_once():
     assert (named.verdict, none.verdict) == ("named", "none")
     assert "Of 600 experts with enough tested slots, at least 7 are above alpha 0.05" in named.text
     assert "(Bonferroni)" in named.text
-    assert "of their slots: expert 0 of layer 2 (50 %), expert 1 of" in named.text
+    assert "not needed are expert 0 of layer 2 (50 %), expert 1 of" in named.text
     assert "expert 3" not in named.text
     assert "none is above alpha 0.05 by itself" in none.text
-    assert "Most suspicious, by slots that are not needed: expert 0 of layer 2" in none.text
+    assert "The nearest to it, by slots that are not needed, are expert 0 of layer 2" in none.text
     mixed = pd.concat([worst(0.06, 1), worst(0.0, 3)])
     assert "slots, 1 is above alpha 0.05 by itself" in needed.worst_experts(mixed).text
     assert needed.worst_experts(pd.DataFrame()) is None
@@ -176,10 +177,11 @@ def dead_layers(share, by=0.2):
 def test_dead_layers_select_at_most_alpha_or_more(share, verdict):
     findings = needed.dead_layers(dead_layers(share))
     assert [finding.verdict for finding in findings] == [verdict] * 2
-    assert "BH by the score probability selects anything is" in findings[0].text
-    assert "BH by the score mean-norm selects" in findings[1].text
+    assert "the score is the router's probability. The proportion of tokens" in findings[0].text
+    assert "the score is probability times mean norm." in findings[1].text
     assert f"{5 * share:.1f} % [{4 * share:.1f}, {6 * share:.1f}]" in findings[0].text
-    assert ", averaged over layers. Over calibrations with" in findings[0].text
+    assert "selects something, averaged over layers, is" in findings[0].text
+    assert "with resampled documents it is" in findings[0].text
     assert "With BY it is 1.0 % [0.8, 1.2] at alpha 0.05 and" in findings[0].text
     assert needed.dead_layers(pd.DataFrame()) == []
 
@@ -191,7 +193,7 @@ def test_dead_experts_are_within_alpha_or_not(share, verdict):
     )
     finding = needed.dead_experts(table)
     assert finding.verdict == verdict
-    assert finding.text.startswith("With 12.5 % of the experts of every layer dead and the null")
+    assert finding.text.startswith("In every layer, 12.5 % of the experts are dead. The null")
     assert (
         "Of the slots that it keeps, dead experts have 4.0 % [3.0, 5.0] at alpha 0.01, 4.0 %"
         in (finding.text)
@@ -233,5 +235,5 @@ def test_the_article_reads_the_tables(planted, tmp_path):
     assert "5.0 [4.0, 6.0]; 3 of 3" in dead_body
     assert "| 2 | 0 | 20 | 18 | 50 [30, 70] | [6, 90] |" in str(article.table("tbl-worst"))
     sizes = str(article.table("tbl-size"))
-    assert "7.0 (real_copula)" in sizes
+    assert "7.0 (real copula)" in sizes
     assert "no such design" in sizes

@@ -39,14 +39,15 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
     )
     independent, correlated, centred = findings_validity.procedures(table, 0.95)
     assert independent.text == (
-        "Where independent p-values were simulated, `hc` had a false discovery rate above alpha, "
-        "at worst 30.0 % at alpha 0.1 (`hc`). The rate of `bh` and `storey` was not shown to be "
-        "above alpha anywhere (10,000 tokens per setting)."
+        "We simulated independent p-values, with 10,000 tokens per setting. The false discovery "
+        "rate of Higher Criticism was above alpha, at worst 30.0 % at 0.1. That of "
+        "Benjamini-Hochberg and Storey was not shown to be above alpha anywhere."
     )
-    assert "that are all correlated by 0.5 were simulated, `storey` and `hc` had" in correlated.text
-    assert "at worst 35.0 % at alpha 0.05 (`hc`). The rate of `bh` was not" in correlated.text
+    assert "that are all correlated by 0.5, with 10,000 tokens" in correlated.text
+    assert "rate of Storey and Higher Criticism was above alpha, at worst 35.0 %" in correlated.text
+    assert "at 0.05 (Higher Criticism). That of Benjamini-Hochberg was not" in correlated.text
     assert centred.text.startswith(
-        "Where p-values of statistics whose noise sums to zero in every token were simulated, `hc` "
+        "We simulated p-values of statistics whose noise sums to zero in every token, with "
     )
     assert (independent.verdict, correlated.verdict) == ("some kept", "some kept")
 
@@ -54,8 +55,13 @@ def test_procedures_that_kept_alpha_and_those_that_did_not():
 @pytest.mark.parametrize(
     ("fdr", "verdict", "said"),
     [
-        (0.05, "all kept", "the rate of `bh` and `by` was not shown to be above alpha anywhere ("),
-        (0.5, "none kept", "(`bh`). No procedure kept it at alpha ("),
+        (
+            0.05,
+            "all kept",
+            ". The false discovery rate of Benjamini-Hochberg and "
+            "Benjamini-Yekutieli was not shown to be above alpha anywhere.",
+        ),
+        (0.5, "none kept", "(Benjamini-Hochberg). No procedure kept it at alpha."),
     ],
 )
 def test_procedures_that_agree(fdr, verdict, said):
@@ -154,5 +160,5 @@ def test_the_article_reads_them_from_the_analyses(planted, tmp_path):
         (tmp_path / name).parent.mkdir()
         table.to_csv(tmp_path / name, index=False)
     article = Article(replace(planted, folder=tmp_path))
-    assert "`bh` was not shown to be above alpha" in article.say("procedures")
+    assert "Benjamini-Hochberg was not shown to be above alpha" in article.say("procedures")
     assert "The largest lift is 1.50 (Wikipedia" in article.say("specialisation")

@@ -12,8 +12,8 @@ from planted_results import add_analyses, planted_config, write_results
 from moe_routing.errors import InputError
 from moe_routing.evaluation.collect import write_tables
 from moe_routing.reporting import notebook
-from moe_routing.reporting.article import VARIABLE
 from moe_routing.reporting.notebook import ROWS, prepare, run_workflow, table_markdown
+from moe_routing.reporting.pages import VARIABLE
 from moe_routing.reporting.qmd import run_page
 from moe_routing.reporting.results import StudyResults
 from moe_routing.workflow import write_config

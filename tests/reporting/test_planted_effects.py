@@ -37,7 +37,8 @@ def test_summaries_count_the_planted_effects(planted):
     )
     assert len(found) == 3
     for finding in found:
-        assert "of 8 other settings 1 was better (`bh_k16_a005`), 3 worse (" in finding.text
+        assert finding.text.startswith("Of 8 other settings on ")
+        assert ", 1 was better (`bh_k16_a005`), 3 worse (" in finding.text
         assert " and 4 not shown to differ" in finding.text
 
 
@@ -122,7 +123,7 @@ def test_planted_static_curve_reaches_from_one_expert_to_all(planted):
 def test_planted_noise_is_measured_and_no_smaller_than_it(planted):
     article = Article(planted)
     said = article.listing("numerics")
-    assert "changing only `experts_implementation = eager` or `dtype = bfloat16`" in said
+    assert "the implementation of the experts (eager) or the number format (bfloat16)" in said
     assert "Wikipedia by up to 0.002 nats per token" in said
     assert "HellaSwag by up to 0.067 percentage points (5 items flipped)" in said
     assert "All 12 differences shown against the baseline exceed the numerical noise floor" in said

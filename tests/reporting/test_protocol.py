@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from planted_results import add_analyses, figures_as_dots, make_study, planted_config
 
+from moe_routing import wording
 from moe_routing.errors import InputError
 from moe_routing.figures.baseline import draw_baseline
 from moe_routing.figures.bh import draw_bh
-from moe_routing.reporting.article import VARIABLE, Article
+from moe_routing.reporting.article import Article
 from moe_routing.reporting.checks import check_pages
+from moe_routing.reporting.pages import VARIABLE
 from moe_routing.reporting.plots import write_plots
 from moe_routing.reporting.protocol import PROSE, window
 from moe_routing.reporting.qmd import run_page
 from moe_routing.reporting.render import _document, _write, find_pandoc
+from moe_routing.reporting.tables import hypothesis_of
 from moe_routing.vocabulary import TASKS
 
 SOURCE = Path(__file__).resolve().parents[2] / "report"
@@ -139,13 +143,50 @@ def test_limits_are_those_of_the_nulls_of_the_strategies(tmp_path):
     assert "toggled" not in Article(study).text("nulls")
 
 
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (None, " nats: 0.01 nats shared out over the 64 experts of each of the 16 layers."),
+        (2e-5, " nats."),
+    ],
+)
+def test_the_epsilon_in_force_is_a_number(planted, tmp_path, declared, said):
+    calibration = planted.config.calibration.model_copy(update={"epsilon": declared})
+    config = planted.config.model_copy(update={"calibration": calibration})
+    model = replace(planted.model, layers=16, experts=64)
+    study = replace(planted, folder=tmp_path, config=config, model=model)
+    assert Article(study).text("epsilon") == "$\\varepsilon$ is a parameter of the null."
+    nulls = tmp_path / "calibration" / "nulls"
+    nulls.mkdir(parents=True)
+    value = declared or 0.01 / (16 * 64)
+    pd.DataFrame({"epsilon": [value]}).to_csv(nulls / "needed.csv", index=False)
+    text = Article(study).text("epsilon")
+    assert text.endswith(f"$\\varepsilon$ is {wording.scientific(value)}{said}")
+    epsilon = wording.typeset("2e-05" if declared else "9.77e-06")
+    assert f"less than epsilon = {epsilon} nats (KL)" in hypothesis_of(study, "needed")
+
+
+def test_designs_are_named_and_explained(planted, tmp_path):
+    (tmp_path / "validity").mkdir()
+    pd.DataFrame({"null": ["pooled"]}).to_csv(tmp_path / "validity" / "verdict.csv", index=False)
+    designs = {
+        "design": ["real_copula", "unused"], "why": ["the layer's own law", "-"],
+        "nulls": ["pooled", None],
+    }  # fmt: skip
+    pd.DataFrame(designs).to_csv(tmp_path / "validity" / "designs.csv", index=False)
+    text = Article(replace(planted, folder=tmp_path)).text("examined")
+    assert "@tbl-size).\n\n- *real copula*: the layer's own law.\n\n@fig-bound shows" in text
+
+
 def test_nulls_about_logits_are_judged_by_weak_control(planted, tmp_path):
     fields = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
     study = type(planted)(**{**fields, "folder": tmp_path})
     (tmp_path / "validity").mkdir()
     pd.DataFrame({"null": ["pooled"]}).to_csv(tmp_path / "validity" / "verdict.csv", index=False)
     text = Article(study).text("examined")
-    assert text.startswith("Each null that is about the logits alone was tested in designs")
+    assert text.startswith(
+        "Each null that is about the logits alone was tested in simulated designs."
+    )
     assert "To keep this size is weak control" in text
     assert "They take no part in the verdict" in text
 

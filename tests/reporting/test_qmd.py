@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
+
 import pytest
 
 from moe_routing.errors import InputError
-from moe_routing.reporting.qmd import INLINE, cell_options, code_of, run_page
+from moe_routing.reporting.qmd import INLINE, cell_options, code_of, run_page, run_pages
 
 PAGE = """---
 title: A page
@@ -53,6 +55,19 @@ def test_a_page_runs(tmp_path):
     assert "```python\nvalue + 1\n```" in page.markdown
     assert "class Bold" not in page.markdown
     assert page.markdown.rstrip().endswith("**last**")
+
+
+def test_pages_share_a_kernel_but_no_names_and_each_runs_in_its_folder(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second")]
+    code = "import os\n\nknown = 'value' in globals()\nvalue = 1\n(os.getpid(), os.getcwd(), known)"
+    for folder in folders:
+        folder.mkdir()
+        (folder / "page.qmd").write_text(f"```{{python}}\n{code}\n```\n")
+    pages = run_pages([(folder / "page.qmd", False) for folder in folders])
+    said = [literal_eval(page.markdown.strip("`\n")) for page in pages]
+    assert [(folder, known) for _, folder, known in said] == [(str(one), False) for one in folders]
+    assert said[0][0] == said[1][0]
+    assert [page.notebook.cells[0].execution_count for page in pages] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def rendered(planted, nano, outputs, toggles):
 def executed(rendered, tmp_path_factory):
     """The article after its cells were run, in a folder of its own."""
     with rendering._results_named(rendered.parent):
-        return rendering._execute_article(SOURCE, tmp_path_factory.mktemp("run") / "report")
+        folder = tmp_path_factory.mktemp("run") / "report"
+        return rendering._execute(SOURCE, folder, rendered.parent, notebooks=()).article
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ABLATION, ALL_LAYERS, EITHER, NO_NULL, REMOVED
 from moe_routing.analysis.tables import groups_of, read_csv, truth_values
 from moe_routing.analysis.together import ORDERS
@@ -20,7 +21,6 @@ from moe_routing.config.study import CALIBRATION
 from moe_routing.figures.series import (
     COLOURS,
     REFERENCE,
-    as_words,
     error_bars,
     layer_axis,
     legend_below,
@@ -105,7 +105,7 @@ def _against_alpha(
         axis.errorbar(
             own["alpha"] * (1 + 0.05 * index), own[name],
             yerr=error_bars(own, name, f"{name}_low", f"{name}_high"),
-            capsize=1.5, lw=1, ms=4, elinewidth=0.7, label=as_words(null), **looks[null],
+            capsize=1.5, lw=1, ms=4, elinewidth=0.7, label=wording.as_words(null), **looks[null],
         )  # fmt: skip
 
 
@@ -142,7 +142,9 @@ def needed_experts(needed: pd.DataFrame) -> Figure:
         rows = layers[layers["epsilon"] == epsilon]
         layer = rows["layer"].astype(int)
         left.fill_between(layer, rows["low"], rows["high"], color=look["color"], alpha=0.2, lw=0)
-        left.plot(layer, rows["mean"], ms=4, label=f"epsilon {epsilon:.2g} nats", **look)
+        left.plot(
+            layer, rows["mean"], ms=4, label=f"epsilon {wording.scientific(epsilon)} nats", **look
+        )
         rows = classes[classes["epsilon"] == epsilon]
         right.errorbar(
             rows["mean"], np.arange(len(rows)), xerr=error_bars(rows, "mean", "low", "high"),
@@ -188,7 +190,7 @@ def _missed(axis: Axes, arm: pd.DataFrame) -> None:
         axis.plot(layer, rows["left_out"], ms=4, label=label, **look)
     own, look = layers[layers["part"] == REMOVED], unmarked(line_style(2))
     axis.plot(
-        own["layer"].astype(int), own["effect_left_out"], label="their part of its KL", **look
+        own["layer"].astype(int), own["effect_left_out"], label="share of its KL left out", **look
     )
     layer_axis(axis, layers["layer"].astype(int).max() + 1)
     axis.set(title="Needed experts left out", ylabel="Proportion", ylim=(0, None))

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import BH
 from moe_routing.analysis.tables import groups_of, read_csv
 from moe_routing.figures.series import (
     MARKERS,
     REFERENCE,
-    as_words,
     error_bars,
     experts_axis,
     label_left,
@@ -70,7 +70,7 @@ def counts_distribution(counts: pd.DataFrame, table: pd.DataFrame) -> Figure:
         own = widest[widest["null"] == null]
         _at_least(above, own)
         _by_layer(below, own)
-        above.set_title(as_words(null))
+        above.set_title(wording.as_words(null))
         if place(above).is_first_col():
             above.set_ylabel("Proportion of decisions\nwith at least c experts")
             below.set_ylabel("Experts per token")
@@ -122,7 +122,7 @@ def alpha_sensitivity(table: pd.DataFrame) -> Figure:
                           ordered_line_style(index, len(caps)))  # fmt: skip
             level_axis(axis, sorted(own["alpha"].unique()))
             axis.set_ylabel(label if place(axis).is_first_col() else "")
-        pair[0].set(title=as_words(null), xlabel="")
+        pair[0].set(title=wording.as_words(null), xlabel="")
     legend_below(figure, pair[0])
     figure.suptitle(
         "Sensitivity to alpha by null; bars: intervals, shifted sideways for "
@@ -148,7 +148,7 @@ def quality_vs_experts(table: pd.DataFrame, static: pd.DataFrame) -> Figure:
         for style, _, rows in _by_alpha(own):
             _errorbar(axis, rows, rows["mean_experts"], "nats_vs_baseline", "",
                       {"color": style["color"], **shape})  # fmt: skip
-        axis.plot([], [], color="#444444", label=as_words(null), **shape)
+        axis.plot([], [], color="#444444", label=wording.as_words(null), **shape)
     for style, alpha, _ in _by_alpha(bh):
         axis.plot([], [], color=style["color"], lw=5, label=f"alpha {alpha:g}")
     experts = pd.concat([bh["mean_experts"], static["mean_experts"]])
@@ -191,16 +191,16 @@ def heatmap(table: pd.DataFrame) -> Figure:
         len(names), 2, squeeze=False, sharex=True, layout="constrained",
         figsize=(WIDTH, 1.4 + len(names) * (0.3 + 0.25 * bh["alpha"].nunique())),
     )  # fmt: skip
-    labels = {"mean_experts": "Mean experts", "token_perplexity": "Token perplexity"}
-    for across, (value, label) in enumerate(labels.items()):
+    labels = {"mean_experts": ("Mean experts", 2), "token_perplexity": ("Token perplexity", 1)}
+    for across, (value, (label, decimals)) in enumerate(labels.items()):
         limits = {"vmin": bh[value].min(), "vmax": bh[value].max()}
         for down, null in enumerate(names):
             cells = bh[bh["null"] == null].pivot_table(index="alpha", columns="max_k", values=value)
             axis = grid[down, across]
-            _cells(axis, cells, **limits)
+            _cells(axis, cells, decimals, **limits)
             last = down == len(names) - 1
             axis.set(xlabel="max_k" if last else "", ylabel="" if across else "alpha")
-            axis.set_title(f"Null {as_words(null)}: {label.lower()}", fontsize=9)
+            axis.set_title(f"Null {wording.as_words(null)}: {label.lower()}", fontsize=9)
         figure.colorbar(grid[0, across].collections[0], ax=grid[:, across], label=label,
                         location="bottom", aspect=30, fraction=0.03, pad=0.02,
                         ticks=MaxNLocator(5))  # fmt: skip
@@ -208,7 +208,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _cells(axis: Axes, cells: pd.DataFrame, vmin: float, vmax: float) -> None:
+def _cells(axis: Axes, cells: pd.DataFrame, decimals: int, vmin: float, vmax: float) -> None:
     """Draw a table as colours with the value in each cell.
 
     seaborn's heatmap does that, too, but draws the whole figure for each panel.
@@ -216,7 +216,8 @@ def _cells(axis: Axes, cells: pd.DataFrame, vmin: float, vmax: float) -> None:
     axis.pcolormesh(cells, cmap="cividis", vmin=vmin, vmax=vmax)
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
         dark = (value - vmin) < 0.5 * (vmax - vmin)
-        axis.text(column + 0.5, row + 0.5, f"{value:.4g}", ha="center", va="center", size=8,
+        text = f"{value:.{decimals}f}"
+        axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=8,
                   color="white" if dark else "black")  # fmt: skip
     axis.set_xticks(np.arange(cells.shape[1]) + 0.5, [f"{name:g}" for name in cells.columns])
     axis.set_yticks(np.arange(cells.shape[0]) + 0.5, [f"{name:g}" for name in cells.index])
@@ -239,7 +240,7 @@ def saturation_curve(saturation: pd.DataFrame, table: pd.DataFrame) -> Figure:
             axis.vlines(point, 0, height, color=style["color"], lw=0.8, ls=":")
             points.append(str(point))
         experts_axis(axis, 1, int(rows["max_k"].max()))
-        title = f"Null {as_words(null)}:\nsaturates at {', '.join(points)}"
+        title = f"Null {wording.as_words(null)}:\n95 % at max_k {', '.join(points)}"
         axis.set(title=title, xlabel="max_k", ylim=(0, None))
     label_left(axes, "Mean experts per token")
     legend_below(figure, axes[names[0]])
@@ -270,7 +271,7 @@ def _bars(table: pd.DataFrame, value: str, label: str, title: str, with_topk: bo
         axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
         axis.grid(visible=False, axis="x")
         axis.margins(y=0.3)
-        axis.set(title=f"Null {as_words(null)}", xlabel="max_k")
+        axis.set(title=f"Null {wording.as_words(null)}", xlabel="max_k")
     label_left(axes, label)
     legend_below(figure, axes[names[0]])
     figure.suptitle(f"{title}\n({text_caption(table)})")

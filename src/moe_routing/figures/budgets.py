@@ -130,22 +130,23 @@ def _panel(
     axis.axhline(0, color="#BBBBBB", lw=0.8, zorder=0)
 
 
-def unique_experts(table: pd.DataFrame) -> Figure:
+def unique_experts(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """Draw distinct experts per layer against batch size, one line per strategy.
 
-    The legend has the order of the lines at the largest batch.
+    The legend has the order of the lines at the largest batch, and each line's experts for one
+    token.
 
     Args:
         table: ``efficiency/unique_experts.csv``: strategy, batch_size, layer, unique_experts.
+        names: every strategy in words.
     """
     means = table.groupby(["strategy", "batch_size"])["unique_experts"].mean().unstack()
     means = means.loc[table["strategy"].drop_duplicates()]
     means = means.sort_values(means.columns[-1], ascending=False, kind="stable")
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     for index, (strategy, own) in enumerate(means.iterrows()):
-        axis.plot(
-            means.columns, own, lw=1.0, ms=4, label=strategy, **line_style(index),
-        )  # fmt: skip
+        label = f"{wording.capital(names[str(strategy)])} ({own.iloc[0]:.1f})"
+        axis.plot(means.columns, own, lw=1.0, ms=4, label=label, **line_style(index))
     sizes = means.columns
     axis.set(
         xscale="log",
@@ -157,5 +158,5 @@ def unique_experts(table: pd.DataFrame) -> Figure:
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, title="Rule (experts for one token)")
     return figure

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, CONSEQUENCE
 from moe_routing.analysis.tables import read_csv
 from moe_routing.figures.series import (
@@ -91,11 +92,12 @@ def _cloud(axis: Axes, removals: pd.DataFrame, law: pd.Series) -> None:
     )  # fmt: skip
     ends = np.array([drawn["weight_norm"].min(), drawn["weight_norm"].max()])
     axis.plot(ends, law["constant"] * ends**2, color="black", lw=1.2)
+    constant = wording.scientific(law["constant"])
     axis.set(
         xscale="log",
         yscale="log",
         xlabel="Weight \N{MULTIPLICATION SIGN} norm of the output",
-        title=f"Layer {law['layer']}: $c$ = {law['constant']:.1e}, $R^2$ = {law['law_r2']:.2f}",
+        title=f"Layer {law['layer']}: $c$ = {constant}, $R^2$ = {law['law_r2']:.2f}",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,15 +156,6 @@ def wrapped(label: str) -> str:
     'Bits per byte of the\nright continuation'
     """
     return textwrap.fill(label, 24)
-
-
-def as_words(name: str) -> str:
-    """Return an id as words.
-
-    >>> as_words("within_token"), as_words("needed_e1e4")
-    ('within token', 'needed, epsilon 1e-4')
-    """
-    return re.sub(r" e(\d+)e(\d+)", r", epsilon \1e-\2", str(name).replace("_", " "))
 
 
 def layer_axis(axis: Axes, layers: int) -> None:

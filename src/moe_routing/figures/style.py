@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from moe_routing.files import atomic_path
 from moe_routing.routing.strategies import family_entry
@@ -62,13 +63,20 @@ def use_style() -> None:
     )
 
 
+def laid_out(figure: Figure) -> Bbox:
+    """Lay out a figure once and for all, and return the box that it fills, in inches.
+
+    For each file, matplotlib would lay it out again and draw it twice to learn this box.
+    """
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # "none" would draw once more for each file
+    return figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+
+
 def save(figure: Figure, path: Path | str, suffixes: Sequence[str] = ("png", "svg")) -> None:
     """Write ``path``.png and ``path``.svg without dates, and close the figure."""
-    # Laid out and measured once: each file would do both twice, which takes longer than to draw it.
-    # Nor is "none" the engine now: it stands for the last one, for which each file is drawn twice.
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)
-    box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+    box = laid_out(figure)
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     for suffix in suffixes:
         with atomic_path(Path(path).with_name(f"{Path(path).name}.{suffix}")) as temporary:

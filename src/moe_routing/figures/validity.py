@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from moe_routing import wording
 from moe_routing.analysis.outputs import (
     ALL_LAYERS,
     BH_RULE,
@@ -29,7 +30,6 @@ from moe_routing.figures.series import (
     COLOURS,
     MARKERS,
     REFERENCE,
-    as_words,
     error_bars,
     label_left,
     layer_axis,
@@ -172,7 +172,7 @@ def dead_experts(layers: pd.DataFrame, experts: pd.DataFrame) -> Figure:
         axis, here = grid[0, across], above[np.isclose(above["alpha"], alpha)]
         for number, (score, rows) in enumerate(groups_of(here, "score")):
             look = {"color": COLOURS[2 + number], "marker": MARKERS[2 + number]}
-            look["label"] = f"any selection, {as_words(score)}"
+            look["label"] = f"any selection, {wording.as_words(score)}"
             _intervals(axis, rows, "any_proportion", ("low", "high"), 0.35 * number - 0.15, look)
         axis.set_title(f"All of a layer dead, alpha {alpha:g}")
         lower, rows = grid[1, across], below[np.isclose(below["alpha"], alpha)]
@@ -213,18 +213,22 @@ def size_by_design(designs: pd.DataFrame) -> Figure:
     for (down, across), value in np.ndenumerate(table.to_numpy()):
         if np.isnan(value):
             continue
-        axis.text(across, down, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8,
+        axis.text(across, down, f"{100 * value:.1f}", ha="center", va="center", fontsize=8,
                   color="white" if value < 0.15 else "black",
                   weight="bold" if value > allowed else "normal")  # fmt: skip
     axis.axvline(len(names) - len(noise) - 0.5, color="black", lw=2)
     axis.grid(visible=False)
-    axis.set_xticks(range(len(names)), [as_words(name) for name in names], rotation=35, ha="right")
-    axis.set_yticks(range(len(table)), [as_words(name) for name in table.index])
-    axis.set_title(
-        f"Size of BH at alpha {level:g} in the worst layer; bold: above {allowed:g}. Right of the "
-        "line:\nif all of the real logits were noise (no part in the verdict)"
+    axis.set_xticks(
+        range(len(names)), [wording.as_words(name) for name in names], rotation=35, ha="right"
     )
-    figure.colorbar(image, label="Size P(R > 0)")
+    axis.set_yticks(range(len(table)), [wording.as_words(name) for name in table.index])
+    axis.set_title(
+        f"Size of BH at alpha {level:g} in the worst layer, in percent; bold: above "
+        f"{wording.percent(allowed, 0)}.\nRight of the line: if all of the real logits were noise "
+        "(no part in the verdict)"
+    )
+    bar = figure.colorbar(image, label="Tokens with any selection (%)")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     return figure
 
 
@@ -237,8 +241,8 @@ def marginal_bound(binding: pd.DataFrame) -> Figure:
         own = binding[binding["text"] == text]
         for null, rows in groups_of(own, "null"):
             by_alpha = rows.groupby("alpha")["any_proportion"]
-            axis.plot(by_alpha.mean().index, by_alpha.mean(), label=as_words(null), ms=4, lw=1,
-                      **looks[null])  # fmt: skip
+            look = {"label": wording.as_words(null), "ms": 4, "lw": 1, **looks[null]}
+            axis.plot(by_alpha.mean().index, by_alpha.mean(), **look)
         bound = own.groupby("alpha")["bound"].first()
         axis.plot(bound.index, bound, color="black", lw=1.6, label="bound for marginal nulls")
         axis.plot(bound.index, bound.index, label="alpha", **REFERENCE)
@@ -269,7 +273,7 @@ def binding_by_layer(binding: pd.DataFrame, level: float) -> Figure:
         axis.bar(layer, rows["cap_proportion"], bottom=bottom + free, color="#E69F00", hatch="////",
                  ec="white", lw=0, label="cap (max_k)", width=0.9)  # fmt: skip
         layer_axis(axis, len(rows))
-        axis.set(title=as_words(null), ylim=(0, 1))
+        axis.set(title=wording.as_words(null), ylim=(0, 1))
         axis.grid(visible=False)
     label_left(axes, "Proportion of tokens")
     legend_below(figure, axes[names[0]])

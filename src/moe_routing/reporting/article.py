@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,22 +25,16 @@ from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.claims import Finding
 from moe_routing.reporting.findings import WEIGHTS
 from moe_routing.reporting.names import in_words
-from moe_routing.reporting.pages import CELLS_FILE, MODEL_FILE
+from moe_routing.reporting.pages import FIGURES, MODEL_FILE, VARIABLE, collected
 from moe_routing.reporting.plan import findings_on
 from moe_routing.reporting.protocol import PROSE, has_bh, needed, nulls
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS
 
-VARIABLE = "MOE_ROUTING_RESULTS"
-"""Environment variable that names the results folder."""
-
 DEFAULT = Path("results") / "default"
 DEFAULT_CONFIG = "config/config.yaml"
 """The config file that the workflow reads if none is given."""
-
-FIGURES = "_figures"
-"""Folder beside a page that its figures are copied into: Typst reads no file outside."""
 
 DOWNLOADED = 200_000
 """Largest table in bytes that the article carries in itself."""
@@ -120,8 +113,7 @@ class Article:
     @property
     def date(self) -> Markdown:
         """The day on which the results were collected."""
-        collected = (self.study.folder / CELLS_FILE).stat().st_mtime
-        return Markdown(datetime.fromtimestamp(collected, UTC).date().isoformat())
+        return Markdown(collected(self.study.folder))
 
     @property
     def topology(self) -> Markdown:

@@ -123,7 +123,8 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
     "fig-unique": _comparison(
         "unique_experts",
         "Distinct experts that a batch of tokens from different documents needs in a layer, mean "
-        "over layers and random batches: in decoding, the weights that are read.",
+        "over layers and random batches: in decoding, the weights that are read. In brackets: "
+        "experts for one token.",
         "Batch size on the x-axis, logarithmic; distinct experts per layer on the y-axis; one line "
         "per strategy.",
         (UNIQUE_FILE,),
@@ -148,7 +149,7 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "forest",
         "Paired differences from the baseline with intervals. Filled markers: significant "
         "after correction for multiplicity. Shaded: losses at least as large as the "
-        "non-inferiority margin.",
+        "non-inferiority margin. Axes with wide ranges are linear near 0 and logarithmic beyond.",
         "One panel per data set, one row per strategy: the paired difference from the baseline "
         "with a horizontal interval; losses beyond the margin are shaded.",
         ("statistics/paired.csv", "statistics/noninferiority.csv"),
@@ -219,7 +220,7 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "bh",
         "saturation_curve",
         "Mean experts of BH as max_k grows, and the max_k at which they reach 95 % of the mean "
-        "without a cap.",
+        "without a cap (dotted; in the titles, by ascending alpha).",
         "One panel per null, one line per alpha: max_k on the x-axis, mean experts on the y-axis, "
         "markers for runs, a dotted vertical line at saturation.",
         "bh_saturation.csv",
@@ -241,8 +242,8 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "validity",
         "false_discoveries_by_level",
         "Held-out false discovery rate against alpha, mean over layers: BH, BY, and BH with "
-        "block-exact p-values. Filled: the rule; hollow: floor and cap included. Levels below the "
-        "resolution of a procedure's p-values are left out.",
+        "block-exact p-values. Filled: the rule; hollow: floor and cap included. Rates of 0 and "
+        "levels below the resolution of a procedure's p-values are left out.",
         "One panel per text: alpha on the x-axis, false discovery rate on the y-axis, both "
         "logarithmic, one line per procedure and part with bars for intervals, and alpha as a "
         "dotted line.",
@@ -254,7 +255,7 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "Where experts are dead, for three alphas (dotted). Above: all experts of a layer are "
         "dead, and any selection is false; below: some experts of every layer are dead, proportion "
         "of the slots that BH keeps that are not needed, and that are dead; dashed: dead among all "
-        "experts.",
+        "experts. Long bars are cut at the top of a panel.",
         "Two rows of panels, one column per alpha: layer on the x-axis, proportion of tokens with "
         "any selection above and proportion of kept slots below, with bars for intervals and alpha "
         "as a dotted line.",
@@ -265,8 +266,9 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "validity",
         "size_by_design",
         "Size of BH where a null holds: proportion of tokens for which it selects anything, in the "
-        "worst layer, at the alpha of the verdicts. Bold: more than allowed. Right of the line: if "
-        "all of the real logits were noise, which takes no part in the verdicts.",
+        "worst layer, at the alpha of the verdicts. Bold: more than allowed; white: not tested. "
+        "Right of the line: if all of the real logits were noise, which takes no part in the "
+        "verdicts.",
         "A heat map with one row per null and one column per design; each cell has the largest "
         "size over layers.",
         "verdict_by_design.csv",
@@ -307,7 +309,8 @@ ARTICLE_FIGURES: dict[str, ArticleFigure] = {
         "model's own choice, the proportions whose removal does not raise the loss of the next "
         "token, or lowers it (harmful); grey: of that whole choice. Above against alpha, with "
         "intervals; below by layer, with the interval of the first null. Dotted: alpha. "
-        "Proportions of fewer than 30 discoveries are left out.",
+        "Proportions of fewer than 30 discoveries are left out. Points at one alpha are shifted "
+        "sideways.",
         "Two rows of three panels, one line per null: alpha on the x-axis above, layer below; the "
         "false discovery rate by KL with alpha dotted, the proportion of false discoveries by "
         "loss, and the proportion of harmful ones, both with a grey band for the model's own "

@@ -82,7 +82,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "Accuracy on the sets that are compared by another metric, with {confidence} intervals. "
         "Grey: `{baseline}` itself cannot be distinguished from guessing, so this column cannot "
         f"show what routing costs. From `{METRICS_FILE}`.",
-        None,
+        "l",
         lambda study: not tables.accuracy_rows(study).empty,
         "every set is compared by accuracy",
     ),
@@ -91,7 +91,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "{perplexity_sets} per word and per byte, with {confidence} intervals that resample "
         "documents: measures that do not depend on the tokenizer. Lower is better. From "
         f"`{METRICS_FILE}`.",
-        None,
+        "l",
         lambda study: not tables.perplexity_rows(study).empty,
         "this run has no running text",
     ),
@@ -100,7 +100,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "KL divergence of next-token predictions from those of `{baseline}`, in nats per token, "
         "with {confidence} intervals; n is the number of items. "
         f"From `{METRICS_FILE}`.",
-        None,
+        "l",
         lambda study: not study.divergence.empty,
         "divergence from the baseline's predictions was not measured",
     ),
@@ -154,8 +154,10 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         tables_budgets.budgets_table,
         "Every setting at a budget, with {confidence} intervals, in the main metric of each set: "
         "loss over `{baseline}` (at fitted scale, over `{baseline}` at its own fitted scale), and "
-        f"against a fixed number of experts at the same mean. From `{BUDGETS_FILE}`.",
-        "llllrrrl",
+        f"against a fixed number of experts at the same mean. {tables.DAGGER}: that difference is "
+        "significant (Holm within the set). Ids that end in `scaled` are at fitted scale. "
+        f"From `{BUDGETS_FILE}`.",
+        "llrrr",
         lambda study: not study.budgets.empty,
         "no rules were compared at matched budgets",
     ),
@@ -202,7 +204,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "the predictions of `{baseline}`, in nats per token, on those documents and held out, with "
         "{confidence} intervals; n is the number of documents or items. From "
         f"`{CERTIFICATES}/<strategy>.json`, `{METRICS_FILE}` and `{BUDGETS_FILE}`.",
-        "llrrr",
+        "lllrr",
         lambda study: bool(study.certificates),
         "no strategy was certified",
     ),
@@ -243,7 +245,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "Each control against its base: difference, control minus base, with {confidence} "
         f"interval. {tables.DAGGER}: significant after correction for multiplicity. Arrows point "
         f"to better values; experts are means per token over data sets. From `{CONTROLS_FILE}`.",
-        None,
+        "l",
         lambda study: _has(study, "controls", *tables.shown_kinds()),
         "no controls were scored",
     ),
@@ -251,7 +253,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         tables.static_table,
         "Static top-k with the model's own weights at every k that was scored, with {confidence} "
         f"intervals. Bold: best of its column. From `{CELLS_FILE}` and `comparison/controls.csv`.",
-        None,
+        "l",
         lambda study: study.static_curve["k"].nunique() > 1,
         "this run has fewer than two static settings",
     ),
@@ -311,7 +313,7 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         "nulls about the logits alone: in the designs that judge them, with simultaneous intervals "
         "in the worst layer, and if all of the real logits were noise, which takes no part in the "
         f"verdict. From `{VERDICT_TABLE}`.",
-        "llrrrr",
+        "llrlll",
         lambda study: not study.table(VERDICT_TABLE).empty,
         "the analysis validity/ was not run",
     ),

@@ -6,10 +6,10 @@ held against the numbers of its table, so that a sentence never says what they d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -30,6 +30,11 @@ DIRECTIONS: Mapping[Verdict, Direction] = {
     Verdict.INCONCLUSIVE: "open",
     Verdict.IDENTICAL: "same",
 }
+
+
+Row = Mapping[str, Any]
+_NAMES = ("strategy", "dataset", "metric")
+"""The columns that name a row in every table."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,13 @@ def hold(found: Iterable[Finding], tables: Mapping[str, pd.DataFrame], level: fl
         InputError: a row is missing, or its difference and p-value say something else.
     """
     stated = {claim for finding in found for claim in finding.claims}
+    rows: dict[tuple[str, tuple[str, ...]], Mapping[tuple[str, ...], list[Row]]] = {}
     for claim in stated:
-        shown = _shown(claim, tables[Path(claim.source).stem], level)
+        columns = (*_NAMES, *(name for name, _ in claim.key))
+        place = (claim.source, columns)
+        if place not in rows:
+            rows[place] = _by_name(tables[Path(claim.source).stem], columns)
+        shown = _shown(claim, rows[place], level)
         if shown != claim.direction:
             what = f"'{claim.strategy}' on '{claim.dataset}' by '{claim.metric}'"
             raise InputError(
@@ -113,15 +123,21 @@ def hold(found: Iterable[Finding], tables: Mapping[str, pd.DataFrame], level: fl
     return len(stated)
 
 
-def _shown(claim: Claim, table: pd.DataFrame, level: float) -> str:
+def _by_name(table: pd.DataFrame, columns: Sequence[str]) -> Mapping[tuple[str, ...], list[Row]]:
+    """Return the rows of a table by what names them, for every claim about it at once."""
+    rows: dict[tuple[str, ...], list[Row]] = {}
+    for row in table.to_dict("records"):
+        rows.setdefault(tuple(str(row[name]) for name in columns), []).append(row)
+    return rows
+
+
+def _shown(claim: Claim, rows: Mapping[tuple[str, ...], list[Row]], level: float) -> str:
     """Return what difference and p-value of the row of a claim say."""
-    chosen = table["strategy"].eq(claim.strategy) & table["dataset"].eq(claim.dataset)
-    chosen &= table["metric"].eq(claim.metric)
-    for name, value in claim.key:
-        chosen &= table[name].astype(str).eq(value)
-    if chosen.sum() != 1:
+    names = (claim.strategy, claim.dataset, claim.metric, *(value for _, value in claim.key))
+    found = rows.get(names, [])
+    if len(found) != 1:
         return "nothing"
-    row = table[chosen].iloc[0]
+    row = found[0]
     difference = row["versus_static" if claim.source == BUDGETS_FILE else "difference"]
     # Of a loss, less is better, whatever the metric.
     loss = claim.source in (BUDGETS_FILE, LEVERS_FILE)

@@ -160,7 +160,7 @@ def against_baseline(paired: pd.DataFrame, noninferiority: pd.DataFrame) -> list
         settings = wording.plural(rows["strategy"].nunique(), "other setting")
         (first, own), *others = groups_of(rows, "metric")
         text = (
-            f"On {DATASETS[dataset].label}, by {wording.measure_words(first)}, of {settings} "
+            f"Of {settings} on {DATASETS[dataset].label}, by {wording.measure_words(first)}, "
             f"{outcomes(own)}.{_ruled_out(noninferiority, dataset)}"
         )
         for metric, own in others:

@@ -8,6 +8,7 @@ name another: the contexts of an evaluation set.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.analysis.together import ORACLE, ORDERS, ROUTER
 from moe_routing.config.study import CALIBRATION, StudyConfig
 from moe_routing.reporting.claims import Finding
-from moe_routing.vocabulary import DATASETS, DIVERGENCE
+from moe_routing.vocabulary import DATASETS, DIVERGENCE, NeededId
 
 DISCOVERIES = "ablation/ablation.csv"
 LEFT_OUT = "ablation/left_out.csv"
@@ -111,7 +112,8 @@ def _stock(stock: dict[str, pd.Series]) -> Finding:
 def _null(rows: pd.DataFrame, stock: dict[str, pd.Series]) -> Finding:
     parts = {part: _by_effect(own) for part, own in groups_of(rows, "part")}
     every, own = parts[EITHER]["kl"], parts[REMOVED]
-    alpha, under = every["alpha"], f"Under `{every['null']}` at alpha {every['alpha']:g},"
+    alpha = every["alpha"]
+    under = f"Under {null_words(every['null'])} at alpha {alpha:g},"
     if every["n_discoveries"] < FEWEST:
         text = (
             f"{under} BH discovers {wording.plural(every['n_discoveries'], 'expert')} in "
@@ -122,22 +124,38 @@ def _null(rows: pd.DataFrame, stock: dict[str, pd.Series]) -> Finding:
     layers = rows[(rows["part"] == EITHER) & (rows["effect"] == "kl")]
     layers = layers[layers["layer"] != ALL_LAYERS]
     above = layers.loc[layers["fdr_low"] > alpha, "layer"]
-    by_layer = f"in {_layers(above, len(layers))} it is" if len(above) else "nor in any layer"
+    alone = f"{wording.capital(_layers(above, len(layers)))} {'is' if len(above) == 1 else 'are'}"
+    if above.empty:
+        alone = "No single layer is"
     text = (
         f"{under} BH discovers {wording.experts(every['mean_discoveries'])} experts per token and "
         f"layer, {wording.experts(own['kl']['mean_discoveries'])} of them of the model's own "
         f"choice. Their false discovery rate (KL below {wording.scientific(every['epsilon'])} "
-        f"nats) is {_proportion(every, 'fdr')}, {_above(held, alpha)} over all layers; {by_layer}."
+        f"nats) is {_proportion(every, 'fdr')} over all layers, {_above(held, alpha)}. {alone} "
+        "above it."
     )
     if own["loss"]["n_toggled"] >= FEWEST:
         text += (
             f" Of those of the own choice, {wording.percent(own['loss']['false'])} do not raise "
             f"the loss by {own['loss']['epsilon']:g} nats when removed, "
-            f"{_compared(own['loss'], stock['loss'], 'false')}, and "
-            f"{wording.percent(own['loss']['harmful'])} are harmful, "
+            f"{_compared(own['loss'], stock['loss'], 'false')}. The harmful ones are "
+            f"{wording.percent(own['loss']['harmful'])}, "
             f"{_compared(own['loss'], stock['loss'], 'harmful')}."
         )
     return Finding(text, DISCOVERIES, "held" if held else "exceeded")
+
+
+def null_words(null: str) -> str:
+    """Return a null as sentences name it, its epsilon as a number.
+
+    >>> null_words("needed_e1e4"), null_words("pooled")
+    ('`needed` with epsilon 0.0001', '`pooled`')
+    """
+    parts = NeededId.parse(null)
+    if parts is None or parts.epsilon is None:
+        return f"`{null}`"
+    name = replace(parts, epsilon=None)
+    return f"`{name}` with epsilon {wording.scientific(parts.epsilon)}"
 
 
 def _above(held: bool, alpha: float) -> str:
@@ -195,11 +213,12 @@ def left_out(table: pd.DataFrame) -> Finding | None:
     own, every = (_one(rows, "part", part) for part in (REMOVED, EITHER))
     small = own["effect_left_out"] < SMALL
     text = (
-        f"With its floor and cap, `{own['strategy']}` leaves out "
-        f"{_proportion(own, 'left_out', 'low', 'high')} of the needed experts of the model's own "
-        f"choice ({wording.experts(own['mean_needed'])} per token and layer at epsilon "
-        f"{wording.scientific(own['epsilon'])}). Of all experts whose toggling changes the "
-        f"prediction by as much, it leaves out {_proportion(every, 'left_out', 'low', 'high')}. "
+        f"Of the model's own choice, {wording.experts(own['mean_needed'])} experts per token and "
+        f"layer are needed at epsilon {wording.scientific(own['epsilon'])}. BH routing with its "
+        f"floor and cap (`{own['strategy']}`) leaves out "
+        f"{_proportion(own, 'left_out', 'low', 'high')} of them. Of all experts whose toggling "
+        f"changes the prediction by as much, it leaves out "
+        f"{_proportion(every, 'left_out', 'low', 'high')}. "
         f"Those left out of the own choice have {wording.percent(own['effect_left_out'])} of the "
         "sum of its effects: " + ("mostly small ones." if small else "not only small ones.")
     )
@@ -209,8 +228,8 @@ def left_out(table: pd.DataFrame) -> Finding | None:
             f"{wording.percent(row.left_out)} at alpha {row.alpha:g}" for row in rows_of(levels)
         ]
         text += (
-            " Without floor and cap, BH leaves out "
-            f"{wording.listed(parts)} of those of the own choice."
+            f" Without floor and cap, BH leaves out {wording.listed(parts)} of the needed experts "
+            "of the own choice."
         )
     return Finding(text, LEFT_OUT, "small" if small else "not small")
 
@@ -239,7 +258,7 @@ def joint(table: pd.DataFrame) -> Finding | None:
         f"What it leaves out of the model's own choice ({row['mean_removed']:.0f} experts), "
         f"removed together at one token in all layers, moves the prediction by "
         f"{_interval(row, 'kl')} nats. That is {_interval(row, 'ratio')} times the sum of the "
-        f"single effects, {said}, and {_interval(row, 'layers_ratio')} times the sum of what the "
+        f"single effects, {said}. It is {_interval(row, 'layers_ratio')} times the sum of what the "
         f"layers do alone. Within single layers it is {layers.min():.2f} to {layers.max():.2f} "
         "times the sum of their effects."
     )
@@ -289,9 +308,9 @@ def needed(table: pd.DataFrame) -> Finding | None:
     everywhere = own["layer"].astype(str) == ALL_LAYERS
     rows = list(rows_of(own[everywhere].sort_values("epsilon")))
     numbers = [
-        f"{wording.interval(row.mean, row.low, row.high)} at epsilon "
-        f"{wording.scientific(row.epsilon)}"
-        for row in rows
+        f"{wording.interval(row.mean, row.low, row.high)} at "
+        f"{'' if number else 'epsilon '}{wording.scientific(row.epsilon)}"
+        for number, row in enumerate(rows)
     ]
     first = _at_own_epsilon(own[~everywhere])
     least, most = (
@@ -299,7 +318,7 @@ def needed(table: pd.DataFrame) -> Finding | None:
     )
     every = _at_own_epsilon(own[everywhere]).iloc[0]
     text = (
-        "Experts of the model's own choice that are needed, per token and layer: "
+        "The number of needed experts of the model's own choice, per token and layer, is "
         f"{wording.listed(numbers)}. At epsilon {wording.scientific(every['epsilon'])} it is "
         f"{wording.experts(least['mean'])} in layer {least['layer']} and "
         f"{wording.experts(most['mean'])} in layer {most['layer']}. All of the choice is needed in "
@@ -420,9 +439,10 @@ def _room(rows: pd.DataFrame) -> Finding:
     best, predicted = by_order[ORACLE], by_order["norm"]
     versus = (best["over_router"], best["over_router_low"], best["over_router_high"])
     text = (
-        f"With {wording.plural(best['k'], 'expert')} of the model's own choice kept in every "
-        "layer, at one token, the KL in the order by measured effect differs from that in the "
-        f"router's order by {wording.difference(*versus, DIVERGENCE.name, unit=False)} nats"
+        f"At one token, {wording.plural(best['k'], 'expert')} of the model's own choice "
+        f"{'was' if best['k'] == 1 else 'were'} kept in every layer. The KL in the order by "
+        "measured effect differs from that in the router's order by "
+        f"{wording.difference(*versus, DIVERGENCE.name, unit=False)} nats"
     )
     if best["over_router_high"] >= 0:
         text += ", so no room for a better order could be shown."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from moe_routing import wording
-from moe_routing.analysis.tables import rows_of
+from moe_routing.analysis.tables import TableRow, rows_of
 from moe_routing.files import read_json
 from moe_routing.reporting.claims import Finding
 
@@ -43,8 +43,8 @@ def recommendation(folder: Path) -> list[Finding]:
             " Static routing of the same mean number of experts can be compared with "
             f"{wording.plural(adaptive, 'adaptive setting')}. Of these, {len(better) or 'none'} "
             f"{'was' if len(better) == 1 else 'were'} shown to be better than any convex curve "
-            f"through the static settings, and {len(worse) or 'none'} worse than the straight line "
-            "between them."
+            f"through the static settings. {len(worse) or 'None'} "
+            f"{'was' if len(worse) == 1 else 'were'} worse than the straight line between them."
         )
     if line := len(advice.get("beats_line_only", [])):
         text += (
@@ -73,9 +73,17 @@ def validity(verdicts: pd.DataFrame, used: pd.Series) -> list[Finding]:
     ordered = pd.concat([verdicts[first], verdicts[~first]])
     return [
         Finding(
-            wording.typeset(row.verdict.replace(row.null, f"`{row.null}`", 1)),
+            wording.typeset(_designs_in_words(row).replace(row.null, f"`{row.null}`", 1)),
             VERDICT_TABLE,
             str(row.call),
         )
         for row in rows_of(ordered)
     ]
+
+
+def _designs_in_words(row: TableRow) -> str:
+    """Return the verdict on a null with its designs as the figures name them."""
+    text = row.verdict
+    for design in (row.worst_layer_design, row.worst_design, row.noise_design):
+        text = text.replace(str(design), wording.as_words(str(design)))
+    return text

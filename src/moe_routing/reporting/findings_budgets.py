@@ -95,17 +95,23 @@ def answer(rows: pd.DataFrame) -> Finding | None:
     return Finding(text, BUDGETS_FILE, DIRECTIONS[Verdict(row["verdict"])], found)
 
 
-def by_set(rows: pd.DataFrame) -> str:
-    """Return on which data sets a comparison was better, worse or open."""
+def by_set(rows: pd.DataFrame, *, apart: bool = False) -> str:
+    """Return on which data sets a comparison was better, worse or open.
+
+    Args:
+        rows: one comparison, a row per data set.
+        apart: whether open sets get a sentence of their own where others do not.
+    """
     words = {"better": "better", "worse": "worse", "open": "not shown to differ", "same": "equal"}
     found = rows["verdict"].map(lambda verdict: DIRECTIONS[Verdict(verdict)])
-    parts = [
-        f"{word} on "
-        + wording.listed([DATASETS[name].label for name in rows.loc[found == one, "dataset"]])
-        for one, word in words.items()
+    where = {
+        one: wording.listed([DATASETS[name].label for name in rows.loc[found == one, "dataset"]])
+        for one in words
         if (found == one).any()
-    ]
-    return wording.listed(parts)
+    }
+    unclear = where.pop("open") if apart and len(where) > 1 and "open" in where else ""
+    text = wording.listed([f"{words[one]} on {names}" for one, names in where.items()])
+    return f"{text}. On {unclear} it was not shown to differ" if unclear else text
 
 
 def budgets(rows: pd.DataFrame) -> list[Finding]:

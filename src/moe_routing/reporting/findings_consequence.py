@@ -67,21 +67,21 @@ def _certified(one: Certificate, metrics: pd.DataFrame, rows: pd.DataFrame) -> F
         verdict: [DATASETS[name].label for name in held_out.loc[chosen, "dataset"]]
         for verdict, chosen in verdicts.items()
     }
-    return Finding(text + _kept(names), METRICS_FILE, _worst(names))
+    return Finding(text + _kept(names, one.margin), METRICS_FILE, _worst(names))
 
 
 def _worst(names: Mapping[str, list[str]]) -> str:
     return next(verdict for verdict in ("exceeded", "open", "kept") if names[verdict])
 
 
-def _kept(names: Mapping[str, list[str]]) -> str:
+def _kept(names: Mapping[str, list[str]], margin: float) -> str:
     text = ""
     if names["kept"]:
         text += f" On {wording.listed(names['kept'])} the interval is within the promise."
     if names["open"]:
         text += (
-            f" On {wording.listed(names['open'])} the interval contains the promise, so it is open "
-            "whether it holds there."
+            f" On {wording.listed(names['open'])} the interval contains {margin:g}, so it is open "
+            "whether the promise holds there."
         )
     if names["exceeded"]:
         text += (

@@ -17,11 +17,19 @@ from moe_routing.analysis.tables import groups_of, rows_of, truth_values
 from moe_routing.reporting.claims import Finding, claims
 from moe_routing.reporting.findings import NAMED, main_measure_rows, set_names
 from moe_routing.reporting.findings_budgets import by_set
+from moe_routing.reporting.names import in_words
 from moe_routing.reporting.pages import CONTROLS_FILE, METRICS_FILE, NUMERICS_FILE, PAIRED_FILE
 from moe_routing.routing.strategies import Strategy, control_kinds
 from moe_routing.statistics.rules import MIXTURE
 from moe_routing.statistics.verdict import LOSSES, SHOWN, Verdict
 from moe_routing.vocabulary import DATASETS, METRICS, RAW_WEIGHTING, ControlKind
+
+SETTINGS = {
+    "experts_implementation": "the implementation of the experts",
+    "dtype": "the number format",
+    "token_budget": "the number of tokens in a forward pass",
+}
+"""What a numerics arm can change (:class:`moe_routing.config.study.NumericsArm`), in words."""
 
 COUNTS_DIFFER = 0.05
 """Mean experts of control and base are stated if they differ by more than this proportion."""
@@ -51,7 +59,9 @@ def controls(
     ]
 
 
-def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Finding]:
+def in_short(
+    table: pd.DataFrame, main: dict[str, str], base: str, own_weighting: str
+) -> list[Finding]:
     """State for each control of a strategy on which data sets it was better, worse or neither.
 
     Controls that do the same are told together. The static mixture is left out: it is a fixed
@@ -61,6 +71,7 @@ def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Findi
         table: ``statistics/controls.csv``.
         main: main measure of each data set.
         base: the strategy.
+        own_weighting: the model's own weighting.
     """
     if table.empty:
         return []
@@ -77,7 +88,8 @@ def in_short(table: pd.DataFrame, main: dict[str, str], base: str) -> list[Findi
         f"a control with {wording.listed(names, 'or')} was {done}."
         for done, names in groups.items()
     ]
-    text = " ".join([f"Compared with `{base}`, {parts[0]}", *map(wording.capital, parts[1:])])
+    lead = f"Compared with {in_words(base, own_weighting)} (`{base}`), {parts[0]}"
+    text = " ".join([lead, *map(wording.capital, parts[1:])])
     return [Finding(text, CONTROLS_FILE, "", claims(rows, CONTROLS_FILE, "base"))]
 
 
@@ -113,7 +125,7 @@ def _control(
     worse, better = bool(shown & set(LOSSES)), Verdict.BETTER in shown
     control, base = (f"`{rows[name].iloc[0]}`" for name in ("strategy", "base"))
     text = kind.done.format(control=control, base=base)
-    text += f"{_counts(rows)}, quality was {by_set(rows)}."
+    text += f"{_counts(rows)}, quality was {by_set(rows, apart=True)}."
     if non_inferior := set_names(rows, (Verdict.NON_INFERIOR,)):
         text += f" On {wording.listed(non_inferior)}, a loss of the margin is ruled out."
     opposite = _opposite(table.drop(rows.index), worse=worse, better=better)
@@ -176,10 +188,10 @@ def static_curve(
             continue
         noun = wording.measure_words(main[dataset])
         base = group["base"].iloc[0]
-        lead = (
-            f"On {DATASETS[dataset].label}, by {noun} against `{base}` and among the additional k"
+        text = (
+            f"On {DATASETS[dataset].label}, additional k were compared with `{base}` by {noun}. "
+            f"{'. '.join(map(wording.capital, clauses))}."
         )
-        text = f"{lead}, {'. '.join([clauses[0], *map(wording.capital, clauses[1:])])}."
         shown = set(sides["more"]["verdict"])
         outcome = (
             "worse" if shown & set(LOSSES) else "better" if Verdict.BETTER in shown else "none"
@@ -217,7 +229,7 @@ def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     if table.empty:
         return []
     rows = main_measure_rows(table, main)
-    changed = [f"`{name}`" for name in rows["changed"].drop_duplicates()]
+    changed = [changed_words(name) for name in rows["changed"].drop_duplicates()]
     lead = f"The baseline was scored again, changing only {wording.listed(changed, 'or')}"
     if (rows["largest_item_difference"] == 0).all() and (rows["flips"].fillna(0) == 0).all():
         text = f"{lead}. Every result stayed the same: no numerical noise was observed."
@@ -229,6 +241,17 @@ def numerics(table: pd.DataFrame, main: dict[str, str]) -> list[Finding]:
     ]
     text = f"{lead}. This changed {wording.listed(parts)}. A smaller difference is not a finding."
     return [Finding(text, NUMERICS_FILE, "some")]
+
+
+def changed_words(change: str) -> str:
+    """Return the setting that a numerics arm changes in words, with its new value.
+
+    >>> changed_words("token_budget = 1024")
+    'the number of tokens in a forward pass (1,024)'
+    """
+    key, value = change.split(" = ")
+    value = wording.count(int(value)) if value.isdecimal() else value
+    return f"{SETTINGS[key]} ({value})"
 
 
 def _flips(own: pd.DataFrame) -> str:
@@ -288,8 +311,8 @@ def divergence(values: pd.Series, baseline: str) -> Finding | None:
         for dataset, own in values.groupby(level="dataset", sort=False)
     ]
     text = (
-        "The KL divergence of next-token predictions from the baseline's, in nats per token, is "
-        f"{wording.listed(parts)}, from the nearest to the farthest setting."
+        "KL from the baseline's next-token predictions, in nats per token, is given from the "
+        f"nearest to the farthest setting. It is {wording.listed(parts)}."
     )
     return Finding(text, METRICS_FILE, "range")
 

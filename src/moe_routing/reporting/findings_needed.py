@@ -27,6 +27,14 @@ DEAD_EXPERTS = "validity/dead_experts.csv"
 
 LEVELS = (0.01, 0.05, 0.1)
 """The levels that sentences are about; the tables have more."""
+SCORES = {
+    "probability": "the router's probability",
+    "norm": "probability times predicted norm",
+    "mean_norm": "probability times mean norm",
+    "exact_norm": "probability times exact norm",
+    "consequence": "the predicted consequence",
+}
+"""What experts are tested by, in words."""
 NAMED = 3
 """Most experts or layers that a sentence names."""
 
@@ -78,9 +86,9 @@ def in_short(rates: pd.DataFrame) -> list[Finding]:
 def _held_out(rows: pd.DataFrame, text: str) -> Finding:
     first = rows.iloc[0]
     sentence = (
-        f"On {text_name(text)} ({wording.count(first['n_tokens'])} tokens of "
-        f"{wording.count(first['n_documents'])} held-out documents), the false discovery rate of "
-        f"BH over all layers is {_rates(rows)}."
+        f"On {text_name(text)}, {wording.count(first['n_tokens'])} tokens of "
+        f"{wording.count(first['n_documents'])} documents were held out. The false discovery rate "
+        f"of BH over all layers is {_rates(rows)}."
     )
     above, verdict = _layers(rows, "fdr")
     return Finding(f"{sentence} {above}{_skipped(rows)}", RATES, verdict)
@@ -134,7 +142,10 @@ def _layers(rows: pd.DataFrame, value: str) -> tuple[str, str]:
         ]
         text = f"Above alpha by themselves: {_by_alpha(counts)}"
     width = (layers["high"] - layers["low"]).max() / 2
-    text += f"; the widest interval of a layer is {wording.percent(width)} to either side."
+    text += (
+        f". The widest interval of a layer reaches {100 * width:.1f} percentage points to either "
+        "side."
+    )
     higher = overall[overall["low"] > overall["alpha"]]
     if len(higher):
         return f"{text} Over all layers it is above alpha at {_alphas(higher)}.", EXCEEDED
@@ -165,10 +176,10 @@ def routed(rates: pd.DataFrame) -> Finding | None:
     )
     above, verdict = _layers(rows, "fdr")
     text = (
-        "With the floor of one expert and the cap included, the rate of the routed set on "
-        f"calibration text is {_rates(rows)}. The floor decides for {floor} of the tokens and the "
-        f"cap for {cap}, by level. The promise is about the rule, not about an expert that the "
-        f"floor adds. {above}"
+        "The routed set includes what the floor of one expert adds and lacks what the cap leaves "
+        f"out. Its rate on calibration text is {_rates(rows)}. The floor decides for {floor} of "
+        f"the tokens and the cap for {cap}, by level. The promise is about the rule, not about an "
+        f"expert that the floor adds. {above}"
     )
     return Finding(text, RATES, verdict)
 
@@ -235,9 +246,9 @@ def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
         return None
     harmonic = float((1 / np.arange(1, experts + 1)).sum())
     text = (
-        "As calibration documents become many, the false discovery rate of BY is at most alpha, "
-        f"and that of BH at most {harmonic:.2f} alpha, for any dependence between the experts of a "
-        "token. That of BH at alpha itself is not a theorem but what is measured here."
+        "With many calibration documents, the false discovery rate of BY is at most alpha, for any "
+        f"dependence between the experts of a token. That of BH is at most {harmonic:.2f} alpha. "
+        "That BH keeps alpha itself is no theorem; it is measured here."
     )
     by, block = _of(rows, procedure=BY_RULE), _of(rows, procedure=BLOCK_EXACT)
     if len(by):
@@ -245,8 +256,8 @@ def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
     if len(block):
         fewest = wording.listed([f"{row.fewest}" for row in rows_of(block)])
         text += (
-            f" That of BH with block-exact p-values is {_rates(block)}, where their resolution "
-            f"allows no fewer than {fewest} experts."
+            f" That of BH with block-exact p-values is {_rates(block)}. There, the resolution of "
+            f"these p-values allows no fewer than {fewest} experts."
         )
     above = pd.concat([by, block])
     exceeded = bool((above["low"] > above["alpha"]).any())
@@ -303,8 +314,8 @@ def worst_experts(table: pd.DataFrame) -> Finding | None:
     at_once = "by intervals that hold for all of them at once (Bonferroni)"
     if above.empty:
         text += (
-            f"none is above alpha {first['alpha']:g} by itself, {at_once}. Most suspicious, by "
-            "slots that are not needed: "
+            f"none is above alpha {first['alpha']:g} by itself, {at_once}. The nearest to it, by "
+            f"slots that are not needed, {'is' if len(names) == 1 else 'are'} "
             f"{wording.listed(names)}."
         )
         return Finding(text, WORST_EXPERTS, "none")
@@ -312,8 +323,8 @@ def worst_experts(table: pd.DataFrame) -> Finding | None:
     verb, pronoun = ("is", "itself") if len(above) == 1 else ("are", "themselves")
     text += (
         f"{few}{len(above)} {verb} above alpha {first['alpha']:g} by {pronoun}, {at_once}. "
-        f"Not needed, in percent of their slots: {wording.listed(names)}"
-        f"{' come first' if len(above) > NAMED else ''}."
+        f"The clearest by slots that are not needed {'is' if len(names) == 1 else 'are'} "
+        f"{wording.listed(names)}."
     )
     return Finding(text, WORST_EXPERTS, "named")
 
@@ -338,10 +349,10 @@ def _dead_layer(table: pd.DataFrame, score: str) -> Finding:
         (row.alpha, wording.spread(row.spread_low, row.spread_high)) for row in rows_of(overall)
     )
     text = (
-        "With all experts of a layer dead, every selection is false. The part of the tokens for "
-        f"which BH by the score {score.replace('_', '-')} selects anything is "
-        f"{_rates(rows, value)}, averaged over layers. Over calibrations with resampled documents, "
-        f"which the intervals leave out, it is {ends}. {above}"
+        f"All experts of a layer are dead, and the score is {SCORES.get(score, score)}. The "
+        "proportion of tokens for which BH selects something, averaged over layers, is "
+        f"{_rates(rows, value)}. The intervals leave the calibration's variation out: with "
+        f"resampled documents it is {ends}. {above}"
     )
     if len(_at_levels(by)):
         text += f" With BY it is {_rates(by, value)}."
@@ -361,8 +372,8 @@ def dead_experts(table: pd.DataFrame) -> Finding | None:
     above, verdict = _layers(rows, "fdr")
     slots = _rates(rows, "dead_slots", "dead_slots_low", "dead_slots_high")
     text = (
-        f"With {dead} of the experts of every layer dead and the null calibrated on that model, "
-        f"the false discovery rate of BH is {_rates(rows)}. {above}{_skipped(rows)} Of the slots "
+        f"In every layer, {dead} of the experts are dead. The null is calibrated on that model. "
+        f"The false discovery rate of BH is {_rates(rows)}. {above}{_skipped(rows)} Of the slots "
         f"that it keeps, dead experts have {slots}."
     )
     return Finding(text, DEAD_EXPERTS, verdict)

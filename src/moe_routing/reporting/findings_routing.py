@@ -73,11 +73,12 @@ def _matched_family(rows: pd.DataFrame, label: str, curve: str | None) -> Findin
         "none": f"{label} could not be shown to differ from {static} in any of {cells}",
     }[verdict]
     rest = len(inside) - better - worse
-    text = f"{lead}; in {rest} no difference could be shown" if rest and verdict != "none" else lead
+    text = f"{lead}."
+    if rest and verdict != "none":
+        text += f" In {rest} no difference could be shown."
     outside = len(rows) - len(inside)
     if outside:
-        text += f" ({wording.plural(outside, 'more cell')} had no static neighbours on both sides)"
-    text += "."
+        text += f" {wording.plural(outside, 'more cell')} had no static neighbours on both sides."
     unsure = better - int(beyond_line(inside[inside["verdict"] == Verdict.BETTER]).sum())
     text += not_evidence(unsure, better)
     return Finding(text, MATCHED_FILE, verdict, claims(inside, MATCHED_FILE))
@@ -99,7 +100,7 @@ def binding(cells: pd.DataFrame, strategies: Mapping[str, Strategy]) -> Finding 
     floors = sorted({strategies[name].min_experts for name in empty.index})
     fewest = wording.listed([str(floor) for floor in floors])
     text = (
-        f"Under the null {nulls}, BH rejected nothing in {wording.spread(low, high)} of decisions, "
+        f"Under {nulls}, BH rejected nothing in {wording.spread(low, high)} of decisions, "
         f"averaged over data sets. There the floor gave the token {fewest} "
         f"expert{'' if floors == [1] else 's'}. "
     )
@@ -163,7 +164,7 @@ def pareto(table: pd.DataFrame, baseline: str, cost: str = "mean_experts") -> li
         text = (
             f"On {where}, {_are(len(on_front), len(rows))} on the Pareto front of {words} and "
             f"quality, {_which(sure, len(on_front))} in at least {wording.percent(SURE, 0)} of "
-            f"resamples; `{baseline}` {'is' if inside else 'is not'} on it."
+            f"resamples. The baseline, `{baseline}`, {'is' if inside else 'is not'} on it."
         )
         findings.append(Finding(text, source, "baseline on front" if inside else "baseline beaten"))
     return findings

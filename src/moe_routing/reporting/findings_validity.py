@@ -13,6 +13,7 @@ from moe_routing import wording
 from moe_routing.analysis.outputs import SUM_TO_ZERO
 from moe_routing.analysis.tables import groups_of, largest
 from moe_routing.reporting.claims import Finding
+from moe_routing.routing.strategies import family_entry
 from moe_routing.vocabulary import DATASETS
 
 SIMULATION = "validity/simulation.csv"
@@ -51,21 +52,29 @@ def procedures(simulation: pd.DataFrame, confidence: float) -> list[Finding]:
 def _kept(rows: pd.DataFrame, dependence: str) -> Finding:
     above = rows.groupby("procedure", sort=False)["above"].any()
     kept, broke = list(above.index[~above]), list(above.index[above])
-    text = f"Where {_dependence(dependence, rows['correlation'].iloc[0])} were simulated, "
+    text = (
+        f"We simulated {_dependence(dependence, rows['correlation'].iloc[0])}, with "
+        f"{wording.count(rows['repeats'].iloc[0])} tokens per setting."
+    )
     if broke:
         worst = largest(rows[rows["above"]], "excess")
+        which = f" ({_labels([worst['procedure']])})" if len(broke) > 1 else ""
         text += (
-            f"{wording.code(broke)} had a false discovery rate above alpha, at worst "
-            f"{wording.percent(worst['fdr'])} at alpha {worst['alpha']:g} "
-            f"(`{worst['procedure']}`). "
-            + (f"The rate of {wording.code(kept)}" if kept else "No procedure kept it at alpha")
+            f" The false discovery rate of {_labels(broke)} was above alpha, at worst "
+            f"{wording.percent(worst['fdr'])} at {worst['alpha']:g}{which}."
         )
+    if kept:
+        subject = "That" if broke else "The false discovery rate"
+        text += f" {subject} of {_labels(kept)} was not shown to be above alpha anywhere."
     else:
-        text += f"the rate of {wording.code(kept)}"
-    text += " was not shown to be above alpha anywhere" if kept else ""
-    text += f" ({wording.count(rows['repeats'].iloc[0])} tokens per setting)."
+        text += " No procedure kept it at alpha."
     verdict = "none kept" if not kept else "some kept" if broke else "all kept"
     return Finding(text, SIMULATION, verdict)
+
+
+def _labels(procedures: list[str]) -> str:
+    """Return procedures by the names that the figure has."""
+    return wording.listed([family_entry(name).label for name in procedures])
 
 
 def _dependence(dependence: str, correlation: float) -> str:

@@ -19,7 +19,7 @@ def rule_words(kind: RuleKind) -> str:
     """Return a rule in words that need no table.
 
     >>> rule_words(RuleKind("absolute", "consequence", "compensated"))
-    'one threshold on predicted consequence with mean outputs for dropped experts'
+    'one threshold on predicted consequence (mean outputs in place of dropped experts)'
     >>> rule_words(RuleKind("static"))
     'a fixed number of experts'
     >>> rule_words(RuleKind("topp"))
@@ -41,7 +41,7 @@ def rule_words(kind: RuleKind) -> str:
     elif kind.rule == THRESHOLD:
         text += " on the probability"
     if kind.dropped == "compensated":
-        text += " with mean outputs for dropped experts"
+        text += " (mean outputs in place of dropped experts)"
     if kind.weighting != "own":
         text += f" with {kind.weighting.replace('_', '-')} weights"
     return text
@@ -68,3 +68,13 @@ def in_words(strategy_id: str, own_weighting: str) -> str:
         return f"{in_words(base, own_weighting)} with {control_kinds()[control].short}"
     kind = kind_of(strategy, own_weighting)
     return "the stock model" if kind is None else rule_words(kind)
+
+
+def short_words(strategy_id: str, own_weighting: str) -> str:
+    """Return the kind of a strategy in few words, for a legend.
+
+    >>> short_words("stock", "softmax"), short_words("absolute_k8_b4_compensated", "softmax")
+    ('stock', 'one threshold, compensated')
+    """
+    kind = kind_of(parse_strategy(strategy_id), own_weighting)
+    return strategy_id if kind is None else kind.words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 from moe_routing.analysis.tables import markdown
 from moe_routing.config.study import load_config
 from moe_routing.errors import InputError
-from moe_routing.reporting.article import VARIABLE, results_folder
+from moe_routing.figures.style import laid_out
+from moe_routing.reporting.article import results_folder
+from moe_routing.reporting.pages import VARIABLE
 
 EXCLUDED_FORMATS = ("text/html", "application/javascript")
 """Output formats that no page has. For these, Quarto adds require.js and jQuery from another host
@@ -86,11 +89,13 @@ class Figures:
 
     def __call__(self, figure: Figure, caption: str) -> None:
         """Show a figure and below it its caption."""
-        from IPython.display import Markdown, display
+        from IPython.display import Image, Markdown, display
 
         if caption not in self._captions:
             self._captions.append(caption)
-        display(figure)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches=laid_out(figure))
+        display(Image(drawn.getvalue()))
         plt.close(figure)  # or Jupyter would show it again
         display(Markdown(f"*Figure {self._captions.index(caption) + 1}: {caption}*"))
 

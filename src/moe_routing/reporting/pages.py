@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+VARIABLE = "MOE_ROUTING_RESULTS"
+"""Environment variable that names the results folder."""
+
+FIGURES = "_figures"
+"""Folder beside a page that its figures are copied into: Typst reads no file outside."""
 
 ARTICLE = "index"
 NOTEBOOKS = ("baseline", "bh_routing", "comparison")
@@ -21,6 +29,12 @@ BUDGETS_FILE = "statistics/matched_budgets.csv"
 TIMING_FILE = "statistics/timing.csv"
 LEVERS_FILE = "statistics/levers.csv"
 CERTIFICATES = "calibration/certificates"
+
+
+def collected(results: Path) -> str:
+    """Return the day on which the results of a study were collected."""
+    seconds = (results / CELLS_FILE).stat().st_mtime
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
 def sources() -> list[str]:

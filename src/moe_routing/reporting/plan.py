@@ -97,6 +97,7 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
             study.statistics["controls"],
             study.main_measures,
             study.config.statistics.primary.strategy,
+            study.model.rule.weighting,
         ),
         "controls": lambda study: findings_controls.controls(
             study.statistics["controls"], study.main_measures, study.strategies

@@ -14,6 +14,7 @@ from moe_routing.errors import InputError
 from moe_routing.figures import budgets, comparison, comparison_routing, comparison_statistics
 from moe_routing.figures.style import save, use_style
 from moe_routing.reporting.article_figures import CAPTIONS, COMPARISON, varying
+from moe_routing.reporting.names import short_words
 from moe_routing.reporting.results import StudyResults
 from moe_routing.statistics.rules import FITTED
 
@@ -29,6 +30,7 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
     strategies = varying(study.config)
     rows, unique = study.budgets, study.table(UNIQUE_FILE)
     top_k, margin = study.model.top_k, study.config.statistics.margin_nats
+    weighting = study.model.rule.weighting
     figures = {
         "pareto": lambda: comparison.pareto(cells, baseline, study.static_curve, _rivals(study)),
         "forest": lambda: comparison_statistics.forest(
@@ -41,7 +43,9 @@ def draw(study: StudyResults) -> dict[str, Callable[[], Figure]]:
         "quality_by_max_k": lambda: comparison.quality_by_max_k(cells),
         "budgets": lambda: budgets.budgets(rows, top_k, margin),
         "budgets_fitted": lambda: budgets.budgets(rows, top_k, margin, FITTED),
-        "unique_experts": lambda: budgets.unique_experts(unique),
+        "unique_experts": lambda: budgets.unique_experts(
+            unique, {name: short_words(name, weighting) for name in unique["strategy"].unique()}
+        ),
     }
     absent = {
         "forest": tables["paired"].empty,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from moe_routing import wording
 from moe_routing.reporting.results import StudyResults
+from moe_routing.reporting.tables import epsilon_of
 from moe_routing.vocabulary import DATASETS, TASKS, NeededId
 
 ROUTING = "baseline/baseline_routing_stats.csv"
@@ -70,12 +71,12 @@ def _same_source(study: StudyResults) -> str:
         for name, dataset in study.config.datasets.items()
         if dataset.source == own
     ]
-    return f", though of the same source as those of {wording.listed(sets)}" if sets else ""
+    return f", but of the same source as those of {wording.listed(sets)}" if sets else ""
 
 
 def _nulls(study: StudyResults) -> str:
     text = (
-        f"calibrated on {wording.count(study.config.calibration.tokens)} tokens of documents that "
+        f"calibrated on {wording.count(study.config.calibration.tokens)} tokens. Their documents "
         f"are in no evaluation set{_same_source(study)}."
     )
     if needed(study.config.calibration.nulls):
@@ -91,6 +92,21 @@ def _nulls(study: StudyResults) -> str:
     return (
         f"{start} The analysis of BH on text (@sec-bh) takes them from {wording.code(tested)}, "
         f"{text}"
+    )
+
+
+def _epsilon(study: StudyResults) -> str:
+    """Return the epsilon in force of nulls whose id names none."""
+    value = epsilon_of(study, str(NeededId()))
+    if value is None:
+        return "$\\varepsilon$ is a parameter of the null."
+    text = f"Unless a null names another, $\\varepsilon$ is {wording.scientific(value)} nats"
+    if study.config.calibration.epsilon:
+        return f"{text}."
+    layers, experts = study.model.layers, study.model.experts
+    return (
+        f"{text}: {value * layers * experts:.2g} nats shared out over the {experts} experts of "
+        f"each of the {layers} layers."
     )
 
 
@@ -126,18 +142,32 @@ def _examined(study: StudyResults) -> str:
     if study.table("validity/verdict.csv").empty:
         return "A null can be tested in designs in which its hypothesis is true."
     return (
-        "Each null that is about the logits alone was tested in designs in which its hypothesis is "
-        "true for every expert, and in designs that violate its assumptions: in at least two "
-        "besides the one that is its definition. No expert deserves to be selected there, so every "
-        "selection is false, and BH may select anything for at most a proportion alpha of the "
-        "tokens. To keep this size is weak control: it says nothing about the false discovery rate "
-        "where some experts are signals. Designs that reshuffle the real logits show what BH would "
-        "select if all of them were noise. They take no part in the verdict. The upper tail of a "
-        "real layer is where its router's decisions are, so a null that is monotone in a layer's "
-        "logits and has power on real text must fail there (@fig-size, @tbl-size). "
+        "Each null that is about the logits alone was tested in simulated designs. In some its "
+        "hypothesis is true for every expert; others violate its assumptions. Each null has at "
+        "least two besides the one that is its definition. No expert deserves to be selected in "
+        "them, so every selection is false. BH may then select something for at most a proportion "
+        "alpha of the tokens. To keep this size is weak control: it says nothing about the false "
+        "discovery rate where some experts are signals. Designs that reshuffle the real logits "
+        "show what BH would select if all of them were noise. They take no part in the verdict. "
+        "The router's decisions are in the upper tail of a real layer. A null that is monotone in "
+        "a layer's logits and has power on real text must therefore fail there (@fig-size, "
+        f"@tbl-size).{_designs(study)}\n\n"
         "@fig-bound shows how often marginal nulls select anything on real text, and @fig-binding "
         "whether the test, the floor or the cap decides there."
     )
+
+
+def _designs(study: StudyResults) -> str:
+    """Return what each design that was used simulates, as a list."""
+    table = study.table("validity/designs.csv")
+    if table.empty:
+        return ""
+    used = table[table["nulls"].notna()]
+    lines = [
+        f"- *{wording.as_words(name)}*: {why}."
+        for name, why in zip(used["design"], used["why"], strict=True)
+    ]
+    return "\n\n" + "\n".join(lines)
 
 
 def _verified(study: StudyResults) -> str:
@@ -148,13 +178,13 @@ def _verified(study: StudyResults) -> str:
     chance = study.model.layers * (1 - study.config.statistics.confidence) / 2
     return (
         "On documents that nothing was fitted on, and on the contexts of evaluation sets, experts "
-        "were toggled as in the calibration; lower ranks are sampled, and a pair counts with its "
-        "sampling weight. So the false discovery rate of the rule, and of the routed set with its "
-        "floor and cap, is measured, not assumed (@fig-rates, @fig-rates-level, @tbl-rates), at "
-        f"alpha {levels}. Intervals are studentised bootstraps of whole documents; where nothing "
-        "false is selected at all, the upper limit is Wilson's for as many tokens as documents. We "
-        "say that a rate is above alpha if the lower end of its interval is. Layers are judged one "
-        "by one without correction for multiplicity: "
+        "were toggled as in the calibration. Lower ranks are sampled, and a pair counts with its "
+        "sampling weight. So the false discovery rate is measured, not assumed (@fig-rates, "
+        "@fig-rates-level, @tbl-rates). It is that of the rule, and of the routed set with its "
+        f"floor and cap, at alpha {levels}. Intervals are studentised bootstraps of whole "
+        "documents. Where nothing false is selected at all, the upper limit is Wilson's for as "
+        "many tokens as documents. We say that a rate is above alpha if the lower end of its "
+        "interval is. Layers are judged one by one, without correction for multiplicity: "
         f"of {study.model.layers} layers that keep alpha exactly, {chance:.1f} are expected above "
         "it by chance."
     )
@@ -164,6 +194,7 @@ PROSE: dict[str, Callable[[StudyResults], str]] = {
     "asked": _asked,
     "rule": _rule,
     "nulls": _nulls,
+    "epsilon": _epsilon,
     "scoring": _scoring,
     "divergence": _divergence,
     "bh_in_depth": _bh_in_depth,

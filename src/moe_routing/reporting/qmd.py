@@ -7,7 +7,10 @@ verbatim.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from moe_routing.errors import InputError
+from moe_routing.reporting.pages import FIGURES
 
 if TYPE_CHECKING:
     from jupyter_client.client import KernelClient
@@ -107,33 +111,62 @@ def _split_front(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def run_page(path: Path, *, echo: bool) -> Page:
-    """Run the cells of a page in its folder and return the result.
+    """Run the cells of a page in its folder and return the result; see :func:`run_pages`."""
+    return run_pages([(path, echo)])[0]
+
+
+def run_pages(pages: Sequence[tuple[Path, bool]]) -> list[Page]:
+    """Run the cells of each page in its folder and return the results.
+
+    One kernel runs all pages, so that each package is imported once. Before each page it forgets
+    all names: a page cannot use what another one defined.
 
     Args:
-        path: the .qmd file.
-        echo: whether code is shown by default.
+        pages: .qmd files, and whether code is shown by default.
 
     Raises:
         InputError: a cell or inline code fails.
     """
     from nbclient import NotebookClient
 
-    front, notebook = read_page(path)
+    read = [(path, echo, *read_page(path)) for path, echo in pages]
+    first, notebook = read[0][0], read[0][3]
     client = NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", coalesce_streams=True,
         extra_arguments=["--log-level=40"],  # errors only
-        resources={"metadata": {"path": str(path.resolve().parent)}},
+        resources={"metadata": {"path": str(first.resolve().parent)}},
     )  # fmt: skip
+    done, path = [], first
     try:
         with client.setup_kernel():
-            for number, cell in enumerate(notebook.cells):
-                _run_cell(client, cell, number, path)
+            for path, echo, front, notebook in read:
+                if notebook is not client.nb:
+                    _forget(client, path)
+                    client.nb = notebook
+                    client.reset_execution_trackers()
+                for number, cell in enumerate(notebook.cells):
+                    _run_cell(client, cell, number, path)
+                shown = front.get("execute", {}).get("echo", echo)
+                markdown = markdown_of(notebook, echo=shown, folder=path.parent)
+                done.append(Page(path, front, notebook, markdown))
     except RuntimeError as error:
         raise InputError(
             f"{path}: its Python kernel does not answer; it needs ipykernel"
         ) from error
-    echo = front.get("execute", {}).get("echo", echo)
-    return Page(path, front, notebook, markdown_of(notebook, echo=echo))
+    return done
+
+
+def _forget(client: NotebookClient, path: Path) -> None:
+    """Make the kernel forget all names, close all figures, and work in the folder of a page."""
+    folder = str(path.resolve().parent)
+    code = (
+        "import sys; 'matplotlib.pyplot' in sys.modules and "
+        "sys.modules['matplotlib.pyplot'].close('all')\n"
+        f"import os; os.chdir({folder!r})\n"
+        "get_ipython().reset(new_session=True)"
+    )
+    kernel = cast("KernelClient", client.kc)
+    client.wait_for_reply(kernel.execute(code, silent=True))
 
 
 def _run_cell(client: NotebookClient, cell: NotebookNode, number: int, path: Path) -> None:
@@ -197,18 +230,20 @@ def code_of(source: str) -> str:
     return "\n".join(lines).strip()
 
 
-def markdown_of(notebook: NotebookNode, *, echo: bool) -> str:
+def markdown_of(notebook: NotebookNode, *, echo: bool, folder: Path | None = None) -> str:
     """Return the Markdown of a notebook that was run: text, code and outputs.
 
     Args:
         notebook: its cells.
         echo: whether code is shown by default.
+        folder: of the page, to write images under; None puts them into the text, which takes
+            pandoc seconds to read.
     """
-    parts = [_cell_markdown(cell, echo) for cell in notebook.cells]
+    parts = [_cell_markdown(cell, echo, folder) for cell in notebook.cells]
     return "\n\n".join(part for part in parts if part)
 
 
-def _cell_markdown(cell: NotebookNode, echo: bool) -> str:
+def _cell_markdown(cell: NotebookNode, echo: bool, folder: Path | None) -> str:
     if cell.cell_type == "markdown":
         return cell.source
     options = cell_options(cell.source)
@@ -218,7 +253,7 @@ def _cell_markdown(cell: NotebookNode, echo: bool) -> str:
     if options.get("echo", echo):
         parts.append(_code(cell.source, options))
     if options.get("output", True) is not False:
-        parts += [_output(output, options) for output in cell.outputs]
+        parts += [_output(output, options, folder) for output in cell.outputs]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -235,7 +270,7 @@ def _html(text: str) -> str:
     return f"```{{=html}}\n{text}\n```"
 
 
-def _output(output: NotebookNode, options: dict[str, Any]) -> str:
+def _output(output: NotebookNode, options: dict[str, Any], folder: Path | None) -> str:
     if output.output_type == "stream":
         text = output.text if output.name == "stdout" else ""
         return text if options.get("output") == "asis" else _block(text)
@@ -243,13 +278,19 @@ def _output(output: NotebookNode, options: dict[str, Any]) -> str:
     if "text/markdown" in data:
         return data["text/markdown"]
     if "image/png" in data:
-        return _image(data["image/png"], options)
+        return _image(data["image/png"], options, folder)
     return _block(data.get("text/plain", ""))
 
 
-def _image(encoded: str, options: dict[str, Any]) -> str:
+def _image(encoded: str, options: dict[str, Any], folder: Path | None) -> str:
     alt = str(options.get("fig-alt", "")).replace('"', "'")
-    return f'![](data:image/png;base64,{"".join(encoded.split())}){{fig-alt="{alt}"}}'
+    address = f"data:image/png;base64,{''.join(encoded.split())}"
+    if folder:
+        data = base64.b64decode(encoded)
+        address = f"{FIGURES}/{hashlib.sha256(data).hexdigest()}.png"
+        (folder / FIGURES).mkdir(exist_ok=True)
+        (folder / address).write_bytes(data)
+    return f'![]({address}){{fig-alt="{alt}"}}'
 
 
 def _block(text: str) -> str:

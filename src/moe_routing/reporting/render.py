@@ -29,11 +29,17 @@ import yaml
 from moe_routing.config.study import config_file
 from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
-from moe_routing.reporting.article import FIGURES, VARIABLE, Article
 from moe_routing.reporting.checks import check_pages, check_word
 from moe_routing.reporting.crossref import resolve
-from moe_routing.reporting.pages import ARTICLE, NOTEBOOKS, outputs
-from moe_routing.reporting.qmd import Page, run_page, source_notebook, titled
+from moe_routing.reporting.pages import (
+    ARTICLE,
+    FIGURES,
+    NOTEBOOKS,
+    VARIABLE,
+    collected,
+    outputs,
+)
+from moe_routing.reporting.qmd import Page, run_pages, source_notebook, titled
 from moe_routing.reporting.word import finish_word
 
 PREVIEW_NOTE = (
@@ -116,7 +122,7 @@ def render(source: Path, results: Path, *, quarto: str | None = None) -> Rendere
     problem = ""
     address = repository_address(source.resolve().parent)
     with tempfile.TemporaryDirectory() as name, _results_named(results), _sources_named(name):
-        pages = _execute(source, Path(name) / "report")
+        pages = _execute(source, Path(name) / "report", results)
         if quarto:
             try:
                 _publish(partial(_quarto_pages, quarto), pages, results, address)
@@ -140,29 +146,24 @@ def render_pdf(source: Path, results: Path, *, quarto: str | None = None) -> Pat
     """
     with tempfile.TemporaryDirectory() as name, _results_named(results), _sources_named(name):
         folder = Path(name) / "report"
-        page = _execute_article(source, folder)
+        page = _execute(source, folder, results, notebooks=()).article
         made = _quarto_pdf(quarto, page) if quarto else _preview_pdf(page)
         with atomic_path(results / "report" / f"{ARTICLE}.pdf") as temporary:
             shutil.copyfile(made, temporary)
     return results / "report" / f"{ARTICLE}.pdf"
 
 
-def _execute_article(source: Path, folder: Path) -> Page:
-    """Copy the sources into a folder and run the article there."""
+def _execute(
+    source: Path, folder: Path, results: Path, notebooks: Sequence[str] = NOTEBOOKS
+) -> Executed:
+    """Copy the sources into a folder and run the article and notebooks there, each once."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    article = run_page(folder / f"{ARTICLE}.qmd", echo=False)
+    pages = [(folder / f"{ARTICLE}.qmd", False)]
+    pages += [(folder / "notebooks" / f"{name}.qmd", True) for name in notebooks]
+    article, *others = run_pages(pages)
     if "date" in article.front:
-        article.front["date"] = str(Article.load().date)
-    return article
-
-
-def _execute(source: Path, folder: Path) -> Executed:
-    """Copy the sources into a folder and run every page there, once."""
-    article = _execute_article(source, folder)
-    notebooks = {
-        name: run_page(folder / "notebooks" / f"{name}.qmd", echo=True) for name in NOTEBOOKS
-    }
-    return Executed(folder, article, notebooks)
+        article.front["date"] = collected(results)
+    return Executed(folder, article, dict(zip(notebooks, others, strict=True)))
 
 
 def _publish(make: Renderer, pages: Executed, results: Path, address: str) -> None:

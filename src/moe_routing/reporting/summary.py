@@ -85,8 +85,8 @@ def _how_many(study: StudyResults) -> Iterator[Finding]:
     for one in study.certificates.values():
         text = (
             f"Certified routing keeps {one.mean_experts:.1f} of {study.model.top_k} experts per "
-            f"token at an expected change of the predictions (KL) of at most {one.margin:g} nats "
-            f"per token{_measured(study, one.strategy)}."
+            "token. It promises an expected change of the predictions (KL) of at most "
+            f"{one.margin:g} nats per token{_measured(study, one.strategy)}."
         )
         yield Finding(text, CERTIFICATES, "certified")
         return
@@ -107,7 +107,7 @@ def _measured(study: StudyResults, strategy: str) -> str:
     rows = rows[(rows["strategy"] == strategy) & (rows["metric"] == DIVERGENCE.name)]
     for row in rows_of(rows[rows["dataset"] == dataset]):
         change = wording.interval(row.value, row.ci_low, row.ci_high)
-        return f"; measured on {DATASETS[dataset].label}, it is {change}"
+        return f"; on {DATASETS[dataset].label} we measured {change}"
     return ""
 
 
@@ -125,7 +125,7 @@ def abstract(study: StudyResults) -> Iterator[Finding]:
     if row is not None:
         text = (
             f"At a budget of {wording.experts(row['budget'])} experts, {rule_words(row['kind'])} "
-            f"lost least; against a fixed number it was {by_set(_own(study, row))}."
+            f"lost least. It was {by_set(_own(study, row))}, compared with a fixed number."
         )
         yield Finding(text, BUDGETS_FILE, _direction(row), _leader_claims(study, row))
     for finding in _rates(study):

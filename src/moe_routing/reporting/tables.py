@@ -10,6 +10,8 @@ from moe_routing import wording
 from moe_routing.analysis.tables import TableRow, groups_of, rows_of, truth_values
 from moe_routing.config.study import Source
 from moe_routing.reporting.findings import main_measure_rows
+from moe_routing.reporting.findings_controls import changed_words
+from moe_routing.reporting.names import MIXTURE_OF, in_words
 from moe_routing.reporting.results import StudyResults
 from moe_routing.routing.strategies import control_kinds, family_entry
 from moe_routing.statistics.verdict import SHOWN
@@ -218,7 +220,10 @@ def shown_kinds() -> dict[str, str]:
 
 
 def controls_table(study: StudyResults) -> pd.DataFrame:
-    """Return each control against its base: mean experts, and a difference per data set."""
+    """Return each control against its base: mean experts, and a difference per data set.
+
+    The base is part of most ids; of the others it stands beside.
+    """
     return _controls(study, study.statistics["controls"])
 
 
@@ -232,8 +237,8 @@ def primary_controls(study: StudyResults) -> pd.DataFrame:
 
 
 def primary_controls_table(study: StudyResults) -> pd.DataFrame:
-    """Return the controls of the primary strategy, as :func:`controls_table`, without the base."""
-    return _controls(study, primary_controls(study)).drop(columns="Base")
+    """Return the controls of the primary strategy, as :func:`controls_table`."""
+    return _controls(study, primary_controls(study))
 
 
 def _controls(study: StudyResults, rows: pd.DataFrame) -> pd.DataFrame:
@@ -244,10 +249,10 @@ def _controls(study: StudyResults, rows: pd.DataFrame) -> pd.DataFrame:
     experts = rows.groupby("strategy")[["base_mean_experts", "control_mean_experts"]].mean()
     table = pd.DataFrame(
         {
-            "Base": [f"`{name}`" for name in names["base"]],
             "Control": [
-                f"`{name}`, {kinds[kind]}"
-                for name, kind in zip(names["strategy"], names["kind"], strict=True)
+                f"`{row.strategy}`, {kinds[row.kind]}"
+                + ("" if row.base in row.strategy else f" (base: `{row.base}`)")
+                for row in rows_of(names)
             ],
             "Experts, base and control": [
                 " and ".join(wording.experts(x) for x in experts.loc[name])
@@ -279,7 +284,7 @@ def numerics_table(study: StudyResults) -> pd.DataFrame:
     rows = main_measure_rows(study.statistics["numerics"], study.main_measures)
     return pd.DataFrame(
         {
-            "Changed": [f"`{name}`" for name in rows["changed"]],
+            "Changed": [changed_words(name) for name in rows["changed"]],
             "Data set": rows["dataset"].map(lambda name: DATASETS[str(name)].label),
             "Items": rows["n_items"].map(wording.count),
             "Difference": [
@@ -360,15 +365,20 @@ def source_words(source: Source) -> str:
 
 
 def contrast_table(study: StudyResults) -> pd.DataFrame:
-    """Return the declared contrasts in their order."""
+    """Return the declared contrasts in their order, with names in words."""
+    own = study.model.rule.weighting
     return pd.DataFrame(
         [
             {
-                "Strategy": f"`{row.strategy}`",
-                "Against": f"`{row.against}`",
-                "Data set": DATASETS[row.dataset].label,
+                "Rule": f"{wording.capital(in_words(row.strategy, own))}, `{row.strategy}`",
+                "Against": "fixed numbers, same mean"
+                if row.against.startswith(MIXTURE_OF)
+                else in_words(row.against, own),
+                "Measure": f"{DATASETS[row.dataset].label}, {METRICS[row.metric].unit}",
                 "Experts": wording.experts(row.mean_experts),
-                "Difference": wording.difference(row.difference, row.low, row.high, row.metric),
+                "Difference": wording.difference(
+                    row.difference, row.low, row.high, row.metric, unit=False
+                ),
                 "p": _bare_p(row.p_value),
                 "p, equivalence": "" if pd.isna(row.p_tost) else _bare_p(row.p_tost),
                 "Verdict": row.verdict,
@@ -417,6 +427,17 @@ def strategy_table(study: StudyResults) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def epsilon_of(study: StudyResults, null_id: str) -> float | None:
+    """Return the epsilon in nats that a null was fitted with; None if it has none."""
+    table = study.table(f"calibration/nulls/{null_id}.csv")
+    return float(table["epsilon"].iloc[0]) if "epsilon" in table else None
+
+
+def hypothesis_of(study: StudyResults, null_id: str) -> str:
+    """Return H0 of a null in words, with the epsilon that it was fitted with."""
+    return wording.typeset(hypothesis(null_id, epsilon_of(study, null_id)))
+
+
 def null_table(study: StudyResults) -> pd.DataFrame:
     """Return the fitted nulls, over layers: hypothesis, symmetry, smallest p, needed experts.
 
@@ -425,13 +446,10 @@ def null_table(study: StudyResults) -> pd.DataFrame:
     rows = []
     for path in sorted((study.folder / "calibration" / "nulls").glob("*.csv")):
         table = study.table(f"calibration/nulls/{path.name}")
-        epsilon = float(table["epsilon"].iloc[0]) if "epsilon" in table else None
         rows.append(
             {
                 "Null": f"`{path.stem}`",
-                "H0 in words": wording.typeset(hypothesis(path.stem, epsilon))
-                if is_null(path.stem)
-                else "",
+                "H0 in words": hypothesis_of(study, path.stem) if is_null(path.stem) else "",
                 "Upper to lower spread": _range(table, "upper_to_lower"),
                 "Smallest p": _range(table, "smallest_p"),
                 "Needed": _range(table, "needed_proportion"),

@@ -9,6 +9,7 @@ from moe_routing.analysis.tables import TableRow, groups_of, rows_of
 from moe_routing.reporting.claims import distinct
 from moe_routing.reporting.findings_budgets import LEVER_WORDS, SCALE_WORDS, middle_budget
 from moe_routing.reporting.findings_consequence import LAW_FILE
+from moe_routing.reporting.names import short_words
 from moe_routing.reporting.results import StudyResults
 from moe_routing.reporting.tables import DAGGER, datasets_by_task, marked
 from moe_routing.routing.certificate import Certificate
@@ -71,23 +72,25 @@ def budgets_table(study: StudyResults) -> pd.DataFrame:
         [
             {
                 "Strategy": f"`{row.strategy}`",
-                "Rule": row.kind.words,
                 "Data set": DATASETS[row.dataset].label,
-                "Scale": SCALE_WORDS[row.scale],
                 "Mean experts": wording.experts(row.mean_experts),
                 "Loss over stock": wording.difference(
                     row.loss_over_stock, row.low, row.high, row.metric, unit=False
                 ),
-                "Against a fixed number": ""
-                if pd.isna(row.versus_static)
-                else wording.difference(
-                    row.versus_static, row.static_low, row.static_high, row.metric, unit=False
-                ),
-                "Verdict": "" if pd.isna(row.verdict) else row.verdict,
+                "Against a fixed number": _versus(row),
             }
             for row in rows_of(study.budgets)
         ]
     )
+
+
+def _versus(row: TableRow) -> str:
+    """Return the difference from a fixed number, with a dagger if it was shown."""
+    if pd.isna(row.versus_static):
+        return ""
+    ends = (row.versus_static, row.static_low, row.static_high)
+    text = wording.difference(*ends, row.metric, unit=False)
+    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
 
 
 def levers_alone(study: StudyResults) -> pd.DataFrame:
@@ -107,8 +110,9 @@ def levers_alone_table(study: StudyResults) -> pd.DataFrame:
         name = row.strategy.removesuffix("_scaled")
         line = lines.setdefault(
             (row.lever, name),
-            {"Lever": LEVER_WORDS[row.lever][1], "Strategy": f"`{name}`", "As is": "not run",
-             "At fitted scale": "not run"},
+            {"Lever": LEVER_WORDS[row.lever][1],
+             "Rule": f"{short_words(name, study.model.rule.weighting)}, `{name}`",
+             "As is": "not run", "At fitted scale": "not run"},
         )  # fmt: skip
         line[SCALE_WORDS[row.scale].capitalize()] = marked(row)
     return pd.DataFrame(list(lines.values())[:MOST_ROWS])

@@ -124,16 +124,20 @@ def sizes_table(study: StudyResults) -> pd.DataFrame:
             "Null": f"`{row.null}`",
             "Verdict": str(row.call),
             "Designs": f"{row.n_designs}",
-            "Largest over all layers": f"{100 * row.worst_size:.1f} ({row.worst_design})",
+            "Largest over all layers": _in_design(row.worst_size, row.worst_design),
             "Largest in a layer": wording.percentage(
                 row.worst_layer_size, row.worst_layer_low, row.worst_layer_high
             )
-            + f" (layer {row.worst_layer}, {row.worst_layer_design})",
-            "If all were noise": _noise(row.noise_size, row.noise_design),
+            + f" (layer {row.worst_layer}, {wording.as_words(row.worst_layer_design)})",
+            "If all were noise": _in_design(row.noise_size, row.noise_design),
         }
         for row in rows_of(study.table(VERDICT_TABLE))
     )
 
 
-def _noise(size: float, design: object) -> str:
-    return "no such design" if np.isnan(size) else f"{100 * size:.1f} ({design})"
+def _in_design(size: float, design: object) -> str:
+    return (
+        "no such design"
+        if np.isnan(size)
+        else f"{100 * size:.1f} ({wording.as_words(str(design))})"
+    )

@@ -421,7 +421,7 @@ def test_every_id_is_read_as_it_is_written(epsilon, effect):
 def test_ids_mean_what_they_say(null_id, epsilon):
     assert NeededId.parse(null_id) == NeededId(epsilon)
     assert "1e-4 nats (KL)" in hypothesis("needed_e1e4")
-    assert hypothesis("needed").endswith("calibration.epsilon nats (KL)")
+    assert hypothesis("needed").endswith("less than epsilon nats (KL)")
     assert "lowers the loss" in hypothesis("needed_loss")
 
 
