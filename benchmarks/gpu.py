@@ -1,11 +1,12 @@
 """What to run first on a new GPU: is it right there, how fast, and what would the study take?
 
     python benchmarks/gpu.py --device cuda --json gpu.json   # at OLMoE-1B-7B's size
-    python benchmarks/gpu.py                                 # a CPU, so small that times say nothing
+    python benchmarks/gpu.py                                 # a CPU: too small to time anything
 
 Nothing is downloaded: the embedded model and random weights serve. It needs this checkout, torch,
-transformers, safetensors, pydantic, pyarrow and scipy, but no results of a study, and is made to end
-within six minutes. It prints one table, a row per measurement. Rows with a limit are checks, and the exit code is 1 if one fails:
+transformers, safetensors, pydantic, pyarrow and scipy, but no results of a study, and is made to
+end within six minutes. It prints one table, a row per measurement. Rows with a limit are checks,
+and the exit code is 1 if one fails:
 
 - correctness, on the embedded model in float32: transformers' ``eager`` experts against ours; the
   strategy ``stock`` against the model as it is, bit for bit; BH by critical values, on this device,
