@@ -7,7 +7,7 @@ import json
 import torch
 
 OPTIONS = ["--tokens", "96", "--window", "32", "--calibration-tokens", "512", "--rounds", "1"]
-OPTIONS += ["--threads", "1", "--allocator", "default"]
+OPTIONS += ["--stock-rounds", "1", "--threads", "1", "--allocator", "default"]
 STRATEGIES = ["--strategies", "regular_k1,regular_k4,bh_k16_a005_unselected"]
 
 

@@ -14,6 +14,19 @@ from without_torch import without_torch
 FREE = ("cells", "numerics", "efficiency", "config.yaml", "model.json")
 """What the jobs of a model leave behind."""
 
+SCRIPTS = """
+import runpy, sys
+scripts, results = sys.argv[1:]
+for name in ("collect", "compute_statistics", "figures", "comparison_report"):
+    sys.argv = [name, "--results", results]
+    try:
+        runpy.run_path(f"{scripts}/{name}.py", run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+"""One process for all, which imports once what they share."""
+
 
 @pytest.fixture(scope="module")
 def folder(planted, tmp_path_factory):
@@ -27,12 +40,11 @@ def folder(planted, tmp_path_factory):
 
 def test_tables_figures_and_report_are_the_same_without_torch(planted, folder, tmp_path):
     environment = without_torch(tmp_path, ROOT / "src")
-    for script in ("collect", "compute_statistics", "figures", "comparison_report"):
-        done = subprocess.run(
-            [sys.executable, ROOT / "scripts" / f"{script}.py", "--results", folder],
-            env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPTS, ROOT / "scripts", folder],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     for path in planted.folder.glob("statistics/*.csv"):
         assert (folder / "statistics" / path.name).read_bytes() == path.read_bytes()
     cells = "comparison/full_routing_results.csv"

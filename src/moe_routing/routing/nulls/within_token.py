@@ -233,13 +233,15 @@ class WithinTokenEfron(RobustZNull):
 
     @classmethod
     def _match(cls, z_n: np.ndarray) -> tuple[float, float]:
-        import statsmodels.api as sm
+        # Not statsmodels.api, which imports four times as long.
+        from statsmodels.genmod.families import Poisson
+        from statsmodels.genmod.generalized_linear_model import GLM
 
         low, high = np.quantile(z_n, cls.CENTRAL)
         count_B, edges = np.histogram(z_n, cls.BINS, (low, high))
         middle_B = (edges[:-1] + edges[1:]) / 2
         design = np.stack([np.ones_like(middle_B), middle_B, middle_B**2], axis=1)
-        _, linear, square = sm.GLM(count_B, design, family=sm.families.Poisson()).fit().params
+        _, linear, square = GLM(count_B, design, family=Poisson()).fit().params
         if square >= 0:  # no peak in the centre: the bulk is not normal
             return float(np.median(z_n)), float((high - low) / 2.563)
         return float(-linear / (2 * square)), float(np.sqrt(-1 / (2 * square)))
