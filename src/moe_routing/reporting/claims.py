@@ -6,7 +6,7 @@ held against the numbers of its table, so that a sentence never says what they d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ DIRECTIONS: Mapping[Verdict, Direction] = {
 }
 
 
-Row = Mapping[str, Any]
+Row = Mapping[Hashable, Any]
 _NAMES = ("strategy", "dataset", "metric")
 """The columns that name a row in every table."""
 
