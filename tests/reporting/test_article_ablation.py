@@ -46,7 +46,10 @@ def test_every_topic_is_told_or_said_to_be_missing(article, planted, topic):
 
 
 @pytest.mark.parametrize("label", FIGURES)
-def test_every_figure_is_shown_or_said_to_be_missing(article, planted, label):
+def test_every_figure_is_shown_or_said_to_be_missing(
+    article, planted, label, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # a page's figures are copied beside it
     assert f"{{#{label}" in article.figure(label)
     assert Article(planted).figure(label) == "*Not drawn: the analysis ablation/ was not run.*"
 
