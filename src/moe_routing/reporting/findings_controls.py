@@ -137,7 +137,9 @@ def _control(
     if base_strategy.weighting_kind == RAW_WEIGHTING:
         meanings |= kind.raw_meanings
     found = claims(pd.concat([rows, opposite]), CONTROLS_FILE, "base")
-    text += f" {wording.capital(meanings[outcome])}."
+    sets = set_names(rows, {"worse": LOSSES, "better": (Verdict.BETTER,)}.get(outcome, ()))
+    where = f"on {wording.listed(sets)}, " if 0 < len(sets) < len(rows) else ""
+    text += f" {wording.capital(where + meanings[outcome])}."
     return Finding(text, CONTROLS_FILE, outcome, found)
 
 
