@@ -65,7 +65,7 @@ def test_a_shown_difference_has_its_numbers_and_an_unshown_one_is_said_to_be():
     )
     (finding,) = findings_controls.controls(rows, MAIN, BASES)
     assert (
-        "was worse on HellaSwag. On Wikipedia it was not shown to differ. On HellaSwag, which tokens"
+        "worse on HellaSwag. On Wikipedia it was not shown to differ. On HellaSwag, which tokens"
         in finding.text
     )
 
