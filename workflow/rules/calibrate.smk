@@ -14,7 +14,7 @@ rule sample_logits:
     benchmark:
         f"{RESULTS}/benchmarks/sample_logits.tsv"
     # Every null and every budget waits for it.
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -44,7 +44,7 @@ rule fit_outputs:
     benchmark:
         f"{RESULTS}/benchmarks/fit_outputs.tsv"
     # Toggling waits for it, and every BH cell for that.
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -75,7 +75,7 @@ rule toggle_experts:
     benchmark:
         f"{RESULTS}/benchmarks/toggle_experts.tsv"
     # Every BH cell waits for it.
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
@@ -102,7 +102,7 @@ rule fit_null:
     log:
         f"{RESULTS}/logs/fit_null/{{null}}.log",
     # Short, and the longest jobs wait for all of them.
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: 1

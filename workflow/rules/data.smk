@@ -10,7 +10,7 @@ rule prepare_dataset:
     log:
         f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
     # All of the calibration waits for it.
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: 1
@@ -45,7 +45,7 @@ rule prepare_calibration:
         manifest=f"{RESULTS}/data/calibration.json",
     log:
         f"{RESULTS}/logs/prepare_calibration.log",
-    priority: 3
+    priority: 4
     conda:
         MODEL_ENVIRONMENT
     threads: 1
