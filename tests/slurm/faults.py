@@ -7,7 +7,7 @@
 A scoring job is cancelled after its third cell, another one hangs until its time is over,
 `ablation` has too little memory at first, the node is drained while jobs wait, and the main process
 is killed. The study must be complete after one restart, with no cell scored twice. This takes about
-half an hour on two cores, and needs root and Slurm, so it is no part of the test suite.
+a quarter of an hour on two cores, and needs root and Slurm, so it is no part of the test suite.
 """
 
 from __future__ import annotations
