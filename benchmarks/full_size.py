@@ -84,19 +84,24 @@ def random_model(scale: int, dtype: torch.dtype, device: str) -> PreTrainedModel
     return model.eval().requires_grad_(False)
 
 
-def router_table(bench: Bench) -> list[dict]:
-    """Describe the router logits of one window: means over layers."""
+def router_logits(model: PreTrainedModel, ids_BS: torch.Tensor) -> list[torch.Tensor]:
+    """Return the logits of the routers of a stock model, (tokens, experts) for each layer."""
     logits: list[torch.Tensor] = []
     handles = [
-        router.module.register_forward_hook(lambda *args: logits.append(args[-1][0].float()))
-        for router in find_routers(bench.model)
+        router.module.register_forward_hook(lambda *args: logits.append(args[-1][0]))
+        for router in find_routers(model)
     ]
     with torch.inference_mode():
-        bench.model.base_model(bench.ids_BS[:1], use_cache=False)
+        model.base_model(ids_BS, use_cache=False)
     for handle in handles:
         handle.remove()
+    return logits
+
+
+def router_table(bench: Bench) -> list[dict]:
+    """Describe the router logits of one window: means over layers."""
     rows = []
-    for logits_TE in logits:
+    for logits_TE in (part.float() for part in router_logits(bench.model, bench.ids_BS[:1])):
         centred = logits_TE - logits_TE.mean()
         variance = centred.square().mean()
         load_E = logits_TE.topk(8).indices.flatten().bincount(minlength=logits_TE.shape[1])

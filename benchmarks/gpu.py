@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,15 @@ from typing import NamedTuple
 
 import torch
 from engine import Bench, scoring_table
-from full_size import STUDY, NoTokenizer, distinct_strategies, projection, random_model, rates_table
+from full_size import (
+    STUDY,
+    NoTokenizer,
+    distinct_strategies,
+    projection,
+    random_model,
+    rates_table,
+    router_logits,
+)
 from measure import interleave, options, prepare, show
 from toggles import OUTPUT_TOKENS, OUTPUT_WINDOW, by_branches
 from torch import Tensor
@@ -42,7 +50,7 @@ from moe_routing.engine.loading import LoadedModel, load_model
 from moe_routing.engine.routed import routed
 from moe_routing.evaluation.calibrate import calibrate
 from moe_routing.evaluation.outputs import fit_expert_outputs
-from moe_routing.routing.calibration import Calibration
+from moe_routing.routing.ranking import Ranker
 from moe_routing.routing.strategies import parse_strategy
 from moe_routing.routing.strategies.testing import MultipleTesting, StepUp
 from moe_routing.routing.types import RouterInputs
@@ -88,22 +96,27 @@ def correctness(device: str, windows: int, window: int) -> list[Row]:
     stock = logits_of(bench)
     with routed(model, "stock", experts_implementation=None):
         different = (logits_of(bench) != stock).sum().item()
-    by_p_value = on_cpu = tokens = 0
+    not_by_p_value = not_on_cpu = tokens = 0
     calibration = calibrate(
         model, loaded.tokenizer, texts(), strategies=[BH_ID], tokens=2048, toggled_tokens=32
     )
-    for inputs in router_inputs(bench):
-        fast = selected(StepUp.ranker, inputs, calibration)
-        by_p_value += other(fast, selected(MultipleTesting.ranker, inputs, calibration))
-        there = replace(inputs, logits_TE=inputs.logits_TE.cpu())
-        on_cpu += other(fast, selected(StepUp.ranker, there, calibration))
+    strategy, experts = parse_strategy(BH_ID), model.config.num_experts
+    by_critical_value = StepUp.ranker(strategy, calibration, experts)
+    by_p_value = MultipleTesting.ranker(strategy, calibration, experts)
+    routers = find_routers(model)
+    for router, logits_TE in zip(routers, router_logits(model, bench.ids_BS), strict=True):
+        inputs = RouterInputs(router.layer, logits_TE, rule=router.rule)
+        fast = selected(by_critical_value, inputs)
+        not_by_p_value += other(fast, selected(by_p_value, inputs))
+        there = replace(inputs, logits_TE=logits_TE.cpu())
+        not_on_cpu += other(fast, selected(by_critical_value, there))
         tokens += len(fast)
     what = f"of {tokens:,} tokens"
     return [
         Row("our experts against eager, largest difference", largest, "nats/window", AGREEMENT),
         Row("'stock' against the model as it is, other logits", different, "logits", 0),
-        Row("BH by critical values against p-values, other experts", by_p_value, what, 0),
-        Row("BH here against on the CPU, other experts", on_cpu, what, 0),
+        Row("BH by critical values against p-values, other experts", not_by_p_value, what, 0),
+        Row("BH here against on the CPU, other experts", not_on_cpu, what, 0),
     ]
 
 
@@ -118,24 +131,9 @@ def logits_of(bench: Bench) -> Tensor:
         return bench.model(input_ids=bench.ids_BS, use_cache=False).logits
 
 
-def router_inputs(bench: Bench) -> Iterator[RouterInputs]:
-    """Yield what BH sees in each layer of the stock model."""
-    routers = find_routers(bench.model)
-    logits: list[Tensor] = []
-    handles = [
-        router.module.register_forward_hook(lambda *args: logits.append(args[-1][0]))
-        for router in routers
-    ]
-    logits_of(bench)
-    for router, logits_TE, handle in zip(routers, logits, handles, strict=True):
-        handle.remove()
-        yield RouterInputs(router.layer, logits_TE, rule=router.rule)
-
-
-def selected(ranker: Callable, inputs: RouterInputs, calibration: Calibration) -> Tensor:
+def selected(rank: Ranker, inputs: RouterInputs) -> Tensor:
     """Return which experts BH selects, bool, (tokens, experts), on the CPU."""
-    experts = inputs.logits_TE.shape[1]
-    ranking = ranker(parse_strategy(BH_ID), calibration, experts)(inputs, inputs.softmax_TE)
+    ranking = rank(inputs, inputs.softmax_TE)
     place_TK = torch.arange(ranking.order_TK.shape[1], device=ranking.order_TK.device)
     kept_TK = place_TK < ranking.count_T[:, None]
     chosen_TE = torch.zeros_like(inputs.logits_TE, dtype=torch.bool)

@@ -192,7 +192,7 @@ def _fill_inline(client: NotebookClient, source: str, path: Path) -> str:
     expressions = {str(n): code for n, code in enumerate(INLINE.findall(source))}
     if not expressions:
         return source
-    kernel = cast("KernelClient", client.kc)  # run_page has started it
+    kernel = cast("KernelClient", client.kc)  # run_pages has started it
     message = kernel.execute("", user_expressions=expressions)
     reply = cast("dict[str, Any]", client.wait_for_reply(message))  # a timeout raises
     results = reply["content"]["user_expressions"]

@@ -276,7 +276,12 @@ def marked(row: TableRow) -> str:
     if pd.isna(row.difference):
         return "not run"
     text = wording.difference(row.difference, row.low, row.high, row.metric, unit=False)
-    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
+    return with_dagger(text, row.verdict)
+
+
+def with_dagger(difference: str, verdict: str) -> str:
+    """Return a difference with its limits, and a dagger before these if it was shown."""
+    return difference.replace(" [", f"{DAGGER} [", 1) if verdict in SHOWN else difference
 
 
 def numerics_table(study: StudyResults) -> pd.DataFrame:

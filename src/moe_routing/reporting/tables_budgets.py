@@ -11,10 +11,9 @@ from moe_routing.reporting.findings_budgets import LEVER_WORDS, SCALE_WORDS, mid
 from moe_routing.reporting.findings_consequence import LAW_FILE
 from moe_routing.reporting.names import short_words
 from moe_routing.reporting.results import StudyResults
-from moe_routing.reporting.tables import DAGGER, datasets_by_task, marked
+from moe_routing.reporting.tables import datasets_by_task, marked, with_dagger
 from moe_routing.routing.certificate import Certificate
 from moe_routing.statistics.rules import AS_IS, OMITTED, PLAIN
-from moe_routing.statistics.verdict import SHOWN
 from moe_routing.vocabulary import DATASETS, DIVERGENCE, METRICS, text_dataset
 
 MOST_ROWS = 8
@@ -63,7 +62,7 @@ def _by_set(study: StudyResults, rows: pd.DataFrame, chosen: pd.DataFrame) -> pd
 
 def _loss(row: TableRow) -> str:
     text = wording.difference(row.loss_over_stock, row.low, row.high, row.metric, unit=False)
-    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
+    return with_dagger(text, row.verdict)
 
 
 def budgets_table(study: StudyResults) -> pd.DataFrame:
@@ -89,8 +88,7 @@ def _versus(row: TableRow) -> str:
     if pd.isna(row.versus_static):
         return ""
     ends = (row.versus_static, row.static_low, row.static_high)
-    text = wording.difference(*ends, row.metric, unit=False)
-    return text.replace(" [", f"{DAGGER} [", 1) if row.verdict in SHOWN else text
+    return with_dagger(wording.difference(*ends, row.metric, unit=False), row.verdict)
 
 
 def levers_alone(study: StudyResults) -> pd.DataFrame:
