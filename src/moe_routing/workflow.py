@@ -342,25 +342,21 @@ def in_results(results: str, files: Iterable[str]) -> list[str]:
     return [f"{results}/{file}" for file in files]
 
 
-def held_out_inputs(study: StudyConfig, text: str, results: str) -> list[str]:
-    """Return the files that held-out interventions on a text read, besides the model."""
+def held_out_inputs(study: StudyConfig, results: str) -> list[str]:
+    """Return the files that held-out interventions on all texts read, besides the model."""
     # The null of the BH arm does not depend on the model's own k.
-    files = [
-        *held_out_documents(text, results),
+    return [
+        *held_out_documents(study.held_out_texts, results),
         f"{results}/calibration/router_logits.safetensors",
         f"{results}/calibration/expert_outputs.safetensors",
         *null_files([study.bh_arm(1).needs_null], results),
     ]
-    return list(dict.fromkeys(files))
 
 
-def held_out_documents(text: str, results: str) -> list[str]:
-    """Return the files of calibration documents, and of the held-out ones of a text."""
-    names = (
-        "calibration.parquet",
-        CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet",
-    )
-    return [f"{results}/data/{name}" for name in names]
+def held_out_documents(texts: Iterable[str], results: str) -> list[str]:
+    """Return the files of calibration documents, and of the held-out ones of texts."""
+    names = [CERTIFICATION_FILE if text == CALIBRATION else f"{text}.parquet" for text in texts]
+    return [f"{results}/data/{name}" for name in ("calibration.parquet", *names)]
 
 
 def analysis_inputs(study: StudyConfig, analysis: Analysis, results: str) -> list[str]:

@@ -19,6 +19,7 @@ from moe_routing.engine.requests import Encoder
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 from moe_routing.evaluation.held_out import (
+    Job,
     describe_tokens,
     toggle_dead,
     toggle_held_out,
@@ -54,10 +55,11 @@ def results(tmp_path_factory, nano, calibration, rows):
     write_model(config, folder, "study.yaml")
     calibration.save(folder / "calibration")
     write_documents(folder, rows)
+    job = Job.load(folder)
     for text in config.held_out_texts:
-        toggle_held_out(folder, text)
-    toggle_routed_states(folder)
-    toggle_dead(folder)
+        toggle_held_out(job, text)
+    toggle_routed_states(job)
+    toggle_dead(job)
     return folder
 
 
@@ -233,7 +235,7 @@ def test_removing_a_dead_expert_changes_nothing(files):
 def test_another_run_writes_the_same_bytes(results, files, tmp_path):
     paths = [path("lambada") for path in (files.toggles, files.tokens, files.together)]
     before = [path.read_bytes() for path in paths]
-    toggle_held_out(results, "lambada")
+    toggle_held_out(Job.load(results), "lambada")
     assert [path.read_bytes() for path in paths] == before
 
 
@@ -263,7 +265,7 @@ def study_with(results, folder, **held_out):
 
 def test_a_null_about_substitutes_has_them_measured(results, tmp_path):
     folder = study_with(results, tmp_path, nulls=["needed", "needed_compensated"], dataset_tokens=2)
-    toggle_held_out(folder, "lambada")
+    toggle_held_out(Job.load(folder), "lambada")
     toggles = Toggles.load(HeldOutFiles(folder).toggles("lambada"))
     assert toggles.compensated_kl_P.isfinite().all()
 
@@ -271,8 +273,8 @@ def test_a_null_about_substitutes_has_them_measured(results, tmp_path):
 @pytest.mark.parametrize(
     ("key", "work", "text"),
     [
-        ("tokens", lambda folder: toggle_held_out(folder, "calibration"), "toggles/calibration"),
-        ("dataset_tokens", lambda folder: toggle_held_out(folder, "lambada"), "toggles/lambada"),
+        ("tokens", lambda job: toggle_held_out(job, "calibration"), "toggles/calibration"),
+        ("dataset_tokens", lambda job: toggle_held_out(job, "lambada"), "toggles/lambada"),
         ("dataset_tokens", toggle_routed_states, "routed"),
         ("dead_tokens", toggle_dead, "dead/calibration"),
     ],
@@ -280,7 +282,7 @@ def test_a_null_about_substitutes_has_them_measured(results, tmp_path):
 def test_too_few_tokens_name_the_key(results, tmp_path, key, work, text):
     folder = study_with(results, tmp_path, **{key: 100000})
     with pytest.raises(InputError) as caught:
-        work(folder)
+        work(Job.load(folder))
     message = str(caught.value)
     assert message.startswith(f"text of held_out/{text} has ")
     assert message.endswith(f"tokens each; analysis.held_out.{key} is 100000")
@@ -288,7 +290,7 @@ def test_too_few_tokens_name_the_key(results, tmp_path, key, work, text):
 
 def test_an_unknown_text_is_one_line(results):
     with pytest.raises(InputError, match=r"^text 'wikipedia' is unknown; allowed: calibration, la"):
-        toggle_held_out(results, "wikipedia")
+        toggle_held_out(Job.load(results), "wikipedia")
 
 
 def test_calibration_documents_are_not_held_out(results, tmp_path):
@@ -299,7 +301,7 @@ def test_calibration_documents_are_not_held_out(results, tmp_path):
         text = (results / "data" / "calibration.parquet").read_bytes()
         (folder / "data" / f"{name}.parquet").write_bytes(text)
     with pytest.raises(InputError, match=r"certification.parquet: 40 of 40 documents are calib"):
-        toggle_held_out(folder, "calibration")
+        toggle_held_out(Job.load(folder), "calibration")
 
 
 def test_tokens_are_described(nano):

@@ -79,7 +79,7 @@ def test_another_primary_contrast_scores_nothing_again(plan, strategy):
     assert cells == {("mixture.certified_k8_m005", "lambada")}
     assert not (CALIBRATION | {"bh", "baseline"}) & jobs
     # The held-out interventions are on the experts that the primary strategy keeps.
-    assert ("toggle_routed" in jobs) == (strategy == "bh_k64_a005")
+    assert ("toggle_held_out" in jobs) == (strategy == "bh_k64_a005")
     assert "statistics" in jobs
 
 

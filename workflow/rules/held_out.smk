@@ -5,23 +5,24 @@ from moe_routing.workflow import held_out_documents, held_out_inputs
 held_out = HeldOutFiles(Path(RESULTS))
 
 
+# All texts in one job: starting Python and loading the model takes longer than a small text.
 rule toggle_held_out:
     input:
         model=f"{RESULTS}/model.json",
-        files=lambda wildcards: held_out_inputs(study, wildcards.text, RESULTS),
+        files=held_out_inputs(study, RESULTS),
     output:
-        held_out.of_text("{text}"),
+        held_out.of_stock(study),
     log:
-        f"{RESULTS}/logs/toggle_held_out/{{text}}.log",
+        f"{RESULTS}/logs/toggle_held_out.log",
     benchmark:
-        f"{RESULTS}/benchmarks/toggle_held_out/{{text}}.tsv"
+        f"{RESULTS}/benchmarks/toggle_held_out.tsv"
     priority: 1  # as the analyses that read it
     conda:
         MODEL_ENVIRONMENT
     threads: study.resources.threads
     resources:
         mem_mb=doubled(study.resources.mem_mb),
-        runtime=doubled(study.resources.runtime),
+        runtime=doubled(study.resources.runtime * (1 + len(study.held_out_texts))),
         gpu=study.resources.gpu,
     params:
         settings=sections(
@@ -36,46 +37,15 @@ rule toggle_held_out:
         arm=study.bh_arm(1).id,
         results=subpath(input.model, parent=True),
     message:
-        "Toggling and removing experts of held-out tokens: {wildcards.text}"
+        "Toggling and removing experts of held-out tokens"
     shell:
-        'python "$SCRIPTS/held_out.py" --results {params.results:q} --text {wildcards.text:q} '
-        "2> {log:q}"
-
-
-rule toggle_routed:
-    input:
-        model=f"{RESULTS}/model.json",
-        files=held_out_inputs(study, "calibration", RESULTS),
-    output:
-        str(held_out.routed),
-    log:
-        f"{RESULTS}/logs/toggle_routed.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/toggle_routed.tsv"
-    priority: 1  # as the analyses that read it
-    conda:
-        MODEL_ENVIRONMENT
-    threads: study.resources.threads
-    resources:
-        mem_mb=doubled(study.resources.mem_mb),
-        runtime=doubled(study.resources.runtime),
-        gpu=study.resources.gpu,
-    params:
-        settings=sections(
-            study, "model", "analysis.held_out.dataset_tokens", "evaluation.window", "seed"
-        ),
-        arm=study.bh_arm(1).id,
-        results=subpath(input.model, parent=True),
-    message:
-        "Removing experts of held-out tokens in the states of BH routing"
-    shell:
-        'python "$SCRIPTS/held_out.py" --results {params.results:q} --routed 2> {log:q}'
+        'python "$SCRIPTS/held_out.py" --results {params.results:q} 2> {log:q}'
 
 
 rule toggle_dead:
     input:
         model=f"{RESULTS}/model.json",
-        documents=held_out_documents("calibration", RESULTS),
+        documents=held_out_documents(["calibration"], RESULTS),
         outputs=f"{RESULTS}/calibration/expert_outputs.safetensors",
     output:
         held_out.of_dead(),

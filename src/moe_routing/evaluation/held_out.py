@@ -1,6 +1,6 @@
 """Interventions on text that nothing was fitted on: toggles, removals together, dead experts.
 
-Each function reads a study's folder and writes files of :class:`HeldOutFiles`. Analyses read these
+Each function writes files of :class:`HeldOutFiles` into a study's folder. Analyses read these
 files, so they need no model.
 """
 
@@ -157,7 +157,7 @@ class Job:
         )
 
 
-def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
+def toggle_held_out(job: Job, text: str) -> pd.DataFrame:
     """Toggle and remove experts of the stock model on a text; return what is removed together.
 
     Writes the toggles, what the tokens are (:func:`describe_tokens`), and the experts that are
@@ -166,7 +166,7 @@ def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
     if one of the study's nulls is about that.
 
     Args:
-        results: folder of the study.
+        job: what the interventions start with.
         text: ``calibration``, for documents that nothing was fitted on, or an evaluation set, whose
             contexts are read.
 
@@ -174,9 +174,8 @@ def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
         InputError: no such text, too few tokens in it, documents that something was fitted on, or
             a calibration of another model; see :func:`toggle_probes`.
     """
-    job = Job.load(results)
     arm = job.arm
-    calibration = Calibration.for_strategies(results / "calibration", arm)
+    calibration = Calibration.for_strategies(job.results / "calibration", arm)
     key = "tokens" if text == CALIBRATION else "dataset_tokens"
     probes, model = job.draw(job.texts(text), key, f"toggles/{text}"), job.loaded.model
     nulls = [NeededId.parse(null) for null in (*job.config.calibration.nulls, arm.needs_null)]
@@ -203,7 +202,7 @@ def toggle_held_out(results: Path, text: str) -> pd.DataFrame:
     return together.rows
 
 
-def toggle_routed_states(results: Path) -> None:
+def toggle_routed_states(job: Job) -> None:
     """Remove experts that the study's BH routing keeps, in the states of the routed model.
 
     The documents are those of the text ``calibration``. See :func:`toggle_routed`.
@@ -211,9 +210,8 @@ def toggle_routed_states(results: Path) -> None:
     Raises:
         InputError: see :func:`toggle_held_out`.
     """
-    job = Job.load(results)
     arm = job.arm
-    calibration = Calibration.for_strategies(results / "calibration", arm)
+    calibration = Calibration.for_strategies(job.results / "calibration", arm)
     probes = job.draw(job.texts(CALIBRATION), "dataset_tokens", "routed")
     with routed(job.loaded.model, arm, calibration=calibration):
         toggles = toggle_routed(
@@ -222,7 +220,7 @@ def toggle_routed_states(results: Path) -> None:
     toggles.save(job.files.routed)
 
 
-def toggle_dead(results: Path) -> pd.DataFrame:
+def toggle_dead(job: Job) -> pd.DataFrame:
     """Toggle experts of the model with dead experts, drawn at random in each layer; return them.
 
     On calibration text, to fit the null ``needed`` on that model, and on documents that nothing was
@@ -235,7 +233,6 @@ def toggle_dead(results: Path) -> pd.DataFrame:
         InputError: too few tokens, documents that something was fitted on, or a model whose weights
             are offloaded; see :func:`toggle_probes`.
     """
-    job = Job.load(results)
     model = job.loaded.model
     routers = find_routers(model)
     filled = job.config.analysis.of_model(routers[0].num_experts, routers[0].top_k)

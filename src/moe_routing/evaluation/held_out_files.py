@@ -52,11 +52,15 @@ class HeldOutFiles(NamedTuple):
         """Return the paths of all files of a text."""
         return [str(path(text)) for path in (self.toggles, self.tokens, self.together)]
 
+    def of_stock(self, study: StudyConfig) -> list[str]:
+        """Return the paths of all files of the stock model, and of its states under BH."""
+        texts = [path for text in study.held_out_texts for path in self.of_text(text)]
+        return [*texts, str(self.routed)]
+
     def of_dead(self) -> list[str]:
         """Return the paths of all files of the model with dead experts."""
         return [*(str(self.dead(part)) for part in DEAD_PARTS), str(self.dead_experts)]
 
     def all(self, study: StudyConfig) -> list[str]:
         """Return the paths of all files of a study."""
-        texts = [path for text in study.held_out_texts for path in self.of_text(text)]
-        return [*texts, str(self.routed), *self.of_dead()]
+        return [*self.of_stock(study), *self.of_dead()]
