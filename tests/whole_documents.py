@@ -22,8 +22,8 @@ def slow_change(model, ids_S, position, layer, expert):
     """Recompute a whole document without one expert, and compare all its losses."""
 
     def without(inner):
-        def forward(hidden_TH):
-            logits_TE, weight_TK, index_TK = inner(hidden_TH)
+        def forward(*args):
+            logits_TE, weight_TK, index_TK = inner(*args)
             weight_TK[position] *= index_TK[position] != expert
             return logits_TE, weight_TK, index_TK
 

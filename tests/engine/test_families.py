@@ -169,8 +169,8 @@ model itself, and `stock_k3` those of the model with its own setting changed to 
 
 Weights are the router's scores, softmax or sigmoid of its logits. Experts are selected by the same
 scores, unless a bias that balances the load, or groups of experts, have a part in it. Models that
-are not packed are scored by plain forward passes, which is slower, and their experts cannot be
-toggled: the null of needed experts, the score `consequence` and certificates are refused for them.
+are not packed are scored by plain forward passes, which is slower. Their experts are toggled by
+plain forward passes too, which takes many times longer than in packed batches.
 
 | model type | a checkpoint | weights | selected by | packed |
 |---|---|---|---|---|

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 
 import pytest
 import torch
 from whole_documents import chosen, prediction, probes_of, without
 
+from moe_routing.engine import branches
 from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.packable import Packable
 from moe_routing.engine.patching import patched_forward, sole_replacement
-from moe_routing.engine.removing import removing
+from moe_routing.engine.removing import Removed, removing
 from moe_routing.engine.routed import routed
 from moe_routing.errors import InputError
 
@@ -62,6 +65,17 @@ def test_sets_of_experts_are_removed_as_in_whole_passes(model):
             assert float(kl) == pytest.approx(slow, rel=0.01, abs=1e-7)
             assert float(change) == pytest.approx(float((stock_V - slow_V)[target]), abs=1e-5)
     assert found.kl_PB.max() > 0.01
+
+
+def test_plain_passes_remove_the_same_as_packed_batches(model, monkeypatch):
+    sets = random_sets(model, 4), random_sets(model, 4, 3, seed=1)
+    packed = remove(model, PROBES, *sets)
+    monkeypatch.setattr(branches, "packable_attention", lambda _: Packable(0, "test"))
+    plain = remove(model, PROBES, *sets)
+    for field in fields(Removed):
+        expected, found = getattr(packed, field.name), getattr(plain, field.name)
+        assert torch.allclose(expected, found, rtol=1e-3, atol=1e-5), field.name
+    assert packed.kl_PB.min() > 1e-3
 
 
 def test_later_routers_are_not_asked(make_model):

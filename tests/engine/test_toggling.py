@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
+from families import FAMILIES, make
 from whole_documents import losses, slow_change
 
+import moe_routing.engine.toggling as toggling_module
+from moe_routing.engine import branches
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.branches import Probe
+from moe_routing.engine.packable import Packable
 from moe_routing.engine.patching import sole_replacement
 from moe_routing.engine.routed import routed
 from moe_routing.engine.toggling import Effects, Substitutes, toggling
@@ -164,16 +170,57 @@ def test_experts_are_removed_from_a_routed_model(model, strategy):
     assert found.kl_LPA.max() > 1e-3
 
 
-def test_documents_too_long_for_packed_attention_are_refused(make_model):
+def test_documents_too_long_for_packed_attention_are_computed_by_plain_passes(make_model, capsys):
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     model = make_model("Olmoe", max_position_embeddings=16, rope_parameters=rope)
-    with toggling(model, 16, "test"):
-        pass
-    with (
-        pytest.raises(InputError, match="test: documents of 17 tokens; allowed: at most 16, becau"),
-        toggling(model, 17, "test"),
-    ):
-        pass
+    for longest, packed in ((16, True), (17, False)):
+        with toggling(model, longest, "test") as toggle:
+            assert toggle.packed == packed
+    assert capsys.readouterr().err.startswith(
+        "test: documents of 17 tokens are not packed but computed by plain forward passes, which "
+        "takes many times longer: rotary embeddings depend on the longest sequence from 16"
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_toggles_of_every_family_are_those_of_whole_documents(name):
+    model = make(name)
+    probe = PROBES[0]
+    layers = range(len(find_routers(model)))
+    found = run(model, [probe], ranks([probe], layers, 0, 1))
+    for index, position in enumerate(probe.positions):
+        for layer in layers:
+            for branch in range(2):
+                expert = int(found.expert_LPA[layer, index, branch])
+                slow_S = slow_change(model, probe.ids_S, position, layer, expert)
+                change = float(found.change_LPA[layer, index, branch])
+                assert change == pytest.approx(float(slow_S[position]), abs=1e-4)
+    assert found.change_LPA.abs().max() > 0.01
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+    """Let no model be packed."""
+    monkeypatch.setattr(branches, "packable_attention", lambda _: Packable(0, "test"))
+
+
+@pytest.mark.parametrize("substituted", [0, 1])
+def test_plain_passes_give_the_same_as_packed_batches(model, request, monkeypatch, substituted):
+    mean_LEH = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
+    settings = {"substitutes": Substitutes(mean_LEH, 1)} if substituted else {}
+    rank_LPA = ranks(PROBES, (2, 0, 1), 0, 1, 5)
+    packed = run(model, PROBES, rank_LPA, **settings)
+    request.getfixturevalue("unpacked")
+    plain = run(model, PROBES, rank_LPA, **settings)
+    monkeypatch.setattr(toggling_module, "BATCH_ROWS", 40)  # fewer layers at once
+    parts = run(model, PROBES, rank_LPA, **settings)
+    for field in fields(Effects):
+        expected = getattr(packed, field.name)
+        for found in (getattr(plain, field.name), getattr(parts, field.name)):
+            if expected is None or not expected.is_floating_point():
+                assert expected is found or torch.equal(expected, found)
+            else:
+                assert torch.allclose(expected, found, rtol=1e-3, atol=1e-5), field.name
 
 
 def test_half_precision_weights_are_back_and_their_results_single(make_model):

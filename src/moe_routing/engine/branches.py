@@ -8,13 +8,18 @@ themselves. So nothing below that layer is computed again, and no key or value i
 Branches come in blocks of equal shape, by probed token and branch. A subclass of
 :class:`BranchBatch` says which blocks enter in which layer, and what they change.
 
-Shape letters: T tokens of the batch, P probed tokens, A branches of a probed token in a block, L
-blocks, S tokens of a document, R rows of a block, K slots, E experts, H hidden size, V vocabulary,
-N rows of logits, B branches of a probed token so far, D head dimension.
+For a model that cannot be packed, each branch is a copy of its document up to the token, in the
+model's own forward pass, where only the last token's routing is changed. That is right for every
+model, and takes about as many times longer as there are tokens before the probed one.
+
+Shape letters: T tokens of the batch, C copies of a document, P probed tokens, A branches of a
+probed token in a block, L blocks, S tokens of a document, R rows of a block, K slots, E experts, H
+hidden size, V vocabulary, N rows of logits, B branches of a probed token so far, D head dimension.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,16 +31,24 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule, experts_of_routers, find_routers
-from moe_routing.engine.attention import Layout, PaddedLayout, SlicedLayout, packed_attention
+from moe_routing.engine.attention import (
+    Layout,
+    PaddedLayout,
+    SlicedLayout,
+    check_free,
+    packed_attention,
+)
 from moe_routing.engine.experts import EXPERTS_IMPLEMENTATION
 from moe_routing.engine.head import logits_of
 from moe_routing.engine.kernels import fused_cpu_kernels
 from moe_routing.engine.offload import input_device
 from moe_routing.engine.packable import packable_attention
 from moe_routing.engine.packing import Span
+from moe_routing.engine.passes import reset_rope
 from moe_routing.engine.patching import Forward, patched_forward
 from moe_routing.engine.routed import chosen_experts
 from moe_routing.engine.upcast import upcast, wide_dtype
@@ -85,8 +98,13 @@ def batches(probes: Sequence[Probe], branches: int) -> Iterator[list[Probe]]:
     yield batch
 
 
+def tokens_of(probes: Sequence[Probe]) -> list[Probe]:
+    """Divide probes into those of single tokens."""
+    return [replace(probe, positions=(token,)) for probe in probes for token in probe.positions]
+
+
 @contextmanager
-def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[None]:
+def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[bool]:
     """Prepare a model for passes with branches, inside the context.
 
     Everything is computed in float32 or better (:func:`~moe_routing.engine.upcast.upcast`).
@@ -94,25 +112,31 @@ def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[None]
     Args:
         model: the model; it may be routed.
         longest: most tokens of a document that are read.
-        what: what branches, for errors.
+        what: what branches, for messages.
+
+    Yields:
+        Whether branches are rows of a packed batch; otherwise a batch takes one probed token.
 
     Raises:
-        InputError: branches are not exact for the model.
+        InputError: experts cannot be computed one by one, or the model uses packed attention.
     """
     exact = packable_attention(model)
-    if exact.longest < longest:
-        raise InputError(
-            f"{what}: documents of {longest} tokens; allowed: at most {exact.longest}, because "
-            f"{exact.reason}"
-        )
+    packed = exact.longest >= longest
     experts_of_routers(model, what)
-    with (
-        packed_attention(model),
-        fused_cpu_kernels(model),
-        upcast(model),
-        chosen_experts(model, EXPERTS_IMPLEMENTATION),
-    ):
-        yield
+    with ExitStack() as stack:
+        if packed:
+            stack.enter_context(packed_attention(model))
+            stack.enter_context(fused_cpu_kernels(model))
+        else:
+            check_free(model)
+            tqdm.write(
+                f"{what}: documents of {longest} tokens are not packed but computed by plain "
+                f"forward passes, which takes many times longer: {exact.reason}",
+                file=sys.stderr,
+            )
+        stack.enter_context(upcast(model))
+        stack.enter_context(chosen_experts(model, EXPERTS_IMPLEMENTATION))
+        yield packed
 
 
 @dataclass(frozen=True)
@@ -156,6 +180,9 @@ class BranchBatch(ABC):
         # By layer, on the host: what ranks the experts of the probed tokens, (P, E), if that is
         # not the logit.
         self.choices: dict[int, Tensor] = {}
+        # By layer, if they are not packed: where the tokens of the document, and the rows of the
+        # blocks after them, are among the tokens of the forward pass.
+        self.place_LN: dict[int, Tensor] = {}
         # Nothing reads what comes after the last branch.
         ends = [probe.positions[-1] + 1 for probe in probes]
         starts = list(accumulate(ends, initial=0))
@@ -192,18 +219,22 @@ class BranchBatch(ABC):
             weight_TK: their weights.
         """
 
-    def run(self, model: PreTrainedModel, what: str, stock_PH: Tensor | None = None) -> Compared:
+    def run(
+        self, model: PreTrainedModel, what: str, *, packed: bool, stock_PH: Tensor | None = None
+    ) -> Compared:
         """Compute documents and branches, and compare their predictions.
 
         Args:
             model: a model that :func:`branching` has prepared.
             what: what branches, for errors.
+            packed: whether documents and branches are rows of a packed batch; otherwise there is
+                one probed token.
             stock_PH: what to compare branches with, from another batch; None: from this one.
 
         Raises:
             InputError: a loss is not finite.
         """
-        hidden_TH = self._final_states(model)
+        hidden_TH = self._packed_states(model) if packed else self._plain_states(model)
         if stock_PH is None:
             stock_PH = hidden_TH[self.source_P.to(hidden_TH.device)]
         head = partial(logits_of, model)
@@ -224,7 +255,37 @@ class BranchBatch(ABC):
         """Yield what replaces forwards in a layer whose routing is changed."""
         yield patched_forward(router.module, partial(self._router, router), self.sole)
 
-    def _final_states(self, model: PreTrainedModel) -> Tensor:
+    def newest(self, layer: int, rows: int) -> Tensor:
+        """Return where the rows of the newest block are in a layer's forward pass, (R,), int64.
+
+        Args:
+            layer: the layer.
+            rows: tokens of the forward pass.
+        """
+        place_N = self.place_LN.get(layer, torch.arange(rows))
+        return place_N[-self.source_R.numel() :]
+
+    def _plain_states(self, model: PreTrainedModel) -> Tensor:
+        """Return the final hidden states of a document and its branches, (T, H).
+
+        Copies of the document, up to the probed token, stand for the branches.
+        """
+        routers, device, entered = find_routers(model), input_device(model), 0
+        for router in routers:
+            entered += self.entering.get(router.layer, 0) * self.branches
+            last_R = torch.arange(2, entered + 2) * self.tokens - 1
+            self.place_LN[router.layer] = torch.cat([torch.arange(self.tokens), last_R])
+        reset_rope(model)
+        with ExitStack() as stack:
+            for router in routers:
+                if router.layer in self.changed:
+                    for patch in self.patches(router):
+                        stack.enter_context(patch)
+            ids_CT = self.ids_T.expand(1 + entered, -1).to(device)
+            hidden_CTH = model.base_model(ids_CT, use_cache=False).last_hidden_state
+        return torch.cat([hidden_CTH[0], hidden_CTH[1:, -1]])
+
+    def _packed_states(self, model: PreTrainedModel) -> Tensor:
         """Return the final hidden states of documents and branches, (T, H)."""
         routers = find_routers(model)
         device, dtype = input_device(model), wide_dtype(model.dtype)
@@ -254,7 +315,7 @@ class BranchBatch(ABC):
         def forward(
             hidden_1TH: Tensor,
             *args: object,
-            position_embeddings: tuple[Tensor, ...],
+            position_embeddings: Tensor | tuple[Tensor, ...],
             **kwargs: object,
         ) -> object:
             source_R = self.source_R.to(hidden_1TH.device)
@@ -262,9 +323,14 @@ class BranchBatch(ABC):
                 block_1RH = hidden_1TH[:, source_R]
                 hidden_1TH = torch.cat([hidden_1TH, *[block_1RH] * entering], 1)
             blocks = (hidden_1TH.shape[1] - self.tokens) // source_R.numel()
-            rope = tuple(
-                torch.cat([part, part[:, source_R].repeat(1, blocks, 1)], 1)
-                for part in position_embeddings
+
+            def extended(part: Tensor) -> Tensor:
+                return torch.cat([part, part[:, source_R].repeat(1, blocks, 1)], 1)
+
+            rope = (
+                extended(position_embeddings)  # complex numbers
+                if isinstance(position_embeddings, Tensor)
+                else tuple(map(extended, position_embeddings))
             )
             return inner(hidden_1TH, *args, position_embeddings=rope, **kwargs)
 
@@ -277,13 +343,17 @@ class BranchBatch(ABC):
         def forward(hidden: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raw_TE, weight_TK, index_TK = route(hidden, *args)
             hidden_TH, logits_TE = hidden.flatten(0, -2), router.behaviour.logits(raw_TE)
+            place = self.place_LN.get(router.layer, slice(None))
             choice_TE = router.behaviour.choice(router.module, raw_TE, *args)
             if choice_TE is not None:
-                self.choices[router.layer] = choice_TE[self.source_P.to(choice_TE.device)].cpu()
+                self.choices[router.layer] = choice_TE[place][self.source_P].cpu()
             # One more slot, for an expert that is added; empty in all other rows.
             index_TK = F.pad(index_TK, (0, 1), value=router.num_experts)
             weight_TK = F.pad(weight_TK, (0, 1))
-            self.route(router, hidden_TH, logits_TE, index_TK, weight_TK)
+            # Parts of a slice are views, those of other places are copies.
+            changed = index_TK[place], weight_TK[place]
+            self.route(router, hidden_TH[place], logits_TE[place], *changed)
+            index_TK[place], weight_TK[place] = changed
             return raw_TE, weight_TK, index_TK
 
         return forward

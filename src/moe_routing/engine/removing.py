@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule, find_routers
-from moe_routing.engine.branches import BranchBatch, Probe, branching, would_weights
+from moe_routing.engine.branches import BranchBatch, Probe, branching, tokens_of, would_weights
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def removing(model: PreTrainedModel, longest: int, what: str) -> Iterator[Remove
         what: what removes, for errors.
 
     Raises:
-        InputError: branches are not exact for the model.
+        InputError: see :func:`~moe_routing.engine.branches.branching`.
     """
-    with branching(model, longest, what):
-        yield Remover(model, what)
+    with branching(model, longest, what) as packed:
+        yield Remover(model, what, packed)
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ class Remover:
 
     model: PreTrainedModel
     what: str
+    packed: bool
 
     @torch.inference_mode()
     def __call__(self, probes: Sequence[Probe], alone_LPE: Tensor, removed_LPBE: Tensor) -> Removed:
-        """Remove experts of the probed tokens in one forward pass.
+        """Remove experts of the probed tokens, in one forward pass if the batch is packed.
 
         Args:
             probes: documents and tokens.
@@ -92,9 +93,16 @@ class Remover:
         Raises:
             InputError: a loss is not finite, or the model is routed.
         """
+        if not self.packed and len(tokens := tokens_of(probes)) > 1:
+            return Removed.concatenated(
+                [
+                    self([probe], alone_LPE[:, [index]], removed_LPBE[:, [index]])
+                    for index, probe in enumerate(tokens)
+                ]
+            )
         layers = [router.layer for router in find_routers(self.model)]
         batch = _Removals(probes, layers, alone_LPE, removed_LPBE)
-        found = batch.run(self.model, self.what)
+        found = batch.run(self.model, self.what, packed=self.packed)
         # Blocks of one branch: those of all layers, then one for each layer.
         kl_BP, alone_kl_LP = found.kl_LPA[..., 0].tensor_split([batch.together])
         change_BP, alone_change_LP = found.change_LPA[..., 0].tensor_split([batch.together])

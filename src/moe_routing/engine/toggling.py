@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import cast
 
@@ -25,7 +25,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule
-from moe_routing.engine.branches import BranchBatch, Probe, branching, would_weights
+from moe_routing.engine.branches import (
+    BATCH_ROWS,
+    BranchBatch,
+    Probe,
+    branching,
+    tokens_of,
+    would_weights,
+)
 from moe_routing.engine.patching import Forward, patched_forward
 from moe_routing.routing.ordering import order_experts
 
@@ -97,6 +104,17 @@ class Effects:
             for name, axis in zip(names, axes, strict=True)
         })  # fmt: skip
 
+    @classmethod
+    def of_layers(cls, parts: Sequence[Effects]) -> Effects:
+        """Join the effects of several groups of layers, on the same tokens."""
+        names = [f.name for f in fields(cls) if "_L" in f.name]
+        joined = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in names
+            if getattr(parts[0], name) is not None
+        }
+        return replace(parts[0], **joined)
+
 
 @contextmanager
 def toggling(
@@ -113,10 +131,10 @@ def toggling(
             by it, too.
 
     Raises:
-        InputError: branches are not exact for the model.
+        InputError: see :func:`~moe_routing.engine.branches.branching`.
     """
-    with branching(model, longest, what):
-        yield Toggler(model, what, of_routed)
+    with branching(model, longest, what) as packed:
+        yield Toggler(model, what, packed, of_routed)
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ class Toggler:
 
     model: PreTrainedModel
     what: str
+    packed: bool
     of_routed: bool = False
 
     @torch.inference_mode()
@@ -137,7 +156,7 @@ class Toggler:
         stock_PH: Tensor | None = None,
         substitutes: Substitutes | None = None,
     ) -> Effects:
-        """Toggle experts of the probed tokens in one forward pass.
+        """Toggle experts of the probed tokens, in one forward pass if the batch is packed.
 
         An expert of the model's own choice gets the weight 0, and nothing is renormalised. Any
         other is added with its probability, scaled as the model scales those of its own choice.
@@ -155,9 +174,45 @@ class Toggler:
             InputError: a loss is not finite, or the model is routed and must not be.
         """
         rank_LPA = dict(sorted(rank_LPA.items()))  # branches enter in this order
+        if self.packed:
+            return self._of_batch(probes, rank_LPA, weightless, stock_PH, substitutes)
+        parts = []
+        for index, probe in enumerate(tokens_of(probes)):
+            here = slice(index, index + 1)
+            of_token = {layer: rank_PA[here] for layer, rank_PA in rank_LPA.items()}
+            stock_1H = None if stock_PH is None else stock_PH[here]
+            parts.append(self._of_token(probe, of_token, weightless, stock_1H, substitutes))
+        return Effects.concatenated(parts)
+
+    def _of_token(
+        self,
+        probe: Probe,
+        rank_LPA: Mapping[int, Tensor],
+        weightless: bool,
+        stock_PH: Tensor | None,
+        substitutes: Substitutes | None,
+    ) -> Effects:
+        """Toggle experts of one token, in as many layers at once as a batch holds copies for."""
+        branches = next(iter(rank_LPA.values())).shape[1]
+        layers, most = list(rank_LPA), max(1, BATCH_ROWS // ((probe.positions[0] + 1) * branches))
+        parts = []
+        for start in range(0, len(layers), most):
+            of_layers = {layer: rank_LPA[layer] for layer in layers[start : start + most]}
+            parts.append(self._of_batch([probe], of_layers, weightless, stock_PH, substitutes))
+        return Effects.of_layers(parts)
+
+    def _of_batch(
+        self,
+        probes: Sequence[Probe],
+        rank_LPA: Mapping[int, Tensor],
+        weightless: bool,
+        stock_PH: Tensor | None,
+        substitutes: Substitutes | None,
+    ) -> Effects:
+        """Toggle experts in one forward pass."""
         batch = _Toggles(probes, rank_LPA, weightless, substitutes)
         batch.sole = None if self.of_routed else "toggled"
-        found = batch.run(self.model, self.what, stock_PH)
+        found = batch.run(self.model, self.what, packed=self.packed, stock_PH=stock_PH)
         columns = zip(*(batch.seen[layer] for layer in rank_LPA), strict=True)
         seen = map(torch.stack, columns)
         choices = [batch.choices[layer] for layer in rank_LPA if layer in batch.choices]
@@ -251,8 +306,10 @@ class _Toggles(BranchBatch):
 
         def forward(hidden_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
             out_TH = compute(hidden_TH, index_TK, weight_TK)
-            newest_PAH = out_TH[-self.source_R.numel() :].unflatten(0, (-1, self.branches))
-            newest_PAH[:, -substitutes.branches :] += self.added.pop(layer).to(out_TH)
+            newest_R = self.newest(layer, out_TH.shape[:-1].numel())
+            place_PC = newest_R.view(-1, self.branches)[:, -substitutes.branches :]
+            added_PCH = self.added.pop(layer).to(out_TH)
+            out_TH.view(-1, out_TH.shape[-1])[place_PC.flatten()] += added_PCH.flatten(0, 1)
             return out_TH
 
         return forward
