@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -185,3 +186,12 @@ def test_what_cannot_be_measured_is_one_line(make, nano, texts):
     with pytest.raises(InputError, match="an output in layer 1 is not finite") as caught:
         fit(model, nano, texts)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_that_read_something_else_than_their_router_are_refused(nano, texts):
+    model = families.make(
+        "nemotron_h", moe_latent_size=16, vocab_size=len(nano.tokenizer), max_position_embeddings=64
+    )
+    with pytest.raises(InputError, match="experts of layer 0 read something else than their rout"):
+        fit(model, nano, texts)
+    assert not any(experts._forward_pre_hooks for experts in find_experts(model))

@@ -7,10 +7,12 @@ shape.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -81,13 +83,30 @@ def fit_expert_outputs(
 def _router_inputs(
     model: PreTrainedModel, ids_BS: Tensor, tokens: int, batch_size: int
 ) -> list[Tensor]:
-    """Return what the router of each layer reads, (tokens, hidden), on the host."""
-    parts: list[list[Tensor]] = [[] for _ in find_routers(model)]
+    """Return what the router of each layer reads, (tokens, hidden), on the host.
+
+    Raises:
+        InputError: experts read something else.
+    """
+    routers = find_routers(model)
+    parts: list[list[Tensor]] = [[] for _ in routers]
 
     def see(layer: int, hidden_TH: Tensor, *_: Tensor | None) -> None:
         parts[layer].append(hidden_TH.cpu())
 
-    with watched(model, see):
+    def check(layer: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read_TH = inputs[0].flatten(0, -2).cpu()
+        if not torch.equal(read_TH.float(), parts[layer][-1].float()):
+            raise InputError(
+                f"expert outputs: the experts of layer {layer} read something else than their "
+                "router; allowed: models in which both read the same hidden states"
+            )
+
+    with ExitStack() as stack:
+        stack.enter_context(watched(model, see))
+        for router in routers:
+            hook = partial(check, router.layer)
+            stack.callback(router.experts.register_forward_pre_hook(hook).remove)
         run_windows(model, ids_BS, batch_size, "router inputs")
     return [torch.cat(part)[:tokens] for part in parts]
 
