@@ -139,7 +139,12 @@ def located(study: StudyConfig, checkout: Path) -> StudyConfig:
     }
     calibration = study.calibration.model_copy(update={"source": source})
     return study.model_copy(
-        update={"model": model, "calibration": calibration, "datasets": datasets}
+        update={
+            "model": model,
+            "calibration": calibration,
+            "datasets": datasets,
+            "replications": [found(path) for path in study.replications],
+        }
     )
 
 

@@ -29,11 +29,12 @@ from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RU
 from moe_routing.analysis.tables import read_csv
 from moe_routing.config.study import CALIBRATION
 from moe_routing.evaluation.held_out_files import HeldOutFiles
-from moe_routing.routing.nulls.needed import Needed, not_needed, statistics
+from moe_routing.routing.nulls.needed import FREE_SCORES, Needed, not_needed, statistics
 from moe_routing.routing.outputs import ExpertOutputs
 from moe_routing.routing.procedures import bh_levels, by_levels
 from moe_routing.routing.sample import CalibrationSample
 from moe_routing.routing.toggles import Toggles
+from moe_routing.statistics.bootstrap import bootstrap_items, studentised_interval
 from moe_routing.statistics.proportions import clustered_wilson, wilson_interval
 from moe_routing.vocabulary import ExpertScore
 
@@ -133,6 +134,7 @@ class Verification:
             "worst_experts": self.worst_experts(own),
             "dead_layers": self.dead_layers(own),
             "dead_experts": self.dead_experts(),
+            "scores": self.scores(own),
         }
 
     def false_discoveries(self, tested: dict[str, Judged]) -> pd.DataFrame:
@@ -178,6 +180,51 @@ class Verification:
                 table["mean_rejected"] = with_mean(count_LT).mean(0)
                 tables.append(table.assign(calibration=number, alpha=alpha))
         return _first(pd.concat(tables, ignore_index=True), "calibration", "alpha")
+
+    def scores(self, own: Judged) -> pd.DataFrame:
+        """Return what BH keeps on held-out calibration text, by the score that it tests.
+
+        The null of each score that is free is fitted on the same pairs.
+
+        Columns: ``score``, ``chosen`` (whether the study's null tests it), ``alpha``, those of
+        :func:`moe_routing.analysis.held_out.held_out_fdr` for the rule over all layers, and
+        ``ratio`` with
+        ``ratio_low`` and ``ratio_high``: experts kept, relative to those kept with the probability
+        (studentised bootstrap over documents).
+        """
+        fit, name = self.toggles, self.null.name
+        null_P = not_needed(fit, name, self.null.epsilon)
+        tables, base_T = [], {}
+        for score in FREE_SCORES:
+            null = self._judged(fit, statistics(fit, self.outputs, name, score), null_P, score)
+            tested = Judged.of(null, own.toggles, self.outputs)
+            counts = PROCEDURES[0].counts(null, tested, self.max_k)
+            table = estimate(tested, count_parts(counts, None), **self._interval)
+            table = table[table["layer"] == ALL_LAYERS].set_index("alpha")
+            for alpha, count_LT in counts.items():
+                kept_T = with_mean(count_LT)[:, -1]
+                ratio = self._ratio(kept_T, base_T.setdefault(alpha, kept_T), tested.document_T)
+                table.loc[alpha, ["ratio", "ratio_low", "ratio_high"]] = ratio
+            table = table.reset_index().drop(columns=["part", "cap_proportion"])
+            tables.append(table.assign(score=score, chosen=score == self.null.score))
+        return _first(pd.concat(tables, ignore_index=True), "score", "chosen", "alpha")
+
+    def _ratio(
+        self,
+        value_T: NDArray[np.float64],
+        base_T: NDArray[np.float64],
+        document_T: NDArray[np.int64],
+    ) -> tuple[float, float, float]:
+        """Return the ratio of two sums over tokens, and its limits.
+
+        They are not numbers if some resample has documents only in which the second sum is 0.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            boot = bootstrap_items(
+                value_T[:, None], base_T, document_T, resamples=self.resamples, rng=self.rng
+            )
+        low_1, high_1 = studentised_interval(boot, self.confidence)
+        return float(boot.ratio_S[0]), float(low_1[0]), float(high_1[0])
 
     def _redrawn(self) -> Iterator[Toggles]:
         """Yield the toggles of the calibration with the weights of resampled documents."""

@@ -139,6 +139,7 @@ VALIDITY = Analysis(
         "worst_experts.csv",
         "dead_layers.csv",
         "dead_experts.csv",
+        "scores.csv",
     ),
     (
         "false_discoveries",

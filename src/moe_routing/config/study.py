@@ -349,6 +349,11 @@ class StudyConfig(ClosedModel):
     numerics: list[NumericsArm] = Field(
         default=[], description="Reruns of the baseline with one numerical setting changed."
     )
+    replications: list[str] = Field(
+        default=[],
+        description="Tables of smaller studies of other models, which no run makes again: files "
+        "replications.csv of those studies. The article shows them beside the study's own.",
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring.")
     statistics: StatisticsConfig = Field(description="Tests and margins.")
     analysis: AnalysisConfig = Field(

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from moe_routing import wording
-from moe_routing.reporting import tables, tables_ablation, tables_budgets, tables_validity
+from moe_routing.reporting import (
+    replications,
+    tables,
+    tables_ablation,
+    tables_budgets,
+    tables_validity,
+)
 from moe_routing.reporting.findings_ablation import DISCOVERIES, HEADROOM
 from moe_routing.reporting.findings_analyses import VERDICT_TABLE
 from moe_routing.reporting.findings_budgets import middle_budget
@@ -115,6 +121,15 @@ ARTICLE_TABLES: dict[str, ArticleTable] = {
         tables.strategy_table,
         f"The strategies of this run, by family. From `{CELLS_FILE}`.",
         "llll",
+    ),
+    "tbl-replications": ArticleTable(
+        replications.replications_table,
+        "This run and smaller studies of other models, which this run does not recompute, with "
+        f"{{confidence}} intervals. Losses are at {{budget}} experts per token, on {{text_set}}, "
+        f"in nats per token. From `{replications.FILE}`.",
+        "l",
+        lambda study: bool(study.config.replications) and len(study.table(replications.FILE)) > 0,
+        "the config names no replications",
     ),
     "tbl-environment": ArticleTable(
         tables.environment_table,

@@ -24,6 +24,7 @@ RESAMPLED = "validity/resampled.csv"
 WORST_EXPERTS = "validity/worst_experts.csv"
 DEAD_LAYERS = "validity/dead_layers.csv"
 DEAD_EXPERTS = "validity/dead_experts.csv"
+SCORE_TABLE = "validity/scores.csv"
 
 LEVELS = (0.01, 0.05, 0.1)
 """The levels that sentences are about; the tables have more."""
@@ -327,6 +328,39 @@ def worst_experts(table: pd.DataFrame) -> Finding | None:
         f"{wording.listed(names)}."
     )
     return Finding(text, WORST_EXPERTS, "named")
+
+
+def scores(table: pd.DataFrame) -> Finding | None:
+    """State how many experts BH keeps by the score that the null tests, and by the probability.
+
+    Args:
+        table: ``validity/scores.csv``.
+    """
+    rows = table[np.isclose(table["alpha"], MIDDLE)] if len(table) else table
+    if rows.empty:
+        return None
+    chosen = rows[rows["chosen"]].iloc[0]
+    if chosen["score"] == "probability":
+        text = (
+            "Of the scores that cost next to nothing, the router's probability is the one by which "
+            "BH keeps most experts of calibration text, so the null tests it."
+        )
+        return Finding(text, SCORE_TABLE, "probability")
+    base = rows[rows["score"] == "probability"].iloc[0]
+    text = (
+        f"The null tests {SCORES[chosen['score']]}. At alpha {MIDDLE:g}, BH then keeps "
+        f"{wording.experts(chosen['mean_rejected'])} experts per token on held-out documents, and "
+        f"{wording.experts(base['mean_rejected'])} by the router's probability. "
+    )
+    ratio = f"{chosen['ratio']:.2f} [{chosen['ratio_low']:.2f}, {chosen['ratio_high']:.2f}]"
+    if chosen["ratio_low"] > 1:
+        text, verdict = f"{text}That is {ratio} times as many", "more"
+    elif chosen["ratio_high"] < 1:
+        text, verdict = f"{text}That is only {ratio} times as many", "fewer"
+    else:
+        text, verdict = f"{text}The ratio of {ratio} is not shown to differ from 1", "not shown"
+    rates = f"{_share(chosen, 'fdr')} and {_share(base, 'fdr')}"
+    return Finding(f"{text}; the false discovery rates are {rates}.", SCORE_TABLE, verdict)
 
 
 def dead_layers(table: pd.DataFrame) -> list[Finding]:

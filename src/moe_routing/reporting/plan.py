@@ -19,6 +19,7 @@ from moe_routing.reporting import (
     findings_needed,
     findings_routing,
     findings_validity,
+    replications,
     summary,
 )
 from moe_routing.reporting.claims import Finding, hold
@@ -43,6 +44,7 @@ def _specialisation(study: StudyResults) -> Iterable[Finding | None]:
 def _held_out(study: StudyResults) -> Iterable[Finding | None]:
     rates = study.table(findings_needed.RATES)
     yield from findings_needed.held_out(rates)
+    yield findings_needed.scores(study.table(findings_needed.SCORE_TABLE))
     yield findings_needed.shift(rates)
     yield findings_needed.routed(rates)
     yield findings_needed.guarantee(rates, study.model.experts)
@@ -158,6 +160,7 @@ TOPICS: Mapping[str, Topic] = MappingProxyType(
         "headroom": lambda study: findings_ablation.headroom(
             study.table(findings_ablation.HEADROOM)
         ),
+        "replications": lambda study: [replications.replications(study)],
         "missing": missing,
     }
 )

@@ -10,8 +10,10 @@ import pytest
 import torch
 from slow_loops import HIDDEN, sample_of, simulated_outputs, simulated_toggles
 
-from moe_routing.analysis.held_out import held_out_fdr
+from moe_routing.analysis.held_out import Judged, held_out_fdr
+from moe_routing.analysis.needed import Verification
 from moe_routing.errors import InputError
+from moe_routing.reporting import findings_needed
 from moe_routing.routing.calibration import Calibration
 from moe_routing.routing.nulls import diagnose, fit_null, load_null, save_null
 from moe_routing.routing.nulls.needed import FREE_SCORES, choose_score, mean_kept, statistics
@@ -142,6 +144,39 @@ def test_each_half_of_the_documents_is_counted_with_what_the_other_fits(calibrat
     assert choose_score(toggles, outputs, NeededId(EPSILON), EPSILON) == best
     one = toggles.of_documents(documents[:1])
     assert choose_score(one, outputs, NeededId(EPSILON), EPSILON) == "probability"
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.0])
+def test_what_a_score_gains_is_said_where_it_gains(rng, exponent):
+    made = simulated(rng, exponent=exponent)
+    toggles, outputs = made.toggles, made.outputs
+    documents = sorted(set(toggles.document_P.tolist()))
+    fit, test = (toggles.of_documents(documents[part::2]) for part in (0, 1))
+    null = fit_null("needed_e1e4_norm", made.sample, fit, None, outputs)
+    verification = Verification(made.sample, fit, outputs, null, 0.05, 16, None, [], 0.95, 500, rng)
+    table = verification.scores(Judged.of(null, test, outputs))
+    assert table["score"].unique().tolist() == list(FREE_SCORES)
+    assert table.loc[table["chosen"], "score"].unique().tolist() == ["norm"]
+    for row in table[np.isclose(table["alpha"], 0.05)].itertuples():
+        one = fit_null(f"needed_e1e4_{row.score}", made.sample, fit, None, outputs)
+        rates = held_out_fdr(
+            one, test, [0.05], outputs=outputs, confidence=0.95, resamples=100, rng=rng
+        )
+        expected = rates[rates["layer"] == "all"].iloc[0]
+        assert row.mean_rejected == pytest.approx(expected["mean_rejected"])
+        assert row.fdr == pytest.approx(expected["fdr"])
+        base = table[(table["score"] == "probability") & (table["alpha"] == row.alpha)]
+        assert row.ratio == pytest.approx(row.mean_rejected / base["mean_rejected"].item())
+        assert row.ratio_low <= row.ratio <= row.ratio_high + 1e-9
+    said = findings_needed.scores(table)
+    if exponent:
+        assert said.verdict == "more"
+        assert "BH then keeps" in said.text
+        assert "times as many" in said.text
+    else:
+        assert said.verdict in ("fewer", "not shown")
+    chosen = table.assign(chosen=table["score"] == "probability")
+    assert findings_needed.scores(chosen).verdict == "probability"
 
 
 @pytest.mark.parametrize("null_id", [*IDS, "needed_e1e4", "needed_compensated"])
