@@ -26,12 +26,14 @@ class Tiny(NamedTuple):
         settings: of the config, besides the common ones.
         k: the setting that holds the experts per token.
         example: a checkpoint of the family.
+        toggled: whether experts can be computed one by one.
     """
 
     prefix: str
     settings: dict[str, Any]
     k: str = "num_experts_per_tok"
     example: str = ""
+    toggled: bool = True
 
 
 FAMILIES = {
@@ -105,8 +107,18 @@ FAMILIES = {
          "n_shared_experts": 1, "moe_shared_expert_intermediate_size": 16},
         example="nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
     ),
+    "gemma4_text": Tiny(
+        "Gemma4Text",
+        {"enable_moe_block": True, "vocab_size_per_layer_input": 64,
+         "hidden_size_per_layer_input": 8, "layer_types": ["full_attention"] * 3},
+        k="top_k_experts",
+        example="google/gemma-4-26B-A4B",
+        toggled=False,
+    ),
 }  # fmt: skip
 """By model type of transformers."""
+TOGGLED = [name for name, tiny in FAMILIES.items() if tiny.toggled]
+"""Those whose experts can be toggled."""
 
 REFUSED = {
     "deepseek_v4": ("DeepseekV4", LATENT, "it takes input_ids beside hidden states"),
@@ -114,17 +126,6 @@ REFUSED = {
         "Dots1",
         {**FAMILIES["dots1"].settings, "norm_topk_prob": False, "num_experts_per_tok": 2},
         "its weights are sigmoid scores that are not renormalised",
-    ),
-    "gemma4_text": (
-        "Gemma4Text",
-        {
-            "enable_moe_block": True,
-            "top_k_experts": 2,
-            "vocab_size_per_layer_input": 64,
-            "hidden_size_per_layer_input": 8,
-            "layer_types": ["full_attention"] * 3,
-        },
-        "it does not say how many experts it selects",
     ),
     "inkling_text": ("InklingText", {}, "it returns 4 values"),
     "jetmoe": ("JetMoe", {}, "no router stands beside its experts"),
@@ -156,7 +157,11 @@ def make(name, k=2, **settings):
     tiny = FAMILIES[name]
     model = build(tiny.prefix, {tiny.k: k, **tiny.settings, **settings})
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if "bias" in path and ("router" in path or "gate" in path or "expert" in path):
+        if "per_expert_scale" in path:
+            tensor.data.uniform_(0.5, 2)
+        elif path.endswith("router.scale"):
+            tensor.data.fill_(6)
+        elif "bias" in path and ("router" in path or "gate" in path or "expert" in path):
             tensor.data.normal_(0, 0.2)
         elif tensor.ndim == 2 and not tensor.any():  # a router that treats all experts alike
             tensor.data.normal_(0, 0.3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+import families
 import pytest
 from commands_shared import FILES, MODEL
 from documents import text
@@ -127,3 +128,10 @@ def test_layers_without_experts_are_counted(command, make_model, tmp_path):
     assert code == 0, err
     assert "2, of which 1 route and 1 are dense" in out
     assert "experts per layer:          8\n" in out
+
+
+def test_what_does_not_work_is_said(command, tmp_path):
+    families.make("gemma4_text").config.save_pretrained(tmp_path)
+    code, out, err = command("inspect", tmp_path)
+    assert code == 0, err
+    assert "compensated, exact-norm:    no: the router of layer 0 multiplies the weight of" in out

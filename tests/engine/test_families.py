@@ -74,8 +74,12 @@ def test_rules_of_the_layers(name):
             own_K = probability_TE[token, index_TK[token]]
             if rule.weighting == "renormalised":
                 own_K = own_K / own_K.sum()
+            factor_E = getattr(router.module, "per_expert_scale", torch.ones(router.num_experts))
             torch.testing.assert_close(
-                weight_TK[token].float(), rule.factor * own_K, rtol=1e-4, atol=1e-6
+                weight_TK[token].float(),
+                rule.factor * own_K * factor_E[index_TK[token]],
+                rtol=1e-4,
+                atol=1e-6,
             )
 
 
@@ -148,7 +152,9 @@ def rows():
         model = make(name)
         behaviour = find_routers(model)[0].behaviour
         rule = behaviour.rule
-        weights = behaviour.score + (", renormalised" if rule.weighting == "renormalised" else "")
+        weights = "softmax" if behaviour.score == "given" else behaviour.score
+        weights += ", renormalised" if rule.weighting == "renormalised" else ""
+        weights += ", a factor of each expert" if behaviour.scale else ""
         selection = "score"
         if behaviour.bias:
             selection += " + bias"
@@ -170,7 +176,9 @@ model itself, and `stock_k3` those of the model with its own setting changed to 
 Weights are the router's scores, softmax or sigmoid of its logits. Experts are selected by the same
 scores, unless a bias that balances the load, or groups of experts, have a part in it. Models that
 are not packed are scored by plain forward passes, which is slower. Their experts are toggled by
-plain forward passes too, which takes many times longer than in packed batches.
+plain forward passes too, which takes many times longer than in packed batches. Where weights have a
+factor of each expert, what computes experts one by one is refused: `compensated`, `exact-norm`, and
+calibration by toggled experts.
 
 | model type | a checkpoint | weights | selected by | packed |
 |---|---|---|---|---|
@@ -193,9 +201,6 @@ are not computed one by one, so `compensated`, `exact-norm` and what needs toggl
 refused.
 
 ## Refused families
-
-Gemma 4 needs a rule of its own: its router returns probabilities in place of logits, and
-multiplies the renormalised weights by a scale of each expert.
 
 | model type | why |
 |---|---|

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from families import FAMILIES, make
+from families import TOGGLED, make
 from whole_documents import losses, slow_change
 
 import moe_routing.engine.toggling as toggling_module
@@ -182,7 +182,7 @@ def test_documents_too_long_for_packed_attention_are_computed_by_plain_passes(ma
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TOGGLED)
 def test_toggles_of_every_family_are_those_of_whole_documents(name):
     model = make(name)
     probe = PROBES[0]
@@ -196,6 +196,14 @@ def test_toggles_of_every_family_are_those_of_whole_documents(name):
                 change = float(found.change_LPA[layer, index, branch])
                 assert change == pytest.approx(float(slow_S[position]), abs=1e-4)
     assert found.change_LPA.abs().max() > 0.01
+
+
+def test_experts_whose_weights_have_factors_are_not_toggled():
+    with (
+        pytest.raises(InputError, match="router of layer 0 multiplies the weight of each expert"),
+        toggling(make("gemma4_text"), 20, "test"),
+    ):
+        pass
 
 
 @pytest.fixture

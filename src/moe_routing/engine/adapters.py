@@ -162,10 +162,17 @@ def experts_of_routers(model: nn.Module, what: str) -> list[Experts]:
         what: what needs to compute experts one by one, for errors.
 
     Raises:
-        InputError: those of a layer cannot be computed one by one, because they are quantised, say.
+        InputError: those of a layer cannot be computed one by one, because they are quantised, say,
+            or their weights have factors.
     """
-    experts = [router.experts for router in find_routers(model)]
+    routers = find_routers(model)
+    experts = [router.experts for router in routers]
     for layer, module in enumerate(experts):
+        if routers[layer].behaviour.scale:
+            raise InputError(
+                f"{what}: the router of layer {layer} multiplies the weight of each expert by a "
+                "factor; allowed: models without such factors"
+            )
         if not supports_dropless(module):
             raise InputError(
                 f"{what}: the experts of layer {layer} are {type(module).__name__}, which cannot "

@@ -4,9 +4,9 @@ A router of transformers returns logits, the weights of the selected experts, an
 class is built once more with a random number in every weight, bias and buffer, and run on random
 tokens. The outputs are compared with the rules that this package knows:
 
-    score     = softmax or sigmoid of the logits
+    score     = softmax or sigmoid of the logits, or what the router returns in their place
     selection = the k largest of score + bias, all experts or those of the best groups alone
-    weights   = factor * score, raw or renormalised to sum 1
+    weights   = factor * score, raw or renormalised to sum 1, times a factor of each expert
 
 So a router is recognised by what it computes, whatever its class is called, and one that does
 anything else is refused.
@@ -24,6 +24,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
@@ -44,8 +45,13 @@ ARGUMENT = "argument"
 """Place of a bias that the layer passes to its router with the hidden states."""
 BIAS = "e_score_correction_bias"
 """Name that transformers gives to a bias of the selection alone."""
+SCALE = "per_expert_scale"
+"""Name that transformers gives to factors of the experts' weights."""
+CONFIGURED = "top_k_experts"
+"""Name of the experts per token in the config of a router that looks them up there."""
 
-Score = Literal["softmax", "sigmoid"]
+Score = Literal["softmax", "sigmoid", "given"]
+"""``given``: the router returns probabilities in place of logits."""
 
 
 class Grouping(NamedTuple):
@@ -97,6 +103,7 @@ class Behaviour:
         weight: name of the submodule that holds the weight, (experts, hidden); "" for the router.
         bias: where the bias of the selection is: a name, ``ARGUMENT``, or "" for none.
         grouping: groups of experts; None: selection from all of them.
+        scale: name of the factors of the experts' weights, or "" for none.
         linear: whether the logits are nothing but a product with the weight, in any dtype.
         rounds: whether weights are rounded to the dtype of the logits; otherwise they are float32.
     """
@@ -107,6 +114,7 @@ class Behaviour:
     weight: str
     bias: str
     grouping: Grouping | None
+    scale: str
     linear: bool
     rounds: bool
 
@@ -115,7 +123,22 @@ class Behaviour:
 
         With renormalised weights, sigmoid scores are the softmax of their logarithms.
         """
-        return F.logsigmoid(raw_TE.float()) if self.score == "sigmoid" else raw_TE
+        if self.score == "sigmoid":
+            return F.logsigmoid(raw_TE.float())
+        return raw_TE.float().log() if self.score == "given" else raw_TE
+
+    def scaled(self, module: nn.Module, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """Return weights times the factors of their experts.
+
+        Args:
+            module: the router.
+            index_TK: experts, the number of experts in empty slots.
+            weight_TK: their weights.
+        """
+        if not self.scale:
+            return weight_TK
+        scale_E = cast("Tensor", attrgetter(self.scale)(module)).to(weight_TK)
+        return weight_TK * F.pad(scale_E, (0, 1))[index_TK]
 
     def read(self, module: nn.Module, own: Forward, hidden: Tensor, *args: Tensor) -> Reading:
         """Compute what a router computes before experts are selected.
@@ -152,6 +175,8 @@ class Behaviour:
 
 def scores(score: Score, raw_TE: Tensor) -> Tensor:
     """Return a router's scores, float32."""
+    if score == "given":
+        return raw_TE.float()
     return raw_TE.float().softmax(-1) if score == "softmax" else raw_TE.float().sigmoid()
 
 
@@ -187,6 +212,9 @@ class Blueprint:
             for name, value in vars(module).items()
             if not name.startswith("_") and isinstance(value, Plain)
         }
+        configured = getattr(getattr(module, "config", None), CONFIGURED, None)
+        if configured is not None:
+            settings[CONFIGURED] = configured
         return cls(
             type(module),
             tuple(sorted(settings.items())),
@@ -200,6 +228,8 @@ class Blueprint:
         module = self.kind.__new__(self.kind)
         nn.Module.__init__(module)
         vars(module).update(dict(self.settings))
+        if configured := vars(module).pop(CONFIGURED, None):
+            vars(module)["config"] = SimpleNamespace(**{CONFIGURED: configured})
         for name, shape in self.parameters:
             tensor = _random(shape, generator)
             parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
@@ -218,10 +248,10 @@ class Blueprint:
         for name, child in self.children:
             yield from child.matrices(f"{path}.{name}".lstrip("."))
 
-    def bias(self, path: str = "") -> str:
-        """Return the place of a bias of the selection; "" if there is none."""
-        own = (name for name, _ in (*self.parameters, *self.buffers) if name == BIAS)
-        inside = (child.bias(f"{path}{name}.") for name, child in self.children)
+    def place(self, wanted: str, path: str = "") -> str:
+        """Return the place of the first parameter or buffer of a name; "" if there is none."""
+        own = (name for name, _ in (*self.parameters, *self.buffers) if name == wanted)
+        inside = (child.place(wanted, f"{path}{name}.") for name, child in self.children)
         return next((f"{path}{name}" for name in own), next(filter(None, inside), ""))
 
 
@@ -238,12 +268,13 @@ def _random(shape: tuple[int, ...] | None, generator: torch.Generator) -> Tensor
 
 
 class Seen(NamedTuple):
-    """What a router returned for random tokens, and the bias that it was given."""
+    """What a router returned for random tokens; the bias that it was given, and its factors."""
 
     raw_TE: Tensor
     weight_TK: Tensor
     own_TK: Tensor
     bias_E: Tensor | None
+    scale_E: Tensor | None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -263,7 +294,8 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
     if not hidden:
         return "its weight is empty"
     settings = dict(blueprint.settings)
-    top_k = settings.get("top_k")
+    name = "top_k" if "top_k" in settings else CONFIGURED
+    top_k = settings.get(name)
     if not isinstance(top_k, int):
         return "it does not say how many experts it selects"
     if not 1 <= top_k <= experts:
@@ -273,23 +305,24 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
     # Of one expert, a renormalised weight says nothing about its score; with fewer experts than
     # groups, groups say nothing about the selection.
     groups = [g.kept * experts // g.groups for g in _groupings(settings) if g is not None]
-    settings["top_k"] = max(top_k, min(2, experts), *groups)
+    settings[name] = max(top_k, min(2, experts), *groups)
     twin = replace(blueprint, settings=tuple(settings.items()))
     generator = torch.Generator("cpu").manual_seed(0)
     hidden_TH = torch.randn(TOKENS, hidden, generator=generator, device="cpu")
     module = twin.build(generator)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
-            seen = _run(module, hidden_TH, experts, blueprint.bias())
-            place = "" if seen.bias_E is None else blueprint.bias() or ARGUMENT
+            seen = _run(module, hidden_TH, experts, blueprint)
+            place = "" if seen.bias_E is None else blueprint.place(BIAS) or ARGUMENT
             rule = _rule(seen, place, settings)
         except Exception as error:  # whatever the code of a model raises
             return f"its router failed on random tokens: {_line(error)}"
-        linear, rounds = _in_half_precision(module, hidden_TH, experts, blueprint.bias())
+        linear, rounds = _in_half_precision(module, hidden_TH, experts, blueprint)
     if isinstance(rule, str):
         return rule
     score, place, grouping, weighting, factor = rule
-    plain = score == "softmax" and not (weight or place or grouping)
+    scale = blueprint.place(SCALE)
+    plain = score == "softmax" and not (weight or place or grouping or scale)
     return Behaviour(
         ModelRule(top_k, weighting, factor, biased=bool(place) or grouping is not None),
         experts,
@@ -297,13 +330,14 @@ def observe(blueprint: Blueprint) -> Behaviour | str:
         weight,
         place,
         grouping,
+        scale,
         linear=plain and linear,
         rounds=rounds,
     )
 
 
-def _run(module: nn.Module, hidden_TH: Tensor, experts: int, bias: str) -> Seen:
-    """Run a router.
+def _run(module: nn.Module, hidden_TH: Tensor, experts: int, blueprint: Blueprint) -> Seen:
+    """Run a router that was built by a blueprint.
 
     Raises:
         TypeError: it takes or returns something else than a router does.
@@ -328,16 +362,19 @@ def _run(module: nn.Module, hidden_TH: Tensor, experts: int, bias: str) -> Seen:
     shapes = raw_TE.shape == (TOKENS, experts) and weight_TK.shape == own_TK.shape
     if not shapes or own_TK.is_floating_point():
         raise TypeError("it returns something else than logits, weights and experts")
-    return Seen(raw_TE, weight_TK, own_TK, bias_of(module, ARGUMENT if args else bias, args))
+    place = ARGUMENT if args else blueprint.place(BIAS)
+    scale = blueprint.place(SCALE)
+    scale_E = attrgetter(scale)(module) if scale else None
+    return Seen(raw_TE, weight_TK, own_TK, bias_of(module, place, args), scale_E)
 
 
 def _in_half_precision(
-    module: nn.Module, hidden_TH: Tensor, experts: int, bias: str
+    module: nn.Module, hidden_TH: Tensor, experts: int, blueprint: Blueprint
 ) -> tuple[bool, bool]:
     """Return whether logits are a product in half precision too, and weights are rounded to it."""
     hidden_TH = hidden_TH.bfloat16()
     try:
-        seen = _run(module.bfloat16(), hidden_TH, experts, bias)
+        seen = _run(module.bfloat16(), hidden_TH, experts, blueprint)
         product_TE = F.linear(hidden_TH, cast("LinearRouter", module).weight)
     except (RuntimeError, AttributeError):  # it needs single precision, or its weight is elsewhere
         return False, False
@@ -352,6 +389,9 @@ Rule = tuple[Score, str, Grouping | None, OwnWeighting, float]
 def _rule(seen: Seen, place: str, settings: Mapping[str, Plain]) -> Rule | str:
     """Return the rule that gives what was seen, or why there is none."""
     own_TK = seen.own_TK.sort(1).values
+    own_weight_TK = seen.weight_TK
+    if seen.scale_E is not None:
+        own_weight_TK = own_weight_TK / seen.scale_E[seen.own_TK]
     for score, grouping, biased in itertools.product(
         get_args(Score), _groupings(settings), (True, False) if place else (False,)
     ):
@@ -370,7 +410,7 @@ def _rule(seen: Seen, place: str, settings: Mapping[str, Plain]) -> Rule | str:
             "renormalised": raw_TK / raw_TK.sum(1, keepdim=True),
         }
         for weighting, weight_TK in weights.items():
-            ratio_TK = seen.weight_TK / weight_TK
+            ratio_TK = own_weight_TK / weight_TK
             factor = float(ratio_TK.mean())
             if float((ratio_TK - factor).abs().max()) <= TOLERANCE * factor:
                 if score == "sigmoid" and weighting == "softmax":

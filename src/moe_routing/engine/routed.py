@@ -384,6 +384,7 @@ class RouterForward:
                 dropped_TE = dropped_TE.masked_fill(padding_T1, 0.0)
         if dropped_TE is not None:
             pass_dropped_weights(dropped_TE)
+        weight_TK = router.behaviour.scaled(router.module, index_TK, weight_TK)
         if not _skips_padded_slots(router.experts):
             # A padded slot repeats the token's first expert; without any, it is expert 0.
             first_T1 = index_TK[:, :1].where(index_TK[:, :1] < router.num_experts, 0)
