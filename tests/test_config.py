@@ -163,11 +163,11 @@ def test_a_contrast_scores_what_it_is_made_against(values):
 def test_scaled_strategies_are_scored_where_the_study_says(values):
     study = StudyConfig.model_validate(values)
     scaled = {cell.dataset for cell in cells_of(study) if cell.name.endswith("_scaled")}
-    assert scaled == {"wikipedia"}
-    values["evaluation"]["scaled_on"] = None
+    assert scaled == set(study.datasets)
+    values["evaluation"]["scaled_on"] = ["wikipedia"]
     study = StudyConfig.model_validate(values)
     scaled = {cell.dataset for cell in cells_of(study) if cell.name.endswith("_scaled")}
-    assert scaled == set(study.datasets)
+    assert scaled == {"wikipedia"}
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,7 @@ def tables_of(results, **changes):
     plain = config.statistics.model_copy(
         update={"primary": Contrast(strategy="bh_k8_a005", dataset="wikipedia"), "sequence": []}
     )
-    evaluation = config.evaluation.model_copy(update={"scaled_on": None})
-    base = {"statistics": plain, "evaluation": evaluation}
-    config = config.model_copy(update={**base, **changes})
+    config = config.model_copy(update={"statistics": plain, **changes})
     write_tables(config, results)
     names = ("full_routing_results", "controls", "all_metrics")
     tables = (results / "comparison" / f"{name}.csv" for name in names)
@@ -134,7 +132,8 @@ def test_what_a_contrast_is_against_is_among_the_controls_of_its_set(results):
     assert found["dataset"].tolist() == ["wikipedia"]
     scaled = pd.read_csv(results / "comparison/budgets.csv").query("strategy == 'bh_k8_b3_scaled'")
     assert len(scaled) == 3
-    tables_of(results, evaluation=config.evaluation)
+    here = config.evaluation.model_copy(update={"scaled_on": ["wikipedia"]})
+    tables_of(results, evaluation=here)
     scaled = pd.read_csv(results / "comparison/budgets.csv").query("strategy == 'bh_k8_b3_scaled'")
     assert scaled["dataset"].tolist() == ["wikipedia"]
 
