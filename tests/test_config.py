@@ -23,7 +23,7 @@ from moe_routing.workflow import sections
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = {"kind": "local", "path": "items.jsonl"}
 HUB = {"kind": "hub", "dataset": "a/b", "split": "test", "revision": "0" * 40}
-STUDIES = ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"]
+STUDIES = ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml", "replication.yaml"]
 
 
 @pytest.fixture

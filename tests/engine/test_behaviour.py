@@ -74,6 +74,34 @@ class Smallest(Written):
         return (-logits).softmax(-1)
 
 
+class Raw(Written):
+    def forward(self, hidden):
+        """Return logits, and the largest of them as weights."""
+        logits = hidden @ self.weight.T
+        weights, index = logits.topk(self.top_k)
+        return logits, weights, index
+
+
+class RawSigmoid(Written):
+    def forward(self, hidden):
+        """Return sigmoid scores in place of logits, and the largest of them as weights."""
+        scores = (hidden @ self.weight.T).sigmoid()
+        weights, index = scores.topk(self.top_k)
+        return scores, weights, index
+
+
+class Probabilities(Written):
+    def forward(self, hidden):
+        """Return probabilities in place of logits, and weights with a factor of each expert."""
+        scores = (hidden @ self.weight.T).softmax(-1)
+        weights, index = scores.topk(self.top_k)
+        return scores, weights * self.per_expert_scale[index], index
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.per_expert_scale = nn.Parameter(torch.linspace(0.5, 2, EXPERTS))
+
+
 class Bare(Written):
     def forward(self, hidden):
         """Return logits alone."""
@@ -100,6 +128,12 @@ def test_the_rules_that_are_known():
     assert renormalised.rule.factor == 3.0
     assert seen(Sigmoid()).score == "sigmoid"
     assert not seen(Sigmoid()).rule.biased
+    given = seen(Probabilities())
+    assert (given.score, given.scale, given.rule.weighting) == (
+        "given", "per_expert_scale", "softmax",
+    )  # fmt: skip
+    assert not given.linear
+    assert given.logits(torch.zeros(1, 2)).isfinite().all()
     biased = seen(Biased())
     assert biased.bias == "inner.e_score_correction_bias"
     assert biased.rule.biased
@@ -117,6 +151,8 @@ def test_one_expert_per_token_shows_the_rule_too():
     [
         (Squared, "its weights are not softmax or sigmoid scores"),
         (Smallest, "its weights are not softmax or sigmoid scores"),
+        (Raw, "its weights are not softmax or sigmoid scores"),
+        (RawSigmoid, "its weights are not softmax or sigmoid scores"),
         (Bare, "returns 1 values; allowed: logits, weights and experts"),
         (Needy, "takes input_ids beside hidden states"),
         (nn.Identity, "it has 0 weight matrices"),

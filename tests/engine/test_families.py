@@ -177,8 +177,8 @@ Weights are the router's scores, softmax or sigmoid of its logits. Experts are s
 scores, unless a bias that balances the load, or groups of experts, have a part in it. Models that
 are not packed are scored by plain forward passes, which is slower. Their experts are toggled by
 plain forward passes too, which takes many times longer than in packed batches. Where weights have a
-factor of each expert, what computes experts one by one is refused: `compensated`, `exact-norm`, and
-calibration by toggled experts.
+factor of each expert, what computes experts one by one is refused: a study, `compensated`, scores
+other than the probability, and calibration by toggled experts.
 
 | model type | a checkpoint | weights | selected by | packed |
 |---|---|---|---|---|

@@ -10,6 +10,7 @@ import pytest
 import torch
 from whole_documents import chosen, prediction, probes_of, without
 
+import moe_routing.engine.removing as removing_module
 from moe_routing.engine import branches
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.packable import Packable
@@ -71,10 +72,12 @@ def test_plain_passes_remove_the_same_as_packed_batches(model, monkeypatch):
     sets = random_sets(model, 4), random_sets(model, 4, 3, seed=1)
     packed = remove(model, PROBES, *sets)
     monkeypatch.setattr(branches, "packable_attention", lambda _: Packable(0, "test"))
-    plain = remove(model, PROBES, *sets)
-    for field in fields(Removed):
-        expected, found = getattr(packed, field.name), getattr(plain, field.name)
-        assert torch.allclose(expected, found, rtol=1e-3, atol=1e-5), field.name
+    for rows in (branches.BATCH_ROWS, 60, 1):  # all copies at once, few, and one by one
+        monkeypatch.setattr(removing_module, "BATCH_ROWS", rows)
+        plain = remove(model, PROBES, *sets)
+        for field in fields(Removed):
+            expected, found = getattr(packed, field.name), getattr(plain, field.name)
+            assert torch.allclose(expected, found, rtol=1e-3, atol=1e-5), field.name
     assert packed.kl_PB.min() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Branches of a packed batch are continuations of their documents with one expert toggled."""
+"""Branches are continuations of their documents with one expert toggled."""
 
 from __future__ import annotations
 
@@ -198,6 +198,18 @@ def test_toggles_of_every_family_are_those_of_whole_documents(name):
     assert found.change_LPA.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", TOGGLED)
+def test_half_precision_checkpoints_of_every_family_are_computed_in_single(name):
+    """Some layers read the weights of others without calling them."""
+    half = make(name).bfloat16()
+    layers = range(len(find_routers(half)))
+    narrow = run(half, PROBES[:1], ranks(PROBES[:1], layers, 0, 1))
+    assert narrow.stock_PH.dtype == torch.float32
+    wide = run(half.float(), PROBES[:1], ranks(PROBES[:1], layers, 0, 1))
+    assert torch.equal(narrow.expert_LPA, wide.expert_LPA)
+    torch.testing.assert_close(narrow.kl_LPA, wide.kl_LPA, rtol=1e-2, atol=1e-6)
+
+
 def test_experts_whose_weights_have_factors_are_not_toggled():
     with (
         pytest.raises(InputError, match="router of layer 0 multiplies the weight of each expert"),
@@ -212,19 +224,18 @@ def unpacked(monkeypatch):
     monkeypatch.setattr(branches, "packable_attention", lambda _: Packable(0, "test"))
 
 
-@pytest.mark.parametrize("substituted", [0, 1])
+@pytest.mark.parametrize("substituted", [0, 1, 2])
 def test_plain_passes_give_the_same_as_packed_batches(model, request, monkeypatch, substituted):
     mean_LEH = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
-    settings = {"substitutes": Substitutes(mean_LEH, 1)} if substituted else {}
+    settings = {"substitutes": Substitutes(mean_LEH, substituted)} if substituted else {}
     rank_LPA = ranks(PROBES, (2, 0, 1), 0, 1, 5)
     packed = run(model, PROBES, rank_LPA, **settings)
     request.getfixturevalue("unpacked")
-    plain = run(model, PROBES, rank_LPA, **settings)
-    monkeypatch.setattr(toggling_module, "BATCH_ROWS", 40)  # fewer layers at once
-    parts = run(model, PROBES, rank_LPA, **settings)
-    for field in fields(Effects):
-        expected = getattr(packed, field.name)
-        for found in (getattr(plain, field.name), getattr(parts, field.name)):
+    for rows in (branches.BATCH_ROWS, 90, 1):  # all copies at once, few, and one by one
+        monkeypatch.setattr(toggling_module, "BATCH_ROWS", rows)
+        plain = run(model, PROBES, rank_LPA, **settings)
+        for field in fields(Effects):
+            expected, found = getattr(packed, field.name), getattr(plain, field.name)
             if expected is None or not expected.is_floating_point():
                 assert expected is found or torch.equal(expected, found)
             else:

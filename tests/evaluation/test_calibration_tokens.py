@@ -27,7 +27,9 @@ def test_every_fitted_null_has_the_draws_that_are_foreseen(calibration):
         assert null.num_draws == tokens * DRAWS_PER_TOKEN[name](limits), name
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "olmoe-1b-7b.yaml", "smoke.yaml", "replication.yaml"]
+)
 def test_shipped_studies_have_the_tokens(name):
     check_tokens(load_config(CONFIG / name).of_model(64, OLMOE.rule), OLMOE, name)
 

@@ -185,6 +185,9 @@ def test_what_cannot_be_measured_is_one_line(make, nano, texts):
         find_experts(model)[1].down_proj[2, 3] = torch.inf
     with pytest.raises(InputError, match="an output in layer 1 is not finite") as caught:
         fit(model, nano, texts)
+    find_experts(model)[0].down_proj.data[:, 3] = torch.nan
+    with pytest.raises(InputError, match="an output in layer 0 is not finite"):
+        fit(model, nano, texts)
     assert "\n" not in str(caught.value)
 
 

@@ -18,7 +18,9 @@ def values(**changes: object) -> dict:
     return {"name": "run", "sources": [SOURCE], "steps": 10, **changes}
 
 
-@pytest.mark.parametrize("name", ["pretrain.yaml", "pretrain-next.yaml"])
+@pytest.mark.parametrize(
+    "name", ["pretrain.yaml", "pretrain-next.yaml", "pretrain-replication.yaml"]
+)
 def test_shipped_config_lists_every_key_and_is_the_embedded_models_shape(name: str):
     path = ROOT / "config" / name
     written = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from test_findings_needed import rates
 
+from moe_routing.config.replications import check_replications
 from moe_routing.errors import InputError
 from moe_routing.reporting.article_tables import ARTICLE_TABLES
 from moe_routing.reporting.plan import findings_on
@@ -55,47 +56,67 @@ def beside(study, tmp_path, **changes):
 def test_what_models_share_is_said_and_shown(own, tmp_path):
     study = beside(own, tmp_path)
     (said,) = findings_on(study, ["replications"])
-    assert said.verdict == "same"
+    assert said.verdict == "kept"
     assert said.text.startswith(
-        "The same was measured on 2 other models of this shape, trained on 2.0 and 2.0 million "
-        "tokens, whose numbers this run does not recompute. At 3 experts per token, "
+        "The same was measured on 2 other models, trained on 2.0 and 2.0 million tokens. This run "
+        "does not recompute their numbers. Of "
     )
-    assert "loses least in this run, and in 2 of 2 others." in said.text
-    assert (
-        "By the score of its null, BH keeps 1.40 [1.30, 1.50] and 1.40 [1.30, 1.50] times"
-        in said.text
+    assert ") is that of least loss in 2 of 2 other models. By the score" in said.text
+    assert "BH keeps 1.40 [1.30, 1.50] and 1.40 [1.30, 1.50] times as many" in said.text
+    assert said.text.endswith(
+        "The false discovery rate of BH is not shown to be above alpha there."
     )
-    assert said.text.endswith("rate is not shown to be above alpha in any of them.")
     table = replications_table(study)
     assert list(table) == ["Quantity", "This run", "Replication 1", "Replication 2"]
-    assert table["Quantity"].iloc[0] == "False discovery rate of BH at 0.01"
+    assert table["Quantity"].iloc[0] == "False discovery rate of BH at 0.01, %"
     assert (table["This run"] == table["Replication 2"]).all()
-    assert (table["Quantity"].str.startswith("Loss over stock")).sum() > 2
+    assert (table["Quantity"].str.endswith(": loss over stock at 3 experts")).sum() > 2
+    assert table.notna().all(axis=None)
     assert ARTICLE_TABLES["tbl-replications"].ready(study)
 
 
 def test_what_differs_is_said(own, tmp_path):
     study = beside(own, tmp_path, false_discovery_rate=0.1, kept_by_the_score=-0.5)
     (said,) = findings_on(study, ["replications"])
-    assert said.verdict == "differ"
+    assert said.verdict == "exceeded"
     assert said.text.endswith(
-        "Its false discovery rate is above alpha: Replication 2 at 0.01, Replication 2 at 0.05 and "
-        "Replication 2 at 0.1."
+        "The false discovery rate of BH is above alpha at 0.01 in replication 2, at 0.05 in "
+        "replication 2 and at 0.1 in replication 2."
     )
     assert " and 0.90 [0.80, 1.00] times as many" in said.text
 
 
 def test_another_order_of_rules_is_said(own, tmp_path):
     study = beside(own, tmp_path)
-    path = tmp_path / "2.csv"
-    table = pd.read_csv(path)
-    rows = table[(table["quantity"] == "loss over stock") & (table["budget"] == 3)]
-    table.loc[rows["value"].idxmin(), "value"] += 10
-    table.to_csv(path, index=False)
+    change(
+        tmp_path / "2.csv", lambda rows: rows["value"] + 10 * (rows["value"] == rows["value"].min())
+    )
     write_replications(study)
     (said,) = findings_on(study, ["replications"])
-    assert said.verdict == "differ"
-    assert "loses least in this run, and in 1 of 2 others." in said.text
+    assert ") is that of least loss in 1 of 2 other models." in said.text
+
+
+def change(path, value):
+    """Change the losses at 3 experts in a table of a replication; None leaves out the best rule."""
+    table = pd.read_csv(path)
+    here = (table["quantity"] == "loss over stock") & (table["budget"] == 3)
+    if value is None:
+        table = table.drop(table[here]["value"].idxmin())
+    else:
+        table.loc[here, "value"] = value(table[here])
+    table.to_csv(path, index=False)
+
+
+def test_rules_that_some_run_lacks_are_not_compared(own, tmp_path):
+    study = beside(own, tmp_path)
+    rules = len(replications_table(study))
+    before = findings_on(study, ["replications"])[0].text
+    change(tmp_path / "2.csv", None)
+    write_replications(study)
+    assert len(replications_table(study)) == rules - 1
+    after = findings_on(study, ["replications"])[0].text
+    assert ") is that of least loss in 2 of 2 other models." in after
+    assert after != before
 
 
 def test_without_replications_nothing_is_said(own):
@@ -104,11 +125,25 @@ def test_without_replications_nothing_is_said(own):
     assert not ARTICLE_TABLES["tbl-replications"].ready(own)
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", "run,quantity,setting,budget,value,low,high\n"])
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "run,quantity,setting,budget,value,low,high\n", ""]
+)
 def test_another_table_is_refused(own, tmp_path, content):
     path = tmp_path / "other.csv"
     path.write_text(content)
     config = own.config.model_copy(update={"replications": [str(path)]})
-    with pytest.raises(InputError, match=r"other.csv: columns .*; allowed: run, quantity, "):
+    with pytest.raises(InputError, match=r"other.csv: columns .*; allowed: columns run, "):
         write_replications(replace(own, config=config))
     assert not (own.folder / "replications.csv").exists()
+
+
+def test_tables_of_one_study_twice_are_refused(own, tmp_path):
+    beside(own, tmp_path)
+    first, second = str(tmp_path / "1.csv"), str(tmp_path / "2.csv")
+    check_replications([first, second], "mine", "config.yaml")
+    with pytest.raises(InputError, match=r"^config.yaml: replications has .*, a table of 'repl"):
+        check_replications([first, first], "mine", "config.yaml")
+    with pytest.raises(InputError, match="and none of 'replication-2' itself"):
+        check_replications([second], "replication-2", "config.yaml")
+    with pytest.raises(InputError, match=r"none.csv: no such file"):
+        check_replications([str(tmp_path / "none.csv")], "mine", "config.yaml")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moe_routing.config.cells import CELLS, cells_of
 from moe_routing.config.study import StudyConfig
+from moe_routing.config.replications import check_replications
 from moe_routing.errors import InputError
 from moe_routing.statistics.columns import TABLES
 from moe_routing.workflow import (
@@ -36,6 +37,7 @@ try:
     given, files = workflow.config_settings.config, workflow.configfiles
     study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
+    check_replications(study.replications, study.study, config_origin(given, files))
     IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
 except InputError as error:
     sys.exit(f"error: {error}")
@@ -81,7 +83,6 @@ wildcard_constraints:
     budgeted="|".join(map(re.escape, study.budgeted)) or "none",
     dataset="|".join(study.datasets),
     null="|".join(study.calibration.nulls),
-    text="|".join(study.held_out_texts),
     file=r"[^/]+",
 
 

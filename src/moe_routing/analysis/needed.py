@@ -188,9 +188,8 @@ class Verification:
 
         Columns: ``score``, ``chosen`` (whether the study's null tests it), ``alpha``, those of
         :func:`moe_routing.analysis.held_out.held_out_fdr` for the rule over all layers, and
-        ``ratio`` with
-        ``ratio_low`` and ``ratio_high``: experts kept, relative to those kept with the probability
-        (studentised bootstrap over documents).
+        ``ratio`` with ``ratio_low`` and ``ratio_high``: experts kept, relative to those kept with
+        the probability (studentised bootstrap over documents).
         """
         fit, name = self.toggles, self.null.name
         null_P = not_needed(fit, name, self.null.epsilon)
@@ -215,10 +214,9 @@ class Verification:
         base_T: NDArray[np.float64],
         document_T: NDArray[np.int64],
     ) -> tuple[float, float, float]:
-        """Return the ratio of two sums over tokens, and its limits.
-
-        They are not numbers if some resample has documents only in which the second sum is 0.
-        """
+        """Return the ratio of two sums over tokens, and its limits; NaN if the second is 0."""
+        if not base_T.any():
+            return np.nan, np.nan, np.nan
         with np.errstate(divide="ignore", invalid="ignore"):
             boot = bootstrap_items(
                 value_T[:, None], base_T, document_T, resamples=self.resamples, rng=self.rng

@@ -10,7 +10,6 @@ Shape letters: B texts (one), S tokens.
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -183,8 +182,7 @@ def _decode_experts(
 
 def _decode(model: PreTrainedModel, state: CausalLMOutputWithPast, tokens: int) -> None:
     """Decode greedily from what a forward pass with a cache returned."""
-    known = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in known else "past_key_values"  # since transformers 5.24, and before
+    name = "cache" if "cache" in state else "past_key_values"  # since transformers 5.24, and before
     for _ in range(tokens):
         next_B1 = cast("Tensor", state.logits)[:, -1:].argmax(-1)
         state = model(input_ids=next_B1, use_cache=True, **{name: state[name]})

@@ -33,10 +33,9 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
     """Return properties of a model by name."""
-    from moe_routing.engine.adapters import experts_of_routers, find_routers
+    from moe_routing.engine.adapters import find_routers, why_not_one_by_one
     from moe_routing.engine.loading import config_file, skeleton
     from moe_routing.engine.packable import configured_window
-    from moe_routing.errors import InputError
 
     config = model_config(arguments)
     model = skeleton(config_file(config))
@@ -45,11 +44,7 @@ def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
     layers = model.config.get_text_config().num_hidden_layers
     counts = [router.num_experts for router in routers]
     experts = str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
-    one_by_one = "yes"
-    try:
-        experts_of_routers(model, "no")
-    except InputError as error:
-        one_by_one = str(error)
+    reason = why_not_one_by_one(model)
     return {
         "model": config.path + (f" at {config.revision}" if config.revision else ""),
         "family": f"{model.config.model_type} ({type(model).__name__})",
@@ -62,6 +57,6 @@ def describe_model(arguments: argparse.Namespace) -> dict[str, str]:
         "static strategies": ", ".join(
             f"stock_k{k}" for k in sorted({1, max(1, rule.top_k // 2), rule.top_k})
         ),
-        "compensated, exact-norm": one_by_one,
+        "compensated, exact-norm": f"no: {reason}" if reason else "yes",
         "attention window": str(configured_window(model.config) or "none"),
     }

@@ -162,24 +162,31 @@ def experts_of_routers(model: nn.Module, what: str) -> list[Experts]:
         what: what needs to compute experts one by one, for errors.
 
     Raises:
-        InputError: those of a layer cannot be computed one by one, because they are quantised, say,
-            or their weights have factors.
+        InputError: they cannot be computed so; see :func:`why_not_one_by_one`.
     """
-    routers = find_routers(model)
-    experts = [router.experts for router in routers]
-    for layer, module in enumerate(experts):
-        if routers[layer].behaviour.scale:
-            raise InputError(
-                f"{what}: the router of layer {layer} multiplies the weight of each expert by a "
+    if reason := why_not_one_by_one(model):
+        raise InputError(f"{what}: {reason}")
+    return cast("list[Experts]", [router.experts for router in find_routers(model)])
+
+
+def why_not_one_by_one(model: nn.Module) -> str:
+    """Return why experts cannot be computed one by one; empty if they can.
+
+    They are quantised, say, or their weights have factors.
+    """
+    for router in find_routers(model):
+        if router.behaviour.scale:
+            return (
+                f"the router of layer {router.layer} multiplies the weight of each expert by a "
                 "factor; allowed: models without such factors"
             )
-        if not supports_dropless(module):
-            raise InputError(
-                f"{what}: the experts of layer {layer} are {type(module).__name__}, which cannot "
-                "be computed one by one; allowed: experts without quantised weights, without an "
-                "adapter, and without a norm after them"
+        if not supports_dropless(router.experts):
+            return (
+                f"the experts of layer {router.layer} are {type(router.experts).__name__}, which "
+                "cannot be computed one by one; allowed: experts without quantised weights, "
+                "without an adapter, and without a norm after them"
             )
-    return cast("list[Experts]", experts)
+    return ""
 
 
 def router_fingerprint(model: PreTrainedModel) -> str:

@@ -125,7 +125,9 @@ class Behaviour:
         """
         if self.score == "sigmoid":
             return F.logsigmoid(raw_TE.float())
-        return raw_TE.float().log() if self.score == "given" else raw_TE
+        if self.score == "given":
+            return raw_TE.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+        return raw_TE
 
     def scaled(self, module: nn.Module, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """Return weights times the factors of their experts.
@@ -396,6 +398,8 @@ def _rule(seen: Seen, place: str, settings: Mapping[str, Plain]) -> Rule | str:
         get_args(Score), _groupings(settings), (True, False) if place else (False,)
     ):
         score_TE = scores(score, seen.raw_TE)
+        if score == "given" and not _are_probabilities(score_TE):
+            continue
         choice_TE = score_TE
         if biased and seen.bias_E is not None:
             choice_TE = score_TE + seen.bias_E.flatten()
@@ -421,6 +425,11 @@ def _rule(seen: Seen, place: str, settings: Mapping[str, Plain]) -> Rule | str:
         "its weights are not softmax or sigmoid scores of the logits, raw or renormalised, of the "
         "experts with the largest ones"
     )
+
+
+def _are_probabilities(score_TE: Tensor) -> bool:
+    sums_T = score_TE.sum(1)
+    return bool((score_TE >= 0).all()) and torch.allclose(sums_T, torch.ones_like(sums_T))
 
 
 def _groupings(settings: Mapping[str, Plain]) -> list[Grouping | None]:

@@ -16,14 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule, find_routers
-from moe_routing.engine.branches import BranchBatch, Probe, branching, tokens_of, would_weights
+from moe_routing.engine.branches import (
+    BATCH_ROWS,
+    BranchBatch,
+    Probe,
+    branching,
+    tokens_of,
+    would_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def removing(model: PreTrainedModel, longest: int, what: str) -> Iterator[Remove
     Args:
         model: the stock model.
         longest: most tokens of a document that are read.
-        what: what removes, for errors.
+        what: what removes, for messages.
 
     Raises:
         InputError: see :func:`~moe_routing.engine.branches.branching`.
@@ -93,24 +100,54 @@ class Remover:
         Raises:
             InputError: a loss is not finite, or the model is routed.
         """
-        if not self.packed and len(tokens := tokens_of(probes)) > 1:
-            return Removed.concatenated(
-                [
-                    self([probe], alone_LPE[:, [index]], removed_LPBE[:, [index]])
-                    for index, probe in enumerate(tokens)
-                ]
-            )
+        if self.packed:
+            return self._of_batch(probes, alone_LPE, removed_LPBE)
+        parts = [
+            self._of_token(probe, alone_LPE[:, [index]], removed_LPBE[:, [index]])
+            for index, probe in enumerate(tokens_of(probes))
+        ]
+        return Removed.concatenated(parts)
+
+    def _of_token(self, probe: Probe, alone_LPE: Tensor, removed_LPBE: Tensor) -> Removed:
+        """Remove experts of one token, as many sets at once as a batch holds copies for."""
+        most = max(1, BATCH_ROWS // (probe.positions[0] + 1) - 1)
+        layers, none_LPBE = range(len(alone_LPE)), removed_LPBE[:, :, :0]
+        alone = [
+            self._of_batch([probe], alone_LPE, none_LPBE, alone=layers[start : start + most])
+            for start in range(0, len(layers), most)
+        ]
+        together = [
+            self._of_batch([probe], alone_LPE, removed_LPBE[:, :, start : start + most], alone=())
+            for start in range(0, removed_LPBE.shape[2], most)
+        ]
+        return replace(
+            alone[0],
+            alone_kl_LP=torch.cat([part.alone_kl_LP for part in alone]),
+            alone_change_LP=torch.cat([part.alone_change_LP for part in alone]),
+            kl_PB=torch.cat([part.kl_PB for part in (alone[0], *together)], 1),
+            change_PB=torch.cat([part.change_PB for part in (alone[0], *together)], 1),
+        )
+
+    def _of_batch(
+        self,
+        probes: Sequence[Probe],
+        alone_LPE: Tensor,
+        removed_LPBE: Tensor,
+        alone: Sequence[int] | None = None,
+    ) -> Removed:
+        """Remove experts in one forward pass, in some layers alone; None: in each."""
         layers = [router.layer for router in find_routers(self.model)]
-        batch = _Removals(probes, layers, alone_LPE, removed_LPBE)
+        alone = layers if alone is None else alone
+        batch = _Removals(probes, layers, alone, alone_LPE, removed_LPBE)
         found = batch.run(self.model, self.what, packed=self.packed)
-        # Blocks of one branch: those of all layers, then one for each layer.
+        # Blocks of one branch: those of all layers, then those of layers alone.
         kl_BP, alone_kl_LP = found.kl_LPA[..., 0].tensor_split([batch.together])
         change_BP, alone_change_LP = found.change_LPA[..., 0].tensor_split([batch.together])
         return Removed(alone_kl_LP, alone_change_LP, kl_BP.T, change_BP.T, found.loss_P)
 
 
 class _Removals(BranchBatch):
-    """Documents, blocks that lack experts in all layers, and a block for each layer."""
+    """Documents, blocks that lack experts in all layers, and a block for each of some layers."""
 
     sole = "toggled"
 
@@ -118,14 +155,17 @@ class _Removals(BranchBatch):
         self,
         probes: Sequence[Probe],
         layers: Sequence[int],
+        alone: Sequence[int],
         alone_LPE: Tensor,
         removed_LPBE: Tensor,
     ) -> None:
         super().__init__(probes, branches=1)
-        self.together = removed_LPBE.shape[2]
-        self.entering = {layer: 1 + self.together * (layer == layers[0]) for layer in layers}
-        self.changed = frozenset(layers)
-        # By layer and row.
+        self.together, self.alone = removed_LPBE.shape[2], frozenset(alone)
+        self.entering = {
+            layer: (layer in self.alone) + self.together * (layer == layers[0]) for layer in layers
+        }
+        self.changed = frozenset(layers) if self.together else self.alone
+        # By layer and row, those of the layer alone last.
         self.removed_LRE = torch.cat([removed_LPBE.transpose(1, 2), alone_LPE[:, None]], 1).flatten(
             1, 2
         )
@@ -138,13 +178,13 @@ class _Removals(BranchBatch):
         index_TK: Tensor,
         weight_TK: Tensor,
     ) -> None:
-        """Give branches of all layers, and the newest one, their tokens' experts but the removed.
+        """Give branches of all layers, and that of this layer, the experts that are not removed.
 
         The branches of earlier layers are routed as usual.
         """
-        rows_R = self._rows(index_TK.shape[0]).to(index_TK.device)
-        removed_RE = self.removed_LRE[router.layer].to(index_TK.device)
-        source_R = self.source_R.to(index_TK.device).repeat(self.together + 1)
+        rows_R = self._rows(router.layer, index_TK.shape[0]).to(index_TK.device)
+        removed_RE = self.removed_LRE[router.layer, : len(rows_R)].to(index_TK.device)
+        source_R = self.source_R.to(index_TK.device).repeat(len(rows_R) // len(self.source_R))
         weight_RE, _ = would_weights(
             logits_TE[rows_R].softmax(-1), index_TK[rows_R], weight_TK[rows_R]
         )
@@ -155,8 +195,9 @@ class _Removals(BranchBatch):
         index_TK[rows_R] = index_RK.where(kept_RK, router.num_experts)
         weight_TK[rows_R] = weight_RE.gather(1, chosen_RK) * kept_RK
 
-    def _rows(self, rows: int) -> Tensor:
-        """Return the rows of the blocks of all layers and of the newest block."""
+    def _rows(self, layer: int, rows: int) -> Tensor:
+        """Return the rows of the blocks of all layers, and of the block of a layer alone."""
         block = self.source_R.numel()
         first = torch.arange(self.together * block) + self.tokens
-        return torch.cat([first, torch.arange(rows - block, rows)])
+        newest = torch.arange(rows - block, rows)
+        return torch.cat([first, newest]) if layer in self.alone else first

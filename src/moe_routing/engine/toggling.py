@@ -49,6 +49,11 @@ class Substitutes:
     mean_LEH: Tensor
     branches: int
 
+    def between(self, first: int, last: int, branches: int) -> Substitutes | None:
+        """Return those of some of the branches of a token; None if none of them is compensated."""
+        count = last - max(first, branches - self.branches)
+        return Substitutes(self.mean_LEH, count) if count > 0 else None
+
     def of(self, layer: int, expert_PA: Tensor, removed_PA: Tensor) -> Tensor:
         """Return what is added to the outputs of compensated branches, (P, C, H).
 
@@ -105,6 +110,13 @@ class Effects:
         })  # fmt: skip
 
     @classmethod
+    def of_branches(cls, parts: Sequence[Effects]) -> Effects:
+        """Join the effects of several branches, on the same tokens and layers."""
+        names = [f.name for f in fields(cls) if f.name.endswith("_LPA")]
+        joined = {name: torch.cat([getattr(part, name) for part in parts], 2) for name in names}
+        return replace(parts[0], **joined)
+
+    @classmethod
     def of_layers(cls, parts: Sequence[Effects]) -> Effects:
         """Join the effects of several groups of layers, on the same tokens."""
         names = [f.name for f in fields(cls) if "_L" in f.name]
@@ -125,7 +137,7 @@ def toggling(
     Args:
         model: the stock model, or a routed one.
         longest: most tokens of a document that are read.
-        what: what toggles, for errors.
+        what: what toggles, for messages.
         of_routed: whether the model may be routed. Its tokens then have the experts of that
             routing, which are the ones that toggles remove, and later layers of a branch are routed
             by it, too.
@@ -192,14 +204,19 @@ class Toggler:
         stock_PH: Tensor | None,
         substitutes: Substitutes | None,
     ) -> Effects:
-        """Toggle experts of one token, in as many layers at once as a batch holds copies for."""
+        """Toggle experts of one token, as many at once as a batch holds copies for."""
         branches = next(iter(rank_LPA.values())).shape[1]
-        layers, most = list(rank_LPA), max(1, BATCH_ROWS // ((probe.positions[0] + 1) * branches))
-        parts = []
-        for start in range(0, len(layers), most):
-            of_layers = {layer: rank_LPA[layer] for layer in layers[start : start + most]}
-            parts.append(self._of_batch([probe], of_layers, weightless, stock_PH, substitutes))
-        return Effects.of_layers(parts)
+        most = max(1, BATCH_ROWS // (probe.positions[0] + 1) - 1)
+        layers, groups = list(rank_LPA), []
+        for start in range(0, len(layers), max(1, most // branches)):
+            group, parts = layers[start : start + max(1, most // branches)], []
+            for first in range(0, branches, most):
+                last = min(branches, first + most)
+                chosen = {layer: rank_LPA[layer][:, first:last] for layer in group}
+                given = None if substitutes is None else substitutes.between(first, last, branches)
+                parts.append(self._of_batch([probe], chosen, weightless, stock_PH, given))
+            groups.append(Effects.of_branches(parts))
+        return Effects.of_layers(groups)
 
     def _of_batch(
         self,

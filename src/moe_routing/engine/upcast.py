@@ -17,16 +17,25 @@ from moe_routing.engine.patching import Forward, patched_forward
 def upcast(model: nn.Module) -> Iterator[None]:
     """Compute in float32 inside the context where the weights are of half precision.
 
-    Each module converts the weights that it holds for the time of its own forward. So the extra
-    memory is twice that of the largest module in half precision, in practice all experts of one
-    layer; weights of float32 or better stay as they are. Weights that accelerate offloads are
-    converted after they were loaded. No other thread may run the model inside the context.
+    Each module converts the weights that it holds for the time of its own forward, and those of its
+    children without children, which some models read without calling them. So the extra memory is
+    twice that of the largest module in half precision, in practice all experts of one layer;
+    weights of float32 or better stay as they are. Weights that accelerate offloads are converted
+    after they were loaded. No other thread may run the model inside the context.
     """
     with ExitStack() as stack:
         for module in model.modules():
-            if any(map(_is_coarse, module.parameters(recurse=False))):
+            if any(_is_coarse(weight) for part in _held(module) for weight in part.parameters()):
                 stack.enter_context(patched_forward(module, partial(_wide, module)))
         yield
+
+
+def _held(module: nn.Module) -> list[nn.Module]:
+    """Return the module without what is below it, and its children that have no children."""
+    leaves = [child for child in module.children() if next(child.children(), None) is None]
+    own = nn.Module()
+    own._parameters = module._parameters
+    return [own, *(child for child in leaves if not isinstance(child, nn.Embedding))]
 
 
 def _is_coarse(weight: Tensor) -> bool:
@@ -41,14 +50,15 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _wide(module: nn.Module, inner: Forward) -> Callable[..., object]:
     def forward(*args: object, **kwargs: object) -> object:
-        own = module._parameters
-        kept = {name: weight for name, weight in own.items() if weight is not None}
+        kept = [(part._parameters, dict(part._parameters)) for part in _held(module)]
         try:
-            for name, weight in kept.items():
-                if _is_coarse(weight):
-                    own[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
+            for held, before in kept:
+                for name, weight in before.items():
+                    if weight is not None and _is_coarse(weight) and not weight.is_meta:
+                        held[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
             return inner(*args, **kwargs)
         finally:
-            own.update(kept)
+            for held, before in kept:
+                held.update(before)
 
     return forward

@@ -66,8 +66,9 @@ def fit_expert_outputs(
     if routing := sole_replacement(model):
         raise InputError(f"expert outputs: the model is {routing}; allowed: the stock model")
     ids_BS = cut_windows(tokenizer, texts, tokens, window)
+    modules = experts_of_routers(model, "expert outputs")
     inputs = _router_inputs(model, ids_BS, tokens, batch_size)
-    layers = tqdm(experts_of_routers(model, "expert outputs"), desc="expert outputs", unit="layer")
+    layers = tqdm(modules, desc="expert outputs", unit="layer")
     found = [
         [value.cpu() for value in _fit_layer(layer, module, hidden_TH, window)]
         for layer, (module, hidden_TH) in enumerate(zip(layers, inputs, strict=True))
@@ -95,8 +96,13 @@ def _router_inputs(
         parts[layer].append(hidden_TH.cpu())
 
     def check(layer: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read_TH = inputs[0].flatten(0, -2).cpu()
-        if not torch.equal(read_TH.float(), parts[layer][-1].float()):
+        if len(parts[layer]) > 1:  # the first batch shows it
+            return
+        read_TH, given_TH = inputs[0].flatten(0, -2).cpu().float(), parts[layer][0].float()
+        same = read_TH.shape == given_TH.shape and torch.allclose(
+            read_TH, given_TH, rtol=0, atol=0, equal_nan=True
+        )
+        if not same:
             raise InputError(
                 f"expert outputs: the experts of layer {layer} read something else than their "
                 "router; allowed: models in which both read the same hidden states"

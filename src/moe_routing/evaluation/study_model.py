@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_routing.config.limits import Limits, check_limits
-from moe_routing.engine.adapters import find_routers
+from moe_routing.engine.adapters import experts_of_routers, find_routers
 from moe_routing.engine.loading import (
     LoadedModel,
     checkpoint_folder,
@@ -44,10 +44,12 @@ def write_model(study: StudyConfig, results: Path, origin: str) -> None:
 
     Raises:
         InputError: see :func:`moe_routing.engine.loading.outline_checkpoint`,
+            :func:`moe_routing.engine.adapters.experts_of_routers`, which every study needs,
             :func:`moe_routing.config.limits.check_limits` and :func:`check_tokens`.
     """
     outline = outline_checkpoint(study.model)
     routers = find_routers(outline.model)
+    experts_of_routers(outline.model, f"{origin}: model.path '{study.model.path}'")
     window = max_length(outline.model.config, None)
     limits = Limits(min(r.num_experts for r in routers), routers[0].rule, window)
     check_limits(study, limits, origin)

@@ -123,8 +123,8 @@ def toggle_experts(
 
     Raises:
         InputError: too few tokens in the texts, a text without a token, an effect that is not
-            finite, outputs of another model, a model that is routed, or one whose attention or
-            positions make branches inexact.
+            finite, outputs of another model, a model that is routed, or experts that cannot be
+            computed one by one.
     """
     check_stock(model, outputs)
     encoder = Encoder(tokenizer, max_length(model.config, window))
@@ -182,8 +182,8 @@ def toggle_probes(
         rng: draws ranks.
 
     Raises:
-        InputError: an effect that is not finite, a model that is routed, or one whose attention or
-            positions make branches inexact.
+        InputError: an effect that is not finite, a model that is routed, or experts that cannot be
+            computed one by one.
     """
     routers = find_routers(model)
     strata = Strata.of(routers[0].num_experts, routers[0].top_k, draws)

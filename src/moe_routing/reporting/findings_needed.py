@@ -340,20 +340,20 @@ def scores(table: pd.DataFrame) -> Finding | None:
     if rows.empty:
         return None
     chosen = rows[rows["chosen"]].iloc[0]
-    if chosen["score"] == "probability":
-        text = (
-            "Of the scores that cost next to nothing, the router's probability is the one by which "
-            "BH keeps most experts of calibration text, so the null tests it."
-        )
-        return Finding(text, SCORE_TABLE, "probability")
     base = rows[rows["score"] == "probability"].iloc[0]
+    kept = {row.score: f"{wording.experts(row.mean_rejected)}" for row in rows_of(rows)}
     text = (
         f"The null tests {SCORES[chosen['score']]}. At alpha {MIDDLE:g}, BH then keeps "
-        f"{wording.experts(chosen['mean_rejected'])} experts per token on held-out documents, and "
-        f"{wording.experts(base['mean_rejected'])} by the router's probability. "
+        f"{kept[chosen['score']]} experts per token on held-out documents, and "
     )
+    if chosen["score"] == "probability":
+        others = [f"{kept[name]} by {SCORES[name]}" for name in kept if name != "probability"]
+        return Finding(f"{text}{wording.listed(others)}.", SCORE_TABLE, "probability")
+    text += f"{kept['probability']} by the router's probability. "
     ratio = f"{chosen['ratio']:.2f} [{chosen['ratio_low']:.2f}, {chosen['ratio_high']:.2f}]"
-    if chosen["ratio_low"] > 1:
+    if np.isnan(chosen["ratio"]):
+        text, verdict = f"{text}A ratio cannot be given", "not shown"
+    elif chosen["ratio_low"] > 1:
         text, verdict = f"{text}That is {ratio} times as many", "more"
     elif chosen["ratio_high"] < 1:
         text, verdict = f"{text}That is only {ratio} times as many", "fewer"

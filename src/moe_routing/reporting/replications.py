@@ -14,14 +14,14 @@ import pandas as pd
 from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, RULE
 from moe_routing.analysis.tables import TableRow, groups_of, read_csv, rows_of
+from moe_routing.config.replications import REPLICATION_COLUMNS, read_run
 from moe_routing.config.study import CALIBRATION
-from moe_routing.errors import InputError
 from moe_routing.files import atomic_path
 from moe_routing.reporting.claims import Finding
-from moe_routing.reporting.findings_needed import LEVELS, MIDDLE, RATES, SCORE_TABLE
+from moe_routing.reporting.findings_needed import LEVELS, MIDDLE, RATES, SCORE_TABLE, SCORES
 from moe_routing.reporting.names import short_words
 from moe_routing.reporting.results import StudyResults
-from moe_routing.statistics.rules import AS_IS
+from moe_routing.statistics.rules import AS_IS, MIXTURE
 from moe_routing.vocabulary import text_dataset
 
 FILE = "replications.csv"
@@ -30,7 +30,8 @@ TRAINING, RATE, KEPT, CONTRAST, LOSS = (
     "training", "false discovery rate", "kept by the score", "contrast", "loss over stock",
 )  # fmt: skip
 """In the column ``quantity``."""
-COLUMNS = ("run", "quantity", "setting", "budget", "value", "low", "high")
+NATS = "nats_per_token"
+"""The metric of the losses and contrasts that runs are compared by."""
 
 
 def write_replications(study: StudyResults) -> pd.DataFrame:
@@ -43,14 +44,14 @@ def write_replications(study: StudyResults) -> pd.DataFrame:
       beside the folder of the model;
     - ``false discovery rate``: that of BH on held-out calibration text, by level;
     - ``kept by the score``: experts that BH keeps at the middle level by the score of its null,
-      relative to the router's probability;
-    - ``contrast``: the declared contrasts, in the unit of their metric;
+      relative to the router's probability, if the null tests another score;
+    - ``contrast``: declared contrasts with a fixed number of experts, nats per token;
     - ``loss over stock``: of every setting with a budget, on the text set, nats per token.
 
     Raises:
         InputError: a file of the config's ``replications`` is no such table.
     """
-    own = pd.DataFrame(_rows(study), columns=list(COLUMNS[1:]))
+    own = pd.DataFrame(_rows(study), columns=list(REPLICATION_COLUMNS[1:]))
     own.insert(0, "run", study.config.study)
     table = pd.concat([own, *map(_read, study.config.replications)], ignore_index=True)
     with atomic_path(study.folder / FILE) as temporary:
@@ -59,13 +60,8 @@ def write_replications(study: StudyResults) -> pd.DataFrame:
 
 
 def _read(path: str) -> pd.DataFrame:
-    table = read_csv(Path(path))
-    if tuple(table) != COLUMNS or table.empty:
-        raise InputError(
-            f"{path}: columns {', '.join(map(str, table))}; allowed: {', '.join(COLUMNS)}, and "
-            f"rows (a {FILE} of another study)"
-        )
-    return table
+    read_run(path)
+    return read_csv(Path(path))
 
 
 def _rows(study: StudyResults) -> Iterator[tuple[str, str, float, float, float, float]]:
@@ -90,53 +86,58 @@ def _rows(study: StudyResults) -> Iterator[tuple[str, str, float, float, float, 
             yield RATE, f"{row.alpha:g}", none, row.fdr, row.low, row.high
     scores = study.table(SCORE_TABLE)
     if len(scores):
-        for row in rows_of(scores[scores["chosen"] & (scores["alpha"].round(6) == MIDDLE)]):
+        at_middle = scores["alpha"].round(6) == MIDDLE
+        chosen = scores["chosen"] & scores["ratio"].notna() & (scores["score"] != "probability")
+        for row in rows_of(scores[at_middle & chosen]):
             yield KEPT, row.score, none, row.ratio, row.ratio_low, row.ratio_high
     for row in rows_of(study.statistics["primary"]):
-        yield CONTRAST, row.strategy, none, row.difference, row.low, row.high
+        if row.metric == NATS and row.against.startswith(f"{MIXTURE}."):
+            yield CONTRAST, row.strategy, none, row.difference, row.low, row.high
     budgets = study.budgets
     if len(budgets):
         text = budgets["dataset"] == text_dataset(budgets["dataset"].drop_duplicates())
         fitted = budgets["budget"].notna() & budgets["loss_over_stock"].notna()
-        for row in rows_of(budgets[text & fitted & (budgets["scale"] == AS_IS)]):
+        used = text & fitted & (budgets["scale"] == AS_IS) & (budgets["metric"] == NATS)
+        for row in rows_of(budgets[used]):
             yield LOSS, row.strategy, row.budget, row.loss_over_stock, row.low, row.high
 
 
+def shared(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of what every run has, losses at the middle budget that they share only."""
+    runs = table["run"].nunique()
+    counts = table.groupby(["quantity", "setting"])["run"].transform("size")
+    table = table[(counts == runs) & (table["quantity"] != TRAINING)]
+    budgets = sorted(table.loc[table["quantity"] == LOSS, "budget"].unique())
+    middle = budgets[len(budgets) // 2] if budgets else None
+    return table[(table["quantity"] != LOSS) | (table["budget"] == middle)]
+
+
 def replications_table(study: StudyResults) -> pd.DataFrame:
-    """Return the quantities that every run has, one column per run."""
+    """Return the quantities that every run has, one column per run; empty without replications."""
     table = study.table(FILE)
-    runs = table["run"].drop_duplicates()
-    rows = []
-    for (quantity, setting), own in groups_of(table, ["quantity", "setting"]):
-        shown = quantity != LOSS or own["budget"].iloc[0] == middle(table)
-        if quantity == TRAINING or not shown or len(own) < len(runs):
-            continue
-        line = {"Quantity": _words(str(quantity), str(setting), study)}
-        line |= {_title(row.run, study): _value(row) for row in rows_of(own)}
-        rows.append(line)
-    return pd.DataFrame(rows)
-
-
-def middle(table: pd.DataFrame) -> float:
-    """Return the middle budget of the settings that are compared; 0 without any."""
-    budgets = sorted(table["budget"].dropna().unique())
-    return float(budgets[len(budgets) // 2]) if budgets else 0.0
+    if table.empty or table["run"].nunique() < 2:
+        return pd.DataFrame()
+    lines = []
+    for _, own in groups_of(shared(table), ["quantity", "setting"]):
+        first, *_ = rows = list(rows_of(own))
+        line = {"Quantity": _words(first, study)}
+        lines.append(line | {_title(row.run, study): _value(row) for row in rows})
+    return pd.DataFrame(lines)
 
 
 def _title(run: str, study: StudyResults) -> str:
     return "This run" if run == study.config.study else wording.capital(run.replace("-", " "))
 
 
-def _words(quantity: str, setting: str, study: StudyResults) -> str:
-    weighting = study.model.rule.weighting
-    if quantity == RATE:
-        return f"False discovery rate of BH at {setting}"
-    if quantity == KEPT:
-        return "Experts kept by the score, relative to the probability"
-    name = short_words(setting, weighting)
-    if quantity == CONTRAST:
-        return f"{name}, against a fixed number of experts at its mean, nats per token"
-    return f"Loss over stock: {name}"
+def _words(row: TableRow, study: StudyResults) -> str:
+    if row.quantity == RATE:
+        return f"False discovery rate of BH at {row.setting}, %"
+    if row.quantity == KEPT:
+        return f"Experts kept by {SCORES[row.setting]}, relative to the probability"
+    name = wording.capital(short_words(row.setting, study.model.rule.weighting))
+    if row.quantity == CONTRAST:
+        return f"{name}: loss minus that of a fixed number of experts at its mean"
+    return f"{name}: loss over stock at {row.budget:g} experts"
 
 
 def _value(row: TableRow) -> str:
@@ -147,57 +148,50 @@ def _value(row: TableRow) -> str:
 def replications(study: StudyResults) -> Finding | None:
     """State which findings the replications share with this run; None without replications."""
     table = study.table(FILE)
-    others = [str(run) for run in table["run"].drop_duplicates()] if len(table) else []
-    others = [run for run in others if run != study.config.study]
+    runs = [str(run) for run in table["run"].drop_duplicates()] if len(table) else []
+    others = [run for run in runs if run != study.config.study]
     if not others:
         return None
-    own, budget = _of(table, run=study.config.study), middle(table)
-    by_run = {run: _of(table, run=run) for run in others}
-    text = f"The same was measured on {wording.plural(len(others), 'other model')} of this shape"
-    tokens = [_of(rows, quantity=TRAINING, setting="tokens") for rows in by_run.values()]
-    if all(len(rows) for rows in tokens):
-        millions = [f"{rows['value'].iloc[0] / 1e6:.1f}" for rows in tokens]
+    text = f"The same was measured on {wording.plural(len(others), 'other model')}"
+    tokens = _of(table[table["run"].isin(others)], quantity=TRAINING, setting="tokens")
+    if len(tokens) == len(others):
+        millions = [f"{value / 1e6:.1f}" for value in tokens["value"]]
         text += f", trained on {wording.listed(millions)} million tokens"
-    text += ", whose numbers this run does not recompute."
-    least = {run: _least(rows, budget) for run, rows in {"": own, **by_run}.items()}
-    same = [run for run in others if least[run] == least[""]]
-    rule = short_words(least[""], study.model.rule.weighting) if least[""] else ""
-    if rule:
-        text += (
-            f" At {budget:g} experts per token, {rule} loses least in this run, and in "
-            f"{len(same) or 'none'} of {wording.plural(len(others), 'other')}."
-        )
-    gains = [row for rows in by_run.values() for row in rows_of(_of(rows, quantity=KEPT))]
-    gained = [row for row in gains if row.low > 1]
+    said = [f"{text}. This run does not recompute their numbers.", *_least(table, others, study)]
+    gains = list(rows_of(_of(table[table["run"].isin(others)], quantity=KEPT)))
     if gains:
         values = [wording.interval(row.value, row.low, row.high) for row in gains]
-        text += (
-            f" By the score of its null, BH keeps {wording.listed(values)} times as many experts "
-            "as by the probability."
+        said.append(
+            f"By the score of its null, BH keeps {wording.listed(values)} times as many experts "
+            "there as by the probability."
         )
-    above = [
-        f"{_title(run, study)} at {row.setting}"
-        for run, rows in by_run.items()
-        for row in rows_of(_of(rows, quantity=RATE))
-        if row.low > float(row.setting)
-    ]
-    text += (
-        f" Its false discovery rate is above alpha: {wording.listed(above)}."
-        if above
-        else " Its false discovery rate is not shown to be above alpha in any of them."
+    rates = list(rows_of(_of(table[table["run"].isin(others)], quantity=RATE)))
+    above = [row for row in rates if row.low > float(row.setting)]
+    if above:
+        names = [f"at {row.setting} in {_title(row.run, study).lower()}" for row in above]
+        said.append(f"The false discovery rate of BH is above alpha {wording.listed(names)}.")
+    elif rates:
+        said.append("The false discovery rate of BH is not shown to be above alpha there.")
+    return Finding(" ".join(said), FILE, "exceeded" if above else "kept" if rates else "not shown")
+
+
+def _least(table: pd.DataFrame, others: list[str], study: StudyResults) -> Iterator[str]:
+    """Yield a sentence about the rule of least loss, of those that every run has."""
+    losses = _of(shared(table), quantity=LOSS)
+    if losses["setting"].nunique() < 2:
+        return
+    least = losses.sort_values("value").drop_duplicates("run").set_index("run")["setting"]
+    own = least[study.config.study]
+    same = sum(least[run] == own for run in others)
+    rule = short_words(str(own), study.model.rule.weighting)
+    yield (
+        f"Of {losses['setting'].nunique()} rules at {losses['budget'].iloc[0]:g} experts per "
+        f"token, the one of least loss in this run ({rule}) is that of least loss in "
+        f"{same or 'none'} of {wording.plural(len(others), 'other model')}."
     )
-    all_same = len(same) == len(others) and len(gained) == len(others) and not above
-    return Finding(text, FILE, "same" if all_same else "differ")
 
 
 def _of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     for name, value in values.items():
         table = table[table[name] == value]
     return table
-
-
-def _least(rows: pd.DataFrame, budget: float) -> str:
-    """Return the setting of least loss at a budget; empty without one."""
-    own = _of(rows, quantity=LOSS)
-    own = own[own["budget"] == budget]
-    return str(own.sort_values("value")["setting"].iloc[0]) if len(own) else ""

@@ -176,7 +176,13 @@ def test_what_a_score_gains_is_said_where_it_gains(rng, exponent):
     else:
         assert said.verdict in ("fewer", "not shown")
     chosen = table.assign(chosen=table["score"] == "probability")
-    assert findings_needed.scores(chosen).verdict == "probability"
+    plain = findings_needed.scores(chosen)
+    assert plain.verdict == "probability"
+    assert "by probability times mean norm and " in plain.text
+    nothing = verification._ratio(np.ones(4), np.zeros(4), np.arange(4))
+    assert np.isnan(nothing).all()
+    none = table.assign(ratio=np.nan, ratio_low=np.nan, ratio_high=np.nan)
+    assert "A ratio cannot be given; the false" in findings_needed.scores(none).text
 
 
 @pytest.mark.parametrize("null_id", [*IDS, "needed_e1e4", "needed_compensated"])
