@@ -43,6 +43,7 @@ else:
         include: "workflow/rules/held_out.smk"
         include: "workflow/rules/analyses.smk"
         include: "workflow/rules/efficiency.smk"
+        include: "workflow/rules/replications.smk"
     include: "workflow/rules/compare.smk"
     include: "workflow/rules/statistics.smk"
     include: "workflow/rules/figures.smk"

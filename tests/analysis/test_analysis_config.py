@@ -72,7 +72,7 @@ def test_studies_judge_discoveries_on_at_least_200_tokens(name):
 
 def test_the_default_study_runs_bh_under_seven_nulls_on_enough_text():
     study = load_config(CONFIG / "config.yaml")
-    assert study.analysis.bh.tokens >= 1536
+    assert study.analysis.bh.tokens >= 1024
     nulls = study.analysis.bh.nulls or study.calibration.nulls
     assert nulls == [
         "needed", "needed_e1e4", "needed_e1e3", "within_token", "pooled", "random_direction",

@@ -233,11 +233,15 @@ def test_verdict_follows_its_rule(by_layer, outcome, failing, unshown):
             "Above 6 %, but not by more than chance: layers 0, 2.",
         ),
         ([0.15, 0.12], "n does not keep its size ", "It fails in every layer."),
-        ([0.15, 0.05, 0.12], "n does not keep its size ", "It fails in 2 of 3 layers (0, 2)."),
+        (
+            [0.15, 0.05, 0.12],
+            "n does not keep its size ",
+            "It fails in 2 of 3 layers (layers 0, 2).",
+        ),
         (
             [0.15, 0.05, 0.065],
             "n does not keep its size ",
-            "(0). Above 6 %, but not by more than chance: layer 2.",
+            "(layer 0). Above 6 %, but not by more than chance: layer 2.",
         ),
     ],
 )

@@ -45,9 +45,9 @@ def test_a_null_that_holds_and_one_that_fails(false, verdict, said):
 @pytest.mark.parametrize(
     ("useful", "said"),
     [
-        (0.9, "when removed, fewer than of the whole choice. The harmful ones"),
-        (0.5, "when removed, not shown to differ from the whole choice. The"),
-        (0.1, "when removed, more than of the whole choice. The harmful ones"),
+        (0.9, "when removed, fewer than among its whole choice. The harmful ones"),
+        (0.5, "when removed, not shown to differ from those among its whole choice. The"),
+        (0.1, "when removed, more than among its whole choice. The harmful ones"),
     ],
 )
 def test_the_worth_of_discoveries_is_compared_with_the_own_choice(useful, said):

@@ -259,9 +259,9 @@ def test_a_killed_run_ends_in_the_same_cells_as_one_that_was_not(smoke_run, tmp_
 def test_new_weights_rerun_the_study(smoke_run, tmp_path):
     folder = tmp_path / "checkout"
     shutil.copytree(smoke_run[0], folder, symlinks=True)
-    model = (folder / "resources").resolve() / "olmoe-nano"
+    resources = (folder / "resources").resolve()
     (folder / "resources").unlink()
-    shutil.copytree(model, folder / "resources" / "olmoe-nano")
+    shutil.copytree(resources, folder / "resources")
     (folder / "resources" / "olmoe-nano" / "model.safetensors").touch()
     done = snakemake(folder, "-n", *SMOKE)
     plan = done.stdout + done.stderr

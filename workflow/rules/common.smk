@@ -37,7 +37,6 @@ try:
     given, files = workflow.config_settings.config, workflow.configfiles
     study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
     check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
-    check_replications(study.replications, study.study, config_origin(given, files))
     IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
 except InputError as error:
     sys.exit(f"error: {error}")
@@ -51,6 +50,11 @@ REPORT_ENVIRONMENT = report_environment()
 # A copy of a finished study, on a machine that cannot make it again.
 OWN_PYTHON = not workflow.deployment_settings.deployment_method
 FINISHED_ELSEWHERE = finished_elsewhere(study, Path(RESULTS), own_python=OWN_PYTHON)
+if not FINISHED_ELSEWHERE:
+    try:
+        check_replications(study.replications, study.study, config_origin(given, files))
+    except InputError as error:
+        sys.exit(f"error: {error}")
 shell.prefix(
     job_prefix(
         CHECKOUT,

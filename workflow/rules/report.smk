@@ -1,5 +1,5 @@
 # What people read: the one-page report, and the article with its notebooks.
-from moe_routing.analysis.outputs import ANALYSES, CONSEQUENCE, VALIDITY
+from moe_routing.analysis.outputs import ANALYSES, CONSEQUENCE
 from moe_routing.reporting.pages import outputs, pdf_sources, renderer, sources
 
 
@@ -33,37 +33,11 @@ rule comparison_report:
         'python "$SCRIPTS/comparison_report.py" --results {params.results:q} 2> {log:q}'
 
 
-# Beside the study's own numbers: those of its replications, which no run makes again.
-rule replications:
-    input:
-        *study.replications,
-        model=f"{RESULTS}/model.json",
-        statistics=rules.statistics.output,
-        validity=VALIDITY.file_paths(RESULTS),
-    output:
-        f"{RESULTS}/replications.csv",
-    log:
-        f"{RESULTS}/logs/replications.log",
-    conda:
-        "../../envs/analysis.yaml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    params:
-        settings=sections(study, "replications"),
-        results=subpath(output[0], parent=True),
-    message:
-        "Comparing the study with its replications"
-    shell:
-        'python "$SCRIPTS/replications.py" --results {params.results:q} > {log:q} 2>&1'
-
-
 rule render_article:
     input:
         pages=[f"{CHECKOUT / 'report' / page}" for page in sources()],
         report=rules.comparison_report.output[0],
-        replications=rules.replications.output,
+        replications=f"{RESULTS}/replications.csv",
         analyses=[analysis.plot_paths(RESULTS, "png") for analysis in ANALYSES],
     output:
         # Updated, not removed before the job: if rendering fails, the last good article stays.

@@ -352,7 +352,8 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     if len(failing) == row["n_layers"]:
         text += " It fails in every layer."
     elif failing:
-        text += f" It fails in {len(failing)} of {row['n_layers']} layers ({', '.join(failing)})."
+        names = f"{'layer' if len(failing) == 1 else 'layers'} {', '.join(failing)}"
+        text += f" It fails in {len(failing)} of {row['n_layers']} layers ({names})."
     if unshown:
         text += (
             f" Above {percent(layer['largest_size'], 0)}, but not by more than chance: "

@@ -53,6 +53,9 @@ MIXTURE = "mixture"
 ALPHA = 0.05
 """Level of BH where a study's primary strategy is another, or has no level of its own."""
 
+MOST_NAMED = 40
+"""Most ids that an error names."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 ExpertsImplementation = Literal["dropless", "eager", "grouped_mm"]
@@ -349,7 +352,7 @@ class StudyConfig(ClosedModel):
     numerics: list[NumericsArm] = Field(
         default=[], description="Reruns of the baseline with one numerical setting changed."
     )
-    replications: list[str] = Field(
+    replications: list[FilePath] = Field(
         default=[],
         description="Tables of smaller studies of other models, which no run makes again: files "
         "replications.csv of those studies. The article shows them beside the study's own.",
@@ -422,7 +425,10 @@ class StudyConfig(ClosedModel):
             )
         for key, value, allowed in named:
             if value not in allowed:
-                raise ValueError(f"statistics.{key} is '{value}'; allowed: {', '.join(allowed)}")
+                names = ", ".join(allowed)
+                if len(allowed) > MOST_NAMED:
+                    names = "an id of strategies, controls, levers or budgets"
+                raise ValueError(f"statistics.{key} is '{value}'; allowed: {names}")
         for key, one in asked.items():
             if one.mixture is None:
                 continue

@@ -97,7 +97,7 @@ def _cloud(axis: Axes, removals: pd.DataFrame, law: pd.Series) -> None:
         xscale="log",
         yscale="log",
         xlabel="Weight \N{MULTIPLICATION SIGN} norm of the output",
-        title=f"Layer {law['layer']}: $c$ = {constant}, $R^2$ = {law['law_r2']:.2f}",
+        title=f"Layer {law['layer']}\n$c$ = {constant}, $R^2$ = {law['law_r2']:.2f}",
     )
 
 

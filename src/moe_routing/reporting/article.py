@@ -40,8 +40,11 @@ DOWNLOADED = 200_000
 """Largest table in bytes that the article carries in itself."""
 
 _CSV = re.compile(r"`([\w/]+\.csv)`")
-_UNBREAKABLE = re.compile(r"(?<=\d) (?=%)|(?<=\b[pn]) (?=[<=>])|(?<=\b[pn] [<=>]) (?=\d)")
-"""Spaces at which no line may break: 95 %, p < 0.001, n = 200."""
+_UNBREAKABLE = re.compile(
+    r"(?<=\d) (?=%|\u00d7 10)|(?<=\d \u00d7) (?=10)"
+    r"|(?<=\b[pnk]) (?=[<=>])|(?<=\b[pnk] [<=>]) (?=\d)"
+)
+"""Spaces at which no line may break: 95 %, n = 200, p < 0.001, before and after a times sign."""
 
 _ABOUT_LEVERS = (
     "- Norms, mean outputs, constants of layers, budgets and scales are fitted on calibration "

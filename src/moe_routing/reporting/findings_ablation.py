@@ -188,10 +188,10 @@ def _layers(names: pd.Series, total: int) -> str:
 
 def _compared(row: pd.Series, stock: pd.Series, name: str) -> str:
     if row[f"{name}_high"] < stock[f"{name}_low"]:
-        return "fewer than of the whole choice"
+        return "fewer than among its whole choice"
     if row[f"{name}_low"] > stock[f"{name}_high"]:
-        return "more than of the whole choice"
-    return "not shown to differ from the whole choice"
+        return "more than among its whole choice"
+    return "not shown to differ from those among its whole choice"
 
 
 def _proportion(row: pd.Series, name: str, low: str = "", high: str = "") -> str:
