@@ -160,7 +160,7 @@ def test_the_epsilon_in_force_is_a_number(planted, tmp_path, declared, said):
     nulls.mkdir(parents=True)
     value = declared or 0.01 / (16 * 64)
     pd.DataFrame({"epsilon": [value]}).to_csv(nulls / "needed.csv", index=False)
-    text = Article(study).text("epsilon")
+    text = Article(study).text("epsilon").replace("\N{NO-BREAK SPACE}", " ")
     assert text.endswith(f"$\\varepsilon$ is {wording.scientific(value)}{said}")
     epsilon = wording.typeset("2e-05" if declared else "9.77e-06")
     assert f"less than epsilon = {epsilon} nats (KL)" in hypothesis_of(study, "needed")
