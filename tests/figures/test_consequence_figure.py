@@ -33,7 +33,7 @@ def test_lines_have_slope_2_and_the_constant_of_their_layer(tables):
         assert np.allclose(y, law.loc[layer, "constant"] * x**2)
         own = tables[0].query("dropped == 'omitted' and layer == @layer")
         assert set(points.get_ydata()) == set(own["kl"])
-        assert axis.get_title().startswith(f"Layer {layer}: ")
+        assert axis.get_title().startswith(f"Layer {layer}\n")
 
 
 def test_correlations_are_those_of_the_table(tables):
