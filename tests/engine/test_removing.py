@@ -10,7 +10,6 @@ import pytest
 import torch
 from whole_documents import chosen, prediction, probes_of, without
 
-import moe_routing.engine.removing as removing_module
 from moe_routing.engine import branches
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.packable import Packable
@@ -73,7 +72,7 @@ def test_plain_passes_remove_the_same_as_packed_batches(model, monkeypatch):
     packed = remove(model, PROBES, *sets)
     monkeypatch.setattr(branches, "packable_attention", lambda _: Packable(0, "test"))
     for rows in (branches.BATCH_ROWS, 60, 1):  # all copies at once, few, and one by one
-        monkeypatch.setattr(removing_module, "BATCH_ROWS", rows)
+        monkeypatch.setattr(branches, "BATCH_ROWS", rows)
         plain = remove(model, PROBES, *sets)
         for field in fields(Removed):
             expected, found = getattr(packed, field.name), getattr(plain, field.name)

@@ -9,7 +9,6 @@ import torch
 from families import TOGGLED, make
 from whole_documents import losses, slow_change
 
-import moe_routing.engine.toggling as toggling_module
 from moe_routing.engine import branches
 from moe_routing.engine.adapters import find_routers
 from moe_routing.engine.branches import Probe
@@ -232,7 +231,7 @@ def test_plain_passes_give_the_same_as_packed_batches(model, request, monkeypatc
     packed = run(model, PROBES, rank_LPA, **settings)
     request.getfixturevalue("unpacked")
     for rows in (branches.BATCH_ROWS, 90, 1):  # all copies at once, few, and one by one
-        monkeypatch.setattr(toggling_module, "BATCH_ROWS", rows)
+        monkeypatch.setattr(branches, "BATCH_ROWS", rows)
         plain = run(model, PROBES, rank_LPA, **settings)
         for field in fields(Effects):
             expected, found = getattr(packed, field.name), getattr(plain, field.name)

@@ -36,25 +36,22 @@ try:
     refuse_templates(workflow.configfiles)
     given, files = workflow.config_settings.config, workflow.configfiles
     study = located(validate_config(StudyConfig, config, given, files), CHECKOUT)
-    check_known_model(study, Path(f"results/{study.study}"), config_origin(given, files))
+    RESULTS = f"results/{study.study}"
+    check_known_model(study, Path(RESULTS), config_origin(given, files))
     IMAGE = job_image(CHECKOUT, workflow.deployment_settings.deployment_method)
+    # A copy of a finished study, on a machine that cannot make it again.
+    OWN_PYTHON = not workflow.deployment_settings.deployment_method
+    FINISHED_ELSEWHERE = finished_elsewhere(study, Path(RESULTS), own_python=OWN_PYTHON)
+    if not FINISHED_ELSEWHERE:
+        check_replications(study.replications, study.study, config_origin(given, files))
 except InputError as error:
     sys.exit(f"error: {error}")
 # Captions of the report read the raw config, which may leave this key to its default.
 config["statistics"]["baseline"] = study.statistics.baseline
 
-RESULTS = f"results/{study.study}"
 CONFIG = f"{RESULTS}/config.yaml"
 MODEL_ENVIRONMENT = model_environment(study.resources.gpu)
 REPORT_ENVIRONMENT = report_environment()
-# A copy of a finished study, on a machine that cannot make it again.
-OWN_PYTHON = not workflow.deployment_settings.deployment_method
-FINISHED_ELSEWHERE = finished_elsewhere(study, Path(RESULTS), own_python=OWN_PYTHON)
-if not FINISHED_ELSEWHERE:
-    try:
-        check_replications(study.replications, study.study, config_origin(given, files))
-    except InputError as error:
-        sys.exit(f"error: {error}")
 shell.prefix(
     job_prefix(
         CHECKOUT,

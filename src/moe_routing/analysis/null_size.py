@@ -329,6 +329,10 @@ def _call_null(group: pd.DataFrame, noise: pd.DataFrame) -> dict[str, object]:
     return {**row, "verdict": text}
 
 
+def _layers(names: Sequence[str]) -> str:
+    return f"{'layer' if len(names) == 1 else 'layers'} {', '.join(names)}"
+
+
 def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     words = {
         VALID: "keeps its size",
@@ -352,12 +356,11 @@ def _verdict(row: dict[str, Any], layer: pd.Series, group: pd.DataFrame) -> str:
     if len(failing) == row["n_layers"]:
         text += " It fails in every layer."
     elif failing:
-        names = f"{'layer' if len(failing) == 1 else 'layers'} {', '.join(failing)}"
-        text += f" It fails in {len(failing)} of {row['n_layers']} layers ({names})."
+        text += f" It fails in {len(failing)} of {row['n_layers']} layers ({_layers(failing)})."
     if unshown:
         text += (
             f" Above {percent(layer['largest_size'], 0)}, but not by more than chance: "
-            f"{'layer' if len(unshown) == 1 else 'layers'} {', '.join(unshown)}."
+            f"{_layers(unshown)}."
         )
     return text + _where_it_holds(row, group)
 

@@ -115,6 +115,13 @@ def groups_of(
     return table.groupby(by, sort=sort, dropna=dropna)
 
 
+def rows_with(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """Return the rows with these values in these columns; a table without rows may lack them."""
+    for name, value in values.items():
+        table = table[table[name] == value] if len(table) else table
+    return table
+
+
 def largest(table: pd.DataFrame, column: str) -> pd.Series:
     """Return the first row with the largest value in a column."""
     return table.iloc[int(table[column].argmax())]

@@ -103,6 +103,11 @@ def tokens_of(probes: Sequence[Probe]) -> list[Probe]:
     return [replace(probe, positions=(token,)) for probe in probes for token in probe.positions]
 
 
+def most_copies(probe: Probe) -> int:
+    """Return how many copies of the document of one token fit into a plain pass, at least one."""
+    return max(1, BATCH_ROWS // (probe.positions[0] + 1) - 1)
+
+
 @contextmanager
 def branching(model: PreTrainedModel, longest: int, what: str) -> Iterator[bool]:
     """Prepare a model for passes with branches, inside the context.

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule, find_routers
 from moe_routing.engine.branches import (
-    BATCH_ROWS,
     BranchBatch,
     Probe,
     branching,
+    most_copies,
     tokens_of,
     would_weights,
 )
@@ -110,7 +110,7 @@ class Remover:
 
     def _of_token(self, probe: Probe, alone_LPE: Tensor, removed_LPBE: Tensor) -> Removed:
         """Remove experts of one token, as many sets at once as a batch holds copies for."""
-        most = max(1, BATCH_ROWS // (probe.positions[0] + 1) - 1)
+        most = most_copies(probe)
         layers, none_LPBE = range(len(alone_LPE)), removed_LPBE[:, :, :0]
         alone = [
             self._of_batch([probe], alone_LPE, none_LPBE, alone=layers[start : start + most])

@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 
 from moe_routing.engine.adapters import RouterModule
 from moe_routing.engine.branches import (
-    BATCH_ROWS,
     BranchBatch,
     Probe,
     branching,
+    most_copies,
     tokens_of,
     would_weights,
 )
@@ -206,10 +206,10 @@ class Toggler:
     ) -> Effects:
         """Toggle experts of one token, as many at once as a batch holds copies for."""
         branches = next(iter(rank_LPA.values())).shape[1]
-        most = max(1, BATCH_ROWS // (probe.positions[0] + 1) - 1)
-        layers, groups = list(rank_LPA), []
-        for start in range(0, len(layers), max(1, most // branches)):
-            group, parts = layers[start : start + max(1, most // branches)], []
+        most = most_copies(probe)
+        at_once, layers, groups = max(1, most // branches), list(rank_LPA), []
+        for start in range(0, len(layers), at_once):
+            group, parts = layers[start : start + at_once], []
             for first in range(0, branches, most):
                 last = min(branches, first + most)
                 chosen = {layer: rank_LPA[layer][:, first:last] for layer in group}

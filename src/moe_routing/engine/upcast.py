@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -25,17 +25,20 @@ def upcast(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            if any(_is_coarse(weight) for part in _held(module) for weight in part.parameters()):
-                stack.enter_context(patched_forward(module, partial(_wide, module)))
+            held = _held(module)
+            if any(w is not None and _is_coarse(w) for part in held for w in part.values()):
+                stack.enter_context(patched_forward(module, partial(_wide, held)))
         yield
 
 
-def _held(module: nn.Module) -> list[nn.Module]:
-    """Return the module without what is below it, and its children that have no children."""
+Held = dict[str, nn.Parameter | None]
+
+
+def _held(module: nn.Module) -> list[Held]:
+    """Return the parameters of a module, and of its children that have no children."""
     leaves = [child for child in module.children() if next(child.children(), None) is None]
-    own = nn.Module()
-    own._parameters = module._parameters
-    return [own, *(child for child in leaves if not isinstance(child, nn.Embedding))]
+    read = [module, *(child for child in leaves if not isinstance(child, nn.Embedding))]
+    return [part._parameters for part in read]
 
 
 def _is_coarse(weight: Tensor) -> bool:
@@ -48,9 +51,9 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _wide(module: nn.Module, inner: Forward) -> Callable[..., object]:
+def _wide(parts: Sequence[Held], inner: Forward) -> Callable[..., object]:
     def forward(*args: object, **kwargs: object) -> object:
-        kept = [(part._parameters, dict(part._parameters)) for part in _held(module)]
+        kept = [(held, dict(held)) for held in parts]
         try:
             for held, before in kept:
                 for name, weight in before.items():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, BLOCK_EXACT, BY_RULE, ROUTED, RULE
-from moe_routing.analysis.tables import groups_of, rows_of
+from moe_routing.analysis.tables import groups_of, rows_of, rows_with
 from moe_routing.config.study import CALIBRATION
 from moe_routing.reporting.claims import Finding
 from moe_routing.vocabulary import DATASETS
@@ -167,7 +167,7 @@ def routed(rates: pd.DataFrame) -> Finding | None:
     Args:
         rates: ``validity/false_discoveries.csv``.
     """
-    rows = _of(rates, procedure=BH_RULE, part=ROUTED, text=CALIBRATION)
+    rows = rows_with(rates, procedure=BH_RULE, part=ROUTED, text=CALIBRATION)
     if rows.empty:
         return None
     overall = _at_levels(rows[rows["layer"].astype(str) == ALL_LAYERS])
@@ -185,12 +185,6 @@ def routed(rates: pd.DataFrame) -> Finding | None:
     return Finding(text, RATES, verdict)
 
 
-def _of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    for name, value in values.items():
-        table = table[table[name] == value] if len(table) else table
-    return table
-
-
 def shift(rates: pd.DataFrame) -> Finding | None:
     """State whether the rate is above alpha on other texts, and whether it moves from calibration.
 
@@ -199,7 +193,7 @@ def shift(rates: pd.DataFrame) -> Finding | None:
     Args:
         rates: ``validity/false_discoveries.csv``.
     """
-    rows = _of(rates, procedure=BH_RULE, part=RULE, layer=ALL_LAYERS)
+    rows = rows_with(rates, procedure=BH_RULE, part=RULE, layer=ALL_LAYERS)
     if rows.empty:
         return None
     rows = _at_levels(rows)
@@ -242,7 +236,7 @@ def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
         rates: ``validity/false_discoveries.csv``.
         experts: number of experts per layer.
     """
-    rows = _at_levels(_of(rates, part=RULE, layer=ALL_LAYERS, text=CALIBRATION))
+    rows = _at_levels(rows_with(rates, part=RULE, layer=ALL_LAYERS, text=CALIBRATION))
     if rows.empty:
         return None
     harmonic = float((1 / np.arange(1, experts + 1)).sum())
@@ -251,7 +245,7 @@ def guarantee(rates: pd.DataFrame, experts: int) -> Finding | None:
         f"dependence between the experts of a token. That of BH is at most {harmonic:.2f} alpha. "
         "That BH keeps alpha itself is no theorem; it is measured here."
     )
-    by, block = _of(rows, procedure=BY_RULE), _of(rows, procedure=BLOCK_EXACT)
+    by, block = rows_with(rows, procedure=BY_RULE), rows_with(rows, procedure=BLOCK_EXACT)
     if len(by):
         text += f" The rate of BY is {_rates(by)}."
     if len(block):
@@ -272,7 +266,7 @@ def spread(resampled: pd.DataFrame) -> Finding | None:
     Args:
         resampled: ``validity/resampled.csv``.
     """
-    rows = _of(resampled, layer=ALL_LAYERS)
+    rows = rows_with(resampled, layer=ALL_LAYERS)
     rows = _at_levels(rows) if len(rows) else rows
     if rows.empty:
         return None
@@ -341,7 +335,7 @@ def scores(table: pd.DataFrame) -> Finding | None:
         return None
     chosen = rows[rows["chosen"]].iloc[0]
     base = rows[rows["score"] == "probability"].iloc[0]
-    kept = {row.score: f"{wording.experts(row.mean_rejected)}" for row in rows_of(rows)}
+    kept = {row.score: wording.experts(row.mean_rejected) for row in rows_of(rows)}
     text = (
         f"The null tests {SCORES[chosen['score']]}. At alpha {MIDDLE:g}, BH then keeps "
         f"{kept[chosen['score']]} experts per token on held-out documents, and "
@@ -375,10 +369,10 @@ def dead_layers(table: pd.DataFrame) -> list[Finding]:
 
 
 def _dead_layer(table: pd.DataFrame, score: str) -> Finding:
-    rows, by = _of(table, procedure=BH_RULE), _of(table, procedure=BY_RULE)
+    rows, by = rows_with(table, procedure=BH_RULE), rows_with(table, procedure=BY_RULE)
     value = "any_proportion"
     above, verdict = _layers(rows, value)
-    overall = _at_levels(_of(rows, layer=ALL_LAYERS))
+    overall = _at_levels(rows_with(rows, layer=ALL_LAYERS))
     ends = _by_alpha(
         (row.alpha, wording.spread(row.spread_low, row.spread_high)) for row in rows_of(overall)
     )
@@ -399,7 +393,7 @@ def dead_experts(table: pd.DataFrame) -> Finding | None:
     Args:
         table: ``validity/dead_experts.csv``.
     """
-    rows = _of(table, procedure=BH_RULE, part=RULE)
+    rows = rows_with(table, procedure=BH_RULE, part=RULE)
     if rows.empty:
         return None
     dead = wording.percent(rows["dead"].iloc[0])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from moe_routing import wording
 from moe_routing.analysis.outputs import ALL_LAYERS, BH_RULE, RULE
-from moe_routing.analysis.tables import TableRow, groups_of, read_csv, rows_of
+from moe_routing.analysis.tables import TableRow, groups_of, read_csv, rows_of, rows_with
 from moe_routing.config.replications import REPLICATION_COLUMNS, read_run
 from moe_routing.config.study import CALIBRATION
 from moe_routing.files import atomic_path
@@ -75,14 +75,8 @@ def _rows(study: StudyResults) -> Iterator[tuple[str, str, float, float, float, 
             yield TRAINING, "validation_loss", none, float(losses.iloc[-1]), none, none
     rates = study.table(RATES)
     if len(rates):
-        own = rates[
-            (rates["procedure"] == BH_RULE)
-            & (rates["part"] == RULE)
-            & (rates["text"] == CALIBRATION)
-            & (rates["layer"].astype(str) == ALL_LAYERS)
-            & rates["alpha"].round(6).isin(LEVELS)
-        ]
-        for row in rows_of(own):
+        own = rows_with(rates, procedure=BH_RULE, part=RULE, text=CALIBRATION, layer=ALL_LAYERS)
+        for row in rows_of(own[own["alpha"].round(6).isin(LEVELS)]):
             yield RATE, f"{row.alpha:g}", none, row.fdr, row.low, row.high
     scores = study.table(SCORE_TABLE)
     if len(scores):
@@ -153,19 +147,20 @@ def replications(study: StudyResults) -> Finding | None:
     if not others:
         return None
     text = f"The same was measured on {wording.plural(len(others), 'other model')}"
-    tokens = _of(table[table["run"].isin(others)], quantity=TRAINING, setting="tokens")
+    there = table[table["run"].isin(others)]
+    tokens = rows_with(there, quantity=TRAINING, setting="tokens")
     if len(tokens) == len(others):
         millions = [f"{value / 1e6:.1f}" for value in tokens["value"]]
         text += f", trained on {wording.listed(millions)} million tokens"
     said = [f"{text}. This run does not recompute their numbers.", *_least(table, others, study)]
-    gains = list(rows_of(_of(table[table["run"].isin(others)], quantity=KEPT)))
+    gains = list(rows_of(rows_with(there, quantity=KEPT)))
     if gains:
         values = [wording.interval(row.value, row.low, row.high) for row in gains]
         said.append(
             f"By the score of its null, BH keeps {wording.listed(values)} times as many experts "
             "there as by the probability."
         )
-    rates = list(rows_of(_of(table[table["run"].isin(others)], quantity=RATE)))
+    rates = list(rows_of(rows_with(there, quantity=RATE)))
     above = [row for row in rates if row.low > float(row.setting)]
     if above:
         names = [f"at {row.setting} in {_title(row.run, study).lower()}" for row in above]
@@ -177,7 +172,7 @@ def replications(study: StudyResults) -> Finding | None:
 
 def _least(table: pd.DataFrame, others: list[str], study: StudyResults) -> Iterator[str]:
     """Yield a sentence about the rule of least loss, of those that every run has."""
-    losses = _of(shared(table), quantity=LOSS)
+    losses = rows_with(shared(table), quantity=LOSS)
     if losses["setting"].nunique() < 2:
         return
     least = losses.sort_values("value").drop_duplicates("run").set_index("run")["setting"]
@@ -189,9 +184,3 @@ def _least(table: pd.DataFrame, others: list[str], study: StudyResults) -> Itera
         f"token, the one of least loss in this run ({rule}) is that of least loss in "
         f"{same or 'none'} of {wording.plural(len(others), 'other model')}."
     )
-
-
-def _of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    for name, value in values.items():
-        table = table[table[name] == value]
-    return table
